@@ -1,0 +1,36 @@
+# make test | check — each sets up all that it needs on a Debian/Ubuntu machine with Python >= 3.11.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+ARGS ?=
+# Passed to pip, for example an index with CPU-only torch wheels: PIP_ARGS='--extra-index-url URL'
+PIP_ARGS ?=
+
+.PHONY: test check format clean help
+
+help:
+	@echo "make test            run the tests (ARGS='-k name' selects)"
+	@echo "make check           ruff format, ruff, mypy, import rules"
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The environment is rebuilt when its description changes. The stamp is written last: an interrupted install is never taken for a whole one.
+$(VENV)/.ready: setup.py tools/check_system.sh
+	@sh tools/check_system.sh "$(PYTHON)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Official formats → shards → DALI → batches. Knows nothing of model or training."""

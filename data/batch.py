@@ -1,0 +1,54 @@
+"""What the data path hands to training: one micro-batch of clips with their captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BadClip:
+    """One clip that could not be used, and why."""
+
+    dataset: str
+    clip: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B clips of T frames with L text tokens. Tensors are on the training device."""
+
+    pixels: Tensor
+    """float32 [B, T, 3, H, W], normalised."""
+    text_ids: Tensor
+    """int64 [B, L], unmasked; 0 is padding."""
+    text_mask: Tensor
+    """int64 [B, L], 1 at tokens."""
+    mlm_ids: Tensor
+    """int64 [B, L], the text as MLM sees it."""
+    mlm_labels: Tensor
+    """int64 [B, L], the original id where a token was chosen, -100 elsewhere."""
+    mlm_positions: Tensor
+    """int64 [M], flat positions b * L + l of the chosen tokens, ascending; found on the host, so that the step waits for no device."""
+    dataset_ids: Tensor
+    """int64 [B], index into dataset_names."""
+    dataset_names: tuple[str, ...]
+    clips: tuple[str, ...]
+    """Clip names, unique inside their data set."""
+    captions: tuple[str, ...]
+    first_position: int
+    """Global position of the first sample; the batch holds consecutive positions."""
+    digest: int = 0
+    """Sum modulo 2**63 of the hashes of every sample's choices: equal over world sizes, restarts and devices."""
+    bad: tuple[BadClip, ...] = ()
+    """Clips that were replaced (training) or left out (evaluation) while making this batch."""
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def to(self, device: torch.device) -> Batch:
+        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)

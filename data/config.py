@@ -1,0 +1,87 @@
+"""Options of the data path. One frozen dataclass, saved with every run; nothing here depends on rank or world size."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_SPEC = re.compile(r"^(?P<path>.+?)(?::(?P<split>[A-Za-z0-9_-]+))?(?:=(?P<weight>[0-9.eE+-]+))?$")
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One prepared data set in a mixture, written ``DIR[:SPLIT][=WEIGHT]`` on the command line."""
+
+    path: Path
+    """Folder written by tools/prepare.py."""
+    split: str = "train"
+    """Split inside the folder's index."""
+    weight: float = 1.0
+    """Relative share of samples in the mixture; > 0."""
+
+    @classmethod
+    def parse(cls, text: str, split: str = "train") -> DatasetSpec:
+        """Read ``DIR[:SPLIT][=WEIGHT]``; raises ValueError naming the part that is wrong."""
+        match = _SPEC.match(text)
+        if match is None:
+            raise ValueError(f"data set {text!r}: expected DIR[:SPLIT][=WEIGHT], for example prepared/webvid:train=2.5")
+        try:
+            weight = float(match["weight"]) if match["weight"] else 1.0
+        except ValueError as error:
+            raise ValueError(f"data set {text!r}: weight {match['weight']!r} is not a number") from error
+        if not 0 < weight < float("inf"):
+            raise ValueError(f"data set {text!r}: weight must be a positive number, got {weight}")
+        return cls(Path(match["path"]), match["split"] or split, weight)
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """What the model wants of a clip. Derived from the model's config, never set twice."""
+
+    num_frames: int = 3
+    """Frames per clip, T; images use 1."""
+    image_size: int = 224
+    """Height and width of the square crop, pixels."""
+    max_text_len: int = 40
+    """Tokens per caption, [CLS] and [SEP] included."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How clips are read, decoded and augmented."""
+
+    backend: Literal["auto", "cpu", "gpu"] = "auto"
+    """DALI graph: cpu decodes on the host; gpu uses the mixed (NVDEC) decoder; auto follows the training device."""
+    workers: int = 2
+    """Reader processes per rank (read, trim, tokenise, mask). 0 reads in the training process."""
+    dali_threads: int = 2
+    """Host threads of the DALI graph per rank."""
+    prefetch: int = 4
+    """Micro-batches kept ready per worker."""
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    """Area of the random training crop as a share of the frame (RandomResizedCrop, Inception)."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Aspect ratio range of the random training crop."""
+    eval_crop: float = 1.0
+    """Side of the central square used in evaluation, as a share of the frame's short side."""
+    flip: float = 0.0
+    """Probability of a horizontal flip. 0 by default: captions say left and right, and the paper does not flip."""
+    color_jitter: float = 0.0
+    """Strength of brightness, contrast and saturation jitter: factors are drawn from [1-s, 1+s]."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Channel means, RGB in [0, 1]."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Channel standard deviations, RGB in [0, 1]."""
+    mask_prob: float = 0.15
+    """Share of the real words that MLM masks (whole words, at least one)."""
+    shuffle_window: int = 0
+    """Shards shuffled together in one window, for storage that wants locality; 0 shuffles the whole data set."""
+    max_bad_share: float = 0.01
+    """Share of bad clips above which a run stops."""
+    clip_timeout_s: float = 30.0
+    """Seconds after which decoding one clip on the host counts as failed."""

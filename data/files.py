@@ -1,0 +1,84 @@
+"""Files that are either whole or absent: write beside the target, fsync, rename. The only file writer of the project."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+TEMPORARY = ".tmp-"
+"""Prefix of unfinished files and folders. Readers ignore it; `remove_leftovers` deletes it."""
+
+
+def fsync_dir(path: Path) -> None:
+    """Make renames inside `path` survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_file(path: Path) -> None:
+    """Force the content of `path` to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f"{TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}")
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; on a clean exit it is fsynced and renamed over the target, else removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(target)
+    try:
+        yield temporary
+        fsync_file(temporary)
+        temporary.replace(target)
+        fsync_dir(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(target: Path, content: bytes | str) -> None:
+    """Write a whole small file or nothing."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def publish_dir(target: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a temporary folder, fsync every file in it and rename it to `target`, which must not exist."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(target)
+    temporary.mkdir()
+    try:
+        fill(temporary)
+        for path in sorted(temporary.rglob("*"), reverse=True):
+            fsync_dir(path) if path.is_dir() else fsync_file(path)
+        fsync_dir(temporary)
+        temporary.rename(target)
+        fsync_dir(target.parent)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Delete unfinished files and folders directly inside `folder`; returns what was removed."""
+    removed = []
+    for path in folder.glob(f"{TEMPORARY}*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        removed.append(path)
+    return removed

@@ -1,0 +1,42 @@
+"""The contract between the loop and a task: an objective turns (model, batch) into one loss and its metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Result of one micro-batch."""
+
+    total: Tensor
+    """Scalar that is differentiated."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """Name → float32 [2] = (sum, count), detached, on the device. The loop adds them over micro-batches, steps and ranks and
+    shows sum / count; the set of names is the same on every rank and step."""
+
+
+class Objective(Protocol):
+    """Called once per micro-batch, inside the module that DeepSpeed wraps, so that ZeRO-3 sees every parameter's use.
+
+    All randomness comes from torch's global generator, which the loop seeds per micro-batch with
+    (seed, global position): results do not depend on the world size or on a restart.
+    """
+
+    def __call__(self, model: Any, batch: Any) -> Losses: ...
+
+
+class StepModule(nn.Module):
+    """Model and objective as the one module that DeepSpeed drives. Parameter names get the prefix ``model.``."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self._objective = objective
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        losses = self._objective(self.model, batch)
+        return losses.total, losses.metrics

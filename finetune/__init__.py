@@ -1,0 +1,1 @@
+"""Fine-tuning protocols and benchmarks."""

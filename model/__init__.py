@@ -1,0 +1,13 @@
+"""The unified transformer and its heads. Knows torch and transformers, nothing else of this project."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+
+from model.all_in_one import AllInOneForPreTraining, AllInOneModel, AllInOneOutput
+from model.config import SIZES, AllInOneConfig
+from model.flops import parameters_by_part
+
+AutoConfig.register(AllInOneConfig.model_type, AllInOneConfig, exist_ok=True)
+AutoModel.register(AllInOneConfig, AllInOneModel, exist_ok=True)
+AutoModelForPreTraining.register(AllInOneConfig, AllInOneForPreTraining, exist_ok=True)
+
+__all__ = ["SIZES", "AllInOneConfig", "AllInOneForPreTraining", "AllInOneModel", "AllInOneOutput", "parameters_by_part"]

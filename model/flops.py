@@ -1,0 +1,78 @@
+"""Analytic cost and size. A multiply-add counts as 2 FLOPs; norms, softmax and GELU are not counted, as in torch.utils.flop_counter.
+
+Letters: T frames, L text tokens, P patches, n = 1 + P, C width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from model.config import AllInOneConfig
+
+Part = Literal["joint", "video", "text"]
+
+
+def _blocks(config: AllInOneConfig, sequences: int, tokens: int, attention_products: bool) -> int:
+    linear = 2 * tokens * (4 + 2 * config.mlp_ratio) * config.hidden_size**2  # qkv 3, proj 1, fc1 and fc2 mlp_ratio each
+    attention = 2 * 2 * tokens**2 * config.hidden_size if attention_products else 0  # queries x keys, weights x values
+    return config.num_hidden_layers * sequences * (linear + attention)
+
+
+def forward_flops(
+    config: AllInOneConfig, *, frames: int, text_tokens: int, part: Part = "joint", attention_products: bool = True
+) -> int:
+    """FLOPs of one clip's forward pass through the backbone.
+
+    The paper's 58.7 G for base are multiply-adds without the attention products at 3 frames and 32 words: forward_flops(..., text_tokens=32,
+    attention_products=False) / 2. The pooler counts in the joint pass only.
+    """
+    width, visual = config.hidden_size, 1 + config.num_patches
+    patches = 2 * frames * config.num_patches * 3 * config.patch_size**2 * width
+    pooler = 2 * width**2
+    if part == "text":
+        return _blocks(config, 1, text_tokens, attention_products)
+    if part == "video":
+        return patches + _blocks(config, frames, visual, attention_products)
+    if config.roll == "flatten":
+        return patches + _blocks(config, 1, text_tokens + frames * visual, attention_products) + pooler
+    return patches + _blocks(config, frames, text_tokens + visual, attention_products) + pooler
+
+
+def mlm_flops(config: AllInOneConfig, masked_tokens: int) -> int:
+    """FLOPs of the MLM head at that many positions."""
+    return 2 * masked_tokens * config.hidden_size * (config.hidden_size + config.vocab_size)
+
+
+def vtm_flops(config: AllInOneConfig, clips: int) -> int:
+    """FLOPs of the VTM head."""
+    return 2 * clips * config.hidden_size * 2
+
+
+def projection_flops(config: AllInOneConfig, clips: int) -> int:
+    """FLOPs of one of the two contrastive projections."""
+    return 2 * clips * config.hidden_size * config.projection_dim
+
+
+def parameters_by_part(model: nn.Module) -> dict[str, int]:
+    """Part → number of parameters, for AllInOneModel or AllInOneForPreTraining. Parts add up to the whole."""
+    parts = {
+        "text_embeddings.": "text embeddings",
+        "video_embeddings.": "video embeddings",
+        "modality.": "modality table",
+        "encoder.blocks.": "blocks",
+        "encoder.norm.": "final norm",
+        "pooler.": "pooler",
+        "mlm_head.": "MLM head",
+        "vtm_head.": "VTM head",
+        "text_projection.": "contrastive projections",
+        "video_projection.": "contrastive projections",
+        "logit_scale.": "contrastive projections",
+    }
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        name = name.removeprefix("backbone.")
+        part = next(title for prefix, title in parts.items() if name.startswith(prefix))
+        counts[part] = counts.get(part, 0) + getattr(parameter, "ds_numel", parameter.numel())
+    return counts

@@ -1,0 +1,163 @@
+"""The pre-training objectives: MLM, VTM, VTC and optional word-patch alignment, each with a weight and its own metrics.
+
+Letters: B clips of the micro-batch, L text tokens, M masked tokens, V vocabulary, D projection width, W ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.batch import Batch
+from engine.objective import Losses
+from model import AllInOneForPreTraining
+from pretrain.wpa import word_patch_distance
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Weights of the objectives; 0 switches one off. The paper's recipes use MLM + VTM."""
+
+    mlm: float = 1.0
+    """Weight of masked language modelling."""
+    vtm: float = 1.0
+    """Weight of video-text matching; needs a micro-batch of at least 2."""
+    vtc: float = 0.0
+    """Weight of video-text contrast (both directions averaged, all ranks' clips as negatives)."""
+    wpa: float = 0.0
+    """Weight of word-patch alignment in the VTM pass; the original code uses 0.1, the paper does not mention it."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"objective weight {name} must be a number >= 0, got {value}")
+        if self.mlm == self.vtm == self.vtc == 0:
+            raise ValueError("all objectives are off; give a weight > 0 to at least one of --mlm, --vtm, --vtc")
+        if self.wpa and not self.vtm:
+            raise ValueError("--wpa works on the pairs of the VTM pass; give --vtm a weight > 0 or set --wpa 0")
+
+    def joint_passes(self) -> int:
+        """Joint backbone passes per sample."""
+        return int(self.mlm > 0) + int(self.vtm > 0)
+
+
+def draw_matching_pairs(text_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose which clip each caption meets in VTM: (labels [B], video_index [B]).
+
+    Half of the captions (rounded up), chosen at random, keep their clip: label 1. Each other one gets a clip drawn uniformly
+    from those of the micro-batch whose caption differs: label 0. A caption that has no such clip stays a positive. No clip is decoded twice, nothing
+    waits for the device.
+    """
+    batch = text_ids.shape[0]
+    same_text = (text_ids[:, None] == text_ids[None]).all(-1)
+    scores = torch.rand(batch, batch, device=text_ids.device).masked_fill(same_text, -1.0)
+    best, other = scores.max(1)
+    rank = torch.randperm(batch, device=text_ids.device)
+    negative = (rank >= (batch + 1) // 2) & (best >= 0)
+    own = torch.arange(batch, device=text_ids.device)
+    return (~negative).long(), torch.where(negative, other, own)
+
+
+def gather_with_gradient(local: Tensor) -> Tensor:
+    """Concatenate [B, D] of all ranks in rank order to [W * B, D]; the gradient of every rank's loss flows back to its owner."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return local
+    return torch.cat(dist_nn.all_gather(local.contiguous()))
+
+
+def _mean_metric(values: Tensor) -> Tensor:
+    """(sum, count) of per-item values, float32, detached."""
+    values = values.detach().float()
+    return torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
+
+
+class PretrainObjective:
+    """MLM on the masked text, VTM on the true text with half of the clips exchanged, VTC on the uni-modal passes."""
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        self.config = config
+
+    def __call__(self, model: AllInOneForPreTraining, batch: Batch) -> Losses:
+        config = self.config
+        total = batch.pixels.new_zeros(())
+        metrics: dict[str, Tensor] = {}
+        if config.mlm:
+            total = total + config.mlm * self._mlm(model, batch, metrics)
+        if config.vtm:
+            matching, alignment = self._vtm(model, batch, metrics)
+            total = total + config.vtm * matching
+            if alignment is not None:
+                total = total + config.wpa * alignment
+        if config.vtc:
+            total = total + config.vtc * self._vtc(model, batch, metrics)
+        return Losses(total, metrics)
+
+    def _mlm(self, model: AllInOneForPreTraining, batch: Batch, metrics: dict[str, Tensor]) -> Tensor:
+        """Cross-entropy at the masked tokens, mean over them; logits [M, V] exist for those only. 0 where nothing is masked."""
+        text = model(batch.pixels, batch.mlm_ids, batch.text_mask).text
+        chosen = text.flatten(0, 1).index_select(0, batch.mlm_positions)
+        target = batch.mlm_labels.flatten().index_select(0, batch.mlm_positions)
+        logits = model.mlm_head(chosen).float()
+        # sum / max(M, 1), not mean: a micro-batch of captions without a real word must give 0, not NaN
+        losses = F.cross_entropy(logits, target, reduction="none")
+        metrics["mlm_loss"] = _mean_metric(losses)
+        metrics["mlm_accuracy"] = _mean_metric(logits.argmax(-1) == target)
+        if len(batch.dataset_names) > 1:
+            owner = batch.dataset_ids.index_select(0, batch.mlm_positions // batch.text_ids.shape[1])
+            _by_dataset("mlm_loss", losses, owner, batch.dataset_names, metrics)
+        return losses.sum() / max(target.shape[0], 1)
+
+    def _vtm(self, model: AllInOneForPreTraining, batch: Batch, metrics: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Binary cross-entropy over B pairs (class 1 = match), and the alignment distance if it is on."""
+        labels, video = draw_matching_pairs(batch.text_ids)
+        output = model(batch.pixels.index_select(0, video), batch.text_ids, batch.text_mask)
+        logits = model.vtm_head(output.pooled).float()
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        metrics["vtm_loss"] = _mean_metric(losses)
+        metrics["vtm_accuracy"] = _mean_metric(logits.argmax(-1) == labels)
+        if len(batch.dataset_names) > 1:
+            _by_dataset("vtm_loss", losses, batch.dataset_ids, batch.dataset_names, metrics)
+        if not self.config.wpa:
+            return losses.mean(), None
+        distance = word_patch_distance(output.text, output.video, batch.text_mask)
+        alignment = (distance * (2 * labels - 1)).mean()  # pull true pairs together, push false ones apart: (sum+ - sum-) / B
+        metrics["wpa_distance"] = torch.stack([(distance.detach() * labels).sum(), labels.sum().float()])
+        return losses.mean(), alignment
+
+    def _vtc(self, model: AllInOneForPreTraining, batch: Batch, metrics: dict[str, Tensor]) -> Tensor:
+        """InfoNCE over the clips of all ranks, both directions averaged; local rows against all W * B columns."""
+        text, video = embed_text(model, batch.text_ids, batch.text_mask), embed_video(model, batch.pixels)
+        scale = model.logit_scale()
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        target = torch.arange(len(batch), device=text.device) + rank * len(batch)
+        to_video = scale * text @ gather_with_gradient(video).T
+        to_text = scale * video @ gather_with_gradient(text).T
+        losses = (F.cross_entropy(to_video, target, reduction="none") + F.cross_entropy(to_text, target, reduction="none")) / 2
+        metrics["vtc_loss"] = _mean_metric(losses)
+        metrics["vtc_text_to_video_accuracy"] = _mean_metric(to_video.argmax(-1) == target)
+        metrics["vtc_video_to_text_accuracy"] = _mean_metric(to_text.argmax(-1) == target)
+        metrics["vtc_logit_scale"] = _mean_metric(scale)
+        return losses.mean()
+
+
+def embed_text(model: AllInOneForPreTraining, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+    """Unit-length text embeddings, float32 [B, D], of the contrastive space."""
+    return F.normalize(model.text_projection(model.encode_text(text_ids, text_mask)).float(), dim=-1, eps=1e-8)
+
+
+def embed_video(model: AllInOneForPreTraining, pixels: Tensor) -> Tensor:
+    """Unit-length clip embeddings, float32 [B, D], of the contrastive space."""
+    return F.normalize(model.video_projection(model.encode_video(pixels)).float(), dim=-1, eps=1e-8)
+
+
+def _by_dataset(name: str, losses: Tensor, owner: Tensor, names: tuple[str, ...], metrics: dict[str, Tensor]) -> None:
+    losses = losses.detach().float()
+    sums = losses.new_zeros(len(names)).index_add_(0, owner, losses)
+    counts = losses.new_zeros(len(names)).index_add_(0, owner, torch.ones_like(losses))
+    for index, dataset in enumerate(names):
+        metrics[f"{name}/{dataset}"] = torch.stack([sums[index], counts[index]])

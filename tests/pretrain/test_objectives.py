@@ -1,0 +1,166 @@
+"""The objectives against their definitions: brute force over full logits, pair statistics, and one process against two ranks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+
+from data.batch import Batch
+from model import AllInOneConfig, AllInOneForPreTraining
+from pretrain.objectives import ObjectiveConfig, PretrainObjective, draw_matching_pairs, embed_text, embed_video
+
+
+def small_model() -> AllInOneForPreTraining:
+    torch.manual_seed(0)
+    config = AllInOneConfig.from_size(
+        "nano", vocab_size=60, image_size=32, max_text_len=8, hidden_dropout=0.0, attention_dropout=0.0, drop_path=0.0
+    )
+    model = AllInOneForPreTraining(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def made_up_batch(size: int = 4, seed: int = 1) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, 60, (size, 8), generator=generator)
+    mask = torch.ones(size, 8, dtype=torch.long)
+    mask[0, 5:] = 0
+    ids = ids * mask
+    labels = torch.full((size, 8), -100)
+    labels[:, 2] = ids[:, 2]
+    labels[1, 3] = ids[1, 3]
+    return Batch(
+        pixels=torch.randn(size, 3, 3, 32, 32, generator=generator),
+        text_ids=ids,
+        text_mask=mask,
+        mlm_ids=torch.where(labels >= 0, torch.tensor(4), ids),
+        mlm_labels=labels,
+        mlm_positions=(labels.flatten() >= 0).nonzero().flatten(),
+        dataset_ids=torch.tensor([0, 1] * (size // 2)),
+        dataset_names=("a", "b"),
+        clips=tuple(f"clip{i}" for i in range(size)),
+        captions=("",) * size,
+        first_position=0,
+    )
+
+
+def test_mlm_at_masked_positions_equals_cross_entropy_over_all_positions() -> None:
+    model, batch = small_model(), made_up_batch()
+    losses = PretrainObjective(ObjectiveConfig(mlm=1, vtm=0))(model, batch)
+    logits = model.mlm_head(model(batch.pixels, batch.mlm_ids, batch.text_mask).text)
+    expected = F.cross_entropy(logits.flatten(0, 1), batch.mlm_labels.flatten(), ignore_index=-100)
+    torch.testing.assert_close(losses.total, expected)
+    total, count = losses.metrics["mlm_loss"].tolist()
+    assert count == 5
+    assert abs(total / count - float(expected.detach())) < 1e-5
+
+
+def test_mlm_losses_per_data_set_add_up_to_the_whole() -> None:
+    metrics = PretrainObjective(ObjectiveConfig(mlm=1, vtm=1))(small_model(), made_up_batch()).metrics
+    for name in ("mlm_loss", "vtm_loss"):
+        torch.testing.assert_close(metrics[f"{name}/a"] + metrics[f"{name}/b"], metrics[name])
+
+
+def test_mlm_without_any_masked_token_is_zero_and_not_nan() -> None:
+    batch = made_up_batch()
+    object.__setattr__(batch, "mlm_positions", torch.empty(0, dtype=torch.long))
+    total = PretrainObjective(ObjectiveConfig(mlm=1, vtm=0))(small_model(), batch).total
+    total.backward()
+    assert float(total.detach()) == 0
+
+
+def test_half_of_the_pairs_match_and_a_false_pair_never_shares_its_caption() -> None:
+    ids = torch.tensor([[1, 2], [1, 2], [3, 4], [5, 6], [7, 8], [9, 1], [2, 2], [3, 3]])
+    met = torch.zeros(8, 8)
+    for seed in range(600):
+        torch.manual_seed(seed)
+        labels, video = draw_matching_pairs(ids)
+        assert int(labels.sum()) == 4
+        own = torch.arange(8)
+        assert torch.equal(video[labels == 1], own[labels == 1])
+        assert not (ids[video[labels == 0]] == ids[labels == 0]).all(1).any()
+        met[own[labels == 0], video[labels == 0]] += 1
+    # caption 2 has 7 candidates, each met about 600 / 2 / 7 = 43 times
+    assert met[2, 2] == 0
+    assert met[0, 1] == 0
+    assert met[2, [0, 1, 3, 4, 5, 6, 7]].min() > 20
+    assert met[2].max() < 75
+
+
+def test_identical_captions_everywhere_stay_positive() -> None:
+    labels, video = draw_matching_pairs(torch.ones(4, 3, dtype=torch.long))
+    assert labels.tolist() == [1, 1, 1, 1]
+    assert video.tolist() == [0, 1, 2, 3]
+
+
+def test_vtm_is_the_binary_cross_entropy_of_the_drawn_pairs() -> None:
+    model, batch = small_model(), made_up_batch()
+    torch.manual_seed(5)
+    losses = PretrainObjective(ObjectiveConfig(mlm=0, vtm=1))(model, batch)
+    torch.manual_seed(5)
+    labels, video = draw_matching_pairs(batch.text_ids)
+    logits = torch.cat(
+        [
+            model.vtm_head(model(batch.pixels[video[i : i + 1]], batch.text_ids[i : i + 1], batch.text_mask[i : i + 1]).pooled)
+            for i in range(4)
+        ]
+    )
+    torch.testing.assert_close(losses.total, F.cross_entropy(logits, labels), atol=1e-5, rtol=1e-5)
+
+
+def test_switched_off_and_contradicting_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match="all objectives are off"):
+        ObjectiveConfig(mlm=0, vtm=0, vtc=0)
+    with pytest.raises(ValueError, match="wpa"):
+        ObjectiveConfig(vtm=0, wpa=0.1)
+    with pytest.raises(ValueError, match="mlm"):
+        ObjectiveConfig(mlm=-1)
+
+
+def _contrast_by_definition(model: AllInOneForPreTraining, batch: Batch) -> torch.Tensor:
+    similarity = model.logit_scale() * embed_text(model, batch.text_ids, batch.text_mask) @ embed_video(model, batch.pixels).T
+    target = torch.arange(len(batch))
+    return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
+
+
+def _contrast_on_rank(rank: int, world: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    model, whole = small_model(), made_up_batch(8)
+    rows = slice(rank * 4, rank * 4 + 4)
+    part = {
+        name: value[rows] for name, value in vars(whole).items() if isinstance(value, torch.Tensor) and name != "mlm_positions"
+    }
+    batch = Batch(**{**vars(whole), **part, "clips": whole.clips[rows], "captions": whole.captions[rows]})
+    total = PretrainObjective(ObjectiveConfig(mlm=0, vtm=0, vtc=1))(model, batch).total
+    total.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    for gradient in gradients.values():
+        dist.all_reduce(gradient)
+        gradient /= world  # what data parallelism does
+    dist.all_reduce(loss := total.detach().clone())
+    if rank == 0:
+        torch.save({"loss": loss / world, "gradients": gradients}, f"{folder}/result.pt")
+    dist.destroy_process_group()
+
+
+def test_contrast_over_two_ranks_equals_one_process_with_all_clips(tmp_path: Path) -> None:
+    mp.spawn(_contrast_on_rank, args=(2, str(tmp_path)), nprocs=2)
+    result = torch.load(tmp_path / "result.pt", weights_only=True)
+    model, batch = small_model(), made_up_batch(8)
+    loss = _contrast_by_definition(model, batch)
+    loss.backward()
+    torch.testing.assert_close(result["loss"], loss.detach(), atol=1e-6, rtol=1e-5)
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert expected.keys() == result["gradients"].keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(result["gradients"][name], gradient, atol=1e-6, rtol=1e-4, msg=name)
