@@ -1,0 +1,217 @@
+"""Checkpoints that are whole or absent: DeepSpeed's ZeRO state, fp32 weights, the run's options, a manifest; published by one rename.
+
+OUT/checkpoints/step-00001000/
+  manifest.json        sizes and sha256 of every other file; a folder without it is unfinished
+  run.json             options, step, samples consumed, world size, versions
+  weights/             fp32 weights as safetensors with the model's config.json: what every other tool reads
+  deepspeed/           optimizer state and partitions, one file per rank
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from data.files import fsync_dir, fsync_file, remove_leftovers, write_atomic
+from data.units import size
+from engine.config import HARMLESS
+
+STATE = "deepspeed"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or used. `disk` tells the first case."""
+
+    def __init__(self, message: str, disk: bool = False) -> None:
+        super().__init__(message)
+        self.disk = disk
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path) -> None:
+    """Sizes and hashes of all files below `folder`, each forced to the disk first."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        fsync_file(path)
+    for path in (path for path in folder.rglob("*") if path.is_dir()):
+        fsync_dir(path)
+    entries = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _hash(path)} for path in files}
+    write_atomic(folder / "manifest.json", json.dumps(entries, indent=1) + "\n")
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in words, or None. Every file's size and hash is compared with the manifest."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        return "has no manifest.json: it was not finished"
+    try:
+        entries = json.loads(manifest.read_text())
+        for name, entry in entries.items():
+            path = folder / name
+            if not path.is_file():
+                return f"misses {name}"
+            if path.stat().st_size != entry["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+            if _hash(path) != entry["sha256"]:
+                return f"{name} does not have the content that was written"
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        return f"manifest.json cannot be read ({error})"
+    return None
+
+
+def step_of(folder: Path) -> int:
+    """Step in a checkpoint's name, -1 if it has none."""
+    match = re.fullmatch(r"step-(\d+)", folder.name)
+    return int(match[1]) if match else -1
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """Published checkpoints of a run, newest first; whole or not."""
+    folders = [path for path in (out / "checkpoints").glob("step-*") if step_of(path) >= 0]
+    return sorted(folders, key=step_of, reverse=True)
+
+
+def newest_whole(out: Path) -> tuple[Path | None, list[str]]:
+    """The newest undamaged checkpoint, and a line about each damaged one that was passed over."""
+    notes: list[str] = []
+    for folder in checkpoints(out):
+        problem = damage(folder)
+        if problem is None:
+            return folder, notes
+        notes.append(f"checkpoint {folder} {problem}; using the one before")
+    return None, notes
+
+
+def newest_weights(out: Path) -> Path:
+    """Folder with the fp32 weights of a run's newest whole checkpoint, for from_pretrained; CheckpointError if there is none."""
+    folder, notes = newest_whole(out)
+    if folder is None:
+        raise CheckpointError("; ".join([*notes, f"no checkpoint in {out / 'checkpoints'}; train first"]))
+    return folder / "weights"
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        flat.update(_flatten(item, f"{name}.") if isinstance(item, Mapping) else {name: item})
+    return flat
+
+
+def changed_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`name: old → new` for every option that changes the result and differs."""
+    before, now = _flatten(old), _flatten(new)
+    names = sorted(name for name in before.keys() | now.keys() if name.rsplit(".", 1)[-1] not in HARMLESS)
+    return [f"{name}: {before.get(name)} → {now.get(name)}" for name in names if before.get(name) != now.get(name)]
+
+
+def full_weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    """fp32 weights of the wrapped model on the CPU, gathered over ZeRO's partitions; collective over all ranks."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights = {}
+    for name, parameter in module.named_parameters():
+        partitioned = hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")
+        full = safe_get_full_fp32_param(parameter) if partitioned else None
+        weights[name] = (
+            (parameter.detach() if full is None else full.detach())
+            .float()
+            .cpu()
+            .reshape(getattr(parameter, "ds_shape", parameter.shape))
+        )
+    return weights
+
+
+def _save_weights(module: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    if hasattr(module, "save_pretrained"):
+        module.save_pretrained(folder, state_dict=weights)
+    else:
+        from safetensors.torch import save_file
+
+        folder.mkdir()
+        save_file({name: value.contiguous() for name, value in weights.items()}, folder / "model.safetensors")
+
+
+def save(engine: Any, module: nn.Module, out: Path, facts: Mapping[str, Any]) -> Path:
+    """Write a checkpoint with all ranks and publish it. A failure leaves the earlier ones alone and raises CheckpointError on every rank."""
+    target = out / "checkpoints" / f"step-{facts['step']:08d}"
+    temporary = target.with_name(f".tmp-{target.name}")
+    rank, error = dist.get_rank(), ""
+    if rank == 0:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target.parent)
+        temporary.mkdir()
+    dist.barrier()
+    weights = full_weights(module)
+    try:
+        engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False)
+        if rank == 0:
+            _save_weights(module, weights, temporary / "weights")
+            write_atomic(temporary / "run.json", json.dumps(facts, indent=1) + "\n")
+    except (OSError, RuntimeError) as failure:  # torch reports a full disk as RuntimeError
+        error = f"{type(failure).__name__}: {str(failure).splitlines()[0]}"
+    error = _first_error(error)
+    if not error and rank == 0:
+        try:
+            if target.exists():  # a damaged checkpoint of the same step
+                shutil.rmtree(target)
+            write_manifest(temporary)
+            temporary.rename(target)
+            fsync_dir(target.parent)
+        except OSError as failure:
+            error = f"{type(failure).__name__}: {failure}"
+    error = _first_error(error)
+    if error:
+        free = size(shutil.disk_usage(target.parent).free)
+        if rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"checkpoint {target.name} could not be written ({error}); {free} are free in {target.parent}. Earlier checkpoints are whole: "
+            "free space or give another --out, then run the same command again",
+            disk=True,
+        )
+    return target
+
+
+def _first_error(error: str) -> str:
+    """The same error on all ranks: the first one's."""
+    errors: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    return next((text for text in errors if text), "")
+
+
+def load(engine: Any, folder: Path) -> dict[str, Any]:
+    """Restore DeepSpeed's state from a verified checkpoint at the same world size; returns run.json."""
+    facts = json.loads((folder / "run.json").read_text())
+    if facts["world"] != dist.get_world_size():
+        raise CheckpointError(
+            f"{folder} was written by {facts['world']} ranks, this run has {dist.get_world_size()}. "
+            f"Start with {facts['world']} ranks, or begin a new "
+            f"run from its weights in {folder / 'weights'}"
+        )
+    path, _ = engine.load_checkpoint(str(folder), tag=STATE)
+    if path is None:
+        raise CheckpointError(f"DeepSpeed could not load {folder}; was it written with another ds_config?")
+    return facts
+
+
+def prune(out: Path, keep_last: int, keep_every: int) -> None:
+    """Delete old checkpoints: the newest `keep_last` stay, and those at multiples of `keep_every` steps."""
+    for folder in checkpoints(out)[keep_last:]:
+        if not keep_every or step_of(folder) % keep_every:
+            doomed = folder.with_name(f".tmp-old-{folder.name}")  # renamed first: a half-deleted one is never taken for whole
+            folder.rename(doomed)
+            shutil.rmtree(doomed)

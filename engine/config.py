@@ -1,0 +1,120 @@
+"""Options of the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+class ConfigError(ValueError):
+    """Options that contradict each other or the machine; the message says which to change."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run of the loop. Values that ds_configs/*.json also know stand there as "auto"."""
+
+    steps: int = 400_000
+    """Optimizer steps of the whole run (the paper's count)."""
+    global_batch: int = 2048
+    """Clips per optimizer step over all ranks."""
+    micro_batch: int = 16
+    """Clips per rank and forward pass; what fits in memory. Accumulation follows: global / (micro x ranks)."""
+    lr: float = 1e-4
+    """Peak learning rate."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of the matrices and tables (engine/optimizer.py says which)."""
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-8
+    warmup: float = 0.1
+    """Linear warm-up: a share of the steps if below 1, else a number of steps."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """Decay to 0 after the warm-up."""
+    clip_grad: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off. The original does not clip; a spike at 128 GPUs costs more than the clip."""
+    ds_config: str = "zero1_bf16"
+    """Name in ds_configs/ (ZeRO stage and precision) or path of a DeepSpeed JSON file."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass: memory for about a third more time."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    seed: int = 0
+    """Weights, data order, augmentation, masks and dropout follow from it."""
+    log_every: int = 50
+    """Steps between two lines of progress, history and TensorBoard; the only steps that wait for the device."""
+    save_every: int = 1000
+    """Steps between two checkpoints; one more is written at the end and on a signal."""
+    keep_last: int = 2
+    """Newest checkpoints that stay."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this many steps stay for ever; 0 keeps none."""
+    eval_every: int = 0
+    """Steps between two evaluations; 0 evaluates at the end only."""
+    max_skipped: int = 50
+    """Steps skipped for a non-finite gradient after which the run stops."""
+    hang_timeout_s: float = 1800.0
+    """Seconds without a finished step after which a rank prints where it hangs and ends."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes CUDA where there is one."""
+    json: bool = False
+    """Print progress as JSON lines instead of text."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "global_batch", "micro_batch", "log_every", "save_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "weight_decay", "warmup", "clip_grad"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"--{name.replace('_', '-')} must be a number >= 0, got {getattr(self, name)}")
+
+    def accumulation(self, world: int) -> int:
+        """Micro-batches per rank and step; raises ConfigError with the micro-batches that would divide."""
+        if self.global_batch % (self.micro_batch * world) == 0:
+            return self.global_batch // (self.micro_batch * world)
+        if self.global_batch % world:
+            raise ConfigError(f"--global-batch {self.global_batch} is not a multiple of the {world} ranks; change one of the two")
+        share = self.global_batch // world
+        valid = [n for n in range(1, share + 1) if share % n == 0]
+        raise ConfigError(
+            f"--global-batch {self.global_batch} is not a multiple of --micro-batch {self.micro_batch} x {world} ranks; "
+            f"valid micro-batches: {', '.join(map(str, valid))}"
+        )
+
+    def warmup_steps(self) -> int:
+        """Length of the warm-up in steps."""
+        return int(self.warmup) if self.warmup >= 1 else round(self.warmup * self.steps)
+
+
+HARMLESS = frozenset(
+    {
+        "log_every",
+        "save_every",
+        "keep_last",
+        "keep_every",
+        "eval_every",
+        "max_skipped",
+        "hang_timeout_s",
+        "json",
+        "device",
+        "compile",
+    }
+    | {
+        "activation_checkpointing",
+        "out",
+        "val",
+        "val_items",
+        "workers",
+        "dali_threads",
+        "prefetch",
+        "backend",
+        "clip_timeout_s",
+        "max_bad_share",
+    }
+)
+"""Options that may change when a run is resumed: none of them changes what is computed beyond rounding."""
+
+
+def every(step: int, interval: int, last: int | None = None) -> bool:
+    """Is it time? True at multiples of `interval` (0: never), and at `last`."""
+    return step == last or (interval > 0 and step % interval == 0)

@@ -1,0 +1,58 @@
+"""DeepSpeed's JSON: found by name, "auto" filled from the run, contradictions refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engine.config import ConfigError, TrainConfig
+
+FOLDER = Path(__file__).resolve().parent.parent / "ds_configs"
+
+
+def load(name: str) -> dict[str, Any]:
+    """The JSON of a name in ds_configs/ or of a path; ConfigError lists the valid names."""
+    path = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
+    if not path.is_file():
+        valid = ", ".join(sorted(file.stem for file in FOLDER.glob("*.json")))
+        raise ConfigError(f"--ds-config {name}: no such file {path}; valid names: {valid}")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--ds-config {path} is no valid JSON: {error}") from error
+
+
+def precision(config: dict[str, Any]) -> str:
+    """fp32, bf16 or fp16."""
+    for name in ("bf16", "fp16"):
+        if config.get(name, {}).get("enabled"):
+            return name
+    return "fp32"
+
+
+def resolve(config: TrainConfig, world: int, on_cpu: bool) -> dict[str, Any]:
+    """What deepspeed.initialize gets. A value that stands both here and in the run and differs raises ConfigError."""
+    resolved = load(config.ds_config)
+    derived = {
+        "train_batch_size": config.global_batch,
+        "train_micro_batch_size_per_gpu": config.micro_batch,
+        "gradient_accumulation_steps": config.accumulation(world),
+        "gradient_clipping": config.clip_grad,
+    }
+    for name, value in derived.items():
+        given = resolved.get(name, "auto")
+        if given not in ("auto", value):
+            raise ConfigError(
+                f'{config.ds_config} sets {name} = {given}, but this run needs {value}; write "auto" there or change the option'
+            )
+        resolved[name] = value
+    for name in ("optimizer", "scheduler"):
+        if name in resolved:
+            raise ConfigError(f'{config.ds_config} has a block "{name}"; the run\'s own options set it: remove the block')
+    if on_cpu and precision(resolved) == "fp16":
+        raise ConfigError(
+            f"--ds-config {config.ds_config}: DeepSpeed does not train in fp16 on a CPU; choose a *_fp32 or *_bf16 file"
+        )
+    resolved["zero_allow_untested_optimizer"] = True  # SkippingAdamW is AdamW, but not by name
+    return resolved

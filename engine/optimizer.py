@@ -1,0 +1,70 @@
+"""AdamW, its parameter groups, the schedule, and steps that are skipped without waiting for the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.config import TrainConfig
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, head_patterns: Iterable[str] = (), head_lr_mult: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups {decay, no decay} x {base, head learning rate}; empty ones are left out.
+
+    No decay for biases, for every normalisation weight and for the logit scale, that is for all parameters of one dimension. The original decides by
+    substrings of names, which decays the LayerNorm weights inside its answer heads and gives no head rate to its rank heads: both are slips
+    and not repeated. Embeddings, class token and positions decay, as in the original.
+    """
+    patterns = tuple(head_patterns)
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            head = any(pattern in name for pattern in patterns)
+            groups.setdefault((parameter.dim() > 1, head), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "lr_mult": head_lr_mult if head else 1.0}
+        for (decays, head), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Rate of step 1..steps. Linear warm-up reaches the peak at its last step; then linear or cosine decay reaches 0 after the last step.
+
+    The original's first step has rate 0, a step for nothing; here step 1 has peak / warm-up steps.
+    """
+    warmup = config.warmup_steps()
+    if step <= warmup:
+        return config.lr * step / warmup
+    left = (config.steps - step + 1) / max(config.steps - warmup, 1)
+    return config.lr * (left if config.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left)))
+
+
+class SkippingAdamW(torch.optim.AdamW):
+    """Fused AdamW that leaves weights, moments and step counts as they are when a gradient is not finite.
+
+    The decision stays on the device: torch's fused kernels take a `found_inf` tensor. It decides where this optimizer sees whole gradients, that is
+    without ZeRO. With ZeRO 1-3 and with fp16, DeepSpeed looks at the gradients of all partitions before it calls step(), and waits for the
+    device to do so.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], config: TrainConfig) -> None:
+        super().__init__(
+            groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=config.weight_decay, fused=True
+        )
+        self.last_skipped: Tensor | None = None
+        """float32 scalar, 1 after a skipped step."""
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """One update, or none."""
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if gradients:
+            norm = torch.stack(torch._foreach_norm(gradients)).sum()
+            self.found_inf, self.grad_scale = (~torch.isfinite(norm)).float(), None
+            self.last_skipped = self.found_inf
+            super().step()

@@ -1,0 +1,35 @@
+"""The rate that model FLOPs utilisation is measured against."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import torch
+
+# dense 16-bit tensor-core rates, FLOP/s, from NVIDIA's data sheets
+GPU_PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "V100": 125e12, "A6000": 155e12, "L40S": 362e12, "A10": 125e12}
+
+
+@functools.cache
+def measured_matmul_rate(seconds: float = 0.3, order: int = 1024) -> float:
+    """FLOP/s of square fp32 matrix products on this machine's CPU with the current number of threads."""
+    a, b = torch.randn(order, order), torch.randn(order, order)
+    a @ b
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        a @ b
+        best = max(best, 2 * order**3 / (time.perf_counter() - start))
+    return best
+
+
+def peak_rate(device: torch.device) -> tuple[float, str]:
+    """(FLOP/s of one rank, where the figure comes from); nan for an unknown GPU."""
+    if device.type == "cpu":
+        return measured_matmul_rate(), "measured fp32 matrix product"
+    name = torch.cuda.get_device_name(device)
+    for model, rate in GPU_PEAKS.items():
+        if model in name:
+            return rate, f"{model}, dense 16 bit, data sheet"
+    return float("nan"), f"{name}: peak unknown"

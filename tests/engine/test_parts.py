@@ -1,0 +1,134 @@
+"""Launch, options, schedule, groups and metrics of the engine, each against an independent computation."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import ds_config
+from engine.config import ConfigError, TrainConfig, every
+from engine.launch import find_place, first_host, without_launcher_arguments
+from engine.loop import seed_of
+from engine.metrics import chance_metrics, ranks, retrieval_metrics
+from engine.optimizer import learning_rate, parameter_groups
+from model import AllInOneConfig, AllInOneForPreTraining
+
+
+@pytest.mark.parametrize(
+    ("env", "launcher", "rank", "world"),
+    [
+        ({}, "python", 0, 1),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "TORCHELASTIC_RUN_ID": "x"}, "torchrun", 3, 8),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_PORT": "29501"}, "deepspeed", 1, 2),
+        (
+            {
+                "SLURM_PROCID": "9",
+                "SLURM_NTASKS": "16",
+                "SLURM_LOCALID": "1",
+                "SLURM_JOB_NODELIST": "localhost",
+                "SLURM_JOB_ID": "4711",
+            },
+            "srun",
+            9,
+            16,
+        ),
+    ],
+)
+def test_each_launcher_is_understood(env: dict[str, str], launcher: str, rank: int, world: int) -> None:
+    place = find_place(env)
+    assert (place.launcher, place.rank, place.world) == (launcher, rank, world)
+
+
+def test_slurm_node_lists_and_launcher_arguments() -> None:
+    assert [first_host(text) for text in ("node[03-07,9]", "a1", "gpu-[12,14]", "x1,x2")] == ["node03", "a1", "gpu-12", "x1"]
+    assert without_launcher_arguments(["demo", "--local_rank=3", "--lr", "1"]) == ["demo", "--lr", "1"]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_schedule_rises_to_the_peak_and_falls_to_zero(schedule: str) -> None:
+    config = TrainConfig(steps=100, warmup=0.1, lr=2.0, schedule=schedule)  # type: ignore[arg-type]
+    rates = [learning_rate(config, step) for step in range(1, 102)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9] == rates[10] == 2.0
+    assert all(a > b for a, b in itertools.pairwise(rates[10:101]))
+    assert rates[100] == pytest.approx(0)
+    if schedule == "linear":
+        assert rates[55] == pytest.approx(1.0)
+    assert TrainConfig(steps=100, warmup=7).warmup_steps() == 7
+
+
+def test_biases_and_norms_do_not_decay_and_heads_have_their_own_rate() -> None:
+    model = AllInOneForPreTraining(AllInOneConfig.from_size("nano", vocab_size=50))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, 0.01, head_patterns=("mlm_head",), head_lr_mult=10)
+    for group in groups:
+        for parameter in group["params"]:
+            name = names.pop(id(parameter))
+            decays = not (name.endswith("bias") or "norm" in name or "log_scale" in name)
+            assert group["weight_decay"] == (0.01 if decays else 0.0), name
+            assert group["lr_mult"] == (10 if "mlm_head" in name else 1), name
+    assert not names
+
+
+def test_a_micro_batch_that_does_not_divide_lists_those_that_do() -> None:
+    with pytest.raises(ConfigError, match="valid micro-batches: 1, 2, 3, 4, 6, 12"):
+        TrainConfig(global_batch=24, micro_batch=5).accumulation(2)
+    with pytest.raises(ConfigError, match="7 ranks"):
+        TrainConfig(global_batch=24, micro_batch=4).accumulation(7)
+
+
+def test_ds_configs_resolve_and_contradictions_name_both_values(tmp_path: Path) -> None:
+    for path in ds_config.FOLDER.glob("*.json"):
+        stage, precision = path.stem.split("_")
+        resolved = ds_config.resolve(TrainConfig(ds_config=path.stem, global_batch=64, micro_batch=8), 2, on_cpu=False)
+        assert f"zero{resolved['zero_optimization']['stage']}" == stage
+        assert ds_config.precision(resolved) == precision
+        assert resolved["gradient_accumulation_steps"] == 4
+    own = tmp_path / "own.json"
+    own.write_text('{"train_batch_size": 100}')
+    with pytest.raises(ConfigError, match=r"train_batch_size = 100.*needs 64"):
+        ds_config.resolve(TrainConfig(ds_config=str(own), global_batch=64, micro_batch=8), 1, on_cpu=True)
+    with pytest.raises(ConfigError, match="valid names: zero0_bf16"):
+        ds_config.load("zero9")
+    with pytest.raises(ConfigError, match="fp16 on a CPU"):
+        ds_config.resolve(TrainConfig(ds_config="zero1_fp16", global_batch=64, micro_batch=8), 1, on_cpu=True)
+    own.write_text("{")
+    with pytest.raises(ConfigError, match="no valid JSON"):
+        ds_config.load(str(own))
+
+
+def test_is_it_time() -> None:
+    assert [step for step in range(1, 11) if every(step, 4, last=10)] == [4, 8, 10]
+    assert not every(4, 0)
+
+
+def test_seeds_of_micro_batches_differ() -> None:
+    assert len({seed_of(seed, position) for seed in range(20) for position in range(500)}) == 10_000
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 9), st.randoms(use_true_random=False))
+def test_ranks_with_ties_equal_the_mean_over_all_orders_of_the_tied(queries: int, candidates: int, random: object) -> None:
+    generator = torch.Generator().manual_seed(random.randrange(2**31))  # type: ignore[attr-defined]
+    similarity = torch.randint(0, 4, (queries, candidates), generator=generator).float()
+    right = torch.randint(0, candidates, (queries,), generator=generator)
+    relevant = torch.nn.functional.one_hot(right, candidates).bool()
+    found = ranks(similarity, relevant)
+    for query in range(queries):
+        row, best = similarity[query].tolist(), float(similarity[query, right[query]])
+        above, tied = sum(value > best for value in row), sum(value == best for value in row) - 1
+        places = [above + 1 + k for k in range(tied + 1)]
+        assert float(found[query]) == pytest.approx(sum(places) / len(places))
+
+
+def test_recall_and_median_rank_of_a_known_case_and_of_chance() -> None:
+    similarity = torch.tensor([[9.0, 1, 2], [5, 4, 3], [1, 2, 0]])
+    assert retrieval_metrics(similarity) == pytest.approx({"R@1": 100 / 3, "R@5": 100, "R@10": 100, "MdR": 2})
+    assert retrieval_metrics(torch.zeros(21, 21))["MdR"] == chance_metrics(21)["MdR"] == 11
+    with pytest.raises(ValueError, match="square"):
+        ranks(torch.zeros(2, 3))
