@@ -1,4 +1,4 @@
-# make test | check — each sets up all that it needs on a Debian/Ubuntu machine with Python >= 3.11.
+# make demo | test | check — each sets up all that it needs on a Debian/Ubuntu machine with Python >= 3.11.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -6,11 +6,16 @@ ARGS ?=
 # Passed to pip, for example an index with CPU-only torch wheels: PIP_ARGS='--extra-index-url URL'
 PIP_ARGS ?=
 
-.PHONY: test check format clean help
+.PHONY: demo test check format clean help
 
 help:
+	@echo "make demo            prepare the embedded clips, pre-train nano for about 5 minutes, evaluate, write runs/demo/report.html"
+	@echo "make demo ARGS=--fresh   the same from scratch"
 	@echo "make test            run the tests (ARGS='-k name' selects)"
 	@echo "make check           ruff format, ruff, mypy, import rules"
+
+demo: $(VENV)/.ready
+	$(BIN)/python tools/demo.py $(ARGS)
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,1 +1,13 @@
 """Official formats → shards → DALI → batches. Knows nothing of model or training."""
+
+from typing import Any
+
+__all__ = ["EvalSet", "TrainStream"]
+
+
+def __getattr__(name: str) -> Any:  # DALI and PyAV are imported by those who load only
+    if name in __all__:
+        from data import loader
+
+        return getattr(loader, name)
+    raise AttributeError(f"module 'data' has no attribute {name!r}")

@@ -1,0 +1,296 @@
+"""Prepared data → batches. Worker processes read, choose, decode, tokenise and mask; a thread runs the DALI graph one micro-batch ahead "
+"of training."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from data.batch import BadClip, Batch
+from data.choices import SampleChoices, draw, fixed, generator
+from data.config import ClipConfig, DataConfig, DatasetSpec
+from data.decode import DecodeError, decode_frames
+from data.errors import DataError
+from data.index import Index
+from data.ledger import Ledger
+from data.order import Order
+from data.text import Tokenizer, mask_words
+
+ATTEMPTS = 20
+"""Clips tried for one position before the run gives up."""
+
+
+@dataclass
+class Sample:
+    """One sample as a worker hands it over."""
+
+    name: str
+    caption: str
+    frames: NDArray[np.uint8]
+    choices: SampleChoices
+    ids: NDArray[np.int64]
+    mask: NDArray[np.int64]
+    mlm_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    dataset: int
+    digest: int
+
+
+class Source:
+    """Reads and decodes rows of one prepared split."""
+
+    def __init__(self, spec: DatasetSpec, clip: ClipConfig, config: DataConfig) -> None:
+        self.index = Index(spec.path, spec.split)
+        self.name = f"{spec.path.name}/{spec.split}"
+        self._clip, self._config = clip, config
+        self._files: dict[tuple[int, str], int] = {}
+        self._tokenizer: Tokenizer | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_files": {}, "_tokenizer": None}
+
+    def _read(self, row: dict[str, Any]) -> bytes:
+        key = (os.getpid(), row["shard"])  # a descriptor per process
+        path = self.index.folder / row["shard"]
+        if key not in self._files:
+            try:
+                self._files[key] = os.open(path, os.O_RDONLY)
+            except OSError as error:
+                raise DataError(f"shard {path} cannot be opened ({error}); restore it or run tools/prepare.py again") from error
+        content = os.pread(self._files[key], row["size"], row["offset"])
+        if len(content) != row["size"]:
+            raise DataError(f"shard {path} is shorter than its index says; run tools/prepare.py again")
+        return content
+
+    def sample(self, item: int, dataset: int, random: np.random.Generator, train: bool) -> Sample:
+        """One sample; DecodeError for a bad clip."""
+        self._tokenizer = self._tokenizer or Tokenizer()
+        tokenizer, clip, config, row = self._tokenizer, self._clip, self._config, self.index[item]
+        shape = {"frames": row["frames"], "width": row["width"], "height": row["height"], "wanted": clip.num_frames}
+        choices = draw(config, random, captions=len(row["captions"]), **shape) if train else fixed(config, **shape)
+        frames = decode_frames(
+            self._read(row),
+            choices.frames,
+            keyframes=row["keyframes"],
+            times=row["frame_times"],
+            rate=row["frame_rate"],
+            timeout_s=config.clip_timeout_s,
+        )
+        caption = row["captions"][choices.caption]
+        ids, mask, words = tokenizer.encode(caption, clip.max_text_len)
+        mlm_ids, labels = mask_words(
+            ids, words, config.mask_prob, random, tokenizer.mask_id, tokenizer.first_word_id, tokenizer.size
+        )
+        return Sample(
+            row["key"], caption, frames, choices, ids, mask, mlm_ids, labels, dataset, choices.digest(row["key"], mlm_ids, labels)
+        )
+
+
+@dataclass
+class Raw:
+    """A micro-batch before the DALI graph."""
+
+    samples: list[Sample]
+    bad: tuple[BadClip, ...]
+    first_position: int
+    epoch: int
+
+
+class _TrainBatches(Dataset[Raw]):
+    """The k-th micro-batch of one rank, as a pure function of k."""
+
+    def __init__(
+        self, sources: list[Source], order: Order, seed: int, first: int, rank: int, world: int, micro_batch: int
+    ) -> None:
+        self._sources, self._order, self._seed = sources, order, seed
+        self._first, self._rank, self._world, self._micro_batch = first, rank, world, micro_batch
+
+    def __getitem__(self, k: int) -> Raw:
+        torch.set_num_threads(1)
+        position = self._first + (k * self._world + self._rank) * self._micro_batch
+        bad: list[BadClip] = []
+        samples = [self._sample(p, bad) for p in range(position, position + self._micro_batch)]
+        return Raw(samples, tuple(bad), position, self._order[position].epoch)
+
+    def _sample(self, position: int, bad: list[BadClip]) -> Sample:
+        place = self._order[position]
+        source, row = self._sources[place.dataset], place.row
+        for attempt in range(ATTEMPTS):
+            random = generator(self._seed, source.name, place.epoch, place.row, attempt)
+            if attempt:  # a replacement from the same data set, as a function of the position's own key
+                row = int(random.integers(len(source.index)))
+            try:
+                return source.sample(row, place.dataset, random, train=True)
+            except DecodeError as error:
+                bad.append(BadClip(source.name, source.index[row]["key"], str(error)))
+        raise DataError(
+            f"{ATTEMPTS} clips in a row cannot be decoded in {source.name}, the last: {bad[-1].clip} ({bad[-1].reason}); prepare it again"
+        )
+
+
+class _Endless(torch.utils.data.Sampler[int]):
+    def __iter__(self) -> Iterator[int]:
+        k = 0
+        while True:
+            yield k
+            k += 1
+
+
+class _EvalBatches(Dataset[Raw]):
+    def __init__(self, source: Source, items: list[int], batch_size: int) -> None:
+        self._source, self._items, self._size = source, items, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._items) // self._size)
+
+    def __getitem__(self, k: int) -> Raw:
+        torch.set_num_threads(1)
+        samples, bad = [], []
+        items = self._items[k * self._size : (k + 1) * self._size]
+        for item in items:
+            try:
+                samples.append(self._source.sample(item, 0, generator(0, self._source.name, 0, item), train=False))
+            except DecodeError as error:
+                bad.append(BadClip(self._source.name, self._source.index[item]["key"], str(error)))
+        return Raw(samples, tuple(bad), items[0], 0)
+
+
+def _as_batch(raw: Raw, pixels: torch.Tensor, names: tuple[str, ...], device: torch.device) -> Batch:
+    def stack(field: str) -> torch.Tensor:
+        return torch.from_numpy(np.stack([getattr(sample, field) for sample in raw.samples]))
+
+    labels = stack("labels")
+    batch = Batch(
+        pixels=pixels,
+        text_ids=stack("ids"),
+        text_mask=stack("mask"),
+        mlm_ids=stack("mlm_ids"),
+        mlm_labels=labels,
+        mlm_positions=(labels.flatten() >= 0).nonzero().flatten(),
+        dataset_ids=torch.tensor([sample.dataset for sample in raw.samples]),
+        dataset_names=names,
+        clips=tuple(sample.name for sample in raw.samples),
+        captions=tuple(sample.caption for sample in raw.samples),
+        first_position=raw.first_position,
+        digest=sum(sample.digest for sample in raw.samples) % 2**63,
+        bad=raw.bad,
+    )
+    return batch.to(device)
+
+
+def _ready(
+    loader: DataLoader[Raw], augment: Any, names: tuple[str, ...], device: torch.device, depth: int = 2
+) -> Iterator[tuple[Raw, Batch]]:
+    """Run the graph in a thread, `depth` micro-batches ahead. Errors of workers and graph come out here."""
+    done: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def put(item: Any) -> bool:
+        while not stop.is_set():
+            try:
+                done.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for raw in loader:
+                if raw.samples:
+                    pixels = augment([sample.frames for sample in raw.samples], [sample.choices for sample in raw.samples])
+                    if not put((raw, _as_batch(raw, pixels, names, device))):
+                        return
+                elif not put((raw, None)):
+                    return
+            put(None)
+        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+            put(error)
+
+    thread = threading.Thread(target=work, name="augment", daemon=True)
+    thread.start()
+    try:
+        while (item := done.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+
+
+def _loader(dataset: Dataset[Raw], config: DataConfig, **options: Any) -> DataLoader[Raw]:
+    workers = config.workers
+    if workers:  # forkserver: a fork of a process with torch's and gloo's threads can deadlock
+        options.update(multiprocessing_context="forkserver", prefetch_factor=config.prefetch)
+    return DataLoader(dataset, batch_size=None, num_workers=workers, **options)
+
+
+class TrainStream:
+    """The endless, deterministic, elastic stream of training batches over a mixture of prepared data sets."""
+
+    def __init__(
+        self, datasets: Sequence[DatasetSpec], clip: ClipConfig, config: DataConfig, *, seed: int, ledger: Path | None = None
+    ) -> None:
+        self._sources = [Source(spec, clip, config) for spec in datasets]
+        self._specs, self._clip, self.config, self._seed, self._ledger = list(datasets), clip, config, seed, ledger
+        sizes = [len(source.index) for source in self._sources]
+        self._order = Order(sizes, [spec.weight for spec in datasets], seed, config.shuffle_window)
+        self.dataset_names = tuple(source.name for source in self._sources)
+        self.samples_per_epoch = sum(sizes)
+
+    def describe(self) -> str:
+        """Data sets with sizes and shares."""
+        total = sum(spec.weight for spec in self._specs)
+        rows = zip(self._sources, self._specs, strict=True)
+        return "\n".join(
+            f"data: {source.name} {len(source.index):,} clips, {100 * spec.weight / total:.1f} % of the samples"
+            for source, spec in rows
+        )
+
+    def batches(self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device) -> Iterator[Batch]:
+        """Endless; the k-th batch of a rank holds the positions from first + (k * world + rank) * micro_batch on."""
+        from data.graph import Augment
+
+        dataset = _TrainBatches(self._sources, self._order, self._seed, first, rank, world, micro_batch)
+        ledger = Ledger(self._ledger, rank, self.config.max_bad_share)
+        loader = _loader(dataset, self.config, sampler=_Endless())
+        for raw, batch in _ready(loader, Augment(self._clip, self.config, device, micro_batch), self.dataset_names, device):
+            ledger.add(micro_batch, raw.bad, raw.epoch)
+            yield batch
+
+
+class EvalSet:
+    """A prepared split for evaluation: every item exactly once, middle frames, central crop, nothing replaced."""
+
+    def __init__(self, dataset: DatasetSpec, clip: ClipConfig, config: DataConfig) -> None:
+        self._source = Source(dataset, clip, config)
+        self._clip, self.config = clip, config
+        self.name = self._source.name
+
+    def __len__(self) -> int:
+        return len(self._source.index)
+
+    def batches(self, *, rank: int, world: int, batch_size: int, device: torch.device) -> Iterator[Batch]:
+        """Items rank, rank + world, …; the last batch may be short. A clip that cannot be decoded is left out and named in `bad` of its batch; a
+        batch of bad clips only is an error."""
+        from data.graph import Augment
+
+        items = list(range(rank, len(self), world))
+        loader = _loader(_EvalBatches(self._source, items, batch_size), self.config, shuffle=False)
+        for raw, batch in _ready(loader, Augment(self._clip, self.config, device, batch_size), (self.name,), device):
+            if batch is None:
+                raise DataError(
+                    f"no clip of a whole batch of {self.name} can be decoded, first: {raw.bad[0].clip} ({raw.bad[0].reason})"
+                )
+            yield batch

@@ -1,0 +1,38 @@
+"""Facts about codecs and frames that preparing and loading share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
+VIDEOS = frozenset({"mp4", "webm", "mkv", "avi", "mov", "gif", "m4v", "mpg", "mpeg", "wmv", "ts", "3gp"})
+
+
+def rotation_of(frame: Any) -> int:
+    """Degrees clockwise by which a decoded frame must be turned to stand upright, from its display matrix: 0, 90, 180 or 270."""
+    return -round(getattr(frame, "rotation", 0) or 0) % 360
+
+
+def idr_packet(codec: str, packet: Any) -> bool:
+    """Whether decoding may start at this packet and give exactly the frames of a full decode: IDR pictures only for H.264 and HEVC, since
+    after other keyframes leading frames may refer to what came before."""
+    if not packet.is_keyframe:
+        return False
+    if codec not in ("h264", "hevc"):
+        return True
+    return any(_idr(codec, kind) for kind in _nal_kinds(codec, bytes(packet)))
+
+
+def _idr(codec: str, header: int) -> bool:
+    return header & 31 == 5 if codec == "h264" else (header >> 1) & 63 in (19, 20)
+
+
+def _nal_kinds(codec: str, data: bytes) -> list[int]:
+    """First byte of every NAL unit, in length-prefixed (mp4) or start-code (annex B) form."""
+    if data[:3] == b"\0\0\1" or data[:4] == b"\0\0\0\1":
+        return [part[0] for part in data.split(b"\0\0\1")[1:] if part]
+    kinds, position = [], 0
+    while position + 4 < len(data):
+        kinds.append(data[position + 4])
+        position += 4 + int.from_bytes(data[position : position + 4], "big")
+    return kinds

@@ -1,0 +1,189 @@
+"""What a media file holds, found by decoding all of it. Runs in processes that can be killed."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from data.media import IMAGES, idr_packet, rotation_of
+
+CONSTANT_RATE_TOLERANCE = 0.02
+"""Largest deviation of a frame's time from its place at a constant rate, in frames, that still counts as constant."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a clip may be."""
+
+    min_frames: int = 2
+    max_duration_s: float = 3600.0
+    timeout_s: float = 60.0
+
+
+class ProbeError(Exception):
+    """A clip is bad: a short word for the ledger and a sentence."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+def probe(content: bytes, extension: str, limits: Limits) -> dict[str, Any]:
+    """Columns of the index for one file; raises ProbeError."""
+    import io
+
+    import av
+
+    if not content:
+        raise ProbeError("empty_file", "the file has no content")
+    head = content[:256].lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html", b"<?xml", b"{", b"<error")):
+        raise ProbeError("not_a_video", f"a text file, not a video: {head[:40].decode(errors='replace')!r}")
+    try:
+        with av.open(io.BytesIO(content)) as container:
+            return _decode(container, extension, limits)
+    except (av.error.FFmpegError, ValueError, EOFError) as error:
+        raise ProbeError("undecodable", str(error)) from error
+
+
+def _decode(container: Any, extension: str, limits: Limits) -> dict[str, Any]:
+    if not container.streams.video:
+        raise ProbeError("no_video_track", "the file has no video track")
+    stream = container.streams.video[0]
+    duration = (container.duration or 0) / 1e6
+    if duration > limits.max_duration_s:
+        raise ProbeError("too_long", f"{duration:.0f} s by its header, more than --max-duration-s {limits.max_duration_s:.0f}")
+    image = extension in IMAGES
+    times: list[float] = []
+    starts: set[int] = set()
+    first = None
+    for packet in container.demux(stream):
+        if packet.pts is not None and idr_packet(stream.codec_context.name, packet):
+            starts.add(packet.pts)
+        for frame in packet.decode():
+            first = first or frame
+            times.append(float(frame.time) if frame.time is not None else len(times) / 25.0)
+    if first is None:
+        raise ProbeError("undecodable", "no frame decodes")
+    if not image:
+        _check_length(len(times), stream, limits)
+    rotation = rotation_of(first)
+    width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
+    rate = (
+        (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else float(stream.average_rate or 0)
+    )
+    base = times[0]
+    constant = all(abs((t - base) * rate - k) <= CONSTANT_RATE_TOLERANCE for k, t in enumerate(times))
+    by_time = {round(t / float(stream.time_base)): k for k, t in enumerate(times)}
+    return {
+        "codec": stream.codec_context.name,
+        "pixel_format": first.format.name,
+        "container": extension,
+        "media": "image" if image else "video",
+        "width": width,
+        "height": height,
+        "rotation": rotation,
+        "frames": len(times),
+        "frame_rate": rate,
+        "duration_s": len(times) / rate if rate else 0.0,
+        "frame_times": None if constant else [t - base for t in times],
+        "keyframes": sorted({by_time[pts] for pts in starts if pts in by_time} | {0}),
+    }
+
+
+def _check_length(decoded: int, stream: Any, limits: Limits) -> None:
+    if decoded < limits.min_frames:
+        raise ProbeError("too_few_frames", f"{decoded} frame(s) decode, fewer than --min-frames {limits.min_frames}")
+    announced = stream.frames
+    if not announced and stream.duration and stream.average_rate:
+        announced = int(float(stream.duration * stream.time_base) * float(stream.average_rate)) - 1
+    if announced and decoded < 0.9 * announced - 1:
+        raise ProbeError("truncated", f"{decoded} of {announced} announced frames decode")
+
+
+def _worker(pipe: Connection, limits: Limits) -> None:
+    import av
+
+    av.logging.set_level(av.logging.PANIC)
+    while True:
+        task = pipe.recv()
+        if task is None:
+            return
+        path, offset, size, extension = task
+        try:
+            with Path(path).open("rb") as file:
+                file.seek(offset)
+                content = file.read() if size is None else file.read(size)
+            pipe.send((None, probe(content, extension, limits)))
+        except FileNotFoundError:
+            pipe.send(("missing", f"no file {path}"))
+        except OSError as error:
+            pipe.send(("unreadable", str(error)))
+        except ProbeError as error:
+            pipe.send((error.reason, error.detail))
+
+
+class ProbePool:
+    """Processes that probe files. One that hangs or dies costs its clip only: it is killed and another one takes its place."""
+
+    def __init__(self, workers: int, limits: Limits, target: Any = _worker) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._limits, self._target = limits, target
+        self._workers = [self._start() for _ in range(max(1, workers))]
+
+    def _start(self) -> tuple[Any, Connection]:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=self._target, args=(theirs, self._limits), daemon=True)
+        process.start()
+        theirs.close()
+        return process, ours
+
+    def map(self, tasks: Iterable[tuple[str, int, int | None, str]]) -> Iterator[tuple[int, str | None, Any]]:
+        """(number of the task, reason or None, detail or columns), in the order of completion."""
+        numbered, free = enumerate(tasks), deque(range(len(self._workers)))
+        running: dict[int, tuple[int, float]] = {}
+        while True:
+            for slot, (number, task) in zip(list(free), itertools.islice(numbered, len(free)), strict=False):
+                free.popleft()
+                self._workers[slot][1].send(task)
+                running[slot] = (number, time.monotonic() + self._limits.timeout_s)
+            if not running:
+                return
+            slots: dict[Any, int] = {self._workers[slot][1]: slot for slot in running}
+            ready = {
+                slots[pipe]
+                for pipe in wait(list(slots), timeout=max(0.0, min(end for _, end in running.values()) - time.monotonic()))
+            }
+            for slot in list(running):
+                number, deadline = running[slot]
+                if slot in ready:
+                    try:
+                        yield (number, *self._workers[slot][1].recv())
+                    except EOFError:
+                        self._restart(slot)
+                        yield number, "decoder_crashed", "the decoding process died on this clip"
+                elif time.monotonic() >= deadline:
+                    self._restart(slot)
+                    yield number, "timeout", f"not decoded within --timeout-s {self._limits.timeout_s:g}"
+                else:
+                    continue
+                del running[slot]
+                free.append(slot)
+
+    def _restart(self, slot: int) -> None:
+        self._workers[slot][0].kill()
+        self._workers[slot][0].join()
+        self._workers[slot] = self._start()
+
+    def close(self) -> None:
+        """End all processes."""
+        for process, _ in self._workers:
+            process.kill()
+            process.join()

@@ -1,0 +1,91 @@
+"""A pre-training run is this one dataclass: recipe values, changed by options, saved with every checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data.config import ClipConfig, DataConfig, DatasetSpec
+from engine.config import TrainConfig
+from model import AllInOneConfig
+from pretrain.objectives import ObjectiveConfig
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model of a run. None keeps the value of the size."""
+
+    size: str = "base"
+    """nano, tiny, small, base, large or huge (model/config.py)."""
+    frames: int = 3
+    """Frames per clip, T."""
+    image_size: int | None = None
+    """Height and width of the frames, pixels."""
+    max_text_len: int | None = None
+    """Tokens per caption, [CLS] and [SEP] included."""
+    roll: Literal["roll", "average", "flatten", "channel"] = "roll"
+    """How frames exchange information: temporal token rolling, or one of the paper's alternatives."""
+    patch_order: Literal["raster", "shuffled"] | None = None
+    """Which patches roll: those of the first and last rows, or a random choice per clip and step."""
+    dropout: float | None = None
+    """Dropout of hidden states."""
+    drop_path: float | None = None
+    """Stochastic depth of the last block, linear over depth."""
+    init_from: Path | None = None
+    """Start from these weights: a folder written by save_pretrained, or `weights/` inside a checkpoint."""
+
+    def build_config(self) -> AllInOneConfig:
+        """The model's config; raises ValueError that lists the valid sizes."""
+        overrides = {
+            "num_frames": self.frames,
+            "image_size": self.image_size,
+            "max_text_len": self.max_text_len,
+            "roll": self.roll,
+            "patch_order": self.patch_order,
+            "hidden_dropout": self.dropout,
+            "drop_path": self.drop_path,
+        }
+        return AllInOneConfig.from_size(self.size, **{name: value for name, value in overrides.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that a pre-training run depends on."""
+
+    out: Path
+    """Folder of the run: checkpoints, TensorBoard, history. The same command on the same folder resumes."""
+    data: tuple[str, ...]
+    """Prepared data sets to train on, each DIR[:SPLIT][=WEIGHT]."""
+    val: tuple[str, ...] = ()
+    """Prepared data sets to evaluate on during training, each DIR[:SPLIT] (default split val)."""
+    val_items: int = 1000
+    """Evaluate at most this many items of each validation set."""
+    model: ModelOptions = field(default_factory=ModelOptions)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    loader: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def train_specs(self) -> list[DatasetSpec]:
+        """The mixture."""
+        return [DatasetSpec.parse(text, "train") for text in self.data]
+
+    def val_specs(self) -> list[DatasetSpec]:
+        """The validation sets."""
+        return [DatasetSpec.parse(text, "val") for text in self.val]
+
+    def clip(self, config: AllInOneConfig) -> ClipConfig:
+        """What the loader must deliver for this model."""
+        return ClipConfig(num_frames=config.num_frames, image_size=config.image_size, max_text_len=config.max_text_len)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values only, for checkpoints and reports."""
+        return _plain(asdict(self))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

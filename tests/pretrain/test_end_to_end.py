@@ -1,0 +1,65 @@
+"""The commands of the README as a user types them, with few steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "2"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=400, check=False
+    )
+
+
+def test_demo_prepares_trains_evaluates_reports_and_then_is_done(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    first = run("tools/demo.py", "--out", str(out), "--steps", "3")
+    assert first.returncode == 0, first.stdout + first.stderr
+    results = json.loads((out / "results.json").read_text())
+    for split, items in (("val", 246), ("val_unseen", 125)):
+        assert results["items"][split] == items
+        for way in ("text_to_video", "video_to_text"):
+            assert set(results[split][way]) == {"R@1", "R@5", "R@10", "MdR"}
+        assert abs(results[split]["chance"]["R@10"] - 1000 / items) < 1e-6
+    assert {"prepare", "train", "evaluate"} == set(results["seconds"])
+    page = (out / "report.html").read_text()
+    assert page.count("data:image") > 50
+    assert 'src="http' not in page
+    for name in ("losses.png", "gallery.png", "masked_words.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+        assert name in first.stdout
+    again = run("tools/demo.py", "--out", str(out), "--steps", "3")
+    assert again.returncode == 0
+    assert "is done" in again.stdout
+
+
+def test_own_videos_in_three_commands(tmp_path: Path) -> None:
+    videos = ROOT / "data" / "demo" / "videos" / "000001_000200"
+    rows = "".join(f"{videos.name}/{number}.mp4,a caption with number {number}\n" for number in range(1, 41))
+    (tmp_path / videos.name).symlink_to(videos)
+    (tmp_path / "my.csv").write_text(f"path,caption\n{rows}")
+    prepared = run("tools/prepare.py", str(tmp_path / "my.csv"), "--out", str(tmp_path / "prepared"))
+    assert prepared.returncode == 0, prepared.stderr
+    options = ["--data", str(tmp_path / "prepared"), "--out", str(tmp_path / "run"), "--val", "--steps", "2", "--log-every", "1"]
+    trained = run("pretrain/train.py", "demo", *options)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert "step 2/2" in trained.stdout
+
+
+def test_wrong_options_are_refused_with_what_is_valid(tmp_path: Path) -> None:
+    unknown = run("pretrain/train.py", "nosuch")
+    assert unknown.returncode == 2
+    assert "webvid-howto-tiny" in unknown.stdout + unknown.stderr
+    size = run("pretrain/train.py", "demo", "--size", "giant", "--out", str(tmp_path / "a"))
+    assert size.returncode == 2
+    assert "valid sizes: nano, tiny" in size.stderr
+    missing = run("pretrain/train.py", "demo", "--data", str(tmp_path), "--out", str(tmp_path / "b"))
+    assert missing.returncode == 2
+    assert "tools/prepare.py" in missing.stderr
