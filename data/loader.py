@@ -24,6 +24,7 @@ from data.errors import DataError
 from data.index import Index
 from data.ledger import Ledger
 from data.order import Order
+from data.processes import forkserver_context, live_and_die_with_parent
 from data.text import Tokenizer, mask_words
 
 ATTEMPTS = 20
@@ -231,8 +232,10 @@ def _ready(
 
 def _loader(dataset: Dataset[Raw], config: DataConfig, **options: Any) -> DataLoader[Raw]:
     workers = config.workers
-    if workers:  # forkserver: a fork of a process with torch's and gloo's threads can deadlock
-        options.update(multiprocessing_context="forkserver", prefetch_factor=config.prefetch)
+    if workers:
+        options.update(
+            multiprocessing_context=forkserver_context(), prefetch_factor=config.prefetch, worker_init_fn=live_and_die_with_parent
+        )
     return DataLoader(dataset, batch_size=None, num_workers=workers, **options)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.media import IMAGES, idr_packet, rotation_of
+from data.processes import forkserver_context, live_and_die_with_parent
 
 CONSTANT_RATE_TOLERANCE = 0.02
 """Largest deviation of a frame's time from its place at a constant rate, in frames, that still counts as constant."""
@@ -111,6 +111,7 @@ def _check_length(decoded: int, stream: Any, limits: Limits) -> None:
 def _worker(pipe: Connection, limits: Limits) -> None:
     import av
 
+    live_and_die_with_parent()
     av.logging.set_level(av.logging.PANIC)
     while True:
         task = pipe.recv()
@@ -134,7 +135,7 @@ class ProbePool:
     """Processes that probe files. One that hangs or dies costs its clip only: it is killed and another one takes its place."""
 
     def __init__(self, workers: int, limits: Limits, target: Any = _worker) -> None:
-        self._context = multiprocessing.get_context("forkserver")
+        self._context = forkserver_context()
         self._limits, self._target = limits, target
         self._workers = [self._start() for _ in range(max(1, workers))]
 

@@ -10,15 +10,18 @@ OUT/checkpoints/step-00001000/
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import re
 import shutil
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import nn
 
 from data.files import fsync_dir, fsync_file, remove_leftovers, write_atomic
@@ -91,8 +94,26 @@ def newest_whole(out: Path) -> tuple[Path | None, list[str]]:
         problem = damage(folder)
         if problem is None:
             return folder, notes
-        notes.append(f"checkpoint {folder} {problem}; using the one before")
+        notes.append(f"checkpoint {folder} {problem}; looking for the one before")
     return None, notes
+
+
+def newest_for_resume(out: Path) -> tuple[Path | None, list[str]]:
+    """As `newest_whole`, and damaged checkpoints are renamed to damaged-step-*, so that they count as none when old ones are deleted.
+
+    Raises CheckpointError if there are checkpoints and none is whole: starting again from step 0 is for a person to decide.
+    """
+    folder, notes = newest_whole(out)
+    if folder is None:
+        if notes:
+            raise CheckpointError(f"{'; '.join(notes)}: none is left. Delete {out / 'checkpoints'} to start again from step 0")
+        return None, []
+    for bad in (path for path in checkpoints(out) if step_of(path) > step_of(folder)):
+        aside = bad.with_name(f"damaged-{bad.name}")
+        if aside.exists():
+            shutil.rmtree(aside)
+        bad.rename(aside)
+    return folder, [f"{note}; it is kept as damaged-*" for note in notes]
 
 
 def newest_weights(out: Path) -> Path:
@@ -119,24 +140,63 @@ def changed_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
 
 
 def full_weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    """fp32 weights of the wrapped model on the CPU, gathered over ZeRO's partitions; collective over all ranks."""
+    """fp32 weights of the wrapped model on the CPU, gathered over ZeRO's partitions. Collective over all ranks; the others than rank 0 get {}."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    weights = {}
+    weights, keep = {}, dist.get_rank() == 0
     for name, parameter in module.named_parameters():
         partitioned = hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")
         full = safe_get_full_fp32_param(parameter) if partitioned else None
-        weights[name] = (
-            (parameter.detach() if full is None else full.detach())
-            .float()
-            .cpu()
-            .reshape(getattr(parameter, "ds_shape", parameter.shape))
-        )
+        if keep:
+            value = (parameter if full is None else full).detach().float().cpu()
+            weights[name] = value.reshape(getattr(parameter, "ds_shape", parameter.shape))
     return weights
+
+
+class StateWriter:
+    """Makes DeepSpeed's save_checkpoint safe on a full disk: a failed write is remembered instead of raised.
+
+    save_checkpoint holds barriers after its writes. A rank that raised in between would leave the others waiting in them until the time-out.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self.error = ""
+        self._write = engine.checkpoint_engine.save
+        engine.checkpoint_engine.save = self._save
+        engine._copy_recovery_script = lambda save_path: None  # zero_to_fp32.py in each checkpoint: weights/ serves its purpose
+
+    def _save(self, state_dict: Any, path: str) -> None:
+        self.error = self.error or attempt(lambda: self._write(state_dict, path))
+
+
+def attempt(action: Callable[[], object]) -> str:
+    """What went wrong with a write, or ''. A full disk is an OSError, to torch a RuntimeError, to safetensors an error of its own."""
+    try:
+        action()
+    except (OSError, RuntimeError, SafetensorError) as failure:
+        return f"{type(failure).__name__}: {str(failure).splitlines()[0]}"
+    return ""
+
+
+def code_version() -> dict[str, str]:
+    """Version of the package and, in a git checkout, its commit."""
+    try:
+        version = importlib.metadata.version("allinone-pretrain")
+    except importlib.metadata.PackageNotFoundError:
+        version = "not installed"
+    root = Path(__file__).resolve().parent.parent
+    try:
+        found = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return {"version": version}
+    return {"version": version, "commit": found.stdout.strip()} if found.returncode == 0 else {"version": version}
 
 
 def _save_weights(module: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:
     if hasattr(module, "save_pretrained"):
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # a bar per checkpoint between our own lines
         module.save_pretrained(folder, state_dict=weights)
     else:
         from safetensors.torch import save_file
@@ -145,45 +205,43 @@ def _save_weights(module: nn.Module, weights: dict[str, torch.Tensor], folder: P
         save_file({name: value.contiguous() for name, value in weights.items()}, folder / "model.safetensors")
 
 
-def save(engine: Any, module: nn.Module, out: Path, facts: Mapping[str, Any]) -> Path:
+def save(engine: Any, writer: StateWriter, module: nn.Module, out: Path, facts: Mapping[str, Any]) -> Path:
     """Write a checkpoint with all ranks and publish it. A failure leaves the earlier ones alone and raises CheckpointError on every rank."""
     target = out / "checkpoints" / f"step-{facts['step']:08d}"
     temporary = target.with_name(f".tmp-{target.name}")
-    rank, error = dist.get_rank(), ""
-    if rank == 0:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(target.parent)
-        temporary.mkdir()
-    dist.barrier()
-    weights = full_weights(module)
-    try:
+    first = dist.get_rank() == 0
+    error = _first_error(attempt(lambda: _make_folder(temporary)) if first else "")
+    if not error:
+        weights = full_weights(module)
+        writer.error = ""
         engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False)
-        if rank == 0:
-            _save_weights(module, weights, temporary / "weights")
-            write_atomic(temporary / "run.json", json.dumps(facts, indent=1) + "\n")
-    except (OSError, RuntimeError) as failure:  # torch reports a full disk as RuntimeError
-        error = f"{type(failure).__name__}: {str(failure).splitlines()[0]}"
-    error = _first_error(error)
-    if not error and rank == 0:
-        try:
-            if target.exists():  # a damaged checkpoint of the same step
-                shutil.rmtree(target)
-            write_manifest(temporary)
-            temporary.rename(target)
-            fsync_dir(target.parent)
-        except OSError as failure:
-            error = f"{type(failure).__name__}: {failure}"
-    error = _first_error(error)
+        error = _first_error(writer.error)  # before rank 0 publishes: all partitions must have been written
+    if not error:
+        error = _first_error(attempt(lambda: _finish(temporary, target, module, weights, facts)) if first else "")
     if error:
-        free = size(shutil.disk_usage(target.parent).free)
-        if rank == 0:
+        if first:
             shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"checkpoint {target.name} could not be written ({error}); {free} are free in {target.parent}. Earlier checkpoints are whole: "
-            "free space or give another --out, then run the same command again",
+            f"checkpoint {target.name} could not be written ({error}); most often the disk or a quota is full: "
+            f"{size(shutil.disk_usage(out).free)} are free in {out}. Earlier checkpoints are whole: free space, then run the same command again",
             disk=True,
         )
     return target
+
+
+def _make_folder(temporary: Path) -> None:
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(temporary.parent)
+    temporary.mkdir()
+
+
+def _finish(temporary: Path, target: Path, module: nn.Module, weights: dict[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+    """Rank 0's part after all partitions are written: weights, facts, manifest, rename."""
+    _save_weights(module, weights, temporary / "weights")
+    write_atomic(temporary / "run.json", json.dumps(facts, indent=1) + "\n")
+    write_manifest(temporary)
+    temporary.rename(target)
+    fsync_dir(target.parent)
 
 
 def _first_error(error: str) -> str:

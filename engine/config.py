@@ -25,8 +25,11 @@ class TrainConfig:
     weight_decay: float = 0.01
     """Decoupled weight decay of the matrices and tables (engine/optimizer.py says which)."""
     beta1: float = 0.9
+    """Decay of AdamW's first moment."""
     beta2: float = 0.98
+    """Decay of AdamW's second moment; the paper's value, shorter than the usual 0.999."""
     eps: float = 1e-8
+    """Added to the root of AdamW's second moment."""
     warmup: float = 0.1
     """Linear warm-up: a share of the steps if below 1, else a number of steps."""
     schedule: Literal["linear", "cosine"] = "linear"
@@ -52,7 +55,7 @@ class TrainConfig:
     eval_every: int = 0
     """Steps between two evaluations; 0 evaluates at the end only."""
     max_skipped: int = 50
-    """Steps skipped for a non-finite gradient after which the run stops."""
+    """Steps in a row skipped for a non-finite gradient after which the run stops. Single ones are normal: fp16 finds its loss scale by them."""
     hang_timeout_s: float = 1800.0
     """Seconds without a finished step after which a rank prints where it hangs and ends."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -31,6 +31,20 @@ def precision(config: dict[str, Any]) -> str:
     return "fp32"
 
 
+def stage(config: dict[str, Any]) -> int:
+    """ZeRO stage."""
+    return int(config.get("zero_optimization", {}).get("stage", 0))
+
+
+def clips_itself(config: dict[str, Any]) -> bool:
+    """Does our optimizer clip and skip (on the device), or DeepSpeed (which asks the device once per step and waits)?
+
+    Ours: ZeRO 0 in fp32, ZeRO 1 and 2 in fp32 and bf16. DeepSpeed's: fp16, whose loss scaler must know; ZeRO 3 and ZeRO 0 in bf16, whose
+    wrappers always ask.
+    """
+    return (stage(config), precision(config)) in {(0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16")}
+
+
 def resolve(config: TrainConfig, world: int, on_cpu: bool) -> dict[str, Any]:
     """What deepspeed.initialize gets. A value that stands both here and in the run and differs raises ConfigError."""
     resolved = load(config.ds_config)
@@ -54,5 +68,11 @@ def resolve(config: TrainConfig, world: int, on_cpu: bool) -> dict[str, Any]:
         raise ConfigError(
             f"--ds-config {config.ds_config}: DeepSpeed does not train in fp16 on a CPU; choose a *_fp32 or *_bf16 file"
         )
+    if clips_itself(resolved):
+        if resolved.get("zero_optimization", {}).get("compute_grad_norm", True) is False:
+            raise ConfigError(
+                f"{config.ds_config} sets compute_grad_norm = false, but clipping and skipping need the norm; remove the line"
+            )
+        resolved["gradient_clipping"] = 0.0  # done by SkippingAdamW, without waiting for the device
     resolved["zero_allow_untested_optimizer"] = True  # SkippingAdamW is AdamW, but not by name
     return resolved

@@ -1,10 +1,23 @@
-"""Signals, skipped steps and hangs."""
+"""Signals, skipped steps, hangs, and decisions that all ranks must share."""
 
 from __future__ import annotations
 
 import faulthandler
+import os
 import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
 from types import FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+EXIT_HANG = 5
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to leave and has saved
@@ -12,33 +25,114 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to lea
 
 
 class TooManySkipped(RuntimeError):  # noqa: N818 - says what happened
-    """More steps than --max-skipped had a non-finite gradient."""
+    """More steps in a row than --max-skipped had a non-finite gradient."""
 
 
 class StopSignals:
-    """Remembers SIGTERM, SIGUSR1 and SIGINT; the loop looks between two steps. A second SIGINT ends at once."""
+    """Remembers SIGTERM, SIGUSR1 and SIGINT for the loop, which looks between two steps. A second SIGINT ends at once."""
 
     def __init__(self) -> None:
         self.received: str | None = None
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._remember)
+        self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == "SIGINT":
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
 
+    def restore(self) -> None:
+        """Give the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-class Watchdog:
-    """Prints every thread's stack and ends the process if no step finishes within the time-out, whatever it waits for."""
+
+class Agreement:
+    """Tells every rank about a signal that any rank got, one step later, without waiting for the device or for slower ranks.
+
+    The exchange runs over a group of its own between hosts (gloo), beside the next step; NCCL would put it on the device and make the
+    host wait there.
+    """
+
+    _NAMES = (None, *(number.name for number in SIGNALS))
 
     def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+        import torch.distributed as dist
 
-    def alive(self) -> None:
-        """A step has finished: start the time anew."""
-        faulthandler.dump_traceback_later(self._timeout_s, exit=True)
+        self._dist = dist
+        self._pending: tuple[Any, Any] | None = None
+        several = dist.get_world_size() > 1
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) if several else None
+
+    def share(self, received: str | None) -> str | None:
+        """Call once per step on every rank: what was received up to the step before, the same on all."""
+        import torch
+
+        if self._group is None:
+            return received
+        before = self.settle()
+        code = torch.tensor(self._NAMES.index(received))
+        self._pending = (self._dist.all_reduce(code, self._dist.ReduceOp.MAX, group=self._group, async_op=True), code)
+        return before
+
+    def settle(self) -> str | None:
+        """Wait for the exchange that is under way; no later one may be open when the process group closes."""
+        if self._pending is None:
+            return None
+        work, code = self._pending
+        work.wait()
+        self._pending = None
+        return self._NAMES[int(code)]
+
+
+def decided_by_rank_0(action: Callable[[], T]) -> T:
+    """Result of `action` on rank 0, given to every rank. Its error is raised on every rank, so that none waits for one that has left."""
+    import torch.distributed as dist
+
+    box: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = action()
+        except (ValueError, RuntimeError, OSError) as error:
+            box[1] = error
+    dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise box[1]
+    return box[0]
+
+
+class Watchdog:
+    """Ends the process if nothing finishes within the time-out, whatever it waits for, and says on which rank, in what, and where in the code."""
+
+    _GRACE_S = 30.0
+    """faulthandler's own timer, which needs no Python thread to run, comes this much later: for a hang that holds the interpreter's lock."""
+
+    def __init__(self, timeout_s: float, rank: int) -> None:
+        self._timeout_s, self._rank = timeout_s, rank
+        self._doing, self._deadline = "start", float("inf")
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self.alive("start")
+        self._thread.start()
+
+    def alive(self, doing: str) -> None:
+        """Something has finished; start the time anew for what comes next."""
+        self._doing, self._deadline = doing, time.monotonic() + self._timeout_s
+        faulthandler.dump_traceback_later(self._timeout_s + self._GRACE_S, exit=True)
 
     def stop(self) -> None:
         """The run has ended."""
+        self._ended.set()
         faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(1.0, self._timeout_s / 10)):
+            if time.monotonic() > self._deadline:
+                host = socket.gethostname()
+                print(
+                    f"error: rank {self._rank} on {host} (pid {os.getpid()}) hangs: {self._doing} did not finish within --hang-timeout-s "
+                    f"{self._timeout_s:g}. Ranks that wait in a collective wait for one that shows another place, or none:",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                faulthandler.dump_traceback(all_threads=True)
+                os._exit(EXIT_HANG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -11,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+
+from engine.config import ConfigError
 
 EXIT_USER, EXIT_DISK, EXIT_NONFINITE, EXIT_REQUEUE = 2, 3, 4, 75
 """Wrong options or data; a checkpoint could not be written; too many non-finite steps; saved after a signal, start again (EX_TEMPFAIL)."""
@@ -29,11 +32,11 @@ class Place:
 
 
 def first_host(nodelist: str) -> str:
-    """First host of a Slurm node list: node[03-07,9] → node03."""
-    match = re.match(r"([^,\[]+)(?:\[([^\]]+)\])?", nodelist)
+    """First host of a Slurm node list: node[03-07,9] → node03, rack[1-2]n[04,07] → rack1n04."""
+    match = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodelist)
     if not match:
         raise ValueError(f"SLURM_JOB_NODELIST {nodelist!r} names no host")
-    return match[1] + (re.split(r"[-,]", match[2])[0] if match[2] else "")
+    return re.sub(r"\[([^\]\-,]+)[^\]]*\]", r"\1", match[0])
 
 
 def _slurm_address(nodelist: str) -> str:
@@ -42,7 +45,10 @@ def _slurm_address(nodelist: str) -> str:
         socket.getaddrinfo(host, None)
         return host
     except OSError:  # nodes without a DNS name: the address that Slurm itself uses
-        shown = subprocess.run(["scontrol", "-o", "show", "node", host], capture_output=True, text=True, check=False).stdout
+        try:
+            shown = subprocess.run(["scontrol", "-o", "show", "node", host], capture_output=True, text=True, check=False).stdout
+        except FileNotFoundError:  # a container without Slurm's programs
+            return host
         match = re.search(r"NodeAddr=(\S+)", shown)
         return match[1] if match else host
 
@@ -67,13 +73,31 @@ def find_place(env: Mapping[str, str]) -> Place:
             port,
             launcher,
         )
-    if int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:
-        address = env.get("MASTER_ADDR") or _slurm_address(env["SLURM_JOB_NODELIST"])
-        port = int(env.get("MASTER_PORT", 20000 + int(env["SLURM_JOB_ID"]) % 10000))
-        return Place(
-            int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", "0")), address, port, "srun"
-        )
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")))
+    if (
+        tasks > 1 and "SLURM_STEP_ID" in env
+    ):  # srun sets it; plain python in an sbatch or salloc shell sees SLURM_PROCID too, but is alone
+        address = env.get("MASTER_ADDR") or _slurm_address(env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"])
+        port = int(env.get("MASTER_PORT", 20000 + (int(env["SLURM_JOB_ID"]) * 7 + int(env["SLURM_STEP_ID"])) % 10000))
+        return Place(int(env["SLURM_PROCID"]), tasks, int(env.get("SLURM_LOCALID", "0")), address, port, "srun")
     return Place(0, 1, 0, "127.0.0.1", free_port(), "python")
+
+
+def ranks_of_host(env: Mapping[str, str], world: int) -> int:
+    """Ranks that share this machine's cores."""
+    given = env.get("LOCAL_WORLD_SIZE") or env.get("LOCAL_SIZE") or env.get("SLURM_STEP_TASKS_PER_NODE") or str(world)
+    return max(1, int(re.split(r"[(,]", given)[0]))  # Slurm writes 8(x16) for 8 tasks on each of 16 nodes
+
+
+def gpu_of_rank(local_rank: int, visible: int) -> int:
+    """CUDA device of a rank. With one visible GPU (srun --gpus-per-task=1) it is that one, whatever the local rank."""
+    if visible == 1:
+        return 0
+    if local_rank >= visible:
+        raise ConfigError(
+            f"rank {local_rank} of this host has no GPU: {visible} are visible; start as many ranks per host as it has GPUs"
+        )
+    return local_rank
 
 
 def prepare_environment() -> None:
@@ -97,20 +121,24 @@ def start(device: str, timeout_s: float) -> tuple[Place, Any]:
     place = find_place(os.environ)
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     if cuda and not torch.cuda.is_available():
-        raise ValueError("--device cuda was asked for but torch sees no GPU; use --device cpu or a CUDA build of torch")
+        raise ConfigError("--device cuda was asked for but torch sees no GPU; use --device cpu or a CUDA build of torch")
     if not cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", str(place.world))))
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(ranks_here, 1)))
-    environment = {"RANK": place.rank, "WORLD_SIZE": place.world, "LOCAL_RANK": place.local_rank}
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_of_host(os.environ, place.world)))
+    device_index = gpu_of_rank(place.local_rank, torch.cuda.device_count()) if cuda else place.local_rank
+    environment = {
+        "RANK": place.rank,
+        "WORLD_SIZE": place.world,
+        "LOCAL_RANK": device_index,
+    }  # DeepSpeed takes LOCAL_RANK for the GPU
     os.environ.update({name: str(value) for name, value in environment.items()})
     os.environ.update(MASTER_ADDR=place.address, MASTER_PORT=str(place.port))
     if cuda:
-        torch.cuda.set_device(place.local_rank)
+        torch.cuda.set_device(device_index)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s))
-    return place, torch.device("cuda", place.local_rank) if cuda else torch.device("cpu")
+    return place, torch.device("cuda", device_index) if cuda else torch.device("cpu")
 
 
 def main(run: Callable[[], Any]) -> int:
@@ -122,20 +150,31 @@ def main(run: Callable[[], Any]) -> int:
     try:
         run()
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return EXIT_REQUEUE
+        return _end(stopped, EXIT_REQUEUE, shared=True)
     except TooManySkipped as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_NONFINITE
+        return _end(error, EXIT_NONFINITE, shared=True)
     except CheckpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_DISK if error.disk else EXIT_USER
-    except (ValueError, DataError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER
+        return _end(error, EXIT_DISK if error.disk else EXIT_USER, shared=True)
+    except ConfigError as error:
+        return _end(error, EXIT_USER, shared=True)
+    except (DataError, FileNotFoundError) as error:
+        return _end(error, EXIT_USER, shared=False)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        return _end(error, EXIT_DISK, shared=False)
     finally:
         _leave()
     return 0
+
+
+def _end(reason: Exception, code: int, shared: bool) -> int:
+    """Say why the run ends. What all ranks raise alike is said by rank 0 only."""
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    if rank == 0 or not shared:
+        where = f"rank {rank}: " if rank else ""
+        print(f"{'' if code == EXIT_REQUEUE else 'error: '}{where}{reason}", file=sys.stderr)
+    return code
 
 
 def _leave() -> None:

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
+import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from data.units import count, duration
+from data.files import write_atomic
+from data.units import count, duration, size
 from engine import checkpoint, ds_config, launch
 from engine.config import ConfigError, TrainConfig, every
-from engine.faults import Stopped, StopSignals, TooManySkipped, Watchdog
+from engine.faults import Agreement, Stopped, StopSignals, TooManySkipped, Watchdog, decided_by_rank_0
 from engine.monitor import Monitor, memory_bytes
 from engine.objective import Objective, StepModule
 from engine.optimizer import SkippingAdamW, learning_rate, parameter_groups
 from engine.peak import peak_rate
-
-DIGEST_BITS = 63
+from engine.plan import memory_per_rank
+from engine.tally import Report, Tally
 
 
 class Data(Protocol):
@@ -84,91 +83,89 @@ class Run:
         self._ds_config = ds_config.resolve(config, self.place.world, self.device.type == "cpu")
         self.step = 0
         self.skipped = 0
-        self._digest = 0
-        self._bad_clips = 0
-        self._sums: dict[str, Tensor] = {}
-        self._skips: list[Tensor] = []
-        self._recent: deque[tuple[int, list[str]]] = deque(maxlen=config.log_every)
-        self._waited = 0.0
+        self._skipped_in_a_row = 0
+        self._tally = Tally()
+        self._monitor: Monitor | None = None
 
     def train(self) -> RunResult:
         """Train to the last step. Raises Stopped after a signal (saved), TooManySkipped, CheckpointError, ConfigError."""
-        self._claim_folder()
+        signals, watchdog = StopSignals(), Watchdog(self.config.hang_timeout_s, self.place.rank)
+        try:
+            self._prepare()
+            if self.step >= self.config.steps:
+                self._say(f"{self.out} is done: step {self.step} of {self.config.steps}")
+                return RunResult(self.step, decided_by_rank_0(lambda: checkpoint.newest_whole(self.out)[0]), {})
+            return self._train_to_the_end(signals, watchdog)
+        finally:
+            watchdog.stop()
+            signals.restore()
+            if self._monitor:
+                self._monitor.close()
+
+    def _prepare(self) -> None:
+        decided_by_rank_0(self._claim_folder)
         self._start_engine()
         self._resume()
-        if self.step >= self.config.steps:
-            self._say(f"{self.out} is done: step {self.step} of {self.config.steps}")
-            return RunResult(self.step, checkpoint.newest_whole(self.out)[0], {})
-        self._describe()
-        signals, watchdog = StopSignals(), Watchdog(self.config.hang_timeout_s)
-        self._monitor = Monitor(self.out, self.config.steps, self.step, self.config.json) if self.place.rank == 0 else None
+        self._agreement = Agreement(self.config.hang_timeout_s)
+        if self.step < self.config.steps:
+            self._describe()
+            if self.place.rank == 0:
+                self._monitor = Monitor(self.out, self.config.steps, self.step, self.config.json)
+
+    def _train_to_the_end(self, signals: StopSignals, watchdog: Watchdog) -> RunResult:
+        config, place = self.config, self.place
         batches = self.data.batches(
-            first=self.step * self.config.global_batch,
-            rank=self.place.rank,
-            world=self.place.world,
-            micro_batch=self.config.micro_batch,
+            first=self.step * config.global_batch,
+            rank=place.rank,
+            world=place.world,
+            micro_batch=config.micro_batch,
             device=self.device,
         )
-        peak, _ = peak_rate(self.device)
         saved: Path | None = None
         results: Mapping[str, float] = {}
         self._tick = time.perf_counter()
-        watchdog.alive()
-        try:
-            while self.step < self.config.steps:
-                self._train_step(batches)
-                watchdog.alive()
-                stop = self._agreed(signals.received)
-                if every(self.step, self.config.log_every, self.config.steps) or stop:
-                    self._log(peak)
-                if every(self.step, self.config.save_every, self.config.steps) or stop:
-                    saved = self._save()
-                if stop:
-                    raise Stopped(f"{stop}: saved {saved} at step {self.step}; the same command continues")
-                if self.evaluate and every(self.step, self.config.eval_every, self.config.steps):
-                    results = self._evaluate()
-        finally:
-            watchdog.stop()
-            if self._monitor:
-                self._monitor.close()
+        while self.step < config.steps:
+            watchdog.alive(f"step {self.step + 1}")
+            self._train_step(batches)
+            stop = self._agreement.share(signals.received)
+            if every(self.step, config.log_every, config.steps) or stop:
+                self._log()
+            if every(self.step, config.save_every, config.steps) or stop:
+                watchdog.alive(f"the checkpoint of step {self.step}")
+                saved = self._save()
+            if stop:
+                self._agreement.settle()
+                raise Stopped(f"{stop}: saved {saved} at step {self.step}; the same command continues")
+            if self.evaluate and every(self.step, config.eval_every, config.steps):
+                watchdog.alive(f"the evaluation at step {self.step}")
+                results = self._evaluate()
+        self._agreement.settle()
         return RunResult(self.step, saved, results)
 
     def _train_step(self, batches: Iterator[Any]) -> None:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step + 1) * group["lr_mult"]
-        clips: list[str] = []
         for _ in range(self.accumulation):
             start = time.perf_counter()
             batch = next(batches)
-            self._waited += time.perf_counter() - start
+            self._tally.waited_s += time.perf_counter() - start
             torch.manual_seed(seed_of(self.config.seed, batch.first_position))
             loss, metrics = self._engine(batch)
             self._engine.backward(loss)
             self._engine.step()
-            self._add(batch, metrics)
-            clips += batch.clips
+            self._tally.add(batch, loss, metrics)
         self.step += 1
-        self._recent.append((self.step, clips))
-        overflow = getattr(
-            self._engine.optimizer, "overflow", None
-        )  # DeepSpeed's own verdict, where one of its optimizers wraps ours
-        skipped = self._optimizer.last_skipped if overflow is None else torch.tensor(float(overflow))
-        if skipped is not None:
-            self._skips.append(skipped)
+        self._tally.end_step(self.step, self._skip_of_step())
 
-    def _add(self, batch: Any, metrics: Mapping[str, Tensor]) -> None:
-        self._digest = (self._digest + batch.digest) % 2**DIGEST_BITS
-        self._bad_clips += len(batch.bad)
-        for name, value in metrics.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+    def _skip_of_step(self) -> Tensor:
+        """1 if the step was skipped: DeepSpeed's word where it refused the gradient before our optimizer saw it, else our optimizer's."""
+        refused = bool(getattr(self._engine.optimizer, "overflow", False))
+        if refused or self._optimizer.skipped is None:
+            return torch.tensor(float(refused), device=self.device)
+        return self._optimizer.skipped
 
     def _claim_folder(self) -> None:
         """Refuse a folder with other content, or with a run whose options differ."""
-        if self.place.rank == 0:
-            self._claim()
-        dist.barrier()
-
-    def _claim(self) -> None:
         marker = self.out / "run.json"
         if marker.exists():
             changes = checkpoint.changed_options(json.loads(marker.read_text()), self.run_config)
@@ -178,8 +175,6 @@ class Run:
                 )
         elif self.out.exists() and any(path.name != "bad_clips" for path in self.out.iterdir()):
             raise ConfigError(f"{self.out} is not empty and holds no run of this program; give another --out")
-        from data.files import write_atomic
-
         write_atomic(marker, json.dumps(self.run_config, indent=1) + "\n")
 
     def _start_engine(self) -> None:
@@ -198,29 +193,41 @@ class Run:
             self.model.compile()
         module = StepModule(self.model, self._objective).to(self.device)
         self._parameters = sum(parameter.numel() for parameter in module.parameters())
-        self._optimizer = SkippingAdamW(parameter_groups(module, self.config.weight_decay), self.config)
+        groups = parameter_groups(module, self.config.weight_decay)
+        self._optimizer = SkippingAdamW(groups, self.config, deciding=ds_config.clips_itself(self._ds_config))
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=self._optimizer, config=self._ds_config, dist_init_required=False
         )
+        self._writer = checkpoint.StateWriter(self._engine)
+        if ds_config.stage(self._ds_config) in (
+            1,
+            2,
+        ):  # the optimizer sees partitions; DeepSpeed has the norm of all before the first
+            self._optimizer.norm_of = lambda: self._engine.optimizer._global_grad_norm
 
     def _resume(self) -> None:
-        folder, notes = checkpoint.newest_whole(self.out)
+        folder, notes = decided_by_rank_0(lambda: checkpoint.newest_for_resume(self.out))
         for note in notes:
             self._say(f"warning: {note}")
-        dist.barrier()
-        if folder is not None:
-            facts = checkpoint.load(self._engine, folder)
-            self.step, self.skipped, self._digest = (
-                facts["step"],
-                facts["skipped"],
-                facts["digest"] if self.place.rank == 0 else 0,
-            )
-            self._say(f"resumed from {folder}: step {self.step}, {facts['samples']:,} clips seen")
+        if folder is None:
+            return
+        facts = checkpoint.load(self._engine, folder)
+        self.step, self.skipped, self._skipped_in_a_row = facts["step"], facts["skipped"], facts["skipped_in_a_row"]
+        self._continue_sums(facts["digest"], facts["bad_clips"])
+        self._say(f"resumed from {folder}: step {self.step}, {facts['samples']:,} clips seen")
+
+    def _continue_sums(self, digest: int, bad_clips: int) -> None:
+        """Sums over all ranks and past steps live on rank 0 from a checkpoint on, in this process as in one that resumes from it."""
+        first = self.place.rank == 0
+        self._tally.digest, self._tally.bad_clips = (digest, bad_clips) if first else (0, 0)
 
     def _describe(self) -> None:
         config, place = self.config, self.place
         assert config.micro_batch * place.world * self.accumulation == config.global_batch
         rate, source = peak_rate(self.device)
+        memory = memory_per_rank(
+            self._parameters, place.world, ds_config.stage(self._ds_config), ds_config.precision(self._ds_config)
+        )
         left = (config.steps - self.step) * config.global_batch * self.flops_per_sample
         lines = [
             f"{count(self._parameters)} parameters, {count(self.flops_per_sample)}FLOPs per clip and step (FMA = 2, all "
@@ -228,99 +235,87 @@ class Run:
             f"{config.steps:,} steps x {config.global_batch:,} clips = {config.micro_batch} per micro-batch x {place.world} ranks x "
             f"{self.accumulation} accumulated; started by {place.launcher} on {self.device.type}, {config.ds_config}",
             f"peak {count(rate)}FLOP/s per rank ({source}); at half of it the rest takes {duration(left / (0.5 * rate * place.world))}",
-            self.data.describe(),
         ]
+        if memory:
+            lines.append(
+                f"memory per rank without activations: {size(memory.between_steps)} between steps, {size(memory.peak)} at the peak"
+            )
+        lines.append(self.data.describe())
         self._say("\n".join(lines))
 
-    def _agreed(self, received: str | None) -> str | None:
-        """A signal that any rank got, known to all. Costs one small exchange between hosts per step."""
-        if self.place.world == 1:
-            return received
-        names = (None, "SIGTERM", "SIGUSR1", "SIGINT")
-        code = torch.tensor(names.index(received), device=self.device)
-        dist.all_reduce(code, dist.ReduceOp.MAX)
-        return names[int(code)]
-
-    def _log(self, peak: float) -> None:
+    def _log(self) -> Report:
         """The one place where the host waits for the device. Sums over micro-batches, steps and ranks since the last time."""
-        skips = torch.stack(self._skips).tolist() if self._skips else []
+        report = self._tally.collect(memory_bytes(self.device))
         now = time.perf_counter()
-        elapsed = now - self._tick
-        steps = len(self._recent)
-        host = {
-            "digest": self._digest,
-            "bad": self._bad_clips,
-            "wait": self._waited / elapsed,
-            "memory": memory_bytes(self.device),
-        }
-        sums = {name: value.double().cpu() for name, value in self._sums.items()}
-        if self.place.world > 1:
-            gathered: list[Any] = [None] * self.place.world
-            dist.all_gather_object(gathered, (host, sums))
-        else:
-            gathered = [(host, sums)]
-        samples = steps * self.config.global_batch / elapsed
-        self.skipped += int(sum(skips))
-        total = {name: sum(part[1][name] for part in gathered) for name in sums}
-        norm = self._engine.get_global_grad_norm()
-        record = {
-            "step": self.step,
-            "samples": self.step * self.config.global_batch,
-            "metrics": {name: float(value[0] / value[1].clamp(min=1)) for name, value in total.items()},
-            "lr": learning_rate(self.config, self.step),
-            "grad_norm": float(norm) if norm is not None else float("nan"),
-            "samples_per_s": samples,
-            "mfu": samples * self.flops_per_sample / (peak * self.place.world),
-            "data_wait": max(part[0]["wait"] for part in gathered),
-            "memory_bytes": max(part[0]["memory"] for part in gathered),
-            "skipped_steps": self.skipped,
-            "bad_clips": sum(part[0]["bad"] for part in gathered),
-            "digest": sum(part[0]["digest"] for part in gathered) % 2**DIGEST_BITS,
-            "eta_s": (self.config.steps - self.step) * self.config.global_batch / samples,
-            "elapsed_s": elapsed,
-        }
-        self._logged_digest = record["digest"]
+        elapsed, self._tick = now - self._tick, now
+        self._count_skips(report.skips)
         if self._monitor:
-            self._monitor.log(record)
-            for (step, clips), skip in zip(list(self._recent)[-len(skips) :], skips, strict=False):
-                if skip:
-                    self._monitor.say(
-                        f"warning: step {step} skipped, its gradient is not finite; clips of this rank: {', '.join(clips[:8])}"
-                    )
-        self._sums, self._skips, self._waited, self._tick = {}, [], 0.0, now
-        self._recent.clear()
-        if self.skipped > self.config.max_skipped:
+            self._monitor.log(self._record(report, elapsed))
+        if self._skipped_in_a_row > self.config.max_skipped:
             raise TooManySkipped(
-                f"{self.skipped} steps had a non-finite gradient, more than --max-skipped {self.config.max_skipped}; "
+                f"{self._skipped_in_a_row} steps in a row had a non-finite gradient, more than --max-skipped {self.config.max_skipped}; "
                 f"lower --lr, or look at the clips named above"
             )
+        self._logged = report
+        return report
+
+    def _count_skips(self, skips: list[bool]) -> None:
+        for skip in skips:
+            self.skipped += skip
+            self._skipped_in_a_row = self._skipped_in_a_row + 1 if skip else 0
+
+    def _record(self, report: Report, elapsed: float) -> dict[str, Any]:
+        peak, _ = peak_rate(self.device)
+        norm = self._optimizer.grad_norm if self._optimizer.grad_norm is not None else self._engine.get_global_grad_norm()
+        samples_per_s = report.steps * self.config.global_batch / elapsed
+        return {
+            "step": self.step,
+            "samples": self.step * self.config.global_batch,
+            "metrics": report.metrics,
+            "lr": learning_rate(self.config, self.step),
+            "grad_norm": float(norm) if norm is not None else float("nan"),
+            "samples_per_s": samples_per_s,
+            "mfu": samples_per_s * self.flops_per_sample / (peak * self.place.world),
+            "data_wait": report.wait_s / elapsed,
+            "memory_bytes": report.memory_bytes,
+            "skipped_steps": self.skipped,
+            "skipped": [vars(skipped) for skipped in report.skipped],
+            "bad_clips": report.bad_clips,
+            "digest": report.digest,
+            "eta_s": (self.config.steps - self.step) * self.config.global_batch / samples_per_s,
+            "elapsed_s": elapsed,
+        }
 
     def _save(self) -> Path:
-        if self._skips or self._sums:
-            self._log(peak_rate(self.device)[0])
+        if len(self._tally):
+            self._log()
+        start = time.perf_counter()
+        digest, bad_clips = self._logged.digest, self._logged.bad_clips
         facts = {
             "step": self.step,
             "samples": self.step * self.config.global_batch,
             "skipped": self.skipped,
-            "digest": self._logged_digest,
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "bad_clips": bad_clips,
+            "digest": digest,
             "world": self.place.world,
-            "version": importlib.metadata.version("allinone-pretrain"),
+            "code": checkpoint.code_version() if self.place.rank == 0 else {},
             "run": self.run_config,
         }
-        if self.place.rank:
-            self._digest = 0
-        else:
-            self._digest = self._logged_digest  # the sum over ranks lives on rank 0 from here on, as after a resume
-        folder = checkpoint.save(self._engine, self.model, self.out, facts)
+        folder = checkpoint.save(self._engine, self._writer, self.model, self.out, facts)
+        self._continue_sums(digest, bad_clips)
         if self.place.rank == 0:
             checkpoint.prune(self.out, self.config.keep_last, self.config.keep_every)
+        self._tick += time.perf_counter() - start  # writing is no training time
         return folder
 
     def _evaluate(self) -> Mapping[str, float]:
         assert self.evaluate is not None
         start = time.perf_counter()
-        with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else None):
+        self.model.eval()
+        with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else None), torch.no_grad():
             results = self.evaluate(self.model, self.device)
+        self.model.train()
         seconds = time.perf_counter() - start
         self._tick += seconds  # evaluation is no training time
         if self._monitor:
@@ -329,6 +324,4 @@ class Run:
 
     def _say(self, text: str) -> None:
         if self.place.rank == 0:
-            import sys
-
             print(text, file=sys.stderr if self.config.json else sys.stdout, flush=True)

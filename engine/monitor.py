@@ -45,6 +45,13 @@ class Monitor:
         """One record: step, metrics, rates."""
         self._write(record)
         step = record["step"]
+        for skipped in record["skipped"]:
+            cause = (
+                "gradient not finite though the losses are; clips of the step"
+                if skipped["loss_finite"]
+                else "loss not finite; clips"
+            )
+            self.say(f"warning: step {skipped['step']} skipped, its {cause}: {', '.join(skipped['clips'])}")
         for name, value in record["metrics"].items():
             self._board.add_scalar(f"train/{name}", value, step)
         for name in ("lr", "grad_norm", "samples_per_s", "mfu", "data_wait", "memory_bytes", "skipped_steps", "bad_clips"):

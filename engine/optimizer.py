@@ -46,25 +46,36 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 class SkippingAdamW(torch.optim.AdamW):
-    """Fused AdamW that leaves weights, moments and step counts as they are when a gradient is not finite.
+    """Fused AdamW that clips, and leaves weights, moments and step counts alone when the gradient is not finite, all on the device.
 
-    The decision stays on the device: torch's fused kernels take a `found_inf` tensor. It decides where this optimizer sees whole gradients, that is
-    without ZeRO. With ZeRO 1-3 and with fp16, DeepSpeed looks at the gradients of all partitions before it calls step(), and waits for the
-    device to do so.
+    torch's fused kernels take two device scalars: `found_inf` (1: change nothing) and `grad_scale` (gradients are divided by it). Both
+    follow from one number, the norm of the whole gradient over all ranks, so all ranks and ZeRO partitions decide alike and the host
+    waits for nothing. `deciding` is false where DeepSpeed clips and skips by itself, waiting for the device: ZeRO 3, fp16, and ZeRO 0 in
+    bf16 (engine/ds_config.py says which). With ZeRO 1 and 2 this optimizer sees one partition of one group per call; the loop then sets
+    `norm_of` to DeepSpeed's norm of all partitions, which it reduces before the first call of a step.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], config: TrainConfig) -> None:
+    def __init__(self, groups: list[dict[str, Any]], config: TrainConfig, deciding: bool = True) -> None:
         super().__init__(
             groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=config.weight_decay, fused=True
         )
-        self.last_skipped: Tensor | None = None
-        """float32 scalar, 1 after a skipped step."""
+        self._clip, self._deciding = config.clip_grad, deciding
+        self.norm_of: Callable[[], Tensor] | None = None
+        """Global gradient norm before clipping; None: this optimizer sees the whole gradient and computes it."""
+        self.grad_norm: Tensor | None = None
+        """float32 scalar of the last step, before clipping; None where DeepSpeed decides."""
+        self.skipped: Tensor | None = None
+        """float32 scalar, 1 after a skipped step; None where DeepSpeed decides."""
 
     def step(self, closure: Callable[[], float] | None = None) -> None:
         """One update, or none."""
+        if self._deciding:
+            norm = self.norm_of() if self.norm_of else self._norm()
+            self.grad_norm, self.skipped = norm, (~torch.isfinite(norm)).float()
+            self.found_inf = self.skipped
+            self.grad_scale = ((norm + 1e-6) / self._clip).clamp(min=1.0) if self._clip else None
+        super().step(closure)
+
+    def _norm(self) -> Tensor:
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if gradients:
-            norm = torch.stack(torch._foreach_norm(gradients)).sum()
-            self.found_inf, self.grad_scale = (~torch.isfinite(norm)).float(), None
-            self.last_skipped = self.found_inf
-            super().step()
+        return torch.nn.utils.get_total_norm(gradients, foreach=True).float()

@@ -80,6 +80,7 @@ class VideoEmbeddings(nn.Module):
 
     def forward(self, pixels: Tensor, patch_order: Tensor | None = None, rolls: bool = True) -> Tensor:
         clips, frames = self._check(pixels)
+        pixels = pixels.to(self.patch.weight.dtype)  # the data path hands float32 to models of any precision
         patches = self.patch(pixels.flatten(0, 1)).flatten(2).transpose(1, 2) + self.position[:, 1:]
         if frames > 1:  # an image is no clip of one frame: it has no place in time
             patches = (patches.unflatten(0, (clips, frames)) + self.temporal[:, :frames, None]).flatten(0, 1)

@@ -24,6 +24,7 @@ from torch import nn
 
 from data import EvalSet, TrainStream
 from engine import Run, RunResult
+from engine.config import ConfigError
 from model import AllInOneForPreTraining, flops
 from pretrain.config import PretrainConfig
 from pretrain.evaluation import embed, retrieval_table
@@ -81,15 +82,15 @@ def make_evaluation(config: PretrainConfig) -> Callable[[nn.Module, torch.device
     return evaluate
 
 
-def pretrain(config: PretrainConfig) -> RunResult:
-    """Run a recipe to its end, resuming what stands in `config.out`."""
+def build_run(config: PretrainConfig) -> Run:
+    """The run of a recipe; ValueError where options contradict each other or the data."""
     if config.objective.vtm and config.train.micro_batch < 2:
         raise ValueError("VTM draws its false pairs from the micro-batch: --micro-batch must be at least 2 (or set --vtm 0)")
     model_config = config.model.build_config()
     stream = TrainStream(
         config.train_specs(), config.clip(model_config), config.loader, seed=config.train.seed, ledger=config.out / "bad_clips"
     )
-    run = Run(
+    return Run(
         config.train,
         model=build_model(config),
         objective=PretrainObjective(config.objective),
@@ -99,6 +100,14 @@ def pretrain(config: PretrainConfig) -> RunResult:
         flops_per_sample=training_flops_per_sample(config),
         out=config.out,
     )
+
+
+def pretrain(config: PretrainConfig) -> RunResult:
+    """Run a recipe to its end, resuming what stands in `config.out`. Raises ConfigError for options that a user can mend."""
+    try:
+        run = build_run(config)
+    except ValueError as error:  # while training, a ValueError is a fault of the program and keeps its traceback
+        raise ConfigError(str(error)) from error
     return run.train()
 
 

@@ -85,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 130
     if as_json:
         print(json.dumps({**vars(summary), "bad_share": summary.bad_share}))
     else:

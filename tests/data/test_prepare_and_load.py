@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -310,3 +311,56 @@ def test_too_many_bad_clips_and_lost_shards_stop_with_the_way_out(prepared: Path
 
 def test_a_summary_knows_its_share_of_bad_clips() -> None:
     assert PrepareSummary({"train": 3}, {"missing": 1}, 0, 0.0).bad_share == 0.25
+
+
+def test_workers_outlive_the_signals_that_make_training_save(prepared: Path) -> None:
+    """Ctrl-C and Slurm reach every process of a run; the next batches, far beyond what was queued, still come and are the right ones."""
+    import psutil
+
+    expected = [batch.digest for batch in take(stream(prepared), 40)]  # type: ignore[attr-defined]
+    batches = stream(prepared, workers=2, prefetch=1).batches(first=0, rank=0, world=1, micro_batch=4, device=CPU)
+    digests = [next(batches).digest]
+    children = psutil.Process().children(recursive=True)
+    assert len(children) >= 3
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+        for child in children:
+            child.send_signal(number)
+    digests += [next(batches).digest for _ in range(39)]
+    assert digests == expected
+    start = time.monotonic()
+    batches.close()  # type: ignore[attr-defined]
+    workers = [child for child in children if child.is_running() and child.parent() not in (None, psutil.Process())]
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+    assert time.monotonic() - start < 20
+
+
+def test_no_worker_stays_behind_a_killed_training(prepared: Path) -> None:
+    import psutil
+
+    script = f"""
+import itertools, sys, time, torch
+from pathlib import Path
+from data import TrainStream
+from data.config import ClipConfig, DataConfig, DatasetSpec
+if __name__ == "__main__":
+    data = TrainStream([DatasetSpec(Path({str(prepared)!r}))], ClipConfig(3, 224, 12), DataConfig(workers=2), seed=0)
+    batches = data.batches(first=0, rank=0, world=1, micro_batch=16, device=torch.device("cpu"))
+    next(batches)
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+    path = prepared.parent / "hold.py"
+    path.write_text(script)
+    process = subprocess.Popen(
+        [sys.executable, str(path)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(1)  # until the queues are full and the workers wait to hand over
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 3
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -30,16 +31,25 @@ def start(out: Path, world: int = 1, **options: object) -> list[subprocess.Popen
     from engine.launch import free_port
 
     port, ranks = str(free_port()), []
+    limits = options.pop("_limits", {})
     for rank in range(world):
         env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
         if world > 1:
             env.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        ranks.append(
-            subprocess.Popen(
-                command(out, options), cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        line = command(out, options)
+        if rank in limits:  # type: ignore[operator]
+            limit = (
+                f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({limits[rank]}, -1))"  # type: ignore[index]
             )
-        )
+            module = f"sys.argv = {line[2:]!r}; runpy.run_module('tests.engine.toy', run_name='__main__')"
+            line = [sys.executable, "-c", f"import resource, runpy, signal, sys; {limit}; {module}"]
+        ranks.append(subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     return ranks
+
+
+def start_limited(out: Path, limits: dict[int, int], world: int = 1, **options: object) -> list[subprocess.Popen[str]]:
+    """Ranks that cannot write files larger than limits[rank] bytes: stands for a full disk or quota."""
+    return start(out, world, _limits=limits, **options)
 
 
 def finish(ranks: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
@@ -54,6 +64,7 @@ def train(out: Path, world: int = 1, **options: object) -> tuple[int, str]:
 
 def history(out: Path) -> dict[int, dict[str, Any]]:
     rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "metrics" in row]
     assert len({row["step"] for row in rows}) == len(rows), "a step stands twice in the history"
     return {row["step"]: row for row in rows}
 
@@ -133,6 +144,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(whole: Path, tmp_
     assert "step-00000015" in output
     assert losses(out) == losses(whole)
     assert checkpoint.damage(newest) is None
+    assert (newest.parent / "damaged-step-00000020").exists()
     assert not list((out / "checkpoints").glob(".tmp*"))
 
 
@@ -152,46 +164,151 @@ def test_damage_is_found_and_said(whole: Path, tmp_path: Path, break_it: Any, me
     assert message in str(checkpoint.damage(folder))
 
 
-def test_sigterm_saves_and_asks_to_be_started_again(whole: Path, tmp_path: Path) -> None:
+def test_a_damaged_newer_checkpoint_never_counts_as_one_to_keep(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    ranks = start(out, steps=100_000, save_every=100_000)
+    shutil.copytree(whole, out)
+    shutil.copytree(whole / "checkpoints" / "step-00000020", out / "checkpoints" / "step-00000030")
+    for step in (20, 30):
+        (out / "checkpoints" / f"step-{step:08d}" / "run.json").unlink()
+    code, output = train(out, keep_last=1)
+    assert code == 0, output
+    assert [(folder.name, checkpoint.damage(folder)) for folder in checkpoint.checkpoints(out)] == [("step-00000020", None)]
+
+
+def test_when_every_checkpoint_is_damaged_nothing_starts_over_by_itself(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for folder in checkpoint.checkpoints(out):
+        (folder / "manifest.json").unlink()
+    code, output = train(out)
+    assert code == 2
+    assert "to start again from step 0" in output
+    assert history(out) == history(whole)
+
+
+def wait_for_history(out: Path) -> None:
     deadline = time.monotonic() + 60
     while not (out / "history.jsonl").exists() or (out / "history.jsonl").stat().st_size < 500:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    ranks[0].send_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("world", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGUSR1)])
+def test_a_signal_to_one_rank_saves_and_asks_to_be_started_again(tmp_path: Path, world: int, number: signal.Signals) -> None:
+    out = tmp_path / "run"
+    ranks = start(out, world, steps=100_000, save_every=100_000)
+    wait_for_history(out)
+    ranks[-1].send_signal(number)
     codes, output = finish(ranks)
-    assert codes == [75], output
-    assert "SIGTERM: saved" in output
+    assert codes == [75] * world, output
+    assert output.count(f"{number.name}: saved") == 1
     assert checkpoint.step_of(checkpoint.checkpoints(out)[0]) == max(history(out))
 
 
-@pytest.mark.parametrize("options", [{}, {"ds_config": "zero0_fp32"}, {"ds_config": "zero2_fp32"}, {"ds_config": "zero3_fp32"}])
-def test_a_step_with_a_nan_leaves_the_weights_alone_and_is_named(tmp_path: Path, options: dict[str, object]) -> None:
-    """Step 6 holds the poisoned clip: the weights after it are bit-equal to those after step 5."""
-    after = {}
-    for steps in (5, 6):
-        code, output = train(tmp_path / str(steps), poison=5 * 16 + 3, steps=steps, warmup=100, save_every=1, **options)
-        assert code == 0, output
-        after[steps] = weights(tmp_path / str(steps))
+@pytest.mark.slow
+def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
+    """Every step is a checkpoint, so that most kills fall into the writing of one."""
+    code, output = train(tmp_path / "whole", save_every=1, keep_last=3, steps=60)
+    assert code == 0, output
+    out, random = tmp_path / "killed", Random(0)
+    for _ in range(5):
+        before = checkpoint.checkpoints(out)[:1]
+        (rank,) = start(out, save_every=1, keep_last=3, steps=60)
+        while checkpoint.checkpoints(out)[:1] == before and rank.poll() is None:
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.2))
+        rank.kill()
+        rank.communicate()
+        assert rank.returncode == -signal.SIGKILL, "the run ended before it was killed: give it more steps"
+        assert all(checkpoint.damage(folder) is None for folder in checkpoint.checkpoints(out))
+    code, output = train(out, save_every=1, keep_last=3, steps=60)
+    assert code == 0, output
+    assert losses(out) == losses(tmp_path / "whole")
+    assert digests(out) == digests(tmp_path / "whole")
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """All tensors of a nested DeepSpeed state, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
+    return [tensor for item in items for tensor in tensors(item)]
+
+
+def optimizer_state(folder: Path) -> list[torch.Tensor]:
+    """Weights' partitions, moments and step counts of all ranks as DeepSpeed saved them (our own files: unpickled in full)."""
+    found = []
+    for path in sorted((folder / "deepspeed").glob("*.pt")):
+        state = torch.load(path, weights_only=False)
+        found += tensors(state.get("optimizer_state_dict", state.get("optimizer")))
+    assert len(found) >= 6
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "clip_grad"),
+    [
+        *((f"zero{stage}_fp32", 0.1) for stage in range(4)),
+        ("zero0_fp32", 0.0),
+        ("zero1_bf16", 0.1),
+        ("zero1_bf16", 0.0),
+        ("zero2_bf16", 0.1),
+    ],
+)
+def test_a_step_with_a_nan_leaves_weights_and_moments_bit_equal(tmp_path: Path, name: str, clip_grad: float) -> None:
+    """Step 6 holds the poisoned clip: the state after it is that after step 5."""
+    out = tmp_path / "run"
+    code, output = train(out, poison=5 * 16 + 3, steps=6, save_every=1, ds_config=name, clip_grad=clip_grad)
+    assert code == 0, output
     assert "step 6 skipped" in output
-    assert "clip83" in output
-    for name, value in after[5].items():
-        assert torch.equal(after[6][name], value), name
-        assert torch.isfinite(value).all()
+    assert "loss not finite; clips: clip80, clip81, clip82, clip83\n" in output, "only the micro-batch with the bad clip is named"
+    assert all(torch.isfinite(torch.tensor(losses(out)))), "the finite micro-batches of the step still count in the curve"
+    after, before = checkpoint.checkpoints(out)
+    assert (checkpoint.step_of(before), checkpoint.step_of(after)) == (5, 6)
+    for old, new in zip(optimizer_state(before), optimizer_state(after), strict=True):
+        assert torch.equal(old, new)
+    old_weights, new_weights = (load_file(folder / "weights" / "model.safetensors") for folder in (before, after))
+    assert all(torch.equal(old_weights[key], new_weights[key]) for key in old_weights)
 
 
-def test_a_nan_on_one_of_two_ranks_skips_the_step_on_both(tmp_path: Path) -> None:
-    code, output = train(tmp_path / "run", 2, poison=5 * 16 + 3)
+@pytest.mark.parametrize("name", ["zero1_bf16", "zero2_fp32"])
+def test_a_nan_on_one_of_two_ranks_skips_the_step_on_both_and_names_its_clips(tmp_path: Path, name: str) -> None:
+    code, output = train(tmp_path / "run", 2, poison=5 * 16 + 5, ds_config=name)
     assert code == 0, output
     assert history(tmp_path / "run")[20]["skipped_steps"] == 1
+    assert history(tmp_path / "run")[6]["skipped"] == [
+        {"step": 6, "clips": ["clip84", "clip85", "clip86", "clip87"], "loss_finite": False}
+    ]
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+
+@pytest.mark.parametrize("name", ["zero0_fp32", "zero1_bf16", "zero2_bf16"])
+def test_no_step_but_a_logging_one_reads_a_number_from_the_device(tmp_path: Path, name: str) -> None:
+    code, output = train(tmp_path / "run", count_waits=True, ds_config=name, log_every=10, save_every=10)
+    assert code == 0, output
+    waits = json.loads(next(line for line in output.splitlines() if line.startswith("waits ")).removeprefix("waits "))
+    assert len(waits) == 20
+    assert sum(waits[1:]) == 0, waits  # the first step sets up DeepSpeed's buffers
 
 
 def test_too_many_skipped_steps_stop_the_run(tmp_path: Path) -> None:
     code, output = train(tmp_path / "run", poison=3, max_skipped=0)
     assert code == 4
     assert "--max-skipped" in output
+
+
+def test_single_skipped_steps_do_not_stop_a_run(tmp_path: Path) -> None:
+    code, output = train(tmp_path / "run", poison_every=3 * 16, max_skipped=1)
+    assert code == 0, output
+    assert history(tmp_path / "run")[20]["skipped_steps"] == 7
+
+
+def test_refused_options_end_every_rank_at_once_and_are_said_once(whole: Path) -> None:
+    begin = time.monotonic()
+    codes, output = finish(start(whole, 2, lr=0.5, hang_timeout_s=100))
+    assert codes == [2, 2], output
+    assert output.count("train.lr") == 1
+    assert time.monotonic() - begin < 60
 
 
 def test_changed_options_and_foreign_folders_are_refused(whole: Path, tmp_path: Path) -> None:
@@ -219,21 +336,26 @@ def test_another_world_size_is_refused_with_the_way_out(whole: Path, tmp_path: P
     assert "Start with 1 ranks" in output
 
 
-@pytest.mark.parametrize("when", [1, 20_000])
-def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path, when: int) -> None:
-    """A file-size limit stands for the full disk: writes fail in the middle of a file."""
+@pytest.mark.parametrize("limit", [1, 5_000])
+def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path, limit: int) -> None:
     out = tmp_path / "run"
-    limited = f"import resource,sys,signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({when}, -1)); \
-import runpy; sys.argv = {command(out, {})[2:]!r}; runpy.run_module('tests.engine.toy', run_name='__main__')"
     train(out, steps=20, die=7 * 16)
-    before = [folder.name for folder in checkpoint.checkpoints(out)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", limited], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert result.returncode != 0
-    assert [folder.name for folder in checkpoint.checkpoints(out)] == before == ["step-00000005"]
+    codes, output = finish(start_limited(out, {0: limit}))
+    assert codes == [3], output
+    assert "error:" in output
+    assert "Traceback" not in output
+    assert [folder.name for folder in checkpoint.checkpoints(out)] == ["step-00000005"]
     assert checkpoint.damage(checkpoint.checkpoints(out)[0]) is None
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_disk_that_is_full_for_one_rank_ends_all_at_once_with_a_clear_error(tmp_path: Path, full: int) -> None:
+    begin = time.monotonic()
+    codes, output = finish(start_limited(tmp_path / "run", {full: 4000}, 2, steps=5, hang_timeout_s=100))
+    assert codes == [3, 3], output
+    assert "step-00000005 could not be written" in output
+    assert time.monotonic() - begin < 60, "the other rank waited for its time-out"
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_a_dead_rank_takes_the_others_down(tmp_path: Path) -> None:
@@ -242,3 +364,15 @@ def test_a_dead_rank_takes_the_others_down(tmp_path: Path) -> None:
     codes, _ = finish(ranks)
     assert 0 not in codes
     assert time.monotonic() - begin < 90
+
+
+def test_a_hang_ends_the_run_and_names_rank_step_and_place(tmp_path: Path) -> None:
+    ranks = start(tmp_path / "run", 2, hang=10 * 16 + 5, hang_timeout_s=12)
+    begin = time.monotonic()
+    codes, output = finish(ranks)
+    assert 5 in codes, codes
+    assert 0 not in codes, codes
+    assert "rank 1 on" in output
+    assert "hangs: step 11 did not finish" in output
+    assert "in batches" in output, "the place of the hang: toy.py's batches()"
+    assert time.monotonic() - begin < 60

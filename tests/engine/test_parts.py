@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from engine import ds_config
 from engine.config import ConfigError, TrainConfig, every
-from engine.launch import find_place, first_host, without_launcher_arguments
+from engine.launch import find_place, first_host, gpu_of_rank, ranks_of_host, without_launcher_arguments
 from engine.loop import seed_of
 from engine.metrics import chance_metrics, ranks, retrieval_metrics
 from engine.optimizer import learning_rate, parameter_groups
+from engine.plan import memory_per_rank
 from model import AllInOneConfig, AllInOneForPreTraining
 
 
@@ -32,11 +33,14 @@ from model import AllInOneConfig, AllInOneForPreTraining
                 "SLURM_LOCALID": "1",
                 "SLURM_JOB_NODELIST": "localhost",
                 "SLURM_JOB_ID": "4711",
+                "SLURM_STEP_ID": "0",
             },
             "srun",
             9,
             16,
         ),
+        # plain python inside the shell of a 16-task batch job, which is no step of its own
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "16", "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_ID": "4711"}, "python", 0, 1),
     ],
 )
 def test_each_launcher_is_understood(env: dict[str, str], launcher: str, rank: int, world: int) -> None:
@@ -45,8 +49,26 @@ def test_each_launcher_is_understood(env: dict[str, str], launcher: str, rank: i
 
 
 def test_slurm_node_lists_and_launcher_arguments() -> None:
-    assert [first_host(text) for text in ("node[03-07,9]", "a1", "gpu-[12,14]", "x1,x2")] == ["node03", "a1", "gpu-12", "x1"]
+    lists = {"node[03-07,9]": "node03", "a1": "a1", "gpu-[12,14]": "gpu-12", "x1,x2": "x1", "rack[1-2]n[04,07],y1": "rack1n04"}
+    assert {text: first_host(text) for text in lists} == lists
     assert without_launcher_arguments(["demo", "--local_rank=3", "--lr", "1"]) == ["demo", "--lr", "1"]
+
+
+def test_ranks_find_their_gpu_and_their_share_of_the_cores() -> None:
+    assert [gpu_of_rank(rank, 8) for rank in (0, 7)] == [0, 7]
+    assert gpu_of_rank(3, 1) == 0, "srun --gpus-per-task=1 shows each rank its own GPU only"
+    with pytest.raises(ValueError, match="2 are visible"):
+        gpu_of_rank(2, 2)
+    given = [{"LOCAL_WORLD_SIZE": "4"}, {"SLURM_STEP_TASKS_PER_NODE": "8(x16)"}, {"SLURM_STEP_TASKS_PER_NODE": "3,2"}, {}]
+    assert [ranks_of_host(env, 128) for env in given] == [4, 8, 3, 128]
+
+
+def test_memory_model_gives_the_platforms_figures() -> None:
+    """Peaks measured models give for 128 ranks: 110M parameters 2.05 GiB with ZeRO 0 and 0.42 with ZeRO 1, 1B 18.6 and 3.8."""
+    for parameters, stage, gib in ((110e6, 0, 2.05), (110e6, 1, 0.42), (1e9, 0, 18.6), (1e9, 1, 3.8)):
+        memory = memory_per_rank(int(parameters), 128, stage, "bf16")
+        assert memory is not None
+        assert memory.peak / 2**30 == pytest.approx(gib, rel=0.03)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +29,10 @@ class ToyBatch:
 
 
 class ToyData:
-    def __init__(self, poison: int | None = None, die: int | None = None) -> None:
-        self.poison, self.die = poison, die
+    def __init__(
+        self, poison: int | None = None, die: int | None = None, hang: int | None = None, poison_every: int | None = None
+    ) -> None:
+        self.poison, self.die, self.hang, self.poison_every = poison, die, hang, poison_every
 
     def describe(self) -> str:
         return "toy data"
@@ -40,10 +44,12 @@ class ToyData:
             for p in range(position, position + micro_batch):
                 generator = torch.Generator().manual_seed(p)
                 samples.append(torch.randn(9, generator=generator))
-                if p == self.poison:
+                if p == self.poison or (self.poison_every and p % self.poison_every == 0):
                     samples[-1][0] = float("nan")
                 if p == self.die:
                     os.kill(os.getpid(), 9)
+                if p == self.hang:
+                    time.sleep(1000)
             rows = torch.stack(samples)
             clips = tuple(f"clip{p}" for p in range(position, position + micro_batch))
             yield ToyBatch(
@@ -62,7 +68,7 @@ class ToyModel(nn.Module):
         self.net = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Dropout(0.1), nn.GELU(), nn.Linear(16, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        return self.net(x.to(self.net[0].weight.dtype)).float()
 
 
 def objective(model: nn.Module, batch: ToyBatch) -> Losses:
@@ -73,7 +79,8 @@ def objective(model: nn.Module, batch: ToyBatch) -> Losses:
 def run(out: Path, options: dict[str, object]) -> int:
     from engine import Run, launch
 
-    extra = {name: options.pop(name) for name in ("poison", "die") if name in options}
+    extra = {name: options.pop(name) for name in ("poison", "die", "hang", "poison_every") if name in options}
+    count_waits = options.pop("count_waits", False)
     config = TrainConfig(
         **{"steps": 20, "global_batch": 16, "micro_batch": 4, "lr": 1e-2, "log_every": 1, "save_every": 5, **options}
     )  # type: ignore[arg-type]
@@ -84,7 +91,37 @@ def run(out: Path, options: dict[str, object]) -> int:
             config, model=ToyModel(), objective=objective, data=ToyData(**extra), run_config={"train": vars(config)}, out=out
         ).train()  # type: ignore[arg-type]
 
+    if count_waits:
+        return _count_waits(lambda: launch.main(train))
     return launch.main(train)
+
+
+def _count_waits(train: Callable[[], int]) -> int:
+    """Run and print how often each step read a tensor's value on the host: on a GPU, each of those waits for the device."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from engine.loop import Run
+
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Counter.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    waits, step = [], Run._train_step
+
+    def counted(self: Run, batches: Iterator[Any]) -> None:
+        batch = [next(batches) for _ in range(self.accumulation)]  # making a batch is the host's business
+        Counter.count = 0
+        with Counter():
+            step(self, iter(batch))
+        waits.append(Counter.count)
+
+    Run._train_step = counted  # type: ignore[method-assign]
+    code = train()
+    print("waits", json.dumps(waits))
+    return code
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""The real model through the real loop in every precision that a CPU trains in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.engine.test_loop import ROOT, history
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from data.batch import Batch
+from engine import Run, launch
+from engine.config import TrainConfig
+from model import AllInOneConfig, AllInOneForPreTraining
+from pretrain.objectives import ObjectiveConfig, PretrainObjective
+
+config = AllInOneConfig.from_size("nano", vocab_size=100)
+
+class Data:
+    def describe(self):
+        return "noise"
+
+    def batches(self, *, first, rank, world, micro_batch, device):
+        b, size, length = micro_batch, config.image_size, config.max_text_len
+        while True:
+            ids = torch.randint(5, 100, (b, length))
+            at = torch.arange(b) * length + 3
+            labels = torch.full_like(ids, -100)
+            labels[:, 3] = ids[:, 3]
+            names = tuple(str(first + i) for i in range(b))
+            pixels = torch.randn(b, config.num_frames, 3, size, size)
+            yield Batch(pixels, ids, torch.ones_like(ids), ids, labels, at, torch.zeros(b).long(), ("noise",), names, names, first)
+            first += b
+
+def train():
+    options = TrainConfig(steps=3, global_batch=4, micro_batch=2, ds_config=sys.argv[2], log_every=1, save_every=3)
+    model, objective = AllInOneForPreTraining(config), PretrainObjective(ObjectiveConfig(vtc=1.0, wpa=0.1))
+
+    def evaluate(model, device):
+        pixels = torch.randn(1, config.num_frames, 3, config.image_size, config.image_size)
+        return {"norm": float(model.video_projection(model.encode_video(pixels)).float().norm())}
+
+    Run(options, model=model, objective=objective, data=Data(), run_config={}, out=Path(sys.argv[1]), evaluate=evaluate).train()
+
+sys.exit(launch.main(train))
+"""
+
+
+@pytest.mark.parametrize("name", ["zero0_bf16", "zero1_bf16", "zero2_bf16", "zero3_bf16", "zero1_fp32"])
+def test_the_model_trains_and_evaluates_in_every_precision(tmp_path: Path, name: str) -> None:
+    """The data path hands over float32 pixels whatever the precision of the weights."""
+    line = [sys.executable, "-c", SCRIPT, str(tmp_path / "run"), name]
+    result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    rows = [row for row in history(tmp_path / "run").values() if "metrics" in row]
+    assert all(0 < row["metrics"]["mlm_loss"] < 10 for row in rows)
