@@ -56,7 +56,10 @@ class DataConfig:
     """How clips are read, decoded and augmented."""
 
     backend: Literal["auto", "cpu", "gpu"] = "auto"
-    """DALI graph: cpu decodes on the host; gpu uses the mixed (NVDEC) decoder; auto follows the training device."""
+    """Where the DALI graph runs; auto follows the training device."""
+    decoder: Literal["auto", "dali", "pyav"] = "auto"
+    """Who decodes: dali (NVDEC on a GPU, VP8, VP9 and MJPEG on the CPU; what it does not read goes to PyAV), or pyav in the reader processes.
+    auto is dali on a GPU and pyav, which is faster there, on the CPU."""
     workers: int = 2
     """Reader processes per rank (read, trim, tokenise, mask). 0 reads in the training process."""
     dali_threads: int = 2

@@ -7,9 +7,9 @@ import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,13 +19,18 @@ from torch.utils.data import DataLoader, Dataset
 from data.batch import BadClip, Batch
 from data.choices import SampleChoices, draw, fixed, generator
 from data.config import ClipConfig, DataConfig, DatasetSpec
-from data.decode import DecodeError, decode_frames
-from data.errors import DataError
+from data.decode import DecodeError, Timeline, decode_frames
+from data.errors import DataError, GraphError
 from data.index import Index
 from data.ledger import Ledger
+from data.media import dali_reads
 from data.order import Order
 from data.processes import forkserver_context, live_and_die_with_parent
 from data.text import Tokenizer, mask_words
+from data.trim import Trimmed, trim
+
+if TYPE_CHECKING:
+    from data.graph import Augment
 
 ATTEMPTS = 20
 """Clips tried for one position before the run gives up."""
@@ -37,7 +42,7 @@ class Sample:
 
     name: str
     caption: str
-    frames: NDArray[np.uint8]
+    media: NDArray[np.uint8] | Trimmed
     choices: SampleChoices
     ids: NDArray[np.int64]
     mask: NDArray[np.int64]
@@ -45,6 +50,8 @@ class Sample:
     labels: NDArray[np.int64]
     dataset: int
     digest: int
+    attempt: int = 0
+    """How many clips before this one could not be used at this position."""
 
 
 class Source:
@@ -54,6 +61,8 @@ class Source:
         self.index = Index(spec.path, spec.split)
         self.name = f"{spec.path.name}/{spec.split}"
         self._clip, self._config = clip, config
+        self.codecs: frozenset[str] = frozenset()
+        """What is handed over as a trimmed stream, for DALI to decode."""
         self._files: dict[tuple[int, str], int] = {}
         self._tokenizer: Tokenizer | None = None
 
@@ -79,21 +88,20 @@ class Source:
         tokenizer, clip, config, row = self._tokenizer, self._clip, self._config, self.index[item]
         shape = {"frames": row["frames"], "width": row["width"], "height": row["height"], "wanted": clip.num_frames}
         choices = draw(config, random, captions=len(row["captions"]), **shape) if train else fixed(config, **shape)
-        frames = decode_frames(
-            self._read(row),
-            choices.frames,
-            keyframes=row["keyframes"],
-            times=row["frame_times"],
-            rate=row["frame_rate"],
-            timeout_s=config.clip_timeout_s,
-        )
+        timeline = Timeline(row["keyframes"], row["frame_times"], row["frame_rate"])
+        content = self._read(row)
+        media: NDArray[np.uint8] | Trimmed
+        if self.codecs and dali_reads(row, self.codecs):
+            media = trim(content, choices.frames, row["frames"], timeline)
+        else:
+            media = decode_frames(content, choices.frames, timeline, timeout_s=config.clip_timeout_s)
         caption = row["captions"][choices.caption]
         ids, mask, words = tokenizer.encode(caption, clip.max_text_len)
         mlm_ids, labels = mask_words(
             ids, words, config.mask_prob, random, tokenizer.mask_id, tokenizer.first_word_id, tokenizer.size
         )
         return Sample(
-            row["key"], caption, frames, choices, ids, mask, mlm_ids, labels, dataset, choices.digest(row["key"], mlm_ids, labels)
+            row["key"], caption, media, choices, ids, mask, mlm_ids, labels, dataset, choices.digest(row["key"], mlm_ids, labels)
         )
 
 
@@ -107,7 +115,15 @@ class Raw:
     epoch: int
 
 
-class _TrainBatches(Dataset[Raw]):
+class _Batches(Dataset[Raw]):
+    """Micro-batches by number, and what becomes of those that the graph refuses."""
+
+    def without(self, raw: Raw, failed: dict[int, str]) -> Raw:
+        """The micro-batch without its samples `failed` (number → reason)."""
+        raise NotImplementedError
+
+
+class _TrainBatches(_Batches):
     """The k-th micro-batch of one rank, as a pure function of k."""
 
     def __init__(
@@ -123,20 +139,31 @@ class _TrainBatches(Dataset[Raw]):
         samples = [self._sample(p, bad) for p in range(position, position + self._micro_batch)]
         return Raw(samples, tuple(bad), position, self._order[position].epoch)
 
-    def _sample(self, position: int, bad: list[BadClip]) -> Sample:
+    def _sample(self, position: int, bad: list[BadClip], first_attempt: int = 0) -> Sample:
         place = self._order[position]
         source, row = self._sources[place.dataset], place.row
-        for attempt in range(ATTEMPTS):
+        for attempt in range(first_attempt, ATTEMPTS):
             random = generator(self._seed, source.name, place.epoch, place.row, attempt)
             if attempt:  # a replacement from the same data set, as a function of the position's own key
                 row = int(random.integers(len(source.index)))
             try:
-                return source.sample(row, place.dataset, random, train=True)
+                sample = source.sample(row, place.dataset, random, train=True)
             except DecodeError as error:
                 bad.append(BadClip(source.name, source.index[row]["key"], str(error)))
+            else:
+                sample.attempt = attempt
+                return sample
         raise DataError(
             f"{ATTEMPTS} clips in a row cannot be decoded in {source.name}, the last: {bad[-1].clip} ({bad[-1].reason}); prepare it again"
         )
+
+    def without(self, raw: Raw, failed: dict[int, str]) -> Raw:
+        """The micro-batch with the samples replaced that the graph could not decode."""
+        samples, bad = list(raw.samples), list(raw.bad)
+        for i, reason in failed.items():
+            bad.append(BadClip(self._sources[samples[i].dataset].name, samples[i].name, reason))
+            samples[i] = self._sample(raw.first_position + i, bad, samples[i].attempt + 1)
+        return replace(raw, samples=samples, bad=tuple(bad))
 
 
 class _Endless(torch.utils.data.Sampler[int]):
@@ -147,7 +174,7 @@ class _Endless(torch.utils.data.Sampler[int]):
             k += 1
 
 
-class _EvalBatches(Dataset[Raw]):
+class _EvalBatches(_Batches):
     def __init__(self, source: Source, items: list[int], batch_size: int) -> None:
         self._source, self._items, self._size = source, items, batch_size
 
@@ -164,6 +191,12 @@ class _EvalBatches(Dataset[Raw]):
             except DecodeError as error:
                 bad.append(BadClip(self._source.name, self._source.index[item]["key"], str(error)))
         return Raw(samples, tuple(bad), items[0], 0)
+
+    def without(self, raw: Raw, failed: dict[int, str]) -> Raw:
+        """In evaluation nothing is replaced: the samples are left out and named."""
+        bad = [BadClip(self._source.name, raw.samples[i].name, reason) for i, reason in failed.items()]
+        samples = [sample for i, sample in enumerate(raw.samples) if i not in failed]
+        return replace(raw, samples=samples, bad=(*raw.bad, *bad))
 
 
 def _as_batch(raw: Raw, pixels: torch.Tensor, names: tuple[str, ...], device: torch.device) -> Batch:
@@ -189,10 +222,28 @@ def _as_batch(raw: Raw, pixels: torch.Tensor, names: tuple[str, ...], device: to
     return batch.to(device)
 
 
+def _pixels(raw: Raw, batches: _Batches, augment: Augment) -> tuple[Raw, torch.Tensor | None]:
+    """Run the graph, without the samples that it refuses; None where none is left."""
+    while raw.samples:
+        try:
+            return raw, augment([sample.media for sample in raw.samples], [sample.choices for sample in raw.samples])
+        except GraphError as error:
+            raw = batches.without(raw, error.bad)
+    return raw, None
+
+
 def _ready(
-    loader: DataLoader[Raw], augment: Any, names: tuple[str, ...], device: torch.device, depth: int = 2
-) -> Iterator[tuple[Raw, Batch]]:
+    batches: _Batches,
+    config: DataConfig,
+    augment: Augment,
+    names: tuple[str, ...],
+    device: torch.device,
+    *,
+    sampler: torch.utils.data.Sampler[int] | None = None,
+    depth: int = 2,
+) -> Iterator[tuple[Raw, Batch | None]]:
     """Run the graph in a thread, `depth` micro-batches ahead. Errors of workers and graph come out here."""
+    loader = _loader(batches, config, sampler)
     done: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stop = threading.Event()
 
@@ -208,11 +259,8 @@ def _ready(
     def work() -> None:
         try:
             for raw in loader:
-                if raw.samples:
-                    pixels = augment([sample.frames for sample in raw.samples], [sample.choices for sample in raw.samples])
-                    if not put((raw, _as_batch(raw, pixels, names, device))):
-                        return
-                elif not put((raw, None)):
+                raw, pixels = _pixels(raw, batches, augment)
+                if not put((raw, None if pixels is None else _as_batch(raw, pixels, names, device))):
                     return
             put(None)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
@@ -230,13 +278,13 @@ def _ready(
         thread.join(timeout=5)
 
 
-def _loader(dataset: Dataset[Raw], config: DataConfig, **options: Any) -> DataLoader[Raw]:
-    workers = config.workers
-    if workers:
+def _loader(batches: _Batches, config: DataConfig, sampler: torch.utils.data.Sampler[int] | None) -> DataLoader[Raw]:
+    options: dict[str, Any] = {}
+    if config.workers:
         options.update(
             multiprocessing_context=forkserver_context(), prefetch_factor=config.prefetch, worker_init_fn=live_and_die_with_parent
         )
-    return DataLoader(dataset, batch_size=None, num_workers=workers, **options)
+    return DataLoader(batches, batch_size=None, num_workers=config.workers, sampler=sampler, **options)
 
 
 class TrainStream:
@@ -263,12 +311,15 @@ class TrainStream:
 
     def batches(self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device) -> Iterator[Batch]:
         """Endless; the k-th batch of a rank holds the positions from first + (k * world + rank) * micro_batch on."""
-        from data.graph import Augment
+        from data.graph import Augment  # here, so that reader processes do not load DALI
 
+        augment = Augment(self._clip, self.config, device, micro_batch)
+        for source in self._sources:
+            source.codecs = augment.codecs
         dataset = _TrainBatches(self._sources, self._order, self._seed, first, rank, world, micro_batch)
         ledger = Ledger(self._ledger, rank, self.config.max_bad_share)
-        loader = _loader(dataset, self.config, sampler=_Endless())
-        for raw, batch in _ready(loader, Augment(self._clip, self.config, device, micro_batch), self.dataset_names, device):
+        for raw, batch in _ready(dataset, self.config, augment, self.dataset_names, device, sampler=_Endless()):
+            assert batch is not None  # every position is filled, or an error is raised
             ledger.add(micro_batch, raw.bad, raw.epoch)
             yield batch
 
@@ -287,11 +338,13 @@ class EvalSet:
     def batches(self, *, rank: int, world: int, batch_size: int, device: torch.device) -> Iterator[Batch]:
         """Items rank, rank + world, …; the last batch may be short. A clip that cannot be decoded is left out and named in `bad` of its batch; a
         batch of bad clips only is an error."""
-        from data.graph import Augment
+        from data.graph import Augment  # here, so that reader processes do not load DALI
 
+        augment = Augment(self._clip, self.config, device, batch_size)
+        self._source.codecs = augment.codecs
         items = list(range(rank, len(self), world))
-        loader = _loader(_EvalBatches(self._source, items, batch_size), self.config, shuffle=False)
-        for raw, batch in _ready(loader, Augment(self._clip, self.config, device, batch_size), (self.name,), device):
+        batches = _EvalBatches(self._source, items, batch_size)
+        for raw, batch in _ready(batches, self.config, augment, (self.name,), device):
             if batch is None:
                 raise DataError(
                     f"no clip of a whole batch of {self.name} can be decoded, first: {raw.bad[0].clip} ({raw.bad[0].reason})"

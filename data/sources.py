@@ -138,7 +138,7 @@ def _own_csv(source: Path, videos: Path | None) -> Iterator[Row]:
             continue
         yield Row(
             split,
-            relative.with_suffix("").as_posix(),
+            relative.as_posix(),
             (caption,),
             root / relative,
             str(relative),
