@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -11,9 +12,12 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from data.media import rotation_of
+
+_local = threading.local()
 
 
 class DecodeError(Exception):
@@ -83,6 +87,7 @@ def _sparse(content: bytes, targets: list[int], timeline: Timeline, deadline: fl
     found: dict[int, NDArray[np.uint8]] = {}
     with av.open(io.BytesIO(content), "r") as container:
         stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1  # clips run side by side in processes
         base, begin = float(stream.time_base or 0), stream.start_time or 0
         for start, group in _groups(targets, timeline):
             if start:
@@ -123,6 +128,7 @@ def _walk(
 def _from_start(content: bytes, targets: list[int], deadline: float) -> dict[int, NDArray[np.uint8]]:
     found: dict[int, NDArray[np.uint8]] = {}
     with av.open(io.BytesIO(content), "r") as container:
+        container.streams.video[0].codec_context.thread_count = 1
         for number, frame in enumerate(container.decode(container.streams.video[0])):
             if number in targets:
                 found[number] = _upright(frame)
@@ -134,6 +140,10 @@ def _from_start(content: bytes, targets: list[int], deadline: float) -> dict[int
 
 
 def _upright(frame: Any) -> NDArray[np.uint8]:
+    if not hasattr(_local, "reformatter"):
+        _local.reformatter = VideoReformatter()
+    # one converter per thread: making one costs a millisecond, converting a 128 px frame 12 microseconds
+    rgb = _local.reformatter.reformat(frame, format="rgb24", src_colorspace="ITU601", dst_colorspace="ITU601", threads=1)
     turns = rotation_of(frame) // 90
-    rgb = frame.to_ndarray(format="rgb24", src_colorspace="ITU601", dst_colorspace="ITU601")
-    return np.ascontiguousarray(np.rot90(rgb, -turns)) if turns else rgb
+    pixels = rgb.to_ndarray()
+    return np.ascontiguousarray(np.rot90(pixels, -turns)) if turns else pixels

@@ -59,6 +59,7 @@ def _decode(container: Any, extension: str, limits: Limits) -> dict[str, Any]:
             raise ProbeError("no_video_track", "the file holds sound and no pictures")
         raise ProbeError("undecodable", "no track of the file can be read")
     stream = container.streams.video[0]
+    stream.codec_context.thread_count = 1  # clips run side by side in processes
     duration = (container.duration or 0) / 1e6
     if duration > limits.max_duration_s:
         raise ProbeError("too_long", f"{duration:.0f} s by its header, more than --max-duration-s {limits.max_duration_s:.0f}")
@@ -175,7 +176,7 @@ class ProbePool:
                 if slot in ready:
                     try:
                         yield (number, *self._workers[slot][1].recv())
-                    except EOFError:
+                    except (EOFError, ConnectionError):
                         self._restart(slot)
                         yield number, "decoder_crashed", "the decoding process died on this clip"
                 elif time.monotonic() >= deadline:
