@@ -2,12 +2,12 @@
 
 from typing import Any
 
-__all__ = ["EvalSet", "TrainStream"]
+__all__ = ["CoTrainStream", "EvalSet", "TrainStream"]
 
 
 def __getattr__(name: str) -> Any:  # DALI and PyAV are imported by those who load only
     if name in __all__:
-        from data import loader
+        from data import cotrain, loader
 
-        return getattr(loader, name)
+        return getattr(cotrain if name == "CoTrainStream" else loader, name)
     raise AttributeError(f"module 'data' has no attribute {name!r}")

@@ -100,11 +100,17 @@ def graph_inputs(media: Sequence[Media], choices: Sequence[SampleChoices]) -> di
     return inputs
 
 
+def augments_for(clip: ClipConfig, config: DataConfig, device: torch.device, max_batch: int) -> list[Augment]:
+    """One graph on a CPU; several on a GPU, since one pipeline alone keeps few of its video decoders busy."""
+    first = Augment(clip, config, device, max_batch)
+    return [first, *(Augment(clip, config, device, max_batch) for _ in range(1, config.pipelines or (4 if first.on_gpu else 1)))]
+
+
 class Augment:
     """Media + choices → pixels float32 [B, T, 3, S, S] on the training device."""
 
     def __init__(self, clip: ClipConfig, config: DataConfig, device: torch.device, max_batch: int) -> None:
-        on_gpu = config.backend == "gpu" or (config.backend == "auto" and device.type == "cuda")
+        self.on_gpu = on_gpu = config.backend == "gpu" or (config.backend == "auto" and device.type == "cuda")
         self._clip, self._config, self._device, self._max_batch = clip, config, device, max_batch
         self._device_id = (device.index or 0) if on_gpu else None
         self._pipelines: dict[bool, Pipeline] = {}

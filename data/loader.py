@@ -7,6 +7,7 @@ import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from data.batch import BadClip, Batch
-from data.choices import SampleChoices, draw, fixed, generator
+from data.choices import SampleChoices, draw, fixed, generator, nearest_keyframes
 from data.config import ClipConfig, DataConfig, DatasetSpec
 from data.decode import DecodeError, Timeline, decode_frames
 from data.errors import DataError, GraphError
@@ -89,6 +90,8 @@ class Source:
         shape = {"frames": row["frames"], "width": row["width"], "height": row["height"], "wanted": clip.num_frames}
         choices = draw(config, random, captions=len(row["captions"]), **shape) if train else fixed(config, **shape)
         timeline = Timeline(row["keyframes"], row["frame_times"], row["frame_rate"])
+        if config.frames_from == "key":
+            choices = replace(choices, frames=nearest_keyframes(choices.frames, row["keyframes"], row["frames"]))
         content = self._read(row)
         media: NDArray[np.uint8] | Trimmed
         if self.codecs and dali_reads(row, self.codecs):
@@ -235,16 +238,15 @@ def _pixels(raw: Raw, batches: _Batches, augment: Augment) -> tuple[Raw, torch.T
 def _ready(
     batches: _Batches,
     config: DataConfig,
-    augment: Augment,
+    augments: Sequence[Augment],
     names: tuple[str, ...],
     device: torch.device,
-    *,
     sampler: torch.utils.data.Sampler[int] | None = None,
-    depth: int = 2,
 ) -> Iterator[tuple[Raw, Batch | None]]:
-    """Run the graph in a thread, `depth` micro-batches ahead. Errors of workers and graph come out here."""
+    """Run the graphs in threads, in turn, and hand over in order, two micro-batches per graph ahead. Errors of workers and graphs come out here."""
     loader = _loader(batches, config, sampler)
-    done: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    threads = [ThreadPoolExecutor(1, thread_name_prefix="augment") for _ in augments]
+    done: queue.Queue[Any] = queue.Queue(maxsize=2 * len(augments))
     stop = threading.Event()
 
     def put(item: Any) -> bool:
@@ -256,26 +258,32 @@ def _ready(
                 continue
         return False
 
+    def make(raw: Raw, augment: Augment) -> tuple[Raw, Batch | None]:
+        raw, pixels = _pixels(raw, batches, augment)
+        return raw, None if pixels is None else _as_batch(raw, pixels, names, device)
+
     def work() -> None:
         try:
-            for raw in loader:
-                raw, pixels = _pixels(raw, batches, augment)
-                if not put((raw, None if pixels is None else _as_batch(raw, pixels, names, device))):
+            for k, raw in enumerate(loader):
+                turn = k % len(augments)
+                if not put(threads[turn].submit(make, raw, augments[turn])):
                     return
             put(None)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
             put(error)
 
-    thread = threading.Thread(target=work, name="augment", daemon=True)
-    thread.start()
+    reader = threading.Thread(target=work, name="read", daemon=True)
+    reader.start()
     try:
         while (item := done.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            yield item
+            yield item.result()
     finally:
         stop.set()
-        thread.join(timeout=5)
+        reader.join(timeout=5)
+        for thread in threads:
+            thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _loader(batches: _Batches, config: DataConfig, sampler: torch.utils.data.Sampler[int] | None) -> DataLoader[Raw]:
@@ -311,14 +319,14 @@ class TrainStream:
 
     def batches(self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device) -> Iterator[Batch]:
         """Endless; the k-th batch of a rank holds the positions from first + (k * world + rank) * micro_batch on."""
-        from data.graph import Augment  # here, so that reader processes do not load DALI
+        from data.graph import augments_for  # here, so that reader processes do not load DALI
 
-        augment = Augment(self._clip, self.config, device, micro_batch)
+        augments = augments_for(self._clip, self.config, device, micro_batch)
         for source in self._sources:
-            source.codecs = augment.codecs
+            source.codecs = augments[0].codecs
         dataset = _TrainBatches(self._sources, self._order, self._seed, first, rank, world, micro_batch)
         ledger = Ledger(self._ledger, rank, self.config.max_bad_share)
-        for raw, batch in _ready(dataset, self.config, augment, self.dataset_names, device, sampler=_Endless()):
+        for raw, batch in _ready(dataset, self.config, augments, self.dataset_names, device, _Endless()):
             assert batch is not None  # every position is filled, or an error is raised
             ledger.add(micro_batch, raw.bad, raw.epoch)
             yield batch
@@ -338,13 +346,13 @@ class EvalSet:
     def batches(self, *, rank: int, world: int, batch_size: int, device: torch.device) -> Iterator[Batch]:
         """Items rank, rank + world, …; the last batch may be short. A clip that cannot be decoded is left out and named in `bad` of its batch; a
         batch of bad clips only is an error."""
-        from data.graph import Augment  # here, so that reader processes do not load DALI
+        from data.graph import augments_for  # here, so that reader processes do not load DALI
 
-        augment = Augment(self._clip, self.config, device, batch_size)
-        self._source.codecs = augment.codecs
+        augments = augments_for(self._clip, self.config, device, batch_size)
+        self._source.codecs = augments[0].codecs
         items = list(range(rank, len(self), world))
         batches = _EvalBatches(self._source, items, batch_size)
-        for raw, batch in _ready(batches, self.config, augment, (self.name,), device):
+        for raw, batch in _ready(batches, self.config, augments, (self.name,), device):
             if batch is None:
                 raise DataError(
                     f"no clip of a whole batch of {self.name} can be decoded, first: {raw.bad[0].clip} ({raw.bad[0].reason})"

@@ -66,6 +66,8 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
         "pooler.": "pooler",
         "mlm_head.": "MLM head",
         "vtm_head.": "VTM head",
+        "image_mlm_head.": "MLM head of images",
+        "image_vtm_head.": "VTM head of images",
         "text_projection.": "contrastive projections",
         "video_projection.": "contrastive projections",
         "logit_scale.": "contrastive projections",
