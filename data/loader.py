@@ -70,7 +70,8 @@ class Source:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_files": {}, "_tokenizer": None}
 
-    def _read(self, row: dict[str, Any]) -> bytes:
+    def read(self, row: dict[str, Any]) -> bytes:
+        """The encoded bytes of a row; DataError where its shard is gone or short."""
         key = (os.getpid(), row["shard"])  # a descriptor per process
         path = self.index.folder / row["shard"]
         if key not in self._files:
@@ -92,7 +93,7 @@ class Source:
         timeline = Timeline(row["keyframes"], row["frame_times"], row["frame_rate"])
         if config.frames_from == "key":
             choices = replace(choices, frames=nearest_keyframes(choices.frames, row["keyframes"], row["frames"]))
-        content = self._read(row)
+        content = self.read(row)
         media: NDArray[np.uint8] | Trimmed
         if self.codecs and dali_reads(row, self.codecs):
             media = trim(content, choices.frames, row["frames"], timeline)
