@@ -7,9 +7,11 @@ every option with its default in that recipe.
 
 from __future__ import annotations
 
+import difflib
+import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -137,8 +139,33 @@ def pretrain(config: PretrainConfig) -> RunResult:
     return run.train()
 
 
+def option_names(config: type) -> list[str]:
+    """Every option of a run's dataclass and the dataclasses inside it, as written on the command line."""
+    names = []
+    for entry in fields(config):
+        inner = entry.default_factory if entry.default_factory is not MISSING else None
+        if isinstance(inner, type) and is_dataclass(inner):
+            names += option_names(inner)
+        else:
+            names.append("--" + entry.name.replace("_", "-"))
+    return sorted(names)
+
+
+def refuse_unknown(argv: Sequence[str], config: type, prog: str) -> None:
+    """Leave with 2 and the valid names where an argument is no option of the run."""
+    valid = option_names(config)
+    given = [word.partition("=")[0].replace("_", "-") for word in argv if re.match(r"--[a-z]", word)]
+    unknown = [word for word in given if word not in (*valid, "--help")]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], valid, 3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        print(f"error: {prog}: unknown option {', '.join(unknown)}; {hint}valid options: {', '.join(valid)}", file=sys.stderr)
+        raise SystemExit(launch.EXIT_USER)
+
+
 def parse(argv: Sequence[str]) -> PretrainConfig:
     """Recipe and options from the command line; exits with the valid names after an unknown one."""
+    refuse_unknown(argv, PretrainConfig, "pretrain/train.py")
     recipes = {name: (text, recipe) for name, (text, recipe) in RECIPES.items()}
     return tyro.extras.overridable_config_cli(
         recipes, args=list(argv), prog="pretrain/train.py", config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
