@@ -58,12 +58,12 @@ class ConversionError(ValueError):
 
     def __init__(self, missing: list[str], unexpected: list[str], misshaped: list[str], hint: str = "") -> None:
         self.missing, self.unexpected, self.misshaped = missing, unexpected, misshaped
-        parts = [
-            f"{len(names)} {title}: {', '.join(names[:12])}{' …' if len(names) > 12 else ''}"
-            for title, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped))
-            if names
-        ]
-        super().__init__("the weights do not fit the model; " + "; ".join([*parts, *([hint] if hint else [])]))
+        parts = [hint] if hint else []
+        for names, title in ((missing, "missing"), (unexpected, "unexpected"), (misshaped, "mis-shaped")):
+            if names:
+                shown = grouped(names)
+                parts.append(f"{len(names)} {title}: {', '.join(shown[:12])}{' …' if len(shown) > 12 else ''}")
+        super().__init__(f"the weights do not fit the model: {'; '.join(parts)}")
 
 
 @dataclass

@@ -135,8 +135,16 @@ def read_pickle(path: Path, stand_ins: tuple[str, ...] = LIGHTNING_CALLBACKS) ->
             raise WeightsError(
                 f"{path} is no whole file of torch.save ({_reason(error)}); copy it again, or give .safetensors"
             ) from error
-    notes = [f"{name}: an empty class stands in for it" for name in classes if name in unsafe]
-    return content, notes
+    return content, [f"{name}: an empty class stands in for it" for name, made in classes.items() if _holds(content, made)]
+
+
+def _holds(content: Any, made: type) -> bool:
+    """Does this class, or an object of it, stand anywhere in nested containers?"""
+    if isinstance(content, Mapping):
+        return any(_holds(item, made) for pair in content.items() for item in pair)
+    if isinstance(content, (list, tuple, set)):
+        return any(_holds(item, made) for item in content)
+    return content is made or isinstance(content, made)
 
 
 def refuse(path: Path, names: list[str]) -> None:
@@ -199,9 +207,11 @@ def _download(source: str) -> Path:
     failure: Exception | None = None
     for name in _NAMES:
         try:
-            return Path(hf_hub_download(source, name))
-        except EntryNotFoundError as error:  # the repository, or the cache where the hub is out of reach, may have the next
-            failure = error if isinstance(error, LocalEntryNotFoundError) else failure
+            return Path(
+                hf_hub_download(source, name, local_files_only=failure is not None)
+            )  # the hub is asked until it is out of reach
+        except EntryNotFoundError as error:  # the repository or the cache may have the next
+            failure = failure or (error if isinstance(error, LocalEntryNotFoundError) else None)
         except (OSError, HFValidationError) as error:  # the hub's own errors are OSErrors
             raise _unreachable(source, error) from error
     if failure is not None:

@@ -39,7 +39,7 @@ from data.processor import AllInOneProcessor
 from engine.checkpoint import CheckpointError
 from engine.shards import weights_from_shards
 from model import SIZES, AllInOneConfig, AllInOneForPreTraining
-from model.convert import HEADS, TEMPORAL, LoadReport, assemble, convert_reference, load_resized
+from model.convert import HEADS, TEMPORAL, ConversionError, LoadReport, assemble, convert_reference, load_resized
 from model.pretrained import TEXT_PART, VIDEO_PARTS, bert_weights, vit_weights
 from model.weights_file import locate, read_weights
 from tools.inspection import compare, describe, difference_table, differs, find_checkpoint, load_any, table
@@ -85,7 +85,11 @@ def _from_reference(args: argparse.Namespace) -> int:
     file = read_weights(args.source)
     config = AllInOneConfig.from_size(args.size, **{"patch_order": "shuffled", **_overrides(args)})
     torch.manual_seed(args.seed)
-    model, report = convert_reference(file.tensors, config, tuple(args.ignore))
+    try:
+        model, report = convert_reference(file.tensors, config, tuple(args.ignore))
+    except ConversionError as error:
+        hint = "; --ignore PREFIX … leaves unexpected keys out" if error.unexpected else ""
+        raise ValueError(f"{args.source}: {error}{hint}") from error
     report.notes += file.notes
     report.notes.append(f"patch_order: {config.patch_order} (the original trains with shuffled)")
     return _publish(model, report, args.out)
@@ -96,7 +100,7 @@ def _from_vit(args: argparse.Namespace) -> int:
     config = AllInOneConfig.from_size(args.size, **_overrides(args))
     report = LoadReport()
     weights, unexpected = vit_weights(read_weights(locate(args.source)).tensors, report)
-    new = (TEMPORAL, TEXT_PART, *_JOINT)
+    new: tuple[str, ...] = (TEMPORAL, TEXT_PART, *_JOINT)
     if args.bert is not None:
         text, surplus = bert_weights(read_weights(locate(args.bert)).tensors, report)
         weights, unexpected = {**weights, **text}, [*unexpected, *surplus]
@@ -110,7 +114,7 @@ def _from_bert(args: argparse.Namespace) -> int:
     report = LoadReport()
     torch.manual_seed(args.seed)
     kept: dict[str, torch.Tensor] = {}
-    new = (*VIDEO_PARTS, *_JOINT)
+    new: tuple[str, ...] = (*VIDEO_PARTS, *_JOINT)
     if args.model is not None:
         read_weights(args.model)  # before its config: a folder without weights is named as such
         config = AllInOneConfig.from_pretrained(args.model, **_overrides(args))

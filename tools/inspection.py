@@ -69,14 +69,15 @@ def load_any(path: Path) -> Loaded:
 def describe(loaded: Loaded) -> dict[str, Any]:
     """What `inspect --json` prints: plain values only."""
     parts: dict[str, dict[str, int]] = {}
-    for name, tensor in loaded.tensors.items():
+    parameters = {name: tensor for name, tensor in loaded.tensors.items() if tensor.is_floating_point()}  # an integer is a buffer
+    for name, tensor in parameters.items():
         part = parts.setdefault(part_of(name) or name.split(".", 1)[0], {"parameters": 0, "tensors": 0})
         part["parameters"] += tensor.numel()
         part["tensors"] += 1
     return {
         "path": str(loaded.path),
         "kind": loaded.kind,
-        "parameters": sum(tensor.numel() for tensor in loaded.tensors.values()),
+        "parameters": sum(tensor.numel() for tensor in parameters.values()),
         "parts": parts,
         "tensors": {name: {"shape": list(t.shape), "dtype": _dtype(t)} for name, t in loaded.tensors.items()},
         "config": loaded.config,
@@ -98,7 +99,7 @@ def table(facts: dict[str, Any]) -> str:
     lines += ["", *(f"  {line}" for line in grouped([f"{n}: {t['shape']} {t['dtype']}" for n, t in facts["tensors"].items()]))]
     for title, values in (("training state", facts["training"]), ("recipe", _recipe(facts["run"])), ("config", facts["config"])):
         if values:
-            lines += ["", f"  {title}", *(f"    {name:<22}{_shown(value)}" for name, value in values.items())]
+            lines += ["", f"  {title}", *(f"    {name:<26}{_shown(value)}" for name, value in values.items())]
     lines += [f"  note: {note}" for note in facts["notes"]]
     return "\n".join(lines)
 
