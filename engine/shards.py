@@ -58,7 +58,8 @@ def _read_states(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def weights_from_shards(checkpoint: Path) -> dict[str, Tensor]:
     """Parameter name (of the model, as in weights/) → fp32 tensor, of a checkpoint of any ZeRO stage and world size.
 
-    Raises CheckpointError for what the partitions do not hold in fp32 (fp16 without ZeRO), frozen or shared parameters, missing ranks.
+    Raises CheckpointError for what the partitions do not hold in fp32 by name (fp16 and bf16 without ZeRO), for frozen or shared parameters and for
+    missing ranks.
     """
     folder = checkpoint / STATE
     model, states = _read_states(folder)

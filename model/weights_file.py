@@ -206,10 +206,9 @@ def _download(source: str) -> Path:
 
     failure: Exception | None = None
     for name in _NAMES:
+        reachable = failure is None  # once it is not, only the cache is asked, without the hub's retries
         try:
-            return Path(
-                hf_hub_download(source, name, local_files_only=failure is not None)
-            )  # the hub is asked until it is out of reach
+            return Path(hf_hub_download(source, name, local_files_only=not reachable))
         except EntryNotFoundError as error:  # the repository or the cache may have the next
             failure = failure or (error if isinstance(error, LocalEntryNotFoundError) else None)
         except (OSError, HFValidationError) as error:  # the hub's own errors are OSErrors

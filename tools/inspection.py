@@ -13,7 +13,7 @@ from torch import Tensor
 from data.units import count
 from engine import checkpoint
 from engine.checkpoint import CheckpointError
-from model.convert import LoadReport, grouped, rename_reference
+from model.convert import LoadReport, grouped, reference_name, rename_reference
 from model.flops import part_of
 from model.weights_file import read_weights
 
@@ -71,7 +71,7 @@ def describe(loaded: Loaded) -> dict[str, Any]:
     parts: dict[str, dict[str, int]] = {}
     parameters = {name: tensor for name, tensor in loaded.tensors.items() if tensor.is_floating_point()}  # an integer is a buffer
     for name, tensor in parameters.items():
-        part = parts.setdefault(part_of(name) or name.split(".", 1)[0], {"parameters": 0, "tensors": 0})
+        part = parts.setdefault(part_of(reference_name(name) or name) or name.split(".", 1)[0], {"parameters": 0, "tensors": 0})
         part["parameters"] += tensor.numel()
         part["tensors"] += 1
     return {
