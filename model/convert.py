@@ -56,20 +56,23 @@ HEADS = ("mlm_head.", "vtm_head.", *CONTRASTIVE)
 class ConversionError(ValueError):
     """A state dict does not fit: lists missing, unexpected and mis-shaped keys."""
 
-    def __init__(self, missing: list[str], unexpected: list[str], misshaped: list[str], hint: str = "") -> None:
+    def __init__(self, missing: list[str], unexpected: list[str], misshaped: list[str], hint: str = "", source: str = "") -> None:
         self.missing, self.unexpected, self.misshaped = missing, unexpected, misshaped
         parts = [hint] if hint else []
         for names, title in ((missing, "missing"), (unexpected, "unexpected"), (misshaped, "mis-shaped")):
             if names:
                 shown = grouped(names)
                 parts.append(f"{len(names)} {title}: {', '.join(shown[:12])}{' …' if len(shown) > 12 else ''}")
-        super().__init__(f"the weights do not fit the model: {'; '.join(parts)}")
+        where = f"{source}: " if source else ""
+        super().__init__(f"{where}the weights do not fit the model: {'; '.join(parts)}")
 
 
 @dataclass
 class LoadReport:
     """What happened to each tensor that was not taken as it is."""
 
+    source: str = ""
+    """File, folder or hub id that the weights come from."""
     loaded: int = 0
     resized: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
@@ -77,7 +80,7 @@ class LoadReport:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"{self.loaded} tensors loaded"]
+        lines = [f"{self.loaded} tensors loaded" + (f" from {self.source}" if self.source else "")]
         for title in ("resized", "ignored", "initialised", "notes"):
             entries = grouped(getattr(self, title))
             lines += [f"{title.removesuffix('s')}: {entry}" for entry in entries]
@@ -161,7 +164,7 @@ def assemble(
         if tensor.shape != own[name].shape
     ]
     if missing or surplus or misshaped:
-        raise ConversionError(sorted(missing), sorted(surplus), sorted(misshaped), _size_hint(weights, config))
+        raise ConversionError(sorted(missing), sorted(surplus), sorted(misshaped), _size_hint(weights, config), report.source)
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in fitted.values()} - {"float32"}
     if dtypes:
         report.notes.append(f"{', '.join(sorted(dtypes))} in the file, float32 in the model")
@@ -204,11 +207,11 @@ def without_distillation(position: Tensor) -> Tensor:
 
 
 def convert_reference(
-    state_dict: Mapping[str, Tensor], config: AllInOneConfig, ignore: tuple[str, ...] = ()
+    state_dict: Mapping[str, Tensor], config: AllInOneConfig, ignore: tuple[str, ...] = (), source: str = ""
 ) -> tuple[AllInOneForPreTraining, LoadReport]:
     """Build the model of `config` with the reference's weights; raises ConversionError listing all that does not fit. Keys that have no place here
     and begin with one of `ignore` are left out, and reported."""
-    report = LoadReport()
+    report = LoadReport(source)
     renamed, unexpected = rename_reference(state_dict, report)
     report.ignored += [f"{key}: asked for" for key in unexpected if key.startswith(ignore)]
     unexpected = [key for key in unexpected if not key.startswith(ignore)]
@@ -232,20 +235,20 @@ def load_resized(folder: Path, config: AllInOneConfig) -> tuple[AllInOneForPreTr
     they do not fit.
     """
     file = read_weights(folder)
-    report = LoadReport(notes=list(file.notes))
-    _compare_configs(file.facts, config, report)
+    report = LoadReport(str(folder), notes=list(file.notes))
     bare = not any(name.startswith("backbone.") for name in file.tensors)
     weights = {f"backbone.{name}": tensor for name, tensor in file.tensors.items()} if bare else file.tensors
-    return assemble(config, weights, report, may_be_new=HEADS if bare else ()), report
+    model = assemble(config, weights, report, may_be_new=HEADS if bare else ())
+    _compare_configs(file.facts, config, report)
+    return model, report
 
 
 def _compare_configs(saved: Mapping[str, Any], config: AllInOneConfig, report: LoadReport) -> None:
     """Note what differs without showing in a shape; another number of heads would compute something else from the same weights."""
     heads = saved.get("num_attention_heads", config.num_attention_heads)
     if heads != config.num_attention_heads:
-        raise ConversionError(
-            [], [], [], f"they have {heads} attention heads, the model {config.num_attention_heads}; choose the same --size"
-        )
+        hint = f"they have {heads} attention heads, the model {config.num_attention_heads}; choose the same --size"
+        raise ConversionError([], [], [], hint, report.source)
     for name in ("roll", "roll_divisor", "patch_order"):
         if name in saved and saved[name] != getattr(config, name):
             report.notes.append(f"{name}: {saved[name]} in the folder, {getattr(config, name)} here")

@@ -86,10 +86,10 @@ def _from_reference(args: argparse.Namespace) -> int:
     config = AllInOneConfig.from_size(args.size, **{"patch_order": "shuffled", **_overrides(args)})
     torch.manual_seed(args.seed)
     try:
-        model, report = convert_reference(file.tensors, config, tuple(args.ignore))
+        model, report = convert_reference(file.tensors, config, tuple(args.ignore), str(args.source))
     except ConversionError as error:
         hint = "; --ignore PREFIX … leaves unexpected keys out" if error.unexpected else ""
-        raise ValueError(f"{args.source}: {error}{hint}") from error
+        raise ValueError(f"{error}{hint}") from error
     report.notes += file.notes
     report.notes.append(f"patch_order: {config.patch_order} (the original trains with shuffled)")
     return _publish(model, report, args.out)
@@ -98,7 +98,7 @@ def _from_reference(args: argparse.Namespace) -> int:
 def _from_vit(args: argparse.Namespace) -> int:
     _check_out(args.out)
     config = AllInOneConfig.from_size(args.size, **_overrides(args))
-    report = LoadReport()
+    report = LoadReport(args.source if args.bert is None else f"{args.source} and {args.bert}")
     weights, unexpected = vit_weights(read_weights(locate(args.source)).tensors, report)
     new: tuple[str, ...] = (TEMPORAL, TEXT_PART, *_JOINT)
     if args.bert is not None:
@@ -111,7 +111,7 @@ def _from_vit(args: argparse.Namespace) -> int:
 
 def _from_bert(args: argparse.Namespace) -> int:
     _check_out(args.out)
-    report = LoadReport()
+    report = LoadReport(args.source)
     torch.manual_seed(args.seed)
     kept: dict[str, torch.Tensor] = {}
     new: tuple[str, ...] = (*VIDEO_PARTS, *_JOINT)
@@ -119,8 +119,8 @@ def _from_bert(args: argparse.Namespace) -> int:
         read_weights(args.model)  # before its config: a folder without weights is named as such
         config = AllInOneConfig.from_pretrained(args.model, **_overrides(args))
         model, report = load_resized(args.model, config)
+        report.source = f"{args.source} and {args.model}"
         kept, new = dict(model.state_dict()), ()
-        report.notes.append(f"all but the text embeddings as in {args.model}")
     else:
         config = AllInOneConfig.from_size(args.size, **_overrides(args))
     text, unexpected = bert_weights(read_weights(locate(args.source)).tensors, report)

@@ -274,7 +274,7 @@ def test_golden_weights_survive_the_way_through_a_lightning_file(tmp_path: Path)
     model.save_pretrained(tmp_path / "ours")
     again, report = load_resized(tmp_path / "ours", golden_config())
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
-    assert report == LoadReport(loaded=len(model.state_dict()))
+    assert report == LoadReport(str(tmp_path / "ours"), loaded=len(model.state_dict()))
     with torch.no_grad():
         output = again.eval()(PIXELS, IDS, MASK)
         close(output.text, "text_feats")
