@@ -168,7 +168,7 @@ def difference_table(result: dict[str, Any], limit: int) -> str:
     """The same for people, at most `limit` rows of values (0: all)."""
     lines = [f"  only in A: {name}" for name in grouped(result["only_a"])]
     lines += [f"  only in B: {name}" for name in grouped(result["only_b"])]
-    lines += [f"  shape: {row['name']} {row['a']} in A, {row['b']} in B" for row in result["shapes"]]
+    lines += [f"  shape: {entry}" for entry in grouped([f"{r['name']} {r['a']} in A, {r['b']} in B" for r in result["shapes"]])]
     values = result["values"]
     if values:
         lines += [f"  {'largest |A - B|':>16}{'relative':>11}  tensor"]
