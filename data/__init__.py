@@ -2,10 +2,14 @@
 
 from typing import Any
 
-__all__ = ["CoTrainStream", "EvalSet", "TrainStream"]
+__all__ = ["AllInOneProcessor", "CoTrainStream", "EvalSet", "TrainStream"]
 
 
 def __getattr__(name: str) -> Any:  # DALI and PyAV are imported by those who load only
+    if name == "AllInOneProcessor":
+        from data.processor import AllInOneProcessor
+
+        return AllInOneProcessor
     if name in __all__:
         from data import cotrain, loader
 

@@ -33,7 +33,8 @@ class ModelOptions:
     drop_path: float | None = None
     """Stochastic depth of the last block, linear over depth."""
     init_from: Path | None = None
-    """Start from these weights: a folder written by save_pretrained, or `weights/` inside a checkpoint."""
+    """Start from these weights: a folder written by tools/convert.py or save_pretrained, or `weights/` inside a checkpoint. Another
+    resolution, text length or number of frames is resized and reported."""
 
     def build_config(self, image_heads: bool = False) -> AllInOneConfig:
         """The model's config; raises ValueError that lists the valid sizes."""

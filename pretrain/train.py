@@ -8,6 +8,7 @@ every option with its default in that recipe.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from data import CoTrainStream, EvalSet, TrainStream
 from engine import Run, RunResult
 from engine.config import ConfigError
 from model import AllInOneForPreTraining, flops
+from model.convert import load_resized
 from pretrain.config import PretrainConfig
 from pretrain.evaluation import embed, retrieval_table
 from pretrain.objectives import PretrainObjective
@@ -36,12 +38,17 @@ from pretrain.recipes import RECIPES
 
 
 def build_model(config: PretrainConfig) -> AllInOneForPreTraining:
-    """A new model, or one whose weights come from --init-from; equal on every rank."""
+    """A new model, or one whose weights come from --init-from, resized where frames, resolution or text length differ; equal on every rank."""
     model_config = config.model_config()
     torch.manual_seed(config.train.seed)
     if config.model.init_from is None:
         return AllInOneForPreTraining(model_config)
-    return AllInOneForPreTraining.from_pretrained(config.model.init_from, config=model_config)
+    model, report = load_resized(config.model.init_from, model_config)
+    if launch.find_place(os.environ).rank == 0:
+        print(
+            f"weights from {config.model.init_from}: {report}", file=sys.stderr if config.train.json else sys.stdout, flush=True
+        )
+    return model
 
 
 def training_flops_per_sample(config: PretrainConfig) -> float:
