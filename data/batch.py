@@ -15,6 +15,8 @@ class BadClip:
     dataset: str
     clip: str
     reason: str
+    epoch: int = 0
+    """Epoch of the position that it was met at."""
 
 
 @dataclass(frozen=True)

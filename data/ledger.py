@@ -27,15 +27,15 @@ class Ledger:
         self._reasons: Counter[str] = Counter()
         self._named: set[tuple[str, str, int]] = set()
 
-    def add(self, seen: int, bad: tuple[BadClip, ...], epoch: int) -> None:
+    def add(self, seen: int, bad: tuple[BadClip, ...]) -> None:
         """Count a batch of `seen` clips, of which some were bad."""
         self._seen += seen
         self._bad += len(bad)
         for clip in bad:
             self._reasons[clip.reason] += 1
-            if (clip.dataset, clip.clip, epoch) not in self._named:
-                self._named.add((clip.dataset, clip.clip, epoch))
-                self._write({**vars(clip), "epoch": epoch})
+            if (clip.dataset, clip.clip, clip.epoch) not in self._named:
+                self._named.add((clip.dataset, clip.clip, clip.epoch))
+                self._write(vars(clip))
         if self._seen >= ENOUGH and self._bad > self._max_share * self._seen:
             worst = ", ".join(f"{reason} ({number})" for reason, number in self._reasons.most_common(3))
             raise BadClipShareError(

@@ -116,7 +116,6 @@ class Raw:
     samples: list[Sample]
     bad: tuple[BadClip, ...]
     first_position: int
-    epoch: int
 
 
 class _Batches(Dataset[Raw]):
@@ -141,7 +140,7 @@ class _TrainBatches(_Batches):
         position = self._first + (k * self._world + self._rank) * self._micro_batch
         bad: list[BadClip] = []
         samples = [self._sample(p, bad) for p in range(position, position + self._micro_batch)]
-        return Raw(samples, tuple(bad), position, self._order[position].epoch)
+        return Raw(samples, tuple(bad), position)
 
     def _sample(self, position: int, bad: list[BadClip], first_attempt: int = 0) -> Sample:
         place = self._order[position]
@@ -153,7 +152,7 @@ class _TrainBatches(_Batches):
             try:
                 sample = source.sample(row, place.dataset, random, train=True)
             except DecodeError as error:
-                bad.append(BadClip(source.name, source.index[row]["key"], str(error)))
+                bad.append(BadClip(source.name, source.index[row]["key"], str(error), place.epoch))
             else:
                 sample.attempt = attempt
                 return sample
@@ -165,7 +164,8 @@ class _TrainBatches(_Batches):
         """The micro-batch with the samples replaced that the graph could not decode."""
         samples, bad = list(raw.samples), list(raw.bad)
         for i, reason in failed.items():
-            bad.append(BadClip(self._sources[samples[i].dataset].name, samples[i].name, reason))
+            epoch = self._order[raw.first_position + i].epoch
+            bad.append(BadClip(self._sources[samples[i].dataset].name, samples[i].name, reason, epoch))
             samples[i] = self._sample(raw.first_position + i, bad, samples[i].attempt + 1)
         return replace(raw, samples=samples, bad=tuple(bad))
 
@@ -194,7 +194,7 @@ class _EvalBatches(_Batches):
                 samples.append(self._source.sample(item, 0, generator(0, self._source.name, 0, item), train=False))
             except DecodeError as error:
                 bad.append(BadClip(self._source.name, self._source.index[item]["key"], str(error)))
-        return Raw(samples, tuple(bad), items[0], 0)
+        return Raw(samples, tuple(bad), items[0])
 
     def without(self, raw: Raw, failed: dict[int, str]) -> Raw:
         """In evaluation nothing is replaced: the samples are left out and named."""
@@ -329,7 +329,7 @@ class TrainStream:
         ledger = Ledger(self._ledger, rank, self.config.max_bad_share)
         for raw, batch in _ready(dataset, self.config, augments, self.dataset_names, device, _Endless()):
             assert batch is not None  # every position is filled, or an error is raised
-            ledger.add(micro_batch, raw.bad, raw.epoch)
+            ledger.add(micro_batch, raw.bad)
             yield batch
 
 

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -67,13 +68,14 @@ def _decode(container: Any, extension: str, limits: Limits) -> dict[str, Any]:
     times: list[float] = []
     starts: set[int] = set()
     first, damaged = None, 0
-    for packet in container.demux(stream):
-        if packet.pts is not None and idr_packet(stream.codec_context.name, packet):
-            starts.add(packet.pts)
-        for frame in packet.decode():
-            first = first or frame
-            damaged += frame.is_corrupt
-            times.append(float(frame.time) if frame.time is not None else len(times) / 25.0)
+    with closing(container.demux(stream)) as packets:  # one that an error leaves half-way leaks if it is not closed (PyAV 18.1)
+        for packet in packets:
+            if packet.pts is not None and idr_packet(stream.codec_context.name, packet):
+                starts.add(packet.pts)
+            for frame in packet.decode():
+                first = first or frame
+                damaged += frame.is_corrupt
+                times.append(float(frame.time) if frame.time is not None else len(times) / 25.0)
     if first is None:
         raise ProbeError("undecodable", "no frame decodes")
     if damaged:  # FFmpeg hides what it cannot read behind grey or stale blocks

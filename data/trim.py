@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,10 @@ def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline)
     try:
         with av.open(io.BytesIO(content), "r") as container:
             stream = container.streams.video[0]
-            packets = [packet for packet in container.demux(stream) if packet.size]
+            with closing(
+                container.demux(stream)
+            ) as demuxed:  # one that an error leaves half-way leaks if it is not closed (PyAV 18.1)
+                packets = [packet for packet in demuxed if packet.size]
             codec = stream.codec_context.name
             if codec not in CONTAINERS or len(packets) != frames or any(packet.pts is None for packet in packets):
                 return Trimmed(content, tuple(wanted))
