@@ -17,7 +17,7 @@ from transformers import AutoModelForPreTraining, BertConfig, BertModel, ViTConf
 
 from data import AllInOneProcessor
 from model import AllInOneConfig, AllInOneForPreTraining
-from model.convert import ConversionError, LoadReport, load_resized, reference_name, rename_reference
+from model.convert import ConversionError, LoadReport, load_resized, reference_name, rename_reference, resize_grid
 from model.weights_file import read_weights
 from tests.tools.lightning import save, state_dict
 from tools.convert import main
@@ -81,6 +81,7 @@ def test_every_tensor_of_a_released_size_arrives_at_its_place(
     assert "167 tensors loaded" in output
     assert "resized" not in output
     assert ("dist_token" in output) == (size == "small")
+    assert ("float16 in the file, float32 in the model" in output) == (dtype == torch.float16)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["patch_order"] == "shuffled"
 
 
@@ -107,6 +108,18 @@ def test_tiny_at_384_pixels_and_8_frames_has_the_shapes_and_runs(tiny: Path) -> 
     with torch.no_grad():
         pooled = model.eval()(torch.randn(1, 8, 3, 384, 384), torch.ones(1, 20, dtype=torch.long), torch.ones(1, 20)).pooled
     assert pooled.shape == (1, 192)
+
+
+def test_a_resized_grid_keeps_rows_columns_and_the_class_row() -> None:
+    columns = torch.arange(4.0).repeat(4)  # patches in raster order: the value is the column
+    position = torch.cat([torch.tensor([9.0]), columns])[None, :, None]
+    resized = resize_grid(position, 49)
+    assert float(resized[0, 0]) == 9
+    grid = resized[0, 1:, 0].view(7, 7)
+    torch.testing.assert_close(grid, grid[:1].expand(7, 7))
+    assert (grid[0].diff() > 0).all()
+    # the centre of new column k lies at (k + 0.5) * 4 / 7 - 0.5; a cubic through a ramp stays within a tenth of it away from the ends
+    torch.testing.assert_close(grid[0, 2:5], (torch.arange(2, 5) + 0.5) * 4 / 7 - 0.5, atol=0.1, rtol=0)
 
 
 def broken(tmp_path: Path, change: Any) -> Path:
