@@ -38,9 +38,8 @@ def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline)
     try:
         with av.open(io.BytesIO(content), "r") as container:
             stream = container.streams.video[0]
-            with closing(
-                container.demux(stream)
-            ) as demuxed:  # one that an error leaves half-way leaks if it is not closed (PyAV 18.1)
+            demuxing: Any = container.demux(stream)
+            with closing(demuxing) as demuxed:  # one that an error leaves half-way leaks if it is not closed (PyAV 18.1)
                 packets = [packet for packet in demuxed if packet.size]
             codec = stream.codec_context.name
             if codec not in CONTAINERS or len(packets) != frames or any(packet.pts is None for packet in packets):
