@@ -5,6 +5,7 @@ Letters: T frames, S the model's image size, L text tokens.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -252,6 +253,11 @@ class TextReader:
             )
         return words
 
+    def pieces(self, text: str) -> list[str]:
+        """The word pieces of a text."""
+        words = self(text)
+        return [self.word(int(token)) for token in words.ids[0, 1 : int(words.mask.sum()) - 1]]
+
     def word(self, token: int) -> str:
         """How a word piece is shown; a continuation keeps its ##."""
         return self.tokenizer.decode([token])
@@ -261,6 +267,7 @@ class TextReader:
 class Guess:
     """A word piece for a gap."""
 
+    token: int
     word: str
     probability: float
     """Over the whole vocabulary."""
@@ -276,9 +283,19 @@ def fill_gaps(loaded: Loaded, reader: TextReader, clip: Clip, words: Words, top:
     first = reader.tokenizer.first_word_id
     best = chances[:, first : reader.tokenizer.size].topk(top)
     return [
-        [Guess(reader.word(first + int(token)), float(chance)) for chance, token in zip(row_chances, row_tokens, strict=True)]
+        [
+            Guess(first + int(token), reader.word(first + int(token)), float(chance))
+            for chance, token in zip(row_chances, row_tokens, strict=True)
+        ]
         for row_chances, row_tokens in zip(best.values, best.indices, strict=True)
     ]
+
+
+def at_least_one(text: str) -> int:
+    """A whole number >= 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"needs a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def upscaled(picture: NDArray[np.uint8], side: int) -> Image.Image:

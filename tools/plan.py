@@ -23,7 +23,7 @@ import torch
 
 from model import SIZES, AllInOneConfig, AllInOneForPreTraining, parameters_by_part
 from model.flops import forward_flops
-from tools.inputs import InputError, run_tool
+from tools.inputs import InputError, at_least_one, run_tool
 
 PAPER_TEXT_TOKENS = 32
 """The text length that reproduces the paper's 58.7 G; its code reads 40 tokens, with which no convention gives that number."""
@@ -154,13 +154,6 @@ def plan_model(args: argparse.Namespace) -> None:
         return
     table = markdown if args.markdown else plain
     print(f"{table(size_table(costs))}\n\n{table(cost_table(costs))}\n\n{CONVENTION}")
-
-
-def at_least_one(text: str) -> int:
-    """A whole number >= 1, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"needs a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -33,6 +33,7 @@ from tools.inputs import (
     Loaded,
     TextReader,
     Words,
+    at_least_one,
     fill_gaps,
     load_checkpoint,
     media_files,
@@ -188,13 +189,6 @@ def show(result: dict[str, Any]) -> None:
             print(f"{str(row['rank']).rjust(4) + '  ' if ranked else ''}{row['score']:>8.4f}  {row['name']}")
     for note in result["notes"]:
         print(f"note: {note}")
-
-
-def at_least_one(text: str) -> int:
-    """A whole number >= 1, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"needs a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:

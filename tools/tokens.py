@@ -6,15 +6,15 @@ sequence), H heads, C width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from model import AllInOneConfig, AllInOneForPreTraining
+from model import AllInOneConfig
 from model.all_in_one import Attention, Encoder, fixed_order
 from model.roll import fold_size, roll_tokens
-from tools.inputs import Clip, InputError, Loaded, Words
+from tools.inputs import Clip, Loaded, Words
 
 
 def slot_origins(config: AllInOneConfig, frames: int, rolls: int) -> tuple[Tensor, Tensor]:
@@ -55,20 +55,79 @@ def attention_weights(attention: Attention, x: Tensor, mask: Tensor | None) -> T
 
 
 class AttentionRecorder:
-    """Context manager: while it is open, every pass of the encoder leaves the attention weights of each block in `weights`."""
+    """Context manager: while it is open, each pass of the encoder leaves the attention of its blocks here, in order of the blocks."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._layers = [block.attention for block in encoder.blocks]
         self.weights: list[Tensor] = []
-        """One [R, H, N, N] per block, in order."""
+        """softmax(Q K^T), [R, H, N, N]."""
+        self.values: list[Tensor] = []
+        """V, [R, H, N, C/H]."""
+        self.mixed: list[Tensor] = []
+        """weights @ V with heads side by side, [R, N, C]: the tensor that the layer itself computed, part of its autograd graph."""
 
     def _record(self, module: Attention, inputs: tuple[Tensor, Tensor | None], output: Tensor) -> None:
-        self.weights.append(attention_weights(module, *inputs))
+        x, mask = (tensor if tensor is None else tensor.detach() for tensor in inputs)
+        with torch.no_grad():
+            self.weights.append(attention_weights(module, x, mask))
+            self.values.append(module.qkv(x).unflatten(-1, (3, -1, module.head_dim))[:, :, 2].transpose(1, 2))
+
+    def _record_mixed(self, module: torch.nn.Module, inputs: tuple[Tensor]) -> None:
+        self.mixed.append(inputs[0])
 
     def __enter__(self) -> AttentionRecorder:
         self._handles = [layer.register_forward_hook(self._record) for layer in self._layers]
+        self._handles += [layer.proj.register_forward_pre_hook(self._record_mixed) for layer in self._layers]
         return self
 
     def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
+
+
+def row_to_places(values: Tensor, config: AllInOneConfig, frames: int, text_tokens: int, block: int) -> Tensor:
+    """Attention of one query to all tokens, [R, N], → to the patches where they are in the clip, [T, P]: undoes the rolls before `block`."""
+    patches = values[:, text_tokens:].reshape(frames, -1)[:, 1:]
+    return to_places(patches, slot_origins(config, frames, block + 1))
+
+
+def patch_relevance(loaded: Loaded, clip: Clip, words: Words, targets: Sequence[int]) -> Tensor:
+    """What each patch did for a word in each gap: float32 [gaps, T, P], each gap's sum 1 (or all 0).
+
+    For gap i and word piece targets[i]: the gap's attention to the patch, times the derivative of the word's log probability with respect to
+    that attention weight, where it is positive; averaged over heads and frames' copies of the text, summed over blocks. This is the
+    class-specific attention of Chefer, Gur and Wolf ("Generic Attention-model Explainability", ICCV 2021, eq. 5) with its first-order term
+    only: tokens that other tokens have already read are not followed back.
+    """
+    loaded.needs("mlm_head")
+    model, device = loaded.model, loaded.device
+    frames, length = clip.pixels.shape[1], words.ids.shape[1]
+    with AttentionRecorder(model.backbone.encoder) as seen:
+        text = model(clip.pixels.to(device), words.ids.to(device), words.mask.to(device)).text
+    found = []
+    for gap, target in zip(words.gaps, targets, strict=True):
+        score = model.mlm_head(text[0, gap]).log_softmax(-1)[target]
+        slopes = torch.autograd.grad(score, seen.mixed, retain_graph=True)
+        total = torch.zeros(frames, model.config.num_patches)
+        for block, (weights, values, slope) in enumerate(zip(seen.weights, seen.values, slopes, strict=True)):
+            by_head = slope[:, gap].unflatten(-1, (values.shape[1], -1))  # [R, H, C/H]
+            effect = torch.einsum("rhc,rhnc->rhn", by_head, values)  # d score / d weight
+            pull = (weights[:, :, gap] * effect).clamp(min=0).mean(1)
+            total += row_to_places(pull.cpu(), model.config, frames, length, block)
+        found.append(total / total.sum().clamp(min=torch.finfo(total.dtype).tiny))
+    return torch.stack(found)
+
+
+@torch.inference_mode()
+def patch_features(loaded: Loaded, clip: Clip, words: Words) -> Tensor:
+    """Patch features of the joint pass after the final norm, before the mean over frames, each where it came from: float32 [T, P, C]."""
+    model, device = loaded.model, loaded.device
+    frames, length = clip.pixels.shape[1], words.ids.shape[1]
+    kept: list[Tensor] = []
+    handle = model.backbone.encoder.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    try:
+        model(clip.pixels.to(device), words.ids.to(device), words.mask.to(device))
+    finally:
+        handle.remove()
+    features = kept[0][:, length:].reshape(frames, -1, kept[0].shape[-1])[:, 1:].cpu()
+    return to_places(features, slot_origins(model.config, frames, model.config.num_hidden_layers))

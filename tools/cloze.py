@@ -1,0 +1,199 @@
+#!/usr/bin/env python3
+"""Cloze test as a picture (the paper's Figure 8): hidden words, the model's guesses, and the patches that spoke for each guess.
+
+    python tools/cloze.py --checkpoint runs/demo/train --video clip.mp4 --text "woman [MASK] boat with dark skin tone" --out cloze
+
+Writes cloze.png and cloze.html. Several clips: --video A B --text "…" "…". [MASK=rowing] tells the word that is hidden, so that it can be marked.
+
+Which patches are shown: attention of the gap weighted by its effect on the guess (tools/tokens.py, patch_relevance), not word-patch alignment.
+WHY
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from tools.inputs import (
+    GAP,
+    Clip,
+    ClipReader,
+    Guess,
+    InputError,
+    Loaded,
+    TextReader,
+    at_least_one,
+    fill_gaps,
+    load_checkpoint,
+    run_tool,
+    upscaled,
+)
+from tools.sheet import FORMATS, GREEN, HEADING, INK, ORANGE, PAPER, SMALL, SOFT, Section, Sheet, cells, column, font, label, outline, row
+from tools.tokens import patch_relevance
+
+OUTLINED = 5
+"""Patches with an outline: those that spoke loudest, over all frames."""
+LEFT = 280
+"""Width of the guesses, pixels."""
+LEAD = (
+    "The model reads the frames and the sentence with its blanks. Left: its first guesses for each blank, with their probabilities. Right: how "
+    "much each patch of the frames spoke for the first guess. A bright patch spoke for it, a dark one did not; the five that spoke loudest are "
+    "outlined. The percentage is a frame's share."
+)
+_HIDDEN = re.compile(r"\[MASK=([^\]]*)\]", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Blank:
+    """One hidden word."""
+
+    truth: str | None
+    guesses: list[Guess]
+    relevance: np.ndarray
+    """float32 [T, P], sum 1: what each patch did for the first guess."""
+
+
+@dataclass(frozen=True)
+class Cloze:
+    """One clip with a sentence."""
+
+    sentence: str
+    clip: Clip
+    blanks: list[Blank]
+
+
+def split_truth(text: str) -> tuple[str, list[str | None]]:
+    """The text with plain [MASK] gaps, and for each gap the word told by [MASK=word], or None."""
+    truths: list[str | None] = []
+
+    def note(match: re.Match[str]) -> str:
+        truths.append(match[1].strip().lower() if match[1] else None)
+        return GAP
+
+    plain = re.sub(r"\[MASK(?:=([^\]]*))?\]", note, text, flags=re.IGNORECASE)
+    return plain, truths
+
+
+def solve(loaded: Loaded, reader: TextReader, clip: Clip, text: str, top: int = 5) -> Cloze:
+    """Guesses and patches for every gap of a text. InputError for a text without [MASK]."""
+    plain, truths = split_truth(text)
+    words = reader.with_gaps(plain)
+    for truth in truths:
+        if truth and len(pieces := reader.pieces(truth)) != 1:
+            raise InputError(f"--text {text!r}: {truth!r} is {len(pieces)} word pieces ({' '.join(pieces)}); write one {GAP} for each")
+    guesses = fill_gaps(loaded, reader, clip, words, top)
+    relevance = patch_relevance(loaded, clip, words, [gap[0].token for gap in guesses])
+    sentence = plain
+    for number in range(len(truths)):
+        sentence = sentence.replace(GAP, f"[ {number + 1} ]", 1)
+    blanks = [Blank(truth, gap, patches.numpy()) for truth, gap, patches in zip(truths, guesses, relevance, strict=True)]
+    return Cloze(sentence, clip, blanks)
+
+
+def overlay(picture: Image.Image, weights: np.ndarray, loudest: Sequence[int]) -> Image.Image:
+    """A frame whose patches are as bright as their weights [P] in [0, 1]; the patches `loudest` get an outline."""
+    grid = round(len(weights) ** 0.5)
+    image = Image.blend(picture, Image.new("RGB", picture.size, (0, 0, 0)), 0.8)
+    boxes = cells(picture.width, grid)
+    for box, weight in zip(boxes, weights, strict=True):
+        dark = Image.new("RGB", (box[2] - box[0], box[3] - box[1]), (0, 0, 0))
+        image.paste(Image.blend(picture.crop(box), dark, 0.8 * (1 - float(weight))), box)
+    for index in loudest:
+        outline(image, boxes[index], ORANGE)
+    return image
+
+
+def bars(blank: Blank, number: int) -> Image.Image:
+    """The guesses of one blank as words with bars, the hidden word in green."""
+    step, start = 24, 62
+    image = Image.new("RGB", (LEFT, start + step * len(blank.guesses)), PAPER)
+    pen = ImageDraw.Draw(image)
+    pen.text((0, 0), f"blank [ {number} ]", font=font(HEADING, bold=True), fill=INK)
+    if blank.truth:
+        pen.text((0, 28), f"hidden word: {blank.truth}", font=font(SMALL), fill=GREEN)
+    for place, guess in enumerate(blank.guesses):
+        colour = GREEN if guess.word == blank.truth else SOFT
+        y = start + place * step
+        pen.text((0, y), guess.word, font=font(SMALL, bold=guess.word == blank.truth), fill=INK)
+        pen.rectangle((100, y + 2, 100 + max(1, round(120 * guess.probability)), y + 15), fill=colour)
+        pen.text((106 + round(120 * guess.probability), y), f"{100 * guess.probability:.0f} %", font=font(SMALL), fill=INK)
+    return image
+
+
+def draw(cloze: Cloze) -> Section:
+    """The frames, then a row per blank."""
+    frames = len(cloze.clip.pictures)
+    side = max(96, min(190, 900 // frames))
+    pictures = [upscaled(picture, side) for picture in cloze.clip.pictures]
+    shown = [
+        column([label(f"frame {number} of the clip’s {frames}", SMALL), picture], 4) for number, picture in enumerate(pictures, start=1)
+    ]
+    rows = [row([Image.new("RGB", (LEFT, 1), PAPER), *shown])]
+    for number, blank in enumerate(cloze.blanks, start=1):
+        relative = blank.relevance / max(float(blank.relevance.max()), 1e-12)
+        loudest = np.argsort(-blank.relevance, axis=None, kind="stable")[:OUTLINED]
+        parts = [bars(blank, number)]
+        for frame, picture in enumerate(pictures):
+            mine = [int(index) % relative.shape[1] for index in loudest if int(index) // relative.shape[1] == frame]
+            title = label(f"for “{blank.guesses[0].word}”: {100 * blank.relevance[frame].sum():.0f} %", SMALL)
+            parts.append(column([title, overlay(picture, relative[frame], mine)], 4))
+        rows.append(row(parts))
+    answers = "; ".join(
+        f"blank {number}: {blank.guesses[0].word} ({100 * blank.guesses[0].probability:.0f} %)"
+        + (f", hidden was {blank.truth}" if blank.truth else "")
+        for number, blank in enumerate(cloze.blanks, start=1)
+    )
+    return Section(f"“{cloze.sentence}”", column(rows, gap=14), alt=answers)
+
+
+def sheet(clozes: Sequence[Cloze], source: str) -> Sheet:
+    """All clips on one sheet."""
+    return Sheet("Fill in the blanks: which patches speak for a word", LEAD, [draw(cloze) for cloze in clozes], source)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="tools/cloze.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="save_pretrained folder, checkpoint, or run")
+    parser.add_argument("--video", type=Path, nargs="+", required=True, metavar="FILE")
+    parser.add_argument("--text", nargs="+", required=True, metavar="T", help="one for each video, with [MASK] or [MASK=word]")
+    parser.add_argument("--top", type=at_least_one, default=5, metavar="K", help="guesses shown (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("cloze"), metavar="STEM", help="files to write, without ending (default: %(default)s)")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["png", "html"], help="default: png html")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit code: 0 done, 2 an error that you can mend."""
+    args = build_parser().parse_args(argv)
+
+    def tool() -> None:
+        if len(args.video) != len(args.text):
+            raise InputError(f"{len(args.video)} --video but {len(args.text)} --text; give one text for each video")
+        loaded = load_checkpoint(args.checkpoint, args.device)
+        read_clip, read_text = ClipReader(loaded.model.config, loaded.data), TextReader(loaded.model.config)
+        clozes = [
+            solve(loaded, read_text, read_clip(video), text, args.top) for video, text in zip(args.video, args.text, strict=True)
+        ]
+        source = f"model: {loaded.model.config.hidden_size} x {loaded.model.config.num_hidden_layers} blocks; clips: {', '.join(v.name for v in args.video)}"
+        for path in sheet(clozes, source).save(args.out, args.formats):
+            print(path)
+
+    return run_tool(tool)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
