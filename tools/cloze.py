@@ -38,7 +38,24 @@ from tools.inputs import (
     run_tool,
     upscaled,
 )
-from tools.sheet import FORMATS, GREEN, HEADING, INK, ORANGE, PAPER, SMALL, SOFT, Section, Sheet, cells, column, font, label, outline, row
+from tools.sheet import (
+    FORMATS,
+    GREEN,
+    HEADING,
+    INK,
+    ORANGE,
+    PAPER,
+    SMALL,
+    SOFT,
+    Section,
+    Sheet,
+    cells,
+    column,
+    font,
+    label,
+    outline,
+    row,
+)
 from tools.tokens import patch_relevance
 
 OUTLINED = 5
@@ -90,7 +107,9 @@ def solve(loaded: Loaded, reader: TextReader, clip: Clip, text: str, top: int = 
     words = reader.with_gaps(plain)
     for truth in truths:
         if truth and len(pieces := reader.pieces(truth)) != 1:
-            raise InputError(f"--text {text!r}: {truth!r} is {len(pieces)} word pieces ({' '.join(pieces)}); write one {GAP} for each")
+            raise InputError(
+                f"--text {text!r}: {truth!r} is {len(pieces)} word pieces ({' '.join(pieces)}); write one {GAP} for each"
+            )
     guesses = fill_gaps(loaded, reader, clip, words, top)
     relevance = patch_relevance(loaded, clip, words, [gap[0].token for gap in guesses])
     sentence = plain
@@ -136,7 +155,8 @@ def draw(cloze: Cloze) -> Section:
     side = max(96, min(190, 900 // frames))
     pictures = [upscaled(picture, side) for picture in cloze.clip.pictures]
     shown = [
-        column([label(f"frame {number} of the clip’s {frames}", SMALL), picture], 4) for number, picture in enumerate(pictures, start=1)
+        column([label(f"frame {number} of the clip’s {frames}", SMALL), picture], 4)
+        for number, picture in enumerate(pictures, start=1)
     ]
     rows = [row([Image.new("RGB", (LEFT, 1), PAPER), *shown])]
     for number, blank in enumerate(cloze.blanks, start=1):
@@ -166,11 +186,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tools/cloze.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="save_pretrained folder, checkpoint, or run")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="DIR", help="save_pretrained folder, checkpoint, or run"
+    )
     parser.add_argument("--video", type=Path, nargs="+", required=True, metavar="FILE")
     parser.add_argument("--text", nargs="+", required=True, metavar="T", help="one for each video, with [MASK] or [MASK=word]")
     parser.add_argument("--top", type=at_least_one, default=5, metavar="K", help="guesses shown (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("cloze"), metavar="STEM", help="files to write, without ending (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("cloze"), metavar="STEM", help="files to write, without ending (default: %(default)s)"
+    )
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["png", "html"], help="default: png html")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     return parser

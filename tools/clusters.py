@@ -6,8 +6,9 @@
 
 Writes clusters.png and clusters.html. Same colour = same cluster, over all frames. The features are those of the joint pass with --text after the
 last block and the final norm, scaled to unit length, before the mean over frames; each is drawn where its patch came from, however often it has
-rolled. With --compare a second model is drawn below; its clusters are its own, and take the colours of the first model's clusters that they
-share most patches with.
+rolled. --fine 4 reads each frame 16 times, moved by quarters of a patch, for a map four times as fine in both directions: what small models with
+4 x 4 patches need. With --compare the clusters of a second model are drawn below; they are its own, and take the colours of the first model's
+clusters that they share most patches with.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from PIL import Image, ImageDraw
 
 from tools.inputs import Clip, ClipReader, InputError, Loaded, TextReader, at_least_one, load_checkpoint, run_tool, upscaled
 from tools.sheet import FORMATS, FRAME_COLOURS, PAPER, Section, Sheet, cells, column, label, legend, row, tinted
-from tools.tokens import patch_features
+from tools.tokens import fine_patch_features
 
 STARTS, ROUNDS = 10, 100
 LEAD = (
-    "All patches of all frames are grouped by how alike the model finds them (k-means over the features after the last block). Same colour = same "
-    "cluster, in every frame: where a colour follows a thing from frame to frame, the model has recognised it again."
+    "All patches of all frames are grouped by how alike their features are after the last block (k-means). Same colour = same cluster, in every "
+    "frame: a colour that follows a thing from frame to frame says that its patches stay alike to the model while it moves. Mind that random "
+    "weights, too, tell things apart by their colours: what a model has learned shows only beside another one (--compare)."
 )
 
 
@@ -47,9 +49,7 @@ def kmeans(points: NDArray[np.float32], groups: int, seed: int) -> NDArray[np.in
         centres = _spread(points, groups, random)
         for _ in range(ROUNDS):
             labels = _distances(points, centres).argmin(1)
-            moved = np.stack(
-                [points[labels == g].mean(0) if (labels == g).any() else centre for g, centre in enumerate(centres)]
-            )
+            moved = np.stack([points[labels == g].mean(0) if (labels == g).any() else centre for g, centre in enumerate(centres)])
             if np.array_equal(moved, centres):
                 break
             centres = moved
@@ -89,9 +89,9 @@ def like(labels: NDArray[np.int64], others: NDArray[np.int64], groups: int) -> N
     return new[labels]
 
 
-def cluster(loaded: Loaded, clip: Clip, text: str, groups: int, seed: int) -> NDArray[np.int64]:
-    """Cluster of every patch of a clip, int64 [T, P]."""
-    features = patch_features(loaded, clip, TextReader(loaded.model.config)(text)).numpy()
+def cluster(loaded: Loaded, clip: Clip, text: str, groups: int, seed: int, fine: int = 1) -> NDArray[np.int64]:
+    """Cluster of every patch of a clip, int64 [T, fine^2 * P]."""
+    features = fine_patch_features(loaded, clip, TextReader(loaded.model.config)(text), fine).numpy()
     points = features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-8)
     return kmeans(points.reshape(-1, points.shape[-1]), groups, seed).reshape(features.shape[:2])
 
@@ -112,21 +112,20 @@ def painted(picture: Image.Image, labels: NDArray[np.int64]) -> Image.Image:
     return image
 
 
-def draw(name: str, clip: Clip, labels: NDArray[np.int64], groups: int) -> Section:
-    """Frames above, the same frames with their clusters below, legend."""
+def draw(clip: Clip, models: Sequence[tuple[str, NDArray[np.int64]]], groups: int) -> Section:
+    """Frames above, below them the same frames with the clusters [T, cells] of each model, legend."""
     frames = len(clip.pictures)
-    side = max(128, min(250, 1000 // frames))
+    side = max(128, min(230, 900 // frames))
     pictures = [upscaled(picture, side) for picture in clip.pictures]
     titles = [label(f"frame {number}") for number in range(1, frames + 1)]
-    parts = [
-        column([title, picture, painted(picture, mine)], 6) for title, picture, mine in zip(titles, pictures, labels, strict=True)
-    ]
-    sizes = np.bincount(labels.ravel(), minlength=groups)
-    entries = [
-        (FRAME_COLOURS[number % len(FRAME_COLOURS)], f"cluster {number + 1}: {size} patches") for number, size in enumerate(sizes)
-    ]
-    strip = row(parts)
-    return Section(name, column([strip, legend(entries, strip.width)], 12), alt=f"clusters of {clip.path.name} per patch: {labels.tolist()}")
+    lines = [row([column([title, picture], 4) for title, picture in zip(titles, pictures, strict=True)])]
+    for name, labels in models:
+        painted_frames = row([painted(picture, mine) for picture, mine in zip(pictures, labels, strict=True)])
+        lines.append(column([*([label(name, bold=True)] if len(models) > 1 else []), painted_frames], 4))
+    entries = [(FRAME_COLOURS[number % len(FRAME_COLOURS)], f"cluster {number + 1}") for number in range(groups)]
+    lines.append(legend(entries, lines[0].width))
+    alt = "; ".join(f"clusters of {name}, a list per frame in raster order: {labels.tolist()}" for name, labels in models)
+    return Section(clip.path.name, column(lines, 12), alt=alt)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -134,12 +133,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tools/clusters.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="save_pretrained folder, checkpoint, or run")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="DIR", help="save_pretrained folder, checkpoint, or run"
+    )
     parser.add_argument("--compare", type=Path, metavar="DIR", help="a second model, drawn below the first")
     parser.add_argument("--names", nargs="+", metavar="NAME", help="titles of the models (default: their folders)")
     parser.add_argument("--video", type=Path, nargs="+", required=True, metavar="FILE")
     parser.add_argument("--text", default="", metavar="T", help="text of the joint pass (default: none)")
     parser.add_argument("--groups", type=at_least_one, default=4, metavar="K", help="clusters (default: %(default)s)")
+    parser.add_argument(
+        "--fine",
+        type=at_least_one,
+        default=1,
+        metavar="N",
+        help="read the clip N x N times, moved by 1/N patch (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the k-means starts (default: %(default)s)")
     parser.add_argument(
         "--out", type=Path, default=Path("clusters"), metavar="STEM", help="files to write, without ending (default: %(default)s)"
@@ -155,18 +163,18 @@ def _sections(args: argparse.Namespace) -> list[Section]:
     if len(names) != len(folders):
         raise InputError(f"{len(names)} --names for {len(folders)} model(s)")
     models = [load_checkpoint(folder, args.device, option) for folder, option in folders]
-    if len({model.model.config.num_patches for model in models}) > 1:
-        raise InputError("--checkpoint and --compare cut frames into different numbers of patches and cannot be compared patch by patch")
     sections = []
     for video in args.video:
-        first: NDArray[np.int64] | None = None
-        for name, loaded in zip(names, models, strict=True):
-            clip = ClipReader(loaded.model.config, loaded.data)(video)
-            labels = cluster(loaded, clip, args.text, args.groups, args.seed)
-            if first is not None and first.shape == labels.shape:
-                labels = like(labels.ravel(), first.ravel(), args.groups).reshape(labels.shape)
-            first = labels
-            sections.append(draw(f"{video.name}, {name}" if len(names) > 1 else video.name, clip, labels, args.groups))
+        clips = [ClipReader(loaded.model.config, loaded.data)(video) for loaded in models]
+        labels = [
+            cluster(loaded, clip, args.text, args.groups, args.seed, args.fine)
+            for loaded, clip in zip(models, clips, strict=True)
+        ]
+        if len(labels) > 1:
+            if labels[0].shape != labels[1].shape:
+                raise InputError("--checkpoint and --compare do not cut the clip into equally many frames and patches")
+            labels[1] = like(labels[1].ravel(), labels[0].ravel(), args.groups).reshape(labels[0].shape)
+        sections.append(draw(clips[0], list(zip(names, labels, strict=True)), args.groups))
     return sections
 
 
@@ -176,7 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def tool() -> None:
         text = f"text of the joint pass: “{args.text}”" if args.text else "joint pass without words"
-        sheet = Sheet("What the model takes for the same thing: clusters of patches", LEAD, _sections(args), f"{text}; k-means, seed {args.seed}")
+        finer = f"each frame read {args.fine**2} times, moved by 1/{args.fine} patch; " if args.fine > 1 else ""
+        sheet = Sheet("Which patches the model finds alike", LEAD, _sections(args), f"{finer}{text}; k-means, seed {args.seed}")
         for path in sheet.save(args.out, args.formats):
             print(path)
 

@@ -74,7 +74,9 @@ class Loaded:
         """Raise InputError unless the weights hold these heads."""
         for head in heads:
             if head in self.missing:
-                raise InputError(f"--checkpoint {self.weights} has no {head} ({_HEADS[head]}); this task needs a model pre-trained with it")
+                raise InputError(
+                    f"--checkpoint {self.weights} has no {head} ({_HEADS[head]}); this task needs a model pre-trained with it"
+                )
 
     def untrained(self, objective: str) -> bool:
         """Whether the run is known to have trained without this objective (mlm, vtm, vtc)."""
@@ -112,6 +114,8 @@ def load_checkpoint(path: Path, device: str = "auto", option: str = "--checkpoin
     """Load a model for inference in float32. `device` is cpu, cuda or auto. Raises InputError where the folder holds no model of ours."""
     from transformers.utils import logging
 
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no GPU on this machine; use --device cpu")
     weights = find_weights(path, option)
     try:
         kind = json.loads((weights / "config.json").read_text()).get("model_type")
@@ -148,7 +152,9 @@ def _run_facts(weights: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise InputError(f"{weights.parent / 'run.json'} cannot be read ({error}); how the run cropped its frames is unknown") from error
+        raise InputError(
+            f"{weights.parent / 'run.json'} cannot be read ({error}); how the run cropped its frames is unknown"
+        ) from error
 
 
 def _data_config(run: dict[str, Any]) -> DataConfig:
@@ -281,7 +287,7 @@ def fill_gaps(loaded: Loaded, reader: TextReader, clip: Clip, words: Words, top:
     text = loaded.model(clip.pixels.to(device), words.ids.to(device), words.mask.to(device)).text
     chances = loaded.model.mlm_head(text[0, list(words.gaps)]).softmax(-1).cpu()
     first = reader.tokenizer.first_word_id
-    best = chances[:, first : reader.tokenizer.size].topk(top)
+    best = chances[:, first : reader.tokenizer.size].topk(min(top, reader.tokenizer.size - first))
     return [
         [
             Guess(first + int(token), reader.word(first + int(token)), float(chance))

@@ -94,8 +94,8 @@ def cost_of(size: str, frames: int = 3, image_size: int | None = None, text_toke
     )
 
 
-def _millions(number: int) -> str:
-    return f"{number / 1e6:.3f}M" if number < 100_000 else f"{number / 1e6:.1f}M"
+def _short(number: int) -> str:
+    return f"{number / 1e6:.1f}M" if number >= 100_000 else f"{number / 1e3:.1f}k"
 
 
 def _giga(number: int) -> str:
@@ -107,11 +107,11 @@ def size_table(costs: Sequence[SizeCost]) -> list[list[str]]:
     shape = ["width x blocks x heads", *(f"{cost.width} x {cost.blocks} x {cost.heads}" for cost in costs)]
     body = [part for part in costs[0].parts if part not in HEADS]
     rows = [["parameters", *(cost.size for cost in costs)], shape]
-    rows += [[part, *(_millions(cost.parts[part]) for cost in costs)] for part in body]
-    rows.append(["without heads", *(_millions(cost.parameters_without_heads) for cost in costs)])
+    rows += [[part, *(_short(cost.parts[part]) for cost in costs)] for part in body]
+    rows.append(["without heads", *(_short(cost.parameters_without_heads) for cost in costs)])
     rows.append(["  the paper's", *(cost.paper_parameters or "-" for cost in costs)])
-    rows += [[part, *(_millions(cost.parts[part]) for cost in costs)] for part in HEADS]
-    rows.append(["all", *(_millions(cost.parameters) for cost in costs)])
+    rows += [[part, *(_short(cost.parts[part]) for cost in costs)] for part in HEADS]
+    rows.append(["all", *(_short(cost.parameters) for cost in costs)])
     return rows
 
 

@@ -95,7 +95,13 @@ def retrieve(predictor: Predictor, args: argparse.Namespace) -> dict[str, Any]:
     ranked = [{"rank": place + 1, "score": scores[i], "name": names[i]} for place, i in enumerate(order)]
     notes = [f"skipped {path}" for path in skipped]
     notes += _untrained(predictor.loaded, "vtc" if by == "contrast" else "vtm")
-    return {"task": "retrieve", "by": CONTRAST if by == "contrast" else MATCH, "of": len(scores), "results": ranked, "notes": notes}
+    return {
+        "task": "retrieve",
+        "by": CONTRAST if by == "contrast" else MATCH,
+        "of": len(scores),
+        "results": ranked,
+        "notes": notes,
+    }
 
 
 def _readable(predictor: Predictor, folder: Path) -> tuple[list[Clip], list[str]]:
@@ -146,7 +152,8 @@ def answer(predictor: Predictor, args: argparse.Namespace) -> dict[str, Any]:
     clip = predictor.read_clip(args.video)
     if args.choices:
         scored = [
-            (predictor.match_probability(clip, predictor.read_text(f"{args.question} {choice}")), choice) for choice in args.choices
+            (predictor.match_probability(clip, predictor.read_text(f"{args.question} {choice}")), choice)
+            for choice in args.choices
         ]
         scored.sort(key=lambda pair: -pair[0])
         head = "VTM head on “question choice”, one joint pass per choice"
@@ -199,7 +206,11 @@ def build_parser() -> argparse.ArgumentParser:
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="DIR", help="save_pretrained folder, checkpoint, or run (its newest checkpoint)"
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="save_pretrained folder, checkpoint, or run (its newest checkpoint)",
     )
     common.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     common.add_argument("--top", type=at_least_one, default=5, metavar="K", help="rows shown (default: %(default)s)")

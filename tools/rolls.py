@@ -26,7 +26,21 @@ from PIL import Image
 from data.config import DataConfig
 from model import SIZES, AllInOneConfig
 from tools.inputs import Clip, ClipReader, InputError, at_least_one, find_weights, run_tool, upscaled
-from tools.sheet import FORMATS, FRAME_COLOURS, HEADING, Section, Sheet, cells, column, label, legend, outline, paragraph, row, tinted
+from tools.sheet import (
+    FORMATS,
+    FRAME_COLOURS,
+    HEADING,
+    Section,
+    Sheet,
+    cells,
+    column,
+    label,
+    legend,
+    outline,
+    paragraph,
+    row,
+    tinted,
+)
 from tools.tokens import slot_origins
 
 LEFT = 170
@@ -70,7 +84,10 @@ def draw(config: AllInOneConfig, clip: Clip) -> Section:
         row(
             [
                 Image.new("RGB", (LEFT, 1), "white"),
-                *(column([paragraph(f"frame {f + 1}", side, HEADING, FRAME_COLOURS[f % len(FRAME_COLOURS)], bold=True)]) for f in range(frames)),
+                *(
+                    paragraph(f"frame {f + 1}", side, HEADING, FRAME_COLOURS[f % len(FRAME_COLOURS)], bold=True)
+                    for f in range(frames)
+                ),
             ]
         )
     ]
@@ -78,7 +95,11 @@ def draw(config: AllInOneConfig, clip: Clip) -> Section:
         frame, patch = (labels.numpy() for labels in slot_origins(config, frames, rolls))
         visitors = int((frame[0] != 0).sum())
         seen = [number for number in range(1, blocks + 1) if number % frames == rolls % frames]
-        title = "as read" if rolls == 0 else f"block{'s' if len(seen) > 1 else ''} {', '.join(map(str, seen[:4]))}{' …' if len(seen) > 4 else ''}"
+        title = (
+            "as read"
+            if rolls == 0
+            else f"block{'s' if len(seen) > 1 else ''} {', '.join(map(str, seen[:4]))}{' …' if len(seen) > 4 else ''}"
+        )
         note = f"{visitors} of {frame.shape[1]} patches\nin each frame\nare visitors" if visitors else "every patch\nis at home"
         texts = column([label(title, HEADING, bold=True), paragraph(note, LEFT)], 6)
         texts = column([texts, Image.new("RGB", (LEFT, 1), "white")])
@@ -86,7 +107,10 @@ def draw(config: AllInOneConfig, clip: Clip) -> Section:
     entries = [(FRAME_COLOURS[f % len(FRAME_COLOURS)], f"came from frame {f + 1}") for f in range(frames)]
     body = column(lines, gap=10)
     return Section(
-        "", column([body, legend(entries, body.width)], gap=12), note=describe(config, frames), alt="a grid of frames with exchanged patches"
+        "",
+        column([body, legend(entries, body.width)], gap=12),
+        note=describe(config, frames),
+        alt="a grid of frames with exchanged patches",
     )
 
 
@@ -96,7 +120,11 @@ def describe(config: AllInOneConfig, frames: int) -> str:
     frame, _ = slot_origins(config, frames, 1)
     forward, back = int((frame[1] == 0).sum()), int((frame[0] == 1).sum())
     forward, back = (forward, back) if frames > 2 else (forward // 2, back - back // 2)
-    choice = "the first and last patches in raster order" if config.patch_order == "raster" else "a fixed random choice, another one in each frame"
+    choice = (
+        "the first and last patches in raster order"
+        if config.patch_order == "raster"
+        else "a fixed random choice, another one in each frame"
+    )
     return (
         f"Before every block {forward} of the {patches} patches move one frame forward and {back} one frame back ({choice}), the last frame "
         f"handing on to the first. The other {patches - forward - back}, the class token and the words stay. After {frames} rolls every patch is "
@@ -132,7 +160,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--video", type=Path, required=True, metavar="FILE")
     parser.add_argument("--frames", type=at_least_one, metavar="T", help="frames (default: the model's)")
     parser.add_argument("--patch-order", choices=("raster", "shuffled"), help="which patches roll (default: as the model)")
-    parser.add_argument("--out", type=Path, default=Path("roll"), metavar="STEM", help="files to write, without ending (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("roll"), metavar="STEM", help="files to write, without ending (default: %(default)s)"
+    )
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["png", "html"], help="default: png html")
     return parser
 
@@ -145,7 +175,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = read_config(args)
         clip = ClipReader(config, DataConfig(backend="cpu", dali_threads=1))(args.video)
         if len(clip.pictures) < 2:
-            raise InputError(f"--video {args.video} gives {len(clip.pictures)} frame; a roll needs at least 2 (--frames, and no still picture)")
+            raise InputError(
+                f"--video {args.video} gives {len(clip.pictures)} frame; a roll needs at least 2 (--frames, and no still picture)"
+            )
         sheet = Sheet("Temporal token rolling: frames exchange patches", LEAD, [draw(config, clip)], f"clip: {args.video.name}")
         for path in sheet.save(args.out, args.formats):
             print(path)

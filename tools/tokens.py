@@ -7,14 +7,16 @@ sequence), H heads, C width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model import AllInOneConfig
 from model.all_in_one import Attention, Encoder, fixed_order
 from model.roll import fold_size, roll_tokens
-from tools.inputs import Clip, Loaded, Words
+from tools.inputs import Clip, InputError, Loaded, Words
 
 
 def slot_origins(config: AllInOneConfig, frames: int, rolls: int) -> tuple[Tensor, Tensor]:
@@ -131,3 +133,26 @@ def patch_features(loaded: Loaded, clip: Clip, words: Words) -> Tensor:
         handle.remove()
     features = kept[0][:, length:].reshape(frames, -1, kept[0].shape[-1])[:, 1:].cpu()
     return to_places(features, slot_origins(model.config, frames, model.config.num_hidden_layers))
+
+
+def fine_patch_features(loaded: Loaded, clip: Clip, words: Words, fine: int) -> Tensor:
+    """patch_features on a grid `fine` times as dense: float32 [T, fine^2 * P, C], raster order over the dense grid of each frame.
+
+    The clip is read fine^2 times, each time moved by whole multiples of 1/fine patch (edges repeated), so that a patch's centre falls on each dense
+    cell once. Raises InputError where the patch size is no multiple of `fine`.
+    """
+    config = loaded.model.config
+    size, patch = config.image_size, config.patch_size
+    if patch % fine:
+        raise InputError(f"--fine {fine} does not divide the patch size, {patch} pixels")
+    grid, step = size // patch, patch // fine
+    padded = F.pad(clip.pixels[0], (patch,) * 4, mode="replicate")
+    dense = torch.empty(clip.pixels.shape[1], grid * fine, grid * fine, config.hidden_size)
+    for y in range(fine):
+        for x in range(fine):
+            top, left = (patch + offset * step - (patch - step) // 2 for offset in (y, x))
+            moved = padded[:, :, top : top + size, left : left + size].contiguous()
+            dense[:, y::fine, x::fine] = patch_features(loaded, replace(clip, pixels=moved[None]), words).unflatten(
+                1, (grid, grid)
+            )
+    return dense.flatten(1, 2)
