@@ -24,20 +24,10 @@ if __package__ in (None, ""):
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tools.inputs import (
-    GAP,
-    Clip,
-    ClipReader,
-    Guess,
-    InputError,
-    Loaded,
-    TextReader,
-    at_least_one,
-    fill_gaps,
-    load_checkpoint,
-    run_tool,
-    upscaled,
-)
+from tools.checkpoints import Loaded, load_checkpoint
+from tools.command import InputError, at_least_one, run_tool
+from tools.gaps import Guess, fill_gaps
+from tools.inputs import GAP, Clip, ClipReader, TextReader, upscaled
 from tools.sheet import (
     FORMATS,
     GREEN,
@@ -212,7 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         clozes = [
             solve(loaded, read_text, read_clip(video), text, args.top) for video, text in zip(args.video, args.text, strict=True)
         ]
-        source = f"model: {loaded.model.config.hidden_size} x {loaded.model.config.num_hidden_layers} blocks; clips: {', '.join(v.name for v in args.video)}"
+        config = loaded.model.config
+        source = f"model: {config.num_hidden_layers} blocks of width {config.hidden_size}; clips: {', '.join(v.name for v in args.video)}"
         for path in sheet(clozes, source).save(args.out, args.formats):
             print(path)
 

@@ -25,7 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from tools.inputs import Clip, ClipReader, InputError, Loaded, TextReader, at_least_one, load_checkpoint, run_tool, upscaled
+from tools.checkpoints import Loaded, load_checkpoint
+from tools.command import InputError, at_least_one, run_tool
+from tools.inputs import Clip, ClipReader, TextReader, upscaled
 from tools.sheet import FORMATS, FRAME_COLOURS, PAPER, Section, Sheet, cells, column, label, legend, row, tinted
 from tools.tokens import fine_patch_features
 
@@ -43,17 +45,17 @@ def kmeans(points: NDArray[np.float32], groups: int, seed: int) -> NDArray[np.in
     if groups > len(points):
         raise InputError(f"--groups {groups} is more than the {len(points)} patches of the clip")
     random = np.random.default_rng(seed)
-    points = points.astype(np.float64)
-    best, best_cost = np.zeros(len(points), dtype=np.int64), np.inf
+    exact = points.astype(np.float64)
+    best, best_cost = np.zeros(len(exact), dtype=np.int64), np.inf
     for _ in range(STARTS):
-        centres = _spread(points, groups, random)
+        centres = _spread(exact, groups, random)
         for _ in range(ROUNDS):
-            labels = _distances(points, centres).argmin(1)
-            moved = np.stack([points[labels == g].mean(0) if (labels == g).any() else centre for g, centre in enumerate(centres)])
+            labels = _distances(exact, centres).argmin(1)
+            moved = np.stack([exact[labels == g].mean(0) if (labels == g).any() else centre for g, centre in enumerate(centres)])
             if np.array_equal(moved, centres):
                 break
             centres = moved
-        distances = _distances(points, centres)
+        distances = _distances(exact, centres)
         cost = distances.min(1).sum()
         if cost < best_cost:
             best, best_cost = distances.argmin(1), cost

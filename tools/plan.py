@@ -23,7 +23,7 @@ import torch
 
 from model import SIZES, AllInOneConfig, AllInOneForPreTraining, parameters_by_part
 from model.flops import forward_flops
-from tools.inputs import InputError, at_least_one, run_tool
+from tools.command import InputError, at_least_one, run_tool
 
 PAPER_TEXT_TOKENS = 32
 """The text length that reproduces the paper's 58.7 G; its code reads 40 tokens, with which no convention gives that number."""

@@ -25,21 +25,10 @@ if __package__ in (None, ""):
 import torch
 
 from pretrain.objectives import embed_text, embed_video
-from tools.inputs import (
-    GAP,
-    Clip,
-    ClipReader,
-    InputError,
-    Loaded,
-    TextReader,
-    Words,
-    at_least_one,
-    fill_gaps,
-    load_checkpoint,
-    media_files,
-    read_lines,
-    run_tool,
-)
+from tools.checkpoints import Loaded, load_checkpoint
+from tools.command import InputError, at_least_one, run_tool
+from tools.gaps import fill_gaps
+from tools.inputs import GAP, Clip, ClipReader, TextReader, Words, media_files, read_lines
 
 CONTRAST = "contrastive: cosine similarity of two uni-modal passes (VTC)"
 MATCH = "matching: probability of the joint pass (VTM)"
@@ -80,8 +69,9 @@ def retrieve(predictor: Predictor, args: argparse.Namespace) -> dict[str, Any]:
     if args.videos is not None and len(texts) != 1:
         raise InputError(f"--videos ranks clips for one text, but {len(texts)} were given; give one --text")
     words = [predictor.read_text(text) for text in texts]
+    skipped: list[str] = []
     if args.video is not None:
-        clips, names, skipped = [predictor.read_clip(args.video)], texts, []
+        clips, names = [predictor.read_clip(args.video)], texts
     else:
         clips, skipped = _readable(predictor, args.videos)
         names = [str(clip.path) for clip in clips]

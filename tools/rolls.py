@@ -25,7 +25,9 @@ from PIL import Image
 
 from data.config import DataConfig
 from model import SIZES, AllInOneConfig
-from tools.inputs import Clip, ClipReader, InputError, at_least_one, find_weights, run_tool, upscaled
+from tools.checkpoints import find_weights
+from tools.command import InputError, at_least_one, run_tool
+from tools.inputs import Clip, ClipReader, upscaled
 from tools.sheet import (
     FORMATS,
     FRAME_COLOURS,

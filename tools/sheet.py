@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from data.files import write_atomic
-from tools.inputs import InputError
+from tools.command import InputError
 
 Colour = tuple[int, int, int]
 INK, SOFT, LINE, PAPER = (36, 41, 47), (87, 96, 106), (208, 215, 222), (255, 255, 255)
@@ -209,7 +209,8 @@ class Sheet:
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #24292f; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem } h2 { font-size: 1.1rem; margin-bottom: .5rem } img { max-width: 100%; height: auto }
-section { border-top: 1px solid #d0d7de; margin-top: 1.5rem } section p, footer { color: #57606a; font-size: .85rem } footer { border-top: 1px solid #d0d7de }
+section { border-top: 1px solid #d0d7de; margin-top: 1.5rem } section p, footer { color: #57606a; font-size: .85rem }
+footer { border-top: 1px solid #d0d7de }
 """
 
 

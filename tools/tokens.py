@@ -16,7 +16,9 @@ from torch import Tensor
 from model import AllInOneConfig
 from model.all_in_one import Attention, Encoder, fixed_order
 from model.roll import fold_size, roll_tokens
-from tools.inputs import Clip, InputError, Loaded, Words
+from tools.checkpoints import Loaded
+from tools.command import InputError
+from tools.inputs import Clip, Words
 
 
 def slot_origins(config: AllInOneConfig, frames: int, rolls: int) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,9 @@
 
     python tests/benchmarks/cloze_patches.py --checkpoint runs/demo/train --data runs/demo/data:val
 
-One word piece of each caption is hidden. Each method ranks the patches of all frames for that word; the first quarter of them is wiped out (set to the
-mean colour), and then everything but that quarter. A good method loses much log probability of the word in the first case and little in the
-second. Only words whose log probability falls by at least 0.3 without any picture are counted: the others are read off the sentence.
+One word piece of each caption is hidden. Each method ranks the patches of all frames for that word; the first quarter of them is wiped out
+(set to the mean colour), and then everything but that quarter. A good method loses much log probability of the word in the first case and little
+in the second. Only words whose log probability falls by at least 0.3 without any picture are counted: the others are read off the sentence.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from torch import Tensor
 
 from data import EvalSet
 from data.config import ClipConfig, DatasetSpec
-from tools.inputs import Clip, Loaded, TextReader, Words, load_checkpoint
+from tools.checkpoints import Loaded, load_checkpoint
+from tools.inputs import Clip, TextReader, Words
 from tools.tokens import AttentionRecorder, patch_features, patch_relevance, row_to_places
 
 SEEN = 0.3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tools.clusters import kmeans, like
-from tools.inputs import InputError
+from tools.command import InputError
 
 
 def three_groups() -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from model import AllInOneForPreTraining
 from tests.tools.conftest import BLOCKS, FRAMES, PATCHES, SIDE, tiny_config, tiny_model
-from tools.inputs import Clip, InputError, Loaded, Words
+from tools.checkpoints import Loaded
+from tools.command import InputError
+from tools.inputs import Clip, Words
 from tools.tokens import AttentionRecorder, fine_patch_features, patch_features, patch_relevance, slot_origins
 
 LENGTH = 16
@@ -89,7 +91,7 @@ class _Keep(nn.Module):
 def test_slot_origins_are_where_the_models_own_pass_puts_the_patches(options: dict[str, object]) -> None:
     model = tiny_model(**options)
     frames = model.config.num_frames
-    loaded, clip, words = example(model, frames)
+    _, clip, words = example(model, frames)
     seen: list[Tensor] = []
     model.backbone.encoder.blocks = nn.ModuleList(_Keep(seen) for _ in range(BLOCKS))
     with torch.no_grad():
