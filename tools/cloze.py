@@ -29,6 +29,7 @@ from tools.command import InputError, at_least_one, run_tool
 from tools.gaps import Guess, fill_gaps
 from tools.inputs import GAP, Clip, ClipReader, TextReader, upscaled
 from tools.sheet import (
+    BLACK,
     FORMATS,
     GREEN,
     HEADING,
@@ -45,6 +46,7 @@ from tools.sheet import (
     label,
     outline,
     row,
+    tinted,
 )
 from tools.tokens import patch_relevance
 
@@ -53,10 +55,12 @@ OUTLINED = 5
 LEFT = 280
 """Width of the guesses, pixels."""
 LEAD = (
-    "The model reads the frames and the sentence with its blanks. Left: its first guesses for each blank, with their probabilities. Right: how "
-    "much each patch of the frames spoke for the first guess. A bright patch spoke for it, a dark one did not; the five that spoke loudest are "
-    "outlined. The percentage is a frame's share."
+    "The model reads the frames and the sentence with its blanks. Left: its first guesses for each blank, with their probabilities; the hidden word "
+    "in green. Right: how much each patch of the frames spoke for the first guess (attention of the blank to the patch, weighted by its effect on "
+    "the guess). The percentage is a frame's share."
 )
+SHADE = 0.8
+"""How dark a patch without a share is drawn: 0 not at all, 1 black."""
 _HIDDEN = re.compile(r"\[MASK=([^\]]*)\]", re.IGNORECASE)
 
 
@@ -111,15 +115,24 @@ def solve(loaded: Loaded, reader: TextReader, clip: Clip, text: str, top: int = 
 
 def overlay(picture: Image.Image, weights: np.ndarray, loudest: Sequence[int]) -> Image.Image:
     """A frame whose patches are as bright as their weights [P] in [0, 1]; the patches `loudest` get an outline."""
-    grid = round(len(weights) ** 0.5)
-    image = Image.blend(picture, Image.new("RGB", picture.size, (0, 0, 0)), 0.8)
-    boxes = cells(picture.width, grid)
+    image = picture.copy()
+    boxes = cells(picture.width, round(len(weights) ** 0.5))
     for box, weight in zip(boxes, weights, strict=True):
-        dark = Image.new("RGB", (box[2] - box[0], box[3] - box[1]), (0, 0, 0))
-        image.paste(Image.blend(picture.crop(box), dark, 0.8 * (1 - float(weight))), box)
+        image.paste(tinted(picture.crop(box), BLACK, SHADE * (1 - float(weight))), box)
     for index in loudest:
         outline(image, boxes[index], ORANGE)
     return image
+
+
+def key() -> Image.Image:
+    """What brightness and outlines mean."""
+    ramp = (
+        Image.linear_gradient("L").rotate(90).resize((120, 16)).point([round(255 * (1 - SHADE) + SHADE * v) for v in range(256)])
+    )
+    ring = Image.new("RGB", (16, 16), PAPER)
+    outline(ring, (0, 0, 16, 16), ORANGE)
+    spoke = row([label("spoke least"), ramp.convert("RGB"), label("spoke most for the guess")], gap=8, middle=True)
+    return row([spoke, row([ring, label(f"the {OUTLINED} patches that spoke most")], gap=8, middle=True)], gap=28, middle=True)
 
 
 def bars(blank: Blank, number: int) -> Image.Image:
@@ -144,10 +157,7 @@ def draw(cloze: Cloze) -> Section:
     frames = len(cloze.clip.pictures)
     side = max(96, min(190, 900 // frames))
     pictures = [upscaled(picture, side) for picture in cloze.clip.pictures]
-    shown = [
-        column([label(f"frame {number} of the clip’s {frames}", SMALL), picture], 4)
-        for number, picture in enumerate(pictures, start=1)
-    ]
+    shown = [column([label(f"frame {number}"), picture], 4) for number, picture in enumerate(pictures, start=1)]
     rows = [row([Image.new("RGB", (LEFT, 1), PAPER), *shown])]
     for number, blank in enumerate(cloze.blanks, start=1):
         relative = blank.relevance / max(float(blank.relevance.max()), 1e-12)
@@ -158,6 +168,7 @@ def draw(cloze: Cloze) -> Section:
             title = label(f"for “{blank.guesses[0].word}”: {100 * blank.relevance[frame].sum():.0f} %", SMALL)
             parts.append(column([title, overlay(picture, relative[frame], mine)], 4))
         rows.append(row(parts))
+    rows.append(row([Image.new("RGB", (LEFT, 1), PAPER), key()]))
     answers = "; ".join(
         f"blank {number}: {blank.guesses[0].word} ({100 * blank.guesses[0].probability:.0f} %)"
         + (f", hidden was {blank.truth}" if blank.truth else "")

@@ -4,8 +4,8 @@
     python tools/rolls.py --checkpoint runs/demo/train --video clip.mp4 --out roll
     python tools/rolls.py --size base --video clip.mp4
 
-Writes roll.png and roll.html. Every slot of a frame is drawn with the patch that it holds, tinted by the frame that the patch came from. Where
-each patch is comes from the model's own roll (tools/tokens.py, slot_origins); weights play no part, so --size does without a checkpoint.
+Writes roll.png and roll.html. Every slot of a frame is drawn with the patch that it holds, tinted by the frame that the patch came from; it
+is drawn where its own patch was before the first roll. Where each patch is comes from the model's own roll (tools/tokens.py, slot_origins); weights play no part, so --size does without a checkpoint.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from data.config import DataConfig
@@ -32,11 +30,12 @@ from tools.sheet import (
     FORMATS,
     FRAME_COLOURS,
     HEADING,
+    PAPER,
+    Colour,
     Section,
     Sheet,
     cells,
     column,
-    label,
     legend,
     outline,
     paragraph,
@@ -45,7 +44,7 @@ from tools.sheet import (
 )
 from tools.tokens import slot_origins
 
-LEFT = 170
+LEFT = 190
 """Width of the titles of rows, pixels."""
 LEAD = (
     "No block lets one frame attend to another. Instead, before every block, some patches move on to the next frame and some to the one before, and "
@@ -59,21 +58,34 @@ def rows_shown(config: AllInOneConfig, frames: int) -> list[int]:
     return list(range(min(config.num_hidden_layers, frames) + 1))
 
 
-def held(pictures: Sequence[Image.Image], frame: int, origins: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Image.Image:
-    """The slots of one frame, each with the patch (frame, patch) that `origins` [T, P] says it holds."""
+def held(pictures: Sequence[Image.Image], frame: int, config: AllInOneConfig, rolls: int) -> Image.Image:
+    """The slots of one frame after some rolls, each with the patch that it holds, at the place of the patch that it held at first."""
     side = pictures[0].width
-    boxes = cells(side, round(origins[0].shape[1] ** 0.5))
+    sources, patches = (labels[frame].tolist() for labels in slot_origins(config, len(pictures), rolls))
+    places = slot_origins(config, len(pictures), 0)[1][frame].tolist()
+    boxes = cells(side, round(len(places) ** 0.5))
     image = Image.new("RGB", (side, side))
-    for slot, box in enumerate(boxes):
-        source, patch = int(origins[0][frame, slot]), int(origins[1][frame, slot])
-        away = source != frame
-        piece = pictures[source].crop(boxes[patch]).resize((box[2] - box[0], box[3] - box[1]))
-        image.paste(tinted(piece, FRAME_COLOURS[source % len(FRAME_COLOURS)], 0.45 if away else 0.15), box)
-    for slot, box in enumerate(boxes):
-        source = int(origins[0][frame, slot])
+    for place, source, patch in zip(places, sources, patches, strict=True):
+        left, top, right, bottom = boxes[place]
+        piece = pictures[source].crop(boxes[patch]).resize((right - left, bottom - top))
+        image.paste(tinted(piece, colour_of(source), 0.15 if source == frame else 0.45), (left, top))
         if source != frame:
-            outline(image, box, FRAME_COLOURS[source % len(FRAME_COLOURS)], max(1, min(3, (box[2] - box[0]) // 8)))
+            outline(image, boxes[place], colour_of(source), max(1, min(3, (right - left) // 8)))
     return image
+
+
+def colour_of(frame: int) -> Colour:
+    """The colour that stands for a frame."""
+    return FRAME_COLOURS[frame % len(FRAME_COLOURS)]
+
+
+def row_title(config: AllInOneConfig, frames: int, rolls: int, visitors: int) -> Image.Image:
+    """Which blocks see the clip after that many rolls, and how many of a frame's patches are visitors then; LEFT pixels wide."""
+    blocks = [str(block) for block in range(1, config.num_hidden_layers + 1) if block % frames == rolls % frames]
+    shown = f"{', '.join(blocks[:4])}{' …' if len(blocks) > 4 else ''}"
+    title = f"block{'s' if len(blocks) > 1 else ''} {shown}" if rolls else "as read"
+    note = f"{visitors} of {config.num_patches} patches\nin each frame\nare visitors" if visitors else "every patch\nis at home"
+    return column([paragraph(title, LEFT, HEADING, bold=True), paragraph(note, LEFT)], 6)
 
 
 def draw(config: AllInOneConfig, clip: Clip) -> Section:
@@ -81,39 +93,15 @@ def draw(config: AllInOneConfig, clip: Clip) -> Section:
     frames = len(clip.pictures)
     side = max(112, min(230, 900 // frames))
     pictures = [upscaled(picture, side) for picture in clip.pictures]
-    blocks = config.num_hidden_layers
-    lines = [
-        row(
-            [
-                Image.new("RGB", (LEFT, 1), "white"),
-                *(
-                    paragraph(f"frame {f + 1}", side, HEADING, FRAME_COLOURS[f % len(FRAME_COLOURS)], bold=True)
-                    for f in range(frames)
-                ),
-            ]
-        )
-    ]
+    titles = [paragraph(f"frame {f + 1}", side, HEADING, colour_of(f), bold=True) for f in range(frames)]
+    lines = [row([Image.new("RGB", (LEFT, 1), PAPER), *titles])]
     for rolls in rows_shown(config, frames):
-        frame, patch = (labels.numpy() for labels in slot_origins(config, frames, rolls))
-        visitors = int((frame[0] != 0).sum())
-        seen = [number for number in range(1, blocks + 1) if number % frames == rolls % frames]
-        title = (
-            "as read"
-            if rolls == 0
-            else f"block{'s' if len(seen) > 1 else ''} {', '.join(map(str, seen[:4]))}{' …' if len(seen) > 4 else ''}"
-        )
-        note = f"{visitors} of {frame.shape[1]} patches\nin each frame\nare visitors" if visitors else "every patch\nis at home"
-        texts = column([label(title, HEADING, bold=True), paragraph(note, LEFT)], 6)
-        texts = column([texts, Image.new("RGB", (LEFT, 1), "white")])
-        lines.append(row([texts, *(held(pictures, f, (frame, patch)) for f in range(frames))]))
-    entries = [(FRAME_COLOURS[f % len(FRAME_COLOURS)], f"came from frame {f + 1}") for f in range(frames)]
+        visitors = int((slot_origins(config, frames, rolls)[0][0] != 0).sum())
+        title = row_title(config, frames, rolls, visitors)
+        lines.append(row([title, *(held(pictures, f, config, rolls) for f in range(frames))]))
     body = column(lines, gap=10)
-    return Section(
-        "",
-        column([body, legend(entries, body.width)], gap=12),
-        note=describe(config, frames),
-        alt="a grid of frames with exchanged patches",
-    )
+    key = legend([(colour_of(f), f"came from frame {f + 1}") for f in range(frames)], body.width)
+    return Section("", column([body, key], gap=12), note=describe(config, frames), alt="a grid of frames with exchanged patches")
 
 
 def describe(config: AllInOneConfig, frames: int) -> str:

@@ -19,7 +19,7 @@ from data.files import write_atomic
 from tools.command import InputError
 
 Colour = tuple[int, int, int]
-INK, SOFT, LINE, PAPER = (36, 41, 47), (87, 96, 106), (208, 215, 222), (255, 255, 255)
+INK, SOFT, LINE, PAPER, BLACK = (36, 41, 47), (87, 96, 106), (208, 215, 222), (255, 255, 255), (0, 0, 0)
 GREEN, ORANGE = (26, 127, 55), (188, 76, 0)
 FRAME_COLOURS: tuple[Colour, ...] = (
     (31, 119, 180),

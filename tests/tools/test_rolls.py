@@ -9,7 +9,6 @@ from PIL import Image
 from tests.tools.conftest import tiny_config
 from tools.rolls import describe, held, rows_shown
 from tools.sheet import FRAME_COLOURS
-from tools.tokens import slot_origins
 
 GREYS = (40, 120, 200)
 
@@ -17,8 +16,7 @@ GREYS = (40, 120, 200)
 def drawn(rolls: int, frame: int) -> np.ndarray:
     """Mean colour of the inner part of each of the 16 slots, for frames of one grey each: [4, 4, 3]."""
     pictures = [Image.new("RGB", (64, 64), (grey,) * 3) for grey in GREYS]
-    origins = tuple(labels.numpy() for labels in slot_origins(tiny_config(), 3, rolls))
-    pixels = np.asarray(held(pictures, frame, (origins[0], origins[1])), dtype=float)
+    pixels = np.asarray(held(pictures, frame, tiny_config(), rolls), dtype=float)
     return pixels.reshape(4, 16, 4, 16, 3)[:, 5:11, :, 5:11].mean((1, 3))
 
 
@@ -39,6 +37,13 @@ def test_after_three_rolls_the_picture_is_that_before_the_first() -> None:
     for frame in range(3):
         np.testing.assert_array_equal(drawn(0, frame), drawn(3, frame))
         assert not np.array_equal(drawn(0, frame), drawn(1, frame))
+
+
+def test_shuffled_patches_lie_at_their_own_place_before_the_first_roll() -> None:
+    ramp = np.arange(64 * 64, dtype=np.uint32).reshape(64, 64) % 251
+    picture = Image.fromarray(ramp.astype(np.uint8)).convert("RGB")
+    shuffled, raster = (held([picture] * 3, 1, tiny_config(patch_order=order), 0) for order in ("shuffled", "raster"))
+    np.testing.assert_array_equal(np.asarray(shuffled), np.asarray(raster))
 
 
 def test_the_caption_counts_what_moves() -> None:
