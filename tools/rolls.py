@@ -5,7 +5,8 @@
     python tools/rolls.py --size base --video clip.mp4
 
 Writes roll.png and roll.html. Every slot of a frame is drawn with the patch that it holds, tinted by the frame that the patch came from; it
-is drawn where its own patch was before the first roll. Where each patch is comes from the model's own roll (tools/tokens.py, slot_origins); weights play no part, so --size does without a checkpoint.
+is drawn where its own patch was before the first roll. Where each patch is comes from the model's own roll (tools/tokens.py, slot_origins);
+weights play no part, so --size does without a checkpoint.
 """
 
 from __future__ import annotations
