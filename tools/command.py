@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from data.errors import DataError
+
 EXIT_USER = 2
 
 
@@ -13,14 +15,13 @@ class InputError(ValueError):
     """Something that a user gave cannot be used; the message names the option."""
 
 
-def run_tool(tool: Callable[[], None]) -> int:
-    """Exit code of a tool: 0, or 2 after an InputError, which is printed without a traceback."""
+def run_tool(tool: Callable[[], int | None]) -> int:
+    """Exit code of a tool: its own or 0, and 2 after an InputError or a DataError, which is printed without a traceback."""
     try:
-        tool()
-    except InputError as error:
+        return tool() or 0
+    except (InputError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER
-    return 0
 
 
 def at_least_one(text: str) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data.choices import fixed
 from data.config import ClipConfig, DataConfig
-from data.decode import DecodeError, decode_frames
+from data.decode import DecodeError, Timeline, decode_frames
 from data.media import IMAGES, VIDEOS
 from data.probe import Limits, ProbeError, probe
 from data.text import Tokenizer
@@ -61,9 +61,8 @@ class ClipReader:
             row = probe(content, extension, Limits(min_frames=1))
             wanted = 1 if extension in IMAGES else self._clip.num_frames
             choices = fixed(self._data, frames=row["frames"], width=row["width"], height=row["height"], wanted=wanted)
-            frames = decode_frames(
-                content, choices.frames, keyframes=row["keyframes"], times=row["frame_times"], rate=row["frame_rate"]
-            )
+            timeline = Timeline(row["keyframes"], row["frame_times"], row["frame_rate"])
+            frames = decode_frames(content, choices.frames, timeline)
         except (ProbeError, DecodeError) as error:
             raise InputError(f"{option} {path} is no video that can be used: {error}") from error
         top, left, height, width = choices.box

@@ -2,9 +2,11 @@
 """What a thing will cost, computed before it is started.
 
 model     parameters and operations of every size, beside the paper's numbers
+data      can this prepared data feed that training, and what would mend it
 
     python tools/plan.py model
     python tools/plan.py model --frames 8 --image-size 384 --markdown
+    python tools/plan.py data prepared/webvid --gpus 128 --samples-per-s 2000
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import torch
 from model import SIZES, AllInOneConfig, AllInOneForPreTraining, parameters_by_part
 from model.flops import forward_flops
 from tools.command import InputError, at_least_one, run_tool
+from tools.plan_data import add_data_parser
 
 PAPER_TEXT_TOKENS = 32
 """The text length that reproduces the paper's 58.7 G; its code reads 40 tokens, with which no convention gives that number."""
@@ -175,13 +178,14 @@ def build_parser() -> argparse.ArgumentParser:
     form = model.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON line")
     form.add_argument("--markdown", action="store_true", help="print Markdown tables")
+    add_data_parser(things)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit code: 0 done, 2 an error that you can mend."""
+    """Command line entry; returns the exit code: 0 done, 1 the plan does not hold, 2 an error that you can mend."""
     args = build_parser().parse_args(argv)
-    plan: Callable[[argparse.Namespace], None] = args.plan
+    plan: Callable[[argparse.Namespace], int | None] = args.plan
     return run_tool(lambda: plan(args))
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from data.config import ClipConfig, DataConfig, DatasetSpec
 from data.feed import ClipCost, Feed, cure, measure, plan
 from data.units import size
+from tools.command import InputError
 
 
 def add_data_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,16 +35,19 @@ def add_data_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--frames", type=int, default=3, help="frames per clip (default: %(default)s)")
     parser.add_argument("--image-size", type=int, default=224, help="pixels (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=plan_data)
+    parser.set_defaults(plan=plan_data)
 
 
 def plan_data(args: argparse.Namespace) -> int:
     """Measure, judge, print; 0 where the data keeps up, 1 where it does not."""
-    spec = DatasetSpec.parse(args.data)
+    try:
+        spec = DatasetSpec.parse(args.data)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     clip = ClipConfig(num_frames=args.frames, image_size=args.image_size)
     for name in ("gpus", "gpus_per_node", "cores", "clips", "samples_per_s"):
         if getattr(args, name) <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} must be more than 0, got {getattr(args, name)}")
+            raise InputError(f"--{name.replace('_', '-')} must be more than 0, got {getattr(args, name)}")
     cost = measure(spec, clip, DataConfig(), args.clips)
     feed = plan(
         cost,

@@ -94,10 +94,10 @@ def test_the_command_tells_yes_and_no_by_its_exit_code(prepared: Path, capsys: p
     parser = argparse.ArgumentParser()
     add_data_parser(parser.add_subparsers())
     slow = parser.parse_args(["data", str(prepared), "--gpus", "1", "--samples-per-s", "1", "--clips", "3"])
-    assert slow.run(slow) == 0
+    assert slow.plan(slow) == 0
     assert "this data feeds that training" in capsys.readouterr().out
     fast = parser.parse_args(["data", str(prepared), "--gpus", "1", "--samples-per-s", "1e9", "--clips", "3", "--json"])
-    assert fast.run(fast) == 1
+    assert fast.plan(fast) == 1
     facts = json.loads(capsys.readouterr().out)
     assert facts["feed"]["enough"] is False
     assert facts["cost"]["clips"] == 3
