@@ -21,7 +21,7 @@ from data.choices import SampleChoices, draw, fixed, generator
 from data.config import ClipConfig, DataConfig, DatasetSpec
 from data.decode import DecodeError, decode_frames
 from data.errors import DataError
-from data.index import Index
+from data.index import Index, window
 from data.ledger import Ledger
 from data.order import Order
 from data.processes import forkserver_context, live_and_die_with_parent
@@ -77,8 +77,10 @@ class Source:
         """One sample; DecodeError for a bad clip."""
         self._tokenizer = self._tokenizer or Tokenizer()
         tokenizer, clip, config, row = self._tokenizer, self._clip, self._config, self.index[item]
-        shape = {"frames": row["frames"], "width": row["width"], "height": row["height"], "wanted": clip.num_frames}
+        first, available = window(row)
+        shape = {"frames": available, "width": row["width"], "height": row["height"], "wanted": clip.num_frames}
         choices = draw(config, random, captions=len(row["captions"]), **shape) if train else fixed(config, **shape)
+        choices = choices.later(first)
         frames = decode_frames(
             self._read(row),
             choices.frames,

@@ -8,11 +8,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 from data.media import IMAGES, idr_packet, rotation_of
-from data.processes import forkserver_context, live_and_die_with_parent
+from data.processes import forkserver_context
 
 CONSTANT_RATE_TOLERANCE = 0.02
 """Largest deviation of a frame's time from its place at a constant rate, in frames, that still counts as constant."""
@@ -45,7 +44,8 @@ def probe(content: bytes, extension: str, limits: Limits) -> dict[str, Any]:
         raise ProbeError("empty_file", "the file has no content")
     head = content[:256].lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml", b"{", b"<error")):
-        raise ProbeError("not_a_video", f"a text file, not a video: {head[:40].decode(errors='replace')!r}")
+        kind = "an_image" if extension in IMAGES else "a_video"
+        raise ProbeError(f"not_{kind}", f"a text file: {head[:40].decode(errors='replace')!r}")
     try:
         with av.open(io.BytesIO(content)) as container:
             return _decode(container, extension, limits)
@@ -108,33 +108,10 @@ def _check_length(decoded: int, stream: Any, limits: Limits) -> None:
         raise ProbeError("truncated", f"{decoded} of {announced} announced frames decode")
 
 
-def _worker(pipe: Connection, limits: Limits) -> None:
-    import av
-
-    live_and_die_with_parent()
-    av.logging.set_level(av.logging.PANIC)
-    while True:
-        task = pipe.recv()
-        if task is None:
-            return
-        path, offset, size, extension = task
-        try:
-            with Path(path).open("rb") as file:
-                file.seek(offset)
-                content = file.read() if size is None else file.read(size)
-            pipe.send((None, probe(content, extension, limits)))
-        except FileNotFoundError:
-            pipe.send(("missing", f"no file {path}"))
-        except OSError as error:
-            pipe.send(("unreadable", str(error)))
-        except ProbeError as error:
-            pipe.send((error.reason, error.detail))
-
-
 class ProbePool:
-    """Processes that probe files. One that hangs or dies costs its clip only: it is killed and another one takes its place."""
+    """Processes that run `target`(pipe, limits), which answers tasks. One that hangs or dies costs its clip only: it is killed and another one takes its place."""
 
-    def __init__(self, workers: int, limits: Limits, target: Any = _worker) -> None:
+    def __init__(self, workers: int, limits: Limits, target: Any) -> None:
         self._context = forkserver_context()
         self._limits, self._target = limits, target
         self._workers = [self._start() for _ in range(max(1, workers))]
@@ -146,7 +123,7 @@ class ProbePool:
         theirs.close()
         return process, ours
 
-    def map(self, tasks: Iterable[tuple[str, int, int | None, str]]) -> Iterator[tuple[int, str | None, Any]]:
+    def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, str | None, Any]]:
         """(number of the task, reason or None, detail or columns), in the order of completion."""
         numbered, free = enumerate(tasks), deque(range(len(self._workers)))
         running: dict[int, tuple[int, float]] = {}
