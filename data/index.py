@@ -1,7 +1,8 @@
 """The index of a prepared data set, in two tables that refer to each other: stored files and clips.
 
 Clips of long videos are windows into one stored file. What holds for the file (where it lies, its keyframes, its frame times: 400 kB for an hour at a
-variable rate) is stored once, not with each of its hundreds of captions: a clip of HowTo100M's 136 million takes about 100 bytes, its caption included.
+variable rate) is stored once, not with each of its hundreds of captions: a clip of HowTo100M's 136 million takes about 100 bytes, its caption
+included.
 
     index.parquet   a row per clip, bad ones included: for people and tools
     videos.parquet  a row per stored file; index.parquet's `video` is the row number

@@ -28,9 +28,11 @@ def fragment_paths(out: Path, name: str) -> tuple[Path, Path]:
 
 def write_fragment(out: Path, name: str, videos: list[Video], clips: list[Clip]) -> None:
     """Both tables of one shard; a clip's `video` counts inside the shard."""
-    for path, rows, schema in zip(fragment_paths(out, name), (videos, clips), (VIDEO_SCHEMA, SCHEMA), strict=True):
-        with atomic_path(path) as temporary:
-            pq.write_table(pa.Table.from_pylist([vars(row) for row in rows], schema=schema), temporary)
+    for_videos, for_clips = fragment_paths(out, name)
+    with atomic_path(for_videos) as temporary:
+        pq.write_table(pa.Table.from_pylist([vars(video) for video in videos], schema=VIDEO_SCHEMA), temporary)
+    with atomic_path(for_clips) as temporary:
+        pq.write_table(pa.Table.from_pylist([vars(clip) for clip in clips], schema=SCHEMA), temporary)
 
 
 @dataclass(frozen=True)

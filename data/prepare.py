@@ -1,6 +1,7 @@
 """Source → shards + index. Resumable: a shard whose tar and fragment stand is never made again; dataset.json is written last.
 
-Any number of parts may work on one folder at the same time, each on its own shards (--part i/n); --merge then makes the index. An unparted run is both.
+Any number of parts may work on one folder at the same time, each on its own shards (--part i/n); --merge then makes the index. An unparted run
+is both.
 """
 
 from __future__ import annotations

@@ -109,7 +109,8 @@ def _check_length(decoded: int, stream: Any, limits: Limits) -> None:
 
 
 class ProbePool:
-    """Processes that run `target`(pipe, limits), which answers tasks. One that hangs or dies costs its clip only: it is killed and another one takes its place."""
+    """Processes that run `target`(pipe, limits), which answers tasks. One that hangs or dies costs its clip only: it is killed and another one
+    takes its place."""
 
     def __init__(self, workers: int, limits: Limits, target: Any) -> None:
         self._context = forkserver_context()

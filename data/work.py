@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.media import IMAGES
-from data.probe import Limits, ProbeError, probe
+from data.probe import CONSTANT_RATE_TOLERANCE, Limits, ProbeError, probe
 from data.processes import live_and_die_with_parent
 from data.sources import Line, Narration
 
@@ -63,7 +63,8 @@ def frames_between(
         last = bisect.bisect_left(times, end_s - 1e-6) - 1
     else:
         duration = frames / rate if rate else 0.0
-        first, last = math.floor(start_s * rate + 1e-6), math.ceil(end_s * rate - 1e-6) - 1
+        near = CONSTANT_RATE_TOLERANCE
+        first, last = math.floor(start_s * rate + near), math.ceil(end_s * rate - near) - 1
     if start_s >= duration or first >= frames:
         return None
     first = max(first, 0)

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Prepare videos or images with captions for training: shards (WebDataset tars) and an index.
 
-SOURCE is the official list of WebVid, HowTo100M, YT-Temporal-180M, CC3M, CC12M, SBU, COCO (Karpathy) or Visual Genome, or the folder with it; your own
+SOURCE is the official list of WebVid, HowTo100M, YT-Temporal-180M, CC3M, CC12M, SBU, COCO (Karpathy) or Visual Genome, or the folder with it;
+your own
 CSV with the columns path and caption (and, if you like, split); a .tar of video2dataset or img2dataset, or a folder of them. Every clip is decoded
 once; bad ones are counted and named, never silently dropped. The same command continues after an interruption.
 

@@ -42,7 +42,8 @@ def detect(source: Path) -> str:
 
 
 def excluded_ids(path: Path | None, source: Path, kind: str) -> frozenset[str]:
-    """Ids of a text file, one a line; for Visual Genome also a Karpathy file, whose val and test images are meant. DataError where it cannot be read."""
+    """Ids of a text file, one a line; for Visual Genome also a Karpathy file, whose val and test images are meant. DataError where it cannot be
+    read."""
     if path is None:
         return frozenset()
     if not path.is_file():

@@ -19,7 +19,8 @@ CC3M = {
 }
 CC12M = {"cc12m.tsv": ("train", "training/{crc32}")}
 PERSON = "<PERSON>"
-"""CC12M's stand-in for a name. It becomes "person", which CC3M writes and BERT's vocabulary knows; as it is, it would be cut to '<', 'person', '>'."""
+"""CC12M's stand-in for a name. It becomes "person", which CC3M writes and BERT's vocabulary knows; as it is, it would be cut to '<', 'person',
+'>'."""
 
 
 def _listed(source: Path, names: dict[str, tuple[str, str]]) -> list[Path]:

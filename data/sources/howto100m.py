@@ -102,6 +102,6 @@ FORMAT = Format(
     _files,
     _read,
     # the videos per epoch that MIL-NCE counts; the paper says 1.22 M
-    dict.fromkeys(JSON_FILES, {"train": (1_238_911, False)}),
+    {name: {"train": (1_238_911, False)} for name in JSON_FILES},
     narrated=True,
 )

@@ -1,7 +1,9 @@
-"""COCO captions with Karpathy's splits: dataset_coco.json (Karpathy and Fei-Fei, CVPR 2015) beside train2014/ and val2014/; dataset_flickr30k.json, of
+"""COCO captions with Karpathy's splits: dataset_coco.json (Karpathy and Fei-Fei, CVPR 2015) beside train2014/ and val2014/;
+dataset_flickr30k.json, of
 the same shape without filepath, beside flickr30k-images/.
 
-All of an image's captions are kept (five, for some COCO images six or seven). The four splits stay apart: train on DIR:train, and on DIR:restval where
+All of an image's captions are kept (five, for some COCO images six or seven). The four splits stay apart: train on DIR:train, and on DIR:restval
+where
 a recipe wants its 30,504 images too; never on val or test, whose images also lie in val2014/.
 """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from data.errors import DataError
 from data.sources.base import Format, ReadOptions, Row, bad, image_of, load_json, media_row
@@ -24,6 +25,7 @@ def _files(source: Path) -> list[Path]:
 
 
 def _pairs(path: Path) -> list[tuple[str, str]]:
+    columns: list[Any]
     if path.suffix == ".json":
         content = load_json(path)
         columns = [content.get(name) for name in ("image_urls", "captions")] if isinstance(content, dict) else []
@@ -31,7 +33,8 @@ def _pairs(path: Path) -> list[tuple[str, str]]:
         other = path.with_name(TEXT_FILES[1])
         if not other.is_file():
             raise DataError(f"{other} is missing; it stands beside {path.name} in the official archive")
-        columns = [file.read_bytes().decode("utf-8", "replace").splitlines() for file in (path, other)]
+        # not splitlines: captions may hold characters that it takes for line ends
+        columns = [file.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n") for file in (path, other)]
     if len(columns) != 2 or not all(isinstance(column, list) for column in columns) or len(columns[0]) != len(columns[1]):
         raise DataError(f"{path}: image_urls and captions are no two lists of one length; download it again")
     return list(zip(*columns, strict=True))
@@ -54,5 +57,5 @@ FORMAT = Format(
     f"{JSON_FILE} or {TEXT_FILES[0]}, or a folder with it",
     _files,
     _read,
-    dict.fromkeys((JSON_FILE, TEXT_FILES[0]), {"train": (1_000_000, True)}),
+    {name: {"train": (1_000_000, True)} for name in (JSON_FILE, TEXT_FILES[0])},
 )

@@ -1,6 +1,7 @@
 """Visual Genome's region descriptions (Krishna et al., IJCV 2017): region_descriptions.json beside VG_100K/ and VG_100K_2/.
 
-One row per image with all its phrases as captions: an epoch shows each image once, with another phrase each time, and the index holds 108 thousand rows
+One row per image with all its phrases as captions: an epoch shows each image once, with another phrase each time, and the index holds 108
+thousand rows
 instead of 5.4 million. Boxes are not used, as in All-in-one. About half the images are COCO's too, of all its splits: with --exclude
 dataset_coco.json those of Karpathy's val and test are left out (image_data.json tells which they are).
 """
@@ -39,7 +40,7 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
         for number, image in stream_json(path):
             place = f"{path.name}:{number}"
             try:
-                name = str(image.get("id", image.get("image_id") or image["regions"][0]["image_id"]))
+                name = str(image["id"] if "id" in image else image["regions"][0]["image_id"])
                 # the same phrase may describe two regions; the first of each, in the file's order
                 phrases = tuple(dict.fromkeys(str(region["phrase"]) for region in image["regions"]))
             except (KeyError, IndexError, TypeError, AttributeError) as error:

@@ -9,6 +9,7 @@ rapidfuzz's: a minimal edit script over words, exact where MERLOT's band of a dy
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import math
 import re
@@ -20,7 +21,8 @@ from typing import Any
 from data.sources.base import Format, Line, MediaFiles, Narration, ReadOptions, Row, bad
 
 SHORTEST_S, LONGEST_S = 10.0, 15.0
-"""Length of a clip. The original draws a window of 10 to 15 s anew each time; here the speech is cut once into windows of that length, so that an epoch
+"""Length of a clip. The original draws a window of 10 to 15 s anew each time; here the speech is cut once into windows of that length, so that
+an epoch
 says each word once."""
 WIDENED_S = 4.0
 """Least length of what is left at the end (the original widens to this)."""
@@ -29,7 +31,8 @@ LAST_WORD_S = 1.0
 
 
 def noisy_words(subtitles: Any) -> list[tuple[str, float]]:
-    """(word, time in seconds) in order of time, without the remains of HTML entities (words that begin with & or end with ;), as MERLOT drops them."""
+    """(word, time in seconds) in order of time, without the remains of HTML entities (words that begin with & or end with ;), as MERLOT drops
+    them."""
     words = []
     for item in subtitles if isinstance(subtitles, list) else ():
         word, time = (item.get("word"), item.get("time")) if isinstance(item, dict) else (None, None)
@@ -61,16 +64,20 @@ def align(noisy: list[tuple[str, float]], clean: list[str]) -> list[tuple[str, f
     if not noisy:
         return []
     timed: list[tuple[str, float]] = []
-    for step in Levenshtein.opcodes([_bare(word) for word, _ in noisy], [_bare(word) for word in clean]):
-        many = step.src_end - step.src_start
-        for k in range(step.dest_end - step.dest_start):
-            partner = step.src_start + k * many // (step.dest_end - step.dest_start) if many else step.src_start - 1
-            timed.append((clean[step.dest_start + k], noisy[max(partner, 0)][1]))
+    steps = Levenshtein.opcodes([_bare(word) for word, _ in noisy], [_bare(word) for word in clean])
+    for equal, group in itertools.groupby(steps, key=lambda step: step.tag == "equal"):
+        run = list(group)  # "going to" for "gonna" comes as an insertion and a replacement: together they are one run
+        first, begin = run[0].src_start, run[0].dest_start
+        many, texts = run[-1].src_end - first, clean[begin : run[-1].dest_end]
+        for k, text in enumerate(texts):
+            partner = first + (k if equal else k * many // len(texts)) if many else first - 1
+            timed.append((text, noisy[max(partner, 0)][1]))
     return timed
 
 
 def windows(words: list[tuple[str, float]]) -> list[Line]:
-    """Consecutive clips of 10 to 15 s: each ends after a sentence where one ends in that span, else at its longest pause. A silence ends one early."""
+    """Consecutive clips of 10 to 15 s: each ends after a sentence where one ends in that span, else at its longest pause. A silence ends one
+    early."""
     lines: list[Line] = []
     first = 0
     ends = [time for _, time in words[1:]] + [words[-1][1] + LAST_WORD_S] if words else []
