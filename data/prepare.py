@@ -19,6 +19,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from data.encode import Encoding
 from data.errors import DataError
 from data.files import TEMPORARY, atomic_path, write_atomic
 from data.index import LAYOUT, Clip, Video, dataset_facts
@@ -44,6 +45,10 @@ class PrepareOptions:
     min_frames: int = 2
     max_duration_s: float | None = None
     timeout_s: float | None = None
+    codec: str | None = None
+    """Encode anew (data.encode.CODECS); None copies the stream, unless short_side or gop is given."""
+    short_side: int | None = None
+    gop: int | None = None
     part: tuple[int, int] | None = None
     """(i, n): make the i-th of n shares of the shards, i from 1, and no index."""
     merge: bool = False
@@ -56,6 +61,8 @@ class PrepareOptions:
             raise DataError(f"no such source: {self.source}")
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise DataError(f"--part {self.part[0]}/{self.part[1]}: i must be from 1 to n")
+        if (self.short_side is not None and self.short_side < 16) or (self.gop is not None and self.gop < 1):
+            raise DataError(f"--short-side {self.short_side} (at least 16) or --gop {self.gop} (at least 1) cannot be")
         long = FORMATS[kind].narrated
         return replace(
             self,
@@ -64,6 +71,13 @@ class PrepareOptions:
             max_duration_s=self.max_duration_s or (36_000.0 if long else 3600.0),
             timeout_s=self.timeout_s or (1800.0 if long else 60.0),
         )
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """How files are encoded anew, None where they are copied."""
+        if (self.codec, self.short_side, self.gop) == (None, None, None):
+            return None
+        return Encoding(self.codec or "h264", self.short_side, self.gop or Encoding.gop)
 
     def fingerprint(self) -> dict[str, Any]:
         """The options that change the result."""
@@ -204,7 +218,7 @@ def _make_shards(options: PrepareOptions, counts: dict[str, int], progress: bool
             if fragment_paths(options.out, name)[1].exists():
                 show.skip(len(members))
                 continue
-            _make_shard(options.out, name, members, pool, show)
+            _make_shard(options, name, members, pool, show)
             made += 1
     finally:
         pool.close()
@@ -212,17 +226,15 @@ def _make_shards(options: PrepareOptions, counts: dict[str, int], progress: bool
     return made
 
 
-def _make_shard(out: Path, name: str, rows: list[Row], pool: ProbePool, show: _Progress) -> None:
+def _make_shard(options: PrepareOptions, name: str, rows: list[Row], pool: ProbePool, show: _Progress) -> None:
     """Tar first, fragment second: a fragment stands only beside a whole tar."""
+    out = options.out
     for folder in ("shards", "parts"):  # of a run that was killed; other parts' unfinished files are theirs
         for path in (out / folder).glob(f"{TEMPORARY}{name}.*"):
             path.unlink()
     wanted = [number for number, row in enumerate(rows) if row.reason is None]
     show.add(len(rows) - len(wanted), len(rows) - len(wanted))
-    tasks = (
-        Task((row.path, *row.others), row.offset, row.size, row.extension, row.narration)
-        for row in (rows[number] for number in wanted)
-    )
+    tasks = (_task(options, name, number, rows[number]) for number in wanted)
     found: dict[int, Found] = {}
     reasons = {number: (row.reason, row.detail) for number, row in enumerate(rows)}
     for task, reason, result in pool.map(tasks):
@@ -248,7 +260,19 @@ def _make_shard(out: Path, name: str, rows: list[Row], pool: ProbePool, show: _P
             _add_video(archive, f"{name}-{number:05d}", row, found[number], video, cuts)
             videos.append(video)
             clips += cuts
+    for number in found:
+        _unfinished(out, name, number).unlink(missing_ok=True)
     write_fragment(out, name, videos, clips)
+
+
+def _unfinished(out: Path, name: str, number: int) -> Path:
+    """Where the number-th file of a shard is encoded to."""
+    return out / "shards" / f"{TEMPORARY}{name}.{number:05d}"
+
+
+def _task(options: PrepareOptions, name: str, number: int, row: Row) -> Task:
+    target = _unfinished(options.out, name, number)
+    return Task((row.path, *row.others), row.offset, row.size, row.extension, row.narration, options.encoding, target)
 
 
 def clips_of(row: Row, found: Found, video: int) -> list[Clip]:
@@ -274,8 +298,8 @@ def clips_of(row: Row, found: Found, video: int) -> list[Clip]:
 
 def _add_video(archive: tarfile.TarFile, key: str, row: Row, found: Found, video: Video, clips: list[Clip]) -> None:
     with found.path.open("rb") as file:
-        file.seek(row.offset)
-        content = file.read() if row.size is None else file.read(row.size)
+        file.seek(found.offset)
+        content = file.read() if found.size is None else file.read(found.size)
     archive.addfile(*_member(f"{key}.{found.extension}", content))
     video.size = len(content)
     video.hash = blake2b(content, digest_size=8).hexdigest()

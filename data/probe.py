@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -34,8 +34,8 @@ class ProbeError(Exception):
         self.reason, self.detail = reason, detail
 
 
-def probe(content: bytes, extension: str, limits: Limits) -> dict[str, Any]:
-    """Columns of the index for one file; raises ProbeError."""
+def probe(content: bytes, extension: str, limits: Limits, sink: Callable[[Any], None] | None = None) -> dict[str, Any]:
+    """Columns of the index for one file; raises ProbeError. `sink` is given every decoded frame."""
     import io
 
     import av
@@ -48,12 +48,12 @@ def probe(content: bytes, extension: str, limits: Limits) -> dict[str, Any]:
         raise ProbeError(f"not_{kind}", f"a text file: {head[:40].decode(errors='replace')!r}")
     try:
         with av.open(io.BytesIO(content)) as container:
-            return _decode(container, extension, limits)
+            return _decode(container, extension, limits, sink)
     except (av.error.FFmpegError, ValueError, EOFError) as error:
         raise ProbeError("undecodable", str(error)) from error
 
 
-def _decode(container: Any, extension: str, limits: Limits) -> dict[str, Any]:
+def _decode(container: Any, extension: str, limits: Limits, sink: Callable[[Any], None] | None) -> dict[str, Any]:
     if not container.streams.video:
         raise ProbeError("no_video_track", "the file has no video track")
     stream = container.streams.video[0]
@@ -70,6 +70,8 @@ def _decode(container: Any, extension: str, limits: Limits) -> dict[str, Any]:
         for frame in packet.decode():
             first = first or frame
             times.append(float(frame.time) if frame.time is not None else len(times) / 25.0)
+            if sink is not None:
+                sink(frame)
     if first is None:
         raise ProbeError("undecodable", "no frame decodes")
     if not image:

@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from data.encode import Encoder, Encoding, encode_image
 from data.media import IMAGES
 from data.probe import CONSTANT_RATE_TOLERANCE, Limits, ProbeError, probe
 from data.processes import live_and_die_with_parent
@@ -29,6 +30,9 @@ class Task:
     size: int | None
     extension: str
     narration: Narration | None = None
+    encoding: Encoding | None = None
+    target: Path | None = None
+    """Where an encoded file is left until the tar takes it."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Found:
     """A good file."""
 
     path: Path
+    offset: int
+    size: int | None
     extension: str
     columns: dict[str, Any]
     """Of the index's table of stored files."""
@@ -100,13 +106,39 @@ def examine(task: Task, limits: Limits) -> Found:
     extension = task.extension
     if extension in IMAGES:
         extension = next((kind for magic, kind in MAGIC.items() if content.startswith(magic)), extension)
-    columns = probe(content, extension, limits)
+    if task.encoding is None or task.target is None:
+        columns, encoded = probe(content, extension, limits), None
+    else:
+        columns, encoded = _encoded(content, extension, limits, task.encoding)
+        extension = columns["container"]
     cuts: tuple[Cut, ...] = ()
     if task.narration is not None:
         cuts = cut(task.narration.lines(task.narration), columns)
         if not cuts:
             raise ProbeError("no_caption", "the video has no caption lines")
-    return Found(path, extension, columns, cuts)
+    if encoded is None or task.target is None:
+        return Found(path, task.offset, task.size, extension, columns, cuts)
+    task.target.write_bytes(encoded)
+    return Found(task.target, 0, None, extension, columns, cuts)
+
+
+def _encoded(content: bytes, extension: str, limits: Limits, encoding: Encoding) -> tuple[dict[str, Any], bytes | None]:
+    """Columns of the file encoded anew, and its bytes, None where they are the source's own. The source is judged as without encoding; the result is
+    decoded once more."""
+    if extension in IMAGES:
+        probe(content, extension, limits)
+        try:
+            image = encode_image(content, encoding.short_side)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ProbeError("undecodable", f"{type(error).__name__}: {error}") from error
+        return probe(image, "jpg", limits), None if image == content else image
+    encoder = Encoder(encoding)
+    before = probe(content, extension, limits, encoder.add)
+    video = encoder.finish()
+    after = probe(video, encoding.extension, limits)
+    if after["frames"] != before["frames"]:
+        raise ProbeError("encoding_failed", f"{before['frames']} frames became {after['frames']}")
+    return after, video
 
 
 def worker(pipe: Connection, limits: Limits) -> None:

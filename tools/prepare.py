@@ -21,6 +21,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from data.encode import CODECS, Encoding
 from data.errors import DataError
 from data.prepare import PrepareOptions, PrepareSummary, prepare
 from data.sources import FORMATS, NAME_FIELDS
@@ -68,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--min-frames", type=int, default=2, help="fewest frames of a video (default: %(default)s)")
     add("--max-duration-s", type=float, help="longest video, seconds (default: 3600, of long videos 36000)")
     add("--timeout-s", type=float, help="time limit for decoding one file, seconds (default: 60, of long videos 1800)")
+    add(
+        "--codec",
+        choices=CODECS,
+        help="encode anew for training (default: the stream is copied; h264 with the two options below)",
+    )
+    add("--short-side", type=int, metavar="PIXELS", help="scale to this shorter side, never up; images too")
+    add("--gop", type=int, metavar="FRAMES", help=f"frames from keyframe to keyframe (default: {Encoding.gop})")
     add("--part", type=_part, metavar="i/n", help="make only the i-th of n shares of the shards, i from 1, and no index")
     add("--merge", action="store_true", help="make only the index, when all parts are done")
     add(
