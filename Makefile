@@ -6,13 +6,14 @@ ARGS ?=
 # Passed to pip, for example an index with CPU-only torch wheels: PIP_ARGS='--extra-index-url URL'
 PIP_ARGS ?=
 
-.PHONY: demo test check format clean help
+.PHONY: demo test check bench format clean help
 
 help:
 	@echo "make demo            prepare the embedded clips, pre-train nano for about 5 minutes, evaluate, write runs/demo/report.html"
 	@echo "make demo ARGS=--fresh   the same from scratch"
 	@echo "make test            run the tests (ARGS='-k name' selects)"
 	@echo "make check           ruff format, ruff, mypy, import rules"
+	@echo "make bench           speed of training and of the data path, beside a named bound and a named peer"
 
 demo: $(VENV)/.ready
 	$(BIN)/python tools/demo.py $(ARGS)
@@ -25,6 +26,11 @@ check: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(VENV)/.ready
+	$(BIN)/python tests/benchmarks/train_step.py
+	$(BIN)/python -m pip install --quiet decord
+	$(BIN)/python tests/benchmarks/data_pipeline.py
 
 format: $(VENV)/.ready
 	$(BIN)/ruff format .

@@ -52,3 +52,40 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class CoBatch:
+    """A video and an image micro-batch of one co-training step; either may be missing where steps alternate."""
+
+    video: Batch | None
+    images: Batch | None
+    """Frames T = 1."""
+
+    @property
+    def parts(self) -> tuple[Batch, ...]:
+        """What is there, video first."""
+        return tuple(part for part in (self.video, self.images) if part is not None)
+
+    @property
+    def first_position(self) -> int:
+        """Of the video part, or of the images where there is none."""
+        return self.parts[0].first_position
+
+    @property
+    def clips(self) -> tuple[str, ...]:
+        """Names of all parts' clips."""
+        return tuple(clip for part in self.parts for clip in part.clips)
+
+    @property
+    def digest(self) -> int:
+        """Sum of the parts' digests modulo 2**63."""
+        return sum(part.digest for part in self.parts) % 2**63
+
+    @property
+    def bad(self) -> tuple[BadClip, ...]:
+        """Of all parts."""
+        return tuple(clip for part in self.parts for clip in part.bad)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,6 +59,15 @@ def segments(available: int, wanted: int) -> list[tuple[int, int]]:
 def middle_frames(available: int, wanted: int) -> tuple[int, ...]:
     """The middle frame of each segment: what evaluation sees."""
     return tuple((first + last) // 2 for first, last in segments(available, wanted))
+
+
+def nearest_keyframes(frames: tuple[int, ...], keyframes: Sequence[int], available: int) -> tuple[int, ...]:
+    """Each chosen frame moved to the nearest keyframe that lies in the same segment of the clip; one without such a keyframe stays."""
+    moved = []
+    for number, (first, last) in zip(frames, segments(available, len(frames)), strict=True):
+        distances = [(abs(key - number), key) for key in keyframes if first <= key <= last]
+        moved.append(min(distances)[1] if distances else number)
+    return tuple(moved)
 
 
 def _crop_box(config: DataConfig, width: int, height: int, random: np.random.Generator) -> tuple[float, float, float, float]:

@@ -56,11 +56,18 @@ class DataConfig:
     """How clips are read, decoded and augmented."""
 
     backend: Literal["auto", "cpu", "gpu"] = "auto"
-    """DALI graph: cpu decodes on the host; gpu uses the mixed (NVDEC) decoder; auto follows the training device."""
+    """Where the DALI graph runs; auto follows the training device."""
+    decoder: Literal["auto", "dali", "pyav"] = "auto"
+    """Who decodes: dali (NVDEC on a GPU, VP8, VP9 and MJPEG on the CPU; what it does not read goes to PyAV), or pyav in the reader processes.
+    auto is dali on a GPU and pyav, which is faster there, on the CPU."""
     workers: int = 2
     """Reader processes per rank (read, trim, tokenise, mask). 0 reads in the training process."""
     dali_threads: int = 2
-    """Host threads of the DALI graph per rank."""
+    """Host threads of each DALI graph."""
+    pipelines: int = 0
+    """DALI graphs per rank that work side by side; 0 takes 1 on a CPU and 4 on a GPU (an A100 has 5 video decoders, an H100 7)."""
+    frames_from: Literal["any", "key"] = "any"
+    """key moves each chosen frame to the nearest keyframe within its segment: much cheaper on long GOPs, another distribution of frames."""
     prefetch: int = 4
     """Micro-batches kept ready per worker."""
     crop_scale: tuple[float, float] = (0.5, 1.0)

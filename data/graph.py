@@ -1,4 +1,5 @@
-"""The augmentation graph in DALI: crop, resize, flip, colour, normalise. It holds no state and draws nothing: every choice is an input.
+"""The DALI graph: decode (or take decoded frames), crop, resize, flip, colour, normalise. It holds no state and draws nothing: every choice is
+an input.
 
 Letters: B clips of a micro-batch, T frames, H and W before, S the side of the crop.
 """
@@ -15,13 +16,27 @@ from torch import Tensor
 
 from data.choices import SampleChoices
 from data.config import ClipConfig, DataConfig
+from data.errors import GraphError
+from data.media import CPU_CODECS, GPU_CODECS
+from data.trim import Trimmed
 
-INPUTS = ("frames", "start", "end", "flip", "colour")
+Media = NDArray[np.uint8] | Trimmed
+"""Decoded frames [T, H, W, 3], or a trimmed stream that DALI decodes."""
 
 
-def build_pipeline(clip: ClipConfig, config: DataConfig, *, max_batch: int, device_id: int | None) -> Pipeline:
-    """The graph for one rank, fed by name (INPUTS). device_id None runs it on the CPU; with a GPU, frames are uploaded and every "
-    "operator runs there."""
+def build_pipeline(
+    clip: ClipConfig,
+    config: DataConfig,
+    *,
+    max_batch: int,
+    device_id: int | None,
+    encoded: bool = False,
+    on_gpu: bool | None = None,
+) -> Pipeline:
+    """The graph for one rank. `encoded`: it is fed streams and decodes them (NVDEC with a GPU), else decoded frames. device_id None runs it on the
+    CPU; with a GPU, what is fed is uploaded and every operator runs there. `on_gpu` overrides where the operators are placed: the GPU graph can
+    then be serialized, though not run, on a machine without one."""
+    on_gpu = device_id is not None if on_gpu is None else on_gpu
     pipeline = Pipeline(
         batch_size=max_batch,
         num_threads=config.dali_threads,
@@ -31,12 +46,18 @@ def build_pipeline(clip: ClipConfig, config: DataConfig, *, max_batch: int, devi
         seed=0,
     )
     with pipeline:
-        frames = fn.external_source(name="frames", layout="FHWC", dtype=types.UINT8, ndim=4)
         start, end = (fn.external_source(name=name, dtype=types.FLOAT, ndim=1) for name in ("start", "end"))
         flip = fn.external_source(name="flip", dtype=types.INT32, ndim=0)
         colour = fn.external_source(name="colour", dtype=types.FLOAT, ndim=1)
-        if device_id is not None:
-            frames = frames.gpu()
+        if encoded:
+            content = fn.external_source(name="content", dtype=types.UINT8, ndim=1)
+            numbers = fn.external_source(name="numbers", dtype=types.INT32, ndim=1)
+            # a frame beyond the end would be black by default
+            frames = fn.decoders.video(content, frames=numbers, pad_mode="none", device="mixed" if on_gpu else "cpu")
+        else:
+            frames = fn.external_source(name="frames", layout="FHWC", dtype=types.UINT8, ndim=4)
+            if on_gpu:
+                frames = frames.gpu()
         frames = fn.resize(
             frames,
             size=[clip.image_size, clip.image_size],
@@ -61,29 +82,72 @@ def build_pipeline(clip: ClipConfig, config: DataConfig, *, max_batch: int, devi
     return pipeline
 
 
-def graph_inputs(frames: Sequence[NDArray[np.uint8]], choices: Sequence[SampleChoices]) -> tuple[list[np.ndarray], ...]:
-    """What the graph is fed for one micro-batch: frames [T, H, W, 3] each, and the choices as arrays."""
+def graph_inputs(media: Sequence[Media], choices: Sequence[SampleChoices]) -> dict[str, list[np.ndarray]]:
+    """What the graph is fed for samples of one kind, by input name."""
     boxes = [np.array(c.box, dtype=np.float32) for c in choices]
-    return (
-        list(frames),
-        [box[:2] for box in boxes],
-        [box[:2] + box[2:] for box in boxes],
-        [np.array(int(c.flip), dtype=np.int32) for c in choices],
-        [np.array([c.brightness, c.contrast, c.saturation], dtype=np.float32) for c in choices],
-    )
+    inputs: dict[str, list[np.ndarray]] = {
+        "start": [box[:2] for box in boxes],
+        "end": [box[:2] + box[2:] for box in boxes],
+        "flip": [np.array(int(c.flip), dtype=np.int32) for c in choices],
+        "colour": [np.array([c.brightness, c.contrast, c.saturation], dtype=np.float32) for c in choices],
+    }
+    streams = [item for item in media if isinstance(item, Trimmed)]
+    if not streams:
+        inputs["frames"] = [np.asarray(item) for item in media]
+    else:
+        inputs["content"] = [np.frombuffer(item.content, np.uint8) for item in streams]
+        inputs["numbers"] = [np.array(item.frames, dtype=np.int32) for item in streams]
+    return inputs
+
+
+def augments_for(clip: ClipConfig, config: DataConfig, device: torch.device, max_batch: int) -> list[Augment]:
+    """One graph on a CPU; several on a GPU, since one pipeline alone keeps few of its video decoders busy."""
+    first = Augment(clip, config, device, max_batch)
+    return [first, *(Augment(clip, config, device, max_batch) for _ in range(1, config.pipelines or (4 if first.on_gpu else 1)))]
 
 
 class Augment:
-    """Frames + choices → pixels float32 [B, T, 3, S, S] on the training device."""
+    """Media + choices → pixels float32 [B, T, 3, S, S] on the training device."""
 
     def __init__(self, clip: ClipConfig, config: DataConfig, device: torch.device, max_batch: int) -> None:
-        on_gpu = config.backend == "gpu" or (config.backend == "auto" and device.type == "cuda")
-        self._device = device
-        self._pipeline = build_pipeline(clip, config, max_batch=max_batch, device_id=(device.index or 0) if on_gpu else None)
-        self._pipeline.build()
+        self.on_gpu = on_gpu = config.backend == "gpu" or (config.backend == "auto" and device.type == "cuda")
+        self._clip, self._config, self._device, self._max_batch = clip, config, device, max_batch
+        self._device_id = (device.index or 0) if on_gpu else None
+        self._pipelines: dict[bool, Pipeline] = {}
+        self.codecs: frozenset[str] = frozenset()
+        """What may come as a trimmed stream; the rest must come decoded."""
+        if config.decoder == "dali" or (config.decoder == "auto" and on_gpu):
+            self.codecs = GPU_CODECS if on_gpu else CPU_CODECS
 
-    def __call__(self, frames: Sequence[NDArray[np.uint8]], choices: Sequence[SampleChoices]) -> Tensor:
-        for name, values in zip(INPUTS, graph_inputs(frames, choices), strict=True):
-            self._pipeline.feed_input(name, values)
-        pixels, _ = self._pipeline.run()
+    def __call__(self, media: Sequence[Media], choices: Sequence[SampleChoices]) -> Tensor:
+        """Raises GraphError that names the samples at fault; the next call works."""
+        groups = [[i for i, item in enumerate(media) if isinstance(item, Trimmed) is encoded] for encoded in (False, True)]
+        try:
+            parts = [self._run([media[i] for i in group], [choices[i] for i in group]) for group in groups if group]
+        except RuntimeError as error:  # one bad sample fails its whole batch, and the message does not name it
+            raise GraphError(self._failing(media, choices) or dict.fromkeys(range(len(media)), str(error))) from error
+        if len(parts) == 1:
+            return parts[0]
+        place = torch.tensor(groups[0] + groups[1]).argsort()
+        return torch.cat(parts).index_select(0, place.to(self._device))
+
+    def _failing(self, media: Sequence[Media], choices: Sequence[SampleChoices]) -> dict[int, str]:
+        bad = {}
+        for i in range(len(media)):
+            try:
+                self._run([media[i]], [choices[i]])
+            except RuntimeError as error:
+                bad[i] = str(error).strip().splitlines()[-1]
+        return bad
+
+    def _run(self, media: Sequence[Media], choices: Sequence[SampleChoices]) -> Tensor:
+        encoded = isinstance(media[0], Trimmed)
+        if encoded not in self._pipelines:
+            self._pipelines[encoded] = build_pipeline(
+                self._clip, self._config, max_batch=self._max_batch, device_id=self._device_id, encoded=encoded
+            )
+            self._pipelines[encoded].build()
+        for name, values in graph_inputs(media, choices).items():
+            self._pipelines[encoded].feed_input(name, values)
+        pixels, _ = self._pipelines[encoded].run()
         return torch.from_dlpack(pixels.as_tensor()).clone().to(self._device, non_blocking=True)  # DALI reuses its buffer

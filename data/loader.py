@@ -7,9 +7,10 @@ import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,15 +18,20 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from data.batch import BadClip, Batch
-from data.choices import SampleChoices, draw, fixed, generator
+from data.choices import SampleChoices, draw, fixed, generator, nearest_keyframes
 from data.config import ClipConfig, DataConfig, DatasetSpec
-from data.decode import DecodeError, decode_frames
-from data.errors import DataError
+from data.decode import DecodeError, Timeline, decode_frames
+from data.errors import DataError, GraphError
 from data.index import Index, window
 from data.ledger import Ledger
+from data.media import dali_reads
 from data.order import Order
 from data.processes import forkserver_context, live_and_die_with_parent
 from data.text import Tokenizer, mask_words
+from data.trim import Trimmed, trim
+
+if TYPE_CHECKING:
+    from data.graph import Augment
 
 ATTEMPTS = 20
 """Clips tried for one position before the run gives up."""
@@ -37,7 +43,7 @@ class Sample:
 
     name: str
     caption: str
-    frames: NDArray[np.uint8]
+    media: NDArray[np.uint8] | Trimmed
     choices: SampleChoices
     ids: NDArray[np.int64]
     mask: NDArray[np.int64]
@@ -45,6 +51,8 @@ class Sample:
     labels: NDArray[np.int64]
     dataset: int
     digest: int
+    attempt: int = 0
+    """How many clips before this one could not be used at this position."""
 
 
 class Source:
@@ -54,13 +62,16 @@ class Source:
         self.index = Index(spec.path, spec.split)
         self.name = f"{spec.path.name}/{spec.split}"
         self._clip, self._config = clip, config
+        self.codecs: frozenset[str] = frozenset()
+        """What is handed over as a trimmed stream, for DALI to decode."""
         self._files: dict[tuple[int, str], int] = {}
         self._tokenizer: Tokenizer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_files": {}, "_tokenizer": None}
 
-    def _read(self, row: dict[str, Any]) -> bytes:
+    def read(self, row: dict[str, Any]) -> bytes:
+        """The encoded bytes of a row; DataError where its shard is gone or short."""
         key = (os.getpid(), row["shard"])  # a descriptor per process
         path = self.index.folder / row["shard"]
         if key not in self._files:
@@ -80,22 +91,24 @@ class Source:
         first, available = window(row)
         shape = {"frames": available, "width": row["width"], "height": row["height"], "wanted": clip.num_frames}
         choices = draw(config, random, captions=len(row["captions"]), **shape) if train else fixed(config, **shape)
+        timeline = Timeline(row["keyframes"], row["frame_times"], row["frame_rate"])
+        if config.frames_from == "key":
+            inside = [key - first for key in row["keyframes"] if first <= key < first + available]
+            choices = replace(choices, frames=nearest_keyframes(choices.frames, inside, available))
         choices = choices.later(first)
-        frames = decode_frames(
-            self._read(row),
-            choices.frames,
-            keyframes=row["keyframes"],
-            times=row["frame_times"],
-            rate=row["frame_rate"],
-            timeout_s=config.clip_timeout_s,
-        )
+        content = self.read(row)
+        media: NDArray[np.uint8] | Trimmed
+        if self.codecs and dali_reads(row, self.codecs):
+            media = trim(content, choices.frames, row["frames"], timeline)
+        else:
+            media = decode_frames(content, choices.frames, timeline, timeout_s=config.clip_timeout_s)
         caption = row["captions"][choices.caption]
         ids, mask, words = tokenizer.encode(caption, clip.max_text_len)
         mlm_ids, labels = mask_words(
             ids, words, config.mask_prob, random, tokenizer.mask_id, tokenizer.first_word_id, tokenizer.size
         )
         return Sample(
-            row["key"], caption, frames, choices, ids, mask, mlm_ids, labels, dataset, choices.digest(row["key"], mlm_ids, labels)
+            row["key"], caption, media, choices, ids, mask, mlm_ids, labels, dataset, choices.digest(row["key"], mlm_ids, labels)
         )
 
 
@@ -109,7 +122,15 @@ class Raw:
     epoch: int
 
 
-class _TrainBatches(Dataset[Raw]):
+class _Batches(Dataset[Raw]):
+    """Micro-batches by number, and what becomes of those that the graph refuses."""
+
+    def without(self, raw: Raw, failed: dict[int, str]) -> Raw:
+        """The micro-batch without its samples `failed` (number → reason)."""
+        raise NotImplementedError
+
+
+class _TrainBatches(_Batches):
     """The k-th micro-batch of one rank, as a pure function of k."""
 
     def __init__(
@@ -125,20 +146,31 @@ class _TrainBatches(Dataset[Raw]):
         samples = [self._sample(p, bad) for p in range(position, position + self._micro_batch)]
         return Raw(samples, tuple(bad), position, self._order[position].epoch)
 
-    def _sample(self, position: int, bad: list[BadClip]) -> Sample:
+    def _sample(self, position: int, bad: list[BadClip], first_attempt: int = 0) -> Sample:
         place = self._order[position]
         source, row = self._sources[place.dataset], place.row
-        for attempt in range(ATTEMPTS):
+        for attempt in range(first_attempt, ATTEMPTS):
             random = generator(self._seed, source.name, place.epoch, place.row, attempt)
             if attempt:  # a replacement from the same data set, as a function of the position's own key
                 row = int(random.integers(len(source.index)))
             try:
-                return source.sample(row, place.dataset, random, train=True)
+                sample = source.sample(row, place.dataset, random, train=True)
             except DecodeError as error:
                 bad.append(BadClip(source.name, source.index[row]["key"], str(error)))
+            else:
+                sample.attempt = attempt
+                return sample
         raise DataError(
             f"{ATTEMPTS} clips in a row cannot be decoded in {source.name}, the last: {bad[-1].clip} ({bad[-1].reason}); prepare it again"
         )
+
+    def without(self, raw: Raw, failed: dict[int, str]) -> Raw:
+        """The micro-batch with the samples replaced that the graph could not decode."""
+        samples, bad = list(raw.samples), list(raw.bad)
+        for i, reason in failed.items():
+            bad.append(BadClip(self._sources[samples[i].dataset].name, samples[i].name, reason))
+            samples[i] = self._sample(raw.first_position + i, bad, samples[i].attempt + 1)
+        return replace(raw, samples=samples, bad=tuple(bad))
 
 
 class _Endless(torch.utils.data.Sampler[int]):
@@ -149,7 +181,7 @@ class _Endless(torch.utils.data.Sampler[int]):
             k += 1
 
 
-class _EvalBatches(Dataset[Raw]):
+class _EvalBatches(_Batches):
     def __init__(self, source: Source, items: list[int], batch_size: int) -> None:
         self._source, self._items, self._size = source, items, batch_size
 
@@ -166,6 +198,12 @@ class _EvalBatches(Dataset[Raw]):
             except DecodeError as error:
                 bad.append(BadClip(self._source.name, self._source.index[item]["key"], str(error)))
         return Raw(samples, tuple(bad), items[0], 0)
+
+    def without(self, raw: Raw, failed: dict[int, str]) -> Raw:
+        """In evaluation nothing is replaced: the samples are left out and named."""
+        bad = [BadClip(self._source.name, raw.samples[i].name, reason) for i, reason in failed.items()]
+        samples = [sample for i, sample in enumerate(raw.samples) if i not in failed]
+        return replace(raw, samples=samples, bad=(*raw.bad, *bad))
 
 
 def _as_batch(raw: Raw, pixels: torch.Tensor, names: tuple[str, ...], device: torch.device) -> Batch:
@@ -191,11 +229,28 @@ def _as_batch(raw: Raw, pixels: torch.Tensor, names: tuple[str, ...], device: to
     return batch.to(device)
 
 
+def _pixels(raw: Raw, batches: _Batches, augment: Augment) -> tuple[Raw, torch.Tensor | None]:
+    """Run the graph, without the samples that it refuses; None where none is left."""
+    while raw.samples:
+        try:
+            return raw, augment([sample.media for sample in raw.samples], [sample.choices for sample in raw.samples])
+        except GraphError as error:
+            raw = batches.without(raw, error.bad)
+    return raw, None
+
+
 def _ready(
-    loader: DataLoader[Raw], augment: Any, names: tuple[str, ...], device: torch.device, depth: int = 2
-) -> Iterator[tuple[Raw, Batch]]:
-    """Run the graph in a thread, `depth` micro-batches ahead. Errors of workers and graph come out here."""
-    done: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    batches: _Batches,
+    config: DataConfig,
+    augments: Sequence[Augment],
+    names: tuple[str, ...],
+    device: torch.device,
+    sampler: torch.utils.data.Sampler[int] | None = None,
+) -> Iterator[tuple[Raw, Batch | None]]:
+    """Run the graphs in threads, in turn, and hand over in order, two micro-batches per graph ahead. Errors of workers and graphs come out here."""
+    loader = _loader(batches, config, sampler)
+    threads = [ThreadPoolExecutor(1, thread_name_prefix="augment") for _ in augments]
+    done: queue.Queue[Any] = queue.Queue(maxsize=2 * len(augments))
     stop = threading.Event()
 
     def put(item: Any) -> bool:
@@ -207,38 +262,41 @@ def _ready(
                 continue
         return False
 
+    def make(raw: Raw, augment: Augment) -> tuple[Raw, Batch | None]:
+        raw, pixels = _pixels(raw, batches, augment)
+        return raw, None if pixels is None else _as_batch(raw, pixels, names, device)
+
     def work() -> None:
         try:
-            for raw in loader:
-                if raw.samples:
-                    pixels = augment([sample.frames for sample in raw.samples], [sample.choices for sample in raw.samples])
-                    if not put((raw, _as_batch(raw, pixels, names, device))):
-                        return
-                elif not put((raw, None)):
+            for k, raw in enumerate(loader):
+                turn = k % len(augments)
+                if not put(threads[turn].submit(make, raw, augments[turn])):
                     return
             put(None)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
             put(error)
 
-    thread = threading.Thread(target=work, name="augment", daemon=True)
-    thread.start()
+    reader = threading.Thread(target=work, name="read", daemon=True)
+    reader.start()
     try:
         while (item := done.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            yield item
+            yield item.result()
     finally:
         stop.set()
-        thread.join(timeout=5)
+        reader.join(timeout=5)
+        for thread in threads:
+            thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _loader(dataset: Dataset[Raw], config: DataConfig, **options: Any) -> DataLoader[Raw]:
-    workers = config.workers
-    if workers:
+def _loader(batches: _Batches, config: DataConfig, sampler: torch.utils.data.Sampler[int] | None) -> DataLoader[Raw]:
+    options: dict[str, Any] = {}
+    if config.workers:
         options.update(
             multiprocessing_context=forkserver_context(), prefetch_factor=config.prefetch, worker_init_fn=live_and_die_with_parent
         )
-    return DataLoader(dataset, batch_size=None, num_workers=workers, **options)
+    return DataLoader(batches, batch_size=None, num_workers=config.workers, sampler=sampler, **options)
 
 
 class TrainStream:
@@ -265,12 +323,15 @@ class TrainStream:
 
     def batches(self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device) -> Iterator[Batch]:
         """Endless; the k-th batch of a rank holds the positions from first + (k * world + rank) * micro_batch on."""
-        from data.graph import Augment
+        from data.graph import augments_for  # here, so that reader processes do not load DALI
 
+        augments = augments_for(self._clip, self.config, device, micro_batch)
+        for source in self._sources:
+            source.codecs = augments[0].codecs
         dataset = _TrainBatches(self._sources, self._order, self._seed, first, rank, world, micro_batch)
         ledger = Ledger(self._ledger, rank, self.config.max_bad_share)
-        loader = _loader(dataset, self.config, sampler=_Endless())
-        for raw, batch in _ready(loader, Augment(self._clip, self.config, device, micro_batch), self.dataset_names, device):
+        for raw, batch in _ready(dataset, self.config, augments, self.dataset_names, device, _Endless()):
+            assert batch is not None  # every position is filled, or an error is raised
             ledger.add(micro_batch, raw.bad, raw.epoch)
             yield batch
 
@@ -289,11 +350,13 @@ class EvalSet:
     def batches(self, *, rank: int, world: int, batch_size: int, device: torch.device) -> Iterator[Batch]:
         """Items rank, rank + world, …; the last batch may be short. A clip that cannot be decoded is left out and named in `bad` of its batch; a
         batch of bad clips only is an error."""
-        from data.graph import Augment
+        from data.graph import augments_for  # here, so that reader processes do not load DALI
 
+        augments = augments_for(self._clip, self.config, device, batch_size)
+        self._source.codecs = augments[0].codecs
         items = list(range(rank, len(self), world))
-        loader = _loader(_EvalBatches(self._source, items, batch_size), self.config, shuffle=False)
-        for raw, batch in _ready(loader, Augment(self._clip, self.config, device, batch_size), (self.name,), device):
+        batches = _EvalBatches(self._source, items, batch_size)
+        for raw, batch in _ready(batches, self.config, augments, (self.name,), device):
             if batch is None:
                 raise DataError(
                     f"no clip of a whole batch of {self.name} can be decoded, first: {raw.bad[0].clip} ({raw.bad[0].reason})"

@@ -55,27 +55,33 @@ def probe(content: bytes, extension: str, limits: Limits, sink: Callable[[Any], 
 
 def _decode(container: Any, extension: str, limits: Limits, sink: Callable[[Any], None] | None) -> dict[str, Any]:
     if not container.streams.video:
-        raise ProbeError("no_video_track", "the file has no video track")
+        if container.streams.audio:
+            raise ProbeError("no_video_track", "the file holds sound and no pictures")
+        raise ProbeError("undecodable", "no track of the file can be read")
     stream = container.streams.video[0]
+    stream.codec_context.thread_count = 1  # clips run side by side in processes
     duration = (container.duration or 0) / 1e6
     if duration > limits.max_duration_s:
         raise ProbeError("too_long", f"{duration:.0f} s by its header, more than --max-duration-s {limits.max_duration_s:.0f}")
     image = extension in IMAGES
     times: list[float] = []
     starts: set[int] = set()
-    first = None
+    first, damaged = None, 0
     for packet in container.demux(stream):
         if packet.pts is not None and idr_packet(stream.codec_context.name, packet):
             starts.add(packet.pts)
         for frame in packet.decode():
             first = first or frame
+            damaged += frame.is_corrupt
             times.append(float(frame.time) if frame.time is not None else len(times) / 25.0)
             if sink is not None:
                 sink(frame)
     if first is None:
         raise ProbeError("undecodable", "no frame decodes")
+    if damaged:  # FFmpeg hides what it cannot read behind grey or stale blocks
+        raise ProbeError("corrupt", f"{damaged} of {len(times)} frames decode with errors")
     if not image:
-        _check_length(len(times), stream, limits)
+        _check_length(len(times), container, stream, limits)
     rotation = rotation_of(first)
     width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
     rate = (
@@ -100,12 +106,15 @@ def _decode(container: Any, extension: str, limits: Limits, sink: Callable[[Any]
     }
 
 
-def _check_length(decoded: int, stream: Any, limits: Limits) -> None:
+def _check_length(decoded: int, container: Any, stream: Any, limits: Limits) -> None:
     if decoded < limits.min_frames:
         raise ProbeError("too_few_frames", f"{decoded} frame(s) decode, fewer than --min-frames {limits.min_frames}")
     announced = stream.frames
-    if not announced and stream.duration and stream.average_rate:
-        announced = int(float(stream.duration * stream.time_base) * float(stream.average_rate)) - 1
+    seconds = float(stream.duration * stream.time_base) if stream.duration else 0.0
+    if not seconds and len(container.streams) == 1:  # Matroska and WebM state the length of the file only
+        seconds = (container.duration or 0) / 1e6
+    if not announced and stream.average_rate:
+        announced = int(seconds * float(stream.average_rate)) - 1
     if announced and decoded < 0.9 * announced - 1:
         raise ProbeError("truncated", f"{decoded} of {announced} announced frames decode")
 
@@ -147,7 +156,7 @@ class ProbePool:
                 if slot in ready:
                     try:
                         yield (number, *self._workers[slot][1].recv())
-                    except EOFError:
+                    except (EOFError, ConnectionError):
                         self._restart(slot)
                         yield number, "decoder_crashed", "the decoding process died on this clip"
                 elif time.monotonic() >= deadline:

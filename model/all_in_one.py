@@ -343,6 +343,9 @@ class AllInOneForPreTraining(AllInOnePreTrainedModel):
         self.text_projection = nn.Linear(width, config.projection_dim)
         self.video_projection = nn.Linear(width, config.projection_dim)
         self.logit_scale = LogitScale()
+        if config.image_heads:
+            self.image_mlm_head = MLMHead(width, config.vocab_size)
+            self.image_vtm_head = nn.Linear(width, 2)
         self.post_init()
 
     def forward(
@@ -350,6 +353,12 @@ class AllInOneForPreTraining(AllInOnePreTrainedModel):
     ) -> AllInOneOutput:
         """The joint pass of the backbone; the heads are called by the objective on what they need."""
         return self.backbone(pixels, text_ids, text_mask, patch_order)
+
+    def heads(self, frames: int) -> tuple[nn.Module, nn.Module]:
+        """MLM and VTM head for inputs of `frames` frames: images have their own with config.image_heads."""
+        if frames == 1 and self.config.image_heads:
+            return self.image_mlm_head, self.image_vtm_head
+        return self.mlm_head, self.vtm_head
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
         """See AllInOneModel.encode_text."""

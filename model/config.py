@@ -50,6 +50,8 @@ class AllInOneConfig(PretrainedConfig):
     """Rows of the text position table: the longest caption in word pieces, [CLS] and [SEP] included."""
     projection_dim: int = 512
     """Width of the contrastive space."""
+    image_heads: bool = False
+    """Images have an MLM and a VTM head of their own, besides those of video (co-training, heads not shared)."""
     roll: str = "roll"
     """How frames exchange information: roll, average, flatten or channel (model/roll.py)."""
     roll_divisor: int = 8

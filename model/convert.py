@@ -1,19 +1,26 @@
-"""Weights of the original All-in-one code → this model. Tables of another length are resized and reported, never silently re-initialised."""
+"""Weights of another origin or shape → this model. Tables of another length are resized and reported, never silently re-initialised.
+
+Three tables depend on text length, frame count and resolution: text positions (cut, or linearly interpolated), temporal embedding (linearly
+interpolated), patch positions (bicubically interpolated).
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from model.all_in_one import AllInOneForPreTraining
-from model.config import AllInOneConfig
+from model.config import SIZES, AllInOneConfig
+from model.weights_file import read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -39,39 +46,56 @@ _RENAMES = [
 ]
 _IGNORED = {"text_embeddings.position_ids"}  # a buffer 0..39 that old transformers saved
 _DISTILLATION = "transformer.dist_token"
-_POSITION = "backbone.video_embeddings.position"
-_TEMPORAL = "backbone.video_embeddings.temporal"
+POSITION = "backbone.video_embeddings.position"
+TEMPORAL = "backbone.video_embeddings.temporal"
 _TEXT_POSITION = "backbone.text_embeddings.position.weight"
-_CONTRASTIVE = ("text_projection.", "video_projection.", "logit_scale.")  # not in the released pre-training files
+CONTRASTIVE = ("text_projection.", "video_projection.", "logit_scale.")  # not in the released pre-training files
+IMAGE_HEADS = ("image_mlm_head.", "image_vtm_head.")
+HEADS = ("mlm_head.", "vtm_head.", *IMAGE_HEADS, *CONTRASTIVE)
 
 
 class ConversionError(ValueError):
     """A state dict does not fit: lists missing, unexpected and mis-shaped keys."""
 
-    def __init__(self, missing: list[str], unexpected: list[str], misshaped: list[str]) -> None:
+    def __init__(self, missing: list[str], unexpected: list[str], misshaped: list[str], hint: str = "", source: str = "") -> None:
         self.missing, self.unexpected, self.misshaped = missing, unexpected, misshaped
-        parts = [
-            f"{len(names)} {title}: {', '.join(names[:12])}{' …' if len(names) > 12 else ''}"
-            for title, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped))
-            if names
-        ]
-        super().__init__("the weights do not fit the model; " + "; ".join(parts))
+        parts = [hint] if hint else []
+        for names, title in ((missing, "missing"), (unexpected, "unexpected"), (misshaped, "mis-shaped")):
+            if names:
+                shown = grouped(names)
+                parts.append(f"{len(names)} {title}: {', '.join(shown[:12])}{' …' if len(shown) > 12 else ''}")
+        where = f"{source}: " if source else ""
+        super().__init__(f"{where}the weights do not fit the model: {'; '.join(parts)}")
 
 
 @dataclass
 class LoadReport:
     """What happened to each tensor that was not taken as it is."""
 
+    source: str = ""
+    """File, folder or hub id that the weights come from."""
     loaded: int = 0
     resized: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     initialised: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"{self.loaded} tensors loaded"]
-        for title in ("resized", "ignored", "initialised"):
-            lines += [f"{title}: {entry}" for entry in getattr(self, title)]
+        lines = [f"{self.loaded} tensors loaded" + (f" from {self.source}" if self.source else "")]
+        for title in ("resized", "ignored", "initialised", "notes"):
+            entries = grouped(getattr(self, title))
+            lines += [f"{title.removesuffix('s')}: {entry}" for entry in entries]
         return "\n".join(lines)
+
+
+def grouped(entries: Sequence[str]) -> list[str]:
+    """Entries that differ in the number of the block only, as one with `*` for the number and how many there are."""
+    counts: dict[str, int] = {}
+    for entry in entries:
+        name, *rest = entry.split(":", 1)
+        pattern = ":".join([re.sub(r"(?<=\.)\d+(?=\.)", "*", name), *rest])
+        counts[pattern] = counts.get(pattern, 0) + 1
+    return [entry if number == 1 else f"{entry} ({number} tensors)" for entry, number in counts.items()]
 
 
 def reference_name(key: str) -> str | None:
@@ -105,9 +129,9 @@ def _resize(name: str, tensor: Tensor, shape: torch.Size, report: LoadReport) ->
         longer = shape[0] > tensor.shape[0]
         how = "linearly interpolated" if longer else "cut"
         resized = resize_rows(tensor, shape[0]) if longer else tensor[: shape[0]]
-    elif name == _TEMPORAL:
+    elif name == TEMPORAL:
         how, resized = "linearly interpolated", resize_rows(tensor[0], shape[1])[None]
-    elif name == _POSITION and math.isqrt(tensor.shape[1] - 1) ** 2 == tensor.shape[1] - 1:
+    elif name == POSITION and math.isqrt(tensor.shape[1] - 1) ** 2 == tensor.shape[1] - 1:
         how, resized = "bicubically interpolated", resize_grid(tensor, shape[1] - 1)
     else:
         return tensor
@@ -115,11 +139,53 @@ def _resize(name: str, tensor: Tensor, shape: torch.Size, report: LoadReport) ->
     return resized
 
 
-def convert_reference(state_dict: Mapping[str, Tensor], config: AllInOneConfig) -> tuple[AllInOneForPreTraining, LoadReport]:
-    """Build the model of `config` with the reference's weights; raises ConversionError listing all that does not fit."""
+def assemble(
+    config: AllInOneConfig,
+    weights: Mapping[str, Tensor],
+    report: LoadReport,
+    *,
+    unexpected: Sequence[str] = (),
+    may_be_new: tuple[str, ...] = (),
+) -> AllInOneForPreTraining:
+    """The model of `config` with `weights`, whose keys are this model's names; the three tables are resized.
+
+    Tensors that are absent start anew if their name begins with one of `may_be_new`. Raises ConversionError listing everything that does not fit,
+    the keys of `unexpected` included.
+    """
     model = AllInOneForPreTraining(config)
-    own, report = model.state_dict(), LoadReport()
-    converted: dict[str, Tensor] = {}
+    own = model.state_dict()
+    absent = [name for name in own if name not in weights]
+    missing = [name for name in absent if not name.startswith(may_be_new)]
+    report.initialised += [f"{name}: not in the file, new" for name in absent if name.startswith(may_be_new)]
+    surplus = [*unexpected, *(name for name in weights if name not in own)]
+    fitted = {name: _resize(name, tensor, own[name].shape, report) for name, tensor in weights.items() if name in own}
+    misshaped = [
+        f"{name} {list(tensor.shape)} instead of {list(own[name].shape)}"
+        for name, tensor in fitted.items()
+        if tensor.shape != own[name].shape
+    ]
+    if missing or surplus or misshaped:
+        raise ConversionError(sorted(missing), sorted(surplus), sorted(misshaped), _size_hint(weights, config), report.source)
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in fitted.values()} - {"float32"}
+    if dtypes:
+        report.notes.append(f"{', '.join(sorted(dtypes))} in the file, float32 in the model")
+    model.load_state_dict(fitted, strict=False)
+    report.loaded = len(fitted)
+    return model
+
+
+def _size_hint(weights: Mapping[str, Tensor], config: AllInOneConfig) -> str:
+    """Which --size would fit, if the width is another one."""
+    width = weights[POSITION].shape[-1] if POSITION in weights else config.hidden_size
+    if width == config.hidden_size:
+        return ""
+    fitting = [name for name, values in SIZES.items() if values["hidden_size"] == width]
+    return f"the file is {width} wide, the model {config.hidden_size}" + (f": try --size {fitting[0]}" if fitting else "")
+
+
+def rename_reference(state_dict: Mapping[str, Tensor], report: LoadReport) -> tuple[dict[str, Tensor], list[str]]:
+    """(weights under this model's names, keys that have none). The distillation token is dropped together with its position row."""
+    renamed: dict[str, Tensor] = {}
     unexpected: list[str] = []
     for key, tensor in state_dict.items():
         name = reference_name(key)
@@ -130,29 +196,30 @@ def convert_reference(state_dict: Mapping[str, Tensor], config: AllInOneConfig) 
         elif name is None:
             unexpected.append(key)
         else:
-            converted[name] = tensor
-    if _DISTILLATION in state_dict and _POSITION in converted:
-        converted[_POSITION] = torch.cat([converted[_POSITION][:, :1], converted[_POSITION][:, 2:]], dim=1)
-    if _TEMPORAL not in converted:
-        converted[_TEMPORAL] = torch.zeros_like(own[_TEMPORAL])  # some released files predate the temporal embedding
-        report.initialised.append(f"{_TEMPORAL}: not in the file, zeros (the model was trained without it)")
-    missing = []
-    for name in own.keys() - converted.keys():
-        if name.startswith(_CONTRASTIVE):
-            report.initialised.append(f"{name}: not in the file, new")
-        else:
-            missing.append(name)
-    converted = {name: _resize(name, tensor, own[name].shape, report) for name, tensor in converted.items()}
-    misshaped = [
-        f"{name} {list(tensor.shape)} instead of {list(own[name].shape)}"
-        for name, tensor in converted.items()
-        if tensor.shape != own[name].shape
-    ]
-    if missing or unexpected or misshaped:
-        raise ConversionError(sorted(missing), sorted(unexpected), sorted(misshaped))
-    model.load_state_dict(converted, strict=False)
-    report.loaded = len(converted)
-    return model, report
+            renamed[name] = tensor
+    if _DISTILLATION in state_dict and POSITION in renamed:
+        renamed[POSITION] = without_distillation(renamed[POSITION])
+    return renamed, unexpected
+
+
+def without_distillation(position: Tensor) -> Tensor:
+    """[1, 2 + P, C] → [1, 1 + P, C]: DeiT's second row belongs to the distillation token."""
+    return torch.cat([position[:, :1], position[:, 2:]], dim=1)
+
+
+def convert_reference(
+    state_dict: Mapping[str, Tensor], config: AllInOneConfig, ignore: tuple[str, ...] = (), source: str = ""
+) -> tuple[AllInOneForPreTraining, LoadReport]:
+    """Build the model of `config` with the reference's weights; raises ConversionError listing all that does not fit. Keys that have no place here
+    and begin with one of `ignore` are left out, and reported."""
+    report = LoadReport(source)
+    renamed, unexpected = rename_reference(state_dict, report)
+    report.ignored += [f"{key}: asked for" for key in unexpected if key.startswith(ignore)]
+    unexpected = [key for key in unexpected if not key.startswith(ignore)]
+    if TEMPORAL not in renamed:  # some released files predate the temporal embedding
+        renamed[TEMPORAL] = torch.zeros(1, config.num_frames, config.hidden_size)
+        report.initialised.append(f"{TEMPORAL}: not in the file, zeros (the model was trained without it)")
+    return assemble(config, renamed, report, unexpected=unexpected, may_be_new=CONTRASTIVE), report
 
 
 def from_reference(state_dict: Mapping[str, Tensor], config: AllInOneConfig) -> AllInOneForPreTraining:
@@ -160,3 +227,43 @@ def from_reference(state_dict: Mapping[str, Tensor], config: AllInOneConfig) -> 
     model, report = convert_reference(state_dict, config)
     logger.info("%s", report)
     return model
+
+
+def load_resized(folder: Path, config: AllInOneConfig) -> tuple[AllInOneForPreTraining, LoadReport]:
+    """The model of `config` with the weights of a folder of save_pretrained, whose resolution, frames and text length may differ.
+
+    A folder of the bare AllInOneModel serves too: its heads are new. Raises WeightsError where the folder holds no weights, ConversionError where
+    they do not fit.
+    """
+    file = read_weights(folder)
+    report = LoadReport(str(folder), notes=list(file.notes))
+    bare = not any(name.startswith("backbone.") for name in file.tensors)
+    weights = {f"backbone.{name}": tensor for name, tensor in file.tensors.items()} if bare else file.tensors
+    model = assemble(config, _fit_image_heads(weights, config, report), report, may_be_new=HEADS if bare else ())
+    _compare_configs(file.facts, config, report)
+    return model, report
+
+
+def _fit_image_heads(weights: Mapping[str, Tensor], config: AllInOneConfig, report: LoadReport) -> dict[str, Tensor]:
+    """Weights with the heads that images have of their own if config.image_heads: begun as copies of the video's, or left out."""
+    kept = dict(weights)
+    own = [name for name in weights if name.startswith(IMAGE_HEADS)]
+    if own and not config.image_heads:
+        report.ignored += [f"{name}: the model has no heads of its own for images" for name in own]
+        kept = {name: tensor for name, tensor in kept.items() if name not in own}
+    elif config.image_heads and not own:
+        copies = {f"image_{name}": tensor for name, tensor in weights.items() if f"image_{name}".startswith(IMAGE_HEADS)}
+        report.initialised += [f"{name}: not in the file, a copy of {name.removeprefix('image_')}" for name in copies]
+        kept |= copies
+    return kept
+
+
+def _compare_configs(saved: Mapping[str, Any], config: AllInOneConfig, report: LoadReport) -> None:
+    """Note what differs without showing in a shape; another number of heads would compute something else from the same weights."""
+    heads = saved.get("num_attention_heads", config.num_attention_heads)
+    if heads != config.num_attention_heads:
+        hint = f"they have {heads} attention heads, the model {config.num_attention_heads}; choose the same --size"
+        raise ConversionError([], [], [], hint, report.source)
+    for name in ("roll", "roll_divisor", "patch_order"):
+        if name in saved and saved[name] != getattr(config, name):
+            report.notes.append(f"{name}: {saved[name]} in the folder, {getattr(config, name)} here")

@@ -55,24 +55,34 @@ def projection_flops(config: AllInOneConfig, clips: int) -> int:
     return 2 * clips * config.hidden_size * config.projection_dim
 
 
+_PARTS = {
+    "text_embeddings.": "text embeddings",
+    "video_embeddings.": "video embeddings",
+    "modality.": "modality table",
+    "encoder.blocks.": "blocks",
+    "encoder.norm.": "final norm",
+    "pooler.": "pooler",
+    "mlm_head.": "MLM head",
+    "vtm_head.": "VTM head",
+    "image_mlm_head.": "MLM head of images",
+    "image_vtm_head.": "VTM head of images",
+    "text_projection.": "contrastive projections",
+    "video_projection.": "contrastive projections",
+    "logit_scale.": "contrastive projections",
+}
+
+
+def part_of(name: str) -> str | None:
+    """The part that a parameter belongs to by its name, None for a name that neither AllInOneModel nor AllInOneForPreTraining has."""
+    name = name.removeprefix("backbone.")
+    return next((title for prefix, title in _PARTS.items() if name.startswith(prefix)), None)
+
+
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
     """Part → number of parameters, for AllInOneModel or AllInOneForPreTraining. Parts add up to the whole."""
-    parts = {
-        "text_embeddings.": "text embeddings",
-        "video_embeddings.": "video embeddings",
-        "modality.": "modality table",
-        "encoder.blocks.": "blocks",
-        "encoder.norm.": "final norm",
-        "pooler.": "pooler",
-        "mlm_head.": "MLM head",
-        "vtm_head.": "VTM head",
-        "text_projection.": "contrastive projections",
-        "video_projection.": "contrastive projections",
-        "logit_scale.": "contrastive projections",
-    }
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        name = name.removeprefix("backbone.")
-        part = next(title for prefix, title in parts.items() if name.startswith(prefix))
+        part = part_of(name)
+        assert part is not None, name
         counts[part] = counts.get(part, 0) + getattr(parameter, "ds_numel", parameter.numel())
     return counts

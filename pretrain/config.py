@@ -33,12 +33,14 @@ class ModelOptions:
     drop_path: float | None = None
     """Stochastic depth of the last block, linear over depth."""
     init_from: Path | None = None
-    """Start from these weights: a folder written by save_pretrained, or `weights/` inside a checkpoint."""
+    """Start from these weights: a folder written by tools/convert.py or save_pretrained, or `weights/` inside a checkpoint. Another
+    resolution, text length or number of frames is resized and reported."""
 
-    def build_config(self) -> AllInOneConfig:
+    def build_config(self, image_heads: bool = False) -> AllInOneConfig:
         """The model's config; raises ValueError that lists the valid sizes."""
         overrides = {
             "num_frames": self.frames,
+            "image_heads": image_heads,
             "image_size": self.image_size,
             "max_text_len": self.max_text_len,
             "roll": self.roll,
@@ -47,6 +49,24 @@ class ModelOptions:
             "drop_path": self.drop_path,
         }
         return AllInOneConfig.from_size(self.size, **{name: value for name, value in overrides.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class CoTrainOptions:
+    """Co-training on images (All-in-one+). Images are clips of one frame: they neither roll nor have a place in time."""
+
+    images: tuple[str, ...] = ()
+    """Prepared image sets to train on beside the video, each DIR[:SPLIT][=WEIGHT]; none trains on video only."""
+    image_batch: int = 2048
+    """Images per step that holds images, over all ranks."""
+    image_mode: Literal["joint", "alternate"] = "joint"
+    """joint: video and images in every step, losses added, as the original does. alternate: a step holds one of the two."""
+    image_share: float = 0.5
+    """Share of the steps that hold images; used by alternate only."""
+    image_heads: Literal["shared", "separate"] = "shared"
+    """Whether images use the MLM and VTM heads of video, or have their own (the paper's rows "Shared" and "Not Shared")."""
+    image_workers: int | None = None
+    """Reader processes per rank for the images; as many as --workers if not given."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +82,7 @@ class PretrainConfig:
     val_items: int = 1000
     """Evaluate at most this many items of each validation set."""
     model: ModelOptions = field(default_factory=ModelOptions)
+    cotrain: CoTrainOptions = field(default_factory=CoTrainOptions)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     loader: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -69,6 +90,14 @@ class PretrainConfig:
     def train_specs(self) -> list[DatasetSpec]:
         """The mixture."""
         return [DatasetSpec.parse(text, "train") for text in self.data]
+
+    def image_specs(self) -> list[DatasetSpec]:
+        """The mixture of images; empty without co-training."""
+        return [DatasetSpec.parse(text, "train") for text in self.cotrain.images]
+
+    def model_config(self) -> AllInOneConfig:
+        """The model's config; raises ValueError for values that do not fit together."""
+        return self.model.build_config(image_heads=bool(self.cotrain.images) and self.cotrain.image_heads == "separate")
 
     def val_specs(self) -> list[DatasetSpec]:
         """The validation sets."""

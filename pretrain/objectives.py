@@ -13,7 +13,7 @@ import torch.distributed.nn.functional as dist_nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.batch import Batch
+from data.batch import Batch, CoBatch
 from engine.objective import Losses
 from model import AllInOneForPreTraining
 from pretrain.wpa import word_patch_distance
@@ -28,9 +28,13 @@ class ObjectiveConfig:
     vtm: float = 1.0
     """Weight of video-text matching; needs a micro-batch of at least 2."""
     vtc: float = 0.0
-    """Weight of video-text contrast (both directions averaged, all ranks' clips as negatives)."""
+    """Weight of video-text contrast (both directions averaged; the negatives are the clips of the same micro-batch on all ranks, so their number, and
+    with it this loss, changes with the number of ranks)."""
     wpa: float = 0.0
     """Weight of word-patch alignment in the VTM pass; the original code uses 0.1, the paper does not mention it."""
+
+    image_weight: float = 1.0
+    """Weight of the images' losses beside the video's in co-training (the original adds them, weight 1)."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -82,7 +86,20 @@ class PretrainObjective:
     def __init__(self, config: ObjectiveConfig) -> None:
         self.config = config
 
-    def __call__(self, model: AllInOneForPreTraining, batch: Batch) -> Losses:
+    def __call__(self, model: AllInOneForPreTraining, batch: Batch | CoBatch) -> Losses:
+        """Co-training adds the images' losses, weighted; their metrics begin with `image_`."""
+        if isinstance(batch, Batch):
+            return self._losses(model, batch)
+        total = batch.parts[0].pixels.new_zeros(())
+        metrics: dict[str, Tensor] = {}
+        for part, weight, prefix in ((batch.video, 1.0, ""), (batch.images, self.config.image_weight, "image_")):
+            if part is not None:
+                losses = self._losses(model, part)
+                total = total + weight * losses.total
+                metrics |= {f"{prefix}{name}": value for name, value in losses.metrics.items()}
+        return Losses(total, metrics)
+
+    def _losses(self, model: AllInOneForPreTraining, batch: Batch) -> Losses:
         config = self.config
         total = batch.pixels.new_zeros(())
         metrics: dict[str, Tensor] = {}
@@ -95,6 +112,10 @@ class PretrainObjective:
                 total = total + config.wpa * alignment
         if config.vtc:
             total = total + config.vtc * self._vtc(model, batch, metrics)
+        if len(batch.dataset_names) > 1:
+            whole = batch.pixels.new_tensor(float(len(batch)))
+            for index, name in enumerate(batch.dataset_names):
+                metrics[f"sample_share/{name}"] = torch.stack([(batch.dataset_ids == index).sum().float(), whole])
         return Losses(total, metrics)
 
     def _mlm(self, model: AllInOneForPreTraining, batch: Batch, metrics: dict[str, Tensor]) -> Tensor:
@@ -102,7 +123,7 @@ class PretrainObjective:
         text = model(batch.pixels, batch.mlm_ids, batch.text_mask).text
         chosen = text.flatten(0, 1).index_select(0, batch.mlm_positions)
         target = batch.mlm_labels.flatten().index_select(0, batch.mlm_positions)
-        logits = model.mlm_head(chosen).float()
+        logits = model.heads(batch.pixels.shape[1])[0](chosen).float()
         # sum / max(M, 1), not mean: a micro-batch of captions without a real word must give 0, not NaN
         losses = F.cross_entropy(logits, target, reduction="none")
         metrics["mlm_loss"] = _mean_metric(losses)
@@ -116,7 +137,7 @@ class PretrainObjective:
         """Binary cross-entropy over B pairs (class 1 = match), and the alignment distance if it is on."""
         labels, video = draw_matching_pairs(batch.text_ids)
         output = model(batch.pixels.index_select(0, video), batch.text_ids, batch.text_mask)
-        logits = model.vtm_head(output.pooled).float()
+        logits = model.heads(batch.pixels.shape[1])[1](output.pooled).float()
         losses = F.cross_entropy(logits, labels, reduction="none")
         metrics["vtm_loss"] = _mean_metric(losses)
         metrics["vtm_accuracy"] = _mean_metric(logits.argmax(-1) == labels)

@@ -7,8 +7,12 @@ every option with its default in that recipe.
 
 from __future__ import annotations
 
+import difflib
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -22,10 +26,11 @@ import torch
 import tyro
 from torch import nn
 
-from data import EvalSet, TrainStream
+from data import CoTrainStream, EvalSet, TrainStream
 from engine import Run, RunResult
 from engine.config import ConfigError
 from model import AllInOneForPreTraining, flops
+from model.convert import load_resized
 from pretrain.config import PretrainConfig
 from pretrain.evaluation import embed, retrieval_table
 from pretrain.objectives import PretrainObjective
@@ -33,25 +38,37 @@ from pretrain.recipes import RECIPES
 
 
 def build_model(config: PretrainConfig) -> AllInOneForPreTraining:
-    """A new model, or one whose weights come from --init-from; equal on every rank."""
-    model_config = config.model.build_config()
+    """A new model, or one whose weights come from --init-from, resized where frames, resolution or text length differ; equal on every rank."""
+    model_config = config.model_config()
     torch.manual_seed(config.train.seed)
     if config.model.init_from is None:
         return AllInOneForPreTraining(model_config)
-    return AllInOneForPreTraining.from_pretrained(config.model.init_from, config=model_config)
+    model, report = load_resized(config.model.init_from, model_config)
+    if launch.find_place(os.environ).rank == 0:
+        print(
+            f"weights from {config.model.init_from}: {report}", file=sys.stderr if config.train.json else sys.stdout, flush=True
+        )
+    return model
 
 
 def training_flops_per_sample(config: PretrainConfig) -> float:
-    """FLOPs of one sample's step: all passes, forward and backward (3 x forward), FMA = 2; heads are left out."""
-    model_config, objective = config.model.build_config(), config.objective
+    """FLOPs of a step per clip of the global batch: all passes, forward and backward (3 x forward), FMA = 2; heads are left out. Images of
+    co-training are spread over the clips."""
+    model_config, objective, cotrain = config.model_config(), config.objective, config.cotrain
 
-    def cost(part: flops.Part) -> int:
-        return flops.forward_flops(model_config, frames=model_config.num_frames, text_tokens=model_config.max_text_len, part=part)
+    def sample(frames: int) -> float:
+        def cost(part: flops.Part) -> int:
+            return flops.forward_flops(model_config, frames=frames, text_tokens=model_config.max_text_len, part=part)
 
-    forward = objective.joint_passes() * cost("joint")
-    if objective.vtc:
-        forward += cost("text") + cost("video")
-    return 3.0 * forward
+        uni_modal = cost("text") + cost("video") if objective.vtc else 0
+        return 3.0 * (objective.joint_passes() * cost("joint") + uni_modal)
+
+    video = sample(model_config.num_frames)
+    if not cotrain.images:
+        return video
+    share = cotrain.image_share if cotrain.image_mode == "alternate" else 1.0
+    images = share * sample(1) * cotrain.image_batch / config.train.global_batch
+    return images + (video if cotrain.image_mode == "joint" else (1 - share) * video)
 
 
 def make_evaluation(config: PretrainConfig) -> Callable[[nn.Module, torch.device], dict[str, float]] | None:
@@ -59,9 +76,7 @@ def make_evaluation(config: PretrainConfig) -> Callable[[nn.Module, torch.device
     specs = config.val_specs()
     if not specs:
         return None
-    sets = {
-        f"{spec.path.name}_{spec.split}": EvalSet(spec, config.clip(config.model.build_config()), config.loader) for spec in specs
-    }
+    sets = {f"{spec.path.name}_{spec.split}": EvalSet(spec, config.clip(config.model_config()), config.loader) for spec in specs}
 
     def evaluate(model: nn.Module, device: torch.device) -> dict[str, float]:
         assert isinstance(model, AllInOneForPreTraining)
@@ -82,19 +97,39 @@ def make_evaluation(config: PretrainConfig) -> Callable[[nn.Module, torch.device
     return evaluate
 
 
+def build_data(config: PretrainConfig) -> TrainStream | CoTrainStream:
+    """The stream of the mixture, with images beside the video in co-training."""
+    clip, seed, cotrain = config.clip(config.model_config()), config.train.seed, config.cotrain
+    video = TrainStream(config.train_specs(), clip, config.loader, seed=seed, ledger=config.out / "bad_clips")
+    if not cotrain.images:
+        return video
+    workers = config.loader.workers if cotrain.image_workers is None else cotrain.image_workers
+    images = TrainStream(
+        config.image_specs(),
+        replace(clip, num_frames=1),
+        replace(config.loader, workers=workers),
+        seed=seed + 1,
+        ledger=config.out / "bad_images",
+    )
+    return CoTrainStream(
+        video,
+        images,
+        global_batch=config.train.global_batch,
+        image_batch=cotrain.image_batch,
+        mode=cotrain.image_mode,
+        image_share=cotrain.image_share,
+    )
+
+
 def build_run(config: PretrainConfig) -> Run:
     """The run of a recipe; ValueError where options contradict each other or the data."""
     if config.objective.vtm and config.train.micro_batch < 2:
         raise ValueError("VTM draws its false pairs from the micro-batch: --micro-batch must be at least 2 (or set --vtm 0)")
-    model_config = config.model.build_config()
-    stream = TrainStream(
-        config.train_specs(), config.clip(model_config), config.loader, seed=config.train.seed, ledger=config.out / "bad_clips"
-    )
     return Run(
         config.train,
         model=build_model(config),
         objective=PretrainObjective(config.objective),
-        data=stream,
+        data=build_data(config),
         run_config=config.as_json(),
         evaluate=make_evaluation(config),
         flops_per_sample=training_flops_per_sample(config),
@@ -111,8 +146,33 @@ def pretrain(config: PretrainConfig) -> RunResult:
     return run.train()
 
 
+def option_names(config: type) -> list[str]:
+    """Every option of a run's dataclass and the dataclasses inside it, as written on the command line."""
+    names = []
+    for entry in fields(config):
+        inner = entry.default_factory if entry.default_factory is not MISSING else None
+        if isinstance(inner, type) and is_dataclass(inner):
+            names += option_names(inner)
+        else:
+            names.append("--" + entry.name.replace("_", "-"))
+    return sorted(names)
+
+
+def refuse_unknown(argv: Sequence[str], config: type, prog: str) -> None:
+    """Leave with 2 and the valid names where an argument is no option of the run."""
+    valid = option_names(config)
+    given = [word.partition("=")[0].replace("_", "-") for word in argv if re.match(r"--[a-z]", word)]
+    unknown = [word for word in given if word not in (*valid, "--help")]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], valid, 3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        print(f"error: {prog}: unknown option {', '.join(unknown)}; {hint}valid options: {', '.join(valid)}", file=sys.stderr)
+        raise SystemExit(launch.EXIT_USER)
+
+
 def parse(argv: Sequence[str]) -> PretrainConfig:
     """Recipe and options from the command line; exits with the valid names after an unknown one."""
+    refuse_unknown(argv, PretrainConfig, "pretrain/train.py")
     recipes = {name: (text, recipe) for name, (text, recipe) in RECIPES.items()}
     return tyro.extras.overridable_config_cli(
         recipes, args=list(argv), prog="pretrain/train.py", config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)

@@ -24,7 +24,7 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
             continue
         relative = Path(next(record[column] for column in PATH_COLUMNS if column in record))
         caption = next(record[column] for column in CAPTION_COLUMNS if column in record)
-        name = relative.with_suffix("").as_posix() if relative.name else ""
+        name = relative.as_posix() if relative.name else ""
         yield media_row(record.get("split") or "train", name, (caption,), root, relative, source, f"line-{line}")
 
 

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from pretrain.config import PretrainConfig
-from pretrain.recipes import demo, webvid_howto
+from pretrain.recipes import (
+    cc3m_coco,
+    demo,
+    plus_cc3m_webvid,
+    plus_cc3m_webvid_howto,
+    plus_seven,
+    webvid_howto,
+    webvid_howto_ytt,
+)
 
 RECIPES: dict[str, tuple[str, PretrainConfig]] = {
     "demo": ("nano on the embedded clips: minutes on two CPU cores", demo.RECIPE),
-    "webvid-howto-tiny": ("the paper's Ti on WebVid-2.5M + HowTo100M", webvid_howto.recipe("tiny")),
-    "webvid-howto-small": ("the paper's S on WebVid-2.5M + HowTo100M", webvid_howto.recipe("small")),
-    "webvid-howto-base": ("the paper's B on WebVid-2.5M + HowTo100M", webvid_howto.recipe("base")),
+    "webvid-howto": ("the paper's B on WebVid-2.5M + HowTo100M", webvid_howto.RECIPES["base"]),
+    "webvid-howto-tiny": ("the paper's Ti on WebVid-2.5M + HowTo100M", webvid_howto.RECIPES["tiny"]),
+    "webvid-howto-small": ("the paper's S on WebVid-2.5M + HowTo100M", webvid_howto.RECIPES["small"]),
+    "webvid-howto-base": ("the same as webvid-howto", webvid_howto.RECIPES["base"]),
+    "webvid-howto-ytt": ("B* on WebVid-2.5M + HowTo100M + YT-Temporal-180M", webvid_howto_ytt.RECIPE),
+    "plus-cc3m-webvid": ("B+ on CC3M images and WebVid-2.5M", plus_cc3m_webvid.RECIPE),
+    "plus-cc3m-webvid-howto": ("B+ on CC3M images, WebVid-2.5M and HowTo100M", plus_cc3m_webvid_howto.RECIPE),
+    "plus-seven": ("B+ on three video and four image sets", plus_seven.RECIPE),
+    "cc3m-coco": ("images only, for VCR", cc3m_coco.RECIPE),
 }
 """Name → (one line for --help, the run)."""

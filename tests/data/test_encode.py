@@ -42,11 +42,11 @@ def test_every_frame_is_itself_at_its_time_in_short_closed_gops(tmp_path: Path, 
     assert summary.bad == {}
     for row, content in rows:
         assert (row["width"], row["height"], row["codec"]) == (80, 64, CODECS[codec])
-        count = 24 if row["key"] == "train/variable" else 30
+        count = 24 if row["key"] == "train/variable.mp4" else 30
         gop = 1 if codec == "mjpeg" else 8
         assert row["keyframes"] == list(range(0, count, gop)), "all of them safe starts: IDR frames"
         assert [read_frame_number(frame) for frame in decode_frames(content, list(range(count)))] == list(range(count))
-        if row["key"] == "train/variable":
+        if row["key"] == "train/variable.mp4":
             assert np.allclose(row["frame_times"], vfr_times(24), atol=1e-3)
         else:
             assert row["frame_times"] is None
@@ -106,12 +106,12 @@ def test_images_become_small_upright_jpegs_and_bad_sources_keep_their_reasons(tm
     summary, rows = encode(folder, short_side=50)
     found = {str(row["key"]): (row["width"], row["height"], row["container"]) for row, _ in rows}
     assert found == {
-        "train/alpha": (100, 50, "jpg"),
-        "train/big": (100, 50, "jpg"),
-        "train/small": (40, 30, "jpg"),
-        "train/turned": (50, 100, "jpg"),
+        "train/alpha.png": (100, 50, "jpg"),
+        "train/big.png": (100, 50, "jpg"),
+        "train/small.jpg": (40, 30, "jpg"),
+        "train/turned.jpg": (50, 100, "jpg"),
     }
-    assert next(content for row, content in rows if row["key"] == "train/small") == small
+    assert next(content for row, content in rows if row["key"] == "train/small.jpg") == small
     assert set(summary.bad) <= {"undecodable", "truncated"}
     assert sum(summary.bad.values()) == 1
 

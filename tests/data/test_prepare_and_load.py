@@ -21,7 +21,7 @@ from PIL import Image
 from data import EvalSet, TrainStream
 from data.choices import fixed
 from data.config import ClipConfig, DataConfig, DatasetSpec
-from data.decode import DecodeError, decode_frames
+from data.decode import DecodeError, Timeline, decode_frames
 from data.errors import DataError
 from data.index import Index
 from data.ledger import BadClipShareError
@@ -262,7 +262,7 @@ def test_chosen_frames_equal_a_full_decode_with_and_without_a_seek() -> None:
         ]
     for wanted in ((0, 5, 23), (13, 20, 22), (12, 12, 12)):
         for keyframes in ((0,), (0, 12)):
-            got = decode_frames(content, wanted, keyframes=keyframes, rate=len(frames) / 2.376)
+            got = decode_frames(content, wanted, Timeline(keyframes, rate=len(frames) / 2.376))
             assert all(np.array_equal(frame, frames[number]) for frame, number in zip(got, wanted, strict=True))
     with pytest.raises(DecodeError, match="frame 99"):
         decode_frames(content, (99,))

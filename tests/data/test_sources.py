@@ -364,7 +364,7 @@ def test_own_lists_may_name_splits_but_no_folders(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", frames=6)
     (tmp_path / "my.csv").write_text("path,caption,split\na.mp4,x,dev\na.mp4,x,../up\n,x,dev\n")
     _, good, bad = run(tmp_path / "my.csv", tmp_path / "out")
-    assert set(good) == {"dev/a"}
+    assert set(good) == {"dev/a.mp4"}
     assert {reason for reason, _ in bad.values()} == {"bad_row"}
     assert len(bad) == 2
 

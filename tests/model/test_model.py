@@ -303,3 +303,20 @@ def test_only_nvidias_apex_is_taken_for_apex(monkeypatch: pytest.MonkeyPatch) ->
     install(FusedAdam=object)
     assert norm._fused_layer_norm() is Fused
     norm._fused_layer_norm.cache_clear()
+
+
+def test_image_heads_start_as_the_videos_and_are_dropped_where_the_model_has_none(tmp_path: Path) -> None:
+    from model.convert import load_resized
+
+    shared = AllInOneForPreTraining(AllInOneConfig.from_size("nano"))
+    shared.save_pretrained(tmp_path / "shared")
+    own, report = load_resized(tmp_path / "shared", AllInOneConfig.from_size("nano", image_heads=True))
+    assert torch.equal(own.image_vtm_head.weight, shared.vtm_head.weight)
+    assert torch.equal(own.image_mlm_head.decoder.weight, shared.mlm_head.decoder.weight)
+    assert "a copy of vtm_head.weight" in str(report)
+    assert own.heads(1) == (own.image_mlm_head, own.image_vtm_head)
+    assert own.heads(3) == (own.mlm_head, own.vtm_head)
+    own.save_pretrained(tmp_path / "own")
+    back, report = load_resized(tmp_path / "own", AllInOneConfig.from_size("nano"))
+    assert torch.equal(back.vtm_head.weight, shared.vtm_head.weight)
+    assert "image_vtm_head.weight: the model has no heads of its own" in str(report)

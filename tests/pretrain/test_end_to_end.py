@@ -57,6 +57,10 @@ def test_wrong_options_are_refused_with_what_is_valid(tmp_path: Path) -> None:
     unknown = run("pretrain/train.py", "nosuch")
     assert unknown.returncode == 2
     assert "webvid-howto-tiny" in unknown.stdout + unknown.stderr
+    option = run("pretrain/train.py", "demo", "--stepz", "3")
+    assert option.returncode == 2
+    assert "did you mean --steps" in option.stderr
+    assert "--global-batch" in option.stderr
     size = run("pretrain/train.py", "demo", "--size", "giant", "--out", str(tmp_path / "a"))
     assert size.returncode == 2
     assert "valid sizes: nano, tiny" in size.stderr

@@ -1,0 +1,121 @@
+"""What annotation readers hand to the task protocols: items with explicit splits. No reader opens a media file, no protocol knows a file format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+class AnnotationError(ValueError):
+    """Annotation files are missing, of another format, or contradict each other; the message says what was given and what is needed."""
+
+
+@dataclass(frozen=True)
+class Media:
+    """One video, GIF or image, or a part of one."""
+
+    id: str
+    """Unique inside the benchmark; the same video has the same id in every split."""
+    path: str
+    """Relative to the media folder that the user names, with its suffix; without one, any known suffix is tried."""
+    start_s: float | None = None
+    """Beginning of the part to look at, seconds; None = the beginning."""
+    end_s: float | None = None
+    """End of the part, seconds; None = the end."""
+
+
+@dataclass(frozen=True)
+class RetrievalItem:
+    """A media item with the captions that belong to it."""
+
+    id: str
+    media: Media
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class QAItem:
+    """An open question."""
+
+    id: str
+    media: Media
+    question: str
+    answers: tuple[str, ...] = ()
+    """Right answers; several where annotators disagree (VQAv2: all ten, in order). Empty where the split hides them."""
+
+
+@dataclass(frozen=True)
+class ChoiceItem:
+    """A question or a prompt with options. `question` is empty where the video alone is asked about (MSR-VTT and LSMDC multiple choice)."""
+
+    id: str
+    media: Media
+    question: str
+    choices: tuple[str, ...]
+    answer: int | None = None
+    """Index of the right option; None where the split hides it."""
+    context: str = ""
+    """Subtitles, where the benchmark has them."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """One detected object in an image. Box in pixels of the image: x1, y1, x2, y2."""
+
+    name: str
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class VCRItem:
+    """A VCR question. Texts are token lists in which an int is an index into `regions`, as in the official files."""
+
+    id: str
+    media: Media
+    regions: tuple[Region, ...]
+    question: tuple[str | tuple[int, ...], ...]
+    answers: tuple[tuple[str | tuple[int, ...], ...], ...]
+    rationales: tuple[tuple[str | tuple[int, ...], ...], ...]
+    answer: int | None = None
+    rationale: int | None = None
+
+
+@dataclass(frozen=True)
+class LabelItem:
+    """A media item with a class."""
+
+    id: str
+    media: Media
+    label: int | None
+
+
+Item = RetrievalItem | QAItem | ChoiceItem | VCRItem | LabelItem
+
+
+@dataclass(frozen=True)
+class Split:
+    """One named split of a benchmark."""
+
+    name: str
+    items: Sequence[Item]
+    files: tuple[str, ...]
+    """Annotation files that it was read from."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, for LabelItem."""
+    notes: tuple[str, ...] = ()
+    """What a user should know: rows left out with their reason and count, official size against found size."""
+    answer_space: tuple[str, ...] = field(default=())
+    """Fixed answer vocabulary, if the benchmark ships one."""
+
+
+def assert_disjoint(*splits: Split) -> None:
+    """Raise AnnotationError where two splits share a media item: whatever was trained on must not be tested on."""
+    for i, first in enumerate(splits):
+        mine = {item.media.id for item in first.items}
+        for second in splits[i + 1 :]:
+            shared = sorted(mine & {item.media.id for item in second.items})
+            if shared:
+                raise AnnotationError(
+                    f"splits {first.name!r} and {second.name!r} share {len(shared)} media items, for example {', '.join(shared[:3])}: "
+                    f"a result on {second.name!r} would be leaked. Check {', '.join(first.files)} and {', '.join(second.files)}"
+                )

@@ -1,0 +1,114 @@
+"""Weights of image and language models → parts of this model: ViT and DeiT (timm's and transformers' names), BERT's embeddings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from model.convert import POSITION, ConversionError, LoadReport, without_distillation
+
+VIDEO_PARTS = ("backbone.video_embeddings.", "backbone.encoder.")
+TEXT_PART = "backbone.text_embeddings."
+
+_BLOCK = r"backbone.encoder.blocks.\1"
+_VIT_RENAMES = [
+    (r"cls_token|embeddings\.cls_token", r"backbone.video_embeddings.class_token"),
+    (r"pos_embed|embeddings\.position_embeddings", POSITION),
+    (
+        r"(?:patch_embed\.proj|embeddings\.patch_embeddings\.projection)\.(weight|bias)",
+        r"backbone.video_embeddings.patch.\1",
+    ),
+    (r"(?:norm|layernorm)\.(weight|bias)", r"backbone.encoder.norm.\1"),
+    # timm
+    (r"blocks\.(\d+)\.(norm[12]\.\w+|mlp\.fc[12]\.\w+)", _BLOCK + r".\2"),
+    (r"blocks\.(\d+)\.attn\.((?:qkv|proj)\.\w+)", _BLOCK + r".attention.\2"),
+    # transformers 5 in memory, and its files, which keep the names of version 4
+    (r"(?:encoder\.layer|layers)\.(\d+)\.layernorm_before\.(\w+)", _BLOCK + r".norm1.\2"),
+    (r"(?:encoder\.layer|layers)\.(\d+)\.layernorm_after\.(\w+)", _BLOCK + r".norm2.\2"),
+    (r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(\w+)", _BLOCK + r".attention.\2.\3"),
+    (r"layers\.(\d+)\.attention\.([qkv])_proj\.(\w+)", _BLOCK + r".attention.\2.\3"),
+    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)", _BLOCK + r".attention.proj.\2"),
+    (r"layers\.(\d+)\.attention\.o_proj\.(\w+)", _BLOCK + r".attention.proj.\2"),
+    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)", _BLOCK + r".mlp.fc1.\2"),
+    (r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)", _BLOCK + r".mlp.fc2.\2"),
+    (r"layers\.(\d+)\.mlp\.(fc[12])\.(\w+)", _BLOCK + r".mlp.\2.\3"),
+]
+_VIT_IGNORED = re.compile(
+    r"(head|head_dist|classifier|cls_classifier|distillation_classifier|pooler|pre_logits)\..*|embeddings\.mask_token"
+)
+_DISTILLATION = ("dist_token", "embeddings.distillation_token")
+_BERT_RENAMES = [
+    (r"embeddings\.(word|position|token_type)_embeddings\.weight", TEXT_PART + r"\1.weight"),
+    (r"embeddings\.LayerNorm\.(?:weight|gamma)", TEXT_PART + "norm.weight"),  # gamma and beta: files from before 2019
+    (r"embeddings\.LayerNorm\.(?:bias|beta)", TEXT_PART + "norm.bias"),
+]
+_BERT_IGNORED = re.compile(r"(encoder|pooler|cls)\..*|embeddings\.position_ids")
+
+
+def _rename(key: str, renames: list[tuple[str, str]]) -> str | None:
+    for pattern, ours in renames:
+        if match := re.fullmatch(pattern, key):
+            return match.expand(ours)
+    return None
+
+
+def vit_weights(state_dict: Mapping[str, Tensor], report: LoadReport) -> tuple[dict[str, Tensor], list[str]]:
+    """(weights under this model's names, keys that have none) of a ViT or DeiT. Classifier and distillation token are left out and reported;
+    separate query, key and value are joined. Raises ConversionError where one of the three is missing."""
+    renamed: dict[str, Tensor] = {}
+    unexpected: list[str] = []
+    distilled = False
+    for full_key, tensor in state_dict.items():
+        key = re.sub(r"^(vit|deit)\.", "", full_key)
+        name = _rename(key, _VIT_RENAMES)
+        if key in _DISTILLATION:
+            distilled = True
+            report.ignored.append(f"{full_key}: the distillation token; its position row goes with it")
+        elif name is not None:
+            renamed[name] = tensor
+        elif _VIT_IGNORED.fullmatch(key):
+            report.ignored.append(f"{full_key}: the image model's own head")
+        else:
+            unexpected.append(full_key)
+    if distilled and POSITION in renamed:
+        renamed[POSITION] = without_distillation(renamed[POSITION])
+    return _with_fused_qkv(renamed), unexpected
+
+
+def _with_fused_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Join `attention.{q,k,v}` or `.{query,key,value}` of each block into `attention.qkv`: rows of q, then k, then v."""
+    fused: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in weights.items():
+        if match := re.fullmatch(r"(.*\.attention)\.(q|k|v|query|key|value)\.(\w+)", name):
+            parts.setdefault(f"{match[1]}.qkv.{match[3]}", {})[match[2][0]] = tensor
+        else:
+            fused[name] = tensor
+    for name, found in parts.items():
+        lacking = [f"{name} ({part})" for part in "qkv" if part not in found]
+        if lacking:
+            raise ConversionError(lacking, [], [])
+        fused[name] = torch.cat([found[part] for part in "qkv"])
+    return fused
+
+
+def bert_weights(state_dict: Mapping[str, Tensor], report: LoadReport) -> tuple[dict[str, Tensor], list[str]]:
+    """(embeddings under this model's names, keys that have none) of a BERT. Its encoder and heads are left out and reported."""
+    renamed: dict[str, Tensor] = {}
+    unexpected: list[str] = []
+    left_out: dict[str, int] = {}
+    for full_key, tensor in state_dict.items():
+        key = full_key.removeprefix("bert.")
+        name = _rename(key, _BERT_RENAMES)
+        if name is not None:
+            renamed[name] = tensor
+        elif _BERT_IGNORED.fullmatch(key):
+            part = key.split(".", 1)[0]
+            left_out[part] = left_out.get(part, 0) + 1
+        else:
+            unexpected.append(full_key)
+    report.ignored += [f"BERT's {part}: {number} tensors; only its embeddings are taken" for part, number in left_out.items()]
+    return renamed, unexpected

@@ -1,0 +1,19 @@
+"""All-in-one+ on seven sets: WebVid-2.5M, HowTo100M, YT-Temporal-180M with CC3M, CC12M, COCO and Visual Genome.
+
+    sbatch slurm/pretrain_128gpu.sh plus-seven
+
+Hardware: 128 A100, 16 clips per GPU and 16 images. Time: not published.
+Expected, fine-tuned, by the original's README with SBU as the eighth set: MSR-VTT 9K R@5/10 70.3 / 79.2, TGIF action / FrameQA 96.3 / 68.5.
+About half of Visual Genome's images are COCO images, test images among them: leave it out before COCO retrieval or VQAv2.
+"""
+
+from __future__ import annotations
+
+from pretrain.recipes import paper
+
+RECIPE = paper.recipe(
+    "plus-seven",
+    (paper.WEBVID, paper.HOWTO100M, paper.YTTEMPORAL),
+    (paper.CC3M, paper.CC12M, paper.COCO, paper.VISUAL_GENOME),
+    steps=200_000,
+)

@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""The data path for a long time: python tests/benchmarks/soak.py [--clips 100000] [--workers 1]
+
+Streams training batches from the embedded clips, 2 % of which were damaged after preparing (zeros, noise, cut off, a web page, another clip's header,
+an index that promises more frames than there are). Checks, and leaves with 1 where one fails:
+  - memory of the process and its readers is flat: the slope over the second half, in KiB per 1,000 clips, and its bound;
+  - no file descriptor is leaked;
+  - every damaged clip that was met stands in the ledger once per epoch, with its reason, and no other clip does;
+  - the digests of all batches equal those of a second run (--second-run, on the first tenth) with another number of workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from data import TrainStream
+from data.config import ClipConfig, DataConfig, DatasetSpec
+from data.index import VIDEO_SCHEMA, VIDEOS_PER_BATCH, Index, write_mapped
+from data.prepare import PrepareOptions, prepare
+from data.units import duration
+
+MICRO_BATCH = 20
+BAD_SHARE = 0.02
+LARGEST_SLOPE = 20.0
+"""KiB per 1,000 clips: 100,000 clips may cost 2 MiB, epochs of a 400K-step run less than 1 GiB per rank."""
+KINDS = ("zeros", "noise", "cut", "page", "header", "frames")
+
+
+def damage(folder: Path) -> dict[str, str]:
+    """Damage every 50th training clip of a prepared folder, in turn by kind; returns name → kind."""
+    index, random = Index(folder, "train"), np.random.default_rng(0)
+    damaged: dict[str, str] = {}
+    videos = pq.read_table(folder / "videos.parquet", schema=VIDEO_SCHEMA).to_pylist()
+    for turn, item in enumerate(range(0, len(index), round(1 / BAD_SHARE))):
+        row, kind = index[item], KINDS[turn % len(KINDS)]
+        damaged[row["key"]] = kind
+        if kind == "frames":
+            videos[row["video"]]["frames"] *= 50  # chosen frames lie beyond the end
+            continue
+        with (folder / row["shard"]).open("r+b") as file:
+            file.seek(row["offset"])
+            content = bytearray(file.read(row["size"]))
+            half = len(content) // 2
+            if kind == "zeros":
+                content[:] = bytes(len(content))
+            elif kind == "noise":
+                content[:] = random.bytes(len(content))
+            elif kind == "cut":  # an mp4 whose table of packets stands at the end loses it
+                content[half // 4 :] = bytes(len(content) - half // 4)
+            elif kind == "page":
+                content[:] = (b"<!DOCTYPE html><html>403 Forbidden</html>" * len(content))[: len(content)]
+            else:
+                content[:64] = random.bytes(64)
+            file.seek(row["offset"])
+            file.write(content)
+    table = pa.Table.from_pylist(videos, schema=VIDEO_SCHEMA)
+    write_mapped(folder / "videos.arrow", VIDEO_SCHEMA, [table], VIDEOS_PER_BATCH)
+    return damaged
+
+
+class Meter:
+    """Memory (PSS, bytes) and descriptors of this process and its children, by clips seen."""
+
+    def __init__(self) -> None:
+        self._me = psutil.Process()
+        self.points: list[tuple[int, int, int]] = []
+
+    def read(self, clips: int) -> None:
+        """Add a point."""
+        memory = files = 0
+        for process in [self._me, *self._me.children(recursive=True)]:
+            try:
+                memory += process.memory_full_info().pss
+                files += process.num_fds()
+            except psutil.NoSuchProcess:
+                continue
+        self.points.append((clips, memory, files))
+
+    def slope(self) -> float:
+        """KiB per 1,000 clips over the second half, by least squares."""
+        later = np.array(self.points[len(self.points) // 2 :], dtype=float)
+        return float(np.polyfit(later[:, 0], later[:, 1], 1)[0]) * 1000 / 1024
+
+    def leaked(self) -> int:
+        """Descriptors at the end beyond those at a tenth of the way."""
+        return self.points[-1][2] - self.points[len(self.points) // 10][2]
+
+
+def stream_of(folder: Path, workers: int, ledger: Path | None) -> TrainStream:
+    """The stream under test."""
+    config = DataConfig(workers=workers, dali_threads=1, max_bad_share=1.0)
+    return TrainStream([DatasetSpec(folder)], ClipConfig(3, 32, 16), config, seed=0, ledger=ledger)
+
+
+def run(folder: Path, clips: int, workers: int, ledger: Path | None, meter: Meter | None) -> list[int]:
+    """Digests of all batches."""
+    digests, seen, start = [], 0, time.monotonic()
+    batches = stream_of(folder, workers, ledger).batches(
+        first=0, rank=0, world=1, micro_batch=MICRO_BATCH, device=torch.device("cpu")
+    )
+    step = max(MICRO_BATCH, clips // 100 // MICRO_BATCH * MICRO_BATCH)
+    for batch in batches:
+        digests.append(batch.digest)
+        seen += len(batch)
+        if meter and seen % step == 0:
+            meter.read(seen)
+            if seen % (10 * step) == 0:
+                rate = seen / (time.monotonic() - start)
+                mib = meter.points[-1][1] / 2**20
+                print(
+                    f"{seen:,}/{clips:,} clips  {rate:.0f} clips/s  {mib:.0f} MiB  {meter.points[-1][2]} descriptors  "
+                    f"ETA {duration((clips - seen) / rate)}",
+                    flush=True,
+                )
+        if seen >= clips:
+            break
+    batches.close()  # type: ignore[attr-defined]
+    return digests
+
+
+def check_ledger(ledger: Path, damaged: dict[str, str], clips: int, size: int) -> list[str]:
+    """What is wrong with the ledger."""
+    lines = [json.loads(line) for path in ledger.glob("*.jsonl") for line in path.read_text().splitlines()]
+    counts = Counter((line["clip"], line["epoch"]) for line in lines)
+    faults = [f"{clip} stands {number} times in epoch {epoch}" for (clip, epoch), number in counts.items() if number > 1]
+    faults += [f"{line['clip']} was not damaged but is named: {line['reason']}" for line in lines if line["clip"] not in damaged]
+    faults += [f"{line['clip']} has no reason" for line in lines if not line["reason"]]
+    for epoch in range(clips // size):
+        missing = set(damaged) - {clip for clip, number in counts if number == epoch}
+        faults += [f"{clip} ({damaged[clip]}) is not named in epoch {epoch}" for clip in sorted(missing)]
+    by_kind = Counter(damaged[line["clip"]] for line in lines if line["clip"] in damaged)
+    print(f"ledger: {len(lines)} lines; by kind: {dict(by_kind)}")
+    return faults
+
+
+def main() -> int:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=100_000, help="clips to stream (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="reader processes (default: %(default)s)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(PrepareOptions(ROOT / "data/demo", folder / "demo"), progress=False)
+        damaged = damage(folder / "demo")
+        size = len(Index(folder / "demo", "train"))
+        meter = Meter()
+        start = time.monotonic()
+        digests = run(folder / "demo", args.clips, args.workers, folder / "ledger", meter)
+        seconds = time.monotonic() - start
+        again = run(folder / "demo", max(MICRO_BATCH, args.clips // 10), 1 - min(args.workers, 1), None, None)
+        faults = check_ledger(folder / "ledger", damaged, args.clips, size)
+    if again != digests[: len(again)]:
+        faults.append("the second run has other digests")
+    slope, leaked = meter.slope(), meter.leaked()
+    if slope > LARGEST_SLOPE:
+        faults.append(f"memory grows by {slope:.1f} KiB per 1,000 clips, more than {LARGEST_SLOPE}")
+    if leaked > 0:
+        faults.append(f"{leaked} descriptors were leaked")
+    print(f"{args.clips:,} clips in {duration(seconds)} ({args.clips / seconds:.0f} clips/s), {len(damaged)} of {size:,} damaged")
+    print(f"memory {meter.points[-1][1] / 2**20:.0f} MiB, slope {slope:+.2f} KiB per 1,000 clips; descriptors {leaked:+d}")
+    print(f"digests of {len(again):,} batches equal a second run: {again == digests[: len(again)]}")
+    for fault in faults[:20]:
+        print(f"FAULT: {fault}")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Files of weights are read without running anything in them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from model.weights_file import WeightsError, locate, read_weights
+from tests.tools.lightning import fake_class, save
+
+WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.float16)}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_lightning_checkpoint_is_read_without_lightning(tmp_path: Path, legacy: bool) -> None:
+    file = read_weights(save(tmp_path / "last.ckpt", WEIGHTS, legacy=legacy))
+    assert file.tensors.keys() == WEIGHTS.keys()
+    assert all(
+        torch.equal(file.tensors[name], value) and file.tensors[name].dtype == value.dtype for name, value in WEIGHTS.items()
+    )
+    assert (file.facts["epoch"], file.facts["global_step"]) == (3, 25000)
+    assert [note.split(":")[0] for note in file.notes] == ["pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"]
+
+
+class Shell:
+    """Runs a command where pickle.load is used."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("place", ["beside", "as weight"])
+def test_code_in_a_pickle_is_refused_by_name_and_does_not_run(tmp_path: Path, legacy: bool, place: str) -> None:
+    shell = Shell(f"touch {tmp_path / 'ran'}")
+    extra: dict[str, Any] = {"hyper_parameters": {"x": shell}} if place == "beside" else {"state_dict": {**WEIGHTS, "w": shell}}
+    path = save(tmp_path / "evil.ckpt", WEIGHTS, legacy=legacy, extra=extra)
+    with pytest.raises(WeightsError, match=r"refused: posix\.system"):
+        read_weights(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_any_unknown_class_is_refused_by_name_with_the_way_out(tmp_path: Path, legacy: bool) -> None:
+    with fake_class("somebody.schedulers.Cosine") as made:
+        path = save(tmp_path / "a.ckpt", WEIGHTS, legacy=legacy, extra={"lr_schedulers": [made()]})
+    with pytest.raises(WeightsError, match=r"refused: somebody\.schedulers\.Cosine\..*torch\.save"):
+        read_weights(path)
+
+
+def test_a_stand_in_is_no_weight(tmp_path: Path) -> None:
+    with fake_class("pytorch_lightning.callbacks.early_stopping.EarlyStopping") as made:
+        path = save(tmp_path / "a.ckpt", WEIGHTS, extra={"state_dict": {**WEIGHTS, "w": made()}})
+    with pytest.raises(WeightsError, match="w is a EarlyStopping"):
+        read_weights(path)
+
+
+def test_bare_and_nested_state_dicts_and_safetensors_hold_the_same(tmp_path: Path) -> None:
+    torch.save(WEIGHTS, tmp_path / "bare.pth")
+    torch.save({"model": WEIGHTS}, tmp_path / "deit.pth")
+    save_file(WEIGHTS, tmp_path / "w.safetensors")
+    for name in ("bare.pth", "deit.pth", "w.safetensors"):
+        tensors = read_weights(tmp_path / name).tensors
+        assert tensors.keys() == WEIGHTS.keys()
+        assert all(torch.equal(tensors[key], value) for key, value in WEIGHTS.items())
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.pt"
+    torch.save({"w": torch.zeros(1000)}, whole)
+    cases = {
+        tmp_path / "absent.ckpt": "does not exist",
+        write(tmp_path / "page.ckpt", b"<html>404</html>"): "cannot be read safely|no whole file",
+        write(tmp_path / "cut.ckpt", whole.read_bytes()[:2000]): "cannot be read safely|no whole file",
+        write(tmp_path / "empty.ckpt", b""): "no whole file",
+        write(tmp_path / "cut.safetensors", b"\x10"): "no whole safetensors file",
+        tmp_path: "holds none of model.safetensors",
+    }
+    for path, message in cases.items():
+        with pytest.raises(WeightsError, match=message) as caught:
+            read_weights(path)
+        assert str(path) in str(caught.value)
+    for content, message in ((torch.zeros(2), "holds a Tensor"), ({"epoch": 3}, "its keys are epoch"), ({}, "is empty")):
+        torch.save(content, whole)
+        with pytest.raises(WeightsError, match=message):
+            read_weights(whole)
+
+
+def test_a_hub_id_without_a_network_says_what_to_do() -> None:
+    with pytest.raises(WeightsError, match=r"owner/name is no file or folder here.*download the weights elsewhere"):
+        locate("owner/name")
+    with pytest.raises(WeightsError, match=r"\./typo\.pth does not exist"):
+        locate("./typo.pth")

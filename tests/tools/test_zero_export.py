@@ -1,0 +1,129 @@
+"""Training checkpoints of real ranks → model folders, without a process group."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForPreTraining
+
+from data import AllInOneProcessor
+from engine.launch import free_port
+from model import AllInOneForPreTraining
+from tools.convert import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(out: Path, world: int, **options: object) -> Path:
+    """Two steps on `world` ranks; the checkpoint."""
+    port, ranks = str(free_port()), []
+    for rank in range(world):
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
+        env.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        line = [sys.executable, "-m", "tests.tools.zero_run", str(out), json.dumps(options)]
+        ranks.append(subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    outputs = [rank.communicate(timeout=150)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(outputs)
+    return out / "checkpoints" / "step-00000002"
+
+
+@pytest.fixture(scope="module")
+def zero3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("zero3") / "run", 4, ds_config="zero3_fp32")
+
+
+def equal(folder: Path, gathered: dict[str, torch.Tensor]) -> None:
+    found = load_file(folder / "model.safetensors")
+    assert found.keys() == gathered.keys()
+    assert all(torch.equal(found[name], value) for name, value in gathered.items())
+
+
+def test_zero_3_of_four_ranks_joined_from_its_partitions_equals_the_weights_that_the_ranks_gathered(
+    zero3: Path, tmp_path: Path
+) -> None:
+    gathered = load_file(zero3 / "weights" / "model.safetensors")
+    assert main(["to-safetensors", str(zero3), "--out", str(tmp_path / "joined"), "--from-shards"]) == 0
+    equal(tmp_path / "joined", gathered)
+    model = AutoModelForPreTraining.from_pretrained(tmp_path / "joined")
+    assert isinstance(model, AllInOneForPreTraining)
+    assert all(torch.equal(value, gathered[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("stage", "precision", "world"), [(0, "fp32", 1), (1, "fp32", 2), (2, "bf16", 2)])
+def test_partitions_of_every_stage_hold_the_gathered_weights(tmp_path: Path, stage: int, precision: str, world: int) -> None:
+    folder = train(tmp_path / "run", world, ds_config=f"zero{stage}_{precision}")
+    assert main(["to-safetensors", str(folder), "--out", str(tmp_path / "joined"), "--from-shards"]) == 0
+    equal(tmp_path / "joined", load_file(folder / "weights" / "model.safetensors"))
+
+
+def test_partitions_without_fp32_weights_are_refused_with_the_way_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train(tmp_path / "run", 1, ds_config="zero0_bf16")
+    assert main(["to-safetensors", str(folder), "--out", str(tmp_path / "joined"), "--from-shards"]) == 2
+    assert "leave out --from-shards" in capsys.readouterr().err
+    assert main(["to-safetensors", str(folder), "--out", str(tmp_path / "copied")]) == 0
+
+
+def test_a_run_is_exported_whole_with_the_normalisation_it_was_trained_with(zero3: Path, tmp_path: Path) -> None:
+    assert main(["to-safetensors", str(zero3.parent.parent), "--out", str(tmp_path / "out")]) == 0
+    model = AllInOneForPreTraining.from_pretrained(tmp_path / "out")
+    assert model.config.hidden_size == 24
+    processor = AllInOneProcessor.from_pretrained(tmp_path / "out")
+    assert processor.config.std == (0.5, 0.25, 0.5)
+    assert (processor.clip.num_frames, processor.clip.image_size, processor.clip.max_text_len) == (2, 32, 5)
+
+
+def test_a_changed_weight_is_never_exported_and_the_partitions_still_serve(
+    zero3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "step-00000002"
+    shutil.copytree(zero3, damaged)
+    file = damaged / "weights" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert main(["to-safetensors", str(damaged), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "weights/model.safetensors" in error
+    assert not (tmp_path / "out").exists()
+    assert main(["to-safetensors", str(damaged), "--out", str(tmp_path / "out"), "--from-shards"]) == 0
+    equal(tmp_path / "out", load_file(zero3 / "weights" / "model.safetensors"))
+
+
+def test_a_lost_partition_or_tensor_parallel_is_named(zero3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from engine.checkpoint import write_manifest
+
+    lost = tmp_path / "step-00000002"
+    shutil.copytree(zero3, lost)
+    (lost / "deepspeed" / "zero_pp_rank_2_mp_rank_00_optim_states.pt").unlink()
+    assert main(["to-safetensors", str(lost), "--out", str(tmp_path / "out"), "--from-shards"]) == 2
+    assert "misses deepspeed/zero_pp_rank_2" in capsys.readouterr().err
+    (lost / "manifest.json").unlink()
+    write_manifest(lost)  # even where the manifest agrees
+    assert main(["to-safetensors", str(lost), "--out", str(tmp_path / "out"), "--from-shards"]) == 2
+    assert "ranks [0, 1, 3], but 4 ranks wrote it" in capsys.readouterr().err
+    path = lost / "deepspeed" / "zero_pp_rank_0_mp_rank_00_model_states.pt"
+    torch.save({**torch.load(path, weights_only=True), "mp_world_size": 2}, path)
+    (lost / "manifest.json").unlink()
+    write_manifest(lost)
+    assert main(["to-safetensors", str(lost), "--out", str(tmp_path / "out"), "--from-shards"]) == 2
+    assert "tensor parallel 2" in capsys.readouterr().err
+
+
+def test_inspect_shows_the_training_state(zero3: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(zero3), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["training"]["step"], facts["training"]["samples"], facts["training"]["world"]) == (2, 16, 4)
+    assert facts["training"]["code"]["version"]
+    assert facts["run"]["model"]["size"] == "odd"
+    assert main(["inspect", str(zero3.parent.parent)]) == 0
+    text = capsys.readouterr().out
+    assert "zero3_fp32" in text
+    assert f"{facts['parameters']:,} parameters" in text

@@ -1,0 +1,57 @@
+"""A very small All-in-one through the real loop on made-up clips: `python -m tests.tools.zero_run OUT JSON` is one rank."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from engine.config import TrainConfig
+from engine.objective import Losses
+from model import AllInOneConfig, AllInOneForPreTraining
+from tests.engine.toy import ToyBatch, ToyData
+
+CONFIG = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "num_frames": 2,
+    "vocab_size": 31,
+    "max_text_len": 5,
+    "projection_dim": 7,
+}
+
+
+def objective(model: nn.Module, batch: ToyBatch) -> Losses:
+    """Every parameter but the ends of the tables gets a gradient; the sizes are odd on purpose: partitions are padded."""
+    clips = len(batch.x)
+    pixels = batch.x[:, :6].view(clips, 2, 3, 1, 1).expand(-1, -1, -1, 32, 32)
+    ids = torch.arange(5).expand(clips, -1)
+    joint = model(pixels, ids, torch.ones_like(ids))
+    text, video = model.text_projection(joint.text[:, 0]), model.video_projection(joint.video[:, 0])
+    match = (text * video).sum(-1) * model.logit_scale()
+    parts = (match, model.vtm_head(joint.pooled)[:, 0], model.mlm_head(joint.text)[:, 1, 0])
+    errors = (sum(part.float() for part in parts) - batch.y.squeeze(-1)).square()
+    return Losses(errors.mean(), {"fit_loss": torch.stack([errors.detach().sum(), torch.tensor(float(clips))])})
+
+
+def run(out: Path, options: dict[str, object]) -> int:
+    from engine import Run, launch
+
+    config = TrainConfig(**{"steps": 2, "global_batch": 8, "micro_batch": 2, "lr": 1e-2, "log_every": 1, **options})  # type: ignore[arg-type]
+    torch.manual_seed(0)
+
+    def train() -> None:
+        model = AllInOneForPreTraining(AllInOneConfig(**CONFIG))
+        facts = {"train": vars(config), "model": {"size": "odd"}, "loader": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.25, 0.5]}}
+        Run(config, model=model, objective=objective, data=ToyData(), run_config=facts, out=out).train()  # type: ignore[arg-type]
+
+    return launch.main(train)
+
+
+if __name__ == "__main__":
+    sys.exit(run(Path(sys.argv[1]), json.loads(sys.argv[2])))
