@@ -44,8 +44,8 @@ def probe(content: bytes, extension: str, limits: Limits, sink: Callable[[Any], 
         raise ProbeError("empty_file", "the file has no content")
     head = content[:256].lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml", b"{", b"<error")):
-        kind = "an_image" if extension in IMAGES else "a_video"
-        raise ProbeError(f"not_{kind}", f"a text file: {head[:40].decode(errors='replace')!r}")
+        kind = "an image" if extension in IMAGES else "a video"
+        raise ProbeError(f"not_{kind.replace(' ', '_')}", f"a text file, not {kind}: {head[:40].decode(errors='replace')!r}")
     try:
         with av.open(io.BytesIO(content)) as container:
             return _decode(container, extension, limits, sink)
