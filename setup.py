@@ -20,6 +20,8 @@ REQUIRES = [
     "safetensors>=0.5",
     "tyro>=1.0,<2",
     "psutil>=6",
+    "rapidfuzz>=3.10,<4",
+    "ftfy>=6.3,<7",
     "tqdm>=4.66",
 ]
 TEST = ["pytest>=8", "hypothesis>=6", "webdataset>=0.2.100"]

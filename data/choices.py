@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,10 @@ class SampleChoices:
     brightness: float
     contrast: float
     saturation: float
+
+    def later(self, frames: int) -> SampleChoices:
+        """The same choices for a window that begins at this frame of the stored video."""
+        return replace(self, frames=tuple(frames + number for number in self.frames)) if frames else self
 
     def digest(self, clip: str, masked_ids: NDArray[np.int64], labels: NDArray[np.int64]) -> int:
         """63-bit hash of the clip's name, these choices and the mask."""

@@ -15,7 +15,7 @@ from data.choices import draw, generator
 from data.config import ClipConfig, DataConfig, DatasetSpec
 from data.decode import DecodeError, Timeline, decode_frames
 from data.errors import DataError
-from data.index import Index
+from data.index import Index, window
 from data.loader import Source
 from data.media import GPU_CODECS, dali_reads
 from data.trim import trim
@@ -80,8 +80,9 @@ def measure(spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int,
         start = time.perf_counter()
         content = source.read(row)
         read = time.perf_counter()
-        shape = {"frames": row["frames"], "width": row["width"], "height": row["height"], "wanted": clip.num_frames}
-        choices = draw(config, generator(seed, "feed", 0, int(item)), captions=1, **shape)
+        first, available = window(row)
+        shape = {"frames": available, "width": row["width"], "height": row["height"], "wanted": clip.num_frames}
+        choices = draw(config, generator(seed, "feed", 0, int(item)), captions=1, **shape).later(first)
         timeline = Timeline(row["keyframes"], row["frame_times"], row["frame_rate"])
         try:
             frames = decode_frames(content, choices.frames, timeline, timeout_s=config.clip_timeout_s)

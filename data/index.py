@@ -1,29 +1,39 @@
-"""The index of a prepared data set: one row per clip, bad ones included. Parquet for people and tools, the same as Arrow IPC for loaders to map."""
+"""The index of a prepared data set, in two tables that refer to each other: stored files and clips.
+
+Clips of long videos are windows into one stored file. What holds for the file (where it lies, its keyframes, its frame times: 400 kB for an hour at a
+variable rate) is stored once, not with each of its hundreds of captions: a clip of HowTo100M's 136 million takes about 100 bytes, its caption
+included.
+
+    index.parquet   a row per clip, bad ones included: for people and tools
+    videos.parquet  a row per stored file; index.parquet's `video` is the row number
+    index.arrow     good clips only, split after split (dataset.json has their numbers), to be mapped by loaders
+    videos.arrow    the same as videos.parquet, to be mapped by loaders
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from data.errors import DataError
 from data.files import atomic_path
 
-SCHEMA = pa.schema(
+LAYOUT = 2
+"""Version of the prepared folder. Loaders refuse others."""
+CLIPS_PER_BATCH, VIDEOS_PER_BATCH = 65_536, 4096
+"""Rows of every record batch but the last, so that a row is found by a division."""
+
+VIDEO_SCHEMA = pa.schema(
     [
-        ("key", pa.string()),  # unique in the folder: split/id
-        ("split", pa.string()),
-        ("captions", pa.list_(pa.string())),
-        ("shard", pa.string()),  # tar, relative to the folder; null for a bad clip
+        ("shard", pa.string()),  # tar, relative to the folder
         ("offset", pa.int64()),  # of the media bytes in the tar
         ("size", pa.int64()),
+        ("hash", pa.string()),  # of the media bytes, as b2sum --length 64 prints it
         ("codec", pa.string()),
         ("pixel_format", pa.string()),
         ("container", pa.string()),
@@ -36,24 +46,34 @@ SCHEMA = pa.schema(
         ("duration_s", pa.float64()),
         ("frame_times", pa.list_(pa.float32())),  # seconds; null at a constant rate
         ("keyframes", pa.list_(pa.int32())),  # display-order numbers where decoding may start
-        ("reason", pa.string()),  # null = good
-        ("detail", pa.string()),
         ("source", pa.string()),  # path in the source
     ]
 )
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),  # unique in the folder: split/id, and #line of a long video
+        ("split", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("video", pa.int64()),  # row of videos.parquet; null where the file is bad
+        ("first_frame", pa.int32()),  # display-order numbers of the window in the stored file, both included; null = the whole
+        ("last_frame", pa.int32()),
+        ("reason", pa.string()),  # null = good
+        ("detail", pa.string()),
+        ("source", pa.string()),
+    ]
+)
+LOADER_SCHEMA = pa.schema([SCHEMA.field(name) for name in ("key", "captions", "video", "first_frame", "last_frame")])
 
 
 @dataclass
-class Clip:
-    """One row. Times in seconds, sizes in pixels and bytes."""
+class Video:
+    """One stored file. Times in seconds, sizes in pixels and bytes."""
 
-    key: str
-    split: str
-    captions: list[str]
+    shard: str
     source: str
-    shard: str | None = None
-    offset: int | None = None
-    size: int | None = None
+    offset: int = 0
+    size: int = 0
+    hash: str = ""
     codec: str | None = None
     pixel_format: str | None = None
     container: str | None = None
@@ -66,46 +86,105 @@ class Clip:
     duration_s: float | None = None
     frame_times: list[float] | None = None
     keyframes: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Clip:
+    """One row of the index."""
+
+    key: str
+    split: str
+    captions: list[str]
+    source: str
+    video: int | None = None
+    first_frame: int | None = None
+    last_frame: int | None = None
     reason: str | None = None
     detail: str | None = None
 
 
-def table_of(clips: Sequence[Clip]) -> pa.Table:
-    """Rows as an Arrow table of SCHEMA."""
-    return pa.Table.from_pylist([vars(clip) for clip in clips], schema=SCHEMA)
+def write_mapped(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], rows_per_batch: int) -> None:
+    """Arrow IPC with record batches of one size, whatever the sizes of `tables`; whole or absent."""
+    with atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        waiting = schema.empty_table()
+        for table in tables:
+            waiting = pa.concat_tables([waiting, table])
+            while waiting.num_rows >= rows_per_batch:
+                _write_batch(writer, waiting.slice(0, rows_per_batch))
+                waiting = waiting.slice(rows_per_batch)
+        if waiting.num_rows:
+            _write_batch(writer, waiting)
 
 
-def write_index(folder: Path, table: pa.Table) -> None:
-    """index.parquet and index.arrow, each whole or absent."""
-    with atomic_path(folder / "index.parquet") as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-    with (
-        atomic_path(folder / "index.arrow") as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, SCHEMA) as writer,
-    ):
-        writer.write_table(table)
+def _write_batch(writer: Any, table: pa.Table) -> None:
+    (batch,) = pa.Table.from_batches(table.to_batches(), table.schema).combine_chunks().to_batches()
+    writer.write_batch(batch)
+
+
+class _Mapped:
+    """Rows of an Arrow file of equal record batches, memory-mapped; sent to another process, it opens the file anew and copies nothing."""
+
+    def __init__(self, path: Path, rows_per_batch: int) -> None:
+        self._path, self._size = path, rows_per_batch
+        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self._path, "rows_per_batch": self._size}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def row(self, number: int) -> dict[str, Any]:
+        batch, inside = divmod(number, self._size)
+        return self._reader.get_batch(batch).slice(inside, 1).to_pylist()[0]
 
 
 class Index:
-    """The good rows of one split, memory-mapped: ranks and workers of a machine share the pages."""
+    """The good clips of one split, memory-mapped: ranks and workers of a machine share the pages."""
 
     def __init__(self, folder: Path, split: str) -> None:
-        if not (folder / "dataset.json").is_file():
-            raise DataError(
-                f"{folder} is no finished prepared data set (no dataset.json); run: python tools/prepare.py SOURCE --out {folder}"
-            )
-        self._table = pa.ipc.open_file(pa.memory_map(str(folder / "index.arrow"))).read_all()
-        splits = self._table["split"]
-        good = pc.and_(pc.equal(splits, split), pc.is_null(self._table["reason"]))
-        self.rows: NDArray[np.int64] = np.flatnonzero(good.to_numpy(zero_copy_only=False))
-        if not self.rows.size:
-            raise DataError(f"{folder} has no good clip in split {split!r}; splits: {', '.join(sorted(set(splits.to_pylist())))}")
+        facts = dataset_facts(folder)
+        if not facts["clips"].get(split):
+            splits = ", ".join(sorted(name for name, number in facts["clips"].items() if number)) or "none"
+            raise DataError(f"{folder} has no good clip in split {split!r}; splits: {splits}")
+        names = list(facts["clips"])
+        self._first = sum(facts["clips"][name] for name in names[: names.index(split)])
+        self._rows: int = facts["clips"][split]
+        try:
+            self._clips = _Mapped(folder / "index.arrow", CLIPS_PER_BATCH)
+            self._videos = _Mapped(folder / "videos.arrow", VIDEOS_PER_BATCH)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"the index of {folder} cannot be read ({error}); run tools/prepare.py with --merge again") from error
         self.folder, self.split = folder, split
 
     def __len__(self) -> int:
-        return int(self.rows.size)
+        return self._rows
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        """Columns of the item-th good row."""
-        return self._table.slice(int(self.rows[item]), 1).to_pylist()[0]
+        """Columns of the item-th good clip and of its stored file."""
+        if not 0 <= item < self._rows:
+            raise IndexError(f"clip {item} of {self._rows}")
+        clip = self._clips.row(self._first + item)
+        return {**self._videos.row(clip["video"]), **clip, "split": self.split}
+
+
+def dataset_facts(folder: Path) -> dict[str, Any]:
+    """dataset.json of a finished prepared folder; DataError where there is none, or one of another layout."""
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise DataError(
+            f"{folder} is no finished prepared data set (no dataset.json); run: python tools/prepare.py SOURCE --out {folder}"
+        )
+    facts: dict[str, Any] = json.loads(path.read_text())
+    if facts.get("layout") != LAYOUT:
+        raise DataError(
+            f"{folder} has layout {facts.get('layout', 1)}, this version reads {LAYOUT}; prepare it again, into a new folder"
+        )
+    return facts
+
+
+def window(row: dict[str, Any]) -> tuple[int, int]:
+    """(first frame, number of frames) that a clip may show."""
+    if row["first_frame"] is None:
+        return 0, row["frames"]
+    return row["first_frame"], row["last_frame"] - row["first_frame"] + 1

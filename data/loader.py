@@ -22,10 +22,11 @@ from data.choices import SampleChoices, draw, fixed, generator, nearest_keyframe
 from data.config import ClipConfig, DataConfig, DatasetSpec
 from data.decode import DecodeError, Timeline, decode_frames
 from data.errors import DataError, GraphError
-from data.index import Index
+from data.index import Index, window
 from data.ledger import Ledger
 from data.media import dali_reads
 from data.order import Order
+from data.piece import Piece, Region, read_piece
 from data.processes import forkserver_context, live_and_die_with_parent
 from data.text import Tokenizer, mask_words
 from data.trim import Trimmed, trim
@@ -70,8 +71,8 @@ class Source:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_files": {}, "_tokenizer": None}
 
-    def read(self, row: dict[str, Any]) -> bytes:
-        """The encoded bytes of a row; DataError where its shard is gone or short."""
+    def _open(self, row: dict[str, Any]) -> int:
+        """A descriptor of the row's shard; DataError where that is gone."""
         key = (os.getpid(), row["shard"])  # a descriptor per process
         path = self.index.folder / row["shard"]
         if key not in self._files:
@@ -79,26 +80,44 @@ class Source:
                 self._files[key] = os.open(path, os.O_RDONLY)
             except OSError as error:
                 raise DataError(f"shard {path} cannot be opened ({error}); restore it or run tools/prepare.py again") from error
-        content = os.pread(self._files[key], row["size"], row["offset"])
+        return self._files[key]
+
+    def read(self, row: dict[str, Any]) -> bytes:
+        """The encoded bytes of a row; DataError where its shard is gone or short."""
+        content = os.pread(self._open(row), row["size"], row["offset"])
         if len(content) != row["size"]:
-            raise DataError(f"shard {path} is shorter than its index says; run tools/prepare.py again")
+            raise DataError(
+                f"shard {self.index.folder / row['shard']} is shorter than its index says; run tools/prepare.py again"
+            )
         return content
+
+    def piece(self, row: dict[str, Any], wanted: Sequence[int], timeline: Timeline) -> Piece:
+        """What the frames `wanted` need: the whole of a clip's own file, or a part of a long video."""
+        if row["first_frame"] is not None:
+            piece = read_piece(Region(self._open(row), row["offset"], row["size"]), wanted, row["frames"], timeline)
+            if piece is not None:
+                return piece
+        return Piece(self.read(row), 0, row["frames"], timeline)
 
     def sample(self, item: int, dataset: int, random: np.random.Generator, train: bool) -> Sample:
         """One sample; DecodeError for a bad clip."""
         self._tokenizer = self._tokenizer or Tokenizer()
         tokenizer, clip, config, row = self._tokenizer, self._clip, self._config, self.index[item]
-        shape = {"frames": row["frames"], "width": row["width"], "height": row["height"], "wanted": clip.num_frames}
+        first, available = window(row)
+        shape = {"frames": available, "width": row["width"], "height": row["height"], "wanted": clip.num_frames}
         choices = draw(config, random, captions=len(row["captions"]), **shape) if train else fixed(config, **shape)
         timeline = Timeline(row["keyframes"], row["frame_times"], row["frame_rate"])
         if config.frames_from == "key":
-            choices = replace(choices, frames=nearest_keyframes(choices.frames, row["keyframes"], row["frames"]))
-        content = self.read(row)
+            inside = [key - first for key in row["keyframes"] if first <= key < first + available]
+            choices = replace(choices, frames=nearest_keyframes(choices.frames, inside, available))
+        choices = choices.later(first)
+        piece = self.piece(row, choices.frames, timeline)
+        wanted = [number - piece.first for number in choices.frames]
         media: NDArray[np.uint8] | Trimmed
         if self.codecs and dali_reads(row, self.codecs):
-            media = trim(content, choices.frames, row["frames"], timeline)
+            media = trim(piece.content, wanted, piece.frames, piece.timeline)
         else:
-            media = decode_frames(content, choices.frames, timeline, timeout_s=config.clip_timeout_s)
+            media = decode_frames(piece.content, wanted, piece.timeline, timeout_s=config.clip_timeout_s)
         caption = row["captions"][choices.caption]
         ids, mask, words = tokenizer.encode(caption, clip.max_text_len)
         mlm_ids, labels = mask_words(

@@ -41,11 +41,13 @@ def _idr(codec: str, header: int) -> bool:
 
 
 def _nal_kinds(codec: str, data: bytes) -> list[int]:
-    """First byte of every NAL unit, in length-prefixed (mp4) or start-code (annex B) form."""
-    if data[:3] == b"\0\0\1" or data[:4] == b"\0\0\0\1":
-        return [part[0] for part in data.split(b"\0\0\1")[1:] if part]
+    """First byte of every NAL unit, in length-prefixed (mp4) or start-code (annex B) form. The prefix of a unit of 256 to 511 bytes looks like a
+    start
+    code: what counts is whether the lengths lead exactly to the end."""
     kinds, position = [], 0
     while position + 4 < len(data):
         kinds.append(data[position + 4])
         position += 4 + int.from_bytes(data[position : position + 4], "big")
-    return kinds
+    if position == len(data):
+        return kinds
+    return [part[0] for part in data.split(b"\0\0\1")[1:] if part]

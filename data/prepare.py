@@ -1,4 +1,8 @@
-"""Source → shards + index. Resumable: a shard whose tar and fragment stand is never made again; dataset.json is written last."""
+"""Source → shards + index. Resumable: a shard whose tar and fragment stand is never made again; dataset.json is written last.
+
+Any number of parts may work on one folder at the same time, each on its own shards (--part i/n); --merge then makes the index. An unparted run
+is both.
+"""
 
 from __future__ import annotations
 
@@ -9,43 +13,77 @@ import shutil
 import sys
 import tarfile
 import time
-from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from data.encode import Encoding
 from data.errors import DataError
 from data.files import TEMPORARY, atomic_path, write_atomic
-from data.index import Clip, table_of, write_index
+from data.index import LAYOUT, Clip, Video, dataset_facts
+from data.merge import Merged, fragment_paths, merge_fragments, write_facts, write_fragment
 from data.probe import Limits, ProbePool
-from data.sources import Row, detect, read
+from data.sources import FORMATS, ReadOptions, Row, detect, excluded_ids, read
 from data.units import duration, size
-
-OFFICIAL_COUNTS = {"results_2M_val.csv": 5000, "results_10M_val.csv": 5000, "results_10M_train.csv": 10_727_607}
-"""Rows of WebVid's official files, from its data card."""
+from data.work import Found, Task, worker
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What to prepare and how."""
+    """What to prepare and how. None stands for the format's own default: short clips, or videos of minutes to hours."""
 
     source: Path
     out: Path
     kind: str = "auto"
     videos: Path | None = None
-    shard_clips: int = 1000
+    names: str | None = None
+    exclude: Path | None = None
+    shard_clips: int | None = None
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     min_frames: int = 2
-    max_duration_s: float = 3600.0
-    timeout_s: float = 60.0
+    max_duration_s: float | None = None
+    timeout_s: float | None = None
+    codec: str | None = None
+    """Encode anew (data.encode.CODECS); None copies the stream, unless short_side or gop is given."""
+    short_side: int | None = None
+    gop: int | None = None
+    part: tuple[int, int] | None = None
+    """(i, n): make the i-th of n shares of the shards, i from 1, and no index."""
+    merge: bool = False
+    """Make the index only."""
+
+    def resolved(self) -> PrepareOptions:
+        """With the format named, and its defaults. DataError for values that cannot be."""
+        kind = detect(self.source) if self.kind == "auto" else self.kind
+        if not self.source.exists():
+            raise DataError(f"no such source: {self.source}")
+        if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
+            raise DataError(f"--part {self.part[0]}/{self.part[1]}: i must be from 1 to n")
+        if (self.short_side is not None and self.short_side < 16) or (self.gop is not None and self.gop < 1):
+            raise DataError(f"--short-side {self.short_side} (at least 16) or --gop {self.gop} (at least 1) cannot be")
+        long = FORMATS[kind].narrated
+        return replace(
+            self,
+            kind=kind,
+            shard_clips=self.shard_clips or (100 if long else 1000),
+            max_duration_s=self.max_duration_s or (36_000.0 if long else 3600.0),
+            timeout_s=self.timeout_s or (1800.0 if long else 60.0),
+        )
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """How files are encoded anew, None where they are copied."""
+        if (self.codec, self.short_side, self.gop) == (None, None, None):
+            return None
+        return Encoding(self.codec or "h264", self.short_side, self.gop or Encoding.gop)
 
     def fingerprint(self) -> dict[str, Any]:
         """The options that change the result."""
         values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
-        return {key: value for key, value in values.items() if key not in ("out", "workers", "timeout_s")}
+        ignored = ("out", "workers", "timeout_s", "part", "merge")
+        return {"layout": LAYOUT, **{key: value for key, value in values.items() if key not in ignored}}
 
 
 @dataclass(frozen=True)
@@ -55,55 +93,56 @@ class PrepareSummary:
     clips: dict[str, int]
     """Good clips per split."""
     bad: dict[str, int]
-    """Bad clips per reason."""
+    """Bad files and captions per reason."""
+    kept_share: float
     bytes: int
     seconds: float
     done_before: bool = False
-    notes: tuple[str, ...] = ()
+    part: str | None = None
+    """Of an array: what this part did. There is no index yet, and the counts are empty."""
+    official: tuple[str, ...] = ()
 
     @property
     def bad_share(self) -> float:
-        """Bad clips among all."""
-        good, bad = sum(self.clips.values()), sum(self.bad.values())
-        return bad / max(good + bad, 1)
+        """Share of the listed clips that cannot be used."""
+        return 1 - self.kept_share
 
 
 def prepare(options: PrepareOptions, progress: bool = True) -> PrepareSummary:
     """Prepare a source; raises DataError for what a user can mend. Run again after any interruption: it continues."""
     start = time.monotonic()
-    kind = detect(options.source) if options.kind == "auto" else options.kind
+    options = options.resolved()
     if (options.out / "dataset.json").exists():
         _check_same(options)
-        facts = json.loads((options.out / "dataset.json").read_text())
-        return PrepareSummary(facts["clips"], facts["bad"], facts["bytes"], 0.0, done_before=True)
+        return _done(options.out)
     _claim(options)
-    rows = list(read(options.source, kind, options.videos))
-    if not rows:
-        raise DataError(f"{options.source} lists no clips")
-    shards = _shards(rows, options.shard_clips)
-    limits = Limits(options.min_frames, options.max_duration_s, options.timeout_s)
-    pool = ProbePool(options.workers, limits)
-    show = _Progress(len(rows), progress)
     try:
-        for name, members in shards:
-            fragment = options.out / "parts" / f"{name}.parquet"
-            if fragment.exists():
-                show.add(len(members), 0)
-            else:
-                _make_shard(options.out, name, members, pool, show)
+        counts = _plan(options)
+        made = 0 if options.merge else _make_shards(options, counts, progress)
+        if options.part is not None:
+            text = f"part {options.part[0]} of {options.part[1]}: {made} shards made; when all parts are done, run with --merge"
+            return PrepareSummary({}, {}, 1.0, 0, time.monotonic() - start, part=text)
+        merged = merge_fragments(options.out, _shard_names(options, counts))
+        official = _official(options, counts)
+        write_facts(options.out, merged, options.kind, options.fingerprint(), official)
     except OSError as error:
         free = size(shutil.disk_usage(options.out).free)
         raise DataError(
             f"cannot write below {options.out}: {error} ({free} free). Free space, then the same command continues"
         ) from error
-    finally:
-        pool.close()
-        show.end()
-    return _finish(options, kind, [name for name, _ in shards], time.monotonic() - start)
+    return replace(_done(options.out), seconds=time.monotonic() - start, done_before=False)
+
+
+def _done(out: Path) -> PrepareSummary:
+    facts = dataset_facts(out)
+    merged = Merged(facts["clips"], facts["bad"], tuple(facts["files"]), tuple(facts["captions"]), facts["bytes"])
+    return PrepareSummary(
+        merged.clips, merged.bad, merged.kept_share, merged.bytes, 0.0, done_before=True, official=tuple(facts["official"])
+    )
 
 
 def _check_same(options: PrepareOptions) -> None:
-    old, new = json.loads((options.out / "prepare.json").read_text()), options.fingerprint()
+    old, new = json.loads((options.out / "prepare.json").read_text()), json.loads(json.dumps(options.fingerprint()))
     changes = [f"{key}: {old.get(key)} → {new[key]}" for key in new if old.get(key) != new[key]]
     if changes:
         raise DataError(
@@ -115,67 +154,163 @@ def _claim(options: PrepareOptions) -> None:
     marker = options.out / "prepare.json"
     if marker.exists():
         _check_same(options)
-    elif options.out.exists() and any(options.out.iterdir()):
+    elif options.out.exists() and any(not path.name.startswith(TEMPORARY) for path in options.out.iterdir()):
         raise DataError(f"{options.out} is not empty and holds no prepared data; give another --out")
     try:
         write_atomic(marker, json.dumps(options.fingerprint(), indent=1) + "\n")
         for folder in ("shards", "parts"):
             (options.out / folder).mkdir(exist_ok=True)
-            for path in (options.out / folder).glob(f"{TEMPORARY}*"):
-                path.unlink()
     except OSError as error:
         raise DataError(f"cannot write to {options.out}: {error}") from error
 
 
-def _shards(rows: list[Row], clips: int) -> list[tuple[str, list[Row]]]:
+def _rows(options: PrepareOptions) -> Iterator[Row]:
+    exclude = excluded_ids(options.exclude, options.source, options.kind)
+    return read(options.source, options.kind, ReadOptions(options.videos, options.names, exclude))
+
+
+def _plan(options: PrepareOptions) -> dict[str, int]:
+    """Rows per split, in order of first appearance. Counted once: the lists may be larger than the memory."""
+    path = options.out / "plan.json"
+    if path.exists():
+        return dict(json.loads(path.read_text()))
+    counts: dict[str, int] = {}
+    for row in _rows(options):
+        counts[row.split] = counts.get(row.split, 0) + 1
+    if not counts:
+        raise DataError(f"{options.source} lists no clips")
+    write_atomic(path, json.dumps(counts) + "\n")
+    return counts
+
+
+def _shard_names(options: PrepareOptions, counts: dict[str, int]) -> list[str]:
+    clips = options.shard_clips or 1
+    return [f"{split}-{number:05d}" for split, rows in counts.items() for number in range(-(-rows // clips))]
+
+
+def _shards(rows: Iterator[Row], clips: int) -> Iterator[tuple[str, list[Row]]]:
     """Fixed chunks of each split, in source order: the same source gives the same shards."""
-    by_split: dict[str, list[Row]] = {}
+    waiting: dict[str, list[Row]] = {}
+    numbers: dict[str, int] = {}
     for row in rows:
-        by_split.setdefault(row.split, []).append(row)
-    return [
-        (f"{split}-{number:05d}", members[first : first + clips])
-        for split, members in by_split.items()
-        for number, first in enumerate(range(0, len(members), clips))
-    ]
+        members = waiting.setdefault(row.split, [])
+        members.append(row)
+        if len(members) == clips:
+            number = numbers[row.split] = numbers.get(row.split, -1) + 1
+            yield f"{row.split}-{number:05d}", waiting.pop(row.split)
+    for split, members in waiting.items():
+        yield f"{split}-{numbers.get(split, -1) + 1:05d}", members
 
 
-def _make_shard(out: Path, name: str, rows: list[Row], pool: ProbePool, show: _Progress) -> None:
+def _make_shards(options: PrepareOptions, counts: dict[str, int], progress: bool) -> int:
+    """All shards of this part that do not stand yet; returns how many were made."""
+    limits = Limits(options.min_frames, options.max_duration_s or 0.0, options.timeout_s or 0.0)
+    turn, parts = options.part or (1, 1)
+    show = _Progress(sum(counts.values()), parts, progress)
+    names, made = set(_shard_names(options, counts)), 0
+    pool = ProbePool(options.workers, limits, worker)
+    try:
+        for ordinal, (name, members) in enumerate(_shards(_rows(options), options.shard_clips or 1)):
+            if name not in names:
+                raise DataError(f"{options.source} has grown since {options.out} was begun; prepare it into another --out")
+            if ordinal % parts != turn - 1:
+                continue
+            if fragment_paths(options.out, name)[1].exists():
+                show.skip(len(members))
+                continue
+            _make_shard(options, name, members, pool, show)
+            made += 1
+    finally:
+        pool.close()
+        show.end()
+    return made
+
+
+def _make_shard(options: PrepareOptions, name: str, rows: list[Row], pool: ProbePool, show: _Progress) -> None:
     """Tar first, fragment second: a fragment stands only beside a whole tar."""
-    clips = [
-        Clip(f"{row.split}/{row.id}", row.split, list(row.captions), row.source, reason=row.reason, detail=row.detail)
-        for row in rows
-    ]
+    out = options.out
+    for folder in ("shards", "parts"):  # of a run that was killed; other parts' unfinished files are theirs
+        for path in (out / folder).glob(f"{TEMPORARY}{name}.*"):
+            path.unlink()
     wanted = [number for number, row in enumerate(rows) if row.reason is None]
     show.add(len(rows) - len(wanted), len(rows) - len(wanted))
-    tasks = ((str(rows[number].path), rows[number].offset, rows[number].size, rows[number].extension) for number in wanted)
-    for task, reason, found in pool.map(tasks):
-        clip = clips[wanted[task]]
+    tasks = (_task(options, name, number, rows[number]) for number in wanted)
+    found: dict[int, Found] = {}
+    reasons = {number: (row.reason, row.detail) for number, row in enumerate(rows)}
+    for task, reason, result in pool.map(tasks):
         if reason is None:
-            vars(clip).update(found)
+            found[wanted[task]] = result
         else:
-            clip.reason, clip.detail = reason, str(found)
+            reasons[wanted[task]] = (reason, str(result))
         show.add(1, int(reason is not None))
+    videos: list[Video] = []
+    clips: list[Clip] = []
     with (
         atomic_path(out / "shards" / f"{name}.tar") as temporary,
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive,
     ):
-        for number, (row, clip) in enumerate(zip(rows, clips, strict=True)):
-            if clip.reason is None:
-                _add_clip(archive, f"{name}-{number:05d}", row, clip)
-                clip.shard = f"shards/{name}.tar"
-    with atomic_path(out / "parts" / f"{name}.parquet") as temporary:
-        pq.write_table(table_of(clips), temporary)
+        for number, row in enumerate(rows):
+            if number not in found:
+                reason, detail = reasons[number]
+                captions = list(row.captions)
+                clips.append(Clip(f"{row.split}/{row.id}", row.split, captions, row.source, reason=reason, detail=detail))
+                continue
+            cuts = clips_of(row, found[number], len(videos))
+            video = Video(f"shards/{name}.tar", row.source, **found[number].columns)
+            _add_video(archive, f"{name}-{number:05d}", row, found[number], video, cuts)
+            videos.append(video)
+            clips += cuts
+    for number in found:
+        _unfinished(out, name, number).unlink(missing_ok=True)
+    write_fragment(out, name, videos, clips)
 
 
-def _add_clip(archive: tarfile.TarFile, key: str, row: Row, clip: Clip) -> None:
-    with row.path.open("rb") as file:
-        file.seek(row.offset)
-        content = file.read() if row.size is None else file.read(row.size)
-    archive.addfile(*_member(f"{key}.{row.extension}", content))
-    clip.size = len(content)
-    clip.offset = archive.offset - -(-len(content) // 512) * 512  # the archive stands behind the padded content now
-    archive.addfile(*_member(f"{key}.txt", clip.captions[0].encode()))
-    facts = {"key": clip.key, "caption": clip.captions[0], "width": clip.width, "height": clip.height, "frames": clip.frames}
+def _unfinished(out: Path, name: str, number: int) -> Path:
+    """Where the number-th file of a shard is encoded to."""
+    return out / "shards" / f"{TEMPORARY}{name}.{number:05d}"
+
+
+def _task(options: PrepareOptions, name: str, number: int, row: Row) -> Task:
+    target = _unfinished(options.out, name, number)
+    return Task((row.path, *row.others), row.offset, row.size, row.extension, row.narration, options.encoding, target)
+
+
+def clips_of(row: Row, found: Found, video: int) -> list[Clip]:
+    """A file's clips: itself with all its captions, or a window for each line of its narration."""
+    key = f"{row.split}/{row.id}"
+    if row.narration is None:
+        return [Clip(key, row.split, list(row.captions), row.source, video)]
+    return [
+        Clip(
+            f"{key}#{number}",
+            row.split,
+            [cut.caption],
+            row.source,
+            video,
+            None if cut.reason else cut.first,
+            None if cut.reason else cut.last,
+            cut.reason,
+            cut.detail,
+        )
+        for number, cut in enumerate(found.cuts)
+    ]
+
+
+def _add_video(archive: tarfile.TarFile, key: str, row: Row, found: Found, video: Video, clips: list[Clip]) -> None:
+    with found.path.open("rb") as file:
+        file.seek(found.offset)
+        content = file.read() if found.size is None else file.read(found.size)
+    archive.addfile(*_member(f"{key}.{found.extension}", content))
+    video.size = len(content)
+    video.hash = blake2b(content, digest_size=8).hexdigest()
+    video.offset = archive.offset - -(-len(content) // 512) * 512  # the archive stands behind the padded content now
+    good = [clip for clip in clips if clip.reason is None]
+    facts: dict[str, Any] = {"key": f"{row.split}/{row.id}", "width": video.width, "height": video.height, "frames": video.frames}
+    if row.narration is None:
+        archive.addfile(*_member(f"{key}.txt", row.captions[0].encode()))
+        facts["captions"] = row.captions
+    else:
+        facts["clips"] = [[clip.first_frame, clip.last_frame, *clip.captions] for clip in good]
     archive.addfile(*_member(f"{key}.json", json.dumps(facts).encode()))
 
 
@@ -185,39 +320,31 @@ def _member(name: str, content: bytes) -> tuple[tarfile.TarInfo, io.BytesIO]:
     return info, io.BytesIO(content)
 
 
-def _finish(options: PrepareOptions, kind: str, names: list[str], seconds: float) -> PrepareSummary:
-    table = pa.concat_tables([pq.read_table(options.out / "parts" / f"{name}.parquet") for name in names])
-    splits, reasons = table["split"].to_pylist(), table["reason"].to_pylist()
-    clips = Counter(split for split, reason in zip(splits, reasons, strict=True) if reason is None)
-    bad = Counter(reason for reason in reasons if reason is not None)
-    total = sum(path.stat().st_size for path in (options.out / "shards").glob("*.tar"))
-    bad_rows = table.filter(pa.compute.is_valid(table["reason"])).select(["key", "source", "reason", "detail"]).to_pylist()
-    counts = Counter(splits)
-    notes = []
-    for path in [options.source] if options.source.is_file() else sorted(options.source.glob("results_*.csv")):
-        official, split = OFFICIAL_COUNTS.get(path.name), path.stem.rpartition("_")[2]
-        if official is not None and counts[split] != official:
-            notes.append(f"{path.name}: {counts[split]:,} rows, the official file has {official:,}")
-    try:
-        write_index(options.out, table)
-        write_atomic(options.out / "bad_clips.jsonl", "".join(json.dumps(row) + "\n" for row in bad_rows))
-        facts = {"format": kind, "clips": dict(clips), "bad": dict(bad), "bytes": total, "options": options.fingerprint()}
-        write_atomic(options.out / "dataset.json", json.dumps(facts, indent=1) + "\n")
-    except OSError as error:
-        raise DataError(
-            f"cannot write the index to {options.out}: {error}. Free space, then the same command continues"
-        ) from error
-    return PrepareSummary(dict(clips), dict(bad), total, seconds, notes=tuple(notes))
+def _official(options: PrepareOptions, counts: dict[str, int]) -> list[str]:
+    """Rows listed against the official numbers, one line per split of a known file."""
+    lines = []
+    known = FORMATS[options.kind]
+    for path in known.files(options.source):
+        for split, (rows, exact) in known.official.get(path.name, {}).items():
+            listed = counts.get(split, 0)
+            close = listed == rows if exact else abs(listed - rows) <= 0.02 * rows
+            relation = "as" if close else "but"
+            lines.append(f"{path.name}, {split}: {listed:,} rows, {relation} officially {'' if exact else 'about '}{rows:,}")
+    return lines
 
 
 class _Progress:
     """done/total, bad, clips/s, ETA: one line on a terminal, a line every 10 s elsewhere."""
 
-    def __init__(self, total: int, on: bool) -> None:
-        self._total, self._on = total, on
-        self._done = self._bad = 0
+    def __init__(self, total: int, parts: int, on: bool) -> None:
+        self._total, self._on = -(-total // parts), on
+        self._done = self._bad = self._skipped = 0
         self._start = self._shown = time.monotonic()
         self._terminal = sys.stderr.isatty()
+
+    def skip(self, done: int) -> None:
+        """Files of an earlier run: they count as done, not for the rate."""
+        self._skipped += done
 
     def add(self, done: int, bad: int) -> None:
         self._done += done
@@ -225,9 +352,9 @@ class _Progress:
         now = time.monotonic()
         if self._on and now - self._shown >= (0.2 if self._terminal else 10):
             self._shown = now
-            rate = self._done / max(now - self._start, 1e-9)
-            left = duration((self._total - self._done) / max(rate, 1e-9))
-            text = f"{self._done:,}/{self._total:,} clips  bad {self._bad:,}  {rate:.0f} clips/s  ETA {left}"
+            rate, ready = self._done / max(now - self._start, 1e-9), self._done + self._skipped
+            left = duration(max(self._total - ready, 0) / max(rate, 1e-9))
+            text = f"{ready:,}/{self._total:,} files  bad {self._bad:,}  {rate:.0f} files/s  ETA {left}"
             print(f"\r\033[K{text}" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
 
     def end(self) -> None:

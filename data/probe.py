@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 from data.media import IMAGES, idr_packet, rotation_of
-from data.processes import forkserver_context, live_and_die_with_parent
+from data.processes import forkserver_context
 
 CONSTANT_RATE_TOLERANCE = 0.02
 """Largest deviation of a frame's time from its place at a constant rate, in frames, that still counts as constant."""
@@ -36,8 +35,8 @@ class ProbeError(Exception):
         self.reason, self.detail = reason, detail
 
 
-def probe(content: bytes, extension: str, limits: Limits) -> dict[str, Any]:
-    """Columns of the index for one file; raises ProbeError."""
+def probe(content: bytes, extension: str, limits: Limits, sink: Callable[[Any], None] | None = None) -> dict[str, Any]:
+    """Columns of the index for one file; raises ProbeError. `sink` is given every decoded frame."""
     import io
 
     import av
@@ -46,15 +45,16 @@ def probe(content: bytes, extension: str, limits: Limits) -> dict[str, Any]:
         raise ProbeError("empty_file", "the file has no content")
     head = content[:256].lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml", b"{", b"<error")):
-        raise ProbeError("not_a_video", f"a text file, not a video: {head[:40].decode(errors='replace')!r}")
+        kind = "an image" if extension in IMAGES else "a video"
+        raise ProbeError(f"not_{kind.replace(' ', '_')}", f"a text file, not {kind}: {head[:40].decode(errors='replace')!r}")
     try:
         with av.open(io.BytesIO(content)) as container:
-            return _decode(container, extension, limits)
+            return _decode(container, extension, limits, sink)
     except (av.error.FFmpegError, ValueError, EOFError) as error:
         raise ProbeError("undecodable", str(error)) from error
 
 
-def _decode(container: Any, extension: str, limits: Limits) -> dict[str, Any]:
+def _decode(container: Any, extension: str, limits: Limits, sink: Callable[[Any], None] | None) -> dict[str, Any]:
     if not container.streams.video:
         if container.streams.audio:
             raise ProbeError("no_video_track", "the file holds sound and no pictures")
@@ -76,6 +76,8 @@ def _decode(container: Any, extension: str, limits: Limits) -> dict[str, Any]:
                 first = first or frame
                 damaged += frame.is_corrupt
                 times.append(float(frame.time) if frame.time is not None else len(times) / 25.0)
+                if sink is not None:
+                    sink(frame)
     if first is None:
         raise ProbeError("undecodable", "no frame decodes")
     if damaged:  # FFmpeg hides what it cannot read behind grey or stale blocks
@@ -119,33 +121,11 @@ def _check_length(decoded: int, container: Any, stream: Any, limits: Limits) -> 
         raise ProbeError("truncated", f"{decoded} of {announced} announced frames decode")
 
 
-def _worker(pipe: Connection, limits: Limits) -> None:
-    import av
-
-    live_and_die_with_parent()
-    av.logging.set_level(av.logging.PANIC)
-    while True:
-        task = pipe.recv()
-        if task is None:
-            return
-        path, offset, size, extension = task
-        try:
-            with Path(path).open("rb") as file:
-                file.seek(offset)
-                content = file.read() if size is None else file.read(size)
-            pipe.send((None, probe(content, extension, limits)))
-        except FileNotFoundError:
-            pipe.send(("missing", f"no file {path}"))
-        except OSError as error:
-            pipe.send(("unreadable", str(error)))
-        except ProbeError as error:
-            pipe.send((error.reason, error.detail))
-
-
 class ProbePool:
-    """Processes that probe files. One that hangs or dies costs its clip only: it is killed and another one takes its place."""
+    """Processes that run `target`(pipe, limits), which answers tasks. One that hangs or dies costs its clip only: it is killed and another one
+    takes its place."""
 
-    def __init__(self, workers: int, limits: Limits, target: Any = _worker) -> None:
+    def __init__(self, workers: int, limits: Limits, target: Any) -> None:
         self._context = forkserver_context()
         self._limits, self._target = limits, target
         self._workers = [self._start() for _ in range(max(1, workers))]
@@ -157,7 +137,7 @@ class ProbePool:
         theirs.close()
         return process, ours
 
-    def map(self, tasks: Iterable[tuple[str, int, int | None, str]]) -> Iterator[tuple[int, str | None, Any]]:
+    def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, str | None, Any]]:
         """(number of the task, reason or None, detail or columns), in the order of completion."""
         numbered, free = enumerate(tasks), deque(range(len(self._workers)))
         running: dict[int, tuple[int, float]] = {}

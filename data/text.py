@@ -41,6 +41,10 @@ class Tokenizer:
             np.array(words, dtype=np.int64),
         )
 
+    def piece(self, token: int) -> str:
+        """The word piece of one id, as the vocabulary writes it."""
+        return str(self._fast.convert_ids_to_tokens(token))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Words of these ids without special tokens."""
         return self._fast.decode(list(ids), skip_special_tokens=True)

@@ -49,7 +49,7 @@ def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline)
                 return Trimmed(content, tuple(wanted))
             place = {number: rank for rank, number in enumerate(sorted(number for number, _ in kept))}
             return Trimmed(
-                _remux([packet for _, packet in kept], stream, CONTAINERS[codec]), tuple(place[number] for number in wanted)
+                remux([packet for _, packet in kept], stream, CONTAINERS[codec]), tuple(place[number] for number in wanted)
             )
     except (av.error.FFmpegError, ValueError, IndexError) as error:
         raise DecodeError(str(error)) from error
@@ -66,7 +66,8 @@ def _needed(packets: list[Any], wanted: Sequence[int], timeline: Timeline) -> li
     return [(decoded[place], packets[place]) for place in sorted(keep)]
 
 
-def _remux(packets: list[Any], stream: Any, kind: str) -> bytes:
+def remux(packets: list[Any], stream: Any, kind: str) -> bytes:
+    """A video of these packets, in decoding order, in a container of this kind; its first frame is shown at 0."""
     target = io.BytesIO()
     shown = sorted(packet.pts for packet in packets)
     # Matroska has no decoding times: they are made anew, rising, and never after the time of showing

@@ -30,7 +30,7 @@ import torch
 
 from data import TrainStream
 from data.config import ClipConfig, DataConfig, DatasetSpec
-from data.index import SCHEMA, Index, write_index
+from data.index import VIDEO_SCHEMA, VIDEOS_PER_BATCH, Index, write_mapped
 from data.prepare import PrepareOptions, prepare
 from data.units import duration
 
@@ -45,14 +45,12 @@ def damage(folder: Path) -> dict[str, str]:
     """Damage every 50th training clip of a prepared folder, in turn by kind; returns name → kind."""
     index, random = Index(folder, "train"), np.random.default_rng(0)
     damaged: dict[str, str] = {}
-    table = pq.read_table(folder / "index.parquet")
-    rows = table.to_pylist()
-    position = {row["key"]: number for number, row in enumerate(rows)}
+    videos = pq.read_table(folder / "videos.parquet", schema=VIDEO_SCHEMA).to_pylist()
     for turn, item in enumerate(range(0, len(index), round(1 / BAD_SHARE))):
         row, kind = index[item], KINDS[turn % len(KINDS)]
         damaged[row["key"]] = kind
         if kind == "frames":
-            rows[position[row["key"]]]["frames"] *= 50  # chosen frames lie beyond the end
+            videos[row["video"]]["frames"] *= 50  # chosen frames lie beyond the end
             continue
         with (folder / row["shard"]).open("r+b") as file:
             file.seek(row["offset"])
@@ -70,7 +68,8 @@ def damage(folder: Path) -> dict[str, str]:
                 content[:64] = random.bytes(64)
             file.seek(row["offset"])
             file.write(content)
-    write_index(folder, pa.Table.from_pylist(rows, schema=SCHEMA))
+    table = pa.Table.from_pylist(videos, schema=VIDEO_SCHEMA)
+    write_mapped(folder / "videos.arrow", VIDEO_SCHEMA, [table], VIDEOS_PER_BATCH)
     return damaged
 
 

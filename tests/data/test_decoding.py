@@ -79,7 +79,11 @@ def numbers(frames: np.ndarray, rotation: object) -> list[int]:
 def test_every_odd_file_is_prepared_or_named_with_its_reason(odd: Path) -> None:
     import pyarrow.parquet as pq
 
-    rows = {row["source"]: row for row in pq.read_table(odd / "index.parquet").to_pylist()}
+    stored = pq.read_table(odd / "videos.parquet").to_pylist()
+    rows = {
+        row["source"]: {**(stored[row["video"]] if row["video"] is not None else {}), **row}
+        for row in pq.read_table(odd / "index.parquet").to_pylist()
+    }
     assert {name for name, row in rows.items() if row["reason"] is None} == set(media.GOOD)
     for name, (_, reasons) in media.BAD.items():
         assert rows[name]["reason"] in reasons, (name, rows[name]["reason"], rows[name]["detail"])

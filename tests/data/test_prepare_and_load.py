@@ -310,7 +310,7 @@ def test_too_many_bad_clips_and_lost_shards_stop_with_the_way_out(prepared: Path
 
 
 def test_a_summary_knows_its_share_of_bad_clips() -> None:
-    assert PrepareSummary({"train": 3}, {"missing": 1}, 0, 0.0).bad_share == 0.25
+    assert PrepareSummary({"train": 3}, {"missing": 1}, 0.75, 0, 0.0).bad_share == 0.25
 
 
 def test_workers_outlive_the_signals_that_make_training_save(prepared: Path) -> None:

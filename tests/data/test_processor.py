@@ -83,7 +83,7 @@ def test_files_that_do_not_decode_are_named_with_the_reason(tmp_path: Path, proc
         tmp_path: "cannot be opened",
         media.write_html(tmp_path / "page.mp4"): "a text file, not a video",
         media.write_empty(tmp_path / "empty.mp4"): "no content",
-        media.write_audio_only(tmp_path / "sound.mp4"): "no video track",
+        media.write_audio_only(tmp_path / "sound.mp4"): "no_video_track",
     }
     (tmp_path / "noise.mp4").write_bytes(bytes(range(256)) * 40)
     cases[tmp_path / "noise.mp4"] = "undecodable"
