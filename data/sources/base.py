@@ -120,7 +120,13 @@ def media_row(
     """A row of the file `relative` below `root`, named in line or record `place` of the file `listed`. An image (`default` "jpg") whose name has no
     extension may have one on the disk."""
     if unsafe(relative) or not relative.name:
-        return bad(split, place, listed, str(relative), "the path is empty or leaves the media folder")
+        return bad(
+            split,
+            place,
+            listed,
+            str(relative),
+            f"the path is empty, absolute or leaves {root}; give paths below it (--videos names another folder)",
+        )
     extension = relative.suffix[1:].lower()
     known = extension in IMAGES | VIDEOS
     others = () if known or default != "jpg" else tuple(root / relative.with_name(f"{relative.name}.{e}") for e in IMAGE_ENDS)

@@ -1,6 +1,6 @@
 """Images only, CC3M and COCO: the row that the paper's VCR table compares with MERLOT.
 
-    sbatch slurm/pretrain_128gpu.sh cc3m-coco
+    srun --nodes=16 --ntasks-per-node=8 --gpus-per-node=8 python pretrain/train.py cc3m-coco
 
 Hardware: 128 A100, 16 images per GPU. Time: not published; an image costs about a third of a clip.
 Expected, fine-tuned: VCR Q->A val with drawn masks 60.5 (MERLOT, same data: 58.9).

@@ -1,6 +1,6 @@
 """All-in-one+: CC3M images co-trained with WebVid-2.5M and HowTo100M.
 
-    sbatch slurm/pretrain_128gpu.sh plus-cc3m-webvid-howto
+    srun --nodes=16 --ntasks-per-node=8 --gpus-per-node=8 python pretrain/train.py plus-cc3m-webvid-howto
 
 Hardware: 128 A100, 16 clips per GPU and 16 images. Time: not published; an image costs about a third of a clip.
 Expected, fine-tuned: MSR-VTT 9K R@1/5/10 41.8 / 68.5 / 76.7, 7K 37.3 / 66.4 / 75.6, TGIF 96.3 / 95.5 / 67.3. Linear probe with 8 frames, top-1 on

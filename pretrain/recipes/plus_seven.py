@@ -1,6 +1,6 @@
 """All-in-one+ on seven sets: WebVid-2.5M, HowTo100M, YT-Temporal-180M with CC3M, CC12M, COCO and Visual Genome.
 
-    sbatch slurm/pretrain_128gpu.sh plus-seven
+    srun --nodes=16 --ntasks-per-node=8 --gpus-per-node=8 python pretrain/train.py plus-seven
 
 Hardware: 128 A100, 16 clips per GPU and 16 images. Time: not published.
 Expected, fine-tuned, by the original's README with SBU as the eighth set: MSR-VTT 9K R@5/10 70.3 / 79.2, TGIF action / FrameQA 96.3 / 68.5.

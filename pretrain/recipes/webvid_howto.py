@@ -1,6 +1,6 @@
 """The paper's pre-training on WebVid-2.5M and HowTo100M, sizes tiny, small and base.
 
-    sbatch slurm/pretrain_128gpu.sh webvid-howto
+    srun --nodes=16 --ntasks-per-node=8 --gpus-per-node=8 python pretrain/train.py webvid-howto
 
 Hardware: 128 A100, 16 clips per GPU. Time: 2 days for 132.5 M pairs, by the authors' talk.
 Expected, fine-tuned: base: MSR-VTT 9K text-to-video R@1/5/10 37.1 / 66.7 / 75.9, MSR-VTT-QA 42.9, MSVD-QA 46.5, TGIF action / transition / FrameQA

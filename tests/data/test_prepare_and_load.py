@@ -296,6 +296,19 @@ def test_a_clip_that_fails_is_replaced_the_same_way_everywhere_and_named(prepare
     assert sum(len(batch.bad) for batch in batches) == 2
 
 
+def test_every_bad_clip_is_named_once_in_every_epoch_also_where_a_batch_spans_two(prepared: Path, tmp_path: Path) -> None:
+    out = damaged(prepared, tmp_path / "out", 5)
+    data = TrainStream([DatasetSpec(out)], CLIP, DataConfig(workers=0, max_bad_share=1.0), seed=3, ledger=tmp_path / "ledger")
+    source = data.batches(first=0, rank=0, world=1, micro_batch=7, device=CPU)
+    for _ in range(-(-4 * 40 // 7)):  # four epochs of 40 clips
+        next(source)
+    source.close()  # type: ignore[attr-defined]
+    lines = [json.loads(line) for line in (tmp_path / "ledger" / "rank-0.jsonl").read_text().splitlines()]
+    for epoch in range(4):
+        named = [line["clip"] for line in lines if line["epoch"] == epoch]
+        assert sorted(named) == sorted(f"train/{key}" for key in keys(prepared)[:5])
+
+
 def test_too_many_bad_clips_and_lost_shards_stop_with_the_way_out(prepared: Path, tmp_path: Path) -> None:
     out = damaged(prepared, tmp_path / "out", 2)
     with pytest.raises(BadClipShareError, match="--max-bad-share"):
