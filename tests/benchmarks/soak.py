@@ -74,7 +74,7 @@ def damage(folder: Path) -> dict[str, str]:
 
 
 class Meter:
-    """Memory (PSS, bytes) and descriptors of this process and its children, by clips seen."""
+    """Private memory (USS, bytes) and descriptors of this process and its children, by clips seen."""
 
     def __init__(self) -> None:
         self._me = psutil.Process()
@@ -85,7 +85,7 @@ class Meter:
         memory = files = 0
         for process in [self._me, *self._me.children(recursive=True)]:
             try:
-                memory += process.memory_full_info().pss
+                memory += process.memory_full_info().uss  # what is shared counts by who else runs
                 files += process.num_fds()
             except psutil.NoSuchProcess:
                 continue
