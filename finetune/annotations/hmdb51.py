@@ -16,7 +16,10 @@ _SOURCE = "test_train_splits.rar of HMDB51's site (serre-lab.clps.brown.edu)"
 
 
 def load(folder: Path, split: str, *, fold: int) -> Split:
-    """`<class>_test_split{1,2,3}.txt` with `<file>.avi <0|1|2>` per line: 1 train, 2 test, 0 unused. Held-out clips come from other films than train's."""
+    """`<class>_test_split{1,2,3}.txt` with `<file>.avi <0|1|2>` per line: 1 train, 2 test, 0 unused.
+
+    Held-out clips come from other films than those left in train.
+    """
     check_split(split, SPLITS, "HMDB51")
     if fold not in FOLDS:
         raise AnnotationError(f"HMDB51 has no fold {fold}; choose one of: 1, 2, 3")
@@ -43,7 +46,7 @@ def load(folder: Path, split: str, *, fold: int) -> Split:
 
 
 def _lines(path: Path, builder: Builder) -> list[tuple[str, str, str]]:
-    """(place, file, mark); files are named with spaces' worth of odd characters (# ; & ! parentheses), so the mark is what stands last."""
+    """(place, file, mark); file names hold odd characters (# ; & ! parentheses), so the mark is what stands last."""
     rows = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         file, _, mark = line.strip().rpartition(" ")

@@ -17,7 +17,7 @@ _COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
 
 def load(folder: Path, split: str, *, class_folders: str = "spaces") -> Split:
-    """train.csv and val.csv, with or without the column is_cc. The paper's numbers are on val: it is for testing only, so a part of train is held out.
+    """train.csv and val.csv, with or without the column is_cc. The paper's numbers are on val: it is the test, a part of train is held out.
 
     `class_folders` spaces or underscores: how the class folders of the videos are written, which differs between archives. The official test list has
     no labels and is no split here. train.csv is always needed: classes are numbered by it.

@@ -17,8 +17,10 @@ _SOURCE = "UCF101TrainTestSplits-RecognitionTask.zip of UCF's site (crcv.ucf.edu
 
 
 def load(folder: Path, split: str, *, fold: int) -> Split:
-    """classInd.txt, trainlist0{fold}.txt (labels from 1) and testlist0{fold}.txt (no labels: the class is the folder). Clips of a group are cut from one
-    video, so that groups are held out whole."""
+    """classInd.txt, trainlist0{fold}.txt (labels from 1) and testlist0{fold}.txt (no labels: the class is the folder).
+
+    Clips of a group are cut from one video, so groups are held out whole.
+    """
     check_split(split, SPLITS, "UCF101")
     if fold not in FOLDS:
         raise AnnotationError(f"UCF101 has no fold {fold}; choose one of: 1, 2, 3")

@@ -1,8 +1,8 @@
 """Texts of VCR for a language model: names for detections, plain sentences, and the prompts of the two tasks.
 
 Two namings: `merlot` (rowanz/merlot, downstream/vcr: person i is called NAMES[i mod 50], other objects by class) and `reference` (All-in-one:
-`person 0`, numbered by first mention). Only objects that the texts of the task itself mention are shown or counted: the original code also highlighted
-what only the rationales mention while it asked for the answer, which gives the answer away.
+`person 0`, numbered by first mention). Only objects that the texts of the task itself mention are shown or counted: the original code
+also highlighted what only the rationales mention while it asked for the answer, which gives the answer away.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ def answer_prompts(item: VCRItem, naming: str = "merlot") -> tuple[tuple[str, st
 
 
 def rationale_prompts(item: VCRItem, answer: int, naming: str = "merlot") -> tuple[tuple[str, str], ...]:
-    """QA→R: (context, option) for each of the four rationales, given one answer: the right one for QA→R and Q→AR, each in turn for the test server."""
+    """QA→R: (context, option) for each of the four rationales, given one answer.
+
+    The right answer for QA→R and Q→AR; each of the four in turn for the test server.
+    """
     names = names_of(item, naming, "rationale")
     context = f"provide rationale: {sentence(item.question, names)} {sentence(item.answers[answer], names)}"
     return tuple((context, sentence(rationale, names)) for rationale in item.rationales)
