@@ -42,6 +42,8 @@ class QAItem:
     question: str
     answers: tuple[str, ...] = ()
     """Right answers; several where annotators disagree (VQAv2: all ten, in order). Empty where the split hides them."""
+    kind: str = ""
+    """The benchmark's own type of question (VQAv2: yes/no, number, other), by which its score is also reported."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,23 @@ class ChoiceItem:
     """Index of the right option; None where the split hides it."""
     context: str = ""
     """Subtitles, where the benchmark has them."""
+
+
+@dataclass(frozen=True)
+class ClipChoiceItem:
+    """A text with several clips of which one fits (EgoMCQ): the mirror image of ChoiceItem."""
+
+    id: str
+    text: str
+    clips: tuple[Media, ...]
+    answer: int | None = None
+    kind: str = ""
+    """inter: the clips are of different videos; intra: of the same one."""
+
+    @property
+    def media(self) -> Media:
+        """The first clip, for code that names one media item per item; `media_ids` gives all."""
+        return self.clips[0]
 
 
 @dataclass(frozen=True)
@@ -78,6 +97,8 @@ class VCRItem:
     rationales: tuple[tuple[str | tuple[int, ...], ...], ...]
     answer: int | None = None
     rationale: int | None = None
+    metadata: str = ""
+    """The image's metadata file with the outlines of the regions, relative to the media folder: too large to hold for all items."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +110,12 @@ class LabelItem:
     label: int | None
 
 
-Item = RetrievalItem | QAItem | ChoiceItem | VCRItem | LabelItem
+Item = RetrievalItem | QAItem | ChoiceItem | ClipChoiceItem | VCRItem | LabelItem
+
+
+def media_ids(item: Item) -> tuple[str, ...]:
+    """The media that an item shows."""
+    return tuple(clip.id for clip in item.clips) if isinstance(item, ClipChoiceItem) else (item.media.id,)
 
 
 @dataclass(frozen=True)
@@ -111,11 +137,15 @@ class Split:
 def assert_disjoint(*splits: Split) -> None:
     """Raise AnnotationError where two splits share a media item: whatever was trained on must not be tested on."""
     for i, first in enumerate(splits):
-        mine = {item.media.id for item in first.items}
+        mine = _all_media(first)
         for second in splits[i + 1 :]:
-            shared = sorted(mine & {item.media.id for item in second.items})
+            shared = sorted(mine & _all_media(second))
             if shared:
                 raise AnnotationError(
                     f"splits {first.name!r} and {second.name!r} share {len(shared)} media items, for example {', '.join(shared[:3])}: "
                     f"a result on {second.name!r} would be leaked. Check {', '.join(first.files)} and {', '.join(second.files)}"
                 )
+
+
+def _all_media(split: Split) -> set[str]:
+    return {media for item in split.items for media in media_ids(item)}

@@ -1,0 +1,1 @@
+"""Readers of official annotation files, one module per benchmark family: `load(folder, split, **options) -> Split`."""

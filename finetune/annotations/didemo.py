@@ -1,0 +1,54 @@
+"""DiDeMo as paragraph-to-video retrieval: all descriptions of a video make one caption, its first 30 s are the input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune.annotations.common import Builder, check_split, find, json_rows, read_text, stem, text_of
+from finetune.items import Media, RetrievalItem, Split
+
+SPLITS = ("train", "val", "test")
+VIDEOS = {"train": (8_392, 8_395), "val": (1_065,), "test": (1_004,)}
+"""The original paper counts 8,395 training videos, the lists name 8,392."""
+SECONDS = 30.0
+"""Longer videos were cut to 30 s for the annotators."""
+_SOURCE = "LisaAnne/LocalizingMoments, data/{train,val,test}_data.json"
+
+
+def load(folder: Path, split: str) -> Split:
+    """{split}_data.json; {split}_list.txt, where it is there too, limits the videos. The same video is spelled with several suffixes or with none:
+    files are matched by stem, without which 71 (val) and 89 (test) descriptions would be lost."""
+    check_split(split, SPLITS, "DiDeMo")
+    builder = Builder(split)
+    path = builder.use(find(folder, [f"{split}_data.json", f"data/{split}_data.json"], _SOURCE))
+    descriptions: dict[str, list[str]] = {}
+    spellings: set[str] = set()
+    seen: set[str] = set()
+    listed = _listed(folder, split, builder)
+    for where, record in json_rows(path, builder):
+        with builder.row(where):
+            name, text = text_of(record, "video"), text_of(record, "description")
+            if str(record.get("annotation_id", where)) in seen:
+                builder.leave_out("annotation_id stands twice, the first is kept", where)
+                continue
+            seen.add(str(record.get("annotation_id", where)))
+            if listed is not None and stem(name) not in listed:
+                builder.leave_out(f"the video stands not in {split}_list.txt", where)
+                continue
+            spellings.add(name)
+            descriptions.setdefault(stem(name), []).append(text)
+    for video, texts in descriptions.items():
+        builder.add(RetrievalItem(video, Media(video, video, 0.0, SECONDS), (" ".join(texts),)), video)
+    expected = VIDEOS[split]
+    builder.official("videos", len(builder.items), len(builder.items) if len(builder.items) in expected else expected[0])
+    builder.note(f"{len(spellings):,} spellings of {len(descriptions):,} videos, joined by stem")
+    if listed is not None and (silent := sorted(listed - set(descriptions))):
+        builder.note(f"videos of {split}_list.txt without a description: {len(silent):,} ({', '.join(silent[:5])})")
+    return builder.split()
+
+
+def _listed(folder: Path, split: str, builder: Builder) -> set[str] | None:
+    path = folder / f"{split}_list.txt"
+    if not path.is_file():
+        return None
+    return {stem(line.strip()) for line in read_text(builder.use(path)).splitlines() if line.strip()}

@@ -1,0 +1,63 @@
+"""HMDB51: three official folds. The protocol is the mean of the three."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from finetune.annotations.common import TRAIN_PARTS, Builder, check_split, read_text, train_part
+from finetune.items import AnnotationError, LabelItem, Media, Split
+
+SPLITS = (*TRAIN_PARTS, "test")
+FOLDS = (1, 2, 3)
+CLASSES, TRAIN, TEST = 51, 3_570, 1_530
+_MARKS = {"0": "unused", "1": "train", "2": "test"}
+_SOURCE = "test_train_splits.rar of HMDB51's site (serre-lab.clps.brown.edu)"
+
+
+def load(folder: Path, split: str, *, fold: int) -> Split:
+    """`<class>_test_split{1,2,3}.txt` with `<file>.avi <0|1|2>` per line: 1 train, 2 test, 0 unused.
+
+    Held-out clips come from other films than those left in train.
+    """
+    check_split(split, SPLITS, "HMDB51")
+    if fold not in FOLDS:
+        raise AnnotationError(f"HMDB51 has no fold {fold}; choose one of: 1, 2, 3")
+    wanted = "test" if split == "test" else "train"
+    builder = Builder(f"{split}, fold {fold}")
+    root = next(
+        (path for path in (folder / "testTrainMulti_7030_splits", folder) if any(path.glob(f"*_test_split{fold}.txt"))), None
+    )
+    if root is None:
+        raise AnnotationError(f"{folder} lacks <class>_test_split{fold}.txt. Source: {_SOURCE}. Give the folder that holds them")
+    lists = {path.stem.removesuffix(f"_test_split{fold}"): path for path in sorted(root.glob(f"*_test_split{fold}.txt"))}
+    classes = tuple(sorted(lists))
+    sources: dict[str, str] = {}
+    for label, name in enumerate(classes):
+        for where, file, mark in _lines(builder.use(lists[name]), builder):
+            if _MARKS[mark] == wanted:
+                sources[file] = _source(file, name)
+                builder.add(LabelItem(file, Media(file, f"{name}/{file}"), label), where)
+    builder.official("classes", len(classes), CLASSES)
+    builder.official("clips", len(builder.items), TRAIN if wanted == "train" else TEST)
+    if wanted == "test":
+        return builder.split(classes=classes)
+    return builder.split(train_part(list(builder.items.values()), split, group=lambda item: sources[item.id]), classes=classes)
+
+
+def _lines(path: Path, builder: Builder) -> list[tuple[str, str, str]]:
+    """(place, file, mark); file names hold odd characters (# ; & ! parentheses), so the mark is what stands last."""
+    rows = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        file, _, mark = line.strip().rpartition(" ")
+        if mark in _MARKS and file.strip():
+            rows.append((f"{path.name}:{number}", file.strip(), mark))
+        elif line.strip():
+            builder.leave_out("the line is not <file> <0|1|2>", f"{path.name}:{number}")
+    return rows
+
+
+def _source(file: str, action: str) -> str:
+    """The film: `April_09_brush_hair_u_nm_np1_ba_goo_0.avi` → April_09."""
+    match = re.match(rf"(.+?)_{re.escape(action)}_", file)
+    return match[1] if match else file

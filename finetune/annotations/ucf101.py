@@ -1,0 +1,68 @@
+"""UCF101: three official folds. The protocol is the mean of the three."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+
+from finetune.annotations.common import TRAIN_PARTS, Builder, RowError, check_split, find, read_text, train_part
+from finetune.items import AnnotationError, LabelItem, Media, Split
+
+SPLITS = (*TRAIN_PARTS, "test")
+FOLDS = (1, 2, 3)
+CLASSES = 101
+SIZES = {1: (9_537, 3_783), 2: (9_586, 3_734), 3: (9_624, 3_696)}
+"""(train, test) clips per fold."""
+_SOURCE = "UCF101TrainTestSplits-RecognitionTask.zip of UCF's site (crcv.ucf.edu)"
+
+
+def load(folder: Path, split: str, *, fold: int) -> Split:
+    """classInd.txt, trainlist0{fold}.txt (labels from 1) and testlist0{fold}.txt (no labels: the class is the folder).
+
+    Clips of a group are cut from one video, so groups are held out whole.
+    """
+    check_split(split, SPLITS, "UCF101")
+    if fold not in FOLDS:
+        raise AnnotationError(f"UCF101 has no fold {fold}; choose one of: 1, 2, 3")
+    wanted = "test" if split == "test" else "train"
+    builder = Builder(f"{split}, fold {fold}")
+    classes = _classes(builder.use(_file(folder, "classInd.txt")))
+    path = builder.use(_file(folder, f"{wanted}list0{fold}.txt"))
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.strip():
+            where = f"{path.name}:{number}"
+            with builder.row(where):
+                builder.add(_item(line, classes), where)
+    builder.official("classes", len(classes), CLASSES)
+    builder.official("clips", len(builder.items), SIZES[fold][wanted == "test"], verified=False)
+    if wanted == "test":
+        return builder.split(classes=classes)
+    return builder.split(
+        train_part(list(builder.items.values()), split, group=lambda item: item.id.rpartition("_c")[0]), classes=classes
+    )
+
+
+def _file(folder: Path, name: str) -> Path:
+    return find(folder, [name, f"ucfTrainTestlist/{name}"], _SOURCE)
+
+
+def _classes(path: Path) -> tuple[str, ...]:
+    names = []
+    for number, line in enumerate(filter(str.strip, read_text(path).splitlines()), 1):
+        match = re.fullmatch(r"(\d+)\s+(\w+)", line.strip())
+        if match is None or int(match[1]) != number:
+            raise AnnotationError(f"{path}: line {number} should be '{number} <class>', found {line[:80]!r}")
+        names.append(match[2])
+    return tuple(names)
+
+
+def _item(line: str, classes: tuple[str, ...]) -> LabelItem:
+    """`Archery/v_Archery_g08_c01.avi 3` or without the number. Class folders differ in case between releases (HandstandPushups)."""
+    file, *rest = line.split()
+    path = PurePosixPath(file)
+    label = {name.lower(): number for number, name in enumerate(classes)}.get(path.parent.name.lower())
+    if label is None:
+        raise RowError("the folder is no class of classInd.txt")
+    if rest and rest != [str(label + 1)]:
+        raise RowError("the label is not the number of the folder's class")
+    return LabelItem(path.stem, Media(path.stem, file), label)
