@@ -9,7 +9,7 @@ PIP_ARGS ?=
 .PHONY: demo test check bench format clean help
 
 help:
-	@echo "make demo            prepare the embedded clips, pre-train nano for about 5 minutes, evaluate, write runs/demo/report.html"
+	@echo "make demo            prepare the embedded clips, pre-train nano (6 to 10 minutes on 2 cores), evaluate, write runs/demo/report.html"
 	@echo "make demo ARGS=--fresh   the same from scratch"
 	@echo "make test            run the tests (ARGS='-k name' selects)"
 	@echo "make check           ruff format, ruff, mypy, import rules"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data.errors import DataError
+from data.files import content_hash
 from data.index import CLIPS_PER_BATCH, VIDEO_SCHEMA, dataset_facts
 from data.probe import Limits, ProbePool
 from data.work import Found, Task, worker
@@ -109,7 +109,7 @@ def check_shard(folder: Path, name: str, videos: pa.Table, hashes: bool) -> list
                 problems.append(f"{name}: no member of {row['size']:,} bytes at offset {row['offset']:,} ({row['source']})")
             elif hashes:
                 file.seek(row["offset"])
-                if blake2b(file.read(row["size"]), digest_size=8).hexdigest() != row["hash"]:
+                if content_hash(file.read(row["size"])) != row["hash"]:
                     problems.append(f"{name}: the bytes of {row['source']} are not those that were written (hash {row['hash']})")
     return problems
 

@@ -6,7 +6,7 @@ import io
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,11 @@ class Timeline:
     """Seconds of each frame; None at a constant rate."""
     rate: float = 0.0
     """Frames per second; 0 where unknown."""
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Timeline:
+        """Of a stored file's row in the index, or of what data.probe found."""
+        return cls(row["keyframes"], row["frame_times"], row["frame_rate"])
 
     def second(self, number: int) -> float:
         """When frame `number` is shown."""
@@ -113,7 +118,7 @@ def _walk(
     context = stream.codec_context
     with closing(container.demux(stream)) as packets:  # one that is left half-way and not closed leaks (PyAV 18.1)
         for packet in packets:
-            # frames that nothing refers to are not decoded unless wanted: 1.6 times faster on 720p H.264 (tests/benchmarks/data_pipeline.py)
+            # frames that nothing refers to are not decoded unless wanted
             flush = packet.pts is None
             context.skip_frame = "DEFAULT" if flush or number_of(packet.pts) in targets else "NONREF"
             for frame in packet.decode():

@@ -15,7 +15,7 @@ from data.choices import draw, generator
 from data.config import ClipConfig, DataConfig, DatasetSpec
 from data.decode import DecodeError, Timeline, decode_frames
 from data.errors import DataError
-from data.index import Index, window
+from data.index import window
 from data.loader import Source
 from data.media import GPU_CODECS, dali_reads
 from data.trim import trim
@@ -71,7 +71,7 @@ def measure(spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int,
 
     torch.set_num_threads(1)
     source = Source(spec, clip, config)
-    index = Index(spec.path, spec.split)
+    index = source.index
     augment = Augment(clip, DataConfig(backend="cpu", dali_threads=1), torch.device("cpu"), 1)
     items = np.random.default_rng(seed).permutation(len(index))[:clips]
     rows, reads, decodes, augments, shares, bad = [], [], [], [], [], []
@@ -83,7 +83,7 @@ def measure(spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int,
         first, available = window(row)
         shape = {"frames": available, "width": row["width"], "height": row["height"], "wanted": clip.num_frames}
         choices = draw(config, generator(seed, "feed", 0, int(item)), captions=1, **shape).later(first)
-        timeline = Timeline(row["keyframes"], row["frame_times"], row["frame_rate"])
+        timeline = Timeline.of(row)
         try:
             frames = decode_frames(content, choices.frames, timeline, timeout_s=config.clip_timeout_s)
             decoded = time.perf_counter()

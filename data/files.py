@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from pathlib import Path
 
 TEMPORARY = ".tmp-"
@@ -53,6 +54,11 @@ def write_atomic(target: Path, content: bytes | str) -> None:
     """Write a whole small file or nothing."""
     with atomic_path(target) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def content_hash(content: bytes) -> str:
+    """What `b2sum --length 64` prints: the index's `hash` of a stored file."""
+    return blake2b(content, digest_size=8).hexdigest()
 
 
 def publish_dir(target: Path, fill: Callable[[Path], None]) -> None:

@@ -1,5 +1,5 @@
-"""Prepared data → batches. Worker processes read, choose, decode, tokenise and mask; a thread runs the DALI graph one micro-batch ahead "
-"of training."""
+"""Prepared data → batches. Worker processes read, choose, decode, tokenise and mask; threads run the DALI graph some micro-batches
+ahead of training."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Source:
         first, available = window(row)
         shape = {"frames": available, "width": row["width"], "height": row["height"], "wanted": clip.num_frames}
         choices = draw(config, random, captions=len(row["captions"]), **shape) if train else fixed(config, **shape)
-        timeline = Timeline(row["keyframes"], row["frame_times"], row["frame_rate"])
+        timeline = Timeline.of(row)
         if config.frames_from == "key":
             inside = [key - first for key in row["keyframes"] if first <= key < first + available]
             choices = replace(choices, frames=nearest_keyframes(choices.frames, inside, available))

@@ -15,13 +15,12 @@ import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from data.encode import Encoding
 from data.errors import DataError
-from data.files import TEMPORARY, atomic_path, write_atomic
+from data.files import TEMPORARY, atomic_path, content_hash, write_atomic
 from data.index import LAYOUT, Clip, Video, dataset_facts
 from data.merge import Merged, fragment_paths, merge_fragments, write_facts, write_fragment
 from data.probe import Limits, ProbePool
@@ -302,7 +301,7 @@ def _add_video(archive: tarfile.TarFile, key: str, row: Row, found: Found, video
         content = file.read() if found.size is None else file.read(found.size)
     archive.addfile(*_member(f"{key}.{found.extension}", content))
     video.size = len(content)
-    video.hash = blake2b(content, digest_size=8).hexdigest()
+    video.hash = content_hash(content)
     video.offset = archive.offset - -(-len(content) // 512) * 512  # the archive stands behind the padded content now
     good = [clip for clip in clips if clip.reason is None]
     facts: dict[str, Any] = {"key": f"{row.split}/{row.id}", "width": video.width, "height": video.height, "frames": video.frames}

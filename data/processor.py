@@ -34,6 +34,17 @@ Video = str | Path | np.ndarray | Sequence[Any]
 """A file; frames uint8 RGB [F, H, W, 3]; an image [H, W, 3]; a list of such images (or of PIL images)."""
 
 
+def read_as_evaluation(
+    content: bytes, extension: str, clip: ClipConfig, config: DataConfig, limits: Limits
+) -> tuple[NDArray[np.uint8], SampleChoices]:
+    """Frames uint8 [T, H, W, 3] of a file outside of any prepared data, and how they are cropped: middle frames of T segments (one for an image),
+    central square. Raises ProbeError and DecodeError."""
+    facts = probe(content, extension, limits)
+    wanted = 1 if extension in IMAGES else clip.num_frames
+    choices = fixed(config, frames=facts["frames"], width=facts["width"], height=facts["height"], wanted=wanted)
+    return decode_frames(content, choices.frames, Timeline.of(facts), timeout_s=config.clip_timeout_s), choices
+
+
 class AllInOneProcessor:
     """What the model wants of a clip (`clip`) and how pixels are normalised (`config`). Its output goes straight in: `model(**inputs)`."""
 
@@ -89,10 +100,7 @@ class AllInOneProcessor:
         extension = path.suffix.lower().lstrip(".")
         try:
             content = path.read_bytes()
-            facts = probe(content, extension, Limits(min_frames=1, max_duration_s=math.inf))
-            choices = self._choices(facts["frames"], facts["width"], facts["height"], image=extension in IMAGES)
-            timeline = Timeline(facts["keyframes"], facts["frame_times"], facts["frame_rate"])
-            frames = decode_frames(content, choices.frames, timeline, timeout_s=self.config.clip_timeout_s)
+            return read_as_evaluation(content, extension, self.clip, self.config, Limits(min_frames=1, max_duration_s=math.inf))
         except OSError as error:
             raise DataError(
                 f"{path} cannot be opened ({error.strerror or error}); give the path of a video or image file"
@@ -105,16 +113,13 @@ class AllInOneProcessor:
             raise DataError(
                 f"{path} does not decode: {error}; re-encode it, for example ffmpeg -i {path.name} clip.mp4"
             ) from error
-        return frames, choices
 
     def _choose(self, frames: NDArray[np.uint8], image: bool) -> tuple[NDArray[np.uint8], SampleChoices]:
         """The middle frames of an array [F, H, W, 3]."""
         number, height, width, _ = frames.shape
-        choices = self._choices(number, width, height, image)
+        shape = {"frames": number, "width": width, "height": height}
+        choices = fixed(self.config, **shape, wanted=1 if image else self.clip.num_frames)
         return np.ascontiguousarray(frames[list(choices.frames)]), choices
-
-    def _choices(self, frames: int, width: int, height: int, image: bool) -> SampleChoices:
-        return fixed(self.config, frames=frames, width=width, height=height, wanted=1 if image else self.clip.num_frames)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write processor_config.json into `folder`."""

@@ -173,7 +173,7 @@ class Run:
                 raise ConfigError(
                     f"{self.out} holds a run with other options ({'; '.join(changes)}). Give the same options to continue it, or another --out"
                 )
-        elif self.out.exists() and any(path.name not in ("bad_clips", "bad_images") for path in self.out.iterdir()):
+        elif self.out.exists() and any(path.name != "bad_clips" for path in self.out.iterdir()):
             raise ConfigError(f"{self.out} is not empty and holds no run of this program; give another --out")
         write_atomic(marker, json.dumps(self.run_config, indent=1) + "\n")
 

@@ -109,7 +109,7 @@ def build_data(config: PretrainConfig) -> TrainStream | CoTrainStream:
         replace(clip, num_frames=1),
         replace(config.loader, workers=workers),
         seed=seed + 1,
-        ledger=config.out / "bad_images",
+        ledger=config.out / "bad_clips" / "images",
     )
     return CoTrainStream(
         video,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from data.config import DataConfig
+from data.processor import AllInOneProcessor
 from engine.checkpoint import CheckpointError, damage, newest_weights
 from model import AllInOneConfig, AllInOneForPreTraining
 from tools.command import InputError
@@ -26,7 +27,7 @@ class Loaded:
     model: AllInOneForPreTraining
     weights: Path
     data: DataConfig = field(default_factory=DataConfig)
-    """How its run normalised and cropped frames; the defaults where no run.json lies beside the weights."""
+    """How its run normalised and cropped frames, as AllInOneProcessor finds it."""
     trained: dict[str, float] | None = None
     """Objective → weight in its run; None where unknown."""
     missing: list[str] = field(default_factory=list)
@@ -107,7 +108,7 @@ def load_checkpoint(path: Path, device: str = "auto", option: str = "--checkpoin
     return Loaded(
         model=model.float().eval().to(target),
         weights=weights,
-        data=_data_config(run),
+        data=replace(AllInOneProcessor.from_pretrained(weights).config, dali_threads=1),
         trained=run.get("objective"),
         missing=sorted({name.split(".")[0] for name in absent}),
         unknown=sorted(info["unexpected_keys"]),
@@ -124,14 +125,3 @@ def _run_facts(weights: Path) -> dict[str, Any]:
         raise InputError(
             f"{weights.parent / 'run.json'} cannot be read ({error}); how the run cropped its frames is unknown"
         ) from error
-
-
-def _data_config(run: dict[str, Any]) -> DataConfig:
-    loader, defaults = run.get("loader", {}), DataConfig()
-    return DataConfig(
-        backend="cpu",
-        dali_threads=1,
-        mean=tuple(loader.get("mean", defaults.mean)),
-        std=tuple(loader.get("std", defaults.std)),
-        eval_crop=loader.get("eval_crop", defaults.eval_crop),
-    )

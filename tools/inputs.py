@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from data.choices import fixed
 from data.config import ClipConfig, DataConfig
-from data.decode import DecodeError, Timeline, decode_frames
+from data.decode import DecodeError
 from data.media import IMAGES, VIDEOS
-from data.probe import Limits, ProbeError, probe
+from data.probe import Limits, ProbeError
+from data.processor import read_as_evaluation
 from data.text import Tokenizer
 from model import AllInOneConfig
 from tools.command import InputError
@@ -58,11 +58,7 @@ class ClipReader:
             raise InputError(f"{option} {path} {kind}")
         content, extension = path.read_bytes(), path.suffix.lstrip(".").lower()
         try:
-            row = probe(content, extension, Limits(min_frames=1))
-            wanted = 1 if extension in IMAGES else self._clip.num_frames
-            choices = fixed(self._data, frames=row["frames"], width=row["width"], height=row["height"], wanted=wanted)
-            timeline = Timeline(row["keyframes"], row["frame_times"], row["frame_rate"])
-            frames = decode_frames(content, choices.frames, timeline)
+            frames, choices = read_as_evaluation(content, extension, self._clip, self._data, Limits(min_frames=1))
         except (ProbeError, DecodeError) as error:
             raise InputError(f"{option} {path} is no video that can be used: {error}") from error
         top, left, height, width = choices.box

@@ -8,39 +8,33 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from data.batch import Batch
 from data.config import DataConfig
 from data.files import atomic_path
 from data.text import Tokenizer
+from tools.sheet import font
 
 INK, QUIET, ACCENT, PAPER, STRIPE, EDGE = "#1d2430", "#6b7482", "#c2410c", "#ffffff", "#f3f5f8", "#d5dae1"
 FRAME, GAP, TEXT_WIDTH = 140, 14, 400
 """Pixels: side of a shown frame, space around things, width of the text."""
 
 
-def _font(size: int, bold: bool = False) -> Any:
-    import matplotlib
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"  # comes with matplotlib: the same picture on every machine
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
-
-
-def _flow(draw: ImageDraw.ImageDraw, x: int, y: int, width: int, words: Sequence[tuple[str, str]], font: Any, lines: int) -> int:
+def _flow(draw: ImageDraw.ImageDraw, x: int, y: int, width: int, words: Sequence[tuple[str, str]], face: Any, lines: int) -> int:
     """Coloured words in lines; returns the y below. What does not fit in `lines` ends with an ellipsis."""
-    height, space, left = font.size + 6, draw.textlength(" ", font=font), float(x)
+    height, space, left = face.size + 6, draw.textlength(" ", font=face), float(x)
     for word, colour in words:
-        while draw.textlength(word, font=font) > width:
+        while draw.textlength(word, font=face) > width:
             word = word[: len(word) * 2 // 3] + "…"
-        length = draw.textlength(word, font=font)
+        length = draw.textlength(word, font=face)
         if left + length > x + width:
             lines -= 1
             if lines == 0:
-                draw.text((left, y), "…", fill=QUIET, font=font)
+                draw.text((left, y), "…", fill=QUIET, font=face)
                 return y + height
             left, y = float(x), y + height
-        draw.text((left, y), word, fill=colour, font=font)
+        draw.text((left, y), word, fill=colour, font=face)
         left += length + space
     return y + height
 
@@ -60,10 +54,10 @@ def _tokens(batch: Batch, row: int, tokenizer: Tokenizer) -> tuple[list[tuple[st
 def _describe(draw: ImageDraw.ImageDraw, x: int, y: int, batch: Batch, number: int, tokenizer: Tokenizer) -> None:
     seen, wanted = _tokens(batch, number, tokenizer)
     caption = [(word, INK) for word in batch.captions[number].split()]
-    y = _flow(draw, x, y, TEXT_WIDTH, [(batch.clips[number], QUIET)], _font(12), 1) + 3
-    y = _flow(draw, x, y, TEXT_WIDTH, caption, _font(15, bold=True), 2) + 3
-    y = _flow(draw, x, y, TEXT_WIDTH, seen, _font(13), 3) + 3
-    _flow(draw, x, y, TEXT_WIDTH, [("→", QUIET), *wanted], _font(13), 1)
+    y = _flow(draw, x, y, TEXT_WIDTH, [(batch.clips[number], QUIET)], font(12), 1) + 3
+    y = _flow(draw, x, y, TEXT_WIDTH, caption, font(15, bold=True), 2) + 3
+    y = _flow(draw, x, y, TEXT_WIDTH, seen, font(13), 3) + 3
+    _flow(draw, x, y, TEXT_WIDTH, [("→", QUIET), *wanted], font(13), 1)
 
 
 def contact_sheet(path: Path, batch: Batch, config: DataConfig, title: str) -> None:
@@ -77,9 +71,9 @@ def contact_sheet(path: Path, batch: Batch, config: DataConfig, title: str) -> N
     rows = -(-clips // columns)
     sheet = Image.new("RGB", (columns * cell_width, head + rows * cell_height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((GAP, 10), title, fill=INK, font=_font(17, bold=True))
+    draw.text((GAP, 10), title, fill=INK, font=font(17, bold=True))
     draw.text(
-        (GAP, 35), "name · caption · the text as MLM sees it · the word pieces that it is to find", fill=QUIET, font=_font(13)
+        (GAP, 35), "name · caption · the text as MLM sees it · the word pieces that it is to find", fill=QUIET, font=font(13)
     )
     for number in range(clips):
         left, top = number % columns * cell_width, head + number // columns * cell_height

@@ -95,8 +95,7 @@ def _caption_file(folder: Path) -> Path:
     if next(folder.glob("*.pkl"), None):
         raise AnnotationError(
             f"{folder} holds the captions as a pickle, which can run any program when it is read and is refused. Put AllVideoDescriptions.txt beside "
-            "it (MSVD's own release, UT Austin), or, if you trust the file, turn it into raw-captions.json: "
-            "python -c \"import json, pickle; json.dump(pickle.load(open('raw-captions.pkl', 'rb')), open('raw-captions.json', 'w'))\""
+            "it (MSVD's own release, UT Austin), or raw-captions.json, the same content as JSON"
         )
     if next(folder.glob("MSVD_*.tsv"), None):
         raise AnnotationError(

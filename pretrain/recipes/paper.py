@@ -4,8 +4,8 @@ Values (paper and the authors' talk): 400K steps of 2,048 clips, learning rate 1
 10 %, linear decay to 0, 3 frames of 224 px, whole-word masking of 15 %, half of the pairs mismatched. The original starts from ImageNet ViT and BERT
 weights: make them with tools/convert.py and give them with --init-from.
 
-The original concatenates its data sets, one sample per WebVid clip, per HowTo100M or YT-Temporal video and per image; the weights below are those
-sizes in millions. Numbers of the paper are targets: none has been reproduced with this code yet.
+The original concatenates its data sets: one sample per WebVid clip, per HowTo100M or YT-Temporal video, per caption of an image and per region of
+Visual Genome; the weights below are those sizes in millions. Numbers of the paper are targets: none has been reproduced with this code yet.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def test_trimming_keeps_only_the_gop_of_the_wanted_frame(odd: Path, name: str, m
         assert sum(1 for _ in container.decode(video=0)) <= 24 - 16
 
 
-def test_sparse_decoding_does_not_decode_what_nobody_refers_to(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sparse_decoding_finds_frames_by_their_time_without_falling_back(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import data.decode
 
     row, content = row_of(odd, "h264_closed.mp4")

@@ -274,3 +274,16 @@ def test_a_still_picture_or_another_exchange_has_no_roll_to_draw(
     tiny_model(roll="average").save_pretrained(tmp_path / "average")
     assert rolls.main(["--checkpoint", str(tmp_path / "average"), "--video", str(video)]) == 2
     assert "exchanges frames by 'average'" in capsys.readouterr().err
+
+
+def test_a_converted_folder_is_looked_at_with_its_runs_normalisation(checkpoint: Path, tmp_path: Path) -> None:
+    from data import AllInOneProcessor
+    from data.config import ClipConfig, DataConfig
+    from tools.checkpoints import load_checkpoint
+
+    shutil.copytree(checkpoint, tmp_path / "model")
+    config = DataConfig(mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.5), eval_crop=0.75)
+    AllInOneProcessor(ClipConfig(3, 32, 16), config).save_pretrained(tmp_path / "model")
+    data = load_checkpoint(tmp_path / "model", "cpu").data
+    assert (data.mean, data.std, data.eval_crop) == (config.mean, config.std, config.eval_crop)
+    assert load_checkpoint(checkpoint, "cpu").data.mean == DataConfig().mean
