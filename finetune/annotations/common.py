@@ -120,11 +120,13 @@ class Builder:
     ) -> Split:
         """The finished split, of all gathered items unless a part is given. AnnotationError where nothing is left."""
         chosen = list(self.items.values()) if items is None else list(items)
-        notes = tuple(self._notes + [_left_out(reason, places) for reason, places in self._left_out.items()])
+        left_out = [_left_out(reason, places) for reason, places in self._left_out.items()]
         if not chosen:
             files = ", ".join(self.files) or "the files"
-            raise AnnotationError(f"split {self.name!r}: no usable row in {files}. {'; '.join(notes) or 'The files are empty'}")
-        return Split(self.name, chosen, tuple(self.files), classes, notes, answer_space)
+            raise AnnotationError(
+                f"split {self.name!r}: no usable row in {files}; {'; '.join(left_out) or 'they hold no rows for it'}"
+            )
+        return Split(self.name, chosen, tuple(self.files), classes, (*self._notes, *left_out), answer_space)
 
 
 def _left_out(reason: str, places: Sequence[str]) -> str:
@@ -234,6 +236,15 @@ def stem(name: str) -> str:
     """A media file's name without a known suffix, in any case: x.MOV and x are the same video."""
     head, dot, suffix = name.rpartition(".")
     return head if dot and (suffix.lower() in SUFFIXES or not suffix) else name
+
+
+QUESTION_WORDS = ("what", "who", "how", "where", "when")
+
+
+def question_kind(question: str) -> str:
+    """What MSR-VTT-QA and MSVD-QA call the type of a question: its first word, one of QUESTION_WORDS; else empty."""
+    word = question.split(maxsplit=1)[0].lower() if question.strip() else ""
+    return word if word in QUESTION_WORDS else ""
 
 
 def place_in_order(key: str) -> float:

@@ -31,6 +31,12 @@ def load(folder: Path, split: str, *, fold: int) -> Split:
     if root is None:
         raise AnnotationError(f"{folder} lacks <class>_test_split{fold}.txt. Source: {_SOURCE}. Give the folder that holds them")
     lists = {path.stem.removesuffix(f"_test_split{fold}"): path for path in sorted(root.glob(f"*_test_split{fold}.txt"))}
+    known = {path.name.rpartition("_test_split")[0] for path in root.glob("*_test_split[123].txt")}
+    if missing := sorted(known - set(lists)):
+        names = ", ".join(f"{name}_test_split{fold}.txt" for name in missing[:3])
+        raise AnnotationError(
+            f"{root} lacks {names}, which would renumber the classes. Source: {_SOURCE}. Unpack the archive again"
+        )
     classes = tuple(sorted(lists))
     sources: dict[str, str] = {}
     for label, name in enumerate(classes):

@@ -47,7 +47,7 @@ def load(folder: Path, split: str, *, class_folders: str = "spaces") -> Split:
 def _list(folder: Path, half: str) -> Path:
     long = {"train": "train", "val": "validate"}[half]
     names = [f"{half}.csv", f"{long}.csv", f"kinetics_{half}.csv", f"kinetics-400_{half}.csv", f"annotations/{half}.csv"]
-    return find(folder, names, _SOURCE)
+    return find(folder, list(dict.fromkeys(names)), _SOURCE)
 
 
 def _label(record: dict[str, Any]) -> str:

@@ -6,7 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from finetune.annotations.common import Builder, RowError, check_split, find, json_rows, read_json, read_text, text_of
+from finetune.annotations.common import (
+    Builder,
+    RowError,
+    check_split,
+    find,
+    json_rows,
+    question_kind,
+    read_json,
+    read_text,
+    text_of,
+)
 from finetune.items import AnnotationError, Media, QAItem, RetrievalItem, Split
 
 SPLITS = ("train", "val", "test")
@@ -43,7 +53,8 @@ def _qa(folder: Path, split: str) -> Split:
 def _question(clips: dict[str, str]) -> Callable[[dict[str, Any]], QAItem]:
     def make(record: dict[str, Any]) -> QAItem:
         clip = _clip(clips, text_of(record, "video_id"))
-        return QAItem(text_of(record, "id"), Media(clip, clip), text_of(record, "question"), (text_of(record, "answer"),))
+        question = text_of(record, "question")
+        return QAItem(text_of(record, "id"), Media(clip, clip), question, (text_of(record, "answer"),), question_kind(question))
 
     return make
 

@@ -1,5 +1,4 @@
-"""Readers of official annotation files, on small files in exactly the official form. MSVD, TGIF-QA, TVQA, LSMDC, DiDeMo, VCR, Ego4D and EgoMCQ are
-not covered yet."""
+"""Arithmetic of VQAv2, held-out parts of Karpathy and UCF101, the leak check. All formats: test_readers, test_reader_traps."""
 
 from __future__ import annotations
 
