@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import av
@@ -65,9 +66,10 @@ class Timeline:
 
 
 def decode_frames(
-    content: bytes, wanted: Sequence[int], timeline: Timeline | None = None, *, timeout_s: float = 30.0
+    content: bytes | Path, wanted: Sequence[int], timeline: Timeline | None = None, *, timeout_s: float = 30.0
 ) -> NDArray[np.uint8]:
-    """RGB frames uint8 [T, H, W, 3] with display-order numbers `wanted`, upright, in BT.601 as DALI converts.
+    """RGB frames uint8 [T, H, W, 3] with display-order numbers `wanted` of a file's content, or of a file that is not read as a whole; upright, in
+    BT.601 as DALI converts.
 
     With a timeline only what the wanted frames need is decoded; without one, all that comes before them. Raises DecodeError, also where
     decoding takes longer than `timeout_s` (looked at between two frames).
@@ -88,10 +90,16 @@ def decode_frames(
     return np.stack([found[number] for number in wanted])
 
 
-def _sparse(content: bytes, targets: list[int], timeline: Timeline, deadline: float) -> dict[int, NDArray[np.uint8]] | None:
+def _source(content: bytes | Path) -> Any:
+    return str(content) if isinstance(content, Path) else io.BytesIO(content)
+
+
+def _sparse(
+    content: bytes | Path, targets: list[int], timeline: Timeline, deadline: float
+) -> dict[int, NDArray[np.uint8]] | None:
     """Frames found by their time; None where the file's times do not lead to every target."""
     found: dict[int, NDArray[np.uint8]] = {}
-    with av.open(io.BytesIO(content), "r") as container:
+    with av.open(_source(content), "r") as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1  # clips run side by side in processes
         base, begin = float(stream.time_base or 0), stream.start_time or 0
@@ -132,9 +140,9 @@ def _walk(
     return False
 
 
-def _from_start(content: bytes, targets: list[int], deadline: float) -> dict[int, NDArray[np.uint8]]:
+def _from_start(content: bytes | Path, targets: list[int], deadline: float) -> dict[int, NDArray[np.uint8]]:
     found: dict[int, NDArray[np.uint8]] = {}
-    with av.open(io.BytesIO(content), "r") as container:
+    with av.open(_source(content), "r") as container:
         container.streams.video[0].codec_context.thread_count = 1
         decoding: Any = container.decode(container.streams.video[0])
         with closing(decoding) as frames:

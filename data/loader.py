@@ -1,38 +1,30 @@
-"""Prepared data → batches. Worker processes read, choose, decode, tokenise and mask; threads run the DALI graph some micro-batches
-ahead of training."""
+"""Prepared data → batches. Worker processes read, choose, decode, tokenise and mask; data.stream runs the DALI graph ahead of training."""
 
 from __future__ import annotations
 
 import os
-import queue
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 
 from data.batch import BadClip, Batch
 from data.choices import SampleChoices, draw, fixed, generator, nearest_keyframes
 from data.config import ClipConfig, DataConfig, DatasetSpec
 from data.decode import DecodeError, Timeline, decode_frames
-from data.errors import DataError, GraphError
+from data.errors import DataError
 from data.index import Index, window
 from data.ledger import Ledger
 from data.media import dali_reads
 from data.order import Order
 from data.piece import Piece, Region, read_piece
-from data.processes import forkserver_context, live_and_die_with_parent
+from data.stream import Batches, Endless, ready
 from data.text import Tokenizer, mask_words
 from data.trim import Trimmed, trim
-
-if TYPE_CHECKING:
-    from data.graph import Augment
 
 ATTEMPTS = 20
 """Clips tried for one position before the run gives up."""
@@ -137,15 +129,43 @@ class Raw:
     first_position: int
 
 
-class _Batches(Dataset[Raw]):
-    """Micro-batches by number, and what becomes of those that the graph refuses."""
+class _ClipBatches(Batches[Raw, Batch | None]):
+    """Micro-batches of clips with their captions; `names` are those of the data sets."""
 
-    def without(self, raw: Raw, failed: dict[int, str]) -> Raw:
-        """The micro-batch without its samples `failed` (number → reason)."""
-        raise NotImplementedError
+    names: tuple[str, ...]
+    device: torch.device
+
+    def visuals(self, raw: Raw) -> Sequence[Sample]:
+        return raw.samples
+
+    def finish(self, raw: Raw, pixels: torch.Tensor | None) -> Batch | None:
+        """None where no clip is left."""
+        if pixels is None:
+            return None
+
+        def stack(field: str) -> torch.Tensor:
+            return torch.from_numpy(np.stack([getattr(sample, field) for sample in raw.samples]))
+
+        labels = stack("labels")
+        batch = Batch(
+            pixels=pixels,
+            text_ids=stack("ids"),
+            text_mask=stack("mask"),
+            mlm_ids=stack("mlm_ids"),
+            mlm_labels=labels,
+            mlm_positions=(labels.flatten() >= 0).nonzero().flatten(),
+            dataset_ids=torch.tensor([sample.dataset for sample in raw.samples]),
+            dataset_names=self.names,
+            clips=tuple(sample.name for sample in raw.samples),
+            captions=tuple(sample.caption for sample in raw.samples),
+            first_position=raw.first_position,
+            digest=sum(sample.digest for sample in raw.samples) % 2**63,
+            bad=raw.bad,
+        )
+        return batch.to(self.device)
 
 
-class _TrainBatches(_Batches):
+class _TrainBatches(_ClipBatches):
     """The k-th micro-batch of one rank, as a pure function of k."""
 
     def __init__(
@@ -189,15 +209,7 @@ class _TrainBatches(_Batches):
         return replace(raw, samples=samples, bad=tuple(bad))
 
 
-class _Endless(torch.utils.data.Sampler[int]):
-    def __iter__(self) -> Iterator[int]:
-        k = 0
-        while True:
-            yield k
-            k += 1
-
-
-class _EvalBatches(_Batches):
+class _EvalBatches(_ClipBatches):
     def __init__(self, source: Source, items: list[int], batch_size: int) -> None:
         self._source, self._items, self._size = source, items, batch_size
 
@@ -220,99 +232,6 @@ class _EvalBatches(_Batches):
         bad = [BadClip(self._source.name, raw.samples[i].name, reason) for i, reason in failed.items()]
         samples = [sample for i, sample in enumerate(raw.samples) if i not in failed]
         return replace(raw, samples=samples, bad=(*raw.bad, *bad))
-
-
-def _as_batch(raw: Raw, pixels: torch.Tensor, names: tuple[str, ...], device: torch.device) -> Batch:
-    def stack(field: str) -> torch.Tensor:
-        return torch.from_numpy(np.stack([getattr(sample, field) for sample in raw.samples]))
-
-    labels = stack("labels")
-    batch = Batch(
-        pixels=pixels,
-        text_ids=stack("ids"),
-        text_mask=stack("mask"),
-        mlm_ids=stack("mlm_ids"),
-        mlm_labels=labels,
-        mlm_positions=(labels.flatten() >= 0).nonzero().flatten(),
-        dataset_ids=torch.tensor([sample.dataset for sample in raw.samples]),
-        dataset_names=names,
-        clips=tuple(sample.name for sample in raw.samples),
-        captions=tuple(sample.caption for sample in raw.samples),
-        first_position=raw.first_position,
-        digest=sum(sample.digest for sample in raw.samples) % 2**63,
-        bad=raw.bad,
-    )
-    return batch.to(device)
-
-
-def _pixels(raw: Raw, batches: _Batches, augment: Augment) -> tuple[Raw, torch.Tensor | None]:
-    """Run the graph, without the samples that it refuses; None where none is left."""
-    while raw.samples:
-        try:
-            return raw, augment([sample.media for sample in raw.samples], [sample.choices for sample in raw.samples])
-        except GraphError as error:
-            raw = batches.without(raw, error.bad)
-    return raw, None
-
-
-def _ready(
-    batches: _Batches,
-    config: DataConfig,
-    augments: Sequence[Augment],
-    names: tuple[str, ...],
-    device: torch.device,
-    sampler: torch.utils.data.Sampler[int] | None = None,
-) -> Iterator[tuple[Raw, Batch | None]]:
-    """Run the graphs in threads, in turn, and hand over in order, two micro-batches per graph ahead. Errors of workers and graphs come out here."""
-    loader = _loader(batches, config, sampler)
-    threads = [ThreadPoolExecutor(1, thread_name_prefix="augment") for _ in augments]
-    done: queue.Queue[Any] = queue.Queue(maxsize=2 * len(augments))
-    stop = threading.Event()
-
-    def put(item: Any) -> bool:
-        while not stop.is_set():
-            try:
-                done.put(item, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def make(raw: Raw, augment: Augment) -> tuple[Raw, Batch | None]:
-        raw, pixels = _pixels(raw, batches, augment)
-        return raw, None if pixels is None else _as_batch(raw, pixels, names, device)
-
-    def work() -> None:
-        try:
-            for k, raw in enumerate(loader):
-                turn = k % len(augments)
-                if not put(threads[turn].submit(make, raw, augments[turn])):
-                    return
-            put(None)
-        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
-            put(error)
-
-    reader = threading.Thread(target=work, name="read", daemon=True)
-    reader.start()
-    try:
-        while (item := done.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item.result()
-    finally:
-        stop.set()
-        reader.join(timeout=5)
-        for thread in threads:
-            thread.shutdown(wait=False, cancel_futures=True)
-
-
-def _loader(batches: _Batches, config: DataConfig, sampler: torch.utils.data.Sampler[int] | None) -> DataLoader[Raw]:
-    options: dict[str, Any] = {}
-    if config.workers:
-        options.update(
-            multiprocessing_context=forkserver_context(), prefetch_factor=config.prefetch, worker_init_fn=live_and_die_with_parent
-        )
-    return DataLoader(batches, batch_size=None, num_workers=config.workers, sampler=sampler, **options)
 
 
 class TrainStream:
@@ -345,8 +264,9 @@ class TrainStream:
         for source in self._sources:
             source.codecs = augments[0].codecs
         dataset = _TrainBatches(self._sources, self._order, self._seed, first, rank, world, micro_batch)
+        dataset.names, dataset.device = self.dataset_names, device
         ledger = Ledger(self._ledger, rank, self.config.max_bad_share)
-        for raw, batch in _ready(dataset, self.config, augments, self.dataset_names, device, _Endless()):
+        for raw, batch in ready(dataset, self.config, augments, Endless()):
             assert batch is not None  # every position is filled, or an error is raised
             ledger.add(micro_batch, raw.bad)
             yield batch
@@ -372,7 +292,8 @@ class EvalSet:
         self._source.codecs = augments[0].codecs
         items = list(range(rank, len(self), world))
         batches = _EvalBatches(self._source, items, batch_size)
-        for raw, batch in _ready(batches, self.config, augments, (self.name,), device):
+        batches.names, batches.device = (self.name,), device
+        for raw, batch in ready(batches, self.config, augments):
             if batch is None:
                 raise DataError(
                     f"no clip of a whole batch of {self.name} can be decoded, first: {raw.bad[0].clip} ({raw.bad[0].reason})"
