@@ -29,6 +29,9 @@ from data.units import size
 from engine.config import HARMLESS
 
 STATE = "deepspeed"
+BEST = "best"
+"""Folder inside a run with the weights that the validation chose."""
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 class CheckpointError(RuntimeError):
@@ -84,16 +87,16 @@ def step_of(folder: Path) -> int:
     return int(match[1]) if match else -1
 
 
-def checkpoints(out: Path) -> list[Path]:
-    """Published checkpoints of a run, newest first; whole or not."""
-    folders = [path for path in (out / "checkpoints").glob("step-*") if step_of(path) >= 0]
+def checkpoints(out: Path, kind: str = "checkpoints") -> list[Path]:
+    """Published checkpoints of a run (or, with BEST, its best weights), newest first; whole or not."""
+    folders = [path for path in (out / kind).glob("step-*") if step_of(path) >= 0]
     return sorted(folders, key=step_of, reverse=True)
 
 
-def newest_whole(out: Path) -> tuple[Path | None, list[str]]:
+def newest_whole(out: Path, kind: str = "checkpoints") -> tuple[Path | None, list[str]]:
     """The newest undamaged checkpoint, and a line about each damaged one that was passed over."""
     notes: list[str] = []
-    for folder in checkpoints(out):
+    for folder in checkpoints(out, kind):
         problem = damage(folder)
         if problem is None:
             return folder, notes
@@ -127,6 +130,41 @@ def newest_weights(out: Path) -> Path:
     return folder / "weights"
 
 
+def best_weights(out: Path) -> Path:
+    """The weights that a run's validation chose, or, where it has none, `newest_weights`."""
+    folder, notes = newest_whole(out, BEST)
+    if folder is None and notes:
+        raise CheckpointError("; ".join(notes))
+    return folder / "weights" if folder else newest_weights(out)
+
+
+def find_weights(path: Path) -> Path:
+    """The folder to give to from_pretrained: `path` itself, `weights/` of a checkpoint, or those of a run: its best ones where a validation chose
+    them, else those of the newest whole checkpoint.
+
+    Raises CheckpointError for anything else, and for a checkpoint that is damaged; its message goes on from the name of the path.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path} {'is a file; give the folder that holds it' if path.is_file() else 'does not exist'}")
+    if (path / "config.json").is_file():
+        if not any((path / name).is_file() for name in WEIGHT_FILES):
+            raise CheckpointError(f"{path} has a config.json but no weights ({' or '.join(WEIGHT_FILES)})")
+        return path
+    if (path / "manifest.json").is_file():
+        if problem := damage(path):
+            raise CheckpointError(f"{path} is damaged: it {problem}; give another checkpoint of the run, or the run's folder")
+        return find_weights(path / "weights")
+    if (path / BEST).is_dir() or (path / "checkpoints").is_dir():
+        try:
+            return best_weights(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+    raise CheckpointError(
+        f"{path} holds no weights; give a folder of save_pretrained (config.json and model.safetensors), a checkpoint "
+        "(step-…, with weights/), or a run's folder (with checkpoints/)"
+    )
+
+
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, item in value.items():
@@ -144,16 +182,24 @@ def changed_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
 
 def full_weights(module: nn.Module) -> dict[str, torch.Tensor]:
     """fp32 weights of the wrapped model on the CPU, gathered over ZeRO's partitions. Collective over all ranks; the others than rank 0 get {}."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
     weights, keep = {}, dist.get_rank() == 0
     for name, parameter in module.named_parameters():
         partitioned = hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")
-        full = safe_get_full_fp32_param(parameter) if partitioned else None
+        full = _whole(parameter) if partitioned else None
         if keep:
             value = (parameter if full is None else full).detach().float().cpu()
             weights[name] = value.reshape(getattr(parameter, "ds_shape", parameter.shape))
     return weights
+
+
+def _whole(parameter: nn.Parameter) -> torch.Tensor | None:
+    from deepspeed import zero
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if hasattr(parameter, "ds_id") and not parameter.requires_grad:  # ZeRO 3 keeps no fp32 copy of what is frozen
+        with zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    return safe_get_full_fp32_param(parameter)
 
 
 class StateWriter:
@@ -229,6 +275,26 @@ def save(engine: Any, writer: StateWriter, module: nn.Module, out: Path, facts: 
             f"{size(shutil.disk_usage(out).free)} are free in {out}. Earlier checkpoints are whole: free space, then run the same command again",
             disk=True,
         )
+    return target
+
+
+def save_best(module: nn.Module, out: Path, facts: Mapping[str, Any]) -> Path:
+    """Publish the weights of this step as the run's best ones, with all ranks; older ones are deleted then. Fails as `save` does."""
+    target = out / BEST / f"step-{facts['step']:08d}"
+    temporary = target.with_name(f".tmp-{target.name}")
+    weights = full_weights(module)
+
+    def publish() -> None:
+        _make_folder(temporary)
+        if target.exists():  # written before a kill, by the same steps
+            shutil.rmtree(target)
+        _finish(temporary, target, module, weights, facts)
+        for old in checkpoints(out, BEST)[1:]:
+            shutil.rmtree(old)
+
+    error = _first_error(attempt(publish) if dist.get_rank() == 0 else "")
+    if error:
+        raise CheckpointError(f"{target} could not be written ({error}); free space, then run the same command again", disk=True)
     return target
 
 

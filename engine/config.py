@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 
 class ConfigError(ValueError):
@@ -123,3 +124,12 @@ HARMLESS = frozenset(
 def every(step: int, interval: int, last: int | None = None) -> bool:
     """Is it time? True at multiples of `interval` (0: never), and at `last`."""
     return step == last or (interval > 0 and step % interval == 0)
+
+
+def plain(value: Any) -> Any:
+    """Options as JSON knows them: paths become text, tuples lists."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

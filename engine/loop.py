@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from engine.objective import Objective, StepModule
 from engine.optimizer import SkippingAdamW, learning_rate, parameter_groups
 from engine.peak import peak_rate
 from engine.plan import memory_per_rank
+from engine.selection import Best, Selection
 from engine.tally import Report, Tally
 
 
@@ -36,6 +37,10 @@ class Data(Protocol):
 
 
 Evaluate = Callable[[nn.Module, torch.device], Mapping[str, float]]
+
+
+OTHERS = frozenset({"bad_clips", "cache", "results", "predictions"})
+"""What may stand in the folder of a run before it begins."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,8 @@ class Run:
     """One training run in the folder `out`; the same run started again continues.
 
     `run_config` is everything that the run depends on, JSON-able: saved with every checkpoint and compared at resume. `flops_per_sample` are
-    training FLOPs, all passes, forward and backward, FMA = 2.
+    training FLOPs, all passes, forward and backward, FMA = 2. Parameters whose name holds one of `head_patterns` learn at `head_lr_mult` times the
+    rate. With `select`, the weights of the best evaluation are kept in OUT/best and training may stop early.
     """
 
     def __init__(
@@ -74,16 +80,21 @@ class Run:
         out: Path,
         evaluate: Evaluate | None = None,
         flops_per_sample: float = 0.0,
+        head_patterns: Sequence[str] = (),
+        head_lr_mult: float = 1.0,
+        select: Selection | None = None,
     ) -> None:
         self.config, self.data, self.out = config, data, out
         self.run_config, self.evaluate, self.flops_per_sample = run_config, evaluate, flops_per_sample
         self.model, self._objective = model, objective
+        self._heads, self._head_lr_mult, self._best = tuple(head_patterns), head_lr_mult, Best(select, out)
         self.place, self.device = launch.start(config.device, config.hang_timeout_s)
         self.accumulation = config.accumulation(self.place.world)
         self._ds_config = ds_config.resolve(config, self.place.world, self.device.type == "cpu")
         self.step = 0
         self.skipped = 0
         self._skipped_in_a_row = 0
+        self._saved_at = 0
         self._tally = Tally()
         self._monitor: Monitor | None = None
 
@@ -92,7 +103,7 @@ class Run:
         signals, watchdog = StopSignals(), Watchdog(self.config.hang_timeout_s, self.place.rank)
         try:
             self._prepare()
-            if self.step >= self.config.steps:
+            if self._best.exhausted or (self.step >= self.config.steps and not self._evaluation_is_due()):
                 self._say(f"{self.out} is done: step {self.step} of {self.config.steps}")
                 return RunResult(self.step, decided_by_rank_0(lambda: checkpoint.newest_whole(self.out)[0]), {})
             return self._train_to_the_end(signals, watchdog)
@@ -107,7 +118,7 @@ class Run:
         self._start_engine()
         self._resume()
         self._agreement = Agreement(self.config.hang_timeout_s)
-        if self.step < self.config.steps:
+        if self.step < self.config.steps or self._evaluation_is_due():
             self._describe()
             if self.place.rank == 0:
                 self._monitor = Monitor(self.out, self.config.steps, self.step, self.config.json)
@@ -124,7 +135,9 @@ class Run:
         saved: Path | None = None
         results: Mapping[str, float] = {}
         self._tick = time.perf_counter()
-        while self.step < config.steps:
+        if self._evaluation_is_due():  # killed between the checkpoint that it continues from and the evaluation of the same step
+            results = self._evaluate()
+        while self.step < config.steps and not self._best.exhausted:
             watchdog.alive(f"step {self.step + 1}")
             self._train_step(batches)
             stop = self._agreement.share(signals.received)
@@ -140,6 +153,8 @@ class Run:
                 watchdog.alive(f"the evaluation at step {self.step}")
                 results = self._evaluate()
         self._agreement.settle()
+        if self._best.exhausted and self.step > self._saved_at:
+            saved = self._save()
         return RunResult(self.step, saved, results)
 
     def _train_step(self, batches: Iterator[Any]) -> None:
@@ -173,7 +188,7 @@ class Run:
                 raise ConfigError(
                     f"{self.out} holds a run with other options ({'; '.join(changes)}). Give the same options to continue it, or another --out"
                 )
-        elif self.out.exists() and any(path.name != "bad_clips" for path in self.out.iterdir()):
+        elif self.out.exists() and any(path.name not in OTHERS for path in self.out.iterdir()):
             raise ConfigError(f"{self.out} is not empty and holds no run of this program; give another --out")
         write_atomic(marker, json.dumps(self.run_config, indent=1) + "\n")
 
@@ -193,7 +208,7 @@ class Run:
             self.model.compile()
         module = StepModule(self.model, self._objective).to(self.device)
         self._parameters = sum(parameter.numel() for parameter in module.parameters())
-        groups = parameter_groups(module, self.config.weight_decay)
+        groups = parameter_groups(module, self.config.weight_decay, self._heads, self._head_lr_mult)
         self._optimizer = SkippingAdamW(groups, self.config, deciding=ds_config.clips_itself(self._ds_config))
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=self._optimizer, config=self._ds_config, dist_init_required=False
@@ -213,6 +228,8 @@ class Run:
             return
         facts = checkpoint.load(self._engine, folder)
         self.step, self.skipped, self._skipped_in_a_row = facts["step"], facts["skipped"], facts["skipped_in_a_row"]
+        self._saved_at = self.step
+        self._best.restore(facts.get("best"), self.step)
         self._continue_sums(facts["digest"], facts["bad_clips"])
         self._say(f"resumed from {folder}: step {self.step}, {facts['samples']:,} clips seen")
 
@@ -291,23 +308,29 @@ class Run:
             self._log()
         start = time.perf_counter()
         digest, bad_clips = self._logged.digest, self._logged.bad_clips
-        facts = {
-            "step": self.step,
-            "samples": self.step * self.config.global_batch,
-            "skipped": self.skipped,
-            "skipped_in_a_row": self._skipped_in_a_row,
-            "bad_clips": bad_clips,
-            "digest": digest,
-            "world": self.place.world,
-            "code": checkpoint.code_version() if self.place.rank == 0 else {},
-            "run": self.run_config,
-        }
+        facts = self._facts() | {"digest": digest, "bad_clips": bad_clips, "best": self._best.state()}
         folder = checkpoint.save(self._engine, self._writer, self.model, self.out, facts)
+        self._saved_at = self.step
         self._continue_sums(digest, bad_clips)
         if self.place.rank == 0:
             checkpoint.prune(self.out, self.config.keep_last, self.config.keep_every)
         self._tick += time.perf_counter() - start  # writing is no training time
         return folder
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "samples": self.step * self.config.global_batch,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "world": self.place.world,
+            "code": checkpoint.code_version() if self.place.rank == 0 else {},
+            "run": self.run_config,
+        }
+
+    def _evaluation_is_due(self) -> bool:
+        asked = self.evaluate is not None and every(self.step, self.config.eval_every, self.config.steps)
+        return asked and self._best.lacks(self.step)
 
     def _evaluate(self) -> Mapping[str, float]:
         assert self.evaluate is not None
@@ -320,6 +343,11 @@ class Run:
         self._tick += seconds  # evaluation is no training time
         if self._monitor:
             self._monitor.evaluation(self.step, {k: v for k, v in results.items() if math.isfinite(v)}, seconds)
+        if self._best.judge(self.step, results):
+            checkpoint.save_best(self.model, self.out, self._facts())
+            self._say(str(self._best))
+        if self.place.rank == 0:
+            self._best.remember()
         return results
 
     def _say(self, text: str) -> None:

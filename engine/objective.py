@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -17,6 +18,12 @@ class Losses:
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Name → float32 [2] = (sum, count), detached, on the device. The loop adds them over micro-batches, steps and ranks and
     shows sum / count; the set of names is the same on every rank and step."""
+
+
+def mean_metric(values: Tensor) -> Tensor:
+    """(sum, count) of per-item values, float32 [2], detached."""
+    values = values.detach().float()
+    return torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
 
 
 class Objective(Protocol):

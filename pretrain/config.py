@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.config import ClipConfig, DataConfig, DatasetSpec
-from engine.config import TrainConfig
+from engine.config import TrainConfig, plain
 from model import AllInOneConfig
 from pretrain.objectives import ObjectiveConfig
 
@@ -109,12 +109,4 @@ class PretrainConfig:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values only, for checkpoints and reports."""
-        return _plain(asdict(self))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+        return plain(asdict(self))

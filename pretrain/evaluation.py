@@ -15,7 +15,8 @@ from data import EvalSet
 from data.batch import BadClip, Batch
 from engine.metrics import chance_metrics, retrieval_metrics
 from model import AllInOneForPreTraining
-from pretrain.objectives import draw_matching_pairs, embed_text, embed_video
+from model.contrast import embed_text, embed_video
+from pretrain.objectives import draw_matching_pairs
 
 
 @dataclass

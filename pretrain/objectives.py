@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from data.batch import Batch, CoBatch
-from engine.objective import Losses
+from engine.contrast import contrast
+from engine.objective import Losses, mean_metric
 from model import AllInOneForPreTraining
+from model.contrast import embed_text, embed_video
 from pretrain.wpa import word_patch_distance
 
 
@@ -67,19 +67,6 @@ def draw_matching_pairs(text_ids: Tensor) -> tuple[Tensor, Tensor]:
     return (~negative).long(), torch.where(negative, other, own)
 
 
-def gather_with_gradient(local: Tensor) -> Tensor:
-    """Concatenate [B, D] of all ranks in rank order to [W * B, D]; the gradient of every rank's loss flows back to its owner."""
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return local
-    return torch.cat(dist_nn.all_gather(local.contiguous()))
-
-
-def _mean_metric(values: Tensor) -> Tensor:
-    """(sum, count) of per-item values, float32, detached."""
-    values = values.detach().float()
-    return torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
-
-
 class PretrainObjective:
     """MLM on the masked text, VTM on the true text with half of the clips exchanged, VTC on the uni-modal passes."""
 
@@ -126,8 +113,8 @@ class PretrainObjective:
         logits = model.heads(batch.pixels.shape[1])[0](chosen).float()
         # sum / max(M, 1), not mean: a micro-batch of captions without a real word must give 0, not NaN
         losses = F.cross_entropy(logits, target, reduction="none")
-        metrics["mlm_loss"] = _mean_metric(losses)
-        metrics["mlm_accuracy"] = _mean_metric(logits.argmax(-1) == target)
+        metrics["mlm_loss"] = mean_metric(losses)
+        metrics["mlm_accuracy"] = mean_metric(logits.argmax(-1) == target)
         if len(batch.dataset_names) > 1:
             owner = batch.dataset_ids.index_select(0, batch.mlm_positions // batch.text_ids.shape[1])
             _by_dataset("mlm_loss", losses, owner, batch.dataset_names, metrics)
@@ -139,8 +126,8 @@ class PretrainObjective:
         output = model(batch.pixels.index_select(0, video), batch.text_ids, batch.text_mask)
         logits = model.heads(batch.pixels.shape[1])[1](output.pooled).float()
         losses = F.cross_entropy(logits, labels, reduction="none")
-        metrics["vtm_loss"] = _mean_metric(losses)
-        metrics["vtm_accuracy"] = _mean_metric(logits.argmax(-1) == labels)
+        metrics["vtm_loss"] = mean_metric(losses)
+        metrics["vtm_accuracy"] = mean_metric(logits.argmax(-1) == labels)
         if len(batch.dataset_names) > 1:
             _by_dataset("vtm_loss", losses, batch.dataset_ids, batch.dataset_names, metrics)
         if not self.config.wpa:
@@ -152,28 +139,13 @@ class PretrainObjective:
 
     def _vtc(self, model: AllInOneForPreTraining, batch: Batch, metrics: dict[str, Tensor]) -> Tensor:
         """InfoNCE over the clips of all ranks, both directions averaged; local rows against all W * B columns."""
-        text, video = embed_text(model, batch.text_ids, batch.text_mask), embed_video(model, batch.pixels)
         scale = model.logit_scale()
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        target = torch.arange(len(batch), device=text.device) + rank * len(batch)
-        to_video = scale * text @ gather_with_gradient(video).T
-        to_text = scale * video @ gather_with_gradient(text).T
-        losses = (F.cross_entropy(to_video, target, reduction="none") + F.cross_entropy(to_text, target, reduction="none")) / 2
-        metrics["vtc_loss"] = _mean_metric(losses)
-        metrics["vtc_text_to_video_accuracy"] = _mean_metric(to_video.argmax(-1) == target)
-        metrics["vtc_video_to_text_accuracy"] = _mean_metric(to_text.argmax(-1) == target)
-        metrics["vtc_logit_scale"] = _mean_metric(scale)
-        return losses.mean()
-
-
-def embed_text(model: AllInOneForPreTraining, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-    """Unit-length text embeddings, float32 [B, D], of the contrastive space."""
-    return F.normalize(model.text_projection(model.encode_text(text_ids, text_mask)).float(), dim=-1, eps=1e-8)
-
-
-def embed_video(model: AllInOneForPreTraining, pixels: Tensor) -> Tensor:
-    """Unit-length clip embeddings, float32 [B, D], of the contrastive space."""
-    return F.normalize(model.video_projection(model.encode_video(pixels)).float(), dim=-1, eps=1e-8)
+        found = contrast(embed_text(model, batch.text_ids, batch.text_mask), embed_video(model, batch.pixels), scale)
+        metrics["vtc_loss"] = mean_metric(found.losses)
+        metrics["vtc_text_to_video_accuracy"] = mean_metric(found.text_right)
+        metrics["vtc_video_to_text_accuracy"] = mean_metric(found.video_right)
+        metrics["vtc_logit_scale"] = mean_metric(scale)
+        return found.losses.mean()
 
 
 def _by_dataset(name: str, losses: Tensor, owner: Tensor, names: tuple[str, ...], metrics: dict[str, Tensor]) -> None:

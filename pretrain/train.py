@@ -7,12 +7,10 @@ every option with its default in that recipe.
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -28,6 +26,7 @@ from torch import nn
 
 from data import CoTrainStream, EvalSet, TrainStream
 from engine import Run, RunResult
+from engine.command_line import refuse_unknown
 from engine.config import ConfigError
 from model import AllInOneForPreTraining, flops
 from model.convert import load_resized
@@ -144,30 +143,6 @@ def pretrain(config: PretrainConfig) -> RunResult:
     except ValueError as error:  # while training, a ValueError is a fault of the program and keeps its traceback
         raise ConfigError(str(error)) from error
     return run.train()
-
-
-def option_names(config: type) -> list[str]:
-    """Every option of a run's dataclass and the dataclasses inside it, as written on the command line."""
-    names = []
-    for entry in fields(config):
-        inner = entry.default_factory if entry.default_factory is not MISSING else None
-        if isinstance(inner, type) and is_dataclass(inner):
-            names += option_names(inner)
-        else:
-            names.append("--" + entry.name.replace("_", "-"))
-    return sorted(names)
-
-
-def refuse_unknown(argv: Sequence[str], config: type, prog: str) -> None:
-    """Leave with 2 and the valid names where an argument is no option of the run."""
-    valid = option_names(config)
-    given = [word.partition("=")[0].replace("_", "-") for word in argv if re.match(r"--[a-z]", word)]
-    unknown = [word for word in given if word not in (*valid, "--help")]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], valid, 3)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        print(f"error: {prog}: unknown option {', '.join(unknown)}; {hint}valid options: {', '.join(valid)}", file=sys.stderr)
-        raise SystemExit(launch.EXIT_USER)
 
 
 def parse(argv: Sequence[str]) -> PretrainConfig:

@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 
 from data.config import DataConfig
 from data.processor import AllInOneProcessor
-from engine.checkpoint import CheckpointError, damage, newest_weights
+from engine import checkpoint
+from engine.checkpoint import CheckpointError
 from model import AllInOneConfig, AllInOneForPreTraining
 from tools.command import InputError
 
 _HEADS = {"mlm_head": "MLM", "vtm_head": "VTM", "text_projection": "VTC", "video_projection": "VTC"}
-_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 @dataclass
@@ -54,30 +54,11 @@ class Loaded:
 
 
 def find_weights(path: Path, option: str = "--checkpoint") -> Path:
-    """The folder to give to from_pretrained: `path` itself, `weights/` of a checkpoint, or those of a run's newest whole checkpoint.
-
-    Raises InputError for anything else, and for a checkpoint that is damaged.
-    """
-    if not path.is_dir():
-        kind = "is a file; give the folder that holds it" if path.is_file() else "does not exist"
-        raise InputError(f"{option} {path} {kind}")
-    if (path / "config.json").is_file():
-        if not any((path / name).is_file() for name in _WEIGHT_FILES):
-            raise InputError(f"{option} {path} has a config.json but no weights ({' or '.join(_WEIGHT_FILES)})")
-        return path
-    if (path / "manifest.json").is_file():
-        if problem := damage(path):
-            raise InputError(f"{option} {path} is damaged: it {problem}; give another checkpoint of the run, or the run's folder")
-        return find_weights(path / "weights", option)
-    if (path / "checkpoints").is_dir():
-        try:
-            return newest_weights(path)
-        except CheckpointError as error:
-            raise InputError(f"{option} {path}: {error}") from error
-    raise InputError(
-        f"{option} {path} holds no weights; give a folder of save_pretrained (config.json and model.safetensors), a checkpoint "
-        "(step-…, with weights/), or a run's folder (with checkpoints/)"
-    )
+    """engine.checkpoint.find_weights, whose error names the option."""
+    try:
+        return checkpoint.find_weights(path)
+    except CheckpointError as error:
+        raise InputError(f"{option} {error}") from error
 
 
 def load_checkpoint(path: Path, device: str = "auto", option: str = "--checkpoint") -> Loaded:

@@ -24,7 +24,7 @@ if __package__ in (None, ""):
 
 import torch
 
-from pretrain.objectives import embed_text, embed_video
+from model.contrast import embed_text, embed_video
 from tools.checkpoints import Loaded, load_checkpoint
 from tools.command import InputError, at_least_one, run_tool
 from tools.gaps import fill_gaps

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 
 from data.batch import Batch
 from model import AllInOneConfig, AllInOneForPreTraining
-from pretrain.objectives import ObjectiveConfig, PretrainObjective, draw_matching_pairs, embed_text, embed_video
+from model.contrast import embed_text, embed_video
+from pretrain.objectives import ObjectiveConfig, PretrainObjective, draw_matching_pairs
 
 
 def small_model() -> AllInOneForPreTraining:

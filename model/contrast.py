@@ -1,0 +1,29 @@
+"""Embeddings of the contrastive space, from the uni-modal passes. Letters: B items, D projection width."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TwoTower(Protocol):
+    """A model with uni-modal passes and projections (AllInOneForPreTraining, fine-tuned ones)."""
+
+    text_projection: nn.Linear
+    video_projection: nn.Linear
+
+    def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> Tensor: ...
+
+    def encode_video(self, pixels: Tensor) -> Tensor: ...
+
+
+def embed_text(model: TwoTower, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+    """Unit-length text embeddings, float32 [B, D]."""
+    return F.normalize(model.text_projection(model.encode_text(text_ids, text_mask)).float(), dim=-1, eps=1e-8)
+
+
+def embed_video(model: TwoTower, pixels: Tensor) -> Tensor:
+    """Unit-length clip embeddings, float32 [B, D]."""
+    return F.normalize(model.video_projection(model.encode_video(pixels)).float(), dim=-1, eps=1e-8)
