@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 ARGS ?=
 # Passed to pip, for example an index with CPU-only torch wheels: PIP_ARGS='--extra-index-url URL'
 PIP_ARGS ?=
+# Processes that share the tests, a file at a time
+TEST_WORKERS ?= 2
 
 .PHONY: demo test check bench format clean help
 
@@ -19,7 +21,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python tools/demo.py $(ARGS)
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.ready
 	$(BIN)/ruff format --check .

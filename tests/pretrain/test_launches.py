@@ -19,6 +19,8 @@ from tests.data import media
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
