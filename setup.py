@@ -24,7 +24,7 @@ REQUIRES = [
     "ftfy>=6.3,<7",
     "tqdm>=4.66",
 ]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "webdataset>=0.2.100"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "webdataset>=0.2.100", "torchmetrics>=1.6", "scikit-learn>=1.5"]
 
 setup(
     name="allinone-pretrain",

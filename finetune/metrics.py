@@ -9,7 +9,8 @@ Letters: N items, K options, C classes, Q texts, M media.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,15 +19,11 @@ from torch import Tensor
 
 from engine.metrics import ranked
 from finetune.annotations.vqav2_text import accuracy as vqa_accuracy
+from finetune.bootstrap import Array, Statistic, groups_of, interval, mean, median, ratio
 from finetune.results import Score
 
 RECALLS = (1, 5, 10, 50)
 TOPS = (1, 5, 10)
-SAMPLES, LEVEL = 1_000, 0.95
-"""Resamples of the bootstrap, and the share of them inside the interval."""
-
-Array = np.ndarray
-Statistic = Callable[[Array], float]
 
 
 def _scores(name: str, values: Array | Tensor, ndim: int, ignored: Array | None = None) -> Array:
@@ -87,7 +84,7 @@ def topk_hits(
     right = _numbers("labels", labels, len(kept), kept.shape[1])
     own = np.take_along_axis(kept, right[:, None], 1)
     above, level = (kept > own).sum(1), (kept == own).sum(1)
-    hits = np.clip((k - above) / level, 0.0, 1.0)
+    hits = np.clip((k - above) / np.maximum(level, 1), 0.0, 1.0)
     return np.where(gone | np.isneginf(own[:, 0]), 0.0, hits)
 
 
@@ -168,6 +165,8 @@ class Retrieved:
     hits: Mapping[int, Array]
     """K → float64 [queries], probability that a relevant candidate is among the first K."""
     candidates: int
+    clusters: Array
+    """int64 [queries], the media item that a query belongs to."""
 
 
 def retrieval_ranks(
@@ -191,14 +190,16 @@ def retrieval_ranks(
     if gone.any():
         scores = scores.masked_fill(gone, float("-inf"))
     lost = ~(pairs & ~gone).any(1)
-    return _retrieved(scores, pairs, lost), _retrieved(scores.T, pairs.T, gone)
+    owners = pairs.to(torch.uint8).argmax(1).numpy()
+    return _retrieved(scores, pairs, lost, owners), _retrieved(scores.T, pairs.T, gone, np.arange(media))
 
 
-def _retrieved(scores: Tensor, relevant: Tensor, lost: Tensor) -> Retrieved:
+def _retrieved(scores: Tensor, relevant: Tensor, lost: Tensor, clusters: Array) -> Retrieved:
     found = ranked(scores, relevant)
     candidates = scores.shape[1]
     places = found.expected.masked_fill(lost, float(candidates)).numpy()
-    return Retrieved(places, {k: found.hits(k).masked_fill(lost, 0.0).numpy() for k in RECALLS}, candidates)
+    hits = {k: found.hits(k).masked_fill(lost, 0.0).numpy() for k in RECALLS}
+    return Retrieved(places, hits, candidates, clusters)
 
 
 def relevance(owners: Sequence[int] | Array, media: int) -> Array:
@@ -227,113 +228,75 @@ def fold_ranks(
 # Summaries
 
 
-def _mean(values: Array) -> float:
-    return float(np.mean(values))
-
-
-def _median(values: Array) -> float:
-    return float(np.median(values))
-
-
-def ratio(values: Array) -> float:
-    """Sum of column 0 over sum of column 1 of [N, 2]: accuracy over the answerable questions. NaN where the denominator is 0."""
-    top, bottom = values.sum(0)
-    return float(top / bottom) if bottom else float("nan")
-
-
-def interval(
-    per_item: Array | Sequence[Array],
-    statistic: Statistic = _mean,
-    *,
-    samples: int = SAMPLES,
-    seed: int = 0,
-    level: float = LEVEL,
-) -> tuple[float, float]:
-    """Percentile bootstrap over items: the statistic of `samples` draws of N items with replacement.
-
-    per_item: [N] or [N, columns]; a list of arrays (folds, splits) is resampled within each, and the mean of their statistics is taken.
-    """
-    groups = [per_item] if isinstance(per_item, np.ndarray) else list(per_item)
-    if not groups or not all(len(group) for group in groups):
-        raise ValueError("no items to average over")
-    random = np.random.default_rng(seed)
-    drawn = np.array(
-        [np.mean([statistic(group[random.integers(len(group), size=len(group))]) for group in groups]) for _ in range(samples)]
-    )
-    edge = 100 * (1 - level) / 2
-    low, high = np.nanpercentile(drawn, [edge, 100 - edge]) if not np.isnan(drawn).all() else (np.nan, np.nan)
-    return float(low), float(high)
-
-
-def paired_interval(
-    first: Array, second: Array, statistic: Statistic = _mean, *, samples: int = SAMPLES, seed: int = 0, level: float = LEVEL
-) -> tuple[float, float, float]:
-    """(difference second - first, low, high) of two runs on the same items in the same order: each draw takes the same items of both."""
-    if first.shape != second.shape:
-        raise ValueError(f"the two runs have {list(first.shape)} and {list(second.shape)} values; pair the items first")
-    both = np.stack([first, second], axis=1)
-
-    def difference(values: Array) -> float:
-        return statistic(values[:, 1]) - statistic(values[:, 0])
-
-    return (difference(both), *interval(both, difference, samples=samples, seed=seed, level=level))
-
-
-def percent(per_item: Array | Sequence[Array], statistic: Statistic = _mean) -> Score:
+def percent(
+    per_item: Array | Sequence[Array], statistic: Statistic = mean, clusters: Array | Sequence[Array] | None = None
+) -> Score:
     """A share of 0..1 per item as percent with its interval; a list of arrays is averaged over them (the three splits of HMDB51)."""
-    return _score(per_item, statistic, 100.0, "%")
+    return _score(per_item, statistic, clusters, 100.0, "%")
 
 
-def _score(per_item: Array | Sequence[Array], statistic: Statistic, scale: float, unit: str) -> Score:
-    low, high = interval(per_item, statistic)
-    groups = [per_item] if isinstance(per_item, np.ndarray) else list(per_item)
-    value = float(np.mean([statistic(group) for group in groups]))
+def _score(
+    per_item: Array | Sequence[Array],
+    statistic: Statistic,
+    clusters: Array | Sequence[Array] | None,
+    scale: float = 1.0,
+    unit: str = "rank",
+) -> Score:
+    low, high = interval(per_item, statistic, clusters=clusters)
+    value = float(np.mean([statistic(group) for group in groups_of(per_item)]))
     return Score(scale * value, scale * low, scale * high, unit)
 
 
 def retrieval_scores(found: tuple[Retrieved, Retrieved] | Sequence[tuple[Retrieved, Retrieved]]) -> dict[str, Score]:
     """t2v/R@1, R@5, R@10, R@50 (percent), t2v/MdR, t2v/MnR, then v2t/…; of several folds the mean. t2v is IR and v2t is TR where media are images.
 
-    An R@K with K >= candidates says nothing and is left out.
+    An R@K with K >= candidates says nothing and is left out. The captions of one media item are one cluster of the bootstrap.
     """
     folds = [found] if isinstance(found[0], Retrieved) else list(found)
     scores: dict[str, Score] = {}
     for way, parts in zip(("t2v", "v2t"), zip(*folds, strict=True), strict=True):
-        ranks = [part.ranks for part in parts]
+        ranks, clusters = [part.ranks for part in parts], [part.clusters for part in parts]
         shown = [k for k in RECALLS if k < min(part.candidates for part in parts)]
-        scores |= {f"{way}/R@{k}": percent([part.hits[k] for part in parts]) for k in shown}
-        scores |= {f"{way}/MdR": _score(ranks, _median, 1.0, "rank"), f"{way}/MnR": _score(ranks, _mean, 1.0, "rank")}
+        scores |= {f"{way}/R@{k}": percent([part.hits[k] for part in parts], clusters=clusters) for k in shown}
+        scores |= {f"{way}/MdR": _score(ranks, median, clusters), f"{way}/MnR": _score(ranks, mean, clusters)}
     return scores
 
 
-def accuracy_scores(hits: Array, kinds: Sequence[str] = ()) -> dict[str, Score]:
-    """accuracy, and accuracy/<kind> for each kind of question that is named (what, yes/no, inter, …), most frequent first."""
-    scores = {"accuracy": percent(hits)}
-    if kinds:
-        _same_length(kinds, hits)  # type: ignore[arg-type]
-        names = np.asarray(kinds)
-        counts = {kind: int((names == kind).sum()) for kind in sorted({*kinds} - {""})}
-        for kind in sorted(counts, key=lambda kind: -counts[kind]):
-            scores[f"accuracy/{kind}"] = percent(hits[names == kind])
+def accuracy_scores(hits: Array, kinds: Sequence[str] = (), media: Sequence[str] = ()) -> dict[str, Score]:
+    """accuracy, and accuracy/<kind> for each kind of question that is named (what, yes/no, inter, …), most frequent first.
+
+    media: the media id of each item, the clusters of the bootstrap.
+    """
+    for names in (kinds, media):
+        if len(names) not in (0, len(hits)):
+            raise ValueError(f"{len(names)} kinds or media for {len(hits)} items")
+    clusters = np.asarray(media) if media else None
+    scores = {"accuracy": percent(hits, clusters=clusters)}
+    counts = Counter(kind for kind in kinds if kind)
+    for kind in sorted(counts, key=lambda kind: (-counts[kind], kind)):
+        mine = np.asarray(kinds) == kind
+        scores[f"accuracy/{kind}"] = percent(hits[mine], clusters=None if clusters is None else clusters[mine])
     return scores
 
 
-def open_ended_scores(found: OpenEnded, kinds: Sequence[str] = ()) -> dict[str, Score]:
+def open_ended_scores(found: OpenEnded, kinds: Sequence[str] = (), media: Sequence[str] = ()) -> dict[str, Score]:
     """accuracy over all questions, accuracy_answerable over those whose answer is in the vocabulary, coverage = their share; then per kind.
 
-    accuracy_answerable is what code reports that drops unknown answers from the denominator; it is always the higher one.
+    accuracy_answerable is what code reports that drops unknown answers from the denominator; it is never the lower one.
     """
     answerable = found.answerable.astype(float)
-    scores = accuracy_scores(found.hits, kinds)
+    clusters = np.asarray(media) if media else None
+    scores = accuracy_scores(found.hits, kinds, media)
     own = {"accuracy": scores.pop("accuracy")}
     if answerable.any():
-        own["accuracy_answerable"] = percent(np.stack([found.hits * answerable, answerable], axis=1), ratio)
-    return {**own, "coverage": percent(answerable), **scores}
+        own["accuracy_answerable"] = percent(np.stack([found.hits * answerable, answerable], axis=1), ratio, clusters)
+    return {**own, "coverage": percent(answerable, clusters=clusters), **scores}
 
 
-def vcr_scores(found: VCR) -> dict[str, Score]:
-    """q2a, qa2r, q2ar in percent."""
-    return {"q2a": percent(found.q2a), "qa2r": percent(found.qa2r), "q2ar": percent(found.q2ar)}
+def vcr_scores(found: VCR, media: Sequence[str] = ()) -> dict[str, Score]:
+    """q2a, qa2r, q2ar in percent. media: the media id of each item, the clusters of the bootstrap."""
+    clusters = np.asarray(media) if media else None
+    return {name: percent(hits, clusters=clusters) for name, hits in vars(found).items()}
 
 
 def action_scores(splits: Sequence[Mapping[int, Array]]) -> dict[str, Score]:

@@ -1,0 +1,102 @@
+"""Confidence intervals: percentile bootstrap over items, or over clusters of items that are not independent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+SAMPLES, LEVEL = 1_000, 0.95
+"""Resamples of the bootstrap, and the share of them inside the interval."""
+
+Array = np.ndarray
+Statistic = Callable[[Array], float]
+
+
+def mean(values: Array) -> float:
+    """Of all values."""
+    return float(np.mean(values))
+
+
+def median(values: Array) -> float:
+    """Of all values; the mean of the middle two."""
+    return float(np.median(values))
+
+
+def ratio(values: Array) -> float:
+    """Sum of column 0 over sum of column 1 of [N, 2]: accuracy over the answerable questions. NaN where the denominator is 0."""
+    top, bottom = values.sum(0)
+    return float(top / bottom) if bottom else float("nan")
+
+
+def interval(
+    per_item: Array | Sequence[Array],
+    statistic: Statistic = mean,
+    *,
+    clusters: Array | Sequence[Array] | None = None,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> tuple[float, float]:
+    """Percentile bootstrap over items: the statistic of `samples` draws of N items with replacement.
+
+    per_item: [N] or [N, columns]; a list of arrays (folds, splits) is resampled within each, and the mean of their statistics is taken.
+    clusters: a name per item, in the same form. Whole clusters are drawn instead of items: the questions about one video are no independent
+    observations, and an interval that takes them as such is too narrow.
+    """
+    groups = groups_of(per_item)
+    owners: list[Array] | list[None] = [None] * len(groups) if clusters is None else groups_of(clusters)
+    if not groups or not all(len(group) for group in groups):
+        raise ValueError("no items to average over")
+    pick = [_draw(len(group), owner) for group, owner in zip(groups, owners, strict=True)]
+    random = np.random.default_rng(seed)
+    drawn = np.array(
+        [np.mean([statistic(group[draw(random)]) for group, draw in zip(groups, pick, strict=True)]) for _ in range(samples)]
+    )
+    edge = 100 * (1 - level) / 2
+    low, high = np.nanpercentile(drawn, [edge, 100 - edge]) if not np.isnan(drawn).all() else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def groups_of(values: Array | Sequence[Array]) -> list[Array]:
+    """One array is one group."""
+    return [values] if isinstance(values, np.ndarray) else list(values)
+
+
+def _draw(size: int, clusters: Array | None) -> Callable[[np.random.Generator], Array]:
+    """A function that draws `size` indices, or the indices of as many clusters as there are."""
+    if clusters is None:
+        return lambda random: random.integers(size, size=size)
+    if len(clusters) != size:
+        raise ValueError(f"{len(clusters)} cluster names for {size} items")
+    _, numbers, counts = np.unique(clusters, return_inverse=True, return_counts=True)
+    members, starts = np.argsort(numbers, kind="stable"), np.cumsum(counts) - counts
+
+    def draw(random: np.random.Generator) -> Array:
+        drawn = random.integers(len(counts), size=len(counts))
+        lengths = counts[drawn]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return members[np.repeat(starts[drawn], lengths) + within]
+
+    return draw
+
+
+def paired_interval(
+    first: Array,
+    second: Array,
+    statistic: Statistic = mean,
+    *,
+    clusters: Array | None = None,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> tuple[float, float, float]:
+    """(difference second - first, low, high) of two runs on the same items in the same order: each draw takes the same items of both."""
+    if first.shape != second.shape:
+        raise ValueError(f"the two runs have {list(first.shape)} and {list(second.shape)} values; pair the items first")
+    both = np.stack([first, second], axis=1)
+
+    def difference(values: Array) -> float:
+        return statistic(values[:, 1]) - statistic(values[:, 0])
+
+    return (difference(both), *interval(both, difference, clusters=clusters, samples=samples, seed=seed, level=level))
