@@ -61,6 +61,12 @@ def middle_frames(available: int, wanted: int) -> tuple[int, ...]:
     return tuple((first + last) // 2 for first, last in segments(available, wanted))
 
 
+def view_frames(available: int, wanted: int, views: int) -> list[tuple[int, ...]]:
+    """`views` clips of `wanted` frames each, at evenly spread offsets inside every segment ("3x3"); one view is `middle_frames`."""
+    parts = segments(available, wanted)
+    return [tuple(first + (last - first) * (2 * view + 1) // (2 * views) for first, last in parts) for view in range(views)]
+
+
 def nearest_keyframes(frames: tuple[int, ...], keyframes: Sequence[int], available: int) -> tuple[int, ...]:
     """Each chosen frame moved to the nearest keyframe that lies in the same segment of the clip; one without such a keyframe stays."""
     moved = []

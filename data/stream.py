@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 class Visual(Protocol):
     """One clip of a sample, chosen and read."""
 
-    media: Media
-    choices: SampleChoices
+    @property
+    def media(self) -> Media: ...
+
+    @property
+    def choices(self) -> SampleChoices: ...
 
 
 RawT = TypeVar("RawT")

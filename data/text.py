@@ -41,6 +41,10 @@ class Tokenizer:
             np.array(words, dtype=np.int64),
         )
 
+    def ids(self, text: str) -> list[int]:
+        """Word pieces of a text, without special tokens and without a limit."""
+        return list(self._fast(text, add_special_tokens=False)["input_ids"])
+
     def piece(self, token: int) -> str:
         """The word piece of one id, as the vocabulary writes it."""
         return str(self._fast.convert_ids_to_tokens(token))

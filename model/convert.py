@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.all_in_one import AllInOneForPreTraining
+from model.all_in_one import AllInOneForPreTraining, AllInOnePreTrainedModel
 from model.config import SIZES, AllInOneConfig
 from model.weights_file import read_weights
 
@@ -48,7 +48,7 @@ _IGNORED = {"text_embeddings.position_ids"}  # a buffer 0..39 that old transform
 _DISTILLATION = "transformer.dist_token"
 POSITION = "backbone.video_embeddings.position"
 TEMPORAL = "backbone.video_embeddings.temporal"
-_TEXT_POSITION = "backbone.text_embeddings.position.weight"
+TEXT_POSITION = "backbone.text_embeddings.position.weight"
 CONTRASTIVE = ("text_projection.", "video_projection.", "logit_scale.")  # not in the released pre-training files
 IMAGE_HEADS = ("image_mlm_head.", "image_vtm_head.")
 HEADS = ("mlm_head.", "vtm_head.", *IMAGE_HEADS, *CONTRASTIVE)
@@ -125,7 +125,7 @@ def _resize(name: str, tensor: Tensor, shape: torch.Size, report: LoadReport) ->
     """Resize one of the three tables that depend on text length, frame count and resolution; anything else stays as it is."""
     if tensor.shape == shape or tensor.dim() != len(shape) or tensor.shape[-1] != shape[-1]:
         return tensor
-    if name == _TEXT_POSITION:
+    if name == TEXT_POSITION:
         longer = shape[0] > tensor.shape[0]
         how = "linearly interpolated" if longer else "cut"
         resized = resize_rows(tensor, shape[0]) if longer else tensor[: shape[0]]
@@ -153,6 +153,19 @@ def assemble(
     the keys of `unexpected` included.
     """
     model = AllInOneForPreTraining(config)
+    fit(model, weights, report, unexpected=unexpected, may_be_new=may_be_new)
+    return model
+
+
+def fit(
+    model: AllInOnePreTrainedModel,
+    weights: Mapping[str, Tensor],
+    report: LoadReport,
+    *,
+    unexpected: Sequence[str] = (),
+    may_be_new: tuple[str, ...] = (),
+) -> None:
+    """As `assemble`, for any model of the family: put `weights` into it."""
     own = model.state_dict()
     absent = [name for name in own if name not in weights]
     missing = [name for name in absent if not name.startswith(may_be_new)]
@@ -165,13 +178,14 @@ def assemble(
         if tensor.shape != own[name].shape
     ]
     if missing or surplus or misshaped:
-        raise ConversionError(sorted(missing), sorted(surplus), sorted(misshaped), _size_hint(weights, config), report.source)
+        raise ConversionError(
+            sorted(missing), sorted(surplus), sorted(misshaped), _size_hint(weights, model.config), report.source
+        )
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in fitted.values()} - {"float32"}
     if dtypes:
         report.notes.append(f"{', '.join(sorted(dtypes))} in the file, float32 in the model")
     model.load_state_dict(fitted, strict=False)
     report.loaded = len(fitted)
-    return model
 
 
 def _size_hint(weights: Mapping[str, Tensor], config: AllInOneConfig) -> str:

@@ -1,0 +1,85 @@
+"""What an entry script declares: a benchmark is data, not code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.config import ConfigError
+from finetune.config import FinetuneConfig
+from finetune.items import AnnotationError, Split, assert_disjoint
+from finetune.protocols.base import Protocol
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Names of a variant's splits, as the annotation reader knows them."""
+
+    train: str
+    """Empty: there is nothing to train on, the benchmark is evaluated only."""
+    val: str
+    """Chooses the best weights; held out of train where the benchmark has none. Empty: the last weights are taken."""
+    test: str
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark over one protocol, with published values."""
+
+    name: str
+    """Name of the entry script."""
+    protocol: type[Protocol]
+    load: Callable[[Path, str, str], Split]
+    """(annotations, split, variant) → items."""
+    variants: Mapping[str, Splits]
+    """Variant → its splits; the first is the default. The only variant of a benchmark may be called ""."""
+    config: FinetuneConfig
+    """Published hyper-parameters (datasets.md 15); `task` holds the protocol's options."""
+    archives: str
+    """Where the official media come from, for the message about a missing folder."""
+    submissions: Mapping[str, str] = field(default_factory=dict)
+    """Submission format → file name, for benchmarks with a test server."""
+
+    def splits(self, config: FinetuneConfig) -> tuple[str, Splits]:
+        """(variant, its splits with those that the options name); ConfigError lists the valid variants."""
+        variant = config.variant or next(iter(self.variants))
+        if variant not in self.variants:
+            raise ConfigError(
+                f"{self.name} has no --variant {variant!r}; valid variants: {', '.join(filter(None, self.variants))}"
+            )
+        own = self.variants[variant]
+        chosen = Splits(config.train_split or own.train, config.val_split or own.val, config.eval_split or own.test)
+        if chosen.val == own.test or (chosen.val and chosen.val in (chosen.train, own.test)):
+            raise ConfigError(
+                f"--val-split {chosen.val} is the split that is trained or tested on: the best weights may not be chosen by it"
+            )
+        return variant, chosen
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The splits of a run. What is not needed or not there is None."""
+
+    variant: str
+    train: Split | None
+    val: Split | None
+    test: Split
+
+
+def load_splits(benchmark: Benchmark, config: FinetuneConfig) -> Loaded:
+    """Read the annotations. Raises AnnotationError where they are missing, of another format, empty, or overlap."""
+    variant, names = benchmark.splits(config)
+    if not names.train and not config.eval_only:
+        raise ConfigError(f"{benchmark.name} has no training split; give --eval-only, or --train-split and --val-split")
+    test = benchmark.load(config.annotations, names.test, variant)
+    if config.eval_only:
+        try:  # what a head depends on (an answer vocabulary) is compared with the checkpoint's where the files are there
+            train = benchmark.load(config.annotations, names.train, variant) if names.train else None
+        except AnnotationError:
+            train = None
+        return Loaded(variant, train, None, test)
+    train = benchmark.load(config.annotations, names.train, variant)
+    val = benchmark.load(config.annotations, names.val, variant) if names.val else None
+    assert_disjoint(*(split for split in (train, val, test) if split is not None))
+    return Loaded(variant, train, val, test)

@@ -1,0 +1,125 @@
+"""A fine-tuning or evaluation run is this one dataclass: the benchmark's published values, changed by options, saved with every checkpoint."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from data.config import ClipConfig, DataConfig
+from engine.config import TrainConfig, plain
+from finetune.protocols.base import TaskOptions
+from model import AllInOneConfig
+
+REQUIRED: Any = tyro.MISSING
+"""Stands for an option that the command line must give."""
+VALIDATIONS = 20
+"""Evaluations per run where --eval-every does not say otherwise."""
+
+
+def cache_folder() -> Path:
+    """Where probed media are remembered for all runs: $XDG_CACHE_HOME/allinone, by default below the home folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "allinone"
+
+
+@dataclass(frozen=True)
+class TuneConfig(TrainConfig):
+    """The loop's options, with steps from epochs."""
+
+    steps: int = 0
+    """Optimizer steps; 0 takes them from --epochs."""
+    global_batch: int = 512
+    """Items per optimizer step over all ranks."""
+    save_every: int = 500
+    """Steps between two checkpoints; one more is written at the end and on a signal."""
+
+    def __post_init__(self) -> None:
+        if self.steps:
+            super().__post_init__()
+        else:  # the other values are judged now, the steps when the data is known
+            TrainConfig(**{**vars(self), "steps": 1})
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Everything that a run of a benchmark depends on."""
+
+    annotations: Path = REQUIRED
+    """Folder with the official annotation files."""
+    media: Path = REQUIRED
+    """Folder with the videos or images."""
+    checkpoint: Path = REQUIRED
+    """Where the weights come from: a run's folder, a checkpoint, a model folder, or a released file of the original code."""
+    out: Path = REQUIRED
+    """Folder of the run: checkpoints, best weights, results, predictions. The same command on the same folder resumes."""
+    variant: str = ""
+    """Which of the benchmark's variants (split protocol, sub-task); empty takes the first."""
+    eval_only: bool = False
+    """Evaluate the checkpoint as it is, without training."""
+    train_split: str = ""
+    """Split to train on; empty takes the variant's."""
+    val_split: str = ""
+    """Split that chooses the best weights; empty takes the variant's. Never the test split."""
+    eval_split: str = ""
+    """Split to evaluate on in the end; empty takes the variant's test split."""
+    size: str | None = None
+    """Size that the checkpoint must have; not needed, the checkpoint says its own."""
+    frames: int = 3
+    """Frames per view, T."""
+    views: int = 1
+    """Views per clip in evaluation, whose scores are averaged; the paper's 3x3 is 3 views of 3 frames."""
+    image_size: int | None = None
+    """Height and width of the frames, pixels; None takes the checkpoint's. Tables of another size are interpolated."""
+    max_text_len: int | None = None
+    """Tokens per text, [CLS] and [SEP] included; None takes the checkpoint's."""
+    patch_order: str | None = None
+    """Which patches roll, raster or shuffled; None takes the checkpoint's."""
+    dropout: float | None = None
+    """Dropout of hidden states; None takes the checkpoint's."""
+    epochs: float = 20.0
+    """Passes over the training split, where --steps is 0."""
+    patience: int = 5
+    """Validations in a row without a better result after which training stops; 0 never stops early."""
+    val_items: int = 2000
+    """Validate on at most this many items, chosen by the hash of their ids; 0 takes all."""
+    head_lr_mult: float = 1.0
+    """The task head's learning rate as a multiple of --lr."""
+    eval_batch: int = 32
+    """Items per evaluation batch. Part of what results are cached by; scores depend on it through rounding only."""
+    cache: Path = field(default_factory=cache_folder)
+    """Folder in which probed media are remembered, for all runs."""
+    picture_rate: float = 3.0
+    """Pictures per second where a video is a folder of numbered pictures (TVQA)."""
+    pretraining: str = ""
+    """Data sets of the pre-training joined by +, as the paper writes them (WebVid+HowTo): which row of the paper the result stands beside."""
+    task: TaskOptions = field(default_factory=TaskOptions)
+    loader: DataConfig = field(default_factory=DataConfig)
+    train: TuneConfig = field(default_factory=TuneConfig)
+
+    def model_overrides(self) -> dict[str, Any]:
+        """Values of the model's config that the task sets; None keeps the checkpoint's."""
+        return {
+            "num_frames": self.frames,
+            "image_size": self.image_size,
+            "max_text_len": self.max_text_len,
+            "patch_order": self.patch_order,
+            "hidden_dropout": self.dropout,
+        }
+
+    def with_steps(self, items: int) -> FinetuneConfig:
+        """The same with steps, and the interval of validations, for a training split of this size."""
+        train = self.train
+        steps = train.steps or max(1, math.ceil(self.epochs * items / train.global_batch))
+        return replace(self, train=replace(train, steps=steps, eval_every=train.eval_every or max(1, steps // VALIDATIONS)))
+
+    def clip(self, config: AllInOneConfig) -> ClipConfig:
+        """What the reader must deliver for this model."""
+        return ClipConfig(num_frames=self.frames, image_size=config.image_size, max_text_len=config.max_text_len)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values only, for checkpoints and results."""
+        return plain(asdict(self))
