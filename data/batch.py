@@ -51,6 +51,20 @@ class Batch:
     def __len__(self) -> int:
         return len(self.clips)
 
+    def only(self, row: int) -> Batch:
+        """The batch that holds this clip alone. `digest` and `bad` are left as they are."""
+        length = self.text_ids.shape[1]
+        positions = self.mlm_positions[torch.div(self.mlm_positions, length, rounding_mode="floor") == row] - row * length
+        whole = ("pixels", "text_ids", "text_mask", "mlm_ids", "mlm_labels", "dataset_ids")
+        return replace(
+            self,
+            **{name: getattr(self, name)[row : row + 1] for name in whole},
+            mlm_positions=positions,
+            clips=self.clips[row : row + 1],
+            captions=self.captions[row : row + 1],
+            first_position=self.first_position + row,
+        )
+
     def to(self, device: torch.device) -> Batch:
         moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **moved)
@@ -88,6 +102,14 @@ class CoBatch:
     def bad(self) -> tuple[BadClip, ...]:
         """Of all parts."""
         return tuple(clip for part in self.parts for clip in part.bad)
+
+    def only(self, row: int) -> CoBatch:
+        """The batch that holds this clip alone, counted over video and images."""
+        videos = 0 if self.video is None else len(self.video)
+        if self.video is not None and row < videos:
+            return CoBatch(self.video.only(row), None)
+        assert self.images is not None
+        return CoBatch(None, self.images.only(row - videos))
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)

@@ -27,6 +27,7 @@ from torch import nn
 from data.files import fsync_dir, fsync_file, remove_leftovers, write_atomic
 from data.units import size
 from engine.config import HARMLESS
+from engine.faults import gathered
 
 STATE = "deepspeed"
 BEST = "best"
@@ -165,17 +166,18 @@ def find_weights(path: Path) -> Path:
     )
 
 
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options as one level: {"train": {"lr": 1}} → {"train.lr": 1}."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
         name = f"{prefix}{key}"
-        flat.update(_flatten(item, f"{name}.") if isinstance(item, Mapping) else {name: item})
+        flat.update(flatten(item, f"{name}.") if isinstance(item, Mapping) else {name: item})
     return flat
 
 
 def changed_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`name: old → new` for every option that changes the result and differs."""
-    before, now = _flatten(old), _flatten(new)
+    before, now = flatten(old), flatten(new)
     names = sorted(name for name in before.keys() | now.keys() if name.rsplit(".", 1)[-1] not in HARMLESS)
     return [f"{name}: {before.get(name)} → {now.get(name)}" for name in names if before.get(name) != now.get(name)]
 
@@ -315,9 +317,7 @@ def _finish(temporary: Path, target: Path, module: nn.Module, weights: dict[str,
 
 def _first_error(error: str) -> str:
     """The same error on all ranks: the first one's."""
-    errors: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, error)
-    return next((text for text in errors if text), "")
+    return next((text for text in gathered(error) if text), "")
 
 
 def load(engine: Any, folder: Path) -> dict[str, Any]:

@@ -57,6 +57,13 @@ class TrainConfig:
     """Steps between two evaluations; 0 evaluates at the end only."""
     max_skipped: int = 50
     """Steps in a row skipped for a non-finite gradient after which the run stops. Single ones are normal: fp16 finds its loss scale by them."""
+    spike_deviations: float = 10.0
+    """A loss or gradient norm this many robust deviations above the median of the last 200 steps is a spike and gets a dossier (engine/spikes.py
+    states the rule); 0 looks for none."""
+    max_dossiers: int = 20
+    """Dossiers that a run writes on non-finite steps and spikes; each computes one step again. 0 writes none."""
+    straggler_ratio: float = 1.5
+    """A rank whose own work takes this many times the median of the others', in two logging intervals in a row, is warned of; 0 never warns."""
     hang_timeout_s: float = 1800.0
     """Seconds without a finished step after which a rank prints where it hangs and ends."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -68,7 +75,7 @@ class TrainConfig:
         for name in ("steps", "global_batch", "micro_batch", "log_every", "save_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "weight_decay", "warmup", "clip_grad"):
+        for name in ("lr", "weight_decay", "warmup", "clip_grad", "spike_deviations", "max_dossiers", "straggler_ratio"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"--{name.replace('_', '-')} must be a number >= 0, got {getattr(self, name)}")
 
@@ -98,6 +105,9 @@ HARMLESS = frozenset(
         "keep_every",
         "eval_every",
         "max_skipped",
+        "spike_deviations",
+        "max_dossiers",
+        "straggler_ratio",
         "hang_timeout_s",
         "json",
         "device",

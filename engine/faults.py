@@ -100,6 +100,17 @@ def decided_by_rank_0(action: Callable[[], T]) -> T:
     return box[0]
 
 
+def gathered(value: T) -> list[T]:
+    """The value of every rank, in their order; collective."""
+    import torch.distributed as dist
+
+    everywhere: list[Any] = [value]
+    if dist.get_world_size() > 1:
+        everywhere = [None] * dist.get_world_size()
+        dist.all_gather_object(everywhere, value)
+    return everywhere
+
+
 class Watchdog:
     """Ends the process if nothing finishes within the time-out, whatever it waits for, and says on which rank, in what, and where in the code."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,21 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
 from data.files import write_atomic
 from data.units import count, duration, size
 from engine import checkpoint, ds_config, launch
 from engine.config import ConfigError, TrainConfig, every
-from engine.faults import Agreement, Stopped, StopSignals, TooManySkipped, Watchdog, decided_by_rank_0
+from engine.dossier import Dossiers
+from engine.faults import Agreement, Stopped, StopSignals, TooManySkipped, Watchdog, decided_by_rank_0, gathered
 from engine.monitor import Monitor, memory_bytes
-from engine.objective import Objective, StepModule
-from engine.optimizer import SkippingAdamW, learning_rate, parameter_groups
+from engine.objective import Objective, StepModule, seed_of
+from engine.optimizer import SkippingAdamW, learning_rate, outcome, parameter_groups
+from engine.pace import Stopwatch
 from engine.peak import peak_rate
 from engine.plan import memory_per_rank
 from engine.selection import Best, Selection
-from engine.tally import Report, Tally
+from engine.tally import Tally
 
 
 class Data(Protocol):
@@ -37,6 +42,7 @@ class Data(Protocol):
 
 
 Evaluate = Callable[[nn.Module, torch.device], Mapping[str, float]]
+Pictures = Callable[[Any], Mapping[str, NDArray[np.uint8]]]
 
 
 OTHERS = frozenset({"bad_clips", "cache", "results", "predictions"})
@@ -52,21 +58,13 @@ class RunResult:
     evaluation: Mapping[str, float]
 
 
-def seed_of(seed: int, position: int) -> int:
-    """Seed of a micro-batch's random numbers (dropout, VTM pairs): a function of the run's seed and the position of its first clip, so that
-    neither the number of ranks nor a restart changes them. splitmix64's finaliser spreads neighbouring positions."""
-    z = (seed * 0x9E3779B97F4A7C15 + position + 1) % 2**64
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
-    return (z ^ (z >> 31)) >> 1
-
-
 class Run:
     """One training run in the folder `out`; the same run started again continues.
 
     `run_config` is everything that the run depends on, JSON-able: saved with every checkpoint and compared at resume. `flops_per_sample` are
     training FLOPs, all passes, forward and backward, FMA = 2. Parameters whose name holds one of `head_patterns` learn at `head_lr_mult` times the
-    rate. With `select`, the weights of the best evaluation are kept in OUT/best and training may stop early.
+    rate. With `select`, the weights of the best evaluation are kept in OUT/best and training may stop early. `pictures` draws a training batch for
+    TensorBoard, name → uint8 [H, W, 3]: rank 0's first one, and one at every evaluation.
     """
 
     def __init__(
@@ -83,10 +81,11 @@ class Run:
         head_patterns: Sequence[str] = (),
         head_lr_mult: float = 1.0,
         select: Selection | None = None,
+        pictures: Pictures | None = None,
     ) -> None:
         self.config, self.data, self.out = config, data, out
         self.run_config, self.evaluate, self.flops_per_sample = run_config, evaluate, flops_per_sample
-        self.model, self._objective = model, objective
+        self.model, self._objective, self._pictures = model, objective, pictures
         self._heads, self._head_lr_mult, self._best = tuple(head_patterns), head_lr_mult, Best(select, out)
         self.place, self.device = launch.start(config.device, config.hang_timeout_s)
         self.accumulation = config.accumulation(self.place.world)
@@ -96,11 +95,14 @@ class Run:
         self._skipped_in_a_row = 0
         self._saved_at = 0
         self._tally = Tally()
+        self._forward = Stopwatch(self.device)
+        self._damaged: list[str] = []
         self._monitor: Monitor | None = None
 
     def train(self) -> RunResult:
         """Train to the last step. Raises Stopped after a signal (saved), TooManySkipped, CheckpointError, ConfigError."""
         signals, watchdog = StopSignals(), Watchdog(self.config.hang_timeout_s, self.place.rank)
+        self._alive = watchdog.alive
         try:
             self._prepare()
             if self._best.exhausted or (self.step >= self.config.steps and not self._evaluation_is_due()):
@@ -111,7 +113,8 @@ class Run:
             watchdog.stop()
             signals.restore()
             if self._monitor:
-                self._monitor.close()
+                reason = sys.exception()
+                self._monitor.close(self.step, isinstance(reason, Stopped), reason)
 
     def _prepare(self) -> None:
         decided_by_rank_0(self._claim_folder)
@@ -119,21 +122,16 @@ class Run:
         self._resume()
         self._agreement = Agreement(self.config.hang_timeout_s)
         if self.step < self.config.steps or self._evaluation_is_due():
-            self._describe()
-            if self.place.rank == 0:
-                self._monitor = Monitor(self.out, self.config.steps, self.step, self.config.json)
+            facts = self._describe()
+            self._say(facts)
+            self._open_monitor(facts)
 
     def _train_to_the_end(self, signals: StopSignals, watchdog: Watchdog) -> RunResult:
-        config, place = self.config, self.place
-        batches = self.data.batches(
-            first=self.step * config.global_batch,
-            rank=place.rank,
-            world=place.world,
-            micro_batch=config.micro_batch,
-            device=self.device,
-        )
+        config = self.config
+        batches = self._batches_from(self.step + 1)
         saved: Path | None = None
         results: Mapping[str, float] = {}
+        first = self.step + 1
         self._tick = time.perf_counter()
         if self._evaluation_is_due():  # killed between the checkpoint that it continues from and the evaluation of the same step
             results = self._evaluate()
@@ -149,13 +147,27 @@ class Run:
             if stop:
                 self._agreement.settle()
                 raise Stopped(f"{stop}: saved {saved} at step {self.step}; the same command continues")
-            if self.evaluate and every(self.step, config.eval_every, config.steps):
+            due = every(self.step, config.eval_every, config.steps)
+            if self._monitor and self._pictures and (due or self.step == first):
+                self._monitor.board.pictures(self.step, self._pictures(self._newest))
+            if self.evaluate and due:
                 watchdog.alive(f"the evaluation at step {self.step}")
                 results = self._evaluate()
         self._agreement.settle()
         if self._best.exhausted and self.step > self._saved_at:
             saved = self._save()
         return RunResult(self.step, saved, results)
+
+    def _batches_from(self, step: int) -> Iterator[Any]:
+        """This rank's micro-batches from a step (1, 2, …) on."""
+        config, place = self.config, self.place
+        return self.data.batches(
+            first=(step - 1) * config.global_batch,
+            rank=place.rank,
+            world=place.world,
+            micro_batch=config.micro_batch,
+            device=self.device,
+        )
 
     def _train_step(self, batches: Iterator[Any]) -> None:
         for group in self._engine.optimizer.param_groups:
@@ -165,19 +177,14 @@ class Run:
             batch = next(batches)
             self._tally.waited_s += time.perf_counter() - start
             torch.manual_seed(seed_of(self.config.seed, batch.first_position))
-            loss, metrics = self._engine(batch)
+            with self._forward.running():
+                loss, metrics = self._engine(batch)
             self._engine.backward(loss)
             self._engine.step()
             self._tally.add(batch, loss, metrics)
+        self._newest = batch
         self.step += 1
-        self._tally.end_step(self.step, self._skip_of_step())
-
-    def _skip_of_step(self) -> Tensor:
-        """1 if the step was skipped: DeepSpeed's word where it refused the gradient before our optimizer saw it, else our optimizer's."""
-        refused = bool(getattr(self._engine.optimizer, "overflow", False))
-        if refused or self._optimizer.skipped is None:
-            return torch.tensor(float(refused), device=self.device)
-        return self._optimizer.skipped
+        self._tally.end_step(self.step, *outcome(self._engine, self._optimizer, self.device))
 
     def _claim_folder(self) -> None:
         """Refuse a folder with other content, or with a run whose options differ."""
@@ -222,6 +229,7 @@ class Run:
 
     def _resume(self) -> None:
         folder, notes = decided_by_rank_0(lambda: checkpoint.newest_for_resume(self.out))
+        self._damaged = notes
         for note in notes:
             self._say(f"warning: {note}")
         if folder is None:
@@ -238,7 +246,7 @@ class Run:
         first = self.place.rank == 0
         self._tally.digest, self._tally.bad_clips = (digest, bad_clips) if first else (0, 0)
 
-    def _describe(self) -> None:
+    def _describe(self) -> str:
         config, place = self.config, self.place
         assert config.micro_batch * place.world * self.accumulation == config.global_batch
         rate, source = peak_rate(self.device)
@@ -258,50 +266,40 @@ class Run:
                 f"memory per rank without activations: {size(memory.between_steps)} between steps, {size(memory.peak)} at the peak"
             )
         lines.append(self.data.describe())
-        self._say("\n".join(lines))
+        return "\n".join(lines)
 
-    def _log(self) -> Report:
+    def _open_monitor(self, facts: str) -> None:
+        """Begin the history and TensorBoard on rank 0."""
+        hosts = gathered(socket.gethostname())
+        peak = peak_rate(self.device)
+        self._dossiers = Dossiers(self.out, self.config, self._engine, self._ds_config, self._batches_from, self._alive)
+        if self.place.rank == 0:
+            self._monitor = Monitor(self.out, self.config, self.step, self.place, hosts, self.flops_per_sample, peak)
+            self._monitor.board.describe(self.run_config, facts, self.step)
+            for note in self._damaged:
+                self._monitor.event("damaged", self.step, problem=note)
+
+    def _log(self) -> None:
         """The one place where the host waits for the device. Sums over micro-batches, steps and ranks since the last time."""
-        report = self._tally.collect(memory_bytes(self.device))
+        report = self._tally.collect(memory_bytes(self.device), self._forward.take())
         now = time.perf_counter()
         elapsed, self._tick = now - self._tick, now
         self._count_skips(report.skips)
         if self._monitor:
-            self._monitor.log(self._record(report, elapsed))
+            self._monitor.log(self.step, report, elapsed, self.skipped)
+        self._dossiers.look_into(report, self._tally.kept, self._monitor)
+        self._tick += time.perf_counter() - now  # nor are these training time
         if self._skipped_in_a_row > self.config.max_skipped:
             raise TooManySkipped(
                 f"{self._skipped_in_a_row} steps in a row had a non-finite gradient, more than --max-skipped {self.config.max_skipped}; "
                 f"lower --lr, or look at the clips named above"
             )
         self._logged = report
-        return report
 
     def _count_skips(self, skips: list[bool]) -> None:
         for skip in skips:
             self.skipped += skip
             self._skipped_in_a_row = self._skipped_in_a_row + 1 if skip else 0
-
-    def _record(self, report: Report, elapsed: float) -> dict[str, Any]:
-        peak, _ = peak_rate(self.device)
-        norm = self._optimizer.grad_norm if self._optimizer.grad_norm is not None else self._engine.get_global_grad_norm()
-        samples_per_s = report.steps * self.config.global_batch / elapsed
-        return {
-            "step": self.step,
-            "samples": self.step * self.config.global_batch,
-            "metrics": report.metrics,
-            "lr": learning_rate(self.config, self.step),
-            "grad_norm": float(norm) if norm is not None else float("nan"),
-            "samples_per_s": samples_per_s,
-            "mfu": samples_per_s * self.flops_per_sample / (peak * self.place.world),
-            "data_wait": report.wait_s / elapsed,
-            "memory_bytes": report.memory_bytes,
-            "skipped_steps": self.skipped,
-            "skipped": [vars(skipped) for skipped in report.skipped],
-            "bad_clips": report.bad_clips,
-            "digest": report.digest,
-            "eta_s": (self.config.steps - self.step) * self.config.global_batch / samples_per_s,
-            "elapsed_s": elapsed,
-        }
 
     def _save(self) -> Path:
         if len(self._tally):
@@ -314,6 +312,8 @@ class Run:
         self._continue_sums(digest, bad_clips)
         if self.place.rank == 0:
             checkpoint.prune(self.out, self.config.keep_last, self.config.keep_every)
+        if self._monitor:
+            self._monitor.saved(self.step, folder, time.perf_counter() - start)
         self._tick += time.perf_counter() - start  # writing is no training time
         return folder
 

@@ -36,6 +36,15 @@ class Objective(Protocol):
     def __call__(self, model: Any, batch: Any) -> Losses: ...
 
 
+def seed_of(seed: int, position: int) -> int:
+    """Seed of a micro-batch's random numbers (dropout, VTM pairs): a function of the run's seed and the position of its first clip, so that
+    neither the number of ranks nor a restart changes them. splitmix64's finaliser spreads neighbouring positions."""
+    z = (seed * 0x9E3779B97F4A7C15 + position + 1) % 2**64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+    return (z ^ (z >> 31)) >> 1
+
+
 class StepModule(nn.Module):
     """Model and objective as the one module that DeepSpeed drives. Parameter names get the prefix ``model.``."""
 

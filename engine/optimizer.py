@@ -79,3 +79,15 @@ class SkippingAdamW(torch.optim.AdamW):
     def _norm(self) -> Tensor:
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         return torch.nn.utils.get_total_norm(gradients, foreach=True).float()
+
+
+def outcome(engine: Any, optimizer: SkippingAdamW, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of the step just done, as device scalars: 1 if it was skipped, and the norm of the whole gradient before clipping (nan where DeepSpeed keeps
+    none). DeepSpeed's word counts where it decides by itself, or refused the gradient before our optimizer saw it, whose norm is an older one."""
+    if getattr(engine.optimizer, "overflow", False):
+        return torch.ones((), device=device), torch.full((), math.nan, device=device)
+    skipped = torch.zeros((), device=device) if optimizer.skipped is None else optimizer.skipped
+    norm = optimizer.grad_norm if optimizer.grad_norm is not None else engine.get_global_grad_norm()
+    if not isinstance(norm, Tensor):
+        norm = torch.tensor(math.nan if norm is None else float(norm), device=device)
+    return skipped, norm

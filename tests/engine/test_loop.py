@@ -279,6 +279,7 @@ def test_a_nan_on_one_of_two_ranks_skips_the_step_on_both_and_names_its_clips(tm
     assert history(tmp_path / "run")[6]["skipped"] == [
         {"step": 6, "clips": ["clip84", "clip85", "clip86", "clip87"], "loss_finite": False}
     ]
+    assert history(tmp_path / "run")[6]["grad_norm"] is None
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
 
 

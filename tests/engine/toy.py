@@ -27,12 +27,26 @@ class ToyBatch:
     digest: int
     bad: tuple[str, ...] = ()
 
+    def only(self, row: int) -> ToyBatch:
+        cut = slice(row, row + 1)
+        return ToyBatch(self.x[cut], self.y[cut], self.first_position + row, self.clips[cut], self.digest)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
 
 class ToyData:
     def __init__(
-        self, poison: int | None = None, die: int | None = None, hang: int | None = None, poison_every: int | None = None
+        self,
+        poison: int | None = None,
+        die: int | None = None,
+        hang: int | None = None,
+        poison_every: int | None = None,
+        poison_once: int | None = None,
+        spike: int | None = None,
     ) -> None:
-        self.poison, self.die, self.hang, self.poison_every = poison, die, hang, poison_every
+        self.poison, self.die, self.hang, self.poison_every, self.spike = poison, die, hang, poison_every, spike
+        self.poison_once = poison_once
 
     def describe(self) -> str:
         return "toy data"
@@ -46,6 +60,10 @@ class ToyData:
                 samples.append(torch.randn(9, generator=generator))
                 if p == self.poison or (self.poison_every and p % self.poison_every == 0):
                     samples[-1][0] = float("nan")
+                if p == self.poison_once:
+                    samples[-1][0], self.poison_once = float("nan"), None
+                if p == self.spike:
+                    samples[-1][8] = 100.0
                 if p == self.die:
                     os.kill(os.getpid(), 9)
                 if p == self.hang:
@@ -76,10 +94,21 @@ def objective(model: nn.Module, batch: ToyBatch) -> Losses:
     return Losses(errors.mean(), {"fit_loss": torch.stack([errors.detach().sum(), torch.tensor(float(len(errors)))])})
 
 
+def contrast(model: nn.Module, batch: ToyBatch) -> Losses:
+    """A loss that depends on the clips of all ranks, as VTC's does: one bad clip spoils it everywhere."""
+    import torch.distributed.nn.functional as dist_nn
+
+    losses = objective(model, batch)
+    everywhere = torch.stack(list(dist_nn.all_gather(model(batch.x).mean().reshape(1)))).mean()
+    return Losses(losses.total + 0.1 * everywhere.square(), losses.metrics)
+
+
 def run(out: Path, options: dict[str, object]) -> int:
     from engine import Run, launch
 
-    extra = {name: options.pop(name) for name in ("poison", "die", "hang", "poison_every") if name in options}
+    names = ("poison", "die", "hang", "poison_every", "poison_once", "spike")
+    extra = {name: options.pop(name) for name in names if name in options}
+    chosen = contrast if options.pop("contrast", False) else objective
     count_waits = options.pop("count_waits", False)
     config = TrainConfig(
         **{"steps": 20, "global_batch": 16, "micro_batch": 4, "lr": 1e-2, "log_every": 1, "save_every": 5, **options}
@@ -88,7 +117,7 @@ def run(out: Path, options: dict[str, object]) -> int:
 
     def train() -> None:
         Run(
-            config, model=ToyModel(), objective=objective, data=ToyData(**extra), run_config={"train": vars(config)}, out=out
+            config, model=ToyModel(), objective=chosen, data=ToyData(**extra), run_config={"train": vars(config)}, out=out
         ).train()  # type: ignore[arg-type]
 
     if count_waits:
@@ -124,5 +153,27 @@ def _count_waits(train: Callable[[], int]) -> int:
     return code
 
 
+def forked(world: int, out: Path, options: dict[str, object]) -> int:
+    """`world` ranks as forks of this process, which pays for the imports once. The largest exit code."""
+    from engine import launch
+
+    launch.prepare_environment()
+    import deepspeed  # noqa: F401 - before the fork
+
+    import engine.loop  # noqa: F401
+
+    port, ranks = str(launch.free_port()), []
+    for rank in range(world):
+        pid = os.fork()
+        if pid == 0:
+            place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ.update({name: str(value) for name, value in place.items()})
+            os._exit(run(out, dict(options)))
+        ranks.append(pid)
+    return max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks)
+
+
 if __name__ == "__main__":
-    sys.exit(run(Path(sys.argv[1]), json.loads(sys.argv[2])))
+    given = json.loads(sys.argv[2])
+    world = given.pop("forks", 0)
+    sys.exit(forked(world, Path(sys.argv[1]), given) if world else run(Path(sys.argv[1]), given))
