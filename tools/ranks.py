@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 GRACE_S = 5.0
@@ -37,7 +38,7 @@ class Ranks:
             if pid == 0:
                 place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
                 os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-                _become(logs / f"rank-{rank}.txt", lambda rank=rank: rank_main(rank))
+                _become(logs / f"rank-{rank}.txt", partial(rank_main, rank))
             self.pids[rank] = pid
 
     def signal(self, rank: int, number: int) -> None:
