@@ -51,18 +51,26 @@ class Batch:
     def __len__(self) -> int:
         return len(self.clips)
 
+    def first(self, number: int) -> Batch:
+        """The batch of its first clips."""
+        return self._rows(0, number)
+
     def only(self, row: int) -> Batch:
-        """The batch that holds this clip alone. `digest` and `bad` are left as they are."""
+        """The batch that holds this clip alone."""
+        return self._rows(row, row + 1)
+
+    def _rows(self, start: int, stop: int) -> Batch:
+        """Rows start .. stop - 1. `digest` and `bad` are left as they are."""
         length = self.text_ids.shape[1]
-        positions = self.mlm_positions[torch.div(self.mlm_positions, length, rounding_mode="floor") == row] - row * length
+        row_of = torch.div(self.mlm_positions, length, rounding_mode="floor")
         whole = ("pixels", "text_ids", "text_mask", "mlm_ids", "mlm_labels", "dataset_ids")
         return replace(
             self,
-            **{name: getattr(self, name)[row : row + 1] for name in whole},
-            mlm_positions=positions,
-            clips=self.clips[row : row + 1],
-            captions=self.captions[row : row + 1],
-            first_position=self.first_position + row,
+            **{name: getattr(self, name)[start:stop] for name in whole},
+            mlm_positions=self.mlm_positions[(row_of >= start) & (row_of < stop)] - start * length,
+            clips=self.clips[start:stop],
+            captions=self.captions[start:stop],
+            first_position=self.first_position + start,
         )
 
     def to(self, device: torch.device) -> Batch:

@@ -20,11 +20,14 @@ from engine import launch
 
 launch.prepare_environment()  # before torch's and DeepSpeed's imports: they read the environment once
 
+import numpy as np
 import torch
 import tyro
+from numpy.typing import NDArray
 from torch import nn
 
 from data import CoTrainStream, EvalSet, TrainStream
+from data.batch import Batch, CoBatch
 from engine import Run, RunResult
 from engine.command_line import refuse_unknown
 from engine.config import ConfigError
@@ -96,6 +99,24 @@ def make_evaluation(config: PretrainConfig) -> Callable[[nn.Module, torch.device
     return evaluate
 
 
+def make_pictures(config: PretrainConfig) -> Callable[[Batch | CoBatch], dict[str, NDArray[np.uint8]]]:
+    """A function that draws up to six samples of a training batch as the model sees them, for TensorBoard."""
+
+    def draw(batch: Batch | CoBatch) -> dict[str, NDArray[np.uint8]]:
+        from data.pictures import contact_sheet  # rank 0 alone draws
+
+        parts = {"video": batch.video, "images": batch.images} if isinstance(batch, CoBatch) else {"video": batch}
+        return {
+            f"samples/{kind}": np.asarray(
+                contact_sheet(part.first(6), config.loader, f"training samples from position {part.first_position:,}")
+            )
+            for kind, part in parts.items()
+            if part is not None
+        }
+
+    return draw
+
+
 def build_data(config: PretrainConfig) -> TrainStream | CoTrainStream:
     """The stream of the mixture, with images beside the video in co-training."""
     clip, seed, cotrain = config.clip(config.model_config()), config.train.seed, config.cotrain
@@ -132,6 +153,7 @@ def build_run(config: PretrainConfig) -> Run:
         run_config=config.as_json(),
         evaluate=make_evaluation(config),
         flops_per_sample=training_flops_per_sample(config),
+        pictures=make_pictures(config),
         out=config.out,
     )
 

@@ -31,11 +31,11 @@ if __package__ in (None, ""):
 
 from data.units import duration
 from tools.command import InputError, run_tool
-from tools.ranks import Ranks, largest
+from tools.ranks import Ranks, largest, preload
 
 STEPS, SAVE_EVERY, MICRO_BATCH = 14, 4, 4
-HANG_TIMEOUT_S = 12.0
-"""Short, so that the drill is; a real run has --hang-timeout-s 1800."""
+HANG_TIMEOUT_S, PATIENT_TIMEOUT_S = 12.0, 100.0
+"""--hang-timeout-s where a hang is made, and elsewhere; a real run has 1800."""
 DISK_BYTES = 1 << 20
 """Largest file that the full disk takes: history and logs fit, a checkpoint of 35 MB does not."""
 LIMIT_S = 150.0
@@ -43,7 +43,7 @@ LIMIT_S = 150.0
 CLIPS, SHARD_CLIPS = 56, 8
 OPTIONS = (
     f"--image-size 32 --micro-batch {MICRO_BATCH} --steps {STEPS} --save-every {SAVE_EVERY} --log-every 1 --eval-every 0 --keep-last 9 "
-    f"--dropout 0.1 --lr 1e-3 --workers 0 --hang-timeout-s {HANG_TIMEOUT_S:g}"
+    "--dropout 0.1 --lr 1e-3 --workers 0"
 ).split()
 
 
@@ -75,7 +75,7 @@ class Site:
     reference: Path
     reference_s: float = 0.0
 
-    def start(self, run: Path, bad: int | None = None, bad_once: int | None = None) -> Ranks:
+    def start(self, run: Path, bad: int | None = None, bad_once: int | None = None, hang_s: float = PATIENT_TIMEOUT_S) -> Ranks:
         """The training's command on the folder `run`; `bad` and `bad_once` are positions of clips with NaN in their pixels."""
         number = len(list(run.parent.glob(f"{run.name}-start-*"))) + 1
         argv = [
@@ -94,7 +94,7 @@ class Site:
 
             if bad is not None or bad_once is not None:
                 _poison(bad, bad_once)
-            return train.main([*argv, *OPTIONS])
+            return train.main([*argv, *OPTIONS, "--hang-timeout-s", str(hang_s)])
 
         return Ranks(self.world, run.parent / f"{run.name}-start-{number}", rank_main)
 
@@ -212,7 +212,7 @@ def drill_kill(site: Site, run: Path) -> Outcome:
 def drill_hang(site: Site, run: Path) -> Outcome:
     """SIGSTOP of one rank"""
     checks, victim, step = Checks(), site.world - 1, site.random.randint(5, STEPS - 3)
-    ranks = site.start(run)
+    ranks = site.start(run, hang_s=HANG_TIMEOUT_S)
     await_step(ranks, run, step)
     ranks.signal(victim, signal.SIGSTOP)
     fault = time.monotonic()
@@ -392,13 +392,10 @@ def prepare_clips(out: Path) -> Path:
 
 def drill(names: Sequence[str], out: Path, world: int, seed: int, say: Callable[[str], None]) -> list[Outcome]:
     """Run the undisturbed training and the named drills in the empty folder `out`."""
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"
-    os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", DS_ACCELERATOR="cpu")
     start = time.monotonic()
     data = prepare_clips(out)
-    from pretrain import train  # noqa: F401 - torch, DeepSpeed and the model, once for all ranks
-
+    preload()
     say(f"imports and clips: {duration(time.monotonic() - start)}")
     site = Site(out, data, world, random.Random(seed), out / "undisturbed")
     ranks = site.start(site.reference)

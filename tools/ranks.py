@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import signal
 import sys
@@ -93,6 +94,12 @@ def _become(log: Path, main: Callable[[], int]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def preload() -> None:
+    """Import what a rank of pretrain/train.py needs, once for all forks. DeepSpeed itself loads torch._dynamo when it starts."""
+    for name in ("torch._dynamo", "torch.utils.tensorboard", "data.graph", "engine.loop", "pretrain.train", "deepspeed"):
+        importlib.import_module(name)
 
 
 def largest(codes: Sequence[int]) -> int:

@@ -6,7 +6,6 @@ Everything is drawn at its final size, so type is readable at 1:1. Colours are R
 from __future__ import annotations
 
 import base64
-import functools
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from data.files import write_atomic
+from data.pictures import font
 from tools.command import InputError
 
 Colour = tuple[int, int, int]
@@ -35,14 +35,6 @@ FRAME_COLOURS: tuple[Colour, ...] = (
 TEXT, SMALL, HEADING, TITLE = 15, 13, 17, 24
 """Sizes of type, pixels."""
 FORMATS = ("png", "html", "webp")
-
-
-@functools.cache
-def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along: the same on every machine."""
-    from matplotlib import get_data_path
-
-    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf"), size)
 
 
 def _lines(text: str, width: int, face: ImageFont.FreeTypeFont) -> list[str]:

@@ -172,6 +172,7 @@ def test_one_clip_of_a_batch_keeps_its_own_text_and_masks() -> None:
     assert alone.text_ids.tolist() == [[8, 9, 10, 11]]
     assert alone.mlm_labels.flatten()[alone.mlm_positions].tolist() == [8, 9]
     assert batch.only(1).mlm_positions.tolist() == []
+    assert batch.first(2).mlm_positions.tolist() == [1]
     both = CoBatch(video=batch, images=batch)
     assert both.only(1).clips == ("y",)
     assert both.only(4).video is None
