@@ -14,9 +14,14 @@ from datetime import timedelta
 from types import FrameType
 from typing import Any, TypeVar
 
+from engine.roll_call import RollCall
+
 T = TypeVar("T")
 
 EXIT_HANG = 5
+GRACE_S = 30.0
+"""So much later than --hang-timeout-s come the time-out of collectives, which would end a waiting rank without a word on which one it waits for, and
+faulthandler's own timer, which needs no Python thread to run, for a hang that holds the interpreter's lock."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -61,7 +66,7 @@ class Agreement:
         self._dist = dist
         self._pending: tuple[Any, Any] | None = None
         several = dist.get_world_size() > 1
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s)) if several else None
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s + GRACE_S)) if several else None
 
     def share(self, received: str | None) -> str | None:
         """Call once per step on every rank: what was received up to the step before, the same on all."""
@@ -112,14 +117,13 @@ def gathered(value: T) -> list[T]:
 
 
 class Watchdog:
-    """Ends the process if nothing finishes within the time-out, whatever it waits for, and says on which rank, in what, and where in the code."""
+    """Ends the process if nothing finishes within the time-out, whatever it waits for, and says on which rank, in what, where in the code, and which
+    ranks give no sign of life."""
 
-    _GRACE_S = 30.0
-    """faulthandler's own timer, which needs no Python thread to run, comes this much later: for a hang that holds the interpreter's lock."""
-
-    def __init__(self, timeout_s: float, rank: int) -> None:
+    def __init__(self, timeout_s: float, rank: int, world: int) -> None:
         self._timeout_s, self._rank = timeout_s, rank
         self._doing, self._deadline = "start", float("inf")
+        self._roll_call = RollCall(lambda: self._doing) if world > 1 else None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self.alive("start")
@@ -128,12 +132,14 @@ class Watchdog:
     def alive(self, doing: str) -> None:
         """Something has finished; start the time anew for what comes next."""
         self._doing, self._deadline = doing, time.monotonic() + self._timeout_s
-        faulthandler.dump_traceback_later(self._timeout_s + self._GRACE_S, exit=True)
+        faulthandler.dump_traceback_later(self._timeout_s + GRACE_S, exit=True)
 
     def stop(self) -> None:
         """The run has ended."""
         self._ended.set()
         faulthandler.cancel_dump_traceback_later()
+        if self._roll_call:
+            self._roll_call.stop()
 
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._timeout_s / 10)):
@@ -146,4 +152,6 @@ class Watchdog:
                     flush=True,
                 )
                 faulthandler.dump_traceback(all_threads=True)
+                if self._roll_call:
+                    print(f"error: rank {self._rank} called the roll: {self._roll_call.missing()}", file=sys.stderr, flush=True)
                 os._exit(EXIT_HANG)

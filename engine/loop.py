@@ -22,7 +22,7 @@ from data.units import count, duration, size
 from engine import checkpoint, ds_config, launch
 from engine.config import ConfigError, TrainConfig, every
 from engine.dossier import Dossiers
-from engine.faults import Agreement, Stopped, StopSignals, TooManySkipped, Watchdog, decided_by_rank_0, gathered
+from engine.faults import GRACE_S, Agreement, Stopped, StopSignals, TooManySkipped, Watchdog, decided_by_rank_0, gathered
 from engine.monitor import Monitor, memory_bytes
 from engine.objective import Objective, StepModule, seed_of
 from engine.optimizer import SkippingAdamW, learning_rate, outcome, parameter_groups
@@ -87,7 +87,7 @@ class Run:
         self.run_config, self.evaluate, self.flops_per_sample = run_config, evaluate, flops_per_sample
         self.model, self._objective, self._pictures = model, objective, pictures
         self._heads, self._head_lr_mult, self._best = tuple(head_patterns), head_lr_mult, Best(select, out)
-        self.place, self.device = launch.start(config.device, config.hang_timeout_s)
+        self.place, self.device = launch.start(config.device, config.hang_timeout_s + GRACE_S)
         self.accumulation = config.accumulation(self.place.world)
         self._ds_config = ds_config.resolve(config, self.place.world, self.device.type == "cpu")
         self.step = 0
@@ -101,7 +101,7 @@ class Run:
 
     def train(self) -> RunResult:
         """Train to the last step. Raises Stopped after a signal (saved), TooManySkipped, CheckpointError, ConfigError."""
-        signals, watchdog = StopSignals(), Watchdog(self.config.hang_timeout_s, self.place.rank)
+        signals, watchdog = StopSignals(), Watchdog(self.config.hang_timeout_s, self.place.rank, self.place.world)
         self._alive = watchdog.alive
         try:
             self._prepare()

@@ -19,6 +19,7 @@ from data.batch import Batch, CoBatch
 from engine.board import layout
 from engine.dossier import layer_of
 from engine.pace import Slowest, StragglerAlarm, slowest, spread
+from engine.roll_call import Sign, verdict
 from engine.spikes import ENOUGH, SpikeRule
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +126,19 @@ def test_a_straggler_is_warned_of_once_after_two_intervals_and_again_after_recov
     tiny = StragglerAlarm(1.5)
     assert [tiny.judge(lag, step_s=10.0) for _ in range(3)] == [None] * 3, "a quarter of a second in ten is no matter"
     assert [StragglerAlarm(0).judge(lag, step_s=1.0)] == [None]
+
+
+def test_the_roll_names_who_is_silent_or_elsewhere() -> None:
+    def signs(counts: dict[int, int], **doing: str) -> dict[int, Sign]:
+        return {rank: Sign(number, f"node{rank}", "7", doing.get(f"r{rank}", "step 9")) for rank, number in counts.items()}
+
+    first = signs({0: 4, 1: 9, 2: 1})
+    assert "no sign of life from rank 1 on node1 (pid 7), last in step 9: " in verdict(first, signs({0: 5, 1: 9, 2: 2}), 3)
+    assert "no sign of life from rank 2: " in verdict(signs({0: 4, 1: 9}), signs({0: 5, 1: 10}), 3), (
+        "one that never said anything"
+    )
+    found = verdict(first, signs({0: 5, 1: 10, 2: 2}, r2="the checkpoint of step 8"), 3)
+    assert found == "all ranks live, most in step 9; elsewhere: rank 2 on node2 in the checkpoint of step 8"
 
 
 def test_every_curve_stands_in_one_chart_of_the_layout() -> None:

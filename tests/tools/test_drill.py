@@ -1,0 +1,61 @@
+"""The drills as a command: a killed rank and a bad clip; and that a drill can fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.drill import Outcome, compare, table
+from tools.ranks import GRACE_S, Ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_killed_rank_and_a_bad_clip_go_as_they_must(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools/drill.py"), "--only", "kill", "nan", "--json", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kill, nan = json.loads(done.stdout)
+    assert (kill["name"], kill["equal"], kill["wrong"]) == ("kill", "yes", [])
+    assert kill["steps_lost"] > 0, "a killed rank cannot save"
+    assert (nan["name"], nan["wrong"], nan["steps_lost"]) == ("nan", [], 0)
+    reference, changed = tmp_path / "out" / "undisturbed", tmp_path / "out" / "kill"
+    assert compare(changed, reference) == "yes"
+    lines = (changed / "history.jsonl").read_text().splitlines()
+    number = next(k for k, line in enumerate(lines) if json.loads(line)["step"] == 9 and "metrics" in json.loads(line))
+    lines[number] = json.dumps(json.loads(lines[number]) | {"digest": 1})
+    (changed / "history.jsonl").write_text("\n".join(lines) + "\n")
+    assert compare(changed, reference) == "digest of step 9 differs", "equality must be able to fail"
+
+
+def test_what_went_wrong_stands_in_the_table() -> None:
+    row = Outcome("kill", "kill -9 of rank 1", 0.2, "exit codes [1, -9]", 3, "loss of step 4 differs", ["not equal", "too late"])
+    assert "| 3 | loss of step 4 differs | no: not equal; too late |" in table([row])
+
+
+def test_a_failed_rank_takes_the_others_down_even_a_stopped_one(tmp_path: Path) -> None:
+    def main(rank: int) -> int:
+        if rank == 1:
+            return 7
+        if rank == 2:
+            os.kill(os.getpid(), 19)
+        raise ValueError("the reason")
+
+    ranks = Ranks(3, tmp_path / "logs", main)
+    assert ranks.finish(timeout_s=60) == [1, 7, -9]
+    assert "the reason" in ranks.output()
+    assert max(ranks.ended.values()) - min(ranks.ended.values()) < GRACE_S + 5
+
+
+def test_the_command_refuses_what_it_cannot_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from tools.drill import main
+
+    (tmp_path / "mine").touch()
+    assert main(["--ranks", "1"]) == 2
+    assert main(["--out", str(tmp_path)]) == 2
+    assert "is not empty" in capsys.readouterr().err
