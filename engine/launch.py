@@ -15,8 +15,11 @@ from typing import Any
 
 from engine.config import ConfigError
 
-EXIT_USER, EXIT_DISK, EXIT_NONFINITE, EXIT_REQUEUE = 2, 3, 4, 75
-"""Wrong options or data; a checkpoint could not be written; too many non-finite steps; saved after a signal, start again (EX_TEMPFAIL)."""
+EXIT_PEER, EXIT_USER, EXIT_DISK, EXIT_NONFINITE, EXIT_REQUEUE = 1, 2, 3, 4, 75
+"""Another rank has left (lower than the code of the one with the reason: srun gives the highest); wrong options or data; a checkpoint could not be
+written; too many non-finite steps; saved after a signal, start again (EX_TEMPFAIL)."""
+PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "Broken pipe")
+"""What gloo and NCCL say in a rank whose partner has left in the middle of a collective."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,14 @@ def main(run: Callable[[], Any]) -> int:
         return _end(error, EXIT_USER, shared=True)
     except (DataError, FileNotFoundError) as error:
         return _end(error, EXIT_USER, shared=False)
+    except RuntimeError as error:
+        if not any(text in str(error) for text in PEER_GONE):
+            raise
+        return _end(
+            RuntimeError(f"another rank has left; its own output says why ({str(error).splitlines()[0][:200]})"),
+            EXIT_PEER,
+            shared=False,
+        )
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -100,8 +100,3 @@ def preload() -> None:
     """Import what a rank of pretrain/train.py needs, once for all forks. DeepSpeed itself loads torch._dynamo when it starts."""
     for name in ("torch._dynamo", "torch.utils.tensorboard", "data.graph", "engine.loop", "pretrain.train", "deepspeed"):
         importlib.import_module(name)
-
-
-def largest(codes: Sequence[int]) -> int:
-    """The code that says most about a launch: the first that is not 0, else 0."""
-    return next((code for code in codes if code), 0)
