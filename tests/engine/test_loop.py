@@ -352,7 +352,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path, limit: 
 @pytest.mark.parametrize("full", [0, 1])
 def test_a_disk_that_is_full_for_one_rank_ends_all_at_once_with_a_clear_error(tmp_path: Path, full: int) -> None:
     begin = time.monotonic()
-    codes, output = finish(start_limited(tmp_path / "run", {full: 4000}, 2, steps=5, hang_timeout_s=100))
+    codes, output = finish(start_limited(tmp_path / "run", {full: 4200}, 2, steps=5, log_every=5, hang_timeout_s=100))
     assert codes == [3, 3], output
     assert "step-00000005 could not be written" in output
     assert time.monotonic() - begin < 60, "the other rank waited for its time-out"
