@@ -35,7 +35,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["model*", "data*", "engine*", "pretrain*", "finetune*", "tools*"]),
-    package_data={"data": ["vocab/*.txt", "vocab/LICENSE*", "py.typed"]},
+    package_data={"data": ["vocab/*.txt", "vocab/LICENSE*", "py.typed"], "finetune": ["paper_numbers.json"]},
     install_requires=REQUIRES,
     extras_require={
         "gpu": ["nvidia-dali-cuda130>=2.4,<3"],
