@@ -89,6 +89,13 @@ class Column:
     """Name of a score in `EvaluationResult.scores`."""
     variant: str = ""
     unit: str = "%"
+    group: str = ""
+    """Heading over several columns of one benchmark."""
+
+    @property
+    def lower_is_better(self) -> bool:
+        """A rank."""
+        return self.unit == "rank"
 
 
 @dataclass(frozen=True)
@@ -141,8 +148,8 @@ class PaperCell:
             found.append(f"temporal interaction {roll}, not {row.roll or 'roll'}")
         if row.heads and _recorded(result, "heads") != row.heads:
             found.append(f"heads of images and videos {_recorded(result, 'heads') or 'not recorded'}, not {row.heads}")
-        if row.loss and _loss(result) != row.loss:
-            found.append(f"losses {_loss(result)}, not {row.loss}")
+        if row.loss and losses(result) != row.loss:
+            found.append(f"losses {losses(result)}, not {row.loss}")
         return found
 
 
@@ -154,7 +161,8 @@ def _recorded(result: EvaluationResult, name: str) -> Any:
     return result.details.get(name, result.settings.get(name))
 
 
-def _loss(result: EvaluationResult) -> str:
+def losses(result: EvaluationResult) -> str:
+    """Of a retrieval run: contrast, or joint where a loss on the joint pass was trained too."""
     task = result.settings.get("task")
     if not isinstance(task, Mapping) or not {"rank", "matching"} <= task.keys():
         return "not recorded"
@@ -195,6 +203,11 @@ def _content() -> dict[str, Any]:
 def certainties() -> dict[str, str]:
     """Mark → what it means."""
     return dict(_content()["certainty"])
+
+
+def budget() -> list[dict[str, str]]:
+    """What the authors say that training and evaluation took: rows of what, value."""
+    return list(_content()["budget"])
 
 
 @lru_cache(maxsize=1)

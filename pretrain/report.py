@@ -16,8 +16,8 @@ from PIL import Image
 
 from data.files import atomic_path, write_atomic
 from data.units import duration
+from engine.page import GRID, INK, RIGHT, WRONG, page, table_row
 
-RIGHT, WRONG, INK, GRID = "#1a7f37", "#d0d7de", "#24292f", "#eaeef2"
 WAYS = {"text_to_video": "text → video", "video_to_text": "video → text"}
 
 
@@ -173,17 +173,14 @@ def _data_uri(image: Image.Image | Path) -> str:
 
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #24292f; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #d0d7de }
-table { border-collapse: collapse } td, th { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #eaeef2 }
-td:nth-child(-n+2), th:nth-child(-n+2) { text-align: left } tr.chance { color: #6e7781 } img { max-width: 100% }
+td:nth-child(-n+2), th:nth-child(-n+2) { text-align: left } tr.chance { color: #6e7781 }
 .query { margin: 1.1rem 0 } .query p { margin: 0 0 .3rem } .clips { display: grid; grid-template-columns: repeat(5, 1fr); gap: 6px }
 figure { margin: 0 } figcaption { font-size: .72rem; color: #57606a; overflow-wrap: anywhere }
 .right figcaption { color: #1a7f37; font-weight: 600 } .rank { color: #57606a; font-size: .85rem }
 .word { display: grid; grid-template-columns: 300px 1fr; gap: 1rem; align-items: center; margin: .9rem 0 }
 .gap { background: #fff8c5; border: 1px solid #d4a72c; border-radius: 4px; padding: 0 .4rem }
 .bar { display: grid; grid-template-columns: 8rem 1fr; font-size: .82rem; align-items: center } .bar i { display: block; height: .7rem; background: #8c959f }
-.bar.true i { background: #1a7f37 } .bar.true { font-weight: 600 } pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: .8rem }
+.bar.true i { background: #1a7f37 } .bar.true { font-weight: 600 }
 """
 
 
@@ -234,13 +231,11 @@ def write_report(
     masked_words_image(masked, words)
     write_atomic(folder / "results.json", json.dumps(results, indent=1) + "\n")
     rows = "".join(
-        f'<tr class="{"chance" if row[1] == "chance" else ""}">{"".join(f"<td>{html.escape(cell)}</td>" for cell in row)}</tr>'
+        table_row([html.escape(cell) for cell in row], css="chance" if row[1] == "chance" else "")
         for row in retrieval_rows(results)
     )
     seconds = ", ".join(f"{name} {duration(value)}" for name, value in results["seconds"].items())
-    page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>All-in-one: pre-training report</title><style>{_STYLE}</style>
-<h1>What one transformer learned from {results["train_clips"]:,} clips</h1>
+    body = f"""<h1>What one transformer learned from {results["train_clips"]:,} clips</h1>
 <p>{html.escape(seconds)} · masked words right on held-out clips {results["mlm_accuracy"]:.1f} % · pairs told right {results["vtm_accuracy"]:.1f} % (chance 50)</p>
 <h2>Retrieval of held-out clips</h2>
 <p>Each caption is compared with every clip of its split. R@K: percent of the captions whose own clip is among the first K. MdR: median rank (1 is best).
@@ -250,7 +245,6 @@ def write_report(
 <h2>Gallery: caption → five best clips</h2><p>Each picture shows the three frames of a clip; the right clip is framed in green.</p>{_gallery_html(gallery)}
 <h2>Masked words</h2><p>One word is hidden; the bars are the model's five best guesses from the rest of the sentence and the frames. Green: the hidden word.</p>
 {_masked_html(masked)}
-<h2>The run</h2><pre>{html.escape(chr(10).join(facts))}</pre></html>
-"""
-    write_atomic(folder / "report.html", page)
+<h2>The run</h2><pre>{html.escape(chr(10).join(facts))}</pre>"""
+    write_atomic(folder / "report.html", page("All-in-one: pre-training report", body, _STYLE))
     return [folder / "report.html", curves, pictures, words, folder / "results.json"]
