@@ -53,12 +53,12 @@ class Row:
     views: int = 1
     image_size: int = 224
     zero_shot: bool = False
-    variant: str = ""
-    """Of the benchmark, where rows differ by it."""
     loss: str = ""
     """contrast: no other loss was trained; joint: a loss on the joint pass as well; "" = not stated."""
     roll: str = ""
     """Kind of temporal interaction, where it is not the paper's token rolling."""
+    highlight: str = ""
+    """VCR: masks, boxes or none, how people are drawn into the picture."""
     heads: str = ""
     """shared or apart, between images and videos in co-training; "" = not stated."""
     note: str = ""
@@ -117,11 +117,6 @@ class PaperCell:
         """The number, if it may be compared with."""
         return None if self.certainty == "illegible" else self.value
 
-    @property
-    def variant(self) -> str:
-        """Of the benchmark."""
-        return self.column.variant or self.row.variant
-
     def measures(self, result: EvaluationResult) -> bool:
         """Whether the result is of this column's benchmark and split and has its metric."""
         column = self.column
@@ -132,7 +127,7 @@ class PaperCell:
         row = self.row
         found = []
         for name, ours, theirs in (
-            ("variant", result.variant, self.variant),
+            ("variant", result.variant, self.column.variant),
             ("model size", result.model_size, row.size),
             ("frames", result.frames, row.frames),
             ("views", result.views, row.views),
@@ -146,6 +141,9 @@ class PaperCell:
         roll = str(_recorded(result, "roll") or "roll")
         if roll != (row.roll or "roll"):
             found.append(f"temporal interaction {roll}, not {row.roll or 'roll'}")
+        drawn = str(_task(result).get("highlight", "not recorded"))
+        if row.highlight and drawn != row.highlight:
+            found.append(f"highlight {drawn}, not {row.highlight}")
         if row.heads and _recorded(result, "heads") != row.heads:
             found.append(f"heads of images and videos {_recorded(result, 'heads') or 'not recorded'}, not {row.heads}")
         if row.loss and losses(result) != row.loss:
@@ -161,10 +159,23 @@ def _recorded(result: EvaluationResult, name: str) -> Any:
     return result.details.get(name, result.settings.get(name))
 
 
+def _task(result: EvaluationResult) -> Mapping[str, Any]:
+    """Options of the protocol."""
+    task = result.settings.get("task")
+    return task if isinstance(task, Mapping) else {}
+
+
+def setting(result: EvaluationResult) -> tuple[Any, ...]:
+    """Everything of a result that rows of the paper can differ by: results with the same setting may share a row."""
+    size, look = result.model_size or result.parameters, (result.frames, result.views, result.image_size)
+    told = (_recorded(result, "roll") or "roll", _recorded(result, "heads"), _task(result).get("highlight"), losses(result))
+    return (size, data_sets(result.pretraining), look, result.zero_shot, *told)
+
+
 def losses(result: EvaluationResult) -> str:
     """Of a retrieval run: contrast, or joint where a loss on the joint pass was trained too."""
-    task = result.settings.get("task")
-    if not isinstance(task, Mapping) or not {"rank", "matching"} <= task.keys():
+    task = _task(result)
+    if not {"rank", "matching"} <= task.keys():
         return "not recorded"
     return "joint" if task["rank"] or task["matching"] else "contrast"
 
@@ -236,4 +247,6 @@ def _cell(table: str, row: Row, column: Column, content: Any) -> PaperCell:
 def paper_cells(benchmark: str, variant: str = "") -> list[PaperCell]:
     """The numbers that the paper has for a benchmark, of one variant where one is given."""
     cells = [cell for table in paper_tables() for cell in table.cells.values()]
-    return [cell for cell in cells if cell.column.benchmark == benchmark and cell.certainty and variant in ("", cell.variant)]
+    return [
+        cell for cell in cells if cell.column.benchmark == benchmark and cell.certainty and variant in ("", cell.column.variant)
+    ]

@@ -137,7 +137,8 @@ def write_result(folder: Path, result: EvaluationResult) -> Path:
     """Write `folder`/results/<name>.json, whole or not at all; returns the path.
 
     The same evaluation done again replaces its file. One with other settings (frames, checkpoint, …) moves the file that it finds aside,
-    to <name>.1.json and so on: no number is lost. ValueError for a score that is no finite number.
+    to <name>.1.json and so on, and its predictions with it: no number is lost. Call it before
+    `write_predictions`. ValueError for a score that is no finite number.
     """
     broken = [name for name, score in result.scores.items() if not math.isfinite(score.value)]
     if broken:
@@ -147,6 +148,9 @@ def write_result(folder: Path, result: EvaluationResult) -> Path:
     if path.exists() and not _replaces(path, json.loads(content)):
         number = next(number for number in range(1, 10_000) if not path.with_suffix(f".{number}.json").exists())
         path.rename(path.with_suffix(f".{number}.json"))
+        predictions = folder / PREDICTIONS / f"{result.name}.jsonl"
+        if predictions.exists():
+            predictions.rename(predictions.with_suffix(f".{number}.jsonl"))
     write_atomic(path, content)
     return path
 

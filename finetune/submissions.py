@@ -38,13 +38,16 @@ def vcr_csv(
 ) -> None:
     """Scores (logits) of the four answers [N, 4] and of the four rationales given each of them [N, 4, 4] as probabilities, rows in order of id.
 
-    `expected`: the annot_id of every question of the split.
+    `expected`: the annot_id of every question of the split. Those of `missing` need no scores; if they have any, these are not used.
     """
-    _check_ids(ids, expected, "VCR")
+    absent = sorted(set(missing) - set(ids))
+    _check_ids([*ids, *absent], expected, "VCR")
     if answer_scores.shape != (len(ids), 4) or rationale_scores.shape != (len(ids), 4, 4):
         shapes = f"{list(answer_scores.shape)} and {list(rationale_scores.shape)}"
         raise SubmissionError(f"VCR needs scores [N, 4] and [N, 4, 4] for {len(ids)} questions, got {shapes}")
     scores = np.concatenate([answer_scores[:, None], rationale_scores], axis=1).astype(np.float64)
+    scores = np.concatenate([scores, np.zeros((len(absent), 5, 4))])
+    ids = [*ids, *absent]
     scores[np.isin(np.asarray(ids), list(missing))] = 0.0
     if not np.isfinite(scores).all():
         broken = [name for name, row in zip(ids, scores, strict=True) if not np.isfinite(row).all()]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune.paper import Column, PaperCell, Table, losses, paper_tables
+from finetune.paper import Column, PaperCell, Table, paper_tables, setting
 from finetune.results import EvaluationResult, Score
 
 
@@ -131,17 +131,15 @@ def _fill(table: Table, runs: Sequence[Run]) -> FilledTable:
         for place in ((i, j) for i in fits for j in columns):
             cells.setdefault(place, []).append(run)
         if columns and not fits:
-            setting = (result.model_size or result.parameters, result.pretraining, run.look, result.image_size, result.zero_shot)
-            key = (*setting, losses(result), "" if table.columns[columns[0]].variant else result.variant)
-            row = own.setdefault(key, OwnRow(run, {}, _nearest(table, columns[0], result)))
+            row = own.setdefault(setting(result), OwnRow(run, {}, _nearest(table, columns[0], result)))
             for j in columns:
                 row.runs.setdefault(j, []).append(run)
     return FilledTable(table, cells, list(own.values()))
 
 
 def _belongs(column: Column, result: EvaluationResult) -> bool:
-    same = (column.benchmark, column.split) == (result.benchmark, result.split) and column.metric in result.scores
-    return same and column.variant in ("", result.variant)
+    names = (column.benchmark, column.split, column.variant)
+    return names == (result.benchmark, result.split, result.variant) and column.metric in result.scores
 
 
 def _nearest(table: Table, j: int, result: EvaluationResult) -> str:

@@ -54,8 +54,11 @@ def test_a_result_reads_back_as_it_was_written(tmp_path: Path) -> None:
 def test_another_measurement_moves_the_older_file_aside_and_the_same_one_replaces_it(tmp_path: Path) -> None:
     for frames, value in ((3, 40.0), (3, 41.0), (8, 42.0), (3, 43.0)):
         write_result(tmp_path, result(frames=frames, scores={"accuracy": Score(value)}))
+        write_predictions(tmp_path / "predictions" / "msrvtt_qa-test.jsonl", [{"id": "q", "prediction": value}])
     found = {path.name: (one.frames, one.scores["accuracy"].value) for path, one in read_results(tmp_path)}
     assert found == {"msrvtt_qa-test.1.json": (3, 41.0), "msrvtt_qa-test.2.json": (8, 42.0), "msrvtt_qa-test.json": (3, 43.0)}
+    said = {path.name: read_predictions(path)["q"]["prediction"] for path in (tmp_path / "predictions").iterdir()}
+    assert said == {name.replace(".json", ".jsonl"): value for name, (_, value) in found.items()}
     with pytest.raises(ValueError, match="accuracy is not a finite number"):
         write_result(tmp_path, result(scores={"accuracy": Score(float("nan"))}))
 

@@ -27,6 +27,8 @@ def test_vcr_rows_hold_twenty_probabilities_in_the_official_order(tmp_path: Path
     answers[1], answers[2] = 1000.0, np.nan  # no overflow; a missing question may hold anything
     ids = ["test-2", "test-0", "test-1"]
     vcr_csv(tmp_path / "out" / "vcr.csv", ids, answers, rationales, expected=ids, missing=["test-1"])
+    vcr_csv(tmp_path / "less.csv", ids[:2], answers[:2], rationales[:2], expected=ids, missing=["test-1"])
+    assert (tmp_path / "less.csv").read_bytes() == (tmp_path / "out" / "vcr.csv").read_bytes()
     lines = (tmp_path / "out" / "vcr.csv").read_text().splitlines()
     assert lines[0] == OFFICIAL_HEADER
     rows = {row["annot_id"]: row for row in csv.DictReader(lines)}
