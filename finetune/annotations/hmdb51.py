@@ -24,7 +24,7 @@ def load(folder: Path, split: str, *, fold: int) -> Split:
     if fold not in FOLDS:
         raise AnnotationError(f"HMDB51 has no fold {fold}; choose one of: 1, 2, 3")
     wanted = "test" if split == "test" else "train"
-    builder = Builder(f"{split}, fold {fold}")
+    builder = Builder(split)
     root = next(
         (path for path in (folder / "testTrainMulti_7030_splits", folder) if any(path.glob(f"*_test_split{fold}.txt"))), None
     )

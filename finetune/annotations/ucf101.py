@@ -25,7 +25,7 @@ def load(folder: Path, split: str, *, fold: int) -> Split:
     if fold not in FOLDS:
         raise AnnotationError(f"UCF101 has no fold {fold}; choose one of: 1, 2, 3")
     wanted = "test" if split == "test" else "train"
-    builder = Builder(f"{split}, fold {fold}")
+    builder = Builder(split)
     classes = _classes(builder.use(_file(folder, "classInd.txt")))
     path = builder.use(_file(folder, f"{wanted}list0{fold}.txt"))
     for number, line in enumerate(read_text(path).splitlines(), 1):
