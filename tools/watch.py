@@ -61,7 +61,7 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    text = " ".join(text.split())
+    text = " ".join(text.splitlines())
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
@@ -103,8 +103,8 @@ class Screen:
             tail = f" {100 * share:5.1f} %"
             self.lines.append(self.paint(bar(share, self.width - len(tail)), COLOURS[kind]) + tail)
         place = f"step {step:,}" + (f" of {steps:,}" if steps else "")
-        eta = f"   ETA {duration(facts['eta_s'])}" if facts["eta_s"] is not None else ""
-        age = "" if facts["age_s"] is None else f"   last sign {duration(facts['age_s'])} ago"
+        eta = f" · ETA {duration(facts['eta_s'])}" if facts["eta_s"] is not None else ""
+        age = "" if facts["age_s"] is None else f" · last sign {duration(facts['age_s'])} ago"
         self.add("progress", place + eta + age)
         if facts["ranks"]:
             hosts = facts["hosts"] or []
@@ -133,7 +133,7 @@ class Screen:
                 if line and len(line) + len(text) + 3 > self.width - 11:
                     self.add("", line)
                     line = ""
-                line += ("   " if line else "") + text
+                line += (" · " if line else "") + text
             self.add("", line)
         if shown or evaluation:
             self.lines.append("")
@@ -146,23 +146,23 @@ class Screen:
 
         mfu = None if facts["mfu"] is None else 100 * facts["mfu"]
         wait = None if facts["data_wait"] is None else 100 * facts["data_wait"]
-        speed = f"{_number(facts['samples_per_s'], ',.1f')} clips/s{beside('samples_per_s', ',.0f')}   "
-        speed += f"{_number(facts['step_s'], '.3g')} s/step   MFU {_number(mfu, '.1f', ' %')}{beside('mfu', '.0f', 100)}"
+        speed = f"{_number(facts['samples_per_s'], ',.1f')} clips/s{beside('samples_per_s', ',.0f')} · "
+        speed += f"{_number(facts['step_s'], '.3g')} s/step · MFU {_number(mfu, '.1f', ' %')}{beside('mfu', '.0f', 100)}"
         self.add("speed", speed)
         memory = "–" if facts["memory_bytes"] is None else size(facts["memory_bytes"])
         expected = f" (planned {size(planned['memory_bytes'])})" if "memory_bytes" in planned else ""
-        self.add("waiting", f"{_number(wait, '.1f', ' %')} of the time for data   memory {memory}{expected}")
+        self.add("waiting", f"{_number(wait, '.1f', ' %')} of the time for data · memory {memory}{expected}")
         slow = facts["slowest"]
         if slow:
             text = (
                 f"rank {slow['rank']} on {slow['host']}: {slow['own_s']:.3g} s own work, {slow['ratio']:.2f} x the others' median"
             )
             self.add("slowest", text, "33" if slow["ratio"] > 1.5 else "")
-        self.add("optimizer", f"lr {_number(facts['lr'], '.2e')}   gradient norm {_number(facts['grad_norm'], '.3g')}")
+        self.add("optimizer", f"lr {_number(facts['lr'], '.2e')} · gradient norm {_number(facts['grad_norm'], '.3g')}")
         seen = "–" if facts["samples"] is None else count(facts["samples"])
         self.add(
             "clips",
-            f"{seen} seen, {facts['bad_clips']} replaced   {facts['skipped_steps']} steps skipped",
+            f"{seen} seen, {facts['bad_clips']} replaced · {facts['skipped_steps']} steps skipped",
             "33" if facts["skipped_steps"] else "",
         )
         self.lines.append("")
@@ -171,14 +171,14 @@ class Screen:
         saved, faults = facts["checkpoints"], facts["faults"]
         texts = [f"{one['step']:,}{'' if one['whole'] else ' (unfinished)'}" for one in saved[:5]]
         newest = saved[0] if saved else None
-        about = f"   newest {size(newest['bytes'])}" if newest and newest["bytes"] else ""
+        about = f" · newest {size(newest['bytes'])}" if newest and newest["bytes"] else ""
         about += f", {duration(time.time() - newest['time'])} ago" if newest and newest["time"] else ""
         self.add("saved", f"steps {', '.join(texts)}{about}" if texts else "no checkpoint yet")
         restarts = max(0, faults["starts"] - 1)
         end = faults["last_end"]
         self.add(
             "restarts",
-            f"{restarts}" + (f"   last end at step {end['step']}: {end['reason']}" if end else ""),
+            f"{restarts}" + (f" · last end at step {end['step']}: {end['reason']}" if end else ""),
             "33" if restarts else "",
         )
         for one in faults["dossiers"][-3:]:

@@ -17,8 +17,8 @@ import torch
 
 from data.batch import Batch, CoBatch
 from engine.board import layout
-from engine.dossier import layer_of
 from engine.pace import Slowest, StragglerAlarm, slowest, spread
+from engine.rerun import layer_of
 from engine.roll_call import Sign, verdict
 from engine.spikes import ENOUGH, SpikeRule
 
@@ -81,6 +81,8 @@ def test_a_spike_says_what_is_usual_and_which_layers_it_comes_from(faulty: Path)
     assert found["usual"]["median"] == pytest.approx(statistics.median(losses[step] for step in losses if step < SPIKE_STEP))
     assert found["rerun"]["weights"] == {"updates_since": 1, "exact": False}, "the spike's own update has moved the weights"
     assert found["rerun"]["reproduced"]
+    assert found["rerun"]["highest"][0]["clip"] == f"clip{(SPIKE_STEP - 1) * 16}"
+    assert found["rerun"]["highest"][0]["loss"] > 100 * found["rerun"]["highest"][1]["loss"]
     layers = {layer["name"]: layer for layer in found["rerun"]["layers"]}
     assert set(layers) == {"model.net.0", "model.net.1", "model.net.4"}
     assert all(layer["by_rank"][0] > 10 * layer["by_rank"][1] for layer in layers.values()), "the outlier is rank 0's"

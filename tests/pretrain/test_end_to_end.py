@@ -35,9 +35,32 @@ def test_demo_prepares_trains_evaluates_reports_and_then_is_done(tmp_path: Path)
     for name in ("losses.png", "gallery.png", "masked_words.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
         assert name in first.stdout
+    assert_board_is_complete(out / "train")
     again = run("tools/demo.py", "--out", str(out), "--steps", "3")
     assert again.returncode == 0
     assert "is done" in again.stdout
+
+
+def assert_board_is_complete(out: Path) -> None:
+    """Curves, the arrangement of the charts, samples and options, as TensorBoard itself reads them; and the dashboard knows the run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+
+    board = EventAccumulator(str(out / "tensorboard"))
+    board.Reload()
+    tags = board.Tags()
+    assert tags["images"] == ["samples/video"]
+    assert {"run/options/text_summary", "run/derived/text_summary", "custom_scalars__config__"} <= set(tags["tensors"])
+    assert {"train/mlm_loss", "run/mfu", "ranks/own_s/max", "eval/data_val/text_to_video_R@1"} <= set(tags["scalars"])
+    written = board.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    charts = [chart.title for category in Layout.FromString(written).category for chart in category.chart]
+    assert "losses of the objectives" in charts
+    assert any(title.startswith("MFU (FMA = 2") for title in charts)
+    options = board.Tensors("run/options/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "| train.lr | `0.002` |" in options
+    watched = run("tools/watch.py", str(out), "--json")
+    assert watched.returncode == 0, watched.stderr
+    assert (json.loads(watched.stdout)["status"], json.loads(watched.stdout)["step"]) == ("finished", 3)
 
 
 def test_own_videos_in_three_commands(tmp_path: Path) -> None:
