@@ -37,7 +37,7 @@ from tools.ranks import Ranks, preload
 
 STEPS, SAVE_EVERY, MICRO_BATCH = 14, 4, 4
 HANG_TIMEOUT_S, PATIENT_TIMEOUT_S = 12.0, 100.0
-"""--hang-timeout-s where a hang is made (or as long as the undisturbed run took: on a busy machine, starting must not count as a hang), and elsewhere;
+"""--hang-timeout-s where a hang is made (or as long as the undisturbed run took: on a busy machine a slow start must be no hang), and elsewhere;
 a real run has 1800."""
 DISK_BYTES = 1 << 20
 """Largest file that the full disk takes: history and logs fit, a checkpoint of 35 MB does not."""
