@@ -19,6 +19,10 @@ FLOOR = 0.05
 """The deviation is never taken for smaller than this share of the median: a curve without noise has no MAD."""
 
 
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
+
+
 @dataclass(frozen=True)
 class Suspect:
     """One step to be looked into."""
@@ -29,32 +33,35 @@ class Suspect:
     value: float
     """Loss or gradient norm; nan where not finite."""
     usual: dict[str, float]
-    """Of a spike: median, mad, deviations (how many the value lies above the median), threshold."""
+    """Of a spike: median, mad (of a gradient norm: of its logarithm), deviations (how many the value lies above the median), threshold."""
 
 
 class SpikeRule:
     """A value is a spike if it lies more than `threshold` deviations above the median of the last `WINDOW` finite values.
 
     One deviation is 1.4826 x the median absolute deviation, at least 5 % of the median. Spikes enter the window too: after a lasting change
-    of level the rule gets used to it. `threshold` 0 finds none.
+    of level the rule gets used to it. `threshold` 0 finds none. With `multiplicative`, logarithms are judged: gradient norms of a healthy run
+    scatter by factors, and four times the median is nothing unusual in small batches.
     """
 
-    def __init__(self, threshold: float) -> None:
+    def __init__(self, threshold: float, multiplicative: bool = False) -> None:
         self._threshold = threshold
+        self._multiplicative = multiplicative
         self._window: deque[float] = deque(maxlen=WINDOW)
 
     def judge(self, value: float) -> dict[str, float] | None:
         """What is usual, if `value` is a spike; then it joins the window."""
+        value = _log(value) if self._multiplicative else value
         if not math.isfinite(value):
             return None
         found = None
         if self._threshold and len(self._window) >= ENOUGH:
             median = statistics.median(self._window)
             mad = statistics.median(abs(other - median) for other in self._window)
-            deviation = max(SCALE * mad, FLOOR * abs(median))
+            deviation = max(SCALE * mad, FLOOR * (1.0 if self._multiplicative else abs(median)))
             if value - median > self._threshold * deviation:
                 found = {
-                    "median": median,
+                    "median": math.exp(median) if self._multiplicative else median,
                     "mad": mad,
                     "deviations": (value - median) / deviation if deviation else math.inf,
                     "threshold": self._threshold,
@@ -67,7 +74,7 @@ class Suspicion:
     """Goes through the steps of each logging interval; the same on every rank, since reports are."""
 
     def __init__(self, threshold: float, loss_scaling: bool) -> None:
-        self._loss, self._norm = SpikeRule(threshold), SpikeRule(threshold)
+        self._loss, self._norm = SpikeRule(threshold), SpikeRule(threshold, multiplicative=True)
         self._loss_scaling = loss_scaling
         """fp16 finds its loss scale by gradients that overflow: those are no faults."""
 

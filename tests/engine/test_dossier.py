@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -104,6 +105,17 @@ def test_noise_and_a_falling_curve_are_no_spikes_but_an_outlier_is() -> None:
     assert SpikeRule(0).judge(1e9) is None
     early = SpikeRule(10)
     assert [early.judge(1.0) for _ in range(ENOUGH - 1)] + [early.judge(99.0)] == [None] * ENOUGH
+
+
+def test_gradient_norms_scatter_by_factors() -> None:
+    noise = random.Random(0)
+    norms = [math.exp(noise.gauss(1.5, 0.4)) for _ in range(1000)]
+    plain, rule = SpikeRule(5), SpikeRule(5, multiplicative=True)
+    assert sum(plain.judge(norm) is not None for norm in norms) > 0
+    assert sum(rule.judge(norm) is not None for norm in norms) == 0
+    found = rule.judge(1000.0)
+    assert found is not None
+    assert found["median"] == pytest.approx(math.exp(1.5), rel=0.15)
 
 
 def test_a_new_level_becomes_usual() -> None:
