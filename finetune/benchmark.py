@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config import ConfigError
 from finetune.config import FinetuneConfig
 from finetune.items import AnnotationError, Split, assert_disjoint
-from finetune.protocols.base import Protocol
+from finetune.protocols.base import Outcome, Protocol
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Benchmark:
     name: str
     """Name of the entry script."""
     protocol: type[Protocol]
-    load: Callable[[Path, str, str], Split]
+    load: Callable[..., Split]
     """(annotations, split, variant) → items."""
     variants: Mapping[str, Splits]
     """Variant → its splits; the first is the default. The only variant of a benchmark may be called ""."""
@@ -38,8 +38,16 @@ class Benchmark:
     """Published hyper-parameters (datasets.md 15); `task` holds the protocol's options."""
     archives: str
     """Where the official media come from, for the message about a missing folder."""
-    submissions: Mapping[str, str] = field(default_factory=dict)
-    """Submission format → file name, for benchmarks with a test server."""
+    reads_media: bool = False
+    """Whether the annotations lie partly in the media folder (VCR's boxes): `load` gets it as a fourth argument."""
+    submission: tuple[str, Callable[[Path, Split, Outcome], None]] | None = None
+    """Name of the file for the benchmark's test server, and what writes it (finetune.submissions) from the outcome's rows."""
+
+    def read(self, config: FinetuneConfig, split: str, variant: str) -> Split:
+        """One split; AnnotationError where its files are missing or of another format."""
+        if self.reads_media:
+            return self.load(config.annotations, split, variant, config.media)
+        return self.load(config.annotations, split, variant)
 
     def splits(self, config: FinetuneConfig) -> tuple[str, Splits]:
         """(variant, its splits with those that the options name); ConfigError lists the valid variants."""
@@ -72,14 +80,14 @@ def load_splits(benchmark: Benchmark, config: FinetuneConfig) -> Loaded:
     variant, names = benchmark.splits(config)
     if not names.train and not config.eval_only:
         raise ConfigError(f"{benchmark.name} has no training split; give --eval-only, or --train-split and --val-split")
-    test = benchmark.load(config.annotations, names.test, variant)
+    test = benchmark.read(config, names.test, variant)
     if config.eval_only:
         try:  # what a head depends on (an answer vocabulary) is compared with the checkpoint's where the files are there
-            train = benchmark.load(config.annotations, names.train, variant) if names.train else None
+            train = benchmark.read(config, names.train, variant) if names.train else None
         except AnnotationError:
             train = None
         return Loaded(variant, train, None, test)
-    train = benchmark.load(config.annotations, names.train, variant)
-    val = benchmark.load(config.annotations, names.val, variant) if names.val else None
+    train = benchmark.read(config, names.train, variant)
+    val = benchmark.read(config, names.val, variant) if names.val else None
     assert_disjoint(*(split for split in (train, val, test) if split is not None))
     return Loaded(variant, train, val, test)

@@ -22,6 +22,8 @@ from model.weights_file import read_weights
 
 TASK_HEAD = "task_head."
 MATCHING = "vtm_head."
+_NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
+"""Of a frozen backbone: its features are those of evaluation."""
 
 
 class TaskModel(AllInOnePreTrainedModel):
@@ -163,21 +165,24 @@ def task_config(origin: Origin, size: str | None, overrides: Mapping[str, Any]) 
         config = origin.config
         found = origin.size or f"{config.hidden_size} wide, {config.num_hidden_layers} blocks, {config.num_attention_heads} heads"
         raise ConfigError(f"--checkpoint {origin.path} holds a model of size {found}, not --size {size}; give another checkpoint")
-    values = {name: value for name, value in origin.config.to_dict().items() if name in AllInOneConfig.__annotations__}
-    return AllInOneConfig(**{**values, "image_heads": False, **{name: v for name, v in overrides.items() if v is not None}})
+    return AllInOneConfig(
+        **{**_fields(origin.config), "image_heads": False, **{name: v for name, v in overrides.items() if v is not None}}
+    )
+
+
+def _fields(config: AllInOneConfig) -> dict[str, Any]:
+    return {name: value for name, value in config.to_dict().items() if name in AllInOneConfig.__annotations__}
 
 
 def build_model(origin: Origin, config: AllInOneConfig, plan: HeadPlan, seed: int) -> tuple[TaskModel, bool]:
     """(model, whether its head comes from the checkpoint). Tables of another length are resized and reported in origin.report; a head of another task
     is left out. Raises ConversionError."""
     torch.manual_seed(seed)
+    config = AllInOneConfig(**{**_fields(config), **(_NO_DROPOUT if plan.frozen else {})})
     config.task = dict(plan.facts)
     model = TaskModel(config, plan.make(config) if plan.make else None, contrast=plan.contrast, matching=plan.matching)
     own = model.state_dict()
-    same = {"protocol", "kind"} & plan.facts.keys() and all(
-        origin.task.get(key) == plan.facts[key] for key in ("kind",) if key in plan.facts
-    )
-    trained = bool(origin.task) and bool(same)
+    trained = bool(origin.task) and all(origin.task.get(key) == plan.facts.get(key) for key in ("kind", "labels"))
     kept = {name: t for name, t in origin.tensors.items() if name in own and (trained or not name.startswith(TASK_HEAD))}
     left = sorted({name.split(".")[0] for name in origin.tensors if name not in kept})
     report = origin.report

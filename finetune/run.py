@@ -49,6 +49,7 @@ class Job:
         self.protocol: Protocol = benchmark.protocol(config.task)
         self.origin: Origin = read_origin(config.checkpoint)
         self.model_config: AllInOneConfig = task_config(self.origin, config.size, config.model_overrides())
+        self.protocol.media, self.protocol.image_size = config.media, self.model_config.image_size
         self.protocol.learn(self.loaded.train, self.origin, eval_only=config.eval_only)
         self.library = MediaLibrary(
             config.media,
@@ -84,6 +85,7 @@ class Job:
         assert split is not None
         plan = self.protocol.plan(zero_shot=False)
         model, _ = build_model(self.origin, self.model_config, plan, config.train.seed)
+        model.config.task["benchmark"] = self.benchmark.name
         self.say(f"weights: {self.origin.report}")
         clip = config.clip(self.model_config)
         reader = Reader(self.library, clip, config.loader)
@@ -127,8 +129,8 @@ class Job:
     def evaluate(self, origin: Origin, *, zero_shot_allowed: bool) -> EvaluationResult:
         """Score the test split with these weights; finished batches are taken from the cache in OUT/cache."""
         config, split = self.config, self.loaded.test
-        zero_shot = zero_shot_allowed and not origin.task
-        plan = self.protocol.plan(zero_shot=zero_shot)
+        plan = self.protocol.plan(zero_shot=zero_shot_allowed and not origin.task)
+        zero_shot = zero_shot_allowed and origin.task.get("benchmark") != self.benchmark.name
         model, head_found = build_model(origin, self.model_config, plan, config.train.seed)
         if plan.make is not None and not head_found:
             self.protocol.check_zero_shot(origin, head_found)
@@ -197,6 +199,9 @@ class Job:
         out = self.config.out
         path = write_result(out, result)
         write_predictions(out / "predictions" / f"{result.name}.jsonl", outcome.rows)
+        if self.benchmark.submission:
+            name, write = self.benchmark.submission
+            write(out / "predictions" / name, self.loaded.test, outcome)
         self._to_tensorboard(result)
         self.say(_table(result))
         self.say(f"{path}: written, with predictions/{result.name}.jsonl beside it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
@@ -35,8 +36,6 @@ class Outcome:
     """Predictions, see results.write_predictions."""
     missing: Sequence[Missing] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
-    submissions: Mapping[str, Any] = field(default_factory=dict)
-    """Name of a submission file → what finetune.submissions writes of it."""
 
 
 class Protocol(ABC):
@@ -45,6 +44,11 @@ class Protocol(ABC):
     name: ClassVar[str]
     selects: ClassVar[str] = "accuracy"
     """Name of the score that the validation chooses the best weights by."""
+
+    media: Path
+    """The media folder."""
+    image_size: int
+    """Side of the pictures that the model sees, pixels."""
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -58,7 +62,7 @@ class Protocol(ABC):
 
     @abstractmethod
     def plan(self, *, zero_shot: bool) -> HeadPlan:
-        """What the task adds to the backbone; `zero_shot`: nothing will be trained."""
+        """What the task adds to the backbone; `zero_shot`: a pre-trained checkpoint is evaluated as it is."""
 
     def check_zero_shot(self, origin: Origin, head_found: bool) -> None:
         """ConfigError where an evaluation without training has no meaning."""
