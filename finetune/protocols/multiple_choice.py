@@ -150,7 +150,7 @@ class MultipleChoice(Protocol):
             for n, item in enumerate(items)
         ]
         kinds = [item.kind if isinstance(item, ClipChoiceItem) else "" for item in items]
-        scores = metrics.accuracy_scores(hits, kinds if any(kinds) else ()) if known else {}
+        scores = metrics.accuracy_scores(hits, kinds if any(kinds) else (), [item.media.id for item in items]) if known else {}
         details = {"options": options, "chance": 100 / options, "texts_cut": found.lost}
         return Outcome(scores, rows, missing_of(split, found.missing), details)
 

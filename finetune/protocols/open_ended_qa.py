@@ -120,14 +120,15 @@ class OpenEndedQA(Protocol):
         items = [item for item in split.items if isinstance(item, QAItem)]
         said = [None if i in found.missing else self.vocabulary[int(found.values[i, 0])] for i in range(len(items))]
         answers, kinds = [item.answers for item in items], [item.kind for item in items]
+        media = [item.media.id for item in items]
         hits = np.zeros(len(items))
         if all(answers):
             if self.options.loss == "bce":
                 hits = metrics.vqa_soft(said, answers)
-                scores = metrics.accuracy_scores(hits, kinds)
+                scores = metrics.accuracy_scores(hits, kinds, media)
             else:
                 opened = metrics.open_ended(said, answers, self.vocabulary)
-                hits, scores = opened.hits, metrics.open_ended_scores(opened, kinds)
+                hits, scores = opened.hits, metrics.open_ended_scores(opened, kinds, media)
         else:
             scores = {}
         rows = [

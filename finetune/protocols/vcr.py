@@ -72,7 +72,7 @@ class VCRExamples:
     def draw(self, picture: NDArray[np.uint8], item: VCRItem, shown: Sequence[int]) -> NDArray[np.uint8]:
         """The picture with these detections in their colours."""
         polygons = outlines(self.images, item) if self.options.highlight == "masks" else None
-        return highlight(picture, item, shown, polygons=polygons, resize_to=self.image_size)
+        return highlight(picture, item, shown, polygons=polygons, image_size=self.image_size)
 
     def _sentence(self, item: VCRItem, tokens: Tokens, task: str) -> str:
         return sentence(tokens, names_of(item, self.options.naming, task))
@@ -155,7 +155,12 @@ class VCR(Protocol):
             )
         rows = [self._row(item, answers[n], rationales[n], bool(gone[n]), judged, n) for n, item in enumerate(items)]
         details = {"chance": {"q2a": 25.0, "qa2r": 25.0, "q2ar": 6.25}, "texts_cut": found.lost}
-        return Outcome(metrics.vcr_scores(judged) if judged else {}, rows, missing_of(split, found.missing), details)
+        return Outcome(
+            metrics.vcr_scores(judged, [item.media.id for item in items]) if judged else {},
+            rows,
+            missing_of(split, found.missing),
+            details,
+        )
 
     @staticmethod
     def _row(
