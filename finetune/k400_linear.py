@@ -19,13 +19,22 @@ if __package__ in (None, ""):
 from finetune.annotations import kinetics
 from finetune.benchmark import Benchmark, Splits
 from finetune.config import FinetuneConfig, TuneConfig
+from finetune.items import Split
 from finetune.protocols.action_recognition import ActionOptions, ActionRecognition
 from finetune.run import main
+
+
+def load(folder: Path, split: str, variant: str, media: Path) -> Split:
+    """Archives write the class folders with spaces or with underscores: whichever lies there."""
+    names = [path.name for part in ("train", "val") for path in (media / part).glob("*_*")]
+    return kinetics.load(folder, split, class_folders="underscores" if names else "spaces")
+
 
 BENCHMARK = Benchmark(
     name="k400_linear",
     protocol=ActionRecognition,
-    load=lambda folder, split, variant: kinetics.load(folder, split),
+    load=load,
+    reads_media=True,
     variants={"": Splits("train", "held-out", "val")},
     config=FinetuneConfig(
         max_text_len=40,
