@@ -200,7 +200,7 @@ class Retrieval(Protocol):
                 both_ways=self.options.rerank_ways == "both",
                 pair_batch=self.options.pair_batch,
             )
-            missing = again.missing
+            missing |= again.missing
         return self._outcome(split, items, texts, owners, similarity, again, missing, lost)
 
     def _outcome(

@@ -1,0 +1,149 @@
+"""Commands of benchmarks end to end on made-up data: every protocol, the same bytes at any world size, over kills and damage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.checkpoint import best_weights
+from finetune.results import read_predictions, read_results
+from tests.finetune.official import WRITERS
+from tests.finetune.runs import Ended, Job, run_jobs
+from tests.tools.conftest import tiny_model
+
+PLAIN = "--global-batch 4 --micro-batch 2 --workers 0 --ds-config zero1_fp32 --log-every 1 --save-every 2 --eval-every 2 --lr 1e-2 --eval-batch 3"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("msrvtt", "vcr", "kinetics"):
+        WRITERS[name](folder / name)
+    tiny_model().save_pretrained(folder / "model")
+    broken = folder / "msrvtt" / "media" / "video7011.mp4"
+    broken.write_bytes(broken.read_bytes()[:300])  # an interrupted download of a test video
+    return folder
+
+
+def command(
+    root: Path, benchmark: str, out: str, *more: str, world: int = 1, kill_at: int = 0, data: str = "", checkpoint: str = "model"
+) -> Job:
+    sample = root / (data or "msrvtt")
+    places = {
+        "annotations": sample / "annotations",
+        "media": sample / "media",
+        "checkpoint": root / checkpoint,
+        "out": root / "out" / out,
+    }
+    argv = [text for name, path in places.items() for text in (f"--{name}", str(path))]
+    return Job(benchmark, [*argv, "--cache", str(root / "cache"), *PLAIN.split(), *more], world, kill_at)
+
+
+@pytest.fixture(scope="module")
+def ended(root: Path) -> dict[str, Ended]:
+    """All launched runs of this file, by name."""
+    qa, rank = ("--steps", "4", "--views", "2"), ("--steps", "2", "--rank", "1", "--negatives", "2", "--rerank", "2")
+    jobs = {
+        "qa": command(root, "msrvtt_qa", "qa", *qa),
+        "qa killed": command(root, "msrvtt_qa", "qa_killed", *qa, kill_at=4),
+        "qa continued": command(root, "msrvtt_qa", "qa_killed", *qa),
+        "retrieval": command(root, "msrvtt_retrieval", "retrieval", *rank, "--variant", "full"),
+        "choice": command(root, "msrvtt_choice", "choice", "--eval-only"),
+        "vcr": command(root, "vcr", "vcr", "--steps", "2", "--max-text-len", "32", data="vcr"),
+        "k400 zero3": command(root, "k400_linear", "k400", "--steps", "2", "--ds-config", "zero3_fp32", data="kinetics", world=2),
+    }
+    for world in (1, 2, 3):
+        jobs[f"qa at {world}"] = command(
+            root, "msrvtt_qa", f"qa_{world}", "--eval-only", "--views", "2", checkpoint="out/qa", world=world
+        )
+        jobs[f"retrieval at {world}"] = command(
+            root, "msrvtt_retrieval", f"retrieval_{world}", "--eval-only", "--rerank", "2", "--variant", "full", world=world
+        )
+    jobs["cut off"] = command(root, "msrvtt_qa", "qa_cut", "--eval-only", checkpoint="out/qa", kill_at=-2)
+    jobs["cut off, again"] = command(root, "msrvtt_qa", "qa_cut", "--eval-only", checkpoint="out/qa")
+    return dict(zip(jobs, run_jobs(list(jobs.values())), strict=True))
+
+
+def predictions(root: Path, out: str) -> bytes:
+    (path,) = (root / "out" / out / "predictions").glob("*.jsonl")
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["qa", "qa continued", "retrieval", "choice", "vcr", "k400 zero3", "cut off, again"])
+def test_every_protocol_trains_and_evaluates(ended: dict[str, Ended], name: str) -> None:
+    assert set(ended[name].codes) == {0}, ended[name].output
+
+
+def test_a_run_killed_and_continued_ends_with_the_same_weights_and_predictions(root: Path, ended: dict[str, Ended]) -> None:
+    assert ended["qa killed"].codes == [-9]
+    whole, again = (load_file(best_weights(root / "out" / out) / "model.safetensors") for out in ("qa", "qa_killed"))
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert predictions(root, "qa") == predictions(root, "qa_killed")
+
+
+@pytest.mark.parametrize("task", ["qa", "retrieval"])
+def test_worlds_of_one_two_and_three_ranks_give_the_same_bytes(root: Path, ended: dict[str, Ended], task: str) -> None:
+    for world in (1, 2, 3):
+        assert set(ended[f"{task} at {world}"].codes) == {0}, ended[f"{task} at {world}"].output
+    one, two, three = (predictions(root, f"{task}_{world}") for world in (1, 2, 3))
+    assert one == two == three
+    assert len(one.splitlines()) == {"qa": 8, "retrieval": 4 + 12}[task]  # questions; videos and their captions
+
+
+def test_the_evaluation_after_training_equals_that_of_the_best_weights_alone(root: Path, ended: dict[str, Ended]) -> None:
+    assert predictions(root, "qa") == predictions(root, "qa_1")
+
+
+def test_a_video_that_fails_in_evaluation_is_named_and_counts_as_wrong(root: Path, ended: dict[str, Ended]) -> None:
+    ((_, result),) = read_results(root / "out" / "qa")
+    rows = read_predictions(root / "out" / "qa" / "predictions" / "msrvtt_qa-test.jsonl")
+    gone = {item.item for item in result.missing}
+    assert gone
+    assert gone == {name for name, row in rows.items() if row["media"] == "video7011"}
+    assert all(rows[name]["prediction"] is None for name in gone)
+    assert all(rows[name]["measures"]["accuracy"] == 0 for name in gone)
+    assert result.items == len(rows)
+    assert "video7011" in ended["qa"].output
+
+
+def test_an_evaluation_that_was_cut_off_continues_from_its_cache(root: Path, ended: dict[str, Ended]) -> None:
+    assert ended["cut off"].codes == [-9]
+    assert len(list((root / "out" / "qa_cut" / "cache").rglob("*.npz"))) == 3  # 8 questions in batches of 3
+    assert [path.name for path in (root / "out" / "qa_cut" / "predictions").iterdir()] == ["msrvtt_qa-test.jsonl"]
+
+
+def test_frozen_parameters_do_not_move_under_zero_3_and_the_head_does(root: Path, ended: dict[str, Ended]) -> None:
+    before, after = (
+        load_file(root / "model" / "model.safetensors"),
+        load_file(best_weights(root / "out" / "k400") / "model.safetensors"),
+    )
+    moved = {
+        name
+        for name in before.keys() & after.keys()
+        if before[name].shape == after[name].shape and not torch.equal(before[name], after[name])
+    }
+    assert moved == {"backbone.pooler.dense.weight", "backbone.pooler.dense.bias"}
+    assert any(name.startswith("task_head.") for name in after)
+
+
+def test_vcr_writes_twenty_columns_for_the_server(root: Path, ended: dict[str, Ended]) -> None:
+    header, *rows = (root / "out" / "vcr" / "predictions" / "vcr.csv").read_text().splitlines()
+    assert len(header.split(",")) == 21
+    ((_, result),) = read_results(root / "out" / "vcr")
+    assert len(rows) == result.items
+    assert set(result.scores) == {"q2a", "qa2r", "q2ar"}
+
+
+def test_a_result_says_what_it_was_measured_with(root: Path, ended: dict[str, Ended]) -> None:
+    ((_, result),) = read_results(root / "out" / "choice")
+    assert result.zero_shot
+    assert result.protocol == "multiple_choice"
+    ((_, result),) = read_results(root / "out" / "qa")
+    assert not result.zero_shot
+    assert (result.views, result.frames) == (2, 3)
+    assert json.loads((root / "out" / "qa" / "run.json").read_text())["train"]["steps"] == 4
