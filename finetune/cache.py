@@ -24,6 +24,7 @@ class BatchResult:
     missing: dict[int, str]
     """Number → reason."""
     lost: int
+    shortened: int
 
 
 class Cache:
@@ -43,7 +44,9 @@ class Cache:
                 if str(file["content"]) != f"{self._scope}|{content}":
                     return None
                 missing = {int(number): reason for number, reason in json.loads(str(file["missing"])).items()}
-                return BatchResult(tuple(file["items"].tolist()), file["values"], missing, int(file["lost"]))
+                return BatchResult(
+                    tuple(file["items"].tolist()), file["values"], missing, int(file["lost"]), int(file["shortened"])
+                )
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
 
@@ -57,4 +60,5 @@ class Cache:
                 values=result.values,
                 missing=np.array(json.dumps(result.missing)),
                 lost=np.array(result.lost),
+                shortened=np.array(result.shortened),
             )

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.config import ClipConfig, DataConfig
+from data.errors import DataError
 from engine.faults import Stopped, StopSignals
 from finetune.annotations.common import place_in_order
 from finetune.cache import BatchResult, Cache
@@ -42,6 +43,13 @@ class Scored:
     """Number of an item that could not be shown → reason."""
     lost: int
     """Texts whose deciding part had to be cut."""
+    shortened: int
+    """Texts of which anything was cut."""
+
+    @property
+    def cut(self) -> dict[str, int]:
+        """Both, for the details of a result."""
+        return {"texts_cut": self.lost, "texts_shortened": self.shortened}
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ class Evaluator:
         if self.world > 1:
             parts = [None] * self.world
             dist.all_gather_object(parts, mine)
-        return _join({k: result for part in parts for k, result in part.items()}, len(ids))
+        return _join({k: result for part in parts for k, result in part.items()}, len(ids), name)
 
     def _content(self, example: Example) -> str:
         shown = [
@@ -151,11 +159,11 @@ class Evaluator:
             if batch is None:
                 if not self._cache:
                     self._pass_with_nothing(source, source.make(batches[k][0], None), score)
-                yield k, BatchResult((), np.zeros((0,), np.float32), missing, 0)
+                yield k, BatchResult((), np.zeros((0,), np.float32), missing, 0, 0)
                 continue
             self.forwarded += len(batch)
             values = score(self._model, batch).float().cpu().numpy()
-            yield k, BatchResult(batch.items, values, missing, batch.lost)
+            yield k, BatchResult(batch.items, values, missing, batch.lost, batch.shortened)
 
     def _pass_with_nothing(self, source: Source, example: Example, score: Score) -> None:
         """The forward passes of a batch, on a grey picture and an empty text; the values are dropped."""
@@ -177,7 +185,10 @@ def _fixed_batches(examples: Sequence[Example], size: int) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def _join(results: dict[int, BatchResult], items: int) -> Scored:
+def _join(results: dict[int, BatchResult], items: int, name: str) -> Scored:
+    if items and not any(result.items for result in results.values()):
+        reason = next((reason for result in results.values() for reason in result.missing.values()), "")
+        raise DataError(f"none of the {items:,} items of {name} can be shown, the first: {reason}")
     missing: dict[int, str] = {}
     shape = next((result.values.shape[1:] for result in results.values() if result.items), ())
     values = np.full((items, *shape), np.nan, np.float32)
@@ -187,7 +198,8 @@ def _join(results: dict[int, BatchResult], items: int) -> Scored:
         np.add.at(seen, [*result.items, *result.missing], 1)
         missing |= result.missing
     assert (seen == 1).all(), "an item was evaluated twice or not at all"
-    return Scored(values, missing, sum(result.lost for result in results.values()))
+    lost, shortened = (sum(getattr(result, name) for result in results.values()) for name in ("lost", "shortened"))
+    return Scored(values, missing, lost, shortened)
 
 
 def subset(split: Split, limit: int) -> Split:

@@ -20,6 +20,7 @@ from data.text import Tokenizer
 from finetune.evaluation import Evaluator
 from finetune.items import RetrievalItem
 from finetune.model import TaskModel
+from finetune.protocols.base import head_scores
 from finetune.samples import Example, Look, TaskBatch
 from finetune.text import encode, plain
 
@@ -149,5 +150,7 @@ class _PairScorer:
 
     def _score(self, model: TaskModel, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """[P] of clips [P, V, T, 3, S, S] with texts [P, L], the mean over views."""
-        by_view = [model.task_head(model(pixels[:, v], ids, mask).pooled).squeeze(-1).float() for v in range(pixels.shape[1])]
+        by_view = [
+            head_scores(model.task_head, model(pixels[:, v], ids, mask).pooled).squeeze(-1) for v in range(pixels.shape[1])
+        ]
         return torch.stack(by_view).mean(0)

@@ -31,6 +31,7 @@ from finetune.protocols.base import Outcome, Protocol
 from finetune.reading import Reader
 from finetune.results import EvaluationResult, write_predictions, write_result
 from finetune.stream import Source, TaskStream
+from finetune.table import table
 from model import AllInOneConfig
 from model.flops import forward_flops
 
@@ -85,7 +86,7 @@ class Job:
         assert split is not None
         plan = self.protocol.plan(zero_shot=False)
         model, _ = build_model(self.origin, self.model_config, plan, config.train.seed)
-        model.config.task["benchmark"] = self.benchmark.name
+        model.config.task |= {"benchmark": self.benchmark.name, "variant": self.loaded.variant}
         self.say(f"weights: {self.origin.report}")
         clip = config.clip(self.model_config)
         reader = Reader(self.library, clip, config.loader)
@@ -130,13 +131,20 @@ class Job:
         """Score the test split with these weights; finished batches are taken from the cache in OUT/cache."""
         config, split = self.config, self.loaded.test
         plan = self.protocol.plan(zero_shot=zero_shot_allowed and not origin.task)
+        trained_on = "-".join(filter(None, (origin.task.get("benchmark"), origin.task.get("variant"))))
         zero_shot = zero_shot_allowed and origin.task.get("benchmark") != self.benchmark.name
+        if zero_shot and trained_on:
+            self.say(
+                f"warning: the checkpoint was fine-tuned on {trained_on}. If it saw videos of {split.name}, the result is leaked"
+            )
         model, head_found = build_model(origin, self.model_config, plan, config.train.seed)
         if plan.make is not None and not head_found:
             self.protocol.check_zero_shot(origin, head_found)
         self.say(f"evaluation on {split.name}, weights: {origin.report}")
         precision = ds_config.precision(ds_config.load(config.train.ds_config))
         model = model.to(self.device, _DTYPES[precision]).eval()
+        if hasattr(model, "task_head"):
+            model.task_head.float()  # scores in half precision tie
         scope = self._scope(origin, plan.facts, precision, zero_shot)
         evaluator = Evaluator(model, self.library, self._settings(), self.device, Cache(config.out / "cache", scope))
         signals = StopSignals()
@@ -188,9 +196,14 @@ class Job:
             checkpoint_sha256=origin.sha256,
             items=len(split.items),
             scores=outcome.scores,
-            pretraining=config.pretraining,
+            pretraining=config.pretraining or str(origin.run.get("pretraining", "")),
             missing=tuple(outcome.missing),
-            details={**outcome.details, "notes": list(split.notes)},
+            details={
+                **outcome.details,
+                "roll": self.model_config.roll,
+                "fine_tuned_on": {name: origin.task[name] for name in ("benchmark", "variant") if name in origin.task},
+                "notes": list(split.notes),
+            },
             settings=config.as_json(),
             code=code.get("commit", code["version"]),
         )
@@ -203,7 +216,7 @@ class Job:
             name, write = self.benchmark.submission
             write(out / "predictions" / name, self.loaded.test, outcome)
         self._to_tensorboard(result)
-        self.say(_table(result))
+        self.say(table(result))
         self.say(f"{path}: written, with predictions/{result.name}.jsonl beside it")
 
     def _to_tensorboard(self, result: EvaluationResult) -> None:
@@ -250,16 +263,6 @@ def training_flops(passes: Mapping[Any, int], config: AllInOneConfig, frames: in
         for part, number in passes.items()
     )
     return float(forward if frozen else 3 * forward)
-
-
-def _table(result: EvaluationResult) -> str:
-    """The scores with their intervals, and what is missing."""
-    lines = [f"{result.name}{' zero-shot' if result.zero_shot else ''}: {result.items:,} items, {len(result.missing):,} missing"]
-    for name, score in result.scores.items():
-        span = f"  [{score.low:.1f}, {score.high:.1f}]" if score.low is not None and score.high is not None else ""
-        lines.append(f"  {name:<24}{score.value:8.2f} {score.unit}{span}")
-    lines += [f"  missing: {item.item} ({item.media}): {item.reason}" for item in result.missing[:10]]
-    return "\n".join(lines)
 
 
 def fine_tune(benchmark: Benchmark, config: FinetuneConfig) -> EvaluationResult:

@@ -73,6 +73,8 @@ class TaskBatch:
     """Sum modulo 2**63 of the hashes of every item's choices: equal over world sizes, restarts and devices."""
     lost: int = 0
     """Texts whose deciding part had to be cut."""
+    shortened: int = 0
+    """Texts of which anything was cut."""
     bad: tuple[BadClip, ...] = field(default=())
     """Items that were replaced (training) or left out (evaluation)."""
 

@@ -44,6 +44,7 @@ class Sample:
     target: NDArray[np.int64] | NDArray[np.float32]
     group: int
     lost: int
+    shortened: int
     digest: int
     attempt: int = 0
 
@@ -76,9 +77,9 @@ class Source:
         ids = np.stack([text.ids for text in texts]) if texts else np.zeros((0, self.clip.max_text_len), np.int64)
         mask = np.stack([text.mask for text in texts]) if texts else np.zeros_like(ids)
         target = example.target if isinstance(example.target, np.ndarray) else np.asarray(example.target, np.int64)
-        name, lost = self.ids[number], sum(text.lost for text in texts)
+        name, lost, shortened = self.ids[number], sum(text.lost for text in texts), sum(text.shortened for text in texts)
         digest = _digest(name, example, visuals, ids, target)
-        return Sample(number, name, visuals, ids, mask, target, example.group, lost, digest)
+        return Sample(number, name, visuals, ids, mask, target, example.group, lost, shortened, digest)
 
 
 def _digest(name: str, example: Example, visuals: Sequence[Visual], ids: NDArray[np.int64], target: NDArray[np.generic]) -> int:
@@ -121,6 +122,7 @@ class _TaskBatches(Batches[Raw, TaskBatch | None]):
             first_position=raw.first_position,
             digest=sum(sample.digest for sample in samples) % 2**63,
             lost=sum(sample.lost for sample in samples),
+            shortened=sum(sample.shortened for sample in samples),
             bad=raw.bad,
         ).to(self.device)
 

@@ -41,13 +41,15 @@ class Encoded:
     """int64 [L], 1 at tokens."""
     lost: bool
     """Whether something that decides was cut: the text limit is too small for this item."""
+    shortened: bool
+    """Whether anything was cut."""
 
 
 def encode(tokenizer: Tokenizer, text: Text, length: int) -> Encoded:
     """[CLS] parts [SEP], cut to `length` tokens: of the parts that are cut first the longest loses its end, then the next kind."""
     pieces = [tokenizer.ids(part.text) for part in text]
     excess = sum(map(len, pieces)) + 2 + sum(part.after_sep for part in text) - length
-    lost = False
+    lost, shortened = False, excess > 0
     for level in sorted({part.cut for part in text}, reverse=True):
         own = [piece for piece, part in zip(pieces, text, strict=True) if part.cut == level]
         while excess > 0 and any(own):
@@ -60,7 +62,7 @@ def encode(tokenizer: Tokenizer, text: Text, length: int) -> Encoded:
     ids.append(tokenizer.sep_id)
     padded = np.zeros(length, np.int64)
     padded[: len(ids)] = ids
-    return Encoded(padded, (np.arange(length) < len(ids)).astype(np.int64), lost)
+    return Encoded(padded, (np.arange(length) < len(ids)).astype(np.int64), lost, shortened)
 
 
 def plain(text: str) -> Text:

@@ -21,7 +21,7 @@ from finetune.evaluation import Evaluator
 from finetune.heads import answer_head
 from finetune.items import AnnotationError, LabelItem, Split
 from finetune.model import TASK_HEAD, HeadPlan, Origin, TaskModel
-from finetune.protocols.base import Outcome, Protocol, TaskOptions, missing_of, pooled, rounded
+from finetune.protocols.base import Outcome, Protocol, TaskOptions, head_scores, missing_of, pooled, rounded
 from finetune.samples import Example, Look, TaskBatch
 from finetune.text import Part
 from model import AllInOneConfig
@@ -115,7 +115,7 @@ class ActionRecognition(Protocol):
             }
             for n, item in enumerate(items)
         ]
-        details = {"classes": len(self.classes), "chance": 100 / len(self.classes), "texts_cut": found.lost}
+        details = {"classes": len(self.classes), "chance": 100 / len(self.classes), **found.cut}
         return Outcome(metrics.action_scores([hits]), rows, missing_of(split, found.missing), details)
 
     def _labels(self, split: Split) -> list[int]:
@@ -137,4 +137,4 @@ class ActionRecognition(Protocol):
 
 def _logits(model: TaskModel, batch: TaskBatch) -> Tensor:
     """float32 [B, K], the mean over views."""
-    return model.task_head(pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)[:, 0]).float().mean(1)
+    return head_scores(model.task_head, pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)[:, 0]).mean(1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.config import ConfigError
 from engine.objective import Losses
@@ -99,6 +99,12 @@ def pooled(model: TaskModel, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tenso
     shown = pixels[:, None].expand(-1, texts, *pixels.shape[1:]).flatten(0, 2)
     read, real = (x[:, :, None].expand(-1, -1, views, -1).flatten(0, 2) for x in (ids, mask))
     return model(shown, read, real).pooled.unflatten(0, (items, texts, views))
+
+
+def head_scores(head: nn.Module, features: Tensor) -> Tensor:
+    """float32 output of a head in the head's own precision. Evaluation keeps heads in float32 (`Job.evaluate`): in bf16, with its 8 bits, options and
+    candidates tie that the model tells apart."""
+    return head(features.to(next(head.parameters()).dtype)).float()
 
 
 def missing_of(split: Split, reasons: Mapping[int, str]) -> list[Missing]:

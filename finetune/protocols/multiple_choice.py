@@ -23,7 +23,7 @@ from finetune.evaluation import Evaluator
 from finetune.heads import from_matching, option_head, rank_head
 from finetune.items import AnnotationError, ChoiceItem, ClipChoiceItem, Item, RetrievalItem, Split
 from finetune.model import HeadPlan, Origin, TaskModel, check_matching
-from finetune.protocols.base import Outcome, Protocol, TaskOptions, missing_of, pooled, rounded
+from finetune.protocols.base import Outcome, Protocol, TaskOptions, head_scores, missing_of, pooled, rounded
 from finetune.protocols.retrieval import other_captions
 from finetune.samples import Example, Look, TaskBatch
 from finetune.text import option, plain
@@ -151,7 +151,7 @@ class MultipleChoice(Protocol):
         ]
         kinds = [item.kind if isinstance(item, ClipChoiceItem) else "" for item in items]
         scores = metrics.accuracy_scores(hits, kinds if any(kinds) else (), [item.media.id for item in items]) if known else {}
-        details = {"options": options, "chance": 100 / options, "texts_cut": found.lost}
+        details = {"options": options, "chance": 100 / options, **found.cut}
         return Outcome(scores, rows, missing_of(split, found.missing), details)
 
     def passes(self) -> Mapping[Literal["joint", "text", "video"], int]:
@@ -166,7 +166,7 @@ def option_scores(model: TaskModel, batch: TaskBatch) -> Tensor:
     else:  # one text with several clips: each clip is an item of its own
         ids, mask = (x[:, :1].repeat_interleave(clips, 0) for x in (batch.text_ids, batch.text_mask))
         pairs = pooled(model, batch.pixels.flatten(0, 1), ids, mask)[:, 0].unflatten(0, (-1, clips))
-    return model.task_head(pairs).squeeze(-1).float().mean(-1)
+    return head_scores(model.task_head, pairs).squeeze(-1).mean(-1)
 
 
 def _check_options(split: Split, options: ChoiceOptions) -> int:

@@ -24,7 +24,7 @@ from finetune.evaluation import Evaluator
 from finetune.heads import answer_head, vqav2_head
 from finetune.items import AnnotationError, QAItem, Split
 from finetune.model import HeadPlan, Origin, TaskModel
-from finetune.protocols.base import Outcome, Protocol, TaskOptions, missing_of, pooled, rounded
+from finetune.protocols.base import Outcome, Protocol, TaskOptions, head_scores, missing_of, pooled, rounded
 from finetune.samples import Example, Look, TaskBatch
 from finetune.text import plain
 
@@ -142,13 +142,13 @@ class OpenEndedQA(Protocol):
             }
             for i, item in enumerate(items)
         ]
-        details = {"vocabulary": len(self.vocabulary), "chance": 100 / len(self.vocabulary), "texts_cut": found.lost}
+        details = {"vocabulary": len(self.vocabulary), "chance": 100 / len(self.vocabulary), **found.cut}
         return Outcome(scores, rows, missing_of(split, found.missing), details)
 
 
 def _logits(model: TaskModel, batch: TaskBatch) -> Tensor:
     """float32 [B, answers], the mean over views."""
-    return model.task_head(pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)[:, 0]).float().mean(1)
+    return head_scores(model.task_head, pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)[:, 0]).mean(1)
 
 
 def _best(model: TaskModel, batch: TaskBatch) -> Tensor:

@@ -25,7 +25,7 @@ from finetune.evaluation import Evaluator, Scored
 from finetune.heads import from_matching, rank_head
 from finetune.items import RetrievalItem, Split
 from finetune.model import HeadPlan, Origin, TaskModel, check_matching
-from finetune.protocols.base import Outcome, Protocol, TaskOptions, missing_of, pooled, rounded
+from finetune.protocols.base import Outcome, Protocol, TaskOptions, head_scores, missing_of, pooled, rounded
 from finetune.rerank import Reranked, rerank
 from finetune.samples import Example, Look, TaskBatch
 from finetune.text import plain
@@ -166,7 +166,7 @@ class Retrieval(Protocol):
         if options.rank or options.matching:
             pairs = pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)[:, :, 0]
             if options.rank:
-                logits = model.task_head(pairs).squeeze(-1).float()
+                logits = head_scores(model.task_head, pairs).squeeze(-1)
                 losses = F.cross_entropy(logits, batch.target, reduction="none")
                 total = total + options.rank * losses.mean()
                 found |= {"rank_loss": mean_metric(losses), "rank_accuracy": mean_metric(logits.argmax(-1) == 0)}
@@ -181,11 +181,12 @@ class Retrieval(Protocol):
         items = _media(split)
         texts = [caption for item in items for caption in item.captions]
         owners = np.array([number for number, item in enumerate(items) for _ in item.captions])
-        similarity, missing, lost = None, {}, 0
+        similarity, missing, lost, shortened = None, {}, 0, 0
         if self.contrastive:
             video = evaluator.run("clips", split.name, [item.id for item in items], MediaExamples(items), _clip_embeddings)
             words = evaluator.run("texts", split.name, [str(n) for n in range(len(texts))], TextExamples(texts), _text_embeddings)
-            similarity, missing, lost = similarities(words, video), video.missing, words.lost
+            similarity, missing = similarities(words, video), dict(video.missing)
+            lost, shortened = words.lost, words.shortened
         again: Reranked | None = None
         if self.options.rerank != "0":
             candidates = len(items) if self.options.rerank == "all" else int(self.options.rerank)
@@ -201,7 +202,7 @@ class Retrieval(Protocol):
                 pair_batch=self.options.pair_batch,
             )
             missing |= again.missing
-        return self._outcome(split, items, texts, owners, similarity, again, missing, lost)
+        return self._outcome(split, items, texts, owners, similarity, again, missing, (lost, shortened))
 
     def _outcome(
         self,
@@ -212,7 +213,7 @@ class Retrieval(Protocol):
         similarity: np.ndarray | None,
         again: Reranked | None,
         missing: dict[int, str],
-        lost: int,
+        cut: tuple[int, int],
     ) -> Outcome:
         gone = np.isin(np.arange(len(items)), list(missing))
         by_text = again.by_text if again else similarity
@@ -220,14 +221,27 @@ class Retrieval(Protocol):
         assert by_text is not None
         assert by_clip is not None
         relevant = metrics.relevance(owners, len(items))
-        found = metrics.retrieval_ranks(by_text, relevant, gone)[0], metrics.retrieval_ranks(by_clip, relevant, gone)[1]
-        scores = metrics.retrieval_scores(found)
         if self.options.folds:
-            scores = metrics.retrieval_scores(metrics.fold_ranks(by_text, owners, self.options.folds, gone))
-        details: dict[str, Any] = {"texts": len(texts), "media": len(items), "texts_cut": lost, "chance_R@1": 100 / len(items)}
+            folds = metrics.fold_ranks(by_text, owners, self.options.folds, gone)
+            if by_clip is not by_text:
+                other = metrics.fold_ranks(by_clip, owners, self.options.folds, gone)
+                folds = [(first[0], second[1]) for first, second in zip(folds, other, strict=True)]
+            scores, ranks = metrics.retrieval_scores(folds), _ranks_of_folds(folds, owners, len(items))
+        else:
+            found = metrics.retrieval_ranks(by_text, relevant, gone)
+            if by_clip is not by_text:
+                found = found[0], metrics.retrieval_ranks(by_clip, relevant, gone)[1]
+            scores, ranks = metrics.retrieval_scores(found), (found[0].ranks, found[1].ranks)
+        details: dict[str, Any] = {
+            "texts": len(texts),
+            "media": len(items),
+            "texts_cut": cut[0],
+            "texts_shortened": cut[1],
+            "chance_R@1": 100 / len(items),
+        }
         if again:
             details["rerank"] = again.cost
-        rows = _rows(items, texts, owners, by_text, by_clip, found)
+        rows = _rows(items, texts, owners, by_text, by_clip, ranks)
         return Outcome(scores, rows, missing_of(split, missing), details)
 
     def select(self, outcome: Outcome) -> float:
@@ -262,13 +276,24 @@ def similarities(texts: Scored, clips: Scored) -> np.ndarray:
     return np.concatenate(rows).astype(np.float32)
 
 
+def _ranks_of_folds(
+    folds: Sequence[tuple[metrics.Retrieved, metrics.Retrieved]], owners: np.ndarray, media: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of every text and of every clip inside its own fold, in the order of the whole split."""
+    size = media // len(folds)
+    by_text = np.zeros(len(owners))
+    for number, (texts, _) in enumerate(folds):
+        by_text[owners // size == number] = texts.ranks
+    return by_text, np.concatenate([clips.ranks for _, clips in folds])
+
+
 def _rows(
     items: Sequence[RetrievalItem],
     texts: Sequence[str],
     owners: np.ndarray,
     by_text: np.ndarray,
     by_clip: np.ndarray,
-    found: tuple[metrics.Retrieved, metrics.Retrieved],
+    ranks: tuple[np.ndarray, np.ndarray],
 ) -> list[dict[str, Any]]:
     """One row per text and one per clip: the first five found, and the rank of the right one."""
     rows = []
@@ -284,7 +309,7 @@ def _rows(
                 "prediction": [items[m].id for m in best],
                 "score": [rounded(float(by_text[q, m])) for m in best],
                 "answer": item.id,
-                "measures": {"t2v/rank": float(found[0].ranks[q])},
+                "measures": {"t2v/rank": float(ranks[0][q])},
             }
         )
     for m, item in enumerate(items):
@@ -295,7 +320,7 @@ def _rows(
                 "media": item.media.id,
                 "prediction": [texts[q] for q in best],
                 "answer": list(item.captions[:_SHOWN]),
-                "measures": {"v2t/rank": float(found[1].ranks[m])},
+                "measures": {"v2t/rank": float(ranks[1][m])},
             }
         )
     return rows

@@ -28,7 +28,7 @@ from finetune.heads import TwoRanks, from_matching
 from finetune.highlight import highlight
 from finetune.items import AnnotationError, Split, VCRItem
 from finetune.model import HeadPlan, Origin, TaskModel, check_matching
-from finetune.protocols.base import Outcome, Protocol, TaskOptions, missing_of, pooled, rounded
+from finetune.protocols.base import Outcome, Protocol, TaskOptions, head_scores, missing_of, pooled, rounded
 from finetune.samples import Example, Look, TaskBatch
 from finetune.text import KEEP, LIST, QUESTION, Part, Text
 
@@ -154,7 +154,7 @@ class VCR(Protocol):
                 answers, rationales, [item.answer or 0 for item in items], [item.rationale or 0 for item in items], gone
             )
         rows = [self._row(item, answers[n], rationales[n], bool(gone[n]), judged, n) for n, item in enumerate(items)]
-        details = {"chance": {"q2a": 25.0, "qa2r": 25.0, "q2ar": 6.25}, "texts_cut": found.lost}
+        details = {"chance": {"q2a": 25.0, "qa2r": 25.0, "q2ar": 6.25}, **found.cut}
         return Outcome(
             metrics.vcr_scores(judged, [item.media.id for item in items]) if judged else {},
             rows,
@@ -194,5 +194,5 @@ def _scores(model: TaskModel, batch: TaskBatch) -> Tensor:
         (1, slice(CHOICES, None), model.task_head.rationale),
     ):
         pairs = pooled(model, batch.pixels[:, picture], batch.text_ids[:, texts], batch.text_mask[:, texts])
-        parts.append(head(pairs).squeeze(-1).float().mean(-1))
+        parts.append(head_scores(head, pairs).squeeze(-1).mean(-1))
     return torch.cat(parts, 1)
