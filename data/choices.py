@@ -63,8 +63,13 @@ def middle_frames(available: int, wanted: int) -> tuple[int, ...]:
 
 def view_frames(available: int, wanted: int, views: int) -> list[tuple[int, ...]]:
     """`views` clips of `wanted` frames each, at evenly spread offsets inside every segment ("3x3"); one view is `middle_frames`."""
+
+    def place(view: int, size: int) -> int:
+        """Of `size` frames the middle one of the view-th part; different ones for all views where there are enough."""
+        return max(0, (size * (2 * view + 1) - views) // (2 * views))
+
     parts = segments(available, wanted)
-    return [tuple(first + (last - first) * (2 * view + 1) // (2 * views) for first, last in parts) for view in range(views)]
+    return [tuple(first + place(view, last - first + 1) for first, last in parts) for view in range(views)]
 
 
 def nearest_keyframes(frames: tuple[int, ...], keyframes: Sequence[int], available: int) -> tuple[int, ...]:

@@ -84,13 +84,15 @@ class MediaLibrary:
         """The file of a media item; MediaError where it is missing or does not decode."""
         file = self._files.get(media.path)
         if file is None or file.reason:
-            raise MediaError(file.reason if file else f"{media.path} was not looked for")
+            raise MediaError(self.reason(media))
         return file
 
     def reason(self, media: Media) -> str:
         """Why an item cannot be shown; empty where nothing is known against it."""
         file = self._files.get(media.path)
-        return file.reason if file else f"{media.path} was not looked for"
+        if file is None:
+            return f"{media.path}: was not looked for"
+        return f"{file.path}: {file.reason}" if file.reason else ""
 
     def content(self, media: Media) -> str:
         """Hash of what an item shows; what is wrong with it where it cannot be shown."""
@@ -109,7 +111,7 @@ class MediaLibrary:
             dist.all_gather_object(shares, mine)
         for share in shares:
             self._files |= share
-        missing = [path for path in wanted if self._files[path].reason.startswith("no file")]
+        missing = [path for path in wanted if self._files[path].reason.startswith("no such file")]
         if wanted and len(missing) == len(wanted):
             raise DataError(
                 f"--media {self.root} holds none of the {len(wanted):,} files that the annotations name, for example {missing[0]}. "
@@ -124,12 +126,12 @@ class MediaLibrary:
         for path in paths:
             file = names.find(path)
             if file is None:
-                found[path] = MediaFile(path, "", reason=f"no file {path} (nor with another suffix) in the media folder")
+                found[path] = MediaFile(path, "", reason="no such file in the media folder, nor one with another suffix")
                 continue
             try:
                 key = _key(file, self.root, self._picture_rate)
             except OSError as error:
-                found[path] = MediaFile(path, "", reason=f"{path} cannot be read: {error}")
+                found[path] = MediaFile(path, "", reason=f"cannot be read: {error}")
                 continue
             if key in known:
                 found[path] = known[key]

@@ -174,33 +174,39 @@ def _fields(config: AllInOneConfig) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if name in AllInOneConfig.__annotations__}
 
 
-def build_model(origin: Origin, config: AllInOneConfig, plan: HeadPlan, seed: int) -> tuple[TaskModel, bool]:
-    """(model, whether its head comes from the checkpoint). Tables of another length are resized and reported in origin.report; a head of another task
+def has_head(origin: Origin, plan: HeadPlan) -> bool:
+    """Whether the checkpoint holds the very head that the task wants: of the same kind, with the same labels."""
+    same = bool(origin.task) and all(origin.task.get(key) == plan.facts.get(key) for key in ("kind", "labels"))
+    return same and any(name.startswith(TASK_HEAD) for name in origin.tensors)
+
+
+def check_head(origin: Origin, plan: HeadPlan) -> None:
+    """ConfigError where a new head has nothing to begin from."""
+    if plan.make and plan.begin and not has_head(origin, plan) and f"{MATCHING}weight" not in origin.tensors:
+        raise ConfigError(
+            f"--checkpoint {origin.path} has no VTM head, which the rank head begins from; give a model pre-trained with VTM, or one that was "
+            "fine-tuned with the same head"
+        )
+
+
+def build_model(origin: Origin, config: AllInOneConfig, plan: HeadPlan, seed: int) -> TaskModel:
+    """The model with the checkpoint's weights. Tables of another length are resized and reported in origin.report; a head of another task
     is left out. Raises ConversionError."""
     torch.manual_seed(seed)
     config = AllInOneConfig(**{**_fields(config), **(_NO_DROPOUT if plan.frozen else {})})
     config.task = dict(plan.facts)
     model = TaskModel(config, plan.make(config) if plan.make else None, contrast=plan.contrast, matching=plan.matching)
     own = model.state_dict()
-    trained = bool(origin.task) and all(origin.task.get(key) == plan.facts.get(key) for key in ("kind", "labels"))
-    kept = {name: t for name, t in origin.tensors.items() if name in own and (trained or not name.startswith(TASK_HEAD))}
+    found = has_head(origin, plan)
+    kept = {name: t for name, t in origin.tensors.items() if name in own and (found or not name.startswith(TASK_HEAD))}
     left = sorted({name.split(".")[0] for name in origin.tensors if name not in kept})
     report = origin.report
     report.ignored += [f"{name}: this task does not use it" for name in left]
     fit(model, kept, report, unexpected=origin.unexpected, may_be_new=(TASK_HEAD, *CONTRASTIVE))
-    found = any(name.startswith(TASK_HEAD) for name in kept)
     if plan.make and not found and plan.begin:
         plan.begin(model.task_head, origin.tensors)
         report.notes.append("the rank head begins as the VTM head")
     if plan.frozen:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(any(pattern in name for pattern in plan.trained))
-    return model, found
-
-
-def check_matching(origin: Origin) -> None:
-    """ConfigError where the checkpoint has no VTM head to begin a rank head from."""
-    if f"{MATCHING}weight" not in origin.tensors:
-        raise ConfigError(
-            f"--checkpoint {origin.path} has no VTM head, which the rank head begins from; give a model pre-trained with VTM"
-        )
+    return model

@@ -45,7 +45,7 @@ def window(file: MediaFile, media: Media) -> tuple[int, int]:
     last_s = file.frame_times[-1] if file.frame_times is not None else file.frames / file.frame_rate
     found = frames_between(start, min(end, last_s + 1.0), file.frames, file.frame_rate, file.frame_times)
     if found is None:
-        raise MediaError(f"shown from {start:g} s on, but {file.path} ends at {last_s:.1f} s")
+        raise MediaError(f"{file.path}: shown from {start:g} s on, it ends at {last_s:.1f} s")
     return found[0], found[1] - found[0] + 1
 
 
@@ -101,8 +101,8 @@ class Reader:
                 self._decoded[key] = (
                     self._pictures(path, file, wanted) if file.codec == "pictures" else self._video(path, file, wanted)
                 )
-            except OSError as error:
-                raise DecodeError(f"{file.path} cannot be read: {error}") from error
+            except (OSError, DecodeError) as error:
+                raise DecodeError(f"{file.path}: {error}") from error
             if len(self._decoded) > _REMEMBERED:
                 self._decoded.popitem(last=False)
         return self._decoded[key]
@@ -114,7 +114,7 @@ class Reader:
     def _pictures(self, path: Path, file: MediaFile, wanted: Sequence[int]) -> NDArray[np.uint8]:
         pictures = [decode_frames(path / file.names[number], (0,), timeout_s=self._config.clip_timeout_s)[0] for number in wanted]
         if len({picture.shape for picture in pictures}) > 1:
-            raise DecodeError(f"the pictures of {file.path} differ in size")
+            raise DecodeError("its pictures differ in size")
         return np.stack(pictures)
 
 

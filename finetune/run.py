@@ -26,7 +26,7 @@ from finetune.config import FinetuneConfig
 from finetune.evaluation import EvaluationSettings, Evaluator, shown_media, subset
 from finetune.items import Split
 from finetune.media import MediaLibrary
-from finetune.model import TASK_HEAD, Origin, TaskModel, build_model, read_origin, size_name, task_config
+from finetune.model import TASK_HEAD, Origin, TaskModel, build_model, check_head, has_head, read_origin, size_name, task_config
 from finetune.protocols.base import Outcome, Protocol
 from finetune.reading import Reader
 from finetune.results import EvaluationResult, write_predictions, write_result
@@ -59,6 +59,10 @@ class Job:
             picture_rate=config.picture_rate,
             workers=config.loader.workers * 2,
         )
+        plan = self.protocol.plan(zero_shot=config.eval_only and not self.origin.task)
+        if config.eval_only and plan.make and not has_head(self.origin, plan):
+            self.protocol.check_zero_shot(self.origin)
+        check_head(self.origin, plan)
         self.train_split: Split | None = None
         if not config.eval_only:
             assert self.loaded.train is not None
@@ -75,17 +79,17 @@ class Job:
             if split is not None:
                 self._tell_missing(split)
         if self.config.eval_only:
-            return self.evaluate(self.origin, zero_shot_allowed=True)
+            return self.evaluate(self.origin, alone=True)
         self._train()
         gc.collect()  # the engine's buffers
         best = checkpoint.best_weights(self.config.out)
-        return self.evaluate(read_origin(best), zero_shot_allowed=False)
+        return self.evaluate(read_origin(best), alone=False)
 
     def _train(self) -> None:
         config, split = self.config, self.train_split
         assert split is not None
         plan = self.protocol.plan(zero_shot=False)
-        model, _ = build_model(self.origin, self.model_config, plan, config.train.seed)
+        model = build_model(self.origin, self.model_config, plan, config.train.seed)
         model.config.task |= {"benchmark": self.benchmark.name, "variant": self.loaded.variant}
         self.say(f"weights: {self.origin.report}")
         clip = config.clip(self.model_config)
@@ -127,19 +131,17 @@ class Job:
             config.clip(self.model_config), config.loader, config.views, config.eval_batch, config.train.json
         )
 
-    def evaluate(self, origin: Origin, *, zero_shot_allowed: bool) -> EvaluationResult:
-        """Score the test split with these weights; finished batches are taken from the cache in OUT/cache."""
+    def evaluate(self, origin: Origin, *, alone: bool) -> EvaluationResult:
+        """Score the test split with these weights, `alone` without training before; finished batches are taken from the cache in OUT/cache."""
         config, split = self.config, self.loaded.test
-        plan = self.protocol.plan(zero_shot=zero_shot_allowed and not origin.task)
+        plan = self.protocol.plan(zero_shot=alone and not origin.task)
         trained_on = "-".join(filter(None, (origin.task.get("benchmark"), origin.task.get("variant"))))
-        zero_shot = zero_shot_allowed and origin.task.get("benchmark") != self.benchmark.name
+        zero_shot = alone and origin.task.get("benchmark") != self.benchmark.name
         if zero_shot and trained_on:
             self.say(
                 f"warning: the checkpoint was fine-tuned on {trained_on}. If it saw videos of {split.name}, the result is leaked"
             )
-        model, head_found = build_model(origin, self.model_config, plan, config.train.seed)
-        if plan.make is not None and not head_found:
-            self.protocol.check_zero_shot(origin, head_found)
+        model = build_model(origin, self.model_config, plan, config.train.seed)
         self.say(f"evaluation on {split.name}, weights: {origin.report}")
         precision = ds_config.precision(ds_config.load(config.train.ds_config))
         model = model.to(self.device, _DTYPES[precision]).eval()

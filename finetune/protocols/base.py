@@ -64,13 +64,12 @@ class Protocol(ABC):
     def plan(self, *, zero_shot: bool) -> HeadPlan:
         """What the task adds to the backbone; `zero_shot`: a pre-trained checkpoint is evaluated as it is."""
 
-    def check_zero_shot(self, origin: Origin, head_found: bool) -> None:
-        """ConfigError where an evaluation without training has no meaning."""
-        if not head_found:
-            raise ConfigError(
-                f"--checkpoint {origin.path} has no {self.name} head: there is no zero-shot form of this task. Give a fine-tuned run, or leave out "
-                "--eval-only to train one"
-            )
+    def check_zero_shot(self, origin: Origin) -> None:
+        """ConfigError where an evaluation without training, of a checkpoint without this task's head, has no meaning."""
+        raise ConfigError(
+            f"--checkpoint {origin.path} has no {self.name} head: there is no zero-shot form of this task. Give a fine-tuned run, or leave out "
+            "--eval-only to train one"
+        )
 
     @abstractmethod
     def train_examples(self, split: Split) -> Maker:

@@ -22,7 +22,7 @@ from finetune import metrics
 from finetune.evaluation import Evaluator
 from finetune.heads import from_matching, option_head, rank_head
 from finetune.items import AnnotationError, ChoiceItem, ClipChoiceItem, Item, RetrievalItem, Split
-from finetune.model import HeadPlan, Origin, TaskModel, check_matching
+from finetune.model import HeadPlan, Origin, TaskModel
 from finetune.protocols.base import Outcome, Protocol, TaskOptions, head_scores, missing_of, pooled, rounded
 from finetune.protocols.retrieval import other_captions
 from finetune.samples import Example, Look, TaskBatch
@@ -91,11 +91,6 @@ class MultipleChoice(Protocol):
     name = "multiple_choice"
     options: ChoiceOptions
 
-    def learn(self, train: Split | None, origin: Origin, *, eval_only: bool) -> None:
-        """A rank head that is not in the checkpoint needs its VTM head."""
-        if not origin.task and (self.options.head == "rank" or eval_only):
-            check_matching(origin)
-
     def usable(self, split: Split) -> Split:
         """Training questions with a known answer."""
         _check_options(split, self.options)
@@ -113,7 +108,7 @@ class MultipleChoice(Protocol):
         make = rank_head if ranks else option_head
         return HeadPlan(lambda config: make(config.hidden_size), begin if ranks else None, facts=facts)
 
-    def check_zero_shot(self, origin: Origin, head_found: bool) -> None:
+    def check_zero_shot(self, origin: Origin) -> None:
         if origin.task:
             raise ConfigError(
                 f"--checkpoint {origin.path} was fine-tuned for {origin.task.get('protocol')} with another head; give one that was trained for "

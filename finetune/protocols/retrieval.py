@@ -24,7 +24,7 @@ from finetune import metrics
 from finetune.evaluation import Evaluator, Scored
 from finetune.heads import from_matching, rank_head
 from finetune.items import RetrievalItem, Split
-from finetune.model import HeadPlan, Origin, TaskModel, check_matching
+from finetune.model import HeadPlan, Origin, TaskModel
 from finetune.protocols.base import Outcome, Protocol, TaskOptions, head_scores, missing_of, pooled, rounded
 from finetune.rerank import Reranked, rerank
 from finetune.samples import Example, Look, TaskBatch
@@ -32,6 +32,7 @@ from finetune.text import plain
 from model.contrast import embed_text, embed_video
 
 _ROWS = 1024
+_TRIES = 64
 _SHOWN = 5
 
 
@@ -83,7 +84,7 @@ def other_captions(items: Sequence[RetrievalItem], number: int, wanted: int, ran
     own, found = set(items[number].captions), []
     for _ in range(wanted):
         text = ""
-        for other in random.integers(len(items) - 1, size=8).tolist():
+        for other in random.integers(len(items) - 1, size=_TRIES).tolist():
             captions = items[other + (other >= number)].captions
             text = captions[int(random.integers(len(captions)))]
             if text not in own:
@@ -129,10 +130,7 @@ class Retrieval(Protocol):
             raise ConfigError(
                 f"{why}: pairs can be scored by the joint pass only. Give --rerank all, or a checkpoint trained with contrast"
             )
-        if not self.contrastive or options.rank or (options.rerank != "0" and not origin.task):
-            if not origin.task:
-                check_matching(origin)
-        elif options.rerank != "0" and origin.task.get("kind") != "rank":
+        if eval_only and options.rerank != "0" and origin.task and origin.task.get("kind") != "rank":
             raise ConfigError(f"--rerank {options.rerank}: {origin.path} was fine-tuned without a rank head; train with --rank 1")
         if options.rerank != "0" and not options.rank and not eval_only:
             raise ConfigError(f"--rerank {options.rerank} needs a trained rank head: give --rank 1, or leave it out")
@@ -148,7 +146,7 @@ class Retrieval(Protocol):
         make = (lambda config: rank_head(config.hidden_size)) if ranks else None
         return HeadPlan(make, begin, contrast=self.contrastive, matching=options.matching > 0, facts=facts)
 
-    def check_zero_shot(self, origin: Origin, head_found: bool) -> None:
+    def check_zero_shot(self, origin: Origin) -> None:
         """Both ways work without training; `learn` has looked at what the checkpoint offers."""
 
     def train_examples(self, split: Split) -> PairExamples:

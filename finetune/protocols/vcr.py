@@ -27,7 +27,7 @@ from finetune.evaluation import Evaluator
 from finetune.heads import TwoRanks, from_matching
 from finetune.highlight import highlight
 from finetune.items import AnnotationError, Split, VCRItem
-from finetune.model import HeadPlan, Origin, TaskModel, check_matching
+from finetune.model import HeadPlan, Origin, TaskModel
 from finetune.protocols.base import Outcome, Protocol, TaskOptions, head_scores, missing_of, pooled, rounded
 from finetune.samples import Example, Look, TaskBatch
 from finetune.text import KEEP, LIST, QUESTION, Part, Text
@@ -107,11 +107,6 @@ class VCR(Protocol):
     selects = "q2ar"
     options: VCROptions
 
-    def learn(self, train: Split | None, origin: Origin, *, eval_only: bool) -> None:
-        """The rank heads begin as the VTM head."""
-        if not origin.task:
-            check_matching(origin)
-
     def usable(self, split: Split) -> Split:
         if any(item.answer is None or item.rationale is None for item in _items(split)):
             raise AnnotationError(f"split {split.name!r} hides its labels: it cannot be trained on")
@@ -123,7 +118,7 @@ class VCR(Protocol):
 
         return HeadPlan(lambda config: TwoRanks(config.hidden_size), begin, facts={"protocol": self.name, "kind": "two_ranks"})
 
-    def check_zero_shot(self, origin: Origin, head_found: bool) -> None:
+    def check_zero_shot(self, origin: Origin) -> None:
         """Without training both heads are the VTM head."""
 
     def train_examples(self, split: Split) -> VCRExamples:
