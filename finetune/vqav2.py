@@ -17,11 +17,21 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not finetune/: its modules would hide others of the same name
 
+from finetune import submissions
 from finetune.annotations import vqav2
 from finetune.benchmark import Benchmark, Splits
 from finetune.config import FinetuneConfig, TuneConfig
+from finetune.items import Split
+from finetune.protocols.base import Outcome
 from finetune.protocols.open_ended_qa import OpenEndedQA, QAOptions
 from finetune.run import main
+
+
+def answers(path: Path, split: Split, outcome: Outcome) -> None:
+    """The file of the test server."""
+    ids, given = [str(row["id"]) for row in outcome.rows], [row["prediction"] for row in outcome.rows]
+    submissions.vqav2_json(path, ids, given, expected=[item.id for item in split.items])
+
 
 BENCHMARK = Benchmark(
     name="vqav2",
@@ -37,7 +47,7 @@ BENCHMARK = Benchmark(
         train=TuneConfig(global_batch=256, micro_batch=16, lr=1e-4, warmup=0.1),
     ),
     archives="train2014.zip, val2014.zip and test2015.zip of COCO (images.cocodataset.org)",
-    submissions={"vqav2": "vqav2_submission.json"},
+    submission=("vqav2_submission.json", answers),
 )
 
 if __name__ == "__main__":
