@@ -4,9 +4,9 @@
     deepspeed finetune/msrvtt_choice.py --annotations MSRVTT --media MSRVTT/videos --checkpoint base.ckpt --out runs/msrvtt_choice
     … --eval-only: without training, by the VTM head
 
-There are no training questions: a caption of a training video among those of four others is one. The training videos are the 7,010 of the official
-train and val; those of the 9k protocol hold 1,990 of the test videos. Hardware of the published values: 256 clips per step, 10 epochs.
-The paper: B+ 91.9 (README), zero-shot B 80.3 (77.5 in its EVAL.md), B+ 82.2.
+There are no training questions: a caption of a training video among those of four others is one. The training videos are the 7,010 of the
+official train and val; those of the 9k protocol hold 1,990 of the test videos. Hardware of the published values: 256 clips per step, 10 epochs.
+Time on a GPU is not measured by us. The paper: B+ 91.9 (README), zero-shot B 80.3 (77.5 in its EVAL.md), B+ 82.2.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     … --highlight none: without the coloured persons; --eval-split test: the 20 columns for the server, predictions/vcr.csv
 
 The official val is the test here, as in the paper; 5 % of train (whole movies) choose the best weights. Hardware of the published values: 256
-questions per step, 200 epochs. The original cuts texts at 40 tokens and loses rationales; here 160 are read (MERLOT reads 184).
-The paper (Q→A on val): CC3M+COCO with highlighting 60.5; HowTo100M without 65.2, with 68.4. QA→R and Q→AR are not given.
+questions per step, 200 epochs. Time on a GPU is not measured by us. The original cuts texts at 40 tokens and loses rationales; here 160 are read
+(MERLOT reads 184). The paper (Q→A on val): CC3M+COCO with highlighting 60.5; HowTo100M without 65.2, with 68.4. QA→R and Q→AR are not given.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[Ended]:
     """Run them in order."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-m", "tests.finetune.runs", json.dumps([asdict(job) for job in jobs])]
-    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=TIMEOUT_S * len(jobs))
     assert done.returncode == 0, done.stdout + done.stderr
     return [Ended(**ended) for ended in json.loads(done.stdout.splitlines()[-1])]
 
@@ -52,11 +52,10 @@ def _rank(job: Job, rank: int, port: int) -> int:
     os.environ.update({name: str(value) for name, value in place.items()})
     import importlib
 
-    from finetune.run import main
-
     if rank == 0 and job.kill_at:
         _arm(job.kill_at)
-    return main(importlib.import_module(f"finetune.{job.benchmark}").BENCHMARK, list(job.argv))
+    script = importlib.import_module(f"finetune.{job.benchmark}")
+    return int(script.main(script.BENCHMARK, list(job.argv)))
 
 
 def _arm(kill_at: int) -> None:
