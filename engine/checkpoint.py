@@ -3,7 +3,8 @@
 OUT/checkpoints/step-00001000/
   manifest.json        sizes and sha256 of every other file; a folder without it is unfinished
   run.json             options, step, samples consumed, world size, versions
-  weights/             fp32 weights as safetensors with the model's config.json: what every other tool reads
+  layout.json          who held what: ZeRO stage, data ranks, tensor parallel size, what engine/shards.py needs to join the partitions
+  weights/             fp32 weights as safetensors with the model's config.json: what every other tool reads; the same at every layout
   deepspeed/           optimizer state and partitions, one file per rank
 """
 
@@ -26,13 +27,15 @@ from torch import nn
 
 from data.files import fsync_dir, fsync_file, remove_leftovers, write_atomic
 from data.units import size
-from engine.config import HARMLESS
+from engine import ds_config, parallel
+from engine.config import HARMLESS, ConfigError
 from engine.faults import gathered
 
 STATE = "deepspeed"
 BEST = "best"
 """Folder inside a run with the weights that the validation chose."""
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+LAYOUT = "layout.json"
 
 
 class CheckpointError(RuntimeError):
@@ -179,18 +182,39 @@ def changed_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     """`name: old → new` for every option that changes the result and differs."""
     before, now = flatten(old), flatten(new)
     names = sorted(name for name in before.keys() | now.keys() if name.rsplit(".", 1)[-1] not in HARMLESS)
-    return [f"{name}: {before.get(name)} → {now.get(name)}" for name in names if before.get(name) != now.get(name)]
+    return [f"{name}: {before.get(name)} → {now.get(name)}" for name in names if not _same(name, before.get(name), now.get(name))]
 
 
-def full_weights(module: nn.Module) -> dict[str, torch.Tensor]:
-    """fp32 weights of the wrapped model on the CPU, gathered over ZeRO's partitions. Collective over all ranks; the others than rank 0 get {}."""
-    weights, keep = {}, dist.get_rank() == 0
+def _same(name: str, old: Any, new: Any) -> bool:
+    """Equal, or two DeepSpeed files that compute alike: ZeRO stage, buckets and offload may change."""
+    if old == new or name.rsplit(".", 1)[-1] != "ds_config" or None in (old, new):
+        return old == new
+    try:
+        return ds_config.arithmetic(ds_config.load(old)) == ds_config.arithmetic(ds_config.load(new))
+    except ConfigError:  # the old file is gone
+        return False
+
+
+def _masters(optimizer: Any) -> dict[nn.Parameter, torch.Tensor]:
+    """fp32 weights that DeepSpeed's optimizer of ZeRO 0 in 16 bits keeps in flat groups; {} for every other."""
+    found: dict[nn.Parameter, torch.Tensor] = {}
+    for flat, parameters in zip(getattr(optimizer, "fp32_groups_flat", ()), getattr(optimizer, "fp16_groups", ()), strict=False):
+        found.update(zip(parameters, flat.detach().split([parameter.numel() for parameter in parameters]), strict=True))
+    return found
+
+
+def full_weights(module: nn.Module, optimizer: Any) -> dict[str, torch.Tensor]:
+    """fp32 weights of the wrapped model on the CPU, gathered over ZeRO's partitions and tensor-parallel ranks, so that they are the same at every
+    layout. Collective over all ranks; the others than rank 0 get {}."""
+    weights, keep, layout, masters = {}, dist.get_rank() == 0, parallel.current(), _masters(optimizer)
     for name, parameter in module.named_parameters():
         partitioned = hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")
-        full = _whole(parameter) if partitioned else None
+        full = _whole(parameter) if partitioned else masters.get(parameter)
+        value = (parameter if full is None else full).detach().reshape(getattr(parameter, "ds_shape", parameter.shape))
+        if (division := parallel.division_of(parameter)) is not None:
+            value = parallel.gather(value, division, layout)
         if keep:
-            value = (parameter if full is None else full).detach().float().cpu()
-            weights[name] = value.reshape(getattr(parameter, "ds_shape", parameter.shape))
+            weights[name] = value.float().cpu()
     return weights
 
 
@@ -256,19 +280,23 @@ def _save_weights(module: nn.Module, weights: dict[str, torch.Tensor], folder: P
         save_file({name: value.contiguous() for name, value in weights.items()}, folder / "model.safetensors")
 
 
-def save(engine: Any, writer: StateWriter, module: nn.Module, out: Path, facts: Mapping[str, Any]) -> Path:
+def save(
+    engine: Any, writer: StateWriter, module: nn.Module, out: Path, facts: Mapping[str, Any], layout: Mapping[str, Any]
+) -> Path:
     """Write a checkpoint with all ranks and publish it. A failure leaves the earlier ones alone and raises CheckpointError on every rank."""
     target = out / "checkpoints" / f"step-{facts['step']:08d}"
     temporary = target.with_name(f".tmp-{target.name}")
     first = dist.get_rank() == 0
     error = _first_error(attempt(lambda: _make_folder(temporary)) if first else "")
     if not error:
-        weights = full_weights(module)
+        weights = full_weights(module, engine.optimizer)
         writer.error = ""
         engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False)
         error = _first_error(writer.error)  # before rank 0 publishes: all partitions must have been written
     if not error:
-        error = _first_error(attempt(lambda: _finish(temporary, target, module, weights, facts)) if first else "")
+        error = _first_error(
+            attempt(lambda: _finish(temporary, target, module, weights, {"run.json": facts, LAYOUT: layout})) if first else ""
+        )
     if error:
         if first:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -280,17 +308,17 @@ def save(engine: Any, writer: StateWriter, module: nn.Module, out: Path, facts: 
     return target
 
 
-def save_best(module: nn.Module, out: Path, facts: Mapping[str, Any]) -> Path:
+def save_best(module: nn.Module, optimizer: Any, out: Path, facts: Mapping[str, Any]) -> Path:
     """Publish the weights of this step as the run's best ones, with all ranks; older ones are deleted then. Fails as `save` does."""
     target = out / BEST / f"step-{facts['step']:08d}"
     temporary = target.with_name(f".tmp-{target.name}")
-    weights = full_weights(module)
+    weights = full_weights(module, optimizer)
 
     def publish() -> None:
         _make_folder(temporary)
         if target.exists():  # written before a kill, by the same steps
             shutil.rmtree(target)
-        _finish(temporary, target, module, weights, facts)
+        _finish(temporary, target, module, weights, {"run.json": facts})
         for old in checkpoints(out, BEST)[1:]:
             shutil.rmtree(old)
 
@@ -306,10 +334,13 @@ def _make_folder(temporary: Path) -> None:
     temporary.mkdir()
 
 
-def _finish(temporary: Path, target: Path, module: nn.Module, weights: dict[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-    """Rank 0's part after all partitions are written: weights, facts, manifest, rename."""
+def _finish(
+    temporary: Path, target: Path, module: nn.Module, weights: dict[str, torch.Tensor], notes: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Rank 0's part after all partitions are written: weights, notes (file name → content), manifest, rename."""
     _save_weights(module, weights, temporary / "weights")
-    write_atomic(temporary / "run.json", json.dumps(facts, indent=1) + "\n")
+    for name, content in notes.items():
+        write_atomic(temporary / name, json.dumps(content, indent=1) + "\n")
     write_manifest(temporary)
     temporary.rename(target)
     fsync_dir(target.parent)
@@ -320,19 +351,27 @@ def _first_error(error: str) -> str:
     return next((text for text in gathered(error) if text), "")
 
 
-def load(engine: Any, folder: Path) -> dict[str, Any]:
-    """Restore DeepSpeed's state from a verified checkpoint at the same world size; returns run.json."""
+def load(engine: Any, module: nn.Module, folder: Path, layout: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Restore the state of a verified checkpoint; returns run.json, and in words what has changed in the layout since.
+
+    At the layout that wrote it DeepSpeed loads its own files, bit for bit; at another one engine/elastic.py joins and divides the partitions.
+    """
+    from engine import elastic
+
     facts = json.loads((folder / "run.json").read_text())
-    if facts["world"] != dist.get_world_size():
+    if not (folder / LAYOUT).is_file():
         raise CheckpointError(
-            f"{folder} was written by {facts['world']} ranks, this run has {dist.get_world_size()}. "
-            f"Start with {facts['world']} ranks, or begin a new "
-            f"run from its weights in {folder / 'weights'}"
+            f"{folder} was written by an earlier version, without {LAYOUT}; begin a new run from its weights in {folder / 'weights'}"
         )
+    before = json.loads((folder / LAYOUT).read_text())
+    changed = elastic.difference(before, layout)
+    if changed:
+        elastic.load(engine, module, folder, before, layout)
+        return facts, changed
     path, _ = engine.load_checkpoint(str(folder), tag=STATE)
     if path is None:
         raise CheckpointError(f"DeepSpeed could not load {folder}; was it written with another ds_config?")
-    return facts
+    return facts, ""
 
 
 def prune(out: Path, keep_last: int, keep_every: int) -> None:

@@ -20,7 +20,10 @@ class TrainConfig:
     global_batch: int = 2048
     """Clips per optimizer step over all ranks."""
     micro_batch: int = 16
-    """Clips per rank and forward pass; what fits in memory. Accumulation follows: global / (micro x ranks)."""
+    """Clips per rank and forward pass; what fits in memory. Accumulation follows: global / (micro x data ranks)."""
+    tensor_parallel: int = 1
+    """Ranks that share every attention and MLP layer (megatron-core) and see the same clips; ranks / this = data ranks. For models that do
+    not fit otherwise: it costs two all-reduces of activations per layer and direction, so keep a group within one machine."""
     lr: float = 1e-4
     """Peak learning rate."""
     weight_decay: float = 0.01
@@ -72,7 +75,7 @@ class TrainConfig:
     """Print progress as JSON lines instead of text."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "global_batch", "micro_batch", "log_every", "save_every", "keep_last"):
+        for name in ("steps", "global_batch", "micro_batch", "tensor_parallel", "log_every", "save_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         for name in ("lr", "weight_decay", "warmup", "clip_grad", "spike_deviations", "max_dossiers", "straggler_ratio"):
@@ -115,6 +118,7 @@ HARMLESS = frozenset(
     }
     | {
         "activation_checkpointing",
+        "tensor_parallel",
         "out",
         "val",
         "val_items",

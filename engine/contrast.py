@@ -1,28 +1,43 @@
-"""The contrastive loss over the clips of all ranks. Letters: B clips of the micro-batch, D projection width, W ranks."""
+"""The contrastive loss over the clips of all data ranks. Letters: B clips of the micro-batch, D projection width, W data ranks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine import parallel
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather over the data ranks. torch.distributed.nn has one, whose backward with gloo takes ranks of a group for global ones."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        return _gather(local)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        layout, summed = parallel.current(), gradient.clone()
+        dist.all_reduce(summed, group=layout.data_group)
+        return summed.chunk(layout.data_world)[layout.data_rank]
+
 
 def gather_with_gradient(local: Tensor) -> Tensor:
-    """Concatenate [B, D] of all ranks in rank order to [W * B, D]; the gradient of every rank's loss flows back to its owner."""
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return local
-    return torch.cat(dist_nn.all_gather(local.contiguous()))
+    """Concatenate [B, D] of all data ranks in their order to [W * B, D]; the gradient of every rank's loss flows back to its owner."""
+    return local if parallel.current().data_world == 1 else _Gather.apply(local)
 
 
 def _gather(local: Tensor) -> Tensor:
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    layout = parallel.current()
+    if layout.data_world == 1:
         return local
-    parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, local.contiguous())
+    parts = [torch.empty_like(local) for _ in range(layout.data_world)]
+    dist.all_gather(parts, local.contiguous(), group=layout.data_group)
     return torch.cat(parts)
 
 
@@ -43,8 +58,7 @@ def contrast(text: Tensor, video: Tensor, scale: Tensor, groups: Tensor | None =
 
     `groups` int64 [B]: pairs of one group (two captions of one video) are no negatives of each other.
     """
-    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-    target = torch.arange(len(text), device=text.device) + rank * len(text)
+    target = torch.arange(len(text), device=text.device) + parallel.current().data_rank * len(text)
     to_video = scale * text @ gather_with_gradient(video).T
     to_text = scale * video @ gather_with_gradient(text).T
     if groups is not None:

@@ -22,9 +22,9 @@ import torch
 import torch.distributed as dist
 
 from data.files import publish_dir, write_atomic
-from engine import ds_config
+from engine import ds_config, parallel
 from engine.config import TrainConfig
-from engine.faults import decided_by_rank_0, gathered
+from engine.faults import decided_by_rank_0
 from engine.monitor import Monitor, finite
 from engine.objective import seed_of
 from engine.optimizer import learning_rate
@@ -61,7 +61,7 @@ class Dossiers:
         """`engine` is DeepSpeed's, `ds` its options; `batches_from` makes this rank's micro-batches from a step on anew; `alive` tells the
         watchdog."""
         self._out, self._config, self._engine, self._batches_from, self._alive = out, config, engine, batches_from, alive
-        self._whole_gradients = ds_config.stage(ds) < 3
+        self._whole_gradients = ds_config.stage(ds) < 3 and parallel.current().tensor == 1
         self._suspicion = Suspicion(config.spike_deviations, loss_scaling=ds_config.precision(ds) == "fp16")
 
     def look_into(self, report: Report, kept: Mapping[int, Sequence[Micro]], monitor: Monitor | None) -> None:
@@ -117,7 +117,7 @@ def write(out: Path, suspect: Suspect, kept: Sequence[Micro], scene: Scene) -> d
             for micro in kept
         ],
     }
-    ranks = gathered(mine)
+    ranks = parallel.of_data_ranks(mine)
     dossier: dict[str, Any] = {
         "step": suspect.step,
         "reason": suspect.reason,

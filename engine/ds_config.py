@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def load(name: str) -> dict[str, Any]:
         raise ConfigError(f"--ds-config {path} is no valid JSON: {error}") from error
 
 
-def precision(config: dict[str, Any]) -> str:
+def precision(config: Mapping[str, Any]) -> str:
     """fp32, bf16 or fp16."""
     for name in ("bf16", "fp16"):
         if config.get(name, {}).get("enabled"):
@@ -31,9 +32,20 @@ def precision(config: dict[str, Any]) -> str:
     return "fp32"
 
 
-def stage(config: dict[str, Any]) -> int:
+def stage(config: Mapping[str, Any]) -> int:
     """ZeRO stage."""
     return int(config.get("zero_optimization", {}).get("stage", 0))
+
+
+def offload(config: Mapping[str, Any]) -> str:
+    """Where the optimizer's state lies: none (on the device), cpu or nvme."""
+    return (config.get("zero_optimization", {}).get("offload_optimizer") or {}).get("device", "none")
+
+
+def arithmetic(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a file changes numbers: precisions. The rest says where things lie and when they move."""
+    blocks = {name: config.get(name) for name in ("fp16", "bf16", "data_types", "communication_data_type", "torch_autocast")}
+    return blocks | {"bf16": {k: v for k, v in (config.get("bf16") or {}).items() if k != "check_grad_overflow"}}
 
 
 def clips_itself(config: dict[str, Any]) -> bool:
@@ -67,6 +79,11 @@ def resolve(config: TrainConfig, world: int, on_cpu: bool) -> dict[str, Any]:
     if on_cpu and precision(resolved) == "fp16":
         raise ConfigError(
             f"--ds-config {config.ds_config}: DeepSpeed does not train in fp16 on a CPU; choose a *_fp32 or *_bf16 file"
+        )
+    if config.tensor_parallel > 1 and stage(resolved) == 0 and precision(resolved) != "fp32":
+        raise ConfigError(
+            f"--tensor-parallel {config.tensor_parallel} with --ds-config {config.ds_config}: DeepSpeed 0.19 miscounts the gradient norm of "
+            "divided layers at ZeRO 0 in 16 bits; choose zero1_*"
         )
     if clips_itself(resolved):
         if resolved.get("zero_optimization", {}).get("compute_grad_norm", True) is False:

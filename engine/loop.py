@@ -19,7 +19,7 @@ from torch import nn
 
 from data.files import write_atomic
 from data.units import count, duration, size
-from engine import checkpoint, ds_config, launch
+from engine import checkpoint, ds_config, elastic, launch, parallel
 from engine.config import ConfigError, TrainConfig, every
 from engine.dossier import Dossiers
 from engine.faults import GRACE_S, Agreement, Stopped, StopSignals, TooManySkipped, Watchdog, decided_by_rank_0, gathered
@@ -88,8 +88,9 @@ class Run:
         self.model, self._objective, self._pictures = model, objective, pictures
         self._heads, self._head_lr_mult, self._best = tuple(head_patterns), head_lr_mult, Best(select, out)
         self.place, self.device = launch.start(config.device, config.hang_timeout_s + GRACE_S)
-        self.accumulation = config.accumulation(self.place.world)
-        self._ds_config = ds_config.resolve(config, self.place.world, self.device.type == "cpu")
+        self.layout = parallel.start(config.tensor_parallel, config.hang_timeout_s)
+        self.accumulation = config.accumulation(self.layout.data_world)
+        self._ds_config = ds_config.resolve(config, self.layout.data_world, self.device.type == "cpu")
         self.step = 0
         self.skipped = 0
         self._skipped_in_a_row = 0
@@ -160,11 +161,11 @@ class Run:
 
     def _batches_from(self, step: int) -> Iterator[Any]:
         """This rank's micro-batches from a step (1, 2, …) on."""
-        config, place = self.config, self.place
+        config, layout = self.config, self.layout
         return self.data.batches(
             first=(step - 1) * config.global_batch,
-            rank=place.rank,
-            world=place.world,
+            rank=layout.data_rank,
+            world=layout.data_world,
             micro_batch=config.micro_batch,
             device=self.device,
         )
@@ -211,21 +212,29 @@ class Run:
                     f"--activation-checkpointing: {type(self.model).__name__} cannot recompute its blocks; switch it off"
                 )
             self.model.gradient_checkpointing_enable()
+        self._parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        mpu = None
+        if self.layout.tensor > 1:
+            from engine import tensor_parallel
+
+            tensor_parallel.divide(self.model, self.layout)
+            mpu = tensor_parallel.DeepSpeedView
         if self.config.compile:
             self.model.compile()
         module = StepModule(self.model, self._objective).to(self.device)
-        self._parameters = sum(parameter.numel() for parameter in module.parameters())
+        self._held = sum(parameter.numel() for parameter in module.parameters())
         groups = parameter_groups(module, self.config.weight_decay, self._heads, self._head_lr_mult)
+        self._holds = elastic.describe(self.model, groups, self._ds_config, self.layout)
         self._optimizer = SkippingAdamW(groups, self.config, deciding=ds_config.clips_itself(self._ds_config))
         self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=self._optimizer, config=self._ds_config, dist_init_required=False
+            model=module, optimizer=self._optimizer, config=self._ds_config, mpu=mpu, dist_init_required=False
         )
         self._writer = checkpoint.StateWriter(self._engine)
-        if ds_config.stage(self._ds_config) in (
-            1,
-            2,
-        ):  # the optimizer sees partitions; DeepSpeed has the norm of all before the first
+        stage = ds_config.stage(self._ds_config)
+        if stage in (1, 2):  # the optimizer sees partitions; DeepSpeed has the norm of all before the first
             self._optimizer.norm_of = lambda: self._engine.optimizer._global_grad_norm
+        elif stage == 0 and self.layout.tensor > 1:  # the optimizer sees this rank's parts
+            self._optimizer.norm_of = lambda: tensor_parallel.gradient_norm(list(module.parameters()), self.layout)
 
     def _resume(self) -> None:
         folder, notes = decided_by_rank_0(lambda: checkpoint.newest_for_resume(self.out))
@@ -234,12 +243,13 @@ class Run:
             self._say(f"warning: {note}")
         if folder is None:
             return
-        facts = checkpoint.load(self._engine, folder)
+        facts, changed = checkpoint.load(self._engine, self.model, folder, self._holds)
         self.step, self.skipped, self._skipped_in_a_row = facts["step"], facts["skipped"], facts["skipped_in_a_row"]
         self._saved_at = self.step
         self._best.restore(facts.get("best"), self.step)
         self._continue_sums(facts["digest"], facts["bad_clips"])
-        self._say(f"resumed from {folder}: step {self.step}, {facts['samples']:,} clips seen")
+        moved = f"; its state was divided anew: {changed}" if changed else ""
+        self._say(f"resumed from {folder}: step {self.step}, {facts['samples']:,} clips seen{moved}")
 
     def _continue_sums(self, digest: int, bad_clips: int) -> None:
         """Sums over all ranks and past steps live on rank 0 from a checkpoint on, in this process as in one that resumes from it."""
@@ -247,17 +257,16 @@ class Run:
         self._tally.digest, self._tally.bad_clips = (digest, bad_clips) if first else (0, 0)
 
     def _describe(self) -> str:
-        config, place = self.config, self.place
-        assert config.micro_batch * place.world * self.accumulation == config.global_batch
+        config, place, data_world = self.config, self.place, self.layout.data_world
+        assert config.micro_batch * data_world * self.accumulation == config.global_batch
         rate, source = peak_rate(self.device)
-        memory = memory_per_rank(
-            self._parameters, place.world, ds_config.stage(self._ds_config), ds_config.precision(self._ds_config)
-        )
+        memory = memory_per_rank(self._held, data_world, ds_config.stage(self._ds_config), ds_config.precision(self._ds_config))
         left = (config.steps - self.step) * config.global_batch * self.flops_per_sample
         lines = [
             f"{count(self._parameters)} parameters, {count(self.flops_per_sample)}FLOPs per clip and step (FMA = 2, all "
             f"passes, forward and backward)",
-            f"{config.steps:,} steps x {config.global_batch:,} clips = {config.micro_batch} per micro-batch x {place.world} ranks x "
+            f"{config.steps:,} steps x {config.global_batch:,} clips = {config.micro_batch} per micro-batch x {data_world} "
+            f"{'ranks' if self.layout.tensor == 1 else f'groups of {self.layout.tensor} tensor-parallel ranks'} x "
             f"{self.accumulation} accumulated; started by {place.launcher} on {self.device.type}, {config.ds_config}",
             f"peak {count(rate)}FLOP/s per rank ({source}); at half of it the rest takes {duration(left / (0.5 * rate * place.world))}",
         ]
@@ -307,7 +316,7 @@ class Run:
         start = time.perf_counter()
         digest, bad_clips = self._logged.digest, self._logged.bad_clips
         facts = self._facts() | {"digest": digest, "bad_clips": bad_clips, "best": self._best.state()}
-        folder = checkpoint.save(self._engine, self._writer, self.model, self.out, facts)
+        folder = checkpoint.save(self._engine, self._writer, self.model, self.out, facts, self._holds)
         self._saved_at = self.step
         self._continue_sums(digest, bad_clips)
         if self.place.rank == 0:
@@ -344,7 +353,7 @@ class Run:
         if self._monitor:
             self._monitor.evaluation(self.step, {k: v for k, v in results.items() if math.isfinite(v)}, seconds)
         if self._best.judge(self.step, results):
-            checkpoint.save_best(self.model, self.out, self._facts())
+            checkpoint.save_best(self.model, self._engine.optimizer, self.out, self._facts())
             self._say(str(self._best))
         if self.place.rank == 0:
             self._best.remember()

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from engine import parallel
 from engine.faults import gathered
 from engine.objective import seed_of
 from engine.spikes import Suspect
@@ -37,7 +38,7 @@ class Scene:
     updates_since: int
     """Steps after this one that changed the weights."""
     whole_gradients: bool
-    """False under ZeRO 3, whose parameters are not whole outside of the engine: no gradients by layer."""
+    """False under ZeRO 3 and tensor parallelism, where a rank has not all of a layer: no gradients by layer."""
     device: str
 
 
@@ -53,7 +54,7 @@ def rerun(suspect: Suspect, kept: Sequence[Micro], scene: Scene, dossier: dict[s
         return {"weights": weights, "reproduced": None, "verdict": f"the batch could not be made again: {problems[0]}"}
     same_clips = all(gathered([tuple(batch.clips) for batch in made] == [micro.clips for micro in kept]))
     losses, metrics, gradients = _compute(made, scene)
-    everywhere = gathered(losses)
+    everywhere = parallel.of_data_ranks(losses)
     layers = _layers(scene.module, gradients) if gradients is not None else None
     flat = [loss for part in everywhere for loss in part]
     seen = [micro["loss"] for rank in dossier["ranks"] for micro in rank["micro_batches"]]
@@ -157,14 +158,14 @@ def _guilty(made: Sequence[Any], scene: Scene) -> list[dict[str, Any]]:
     """
     alone = {place: _alone(made, place, scene) for place in _places(made)}
     bad = {place for place, loss in alone.items() if not math.isfinite(loss)}
-    world = dist.get_world_size()
-    unclear = sorted(set.intersection(*gathered(bad))) if world > 1 else []
+    layout = parallel.current()
+    unclear = sorted(set.intersection(*gathered(bad))) if layout.data_world > 1 else []
     bad -= set(unclear)
     clean = next((place for place, loss in alone.items() if math.isfinite(loss)), None)
     if all(gathered(clean is not None)):
         for place in unclear[:MAX_UNCLEAR]:
-            for turn in range(world):
-                mine = turn == dist.get_rank()
+            for turn in range(layout.data_world):
+                mine = turn == layout.data_rank
                 loss = _alone(made, place if mine else clean, scene)  # type: ignore[arg-type]
                 if mine and not math.isfinite(loss):
                     bad.add(place)
@@ -202,7 +203,7 @@ def _named(made: Sequence[Any], losses: Mapping[Place, float]) -> list[dict[str,
         }
         for (micro, row), loss in losses.items()
     ]
-    return [entry for part in gathered(mine) for entry in part]
+    return [entry for part in parallel.of_data_ranks(mine) for entry in part]
 
 
 def _data_sets(batch: Any) -> list[str | None]:

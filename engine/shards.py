@@ -1,25 +1,29 @@
-"""fp32 weights from ZeRO's partitions on the disk, without DeepSpeed and without a process group.
+"""Weights and AdamW's moments from a checkpoint's partitions on the disk, by parameter name, without DeepSpeed and without a process group.
 
-`weights/` of a checkpoint holds the same numbers already gathered; this is for a checkpoint whose weights/ is lost, and an independent look at it.
-Layout of the partitions: DeepSpeed 0.19, deepspeed/utils/zero_to_fp32.py.
-
-Tensor parallel: its place is `_read_states`. Linears that megatron-core splits would lie in mp_rank_01 and up, and would have to be joined along the
-dimension that model/linear.py names (column: outputs, row: inputs) after each mp_rank is gathered. Such a checkpoint is refused here; its weights/ is
-whole at every parallel size.
+`weights/` of a checkpoint holds the fp32 weights already gathered; this is for a checkpoint whose weights/ is lost, for an independent look at
+it, and for a run that continues at another layout (engine/elastic.py). Files are mapped into memory: only the numbers that are asked for are read
+from the disk. Layout of the partitions: DeepSpeed 0.19, deepspeed/utils/zero_to_fp32.py; of tensor-parallel parts: layout.json beside the manifest.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from engine.checkpoint import STATE, CheckpointError
+from engine.checkpoint import LAYOUT, STATE, CheckpointError
+from engine.parallel import Division
 from model.weights_file import read_pickle
+
+Key = Literal["weight", "exp_avg", "exp_avg_sq"]
 
 _STAND_INS = (
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
@@ -30,80 +34,192 @@ _STAND_INS = (
 _PREFIX = "model."  # engine.objective.StepModule's
 
 
-def _rank(path: Path) -> int:
+@dataclass
+class _Place:
+    """Where a parameter lies: pieces (which data rank, which of its flat tensors, from, to) that follow one another."""
+
+    shape: torch.Size
+    pieces: list[tuple[int, int, int, int]] = field(default_factory=list)
+
+
+class SavedState:
+    """What a checkpoint holds, at whatever ZeRO stage, number of ranks and tensor-parallel size it was written.
+
+    Raises CheckpointError where files of a rank are missing, and for frozen or shared parameters, which partitions hold elsewhere.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        layout = checkpoint / LAYOUT
+        self._facts: dict[str, Any] = json.loads(layout.read_text()) if layout.is_file() else {}
+        divided = self._facts.get("divided", {})
+        self._divisions = {name: Division(dim, blocks) for name, (dim, blocks) in divided.items()}
+        folder = checkpoint / STATE
+        first = self._model(folder, 0)
+        self._parts = [
+            _Part(folder, number, self._model(folder, number), self._facts) for number in range(first["mp_world_size"])
+        ]
+
+    @staticmethod
+    def _model(folder: Path, part: int) -> dict[str, Any]:
+        files = sorted(folder.glob(f"*mp_rank_{part:02d}_model_states.pt"), key=_data_rank)
+        if not files:
+            missing = f"tensor-parallel part {part}: no *mp_rank_{part:02d}_model_states.pt" if part else "no *_model_states.pt"
+            raise CheckpointError(
+                f"{folder} holds {missing}; give a whole checkpoint of this program (runs/NAME/checkpoints/step-…)"
+            )
+        model = {"mp_world_size": 1, **read_pickle(files[0], _STAND_INS)[0]}
+        special = [name for name in ("frozen_param_shapes", "shared_params") if model.get(name)]
+        if special:
+            raise CheckpointError(f"{folder} has {' and '.join(special)}, which partitions hold elsewhere; use weights/")
+        return model
+
+    @property
+    def names(self) -> list[str]:
+        """Every parameter, named as in the model."""
+        return list(self._parts[0].places)
+
+    @property
+    def step(self) -> float:
+        """AdamW's count of updates."""
+        return float(self._parts[0].states[0]["step"])
+
+    def whole(self, name: str, key: Key) -> Tensor:
+        """A parameter's fp32 weight or moment in its full shape, at tensor parallel 1."""
+        parts = [part.read(name, key) for part in self._parts]
+        return parts[0] if name not in self._divisions or len(parts) == 1 else self._divisions[name].join(parts)
+
+
+class _Part:
+    """The files of the data ranks that share one tensor-parallel part of the model."""
+
+    def __init__(self, folder: Path, number: int, model: dict[str, Any], facts: dict[str, Any]) -> None:
+        self._folder, self._model, self._facts = folder, model, facts
+        files = sorted(folder.glob(f"*mp_rank_{number:02d}_optim_states.pt"), key=_data_rank)
+        ranks = [_data_rank(path) for path in files]
+        if files and ranks != list(range(model["dp_world_size"])):
+            raise CheckpointError(f"{folder} holds the partitions of ranks {ranks}, but {model['dp_world_size']} ranks wrote it")
+        self._ranks = [read_pickle(path, _STAND_INS)[0]["optimizer_state_dict"] for path in files]
+
+    @cached_property
+    def _kind(self) -> str:
+        if not self._ranks:
+            return "whole" if "fp32_groups_flat" not in (self._model["optimizer"] or {}) else "flat"
+        return "per parameter" if "fp32_flat_groups" in self._ranks[0] else "per group"
+
+    @cached_property
+    def places(self) -> dict[str, _Place]:
+        """Name → where it lies in the flat tensors; in the order of the optimizer's groups."""
+        if self._kind == "per parameter":
+            return self._places_per_parameter()
+        return self._places_per_group()
+
+    @cached_property
+    def _groups(self) -> list[dict[str, torch.Size]]:
+        if self._ranks:
+            return [{_own(name): shape for name, shape in group.items()} for group in self._model["param_shapes"]]
+        weights = {_own(name): value for name, value in self._model["module"].items() if value is not None}
+        if "groups" not in self._facts:
+            return [{name: value.shape for name, value in weights.items()}]
+        return [{name: weights[name].shape for name in group} for group in self._facts["groups"]]
+
+    def _places_per_group(self) -> dict[str, _Place]:
+        """ZeRO 1, 2: each group is one flat tensor, cut into a piece of equal size per rank. ZeRO 0: one rank; in fp32 one tensor per parameter."""
+        found: dict[str, _Place] = {}
+        for number, group in enumerate(self._groups):
+            size = self._flats("weight")[0][number].numel() if self._kind != "whole" else 0
+            offset = 0
+            for name, shape in group.items():
+                place = found[name] = _Place(shape)
+                if self._kind == "whole":
+                    place.pieces.append((0, len(found) - 1, 0, shape.numel()))
+                    continue
+                at, end = offset, offset + shape.numel()
+                while at < end:
+                    rank = at // size
+                    stop = min(end, (rank + 1) * size)
+                    place.pieces.append((rank, number, at - rank * size, stop - rank * size))
+                    at = stop
+                offset = end
+        return found
+
+    def _places_per_parameter(self) -> dict[str, _Place]:
+        """ZeRO 3: each parameter is cut into a piece per rank, the last one padded; a rank's pieces follow one another."""
+        found: dict[str, _Place] = {}
+        flats = self._flats("weight")
+        flat = offset = 0
+        for group in self._groups:
+            for name, shape in group.items():
+                if offset == flats[0][flat].numel():
+                    flat, offset = flat + 1, 0
+                piece = math.ceil(shape.numel() / len(flats))
+                found[name] = _Place(shape, [(rank, flat, offset, offset + piece) for rank in range(len(flats))])
+                offset += piece
+        return found
+
+    @cached_property
+    def states(self) -> list[dict[str, Any]]:
+        """AdamW's state of the first rank: one entry per flat tensor, or per parameter."""
+        return self._states(self._ranks[0] if self._ranks else None)
+
+    def _states(self, rank: dict[str, Any] | None) -> list[dict[str, Any]]:
+        if rank is not None:
+            optimizer = rank["optimizer_state_dict"] if self._kind == "per parameter" else rank["base_optimizer_state"]
+        else:
+            optimizer = self._model["optimizer"] if self._kind == "whole" else self._model["optimizer"]["optimizer_state_dict"]
+        state = optimizer["state"]
+        if not state:
+            raise CheckpointError(f"{self._folder} holds no optimizer state: it was written before the first step")
+        return [state[index] for index in sorted(state)]
+
+    def _flats(self, key: Key) -> Sequence[Sequence[Tensor]]:
+        """Flat tensors of every rank."""
+        if key != "weight":
+            return [[state[key] for state in self._states(rank)] for rank in (self._ranks or [None])]
+        if self._ranks:
+            return [
+                rank["fp32_flat_groups" if self._kind == "per parameter" else "single_partition_of_fp32_groups"]
+                for rank in self._ranks
+            ]
+        if self._kind == "flat":
+            return [self._model["optimizer"]["fp32_groups_flat"]]
+        weights = {_own(name): value for name, value in self._model["module"].items()}
+        return [[weights[name] for group in self._groups for name in group]]
+
+    def read(self, name: str, key: Key) -> Tensor:
+        """This part's numbers of a parameter, in fp32."""
+        if name not in self.places:
+            raise CheckpointError(f"{self._folder} holds no parameter {name}; was it written by another model?")
+        place, flats = self.places[name], self._cached_flats(key)
+        pieces = [flats[rank][flat].detach().flatten()[start:stop] for rank, flat, start, stop in place.pieces]
+        found = torch.cat(pieces)[: place.shape.numel()] if pieces else torch.empty(0)
+        if found.numel() != place.shape.numel():
+            raise CheckpointError(
+                f"the partitions end before {name}: {found.numel()} of its {place.shape.numel()} numbers are there"
+            )
+        if not place.shape.numel() or found.dtype != torch.float32:
+            raise CheckpointError(f"{self._folder} holds {name} in {found.dtype} only; use weights/, or a newer checkpoint")
+        return found.view(place.shape)
+
+    def _cached_flats(self, key: Key) -> Sequence[Sequence[Tensor]]:
+        if key not in self._flat_cache:
+            self._flat_cache[key] = self._flats(key)
+        return self._flat_cache[key]
+
+    @cached_property
+    def _flat_cache(self) -> dict[str, Sequence[Sequence[Tensor]]]:
+        return {}
+
+
+def _data_rank(path: Path) -> int:
     match = re.search(r"pp_rank_(\d+)_", path.name)
     return int(match[1]) if match else 0
 
 
-def _read_states(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(rank 0's model states, every rank's optimizer states); CheckpointError where a rank's file is missing or tensor parallel was used."""
-    models = sorted(folder.glob("*_model_states.pt"), key=_rank)
-    if not models:
-        raise CheckpointError(
-            f"{folder} holds no *_model_states.pt; give a checkpoint of this program (runs/NAME/checkpoints/step-…)"
-        )
-    model = read_pickle(models[0], _STAND_INS)[0]
-    if model.get("mp_world_size", 1) > 1:
-        raise CheckpointError(
-            f"{folder} was written with tensor parallel {model['mp_world_size']}; leave out --from-shards: weights/ is whole"
-        )
-    files = sorted(folder.glob("*_optim_states.pt"), key=_rank)
-    if files and [_rank(path) for path in files] != list(range(model["dp_world_size"])):
-        raise CheckpointError(
-            f"{folder} holds the partitions of ranks {[_rank(p) for p in files]}, but {model['dp_world_size']} ranks wrote it"
-        )
-    return model, [read_pickle(path, _STAND_INS)[0]["optimizer_state_dict"] for path in files]
+def _own(name: str) -> str:
+    return name.removeprefix(_PREFIX)
 
 
 def weights_from_shards(checkpoint: Path) -> dict[str, Tensor]:
-    """Parameter name (of the model, as in weights/) → fp32 tensor, of a checkpoint of any ZeRO stage and world size.
-
-    Raises CheckpointError for what the partitions do not hold in fp32 by name (fp16 and bf16 without ZeRO), for frozen or shared parameters and for
-    missing ranks.
-    """
-    folder = checkpoint / STATE
-    model, states = _read_states(folder)
-    special = [name for name in ("frozen_param_shapes", "shared_params") if model.get(name)]
-    if special:
-        raise CheckpointError(f"{folder} has {' and '.join(special)}, which partitions hold elsewhere; leave out --from-shards")
-    if not states:
-        found = model["module"]
-        low = [name for name, value in found.items() if value.is_floating_point() and value.dtype != torch.float32]
-        if low:
-            raise CheckpointError(
-                f"{folder} holds {low[0]} in {found[low[0]].dtype} only; leave out --from-shards: weights/ is fp32"
-            )
-    elif "fp32_flat_groups" in states[0]:
-        found = _gather_stage_3(states, [shapes for group in model["param_shapes"] for shapes in group.items()])
-    else:
-        found = _gather_stage_1_2(states, model["param_shapes"])
-    return {name.removeprefix(_PREFIX): value for name, value in found.items()}
-
-
-def _gather_stage_1_2(states: list[dict[str, Any]], shapes: list[dict[str, torch.Size]]) -> dict[str, Tensor]:
-    """Each group is one flat tensor, cut into a piece per rank."""
-    found = {}
-    for number, group in enumerate(shapes):
-        flat = torch.cat([state["single_partition_of_fp32_groups"][number] for state in states])
-        offset = 0
-        for name, shape in group.items():
-            found[name] = _take(flat, offset, shape, name)
-            offset += shape.numel()
-    return found
-
-
-def _gather_stage_3(states: list[dict[str, Any]], shapes: list[tuple[str, torch.Size]]) -> dict[str, Tensor]:
-    """Each parameter is cut into a piece per rank, the last one padded; a rank's pieces follow one another."""
-    ranks = [torch.cat(state["fp32_flat_groups"]) for state in states]
-    found, offset = {}, 0
-    for name, shape in shapes:
-        piece = math.ceil(shape.numel() / len(ranks))
-        found[name] = _take(torch.cat([flat[offset : offset + piece] for flat in ranks]), 0, shape, name)
-        offset += piece
-    return found
-
-
-def _take(flat: Tensor, offset: int, shape: torch.Size, name: str) -> Tensor:
-    if offset + shape.numel() > flat.numel():
-        raise CheckpointError(f"the partitions end before {name}: {flat.numel()} numbers, {offset + shape.numel()} needed")
-    return flat[offset : offset + shape.numel()].view(shape).clone()
+    """Parameter name (of the model, as in weights/) → fp32 tensor, of a checkpoint of any layout. Raises CheckpointError as SavedState does."""
+    saved = SavedState(checkpoint)
+    return {name: saved.whole(name, "weight") for name in saved.names}

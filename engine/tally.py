@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine import parallel
 from engine.faults import gathered
 
 DIGEST_BITS = 63
@@ -126,6 +127,8 @@ class Tally:
             "memory": memory_bytes,
         }
         parts = gathered(mine)
+        wait_s, own_s, memory = ([part[name] for part in parts] for name in ("wait", "own", "memory"))
+        parts = parallel.current().one_per_data_rank(parts)
         totals = {name: [sum(part["sums"][name][i] for part in parts) for i in (0, 1)] for name in self._sums}
         report = Report(
             steps=[step.number for step in steps],
@@ -136,9 +139,9 @@ class Tally:
             skipped=[_merge(step, [part["named"][step] for part in parts]) for step in named],
             digest=sum(part["digest"] for part in parts) % 2**DIGEST_BITS,
             bad_clips=sum(part["bad"] for part in parts),
-            wait_s=[part["wait"] for part in parts],
-            own_s=[part["own"] for part in parts],
-            memory_bytes=max(part["memory"] for part in parts),
+            wait_s=wait_s,
+            own_s=own_s,
+            memory_bytes=max(memory),
         )
         self.kept = {step.number: step.micro for step in steps}
         self._sums, self._steps, self.waited_s = {}, [], 0.0

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from model.config import AllInOneConfig
 from model.heads import LogitScale, MLMHead
-from model.linear import LinearFactory, torch_linear
+from model.linear import LinearFactory, SplitDropout, torch_linear
 from model.norm import LayerNorm
 from model.roll import fold_size, roll_channels, roll_tokens
 
@@ -141,7 +141,7 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.attention_dropout = config.attention_dropout
-        self.qkv = linear(config.hidden_size, 3 * config.hidden_size, split="column")
+        self.qkv = linear(config.hidden_size, 3 * config.hidden_size, split="column", blocks=3)
         self.proj = linear(config.hidden_size, config.hidden_size, split="row")
         self.dropout = nn.Dropout(config.hidden_dropout)
 
@@ -159,10 +159,11 @@ class MLP(nn.Module):
         super().__init__()
         self.fc1 = linear(config.hidden_size, config.mlp_ratio * config.hidden_size, split="column")
         self.fc2 = linear(config.mlp_ratio * config.hidden_size, config.hidden_size, split="row")
+        self.inner_dropout = SplitDropout(config.hidden_dropout)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+        return self.dropout(self.fc2(self.inner_dropout(F.gelu(self.fc1(x)))))
 
 
 class DropPath(nn.Module):

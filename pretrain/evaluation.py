@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data import EvalSet
 from data.batch import BadClip, Batch
+from engine import parallel
 from engine.metrics import chance_metrics, retrieval_metrics
 from model import AllInOneForPreTraining
 from model.contrast import embed_text, embed_video
@@ -54,8 +55,9 @@ class Embeddings:
 def embed(
     model: AllInOneForPreTraining, dataset: EvalSet, device: torch.device, *, batch_size: int = 64, limit: int | None = None
 ) -> Embeddings:
-    """Run every item once (each rank its share) and gather the result on all ranks. Items that cannot be decoded are listed in `bad`."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    """Run every item once (each data rank its share) and gather the result on all ranks. Items that cannot be decoded are listed in `bad`."""
+    layout = parallel.current()
+    rank, world = layout.data_rank, layout.data_world
     items = min(len(dataset), limit or len(dataset))
     rounds = math.ceil(math.ceil(items / world) / batch_size)
     training = model.training
@@ -67,7 +69,7 @@ def embed(
     shares: list[dict[str, Any]] = [share for share in computed if share is not None]
     if world > 1:
         gathered: list[Any] = [None] * world
-        dist.all_gather_object(gathered, shares)
+        dist.all_gather_object(gathered, shares, group=layout.data_group)
         shares = [share for part in gathered for share in part]
     return _collect(shares)
 

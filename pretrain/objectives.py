@@ -1,6 +1,6 @@
 """The pre-training objectives: MLM, VTM, VTC and optional word-patch alignment, each with a weight and its own metrics.
 
-Letters: B clips of the micro-batch, L text tokens, M masked tokens, V vocabulary, D projection width, W ranks.
+Letters: B clips of the micro-batch, L text tokens, M masked tokens, V vocabulary, D projection width, W data ranks.
 """
 
 from __future__ import annotations

@@ -120,7 +120,11 @@ def make_pictures(config: PretrainConfig) -> Callable[[Batch | CoBatch], dict[st
 def build_data(config: PretrainConfig) -> TrainStream | CoTrainStream:
     """The stream of the mixture, with images beside the video in co-training."""
     clip, seed, cotrain = config.clip(config.model_config()), config.train.seed, config.cotrain
-    video = TrainStream(config.train_specs(), clip, config.loader, seed=seed, ledger=config.out / "bad_clips")
+    repeats = (
+        launch.find_place(os.environ).rank % config.train.tensor_parallel
+    )  # what another rank of its group reads and writes down
+    ledger = None if repeats else config.out / "bad_clips"
+    video = TrainStream(config.train_specs(), clip, config.loader, seed=seed, ledger=ledger)
     if not cotrain.images:
         return video
     workers = config.loader.workers if cotrain.image_workers is None else cotrain.image_workers
@@ -129,7 +133,7 @@ def build_data(config: PretrainConfig) -> TrainStream | CoTrainStream:
         replace(clip, num_frames=1),
         replace(config.loader, workers=workers),
         seed=seed + 1,
-        ledger=config.out / "bad_clips" / "images",
+        ledger=ledger and ledger / "images",
     )
     return CoTrainStream(
         video,

@@ -42,13 +42,15 @@ def objective(model: nn.Module, batch: ToyBatch) -> Losses:
 def run(out: Path, options: dict[str, object]) -> int:
     from engine import Run, launch
 
+    model_options = {**CONFIG, **options.pop("model", {})}  # type: ignore[dict-item]
+    data = ToyData(poison=options.pop("poison", None), die=options.pop("die", None))  # type: ignore[arg-type]
     config = TrainConfig(**{"steps": 2, "global_batch": 8, "micro_batch": 2, "lr": 1e-2, "log_every": 1, **options})  # type: ignore[arg-type]
     torch.manual_seed(0)
 
     def train() -> None:
-        model = AllInOneForPreTraining(AllInOneConfig(**CONFIG))
+        model = AllInOneForPreTraining(AllInOneConfig(**model_options))
         facts = {"train": vars(config), "model": {"size": "odd"}, "loader": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.25, 0.5]}}
-        Run(config, model=model, objective=objective, data=ToyData(), run_config=facts, out=out).train()  # type: ignore[arg-type]
+        Run(config, model=model, objective=objective, data=data, run_config=facts, out=out).train()  # type: ignore[arg-type]
 
     return launch.main(train)
 

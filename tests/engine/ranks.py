@@ -1,0 +1,114 @@
+"""Ranks in a second: one process imports everything and forks them. `python -m tests.engine.ranks` reads jobs from stdin; RankServer talks to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_S = 120.0
+
+
+class RankServer:
+    """Starts the ranks of runs of tests/tools/zero_run.py, a very small All-in-one, one run after the other."""
+
+    def __init__(self) -> None:
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.engine.ranks"],
+            cwd=ROOT,
+            env=env,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def run(self, out: Path, world: int = 1, **options: Any) -> tuple[list[int], str]:
+        """Exit codes and output of all ranks."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(json.dumps({"out": str(out), "world": world, "options": options}) + "\n")
+        self._server.stdin.flush()
+        answer = json.loads(self._server.stdout.readline())
+        return answer["codes"], answer["output"]
+
+    def close(self) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait(30)
+
+
+def _fork(job: dict[str, Any], rank: int, port: int, log: Path) -> int:
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        place = {"RANK": rank, "WORLD_SIZE": job["world"], "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in place.items()})
+        from tests.tools import zero_run
+
+        code = zero_run.run(Path(job["out"]), job["options"])
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _serve(job: dict[str, Any], replies: int) -> None:
+    from engine.launch import free_port
+
+    out = Path(job["out"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    logs = [out.with_name(f"{out.name}.rank{rank}.log") for rank in range(job["world"])]
+    port = free_port()
+    waiting = {_fork(job, rank, port, log): rank for rank, log in enumerate(logs)}
+    codes, deadline = [0] * job["world"], time.monotonic() + TIMEOUT_S
+    while waiting:
+        process, status = os.waitpid(-1, os.WNOHANG)
+        if process in waiting:
+            codes[waiting.pop(process)] = os.waitstatus_to_exitcode(status)
+        elif time.monotonic() > deadline:
+            for left in waiting:
+                os.kill(left, signal.SIGKILL)
+        else:
+            time.sleep(0.01)
+    output = "\n".join(log.read_text(errors="replace") for log in logs)
+    os.write(replies, (json.dumps({"codes": codes, "output": output[-20_000:]}) + "\n").encode())
+
+
+def main() -> None:
+    replies = os.dup(1)
+    os.dup2(2, 1)  # what imports print is no reply
+    import warnings
+
+    warnings.simplefilter("ignore")
+    import deepspeed  # noqa: F401
+    import torch
+    import torch.utils.tensorboard
+    import transformers  # noqa: F401
+
+    import engine.loop
+    import engine.tensor_parallel  # noqa: F401
+    import model  # noqa: F401
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        _serve(json.loads(line), replies)
+
+
+if __name__ == "__main__":
+    main()
