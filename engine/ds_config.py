@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,9 @@ def clips_itself(config: dict[str, Any]) -> bool:
     """Does our optimizer clip and skip (on the device), or DeepSpeed (which asks the device once per step and waits)?
 
     Ours: ZeRO 0 in fp32, ZeRO 1 and 2 in fp32 and bf16. DeepSpeed's: fp16, whose loss scaler must know; ZeRO 3 and ZeRO 0 in bf16, whose
-    wrappers always ask.
+    wrappers always ask; and offload, where the optimizer runs on the host anyway.
     """
-    return (stage(config), precision(config)) in {(0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16")}
+    return offload(config) == "none" and (stage(config), precision(config)) in {(0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16")}
 
 
 def resolve(config: TrainConfig, world: int, on_cpu: bool) -> dict[str, Any]:
@@ -92,4 +93,19 @@ def resolve(config: TrainConfig, world: int, on_cpu: bool) -> dict[str, Any]:
             )
         resolved["gradient_clipping"] = 0.0  # done by SkippingAdamW, without waiting for the device
     resolved["zero_allow_untested_optimizer"] = True  # SkippingAdamW is AdamW, but not by name
+    if offload(resolved) != "none":
+        _settle_offload(resolved, config.ds_config)
     return resolved
+
+
+def _settle_offload(resolved: dict[str, Any], name: str) -> None:
+    """AdamW's fused CPU kernel is torch's: no C++ build at the first start. `nvme_path` "auto" is a folder on the node's own disk."""
+    if resolved.get("bf16", {}).get("check_grad_overflow", True) is False:
+        raise ConfigError(f"{name}: with offload only DeepSpeed can skip a step; remove check_grad_overflow")
+    resolved["zero_force_ds_cpu_optimizer"] = False
+    block = resolved["zero_optimization"]["offload_optimizer"]
+    if block["device"] == "nvme" and block.get("nvme_path") == "auto":
+        folder = os.environ.get("NVME_DIR") or os.environ.get("SLURM_TMPDIR")
+        if not folder:
+            raise ConfigError(f"--ds-config {name}: set NVME_DIR to a folder on every node's own NVMe disk (SLURM_TMPDIR is not set)")
+        block["nvme_path"] = folder

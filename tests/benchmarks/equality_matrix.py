@@ -37,12 +37,15 @@ class Place:
     tensor: int
     world: int
     precision: str = "fp32"
+    offload: str = ""
+    """cpu or nothing."""
 
     def __str__(self) -> str:
-        return f"zero{self.stage}-tp{self.tensor}-w{self.world}"
+        return f"zero{self.stage}-tp{self.tensor}-w{self.world}" + (f"-{self.offload}" if self.offload else "")
 
     def options(self) -> dict[str, object]:
-        return {**OPTIONS, "ds_config": f"zero{self.stage}_{self.precision}", "tensor_parallel": self.tensor}
+        offload = f"_offload_{self.offload}" if self.offload else ""
+        return {**OPTIONS, "ds_config": f"zero{self.stage}{offload}_{self.precision}", "tensor_parallel": self.tensor}
 
 
 PLACES = [Place(s, t, w) for t in (1, 2) for w in (1, 2, 4) if w >= t for s in range(4)]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import ds_config
+from engine.checkpoint import changed_options
 from engine.config import ConfigError, TrainConfig, every
 from engine.launch import find_place, first_host, gpu_of_rank, ranks_of_host, without_launcher_arguments
 from engine.loop import seed_of
@@ -104,12 +105,14 @@ def test_a_micro_batch_that_does_not_divide_lists_those_that_do() -> None:
         TrainConfig(global_batch=24, micro_batch=4).accumulation(7)
 
 
-def test_ds_configs_resolve_and_contradictions_name_both_values(tmp_path: Path) -> None:
+def test_ds_configs_resolve_and_contradictions_name_both_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVME_DIR", "/local")
     for path in ds_config.FOLDER.glob("*.json"):
-        stage, precision = path.stem.split("_")
+        stage, *offload, precision = path.stem.split("_")
         resolved = ds_config.resolve(TrainConfig(ds_config=path.stem, global_batch=64, micro_batch=8), 2, on_cpu=False)
         assert f"zero{resolved['zero_optimization']['stage']}" == stage
         assert ds_config.precision(resolved) == precision
+        assert ds_config.offload(resolved) == (offload[1] if offload else "none")
         assert resolved["gradient_accumulation_steps"] == 4
     own = tmp_path / "own.json"
     own.write_text('{"train_batch_size": 100}')
@@ -122,6 +125,35 @@ def test_ds_configs_resolve_and_contradictions_name_both_values(tmp_path: Path) 
     own.write_text("{")
     with pytest.raises(ConfigError, match="no valid JSON"):
         ds_config.load(str(own))
+    monkeypatch.delenv("NVME_DIR")
+    monkeypatch.delenv("SLURM_TMPDIR", raising=False)
+    with pytest.raises(ConfigError, match="set NVME_DIR"):
+        ds_config.resolve(TrainConfig(ds_config="zero3_offload_nvme_bf16", global_batch=64, micro_batch=8), 1, on_cpu=True)
+    own.write_text(
+        '{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}, "bf16": {"enabled": true, "check_grad_overflow": false}}'
+    )
+    with pytest.raises(ConfigError, match="remove check_grad_overflow"):
+        ds_config.resolve(TrainConfig(ds_config=str(own), global_batch=64, micro_batch=8), 1, on_cpu=True)
+
+
+def test_every_ds_config_and_every_line_of_it_is_explained() -> None:
+    text = (ds_config.FOLDER / "README.md").read_text()
+    for path in ds_config.FOLDER.glob("*.json"):
+        assert f"`{path.stem.rsplit('_', 1)[0]}_*`" in text
+        config = ds_config.load(path.stem)
+        zero, scaler = config.get("zero_optimization", {}), config.get("fp16", {}) | config.get("bf16", {})
+        for key in ({*config} - {"zero_optimization", "fp16", "bf16"}) | {*zero} | ({*scaler} - {"enabled"}):
+            assert f"`{key}`" in text, f"{path.name}: {key}"
+
+
+def test_a_run_may_continue_with_another_file_that_computes_alike() -> None:
+    def changed(old: str, new: str) -> bool:
+        return bool(changed_options({"train": {"ds_config": old}}, {"train": {"ds_config": new}}))
+
+    assert not changed("zero1_bf16", "zero3_bf16")
+    assert not changed("zero1_bf16", "zero2_offload_cpu_bf16")
+    assert changed("zero1_bf16", "zero1_fp32")
+    assert changed("gone/own.json", "zero1_fp32")
 
 
 def test_is_it_time() -> None:
