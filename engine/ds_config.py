@@ -55,7 +55,13 @@ def clips_itself(config: dict[str, Any]) -> bool:
     Ours: ZeRO 0 in fp32, ZeRO 1 and 2 in fp32 and bf16. DeepSpeed's: fp16, whose loss scaler must know; ZeRO 3 and ZeRO 0 in bf16, whose
     wrappers always ask; and offload, where the optimizer runs on the host anyway.
     """
-    return offload(config) == "none" and (stage(config), precision(config)) in {(0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16")}
+    return offload(config) == "none" and (stage(config), precision(config)) in {
+        (0, "fp32"),
+        (1, "fp32"),
+        (2, "fp32"),
+        (1, "bf16"),
+        (2, "bf16"),
+    }
 
 
 def resolve(config: TrainConfig, world: int, on_cpu: bool) -> dict[str, Any]:
@@ -107,5 +113,7 @@ def _settle_offload(resolved: dict[str, Any], name: str) -> None:
     if block["device"] == "nvme" and block.get("nvme_path") == "auto":
         folder = os.environ.get("NVME_DIR") or os.environ.get("SLURM_TMPDIR")
         if not folder:
-            raise ConfigError(f"--ds-config {name}: set NVME_DIR to a folder on every node's own NVMe disk (SLURM_TMPDIR is not set)")
+            raise ConfigError(
+                f"--ds-config {name}: set NVME_DIR to a folder on every node's own NVMe disk (SLURM_TMPDIR is not set)"
+            )
         block["nvme_path"] = folder

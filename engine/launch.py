@@ -86,6 +86,11 @@ def find_place(env: Mapping[str, str]) -> Place:
     return Place(0, 1, 0, "127.0.0.1", free_port(), "python")
 
 
+def repeats(tensor_parallel: int) -> bool:
+    """Whether another rank of this one's tensor-parallel group reads the same clips: one of them writes down which are bad."""
+    return find_place(os.environ).rank % tensor_parallel > 0
+
+
 def ranks_of_host(env: Mapping[str, str], world: int) -> int:
     """Ranks that share this machine's cores."""
     given = env.get("LOCAL_WORLD_SIZE") or env.get("LOCAL_SIZE") or env.get("SLURM_STEP_TASKS_PER_NODE") or str(world)

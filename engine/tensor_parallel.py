@@ -105,7 +105,8 @@ def _check(model: nn.Module, layout: Layout) -> None:
         raise ConfigError(
             f"--tensor-parallel {layout.tensor}: {type(model).__name__} has no layers to divide; leave the option out"
         )
-    config = getattr(model, "config", None)
+    configs = (getattr(module, "config", None) for module in model.modules())
+    config = next((found for found in configs if hasattr(found, "num_attention_heads")), None)
     heads = getattr(config, "num_attention_heads", 0)
     if heads % layout.tensor:
         valid = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from data.config import ClipConfig, DataConfig
 from data.errors import DataError
+from engine import parallel
 from engine.faults import Stopped, StopSignals
 from finetune.annotations.common import place_in_order
 from finetune.cache import BatchResult, Cache
@@ -78,8 +79,8 @@ class Evaluator:
     ) -> None:
         self._model, self._library, self.settings, self._cache = model, library, settings, cache
         self.device = device
-        self.rank: int = dist.get_rank() if dist.is_initialized() else 0
-        self.world: int = dist.get_world_size() if dist.is_initialized() else 1
+        layout = parallel.current()
+        self.rank, self.world, self._group = layout.data_rank, layout.data_world, layout.data_group
         self.forwarded = 0
         """Items that this rank computed, not those found in the cache."""
         self._signals: StopSignals | None = None
@@ -110,7 +111,7 @@ class Evaluator:
         parts: list[Any] = [mine]
         if self.world > 1:
             parts = [None] * self.world
-            dist.all_gather_object(parts, mine)
+            dist.all_gather_object(parts, mine, group=self._group)
         return _join({k: result for part in parts for k, result in part.items()}, len(ids), name)
 
     def _content(self, example: Example) -> str:

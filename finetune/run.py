@@ -96,7 +96,8 @@ class Job:
         reader = Reader(self.library, clip, config.loader)
         ids = [item.id for item in split.items]
         source = Source(f"{self.benchmark.name}/{split.name}", ids, self.protocol.train_examples(split), reader, clip)
-        data = TaskStream(source, config.loader, seed=config.train.seed, ledger=config.out / "bad_clips")
+        ledger = None if launch.repeats(config.train.tensor_parallel) else config.out / "bad_clips"
+        data = TaskStream(source, config.loader, seed=config.train.seed, ledger=ledger)
         Run(
             config.train,
             model=model,
