@@ -367,6 +367,7 @@ def load(engine: Any, module: nn.Module, folder: Path, layout: Mapping[str, Any]
     changed = elastic.difference(before, layout)
     if changed:
         elastic.load(engine, module, folder, before, layout)
+        engine.global_steps, engine.global_samples = facts["step"], facts["samples"]
         return facts, changed
     path, _ = engine.load_checkpoint(str(folder), tag=STATE)
     if path is None:

@@ -43,7 +43,13 @@ def describe(
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """In words what is not as it was written; '' if DeepSpeed's own loading fits."""
-    words = {"data_ranks": "data ranks", "stage": "ZeRO", "tensor_parallel": "tensor parallel", "offload": "offload"}
+    words = {
+        "data_ranks": "data ranks",
+        "stage": "ZeRO",
+        "tensor_parallel": "tensor parallel",
+        "offload": "offload",
+        "precision": "precision",
+    }
     return ", ".join(f"{word} {before[name]} → {now[name]}" for name, word in words.items() if before[name] != now[name])
 
 

@@ -81,7 +81,7 @@ class SavedState:
     @property
     def step(self) -> float:
         """AdamW's count of updates."""
-        return float(self._parts[0].states[0]["step"])
+        return self._parts[0].step
 
     def whole(self, name: str, key: Key) -> Tensor:
         """A parameter's fp32 weight or moment in its full shape, at tensor parallel 1."""
@@ -94,6 +94,7 @@ class _Part:
 
     def __init__(self, folder: Path, number: int, model: dict[str, Any], facts: dict[str, Any]) -> None:
         self._folder, self._model, self._facts = folder, model, facts
+        self._mapped: dict[Key, Sequence[Sequence[Tensor]]] = {}
         files = sorted(folder.glob(f"*mp_rank_{number:02d}_optim_states.pt"), key=_data_rank)
         ranks = [_data_rank(path) for path in files]
         if files and ranks != list(range(model["dp_world_size"])):
@@ -119,6 +120,10 @@ class _Part:
             return [{_own(name): shape for name, shape in group.items()} for group in self._model["param_shapes"]]
         weights = {_own(name): value for name, value in self._model["module"].items() if value is not None}
         if "groups" not in self._facts:
+            if self._kind == "flat":
+                raise CheckpointError(
+                    f"{self._folder} lies beside no {LAYOUT}, which names what its flat groups hold; use weights/"
+                )
             return [{name: value.shape for name, value in weights.items()}]
         return [{name: weights[name].shape for name in group} for group in self._facts["groups"]]
 
@@ -156,12 +161,13 @@ class _Part:
                 offset += piece
         return found
 
-    @cached_property
-    def states(self) -> list[dict[str, Any]]:
-        """AdamW's state of the first rank: one entry per flat tensor, or per parameter."""
-        return self._states(self._ranks[0] if self._ranks else None)
+    @property
+    def step(self) -> float:
+        """AdamW's count of updates."""
+        return float(self._states(self._ranks[0] if self._ranks else None)[0]["step"])
 
     def _states(self, rank: dict[str, Any] | None) -> list[dict[str, Any]]:
+        """AdamW's state of a rank: one entry per flat tensor, or per parameter."""
         if rank is not None:
             optimizer = rank["optimizer_state_dict"] if self._kind == "per parameter" else rank["base_optimizer_state"]
         else:
@@ -173,6 +179,11 @@ class _Part:
 
     def _flats(self, key: Key) -> Sequence[Sequence[Tensor]]:
         """Flat tensors of every rank."""
+        if key not in self._mapped:
+            self._mapped[key] = self._find_flats(key)
+        return self._mapped[key]
+
+    def _find_flats(self, key: Key) -> Sequence[Sequence[Tensor]]:
         if key != "weight":
             return [[state[key] for state in self._states(rank)] for rank in (self._ranks or [None])]
         if self._ranks:
@@ -189,25 +200,16 @@ class _Part:
         """This part's numbers of a parameter, in fp32."""
         if name not in self.places:
             raise CheckpointError(f"{self._folder} holds no parameter {name}; was it written by another model?")
-        place, flats = self.places[name], self._cached_flats(key)
+        place, flats = self.places[name], self._flats(key)
         pieces = [flats[rank][flat].detach().flatten()[start:stop] for rank, flat, start, stop in place.pieces]
         found = torch.cat(pieces)[: place.shape.numel()] if pieces else torch.empty(0)
         if found.numel() != place.shape.numel():
             raise CheckpointError(
                 f"the partitions end before {name}: {found.numel()} of its {place.shape.numel()} numbers are there"
             )
-        if not place.shape.numel() or found.dtype != torch.float32:
-            raise CheckpointError(f"{self._folder} holds {name} in {found.dtype} only; use weights/, or a newer checkpoint")
+        if found.dtype != torch.float32:
+            raise CheckpointError(f"{self._folder} holds {name} in {found.dtype} only; use weights/")
         return found.view(place.shape)
-
-    def _cached_flats(self, key: Key) -> Sequence[Sequence[Tensor]]:
-        if key not in self._flat_cache:
-            self._flat_cache[key] = self._flats(key)
-        return self._flat_cache[key]
-
-    @cached_property
-    def _flat_cache(self) -> dict[str, Sequence[Sequence[Tensor]]]:
-        return {}
 
 
 def _data_rank(path: Path) -> int:

@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.engine.ranks import RankServer
 
@@ -58,7 +59,7 @@ class Trace:
     losses: list[float]
     norms: list[float]
     digests: list[int]
-    weights: dict[str, list[float]]
+    weights: dict[str, Tensor]
 
     def differences(self, other: Trace) -> tuple[float, float, float]:
         """Largest difference of losses, of gradient norms (relative), and of weights."""
@@ -66,7 +67,7 @@ class Trace:
         assert self.weights.keys() == other.weights.keys()
         losses = max(abs(a - b) for a, b in zip(self.losses, other.losses, strict=True))
         norms = max(abs(a - b) / b for a, b in zip(self.norms, other.norms, strict=True))
-        weights = max((self.weights[name] - other.weights[name]).abs().max().item() for name in other.weights)  # type: ignore[operator]
+        weights = max((self.weights[name] - other.weights[name]).abs().max().item() for name in other.weights)
         return losses, norms, weights
 
 
@@ -78,7 +79,7 @@ def trace(out: Path, step: int = STEPS) -> Trace:
         [row["metrics"]["fit_loss"] for row in rows],
         [row["grad_norm"] for row in rows],
         [row["digest"] for row in rows],
-        load_file(out / "checkpoints" / f"step-{step:08d}" / "weights" / "model.safetensors"),  # type: ignore[arg-type]
+        load_file(out / "checkpoints" / f"step-{step:08d}" / "weights" / "model.safetensors"),
     )
 
 

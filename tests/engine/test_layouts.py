@@ -114,6 +114,16 @@ def test_divided_checkpoints_are_exported_from_their_partitions(runs: Path, tmp_
     assert convert(["diff", str(folder), str(tmp_path / "joined"), "--json"]) == 0
 
 
+def test_contrast_gathers_the_clips_of_data_ranks_only(server: RankServer, tmp_path: Path) -> None:
+    """Two data ranks, each whole or divided in two: the same negatives, the same gradients through the gathering."""
+    found = []
+    for place in (Place(1, 1, 2), SPLIT):
+        codes, output = server.run(tmp_path / str(place), place.world, **place.options(), contrast=True)
+        assert codes == [0] * place.world, output
+        found.append(trace(tmp_path / str(place)))
+    assert_same(*found)
+
+
 def test_16_bit_masters_move_unrounded(server: RankServer, tmp_path: Path) -> None:
     """ZeRO 1 and 2 compute alike on one rank, bit for bit; rounded masters would show."""
     train(server, tmp_path / "run", Place(1, 1, 1, "bf16"))

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from engine.config import TrainConfig
-from engine.objective import Losses
+from engine.contrast import contrast
+from engine.objective import Losses, mean_metric
 from model import AllInOneConfig, AllInOneForPreTraining
+from model.contrast import embed_text, embed_video
 from tests.engine.toy import ToyBatch, ToyData
 
 CONFIG = {
@@ -39,18 +41,28 @@ def objective(model: nn.Module, batch: ToyBatch) -> Losses:
     return Losses(errors.mean(), {"fit_loss": torch.stack([errors.detach().sum(), torch.tensor(float(clips))])})
 
 
+def with_contrast(model: nn.Module, batch: ToyBatch) -> Losses:
+    """The same and a contrast over the clips of all data ranks."""
+    losses, clips = objective(model, batch), len(batch.x)
+    ids = (batch.x[:, :5].abs() * 10).long().clamp(max=30)
+    pixels = batch.x[:, :6].view(clips, 2, 3, 1, 1).expand(-1, -1, -1, 32, 32)
+    found = contrast(embed_text(model, ids, torch.ones_like(ids)), embed_video(model, pixels), model.logit_scale())  # type: ignore[arg-type]
+    return Losses(losses.total + found.losses.mean(), losses.metrics | {"contrast_loss": mean_metric(found.losses)})
+
+
 def run(out: Path, options: dict[str, object]) -> int:
     from engine import Run, launch
 
     model_options = {**CONFIG, **options.pop("model", {})}  # type: ignore[dict-item]
     data = ToyData(poison=options.pop("poison", None), die=options.pop("die", None))  # type: ignore[arg-type]
+    task = with_contrast if options.pop("contrast", False) else objective
     config = TrainConfig(**{"steps": 2, "global_batch": 8, "micro_batch": 2, "lr": 1e-2, "log_every": 1, **options})  # type: ignore[arg-type]
     torch.manual_seed(0)
 
     def train() -> None:
         model = AllInOneForPreTraining(AllInOneConfig(**model_options))
         facts = {"train": vars(config), "model": {"size": "odd"}, "loader": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.25, 0.5]}}
-        Run(config, model=model, objective=objective, data=data, run_config=facts, out=out).train()  # type: ignore[arg-type]
+        Run(config, model=model, objective=task, data=data, run_config=facts, out=out).train()  # type: ignore[arg-type]
 
     return launch.main(train)
 
