@@ -196,11 +196,11 @@ def _same(name: str, old: Any, new: Any) -> bool:
 
 
 def _masters(optimizer: Any) -> dict[nn.Parameter, torch.Tensor]:
-    """fp32 weights that DeepSpeed's optimizer of ZeRO 0 in 16 bits keeps in flat groups; {} for every other."""
-    found: dict[nn.Parameter, torch.Tensor] = {}
-    for flat, parameters in zip(getattr(optimizer, "fp32_groups_flat", ()), getattr(optimizer, "fp16_groups", ()), strict=False):
-        found.update(zip(parameters, flat.detach().split([parameter.numel() for parameter in parameters]), strict=True))
-    return found
+    """fp32 weights that DeepSpeed's optimizer of ZeRO 0 in 16 bits keeps; {} for every other."""
+    if not hasattr(optimizer, "fp32_groups"):
+        return {}
+    pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+    return {low: full for group in pairs for low, full in zip(*group, strict=True)}
 
 
 def full_weights(module: nn.Module, optimizer: Any) -> dict[str, torch.Tensor]:

@@ -89,8 +89,8 @@ def resolve(config: TrainConfig, world: int, on_cpu: bool) -> dict[str, Any]:
         )
     if config.tensor_parallel > 1 and stage(resolved) == 0 and precision(resolved) != "fp32":
         raise ConfigError(
-            f"--tensor-parallel {config.tensor_parallel} with --ds-config {config.ds_config}: DeepSpeed 0.19 miscounts the gradient norm of "
-            "divided layers at ZeRO 0 in 16 bits; choose zero1_*"
+            f"--tensor-parallel {config.tensor_parallel} with --ds-config {config.ds_config}: at ZeRO 0 in 16 bits DeepSpeed 0.19 leaves "
+            "all parts but the first of divided layers out of the gradient norm; choose zero1_*"
         )
     if clips_itself(resolved):
         if resolved.get("zero_optimization", {}).get("compute_grad_norm", True) is False:

@@ -107,13 +107,15 @@ def _flats_of(optimizer: Any, stage: int, layout: parallel.Layout) -> Iterator[t
     elif stage in (1, 2):
         for flat, parameters in zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True):
             yield flat, list(_cuts_of_group(parameters, layout.data_rank * flat.numel(), flat.numel()))
-    elif hasattr(optimizer, "fp32_groups_flat"):
-        for flat, parameters in zip(optimizer.fp32_groups_flat, optimizer.fp16_groups, strict=True):
-            yield flat, list(_cuts_of_group(parameters, 0, flat.numel()))
     else:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                yield parameter, [_Cut(parameter, 0, 0, parameter.numel())]
+        for parameter in _parameters(optimizer):
+            yield parameter, [_Cut(parameter, 0, 0, parameter.numel())]
+
+
+def _parameters(optimizer: Any) -> list[nn.Parameter]:
+    """Of ZeRO 0, in the order of the optimizer's groups; in 16 bits DeepSpeed's optimizer holds copies in fp32 beside them."""
+    groups = getattr(optimizer, "fp16_groups", None) or [group["params"] for group in optimizer.param_groups]
+    return [parameter for group in groups for parameter in group]
 
 
 def _cuts_of_group(parameters: list[nn.Parameter], first: int, size: int) -> Iterator[_Cut]:
@@ -152,14 +154,14 @@ def _hand_over(
         content["base_optimizer_state"]["state"], content["single_partition_of_fp32_groups"] = state, flats
         optimizer.load_state_dict([content] * layout.data_world, load_optimizer_states=True, load_from_fp32_weights=True)
         optimizer.update_lp_params()
-    elif hasattr(optimizer, "fp32_groups_flat"):
-        content["optimizer_state_dict"]["state"], content["fp32_groups_flat"] = state, flats
-        optimizer.load_state_dict(content)
-        for low, full in zip(optimizer.fp16_groups_flat, flats, strict=True):
-            low.data.copy_(full)
     else:
-        content["state"] = state
+        if "fp32_groups" in content:
+            left = iter(flats)
+            content["optimizer_state_dict"]["state"] = state
+            content["fp32_groups"] = [[next(left) for _ in group] for group in content["fp32_groups"]]
+        else:
+            content["state"] = state
         optimizer.load_state_dict(content)
         with torch.no_grad():
-            for parameter, flat in zip((p for group in optimizer.param_groups for p in group["params"]), flats, strict=True):
+            for parameter, flat in zip(_parameters(optimizer), flats, strict=True):
                 parameter.copy_(flat)

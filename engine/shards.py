@@ -104,7 +104,7 @@ class _Part:
     @cached_property
     def _kind(self) -> str:
         if not self._ranks:
-            return "whole" if "fp32_groups_flat" not in (self._model["optimizer"] or {}) else "flat"
+            return "whole"
         return "per parameter" if "fp32_flat_groups" in self._ranks[0] else "per group"
 
     @cached_property
@@ -120,15 +120,13 @@ class _Part:
             return [{_own(name): shape for name, shape in group.items()} for group in self._model["param_shapes"]]
         weights = {_own(name): value for name, value in self._model["module"].items() if value is not None}
         if "groups" not in self._facts:
-            if self._kind == "flat":
-                raise CheckpointError(
-                    f"{self._folder} lies beside no {LAYOUT}, which names what its flat groups hold; use weights/"
-                )
+            if "fp32_groups" in (self._model["optimizer"] or {}):
+                raise CheckpointError(f"{self._folder} lies beside no {LAYOUT}, which names its fp32 weights; use weights/")
             return [{name: value.shape for name, value in weights.items()}]
         return [{name: weights[name].shape for name in group} for group in self._facts["groups"]]
 
     def _places_per_group(self) -> dict[str, _Place]:
-        """ZeRO 1, 2: each group is one flat tensor, cut into a piece of equal size per rank. ZeRO 0: one rank; in fp32 one tensor per parameter."""
+        """ZeRO 1, 2: each group is one flat tensor, cut into a piece of equal size per rank. ZeRO 0: one tensor per parameter."""
         found: dict[str, _Place] = {}
         for number, group in enumerate(self._groups):
             size = self._flats("weight")[0][number].numel() if self._kind != "whole" else 0
@@ -171,7 +169,7 @@ class _Part:
         if rank is not None:
             optimizer = rank["optimizer_state_dict"] if self._kind == "per parameter" else rank["base_optimizer_state"]
         else:
-            optimizer = self._model["optimizer"] if self._kind == "whole" else self._model["optimizer"]["optimizer_state_dict"]
+            optimizer = self._model["optimizer"].get("optimizer_state_dict", self._model["optimizer"])  # 16 bits, fp32
         state = optimizer["state"]
         if not state:
             raise CheckpointError(f"{self._folder} holds no optimizer state: it was written before the first step")
@@ -191,8 +189,8 @@ class _Part:
                 rank["fp32_flat_groups" if self._kind == "per parameter" else "single_partition_of_fp32_groups"]
                 for rank in self._ranks
             ]
-        if self._kind == "flat":
-            return [self._model["optimizer"]["fp32_groups_flat"]]
+        if masters := (self._model["optimizer"] or {}).get("fp32_groups"):
+            return [[weight for group in masters for weight in group]]
         weights = {_own(name): value for name, value in self._model["module"].items()}
         return [[weights[name] for group in self._groups for name in group]]
 

@@ -18,7 +18,7 @@ from engine.config import ConfigError, TrainConfig
 from engine.parallel import Division, Layout
 from engine.shards import SavedState
 from model.linear import SplitDropout
-from tests.benchmarks.equality_matrix import TOLERANCE, Place, Trace, move, trace, train
+from tests.benchmarks.equality_matrix import CUT, TOLERANCE, Place, Trace, move, trace, train
 from tests.engine.ranks import RankServer
 from tools.convert import main as convert
 
@@ -125,10 +125,15 @@ def test_contrast_gathers_the_clips_of_data_ranks_only(server: RankServer, tmp_p
 
 
 def test_16_bit_masters_move_unrounded(server: RankServer, tmp_path: Path) -> None:
-    """ZeRO 1 and 2 compute alike on one rank, bit for bit; rounded masters would show."""
+    """ZeRO 1 and 2 compute alike on one rank, bit for bit; rounded masters would show. ZeRO 0 does not: it adds gradients up in 16 bits."""
     train(server, tmp_path / "run", Place(1, 1, 1, "bf16"))
     move(server, tmp_path / "run", tmp_path / "moved", Place(2, 1, 1, "bf16"))
     assert trace(tmp_path / "moved").differences(trace(tmp_path / "run")) == (0, 0, 0)
+    train(server, tmp_path / "low", Place(0, 1, 1, "bf16"))
+    for source, target in (("run", Place(0, 1, 1, "bf16")), ("low", Place(1, 1, 1, "bf16"))):
+        move(server, tmp_path / source, tmp_path / f"{source}-moved", target)
+        found, expected = trace(tmp_path / f"{source}-moved"), trace(tmp_path / source)
+        assert found.losses[: CUT + 1] == expected.losses[: CUT + 1], "the same weights compute the first step after the move"
 
 
 def test_optimizer_state_in_host_memory_computes_the_same_and_moves(
