@@ -6,6 +6,7 @@ equal, byte for byte. Letters: N items of a split, n items of a batch.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,6 +84,8 @@ class Evaluator:
         self.rank, self.world, self._group = layout.data_rank, layout.data_world, layout.data_group
         self.forwarded = 0
         """Items that this rank computed, not those found in the cache."""
+        self.seconds = 0.0
+        """Time of this rank inside forward passes, without reading and decoding."""
         self._signals: StopSignals | None = None
 
     def watch(self, signals: StopSignals) -> None:
@@ -163,7 +166,9 @@ class Evaluator:
                 yield k, BatchResult((), np.zeros((0,), np.float32), missing, 0, 0)
                 continue
             self.forwarded += len(batch)
-            values = score(self._model, batch).float().cpu().numpy()
+            begun = time.perf_counter()
+            values = score(self._model, batch).float().cpu().numpy()  # .cpu() waits for the device
+            self.seconds += time.perf_counter() - begun
             yield k, BatchResult(batch.items, values, missing, batch.lost, batch.shortened)
 
     def _pass_with_nothing(self, source: Source, example: Example, score: Score) -> None:

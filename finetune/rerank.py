@@ -72,7 +72,7 @@ def rerank(
     pair_batch: int = 256,
 ) -> Reranked:
     """Score the shortlisted pairs by the joint pass and model.task_head; all pairs where `candidates` covers them or there is no similarity."""
-    begun = time.perf_counter()
+    begun, passed_s = time.perf_counter(), evaluator.seconds
     whole = similarity is None or candidates >= len(items)
     if whole or similarity is None:
         text_list = clip_list = np.ones((len(texts), len(items)), bool)
@@ -97,6 +97,7 @@ def rerank(
         "share": scored / wanted.size,
         "passes_of_rank_0": scorer.passed,
         "seconds": time.perf_counter() - begun,
+        "seconds_in_passes": evaluator.seconds - passed_s,
     }
     by_clip = similarity if not whole and not both_ways and similarity is not None else _merged(joint, clip_list, similarity)
     return Reranked(_merged(joint, text_list, similarity), by_clip, missing, cost)

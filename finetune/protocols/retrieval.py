@@ -185,6 +185,7 @@ class Retrieval(Protocol):
             words = evaluator.run("texts", split.name, [str(n) for n in range(len(texts))], TextExamples(texts), _text_embeddings)
             similarity, missing = similarities(words, video), dict(video.missing)
             lost, shortened = words.lost, words.shortened
+        embedded_s = evaluator.seconds
         again: Reranked | None = None
         if self.options.rerank != "0":
             candidates = len(items) if self.options.rerank == "all" else int(self.options.rerank)
@@ -200,6 +201,7 @@ class Retrieval(Protocol):
                 pair_batch=self.options.pair_batch,
             )
             missing |= again.missing
+            again.cost["seconds_in_embedding_passes"] = embedded_s
         return self._outcome(split, items, texts, owners, similarity, again, missing, (lost, shortened))
 
     def _outcome(

@@ -27,6 +27,7 @@ from finetune.protocols.multiple_choice import ChoiceExamples, ChoiceOptions
 from finetune.protocols.open_ended_qa import QAExamples
 from finetune.protocols.retrieval import other_captions
 from finetune.reading import Reader, window
+from finetune.rerank import _merged, shortlist
 from finetune.samples import Look
 from finetune.stream import Source, TaskStream
 from finetune.text import CONTEXT, KEEP, LIST, QUESTION, Part, encode, option
@@ -291,3 +292,20 @@ def test_a_cached_result_is_found_by_content_only(tmp_path: Path) -> None:
     (file,) = tmp_path.rglob("*.npz")
     file.write_bytes(file.read_bytes()[:40])
     assert Cache(tmp_path, "weights 1").get("items") is None
+
+
+def test_re_ranking_finds_the_full_scorings_winner_wherever_it_is_in_the_shortlist() -> None:
+    random = np.random.default_rng(0)
+    joint, similarity = random.normal(size=(60, 50)), random.normal(size=(60, 50)).astype(np.float32)
+    chosen = shortlist(similarity, 7)
+    assert (chosen.sum(1) == 7).all()
+    assert (np.where(chosen, similarity, np.inf).min(1) >= np.where(chosen, -np.inf, similarity).max(1)).all()
+    merged, full = _merged(np.where(chosen, joint, np.nan), chosen, similarity), joint.argmax(1)
+    shown = chosen[np.arange(60), full]
+    assert 0 < shown.sum() < 60
+    assert (merged.argmax(1)[shown] == full[shown]).all()
+    ranks = (-merged).argsort(1)
+    assert all(chosen[text, ranks[text, :7]].all() for text in range(60)), "a candidate stands behind one that was not scored"
+    gone = similarity.copy()
+    gone[:, 3] = np.nan
+    assert not shortlist(gone, 50)[:, 3].any()
