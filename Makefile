@@ -1,4 +1,4 @@
-# make demo | test | check — each sets up all that it needs on a Debian/Ubuntu machine with Python >= 3.11.
+# make demo | demo-finetune | test | check — each sets up all that it needs on a Debian/Ubuntu machine with Python >= 3.11.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -8,17 +8,21 @@ PIP_ARGS ?=
 # Processes that share the tests, a file at a time
 TEST_WORKERS ?= 2
 
-.PHONY: demo test check bench format clean help
+.PHONY: demo demo-finetune test check bench format clean help
 
 help:
 	@echo "make demo            prepare the embedded clips, pre-train nano (6 to 10 minutes on 2 cores), evaluate, write runs/demo/report.html"
 	@echo "make demo ARGS=--fresh   the same from scratch"
+	@echo "make demo-finetune   take the demo's checkpoint through one benchmark of every protocol, print a table beside chance"
 	@echo "make test            run the tests (ARGS='-k name' selects)"
 	@echo "make check           ruff format, ruff, mypy, import rules"
 	@echo "make bench           speed of training and of the data path, beside a named bound and a named peer"
 
 demo: $(VENV)/.ready
 	$(BIN)/python tools/demo.py $(ARGS)
+
+demo-finetune: $(VENV)/.ready
+	$(BIN)/python tools/demo_finetune.py $(ARGS)
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -27,7 +27,7 @@ from finetune.annotations import kinetics, msrvtt
 from finetune.items import QAItem
 from finetune.results import RESULTS, EvaluationResult, read_results
 from tools import demo_tasks
-from tools.command import InputError, run_tool
+from tools.command import InputError, at_least_one, run_tool
 from tools.demo import Clock, _phase, _run
 from tools.report import main as report
 
@@ -119,15 +119,24 @@ TASKS = (
 )
 
 
-def run_task(task: Task, checkpoint: Path, out: Path, clock: Clock, *, zero_shot: bool) -> EvaluationResult:
-    """The result of a task, by its script unless it is there already."""
+def run_task(
+    task: Task, checkpoint: Path, out: Path, clock: Clock, more: Sequence[str] = (), *, zero_shot: bool
+) -> EvaluationResult:
+    """The result of a task, by its script unless it is there already. `more` options come last and win."""
     folder = out / (f"{task.script}-zero-shot" if zero_shot else task.script)
     if not (folder / RESULTS).is_dir():
         data = out / "data" / task.data
         command = [f"finetune/{task.script}.py", "--annotations", str(data / "annotations"), "--media", str(data / "media")]
-        command += ["--checkpoint", str(checkpoint), "--out", str(folder), "--cache", str(out / "cache"), *COMMON, *task.options]
+        command += ["--checkpoint", str(checkpoint), "--out", str(folder), "--cache", str(out / "cache"), *COMMON]
+        command += [*_with(task.options, more)]
         _phase(clock, folder.name, [*command, *(["--eval-only"] if zero_shot else [])])
     return read_results(folder)[0][1]
+
+
+def _with(options: Sequence[str], more: Sequence[str]) -> list[str]:
+    """Options by name, those of `more` in place of the same ones."""
+    merged = dict(zip(options[::2], options[1::2], strict=True)) | dict(zip(more[::2], more[1::2], strict=True))
+    return [text for option in merged.items() for text in option]
 
 
 def rows_of(task: Task, annotations: Path, trained: EvaluationResult, before: EvaluationResult | None) -> list[list[str]]:
@@ -174,7 +183,7 @@ def find_checkpoint(given: Path | None) -> Path:
     return DEMO
 
 
-def demo(out: Path, checkpoint: Path, names: Sequence[str]) -> None:
+def demo(out: Path, checkpoint: Path, names: Sequence[str], more: Sequence[str] = ()) -> None:
     """Data, runs, table; what is there already stays."""
     clock = Clock(out / "seconds.json")
     tasks = [task for task in TASKS if not names or task.script in names]
@@ -184,8 +193,8 @@ def demo(out: Path, checkpoint: Path, names: Sequence[str]) -> None:
         clock.add("data", start)
     rows = [HEADER]
     for task in tasks:
-        before = run_task(task, checkpoint, out, clock, zero_shot=True) if task.zero_shot else None
-        trained = run_task(task, checkpoint, out, clock, zero_shot=False)
+        before = run_task(task, checkpoint, out, clock, more, zero_shot=True) if task.zero_shot else None
+        trained = run_task(task, checkpoint, out, clock, more, zero_shot=False)
         rows += rows_of(task, out / "data" / task.data / "annotations", trained, before)
     times = ", ".join(f"{name} {duration(seconds)}" for name, seconds in clock.seconds.items())
     total = f"time: {duration(sum(clock.seconds.values()))} ({times})"
@@ -204,7 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--fresh", action="store_true", help="delete the folder of an earlier call and start over")
     names = [task.script for task in TASKS]
     parser.add_argument("--only", nargs="+", choices=names, default=[], help="some of the benchmarks")
+    parser.add_argument("--steps", type=at_least_one, help="training steps of every benchmark (default: each its own)")
     args = parser.parse_args(argv)
+    more = [] if args.steps is None else ["--steps", str(args.steps)]
     out = args.out if args.out.is_absolute() else ROOT / args.out
     marker = out / ".allinone-demo-finetune"
 
@@ -216,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         checkpoint = find_checkpoint(args.checkpoint)
         out.mkdir(parents=True, exist_ok=True)
         marker.touch()
-        demo(out.relative_to(ROOT) if out.is_relative_to(ROOT) else out, checkpoint, args.only)
+        demo(out.relative_to(ROOT) if out.is_relative_to(ROOT) else out, checkpoint, args.only, more)
 
     return run_tool(tool)
 
