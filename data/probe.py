@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from data.media import IMAGES, idr_packet, rotation_of
@@ -84,6 +85,10 @@ def _decode(container: Any, extension: str, limits: Limits, sink: Callable[[Any]
         raise ProbeError("corrupt", f"{damaged} of {len(times)} frames decode with errors")
     if not image:
         _check_length(len(times), container, stream, limits)
+    return _columns(times, starts, first, stream, extension, image)
+
+
+def _columns(times: list[float], starts: set[int], first: Any, stream: Any, extension: str, image: bool) -> dict[str, Any]:
     rotation = rotation_of(first)
     width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
     rate = (
@@ -106,6 +111,43 @@ def _decode(container: Any, extension: str, limits: Limits, sink: Callable[[Any]
         "frame_times": None if constant else [t - base for t in times],
         "keyframes": sorted({by_time[pts] for pts in starts if pts in by_time} | {0}),
     }
+
+
+PACKET_CODECS = frozenset({"h264", "hevc", "vp9", "av1"})
+"""Codecs of which a packet is a frame, in the containers that keep the time of showing."""
+
+
+def probe_packets(path: Path, limits: Limits) -> dict[str, Any] | None:
+    """The columns that `probe` would find, from the packets and one decoded frame: what a video of hours holds, in seconds. Damage inside the
+    frames is not seen. None where the packets do not tell the frames one by one, and the video must be decoded; ProbeError as `probe`."""
+    import av
+
+    times: list[int] = []
+    starts: set[int] = set()
+    first = None
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video or container.streams.video[0].codec_context.name not in PACKET_CODECS:
+                return None
+            stream = container.streams.video[0]
+            demuxing: Any = container.demux(stream)
+            with closing(demuxing) as packets:
+                for packet in packets:
+                    if not packet.size:
+                        continue
+                    if packet.pts is None or packet.is_discard or packet.is_corrupt:
+                        return None
+                    times.append(packet.pts)
+                    if idr_packet(stream.codec_context.name, packet):
+                        starts.add(packet.pts)
+                    first = first or next(iter(packet.decode()), None)
+            if first is None or len(set(times)) != len(times):
+                return None
+            _check_length(len(times), container, stream, limits)
+            seconds = [float(pts * (stream.time_base or 0)) for pts in sorted(times)]
+            return _columns(seconds, starts, first, stream, path.suffix.lstrip(".").lower(), image=False)
+    except (av.error.FFmpegError, ValueError, EOFError) as error:
+        raise ProbeError("undecodable", str(error)) from error
 
 
 def _check_length(decoded: int, container: Any, stream: Any, limits: Limits) -> None:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from data.errors import DataError
 from data.files import content_hash
 from data.media import IMAGES
-from data.probe import Limits, ProbeError, ProbePool, probe
+from data.probe import Limits, ProbeError, ProbePool, probe, probe_packets
 from data.processes import live_and_die_with_parent
 from data.work import MAGIC
 from finetune.annotations.common import SUFFIXES
@@ -31,6 +31,9 @@ from finetune.items import Media
 LIMITS = Limits(min_frames=1, max_duration_s=float("inf"), timeout_s=900.0)
 _COLUMNS = ("codec", "pixel_format", "width", "height", "rotation", "frames", "frame_rate")
 _SAVE_EVERY = 200
+LONG_BYTES = 64 << 20
+"""Larger files are judged by their packets where these tell the frames, and not decoded to the end."""
+_END_BYTES = 1 << 20
 
 
 class MediaError(Exception):
@@ -249,15 +252,30 @@ def probe_file(root: Path, relative: str, picture_rate: float) -> MediaFile:
     path = root / relative
     if path.is_dir():
         return _probe_folder(path, relative, picture_rate)
+    if path.stat().st_size > LONG_BYTES and (facts := probe_packets(path, LIMITS)) is not None:
+        return _video_file(relative, _hash_of_long(path), facts)
     content = path.read_bytes()
     extension = path.suffix.lstrip(".").lower()
     if extension in IMAGES:
         extension = next((kind for magic, kind in MAGIC.items() if content.startswith(magic)), extension)
-    facts = probe(content, extension, LIMITS)
+    return _video_file(relative, content_hash(content), probe(content, extension, LIMITS))
+
+
+def _hash_of_long(path: Path) -> str:
+    """Of the size and of both ends: a video of hours is not read as a whole."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        ends = file.read(_END_BYTES)
+        file.seek(size - _END_BYTES)
+        return content_hash(str(size).encode() + ends + file.read())
+
+
+def _video_file(relative: str, content: str, facts: Mapping[str, Any]) -> MediaFile:
     times = facts["frame_times"]
     return MediaFile(
         relative,
-        content_hash(content),
+        content,
         **{name: facts[name] for name in _COLUMNS},
         keyframes=array("l", facts["keyframes"]),
         frame_times=None if times is None else array("d", times),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from data.choices import generator, middle_frames, segments, view_frames
 from data.config import ClipConfig, DataConfig
 from data.errors import DataError
+from data.probe import PACKET_CODECS, probe, probe_packets
 from data.text import Tokenizer
 from engine.contrast import contrast
 from engine.objective import StepModule
@@ -21,7 +22,7 @@ from engine.optimizer import SkippingAdamW, parameter_groups
 from finetune.cache import BatchResult, Cache
 from finetune.heads import TwoRanks, from_matching, rank_head
 from finetune.items import ChoiceItem, Media, QAItem, RetrievalItem
-from finetune.media import MediaError, MediaLibrary
+from finetune.media import LIMITS, MediaError, MediaLibrary
 from finetune.model import TASK_HEAD, HeadPlan, build_model, read_origin, task_config
 from finetune.protocols.multiple_choice import ChoiceExamples, ChoiceOptions
 from finetune.protocols.open_ended_qa import QAExamples
@@ -31,7 +32,7 @@ from finetune.rerank import _merged, shortlist
 from finetune.samples import Look
 from finetune.stream import Source, TaskStream
 from finetune.text import CONTEXT, KEEP, LIST, QUESTION, Part, encode, option
-from tests.data.media import read_frame_number, truncate, write_image, write_video
+from tests.data.media import GOOD, read_frame_number, truncate, write_image, write_video
 from tests.tools.conftest import tiny_model
 
 CPU = torch.device("cpu")
@@ -174,6 +175,29 @@ def test_a_folder_without_any_of_the_files_names_the_archive(folder: Path, tmp_p
         library(folder, tmp_path, Media("b", "nowhere"))
     with pytest.raises(DataError, match=r"is no folder\. Source: the archive"):
         library(folder / "absent", tmp_path, Media("b", "nowhere"))
+
+
+@pytest.mark.parametrize("name", sorted(GOOD))
+def test_packets_tell_what_decoding_the_whole_finds_or_nothing(name: str, tmp_path: Path) -> None:
+    path = GOOD[name](tmp_path / name)
+    by_packets = probe_packets(path, LIMITS)
+    decoded = probe(path.read_bytes(), path.suffix[1:], LIMITS)
+    if by_packets is None:
+        assert decoded["codec"] not in PACKET_CODECS
+        return
+    assert by_packets["frame_times"] == pytest.approx(decoded["frame_times"])
+    assert {**by_packets, "frame_times": None} == {**decoded, "frame_times": None}
+
+
+def test_a_long_file_is_not_decoded_and_gives_the_same_frames(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = Media("x", "a/clip", 0.5, 1.0)
+    whole = numbers(library(folder, tmp_path / "a", part), part)
+    monkeypatch.setattr("finetune.media.LONG_BYTES", 100)
+    monkeypatch.setattr("finetune.media._END_BYTES", 50)
+    monkeypatch.setattr("finetune.media.probe", lambda *_: pytest.fail("a long file was decoded"))
+    assert numbers(library(folder, tmp_path / "b", part), part) == whole
 
 
 # -- training order
