@@ -20,9 +20,16 @@ T = TypeVar("T")
 
 EXIT_HANG = 5
 GRACE_S = 30.0
-"""So much later than --hang-timeout-s come the time-out of collectives, which would end a waiting rank without a word on which one it waits for, and
+"""So much later than a watchdog come the time-out of collectives, which would end a waiting rank without a word on which one it waits for, and
 faulthandler's own timer, which needs no Python thread to run, for a hang that holds the interpreter's lock."""
+START_S = 180.0
+"""Starting, up to the end of the first step, has at least so long, however short --hang-timeout-s is: it imports, reads a checkpoint, opens data."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+def collective_timeout_s(hang_timeout_s: float) -> float:
+    """Time-out of collectives: later than any watchdog's."""
+    return max(hang_timeout_s, START_S) + GRACE_S
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to leave and has saved
@@ -66,7 +73,9 @@ class Agreement:
         self._dist = dist
         self._pending: tuple[Any, Any] | None = None
         several = dist.get_world_size() > 1
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s + GRACE_S)) if several else None
+        self._group = (
+            dist.new_group(backend="gloo", timeout=timedelta(seconds=collective_timeout_s(timeout_s))) if several else None
+        )
 
     def share(self, received: str | None) -> str | None:
         """Call once per step on every rank: what was received up to the step before, the same on all."""
@@ -126,13 +135,14 @@ class Watchdog:
         self._roll_call = RollCall(lambda: self._doing) if world > 1 else None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self.alive("start")
+        self.alive("start", starting=True)
         self._thread.start()
 
-    def alive(self, doing: str) -> None:
-        """Something has finished; start the time anew for what comes next."""
-        self._doing, self._deadline = doing, time.monotonic() + self._timeout_s
-        faulthandler.dump_traceback_later(self._timeout_s + GRACE_S, exit=True)
+    def alive(self, doing: str, starting: bool = False) -> None:
+        """Something has finished; start the time anew for what comes next. What is `starting` has at least START_S."""
+        self._allowed_s = max(self._timeout_s, START_S) if starting else self._timeout_s
+        self._doing, self._deadline = doing, time.monotonic() + self._allowed_s
+        faulthandler.dump_traceback_later(self._allowed_s + GRACE_S, exit=True)
 
     def stop(self) -> None:
         """The run has ended."""
@@ -145,9 +155,12 @@ class Watchdog:
         while not self._ended.wait(min(1.0, self._timeout_s / 10)):
             if time.monotonic() > self._deadline:
                 host = socket.gethostname()
+                allowed = (
+                    f"--hang-timeout-s {self._timeout_s:g}" if self._allowed_s == self._timeout_s else f"{self._allowed_s:g} s"
+                )
                 print(
-                    f"error: rank {self._rank} on {host} (pid {os.getpid()}) hangs: {self._doing} did not finish within --hang-timeout-s "
-                    f"{self._timeout_s:g}. Ranks that wait in a collective wait for one that shows another place, or none:",
+                    f"error: rank {self._rank} on {host} (pid {os.getpid()}) hangs: {self._doing} did not finish within {allowed}. "
+                    "Ranks that wait in a collective wait for one that shows another place, or none:",
                     file=sys.stderr,
                     flush=True,
                 )

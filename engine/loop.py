@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +23,16 @@ from data.units import count, duration, size
 from engine import checkpoint, ds_config, elastic, launch, parallel
 from engine.config import ConfigError, TrainConfig, every
 from engine.dossier import Dossiers
-from engine.faults import GRACE_S, Agreement, Stopped, StopSignals, TooManySkipped, Watchdog, decided_by_rank_0, gathered
+from engine.faults import (
+    Agreement,
+    Stopped,
+    StopSignals,
+    TooManySkipped,
+    Watchdog,
+    collective_timeout_s,
+    decided_by_rank_0,
+    gathered,
+)
 from engine.monitor import Monitor, memory_bytes
 from engine.objective import Objective, StepModule, seed_of
 from engine.optimizer import SkippingAdamW, learning_rate, outcome, parameter_groups
@@ -87,8 +97,8 @@ class Run:
         self.run_config, self.evaluate, self.flops_per_sample = run_config, evaluate, flops_per_sample
         self.model, self._objective, self._pictures = model, objective, pictures
         self._heads, self._head_lr_mult, self._best = tuple(head_patterns), head_lr_mult, Best(select, out)
-        self.place, self.device = launch.start(config.device, config.hang_timeout_s + GRACE_S)
-        self.layout = parallel.start(config.tensor_parallel, config.hang_timeout_s)
+        self.place, self.device = launch.start(config.device, collective_timeout_s(config.hang_timeout_s))
+        self.layout = parallel.start(config.tensor_parallel, collective_timeout_s(config.hang_timeout_s))
         self.accumulation = config.accumulation(self.layout.data_world)
         self._ds_config = ds_config.resolve(config, self.layout.data_world, self.device.type == "cpu")
         self.step = 0
@@ -103,7 +113,7 @@ class Run:
     def train(self) -> RunResult:
         """Train to the last step. Raises Stopped after a signal (saved), TooManySkipped, CheckpointError, ConfigError."""
         signals, watchdog = StopSignals(), Watchdog(self.config.hang_timeout_s, self.place.rank, self.place.world)
-        self._alive = watchdog.alive
+        self._alive = partial(watchdog.alive, starting=True)  # for what opens the data anew
         try:
             self._prepare()
             if self._best.exhausted or (self.step >= self.config.steps and not self._evaluation_is_due()):
@@ -137,7 +147,7 @@ class Run:
         if self._evaluation_is_due():  # killed between the checkpoint that it continues from and the evaluation of the same step
             results = self._evaluate()
         while self.step < config.steps and not self._best.exhausted:
-            watchdog.alive(f"step {self.step + 1}")
+            watchdog.alive(f"step {self.step + 1}", starting=self.step + 1 == first)
             self._train_step(batches)
             stop = self._agreement.share(signals.received)
             if every(self.step, config.log_every, config.steps) or stop:
