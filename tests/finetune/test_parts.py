@@ -34,6 +34,7 @@ from finetune.stream import Source, TaskStream
 from finetune.text import CONTEXT, KEEP, LIST, QUESTION, Part, encode, option
 from tests.data.media import GOOD, read_frame_number, truncate, write_image, write_video
 from tests.tools.conftest import tiny_model
+from tests.tools.lightning import save, state_dict
 
 CPU = torch.device("cpu")
 
@@ -333,3 +334,27 @@ def test_re_ranking_finds_the_full_scorings_winner_wherever_it_is_in_the_shortli
     gone = similarity.copy()
     gone[:, 3] = np.nan
     assert not shortlist(gone, 50)[:, 3].any()
+
+
+@pytest.mark.parametrize(("size", "distilled", "temporal"), [("tiny", False, True), ("small", True, False)])
+def test_a_released_file_is_taken_as_it_is_and_its_size_is_seen(
+    tmp_path: Path, size: str, distilled: bool, temporal: bool
+) -> None:
+    weights = state_dict(size)
+    assert ("transformer.dist_token" in weights) is distilled
+    if not temporal:
+        del weights["transformer.temporal_embed"]
+    origin = read_origin(save(tmp_path / "last.ckpt", weights))
+    assert origin.size == size
+    config = task_config(origin, size, {"num_frames": 3, "max_text_len": 80})
+    assert (config.image_size, config.patch_order) == (224, "shuffled")
+    plan = HeadPlan(lambda shape: rank_head(shape.hidden_size), from_matching, facts={"kind": "rank"})
+    model = build_model(origin, config, plan, seed=0)
+    row = weights["itm_score.fc.weight"][1:]
+    assert torch.equal(model.task_head.weight, row.float())
+    assert torch.equal(model.backbone.encoder.norm.weight, weights["transformer.norm.weight"])
+    assert any("[40, " in line and "[80, " in line for line in origin.report.resized)
+    if not temporal:
+        assert not model.backbone.video_embeddings.temporal.any()
+    with pytest.raises(ValueError, match=f"holds a model of size {size}, not --size base"):
+        task_config(origin, "base", {})
