@@ -54,10 +54,9 @@ class SavedState:
         divided = self._facts.get("divided", {})
         self._divisions = {name: Division(dim, blocks) for name, (dim, blocks) in divided.items()}
         folder = checkpoint / STATE
-        first = self._model(folder, 0)
-        self._parts = [
-            _Part(folder, number, self._model(folder, number), self._facts) for number in range(first["mp_world_size"])
-        ]
+        models = [self._model(folder, 0)]
+        models += [self._model(folder, number) for number in range(1, models[0]["mp_world_size"])]
+        self._parts = [_Part(folder, number, model, self._facts) for number, model in enumerate(models)]
 
     @staticmethod
     def _model(folder: Path, part: int) -> dict[str, Any]:
