@@ -85,6 +85,8 @@ def _become(log: Path, main: Callable[[], int]) -> None:
         target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(target, stream)
+        # the parent's own streams may lead elsewhere, as under pytest
+        sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, encoding="utf-8", closefd=False) for stream in (1, 2))
         code = main()
     except SystemExit as leave:
         code = leave.code if isinstance(leave.code, int) else 1
