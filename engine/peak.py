@@ -7,9 +7,7 @@ import time
 
 import torch
 
-# dense 16-bit tensor-core rates, FLOP/s, from NVIDIA's data sheets
-GPU_PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "V100": 125e12, "A6000": 155e12, "L40S": 362e12, "A10": 125e12}
-
+from engine.devices import peak_of_card
 
 @functools.cache
 def measured_matmul_rate(seconds: float = 0.3, order: int = 1024) -> float:
@@ -29,7 +27,7 @@ def peak_rate(device: torch.device) -> tuple[float, str]:
     if device.type == "cpu":
         return measured_matmul_rate(), "measured fp32 matrix product"
     name = torch.cuda.get_device_name(device)
-    for model, rate in GPU_PEAKS.items():
-        if model in name:
-            return rate, f"{model}, dense 16 bit, data sheet"
-    return float("nan"), f"{name}: peak unknown"
+    found = peak_of_card(name)
+    if found is None:
+        return float("nan"), f"{name}: peak unknown"
+    return found[0], f"{found[1]}, dense 16 bit, data sheet"

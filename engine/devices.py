@@ -1,0 +1,110 @@
+"""GPUs and networks that plans are made for: figures of data sheets, with their source.
+
+Memory is the data sheet's number taken as 10**9 bytes per GB; drivers report 0 to 7 % more, which is left as a margin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GPUS_PER_NODE = 8
+GB, GBIT, TERA = 1e9, 1e9 / 8, 1e12
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU."""
+
+    name: str
+    product: str
+    """How CUDA names the card: a part of torch.cuda.get_device_name."""
+    memory: float
+    """Bytes."""
+    rate: float
+    """Dense 16-bit tensor-core FLOP/s (bf16; fp16 on a V100), without sparsity."""
+    rate_fp32: float
+    """FLOP/s of plain fp32, which torch uses for fp32 unless TF32 is allowed."""
+    bandwidth: float
+    """Bytes/s of the GPU's memory."""
+    link: float
+    """Bytes/s per direction to the other GPUs of its node: NVLink, or PCIe 4.0 x16 where there is none."""
+    watts: float
+    """Thermal design power."""
+    source: str
+    has_bf16: bool = True
+
+
+DEVICES = {
+    device.name: device
+    for device in (
+        Device("v100-32g", "V100", 32 * GB, 125 * TERA, 15.7 * TERA, 900 * GB, 150 * GB, 300, "V100 data sheet, SXM2 32 GB", False),
+        Device("a100-40g", "A100", 40 * GB, 312 * TERA, 19.5 * TERA, 1555 * GB, 300 * GB, 400, "A100 data sheet, SXM 40 GB"),
+        Device("a100-80g", "A100", 80 * GB, 312 * TERA, 19.5 * TERA, 2039 * GB, 300 * GB, 400, "A100 data sheet, SXM 80 GB"),
+        Device("h100-80g", "H100", 80 * GB, 989.4 * TERA, 67 * TERA, 3350 * GB, 450 * GB, 700, "H100 data sheet, SXM, half of the sparse rate"),
+        Device("h200-141g", "H200", 141 * GB, 989.4 * TERA, 67 * TERA, 4800 * GB, 450 * GB, 700, "H200 data sheet, SXM, half of the sparse rate"),
+        Device("b200", "B200", 180 * GB, 2250 * TERA, 75 * TERA, 8000 * GB, 900 * GB, 1000, "DGX B200 data sheet / 8, half of the sparse rate"),
+        Device("l40s", "L40S", 48 * GB, 362 * TERA, 91.6 * TERA, 864 * GB, 32 * GB, 350, "L40S data sheet; PCIe 4.0 x16"),
+        Device("a6000", "A6000", 48 * GB, 154.8 * TERA, 38.7 * TERA, 768 * GB, 32 * GB, 300, "RTX A6000 data sheet, half of the sparse rate; PCIe 4.0 x16"),
+    )
+}  # fmt: skip
+"""Planning names → GPUs."""
+
+OTHER_PEAKS = {"A10": 125 * TERA}
+"""Dense 16-bit rates of further cards by CUDA's name; the planner has no other figure of them."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What connects nodes."""
+
+    name: str
+    node_bandwidth: float
+    """Bytes/s per direction of one node of 8 GPUs, all adapters together, at line rate."""
+    efficiency: float
+    """Share of the line rate that large collectives reach: an assumption, stated with every plan."""
+    latency: float
+    """Seconds per message: an assumption."""
+    source: str
+
+
+NETWORKS = {
+    network.name: network
+    for network in (
+        Network("ib-hdr", 8 * 200 * GBIT, 0.85, 5e-6, "8 x InfiniBand HDR 200 Gb/s per node (DGX A100)"),
+        Network("ib-ndr", 8 * 400 * GBIT, 0.85, 5e-6, "8 x InfiniBand NDR 400 Gb/s per node (DGX H100)"),
+        Network("ib-hdr-single", 200 * GBIT, 0.85, 5e-6, "one InfiniBand HDR 200 Gb/s adapter per node"),
+        Network("efa-400", 4 * 100 * GBIT, 0.7, 20e-6, "EFA, 4 x 100 Gb/s per node (p4d)"),
+        Network("efa-3200", 32 * 100 * GBIT, 0.7, 20e-6, "EFA, 3,200 Gb/s per node (p5)"),
+        Network("eth-100", 100 * GBIT, 0.7, 30e-6, "one 100 Gb/s Ethernet adapter per node"),
+    )
+}  # fmt: skip
+"""Planning names → networks between nodes."""
+
+USUAL_NETWORK = {"h100-80g": "ib-ndr", "h200-141g": "ib-ndr", "b200": "ib-ndr", "l40s": "eth-100", "a6000": "eth-100"}
+"""The network that a device's plan assumes if none is named; ib-hdr for the others."""
+LINK_EFFICIENCY, LINK_LATENCY = 0.8, 3e-6
+"""The same assumptions inside a node."""
+
+
+def find_device(name: str) -> Device:
+    """The device of a planning name; ValueError lists the valid ones."""
+    if name not in DEVICES:
+        raise ValueError(f"unknown device {name!r}; valid devices: {', '.join(DEVICES)}")
+    return DEVICES[name]
+
+
+def find_network(name: str) -> Network:
+    """The network of a planning name; ValueError lists the valid ones."""
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}; valid networks: {', '.join(NETWORKS)}")
+    return NETWORKS[name]
+
+
+def peak_of_card(cuda_name: str) -> tuple[float, str] | None:
+    """(16-bit FLOP/s, product) of the card that CUDA names so; None for an unknown one."""
+    known = {device.product: device.rate for device in DEVICES.values()} | OTHER_PEAKS
+    # RTX A6000 holds "A6000"; longest names first, so that an A100 is no A10
+    for product in sorted(known, key=len, reverse=True):
+        if product in cuda_name:
+            return known[product], product
+    return None
