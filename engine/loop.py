@@ -38,7 +38,7 @@ from engine.objective import Objective, StepModule, seed_of
 from engine.optimizer import SkippingAdamW, learning_rate, outcome, parameter_groups
 from engine.pace import Stopwatch
 from engine.peak import peak_rate
-from engine.plan import memory_per_rank
+from engine.planned import Activations, Planned, plan_run
 from engine.selection import Best, Selection
 from engine.tally import Tally
 
@@ -88,6 +88,7 @@ class Run:
         out: Path,
         evaluate: Evaluate | None = None,
         flops_per_sample: float = 0.0,
+        activations: Activations | None = None,
         head_patterns: Sequence[str] = (),
         head_lr_mult: float = 1.0,
         select: Selection | None = None,
@@ -96,6 +97,7 @@ class Run:
         self.config, self.data, self.out = config, data, out
         self.run_config, self.evaluate, self.flops_per_sample = run_config, evaluate, flops_per_sample
         self.model, self._objective, self._pictures = model, objective, pictures
+        self._activations = activations or Activations()
         self._heads, self._head_lr_mult, self._best = tuple(head_patterns), head_lr_mult, Best(select, out)
         self.place, self.device = launch.start(config.device, collective_timeout_s(config.hang_timeout_s))
         self.layout = parallel.start(config.tensor_parallel, collective_timeout_s(config.hang_timeout_s))
@@ -167,6 +169,9 @@ class Run:
         self._agreement.settle()
         if self._best.exhausted and self.step > self._saved_at:
             saved = self._save()
+        if place.rank == 0:
+            self._planned.write(self.out)
+        self._say(self._planned.summary())
         return RunResult(self.step, saved, results)
 
     def _batches_from(self, step: int) -> Iterator[Any]:
@@ -235,10 +240,15 @@ class Run:
         self._held = sum(parameter.numel() for parameter in module.parameters())
         groups = parameter_groups(module, self.config.weight_decay, self._heads, self._head_lr_mult)
         self._holds = elastic.describe(self.model, groups, self._ds_config, self.layout)
+        sizes = [[parameter.numel() for parameter in group["params"]] for group in groups]
+        self._planned = Planned(
+            plan_run(self.config, self._ds_config, sizes, self.layout, self.device, self.flops_per_sample, self._activations)
+        )
         self._optimizer = SkippingAdamW(groups, self.config, deciding=ds_config.clips_itself(self._ds_config))
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=self._optimizer, config=self._ds_config, mpu=mpu, dist_init_required=False
         )
+        self._planned.count_bytes()
         self._writer = checkpoint.StateWriter(self._engine)
         stage = ds_config.stage(self._ds_config)
         if stage in (1, 2):  # the optimizer sees partitions; DeepSpeed has the norm of all before the first
@@ -270,7 +280,6 @@ class Run:
         config, place, data_world = self.config, self.place, self.layout.data_world
         assert config.micro_batch * data_world * self.accumulation == config.global_batch
         rate, source = peak_rate(self.device)
-        memory = memory_per_rank(self._held, data_world, ds_config.stage(self._ds_config), ds_config.precision(self._ds_config))
         left = (config.steps - self.step) * config.global_batch * self.flops_per_sample
         lines = [
             f"{count(self._parameters)} parameters, {count(self.flops_per_sample)}FLOPs per clip and step (FMA = 2, all "
@@ -280,10 +289,7 @@ class Run:
             f"{self.accumulation} accumulated; started by {place.launcher} on {self.device.type}, {config.ds_config}",
             f"peak {count(rate)}FLOP/s per rank ({source}); at half of it the rest takes {duration(left / (0.5 * rate * place.world))}",
         ]
-        if memory:
-            lines.append(
-                f"memory per rank without activations: {size(memory.between_steps)} between steps, {size(memory.peak)} at the peak"
-            )
+        lines += self._planned.lines()
         lines.append(self.data.describe())
         return "\n".join(lines)
 
@@ -293,6 +299,7 @@ class Run:
         peak = peak_rate(self.device)
         self._dossiers = Dossiers(self.out, self.config, self._engine, self._ds_config, self._batches_from, self._alive)
         if self.place.rank == 0:
+            self._planned.write(self.out)
             self._monitor = Monitor(self.out, self.config, self.step, self.place, hosts, self.flops_per_sample, peak)
             self._monitor.board.describe(self.run_config, facts, self.step)
             for note in self._damaged:
@@ -304,6 +311,7 @@ class Run:
         now = time.perf_counter()
         elapsed, self._tick = now - self._tick, now
         self._count_skips(report.skips)
+        self._planned.see(report.steps, elapsed, report.memory_bytes)
         if self._monitor:
             self._monitor.log(self.step, report, elapsed, self.skipped)
         self._dossiers.look_into(report, self._tally.kept, self._monitor)

@@ -43,12 +43,14 @@ def pass_bytes(
     element: int = 2,
     mask: int = 1,
     checkpointing: bool = False,
+    own_pixels: bool = True,
 ) -> float:
-    """One pass of `clips` through the backbone, embeddings included."""
+    """One pass of `clips` through the backbone, embeddings included. `own_pixels`: the patch convolution saves a copy of the batch's pixels (another
+    precision, other clips), not the batch's own."""
     width, visual = config.hidden_size, 1 + config.num_patches
     dropout = mask if config.hidden_dropout else 0
     text = clips * text_tokens * (width * (element + dropout) + STATISTICS)
-    pixels = clips * frames * 3 * config.image_size**2 * element
+    pixels = clips * frames * 3 * config.image_size**2 * element if own_pixels else 0
     video = pixels + clips * frames * visual * width * dropout
     if part == "text":
         return text + encoder_bytes(config, clips, text_tokens, element, mask, checkpointing)

@@ -31,9 +31,10 @@ from data.batch import Batch, CoBatch
 from engine import Run, RunResult
 from engine.command_line import refuse_unknown
 from engine.config import ConfigError
-from model import AllInOneForPreTraining, flops
+from model import AllInOneForPreTraining
 from model.convert import load_resized
 from pretrain.config import PretrainConfig
+from pretrain.cost import run_activations, training_flops_per_sample
 from pretrain.evaluation import embed, retrieval_table
 from pretrain.objectives import PretrainObjective
 from pretrain.recipes import RECIPES
@@ -51,26 +52,6 @@ def build_model(config: PretrainConfig) -> AllInOneForPreTraining:
             f"weights from {config.model.init_from}: {report}", file=sys.stderr if config.train.json else sys.stdout, flush=True
         )
     return model
-
-
-def training_flops_per_sample(config: PretrainConfig) -> float:
-    """FLOPs of a step per clip of the global batch: all passes, forward and backward (3 x forward), FMA = 2; heads are left out. Images of
-    co-training are spread over the clips."""
-    model_config, objective, cotrain = config.model_config(), config.objective, config.cotrain
-
-    def sample(frames: int) -> float:
-        def cost(part: flops.Part) -> int:
-            return flops.forward_flops(model_config, frames=frames, text_tokens=model_config.max_text_len, part=part)
-
-        uni_modal = cost("text") + cost("video") if objective.vtc else 0
-        return 3.0 * (objective.joint_passes() * cost("joint") + uni_modal)
-
-    video = sample(model_config.num_frames)
-    if not cotrain.images:
-        return video
-    share = cotrain.image_share if cotrain.image_mode == "alternate" else 1.0
-    images = share * sample(1) * cotrain.image_batch / config.train.global_batch
-    return images + (video if cotrain.image_mode == "joint" else (1 - share) * video)
 
 
 def make_evaluation(config: PretrainConfig) -> Callable[[nn.Module, torch.device], dict[str, float]] | None:
@@ -156,7 +137,8 @@ def build_run(config: PretrainConfig) -> Run:
         data=build_data(config),
         run_config=config.as_json(),
         evaluate=make_evaluation(config),
-        flops_per_sample=training_flops_per_sample(config),
+        flops_per_sample=training_flops_per_sample(config, launch.find_place(os.environ).world),
+        activations=run_activations(config),
         pictures=make_pictures(config),
         out=config.out,
     )

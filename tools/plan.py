@@ -3,10 +3,12 @@
 
 model     parameters and operations of every size, beside the paper's numbers
 data      can this prepared data feed that training, and what would mend it
+train     what a recipe needs on GPUs: memory, traffic, time, energy, and which configuration to take
 
     python tools/plan.py model
     python tools/plan.py model --frames 8 --image-size 384 --markdown
     python tools/plan.py data prepared/webvid --gpus 128 --samples-per-s 2000
+    python tools/plan.py train webvid-howto --gpus 128 --device a100-80g
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from model import SIZES, AllInOneConfig, AllInOneForPreTraining, parameters_by_p
 from model.flops import forward_flops
 from tools.command import InputError, at_least_one, run_tool
 from tools.plan_data import add_data_parser
+from tools.plan_train import add_train_parser
+from tools.tables import markdown, plain
 
 PAPER_TEXT_TOKENS = 32
 """The text length that reproduces the paper's 58.7 G; its code reads 40 tokens, with which no convention gives that number."""
@@ -130,22 +134,6 @@ def cost_table(costs: Sequence[SizeCost]) -> list[list[str]]:
     ]
 
 
-def plain(rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned for a terminal, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [f"| {' | '.join(cell.strip() for cell in row)} |" for row in rows]
-    return "\n".join([lines[0], f"| --- |{' ---: |' * (len(rows[0]) - 1)}", *lines[1:]])
-
-
 def plan_model(args: argparse.Namespace) -> None:
     """Print the tables of every size."""
     try:
@@ -179,12 +167,16 @@ def build_parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="print one JSON line")
     form.add_argument("--markdown", action="store_true", help="print Markdown tables")
     add_data_parser(things)
+    add_train_parser(things)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code: 0 done, 1 the plan does not hold, 2 an error that you can mend."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args, args.recipe_options = parser.parse_known_args(argv)
+    if args.recipe_options and not getattr(args, "takes_recipe_options", False):
+        parser.error(f"unrecognized arguments: {' '.join(args.recipe_options)}")
     plan: Callable[[argparse.Namespace], int | None] = args.plan
     return run_tool(lambda: plan(args))
 

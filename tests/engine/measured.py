@@ -9,13 +9,11 @@ from __future__ import annotations
 import gc
 import importlib
 import json
-import multiprocessing
 import os
-import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,12 @@ from data.batch import Batch
 from engine import Run
 from engine.config import TrainConfig
 from engine.ds_config import load
+from engine.plan import Zero, groups_of, state_memory, traffic
 from model import AllInOneConfig, AllInOneForPreTraining
 from pretrain.objectives import ObjectiveConfig, PretrainObjective
+from tools.ranks import Ranks
 
+PLANNED = ("weights", "gradients", "optimizer", "buckets")
 PARTS = ("weights", "gradients", "optimizer", "buckets", "other")
 MASKED = 2
 """Masked tokens per clip of the made-up batches."""
@@ -132,7 +133,9 @@ def walk(engine: Any, base: torch.optim.Optimizer, background: dict[int, int], e
     in no part as well, by a look at all Python objects."""
     wrapper, parameters = engine.optimizer, list(engine.module.parameters())
     tensors = [item for item in gc.get_objects() if issubclass(type(item), Tensor)] if everything else []
-    masters = [p for group in base.param_groups for p in group["params"]] + _flat(getattr(wrapper, "fp32_partitioned_groups_flat", []))
+    masters = [p for group in base.param_groups for p in group["params"]] 
+    for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):  # DeepSpeed shows AdamW one group at a time
+        masters += _flat(getattr(wrapper, name, None))
     gradients = [p.grad for p in [*parameters, *masters]] + _flat([p.grad_accum for p in parameters if hasattr(p, "grad_accum")])
     for name in ("averaged_gradients", "all_grad_tensors", "grads_in_partition", "grad_partitions_flat_buffer"):
         gradients += _flat(getattr(wrapper, name, None))
@@ -243,7 +246,7 @@ def _measure_step(run: Run, batches: Iterator[Batch], background: dict[int, int]
     moments: dict[str, list[dict[str, int]]] = {"backward": [], "update": []}
 
     def state(parts: dict[str, int]) -> int:
-        return sum(parts[part] for part in PARTS)
+        return sum(parts[part] for part in PLANNED)
 
     handles = [
         p.register_post_accumulate_grad_hook(lambda _: moments["backward"].append(walk(engine, base, background, everything=False)))
@@ -293,37 +296,66 @@ def _peaks(run: Run, batches: Iterator[Batch]) -> tuple[int, int]:
     return allocator_peaks(profiler)
 
 
-def _child(case: Case, rank: int, folder: str) -> None:
-    log = Path(folder) / f"log-{rank}"
-    sys.stdout.flush()
-    handle = os.open(log, os.O_CREAT | os.O_WRONLY)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    try:
-        (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(asdict(run_rank(case, rank, Path(folder)))))
-    except BaseException:
-        traceback.print_exc()
-        raise
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0 if (Path(folder) / f"rank-{rank}.json").exists() else 1)
+def _rank_main(case: Case, folder: Path, rank: int) -> int:
+    (folder / f"rank-{rank}.json").write_text(json.dumps(asdict(run_rank(case, rank, folder))))
+    return 0
 
 
 def measure(case: Case) -> list[Seen]:
-    """Every rank's measurements. Raises RuntimeError with the rank's last lines where one fails."""
-    importlib.import_module("deepspeed.runtime.zero.muon.original_muon")  # DeepSpeed's optimizer check imports it, and torch's compiler with it
-    context = multiprocessing.get_context("fork")
+    """Every rank's measurements. Raises RuntimeError with the ranks' last lines where one fails."""
+    importlib.import_module("deepspeed.runtime.zero.muon.original_muon")  # DeepSpeed's check of optimizers imports it, and torch's compiler with it
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [context.Process(target=_child, args=(case, rank, folder)) for rank in range(case.world)]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join(120)
-        bad = [rank for rank, process in enumerate(ranks) if process.exitcode != 0]
-        for process in ranks:
-            process.kill()
-        if bad:
-            log = (Path(folder) / f"log-{bad[0]}").read_text()
-            raise RuntimeError(f"{case.name}: rank {bad[0]} failed:\n{log[-3000:]}")
+        ranks = Ranks(case.world, Path(folder) / "logs", partial(_rank_main, case, Path(folder)))
+        if any(ranks.finish(200)):
+            raise RuntimeError(f"{case.name}: {ranks.output()[-3000:]}")
         return [Seen(**json.loads((Path(folder) / f"rank-{rank}.json").read_text())) for rank in range(case.world)]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Planned beside measured, bytes of the fullest rank (memory) or of one rank (traffic)."""
+
+    what: str
+    planned: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """Planned / measured - 1; 0 where both are nothing."""
+        return self.planned / self.measured - 1 if self.measured else float(bool(self.planned))
+
+
+def case_zero(case: Case) -> Zero:
+    """The planner's view of a case."""
+    zero = Zero.from_config(load(f"zero{case.stage}_{case.precision}"))
+    return replace(zero, bucket=case.bucket) if case.bucket else zero
+
+
+def case_groups(case: Case) -> list[list[int]]:
+    """Parameter sizes of a case."""
+    with torch.device("meta"):
+        return groups_of(AllInOneForPreTraining(model_config(case)))
+
+
+def compare(case: Case, seen: Sequence[Seen]) -> list[Line]:
+    """What the planner says beside what the ranks showed."""
+    groups, zero = case_groups(case), case_zero(case)
+    memory = state_memory(groups, case.world, zero, case.accumulation)
+    lines = []
+    for moment in ("between", "backward", "update"):
+        fullest = max((getattr(rank, moment) for rank in seen), key=lambda parts: sum(parts[part] for part in PLANNED))
+        planned = asdict(getattr(memory, moment))
+        lines += [Line(f"{moment}: {part}", planned[part], fullest[part]) for part in PLANNED]
+        lines.append(Line(f"{moment}: all", sum(planned.values()), sum(fullest[part] for part in PLANNED)))
+    lines.append(Line("peak of the optimizer step", memory.step - memory.between.total, max(rank.peak_update for rank in seen)))
+    sent = traffic(groups, case.world, zero, case.accumulation)
+    names = {"all_reduce": "all_reduce", "all_gather": "all_gather_into_tensor", "reduce_scatter": "reduce_scatter_tensor"}
+    for kind, name in names.items():
+        planned_bytes = sum(collective.bytes for collective in sent if collective.name == kind)
+        # a norm or a flag is an all-reduce of a few bytes; one rank alone calls collectives that move nothing
+        counted = seen[0].collectives.get(name, [0, 0])[1] if case.world > 1 else 0
+        if planned_bytes or counted > 1000:
+            lines.append(Line(f"bytes: {kind}", planned_bytes, counted))
+            logged = seen[0].logged.get(name, [0, 0])[1] * (case.world if kind == "all_gather" else 1)  # the logger notes a rank's share
+            lines.append(Line(f"bytes: {kind}, DeepSpeed's logger", planned_bytes, logged))
+    return lines
