@@ -20,8 +20,9 @@ RECOMPUTE = 1 / 3
 def collective_seconds(kind: str, payload: float, calls: float, gpus: int, device: Device, network: Network) -> float:
     """Seconds of one rank's collectives in a step.
 
-    A ring over all ranks, as NCCL builds it (nccl-tests, doc/PERFORMANCE.md): an all-reduce puts 2 (N-1)/N of its payload on every rank's link, a gather
-    or scatter half of that. The ring crosses between nodes over all adapters of a node, so the slower of NVLink and the node's adapters decides.
+    A ring over all ranks, as NCCL builds it (nccl-tests, doc/PERFORMANCE.md): an all-reduce puts 2 (N-1)/N of its payload on every rank's
+    link, a gather or scatter half of that. The ring crosses between nodes over all adapters of a node, so the slower of NVLink and the
+    node's adapters decides.
     Latency: in a node N-1 messages around the ring; between nodes a tree, log2(nodes) deep; both ways for an all-reduce.
     """
     if gpus == 1:
@@ -77,8 +78,8 @@ class Job:
     mfu: float
     """Assumed for forward and backward passes alone."""
     reduce_window: float
-    """Share of a micro-batch's compute in which gradients are finished one after the other: the backward pass of the pass that ran first. Gradients of
-    the passes after it only wait to be added."""
+    """Share of a micro-batch's compute in which gradients are finished one after the other: the backward pass of the pass that ran first. Gradients
+    of the passes after it only wait to be added."""
 
 
 def parts_at_peak(memory: Memory, activations: Activations) -> dict[str, float]:
@@ -91,7 +92,12 @@ def parts_at_peak(memory: Memory, activations: Activations) -> dict[str, float]:
     back = memory.backward
     first = memory.start + activations.total + activations.working
     held = activations.total if peak == first else activations.total - activations.last_pass
-    parts = {"weights": back.weights, "optimizer": back.optimizer, "buckets": back.buckets, "activations": held + activations.working}
+    parts = {
+        "weights": back.weights,
+        "optimizer": back.optimizer,
+        "buckets": back.buckets,
+        "activations": held + activations.working,
+    }
     return parts | {"gradients": peak - sum(parts.values())}
 
 
@@ -118,7 +124,9 @@ def candidate(
     sent = traffic(job.groups, job.gpus, zero, accumulation)
     exposed, hidden = _communication(job, sent, compute, accumulation, zero, device, network)
     share = sum(map(sum, job.groups)) / (1 if zero.stage == 0 else job.gpus)
-    update = (28 + 2 * zero.element) * share / device.bandwidth  # AdamW reads and writes master weights, moments, gradient and weights once
+    update = (
+        (28 + 2 * zero.element) * share / device.bandwidth
+    )  # AdamW reads and writes master weights, moments, gradient and weights once
     if zero.offload:  # the same on the host's memory (200 GB/s per node, stated), and gradients and weights over PCIe
         update = (28 + 2 * zero.element) * share * GPUS_PER_NODE / 200e9 + 2 * zero.element * share / 25e9
     step = compute + exposed + update
@@ -147,8 +155,8 @@ def candidate(
 def _communication(
     job: Job, sent: Sequence[Collective], compute: float, accumulation: int, zero: Zero, device: Device, network: Network
 ) -> tuple[float, float]:
-    """(exposed, hidden) seconds. Reductions hide behind the window in which gradients finish, except the last bucket; stage 3's gathers hide behind all of
-    the compute. What does not fit is exposed."""
+    """(exposed, hidden) seconds. Reductions hide behind the window in which gradients finish, except the last bucket; stage 3's gathers hide behind
+    all of the compute. What does not fit is exposed."""
     exposed = hidden = 0.0
     for collective in sent:
         seconds = collective_seconds(collective.name, collective.bytes, collective.calls, job.gpus, device, network)
@@ -161,14 +169,14 @@ def _communication(
 
 
 def recommend(candidates: Sequence[Candidate], tolerance: float = 0.02) -> tuple[Candidate, str]:
-    """The candidate to take and why. Among those that fit and are within `tolerance` of the fastest: the one that needs least memory per rank at the
-    largest micro-batch. Raises ValueError if none fits."""
+    """The candidate to take and why. Among those that fit and are within `tolerance` of the fastest: the one that needs least memory per rank at
+    the largest micro-batch. Raises ValueError if none fits."""
     fitting = [each for each in candidates if each.fits]
     if not fitting:
         least = min(candidates, key=lambda each: each.peak)
         raise ValueError(
-            f"nothing fits: the smallest, {least.ds_config} with micro-batch {least.micro_batch}{' and recomputed blocks' * least.checkpointing}, needs "
-            f"{least.peak / 2**30:.1f} GiB per rank"
+            f"nothing fits: the smallest, {least.ds_config} with micro-batch {least.micro_batch}"
+            f"{' and recomputed blocks' * least.checkpointing}, needs {least.peak / 2**30:.1f} GiB per rank"
         )
     fastest = max(each.samples_per_s for each in fitting)
     near = [each for each in fitting if each.samples_per_s >= (1 - tolerance) * fastest]

@@ -44,7 +44,7 @@ DEVICES = {
         Device("h200-141g", "H200", 141 * GB, 989.4 * TERA, 67 * TERA, 4800 * GB, 450 * GB, 700, "H200 data sheet, SXM, half of the sparse rate"),
         Device("b200", "B200", 180 * GB, 2250 * TERA, 75 * TERA, 8000 * GB, 900 * GB, 1000, "DGX B200 data sheet / 8, half of the sparse rate"),
         Device("l40s", "L40S", 48 * GB, 362 * TERA, 91.6 * TERA, 864 * GB, 32 * GB, 350, "L40S data sheet; PCIe 4.0 x16"),
-        Device("a6000", "A6000", 48 * GB, 154.8 * TERA, 38.7 * TERA, 768 * GB, 32 * GB, 300, "RTX A6000 data sheet, half of the sparse rate; PCIe 4.0 x16"),
+        Device("a6000", "A6000", 48 * GB, 154.8 * TERA, 38.7 * TERA, 768 * GB, 32 * GB, 300, "RTX A6000 data sheet, half of sparse; PCIe 4.0 x16"),
     )
 }  # fmt: skip
 """Planning names → GPUs."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from data.files import write_atomic
-from data.units import count, duration, size
+from data.units import count, duration
 from engine import checkpoint, ds_config, elastic, launch, parallel
 from engine.config import ConfigError, TrainConfig, every
 from engine.dossier import Dossiers
@@ -169,7 +169,7 @@ class Run:
         self._agreement.settle()
         if self._best.exhausted and self.step > self._saved_at:
             saved = self._save()
-        if place.rank == 0:
+        if self.place.rank == 0:
             self._planned.write(self.out)
         self._say(self._planned.summary())
         return RunResult(self.step, saved, results)
@@ -237,7 +237,6 @@ class Run:
         if self.config.compile:
             self.model.compile()
         module = StepModule(self.model, self._objective).to(self.device)
-        self._held = sum(parameter.numel() for parameter in module.parameters())
         groups = parameter_groups(module, self.config.weight_decay, self._heads, self._head_lr_mult)
         self._holds = elastic.describe(self.model, groups, self._ds_config, self.layout)
         sizes = [[parameter.numel() for parameter in group["params"]] for group in groups]
@@ -311,7 +310,7 @@ class Run:
         now = time.perf_counter()
         elapsed, self._tick = now - self._tick, now
         self._count_skips(report.skips)
-        self._planned.see(report.steps, elapsed, report.memory_bytes)
+        self._planned.see(len(report.steps), elapsed, report.memory_bytes)
         if self._monitor:
             self._monitor.log(self.step, report, elapsed, self.skipped)
         self._dossiers.look_into(report, self._tally.kept, self._monitor)

@@ -9,6 +9,7 @@ import torch
 
 from engine.devices import peak_of_card
 
+
 @functools.cache
 def measured_matmul_rate(seconds: float = 0.3, order: int = 1024) -> float:
     """FLOP/s of square fp32 matrix products on this machine's CPU with the current number of threads."""

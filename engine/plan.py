@@ -108,8 +108,8 @@ class Memory:
     """On the host, with offloading."""
 
     def peak(self, activations: float = 0.0, last_pass: float = 0.0, working: float = 0.0) -> float:
-        """The highest moment. `activations`: bytes saved by all passes of a micro-batch; `last_pass`: of them, the pass that runs last and so is freed
-        first; `working`: what the backward pass of one block needs beside. Activations are gone when the optimizer steps."""
+        """The highest moment. `activations`: bytes saved by all passes of a micro-batch; `last_pass`: of them, the pass that runs last and so is
+        freed first; `working`: what the backward pass of one block needs beside. Activations are gone when the optimizer steps."""
         in_backward = max(self.start + activations + working, self.start + activations - last_pass + self.pending + working)
         return max(in_backward, self.reduce, self.step)
 
@@ -119,18 +119,18 @@ def padded(elements: int, world: int) -> int:
     return math.ceil(elements / (2 * world)) * 2 * world
 
 
-def owned(groups: Groups, world: int) -> tuple[list[int], int]:
-    """Stages 1 and 2: per rank, the elements of all parameters that its partitions touch (kept whole, however small the overlap); and the largest piece
-    of a parameter that one rank owns."""
-    touched, largest = [0] * world, 0
+def owned(groups: Groups, world: int) -> tuple[list[set[int]], int]:
+    """Stages 1 and 2: per rank, the parameters (by number over all groups) that its partitions touch, each of which it keeps whole however small the
+    overlap; and the elements of the largest piece of a parameter that one rank owns."""
+    touched: list[set[int]] = [set() for _ in range(world)]
+    largest, number = 0, 0
     for group in groups:
         size, offset = padded(sum(group), world) // world, 0
         for elements in group:
-            first, last = offset // size, (offset + elements - 1) // size
-            for rank in range(first, last + 1):
-                touched[rank] += elements
+            for rank in range(offset // size, (offset + elements - 1) // size + 1):
+                touched[rank].add(number)
             largest = max(largest, min(elements, size))
-            offset += elements
+            offset, number = offset + elements, number + 1
     return touched, largest
 
 
@@ -163,41 +163,53 @@ def _replicated(groups: Groups, zero: Zero) -> Memory:
 def _partitioned_optimizer(groups: Groups, world: int, zero: Zero, accumulation: int) -> Memory:
     """ZeRO 1 and 2. Both all-reduce buckets and keep of the result the parameters that touch the rank's partition."""
     s, b = zero.element, zero.bucket
-    parameters, largest_group = sum(map(sum, groups)), max(padded(sum(group), world) for group in groups) // world
-    share = sum(padded(sum(group), world) for group in groups) / world
+    shares = [padded(sum(group), world) // world for group in groups]
+    parameters, share, largest_group = sum(map(sum, groups)), sum(shares), max(shares)
+    sizes = [elements for group in groups for elements in group]
     touched, piece = owned(groups, world)
-    own = s * max(touched)
+    kept = [sum(sizes[number] for number in numbers) for numbers in touched]
+    own = s * max(kept)
     weights = s * share * world
     optimizer = 0 if zero.offload else 12 * share
     buckets = (2 if zero.overlap else 1) * s * b
-    oversized = [elements for group in groups for elements in group if elements > b]
     accumulated = 0 if accumulation == 1 else own if zero.stage == 2 else s * parameters
-    if zero.stage == 2:  # a second set of the own part while the first is added to; a parameter above b passes by the bucket
-        full = own + (own if accumulation > 1 else 0) + s * max(oversized, default=0)
-    elif accumulation > 1:
-        full = s * parameters + (own if parameters > b else 0)
+    loose = [_loose(sizes, numbers, b, zero.stage) for numbers in touched]
+    sets = (parameters > b) + (
+        zero.stage == 2 and accumulation > 1
+    )  # below b, all gradients wait in the bucket for the end of the pass
+    if zero.stage == 1 and accumulation > 1:
+        full = s * parameters + sets * own
     else:
-        full = (own if parameters > b else 0) + s * sum(oversized)
-    if parameters <= b and zero.stage == 2 and accumulation == 1:
-        full = 0  # all wait in the bucket for the end
+        full = s * max(sets * mine + other for mine, other in zip(kept, loose, strict=True))
     base = weights + optimizer
     left = max(parameters - b, 0) * s if zero.stage == 1 and accumulation > 1 else 0
     flat = s * min(b, parameters)
     at_end = left + (flat + own if parameters > b else max(flat, own)) + (own if zero.stage == 2 and accumulation > 1 else 0)
-    at_end += s * (sum(oversized) if zero.stage == 1 else max(oversized, default=0))
+    at_end += s * max(loose)
     converted = (s + 4 if s == 2 else 4) * largest_group
+    # a group's fp32 gradient, while the own part waits for the groups after it
+    at_update = 0 if zero.offload else max(4 * part + own * (group < len(shares) - 1) for group, part in enumerate(shares))
     at_step = own + max(8 * piece, 0 if zero.offload else converted)
     host = (12 + 4 + s) * share + s * max(max(group) for group in groups) if zero.offload else 0
     return Memory(
         between=Parts(weights, 0, optimizer, 0),
         backward=Parts(weights, full, optimizer, buckets),
-        update=Parts(weights, (own if s == 4 else 0) + (0 if zero.offload else 4 * largest_group), optimizer, 0),
+        update=Parts(weights, at_update, optimizer, 0),
         start=base + buckets + accumulated,
         pending=s * parameters,
         reduce=base + buckets + at_end,
         step=base + at_step,
         host=host,
     )
+
+
+def _loose(sizes: Sequence[int], owned_by_rank: set[int], bucket: int, stage: int) -> int:
+    """Elements of gradients that are too large for a bucket: one at a time on its way; stage 1 forgets to free those of other ranks until the end."""
+    oversized = {number: elements for number, elements in enumerate(sizes) if elements > bucket}
+    if stage == 2:
+        return max(oversized.values(), default=0)
+    foreign = sum(elements for number, elements in oversized.items() if number not in owned_by_rank)
+    return foreign + max((elements for number, elements in oversized.items() if number in owned_by_rank), default=0)
 
 
 def _partitioned_weights(groups: Groups, world: int, zero: Zero) -> Memory:
@@ -255,7 +267,13 @@ def traffic(groups: Groups, world: int, zero: Zero, accumulation: int = 1) -> li
     parameters = sum(sizes)
     if zero.stage == 0:
         return [
-            Collective("all_reduce", math.ceil(parameters / ALL_REDUCE_CHUNK), s * parameters, False, "gradients, after the backward pass")
+            Collective(
+                "all_reduce",
+                math.ceil(parameters / ALL_REDUCE_CHUNK),
+                s * parameters,
+                False,
+                "gradients, after the backward pass",
+            )
         ]
     rounds = accumulation if zero.stage >= 2 else 1
     reductions = max(math.ceil(parameters / b), 1) * rounds
@@ -271,6 +289,12 @@ def traffic(groups: Groups, world: int, zero: Zero, accumulation: int = 1) -> li
         ]
     whole = sum(padded(sum(group), world) for group in groups)
     return [
-        Collective("all_reduce", reductions, s * parameters * rounds, zero.overlap, "gradients, in the last backward pass of the micro-batch"),
+        Collective(
+            "all_reduce",
+            reductions,
+            s * parameters * rounds,
+            zero.overlap,
+            "gradients, in the last backward pass of the micro-batch",
+        ),
         Collective("all_gather", len(groups), s * whole, False, "weights, after the update"),
     ]

@@ -14,6 +14,7 @@ import torch
 from data.files import write_atomic
 from data.units import count, duration, size
 from engine.config import TrainConfig
+from engine.parallel import Layout
 from engine.peak import peak_rate
 from engine.plan import Groups, Zero, state_memory, traffic
 
@@ -69,23 +70,27 @@ def plan_run(
     config: TrainConfig,
     ds: Mapping[str, Any],
     groups: Groups,
-    world: int,
+    layout: Layout,
     device: torch.device,
     flops_per_sample: float,
     activations: Activations,
 ) -> RunPlan:
-    """The plan of a run that is about to start here."""
+    """The plan of a run that is about to start here. `groups`: parameters that a rank holds. Tensor parallel divides them and the FLOPs; that it divides
+    part of the activations, and its own all-reduces, are left out."""
+    world = layout.data_world
     parameters, accumulation = sum(map(sum, groups)), config.accumulation(world)
     zero = Zero.from_config(ds)
     planned = state_memory(groups, world, zero, accumulation)
     collectives = traffic(groups, world, zero, accumulation)
     rate, source = peak_rate(device)
     mfu = ASSUMED_MFU[device.type]
-    samples_per_s = mfu * rate * world / flops_per_sample if flops_per_sample else float("nan")
+    samples_per_s = mfu * rate * layout.world / flops_per_sample if flops_per_sample else float("nan")
     resident = 0.0
     if device.type == "cpu":  # of a bucket, only the pages that are written to take memory
         touched = replace(zero, bucket=min(zero.bucket, parameters), overlap=zero.overlap and zero.bucket < parameters)
-        peak = state_memory(groups, world, touched, accumulation).peak(activations.total, activations.last_pass, activations.working)
+        peak = state_memory(groups, world, touched, accumulation).peak(
+            activations.total, activations.last_pass, activations.working
+        )
         resident = psutil.Process().memory_info().rss - 4.0 * parameters  # the fp32 model, which stands already
     else:
         peak = planned.peak(activations.total, activations.last_pass, activations.working)
@@ -99,7 +104,7 @@ def plan_run(
         flops_per_step=flops_per_sample * config.global_batch,
         bytes_per_step=sum(collective.bytes for collective in collectives),
         parameters=parameters,
-        world=world,
+        world=layout.world,
         global_batch=config.global_batch,
         steps=config.steps,
         peak_flops=rate,
@@ -113,7 +118,15 @@ def plan_run(
 class BytesCounter:
     """Adds up what DeepSpeed hands to collectives, without waiting for the device (its own logger waits at every call)."""
 
-    NAMES = ("all_reduce", "reduce", "broadcast", "all_gather_into_tensor", "reduce_scatter_tensor", "all_gather", "reduce_scatter")
+    NAMES = (
+        "all_reduce",
+        "reduce",
+        "broadcast",
+        "all_gather_into_tensor",
+        "reduce_scatter_tensor",
+        "all_gather",
+        "reduce_scatter",
+    )
 
     def __init__(self) -> None:
         self.total = 0
@@ -197,7 +210,9 @@ class Planned:
             ("bytes sent per rank and step", plan.bytes_per_step, got.get("bytes_per_step"), size),
             ("hours of the whole run", plan.hours, got.get("hours"), lambda value: f"{value:.2f}"),
         ]
-        return "\n".join(f"planned {name} {show(planned)}, got {'?' if seen is None else show(seen)}" for name, planned, seen, show in pairs)
+        return "\n".join(
+            f"planned {name} {show(planned)}, got {'?' if seen is None else show(seen)}" for name, planned, seen, show in pairs
+        )
 
 
 def _finite(value: Any) -> Any:

@@ -16,8 +16,8 @@ STATISTICS = 8
 def block_bytes(config: AllInOneConfig, sequences: int, tokens: int, element: int, mask: int) -> float:
     """One transformer block.
 
-    Per token: its input (norm 1), norm 1's output, q, k and v, the mixed heads, the input of norm 2 and its output: 8 C s; GELU's input and the second
-    layer's input: 2 mlp_ratio C s. Dropout masks: (2 + mlp_ratio) C m. The attention matrix is never stored.
+    Per token: its input (norm 1), norm 1's output, q, k and v, the mixed heads, the input of norm 2 and its output: 8 C s; GELU's input and the
+    second layer's input: 2 mlp_ratio C s. Dropout masks: (2 + mlp_ratio) C m. The attention matrix is never stored.
     """
     width, ratio = config.hidden_size, config.mlp_ratio
     masks = (2 + ratio) * width * mask if config.hidden_dropout else 0
@@ -53,7 +53,8 @@ def pass_bytes(
     pixels = clips * frames * 3 * config.image_size**2 * element if own_pixels else 0
     video = pixels + clips * frames * visual * width * dropout
     if part == "text":
-        return text + encoder_bytes(config, clips, text_tokens, element, mask, checkpointing)
+        output = clips * text_tokens * width * element  # the final norm's, of which the class token is a view
+        return text + output + encoder_bytes(config, clips, text_tokens, element, mask, checkpointing)
     if part == "video":
         return video + encoder_bytes(config, clips * frames, visual, element, mask, checkpointing)
     rows, tokens = (clips, text_tokens + frames * visual) if config.roll == "flatten" else (clips * frames, text_tokens + visual)
@@ -65,7 +66,9 @@ def mlm_head_bytes(config: AllInOneConfig, masked_tokens: int, element: int = 2)
     return masked_tokens * (4 * config.hidden_size * element + 4 * config.vocab_size + STATISTICS)
 
 
-def working_bytes(config: AllInOneConfig, sequences: int, tokens: int, element: int = 2, mask: int = 1, checkpointing: bool = False) -> float:
+def working_bytes(
+    config: AllInOneConfig, sequences: int, tokens: int, element: int = 2, mask: int = 1, checkpointing: bool = False
+) -> float:
     """What the backward pass of one block holds beside saved tensors: gradients of the MLP's hidden layer, twice, and of the residual stream; with
     checkpointing also the block's recomputed activations."""
     gradients = sequences * tokens * (2 * config.mlp_ratio + 2) * config.hidden_size * element

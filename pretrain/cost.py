@@ -23,7 +23,9 @@ def masked_tokens(config: AllInOneConfig, clips: int = 1) -> int:
     return clips * max(1, round(MASKED_SHARE * (config.max_text_len - 2)))
 
 
-def sample_flops(config: AllInOneConfig, objective: ObjectiveConfig, frames: int, masked: int, candidates: int = 1) -> dict[str, float]:
+def sample_flops(
+    config: AllInOneConfig, objective: ObjectiveConfig, frames: int, masked: int, candidates: int = 1
+) -> dict[str, float]:
     """Objective → FLOPs of one clip's forward and backward pass: a multiply-add is 2, heads count, backward is 2 x forward except for the patch
     convolution, whose input needs no gradient. `candidates`: clips that VTC contrasts with, over all ranks. Word-patch alignment, losses, norms and
     the optimizer are left out."""
@@ -93,19 +95,33 @@ def training_flops_per_sample(config: PretrainConfig, world: int = 1) -> float:
 def activations(
     config: PretrainConfig, element: int, mask: int = 1, *, micro_batch: int | None = None, checkpointing: bool | None = None
 ) -> Activations:
-    """Bytes that one micro-batch keeps for its backward pass. `element`: bytes of an activation; `mask`: of a dropout mask (1 on a GPU, `element` on a
-    CPU). Images of joint co-training count as passes of one frame beside the video's; alternating ones are smaller than the video's and do not."""
+    """Bytes that one micro-batch keeps for its backward pass. `element`: bytes of an activation; `mask`: of a dropout mask (1 on a GPU, `element` on
+    a CPU). Images of joint co-training count as passes of one frame beside the video's; alternating ones are smaller than the video's and do not."""
     model, cotrain = config.model_config(), config.cotrain
     clips = micro_batch or config.train.micro_batch
     recompute = config.train.activation_checkpointing if checkpointing is None else checkpointing
-    passes = _passes(model, config.objective, clips, model.num_frames, element, mask, recompute)
-    if cotrain.images and cotrain.image_mode == "joint":
-        images = max(1, round(clips * cotrain.image_batch / config.train.global_batch))
-        passes += _passes(model, config.objective, images, 1, element, mask, recompute)
+    joint_images = bool(cotrain.images) and cotrain.image_mode == "joint"
+    images = max(1, round(clips * cotrain.image_batch / config.train.global_batch)) if joint_images else 0
+    return model_activations(model, config.objective, clips, element, mask, recompute, images)
+
+
+def model_activations(
+    model: AllInOneConfig,
+    objective: ObjectiveConfig,
+    clips: int,
+    element: int,
+    mask: int,
+    checkpointing: bool = False,
+    images: int = 0,
+) -> Activations:
+    """The same for a model and its objectives; `images` of one frame pass beside the clips."""
+    passes = _passes(model, objective, clips, model.num_frames, element, mask, checkpointing)
+    if images:
+        passes += _passes(model, objective, images, 1, element, mask, checkpointing)
     tokens, rows = model.max_text_len + 1 + model.num_patches, clips * model.num_frames
     if model.roll == "flatten":
         tokens, rows = model.max_text_len + model.num_frames * (1 + model.num_patches), clips
-    return Activations(sum(passes), passes[-1], working_bytes(model, rows, tokens, element, mask, recompute))
+    return Activations(sum(passes), passes[-1], working_bytes(model, rows, tokens, element, mask, checkpointing))
 
 
 def run_activations(config: PretrainConfig) -> Activations:

@@ -174,9 +174,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code: 0 done, 1 the plan does not hold, 2 an error that you can mend."""
     parser = build_parser()
-    args, args.recipe_options = parser.parse_known_args(argv)
-    if args.recipe_options and not getattr(args, "takes_recipe_options", False):
-        parser.error(f"unrecognized arguments: {' '.join(args.recipe_options)}")
+    args, unknown = parser.parse_known_args(argv)
+    args.recipe_options = unknown
+    if unknown and not getattr(args, "takes_recipe_options", False):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     plan: Callable[[argparse.Namespace], int | None] = args.plan
     return run_tool(lambda: plan(args))
 

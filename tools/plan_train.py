@@ -77,7 +77,14 @@ def micro_batches(share: int, least: int, wanted: int) -> list[int]:
 
 
 def make_plan(
-    recipe: str, config: PretrainConfig, gpus: int, device: Device, network: Network, mfu: float, pue: float, options: Sequence[str] = ()
+    recipe: str,
+    config: PretrainConfig,
+    gpus: int,
+    device: Device,
+    network: Network,
+    mfu: float,
+    pue: float,
+    options: Sequence[str] = (),
 ) -> Plan:
     """Every configuration of ds_configs/ in the precision that the device trains in. Raises InputError where nothing can be planned."""
     train = config.train
@@ -94,7 +101,9 @@ def make_plan(
     least = 2 if config.objective.vtm else 1
     sizes = micro_batches(train.global_batch // gpus, least, train.micro_batch)
     if not sizes:
-        raise InputError(f"--gpus {gpus} leave {train.global_batch // gpus} clips per rank, fewer than the {least} that VTM needs")
+        raise InputError(
+            f"--gpus {gpus} leave {train.global_batch // gpus} clips per rank, fewer than the {least} that VTM needs"
+        )
     found = []
     for path in sorted(ds_config.FOLDER.glob("*.json")):
         zero = Zero.from_config(ds_config.load(path.stem))
@@ -109,7 +118,20 @@ def make_plan(
     except ValueError as error:
         raise InputError(f"{device.name}: {error}; take more GPUs, a device with more memory, or a smaller model") from error
     return Plan(
-        recipe, tuple(options), gpus, device, network, mfu, pue, sum(map(sum, groups)), train.global_batch, train.steps, cost, found, chosen, reason
+        recipe,
+        tuple(options),
+        gpus,
+        device,
+        network,
+        mfu,
+        pue,
+        sum(map(sum, groups)),
+        train.global_batch,
+        train.steps,
+        cost,
+        found,
+        chosen,
+        reason,
     )
 
 
@@ -138,7 +160,14 @@ def memory_table(candidates: Sequence[Candidate]) -> list[list[str]]:
     rows = [["GiB per rank at the peak", *parts, "all", "on the host"]]
     for each in candidates:
         label = f"{each.ds_config}, micro-batch {each.micro_batch}" + ", recomputed" * each.checkpointing
-        rows.append([label, *(_gib(each.memory[part]) for part in parts), _gib(each.peak) + " " * each.fits + "!" * (not each.fits), _gib(each.host)])
+        rows.append(
+            [
+                label,
+                *(_gib(each.memory[part]) for part in parts),
+                _gib(each.peak) + " " * each.fits + "!" * (not each.fits),
+                _gib(each.host),
+            ]
+        )
     return rows
 
 
@@ -159,7 +188,9 @@ def fit_table(candidates: Sequence[Candidate]) -> list[list[str]]:
 
 def time_table(plan: Plan, config: PretrainConfig) -> list[list[str]]:
     """A step by stage and network, at the chosen micro-batch."""
-    rows = [["one step", "network", "GiB/rank", "comm. ms", "of it exposed", "compute ms", "update ms", "step ms", "samples/s", "MFU"]]
+    rows = [
+        ["one step", "network", "GiB/rank", "comm. ms", "of it exposed", "compute ms", "update ms", "step ms", "samples/s", "MFU"]
+    ]
     for network in NETWORKS.values():
         for each in on_network(plan, config, network):
             sent = sum(collective.bytes for collective in each.collectives)
@@ -220,9 +251,9 @@ def head(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-NOTES = """GiB/rank: tensors that a rank hands to collectives in a step. A ring all-reduce puts twice that on its link, a gather once. Exposed: not behind the
-backward pass; gradients finish while the first of the passes runs backward, and only there can their reduction hide. `!`: does not fit. Reserve: 1.5 GiB
-for CUDA context and NCCL and 5 % for fragmentation, assumed. Data-sheet arithmetic; no GPU was at hand to check the times (docs/planning.md)."""
+NOTES = """GiB/rank: tensors that a rank hands to collectives in a step. A ring all-reduce puts twice that on its link, a gather once. Exposed: not
+behind the backward pass; gradients finish while the first of the passes runs backward, and only there can their reduction hide. `!`: does not fit.
+Reserve: 1.5 GiB for CUDA context and NCCL and 5 % for fragmentation, assumed. Arithmetic on data sheets: no GPU was at hand (docs/planning.md)."""
 
 
 def text(plan: Plan, config: PretrainConfig, table: object = plain) -> str:
@@ -237,9 +268,9 @@ def text(plan: Plan, config: PretrainConfig, table: object = plain) -> str:
             show(fit_table(plan.candidates)),
             show(time_table(plan, config)),
             show(outcome_table(plan)),
-            f"recommended: {plan.command()}\n  {plan.reason}\n  planned: {best['hours']:,.1f} h at MFU {plan.mfu:g} on {plan.gpus} {plan.device.name}, "
-            f"{best['samples_per_s']:,.0f} samples/s, {best['gpu_hours']:,.0f} GPU-hours, {best['kwh']:,.0f} kWh at {plan.device.watts:.0f} W and PUE "
-            f"{plan.pue:g}",
+            f"recommended: {plan.command()}\n  {plan.reason}\n  planned: {best['hours']:,.1f} h at MFU {plan.mfu:g} on {plan.gpus} "
+            f"{plan.device.name}, {best['samples_per_s']:,.0f} samples/s, {best['gpu_hours']:,.0f} GPU-hours, {best['kwh']:,.0f} kWh at "
+            f"{plan.device.watts:.0f} W and PUE {plan.pue:g}",
             NOTES,
         ]
     )
@@ -257,8 +288,8 @@ def add_train_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPar
     parser = subparsers.add_parser(
         "train",
         help="what a recipe needs on GPUs: memory, time, energy, and which configuration to take",
-        description="Plans a recipe of pretrain/train.py without a GPU. Options that are not listed here are the recipe's own (--frames 8, --size large, "
-        "--global-batch 4096 ...).",
+        description="Plans a recipe of pretrain/train.py without a GPU. Options that are not listed here are the recipe's own (--frames 8, "
+        "--size large, --global-batch 4096 ...).",
         allow_abbrev=False,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe of pretrain/train.py")
@@ -267,7 +298,9 @@ def add_train_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument("--network", metavar="NAME", help=f"{', '.join(NETWORKS)} (default: the device's usual one)")
     parser.add_argument("--mfu", type=float, default=0.4, help="of forward and backward passes (default: %(default)s)")
     parser.add_argument("--pue", type=float, default=PUE, help="power usage effectiveness of the hall (default: %(default)s)")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the scaling from 8 to 1,024 GPUs (.png, .webp, .pdf, .svg)")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="draw the scaling from 8 to 1,024 GPUs (.png, .webp, .pdf, .svg)"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object")
     form.add_argument("--markdown", action="store_true", help="print Markdown tables")

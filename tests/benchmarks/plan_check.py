@@ -30,7 +30,9 @@ def main() -> int:
     parser.add_argument("--stage", type=int, nargs="+", default=[0, 1, 2, 3], help="ZeRO stages (default: all)")
     parser.add_argument("--precision", nargs="+", default=["bf16", "fp32"], help="default: bf16 fp32")
     parser.add_argument("--accumulation", type=int, nargs="+", default=[1, 2], help="micro-batches per step (default: 1 2)")
-    parser.add_argument("--bucket", type=int, nargs="+", default=[0, 1_000_000], help="bucket elements, 0: ds_configs/ (default: 0 1000000)")
+    parser.add_argument(
+        "--bucket", type=int, nargs="+", default=[0, 1_000_000], help="bucket elements, 0: ds_configs/ (default: 0 1000000)"
+    )
     parser.add_argument("--every-line", action="store_true", help="print all parts, not only the sums and the worst part")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     args = parser.parse_args()
@@ -41,7 +43,11 @@ def main() -> int:
                 for accumulation, bucket in zip(args.accumulation, args.bucket, strict=True):
                     case = Case(stage, precision, world, accumulation=accumulation, bucket=bucket)
                     lines = compare(case, measure(case))
-                    shown = [line for line in lines if args.every_line or line.what.endswith(": all") or "bytes" in line.what or "peak" in line.what]
+                    shown = [
+                        line
+                        for line in lines
+                        if args.every_line or line.what.endswith(": all") or "bytes" in line.what or "peak" in line.what
+                    ]
                     for line in shown:
                         error = f"{100 * line.error:+.2f}"
                         rows.append([case.name, line.what, f"{line.planned / 1e6:.3f}", f"{line.measured / 1e6:.3f}", error])

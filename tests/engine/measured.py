@@ -26,12 +26,14 @@ from engine.config import TrainConfig
 from engine.ds_config import load
 from engine.plan import Zero, groups_of, state_memory, traffic
 from model import AllInOneConfig, AllInOneForPreTraining
+from pretrain.cost import model_activations
 from pretrain.objectives import ObjectiveConfig, PretrainObjective
 from tools.ranks import Ranks
 
 PLANNED = ("weights", "gradients", "optimizer", "buckets")
 PARTS = ("weights", "gradients", "optimizer", "buckets", "other")
 MASKED = 2
+OBJECTIVE = ObjectiveConfig(vtc=1.0)  # every parameter gets a gradient
 """Masked tokens per clip of the made-up batches."""
 
 
@@ -93,17 +95,27 @@ class OneBatch:
             yield batch
 
 
-def make_batch(config: AllInOneConfig, clips: int, frames: int | None = None) -> Batch:
-    """Random pixels and words, MASKED tokens of each caption masked."""
+def make_batch(config: AllInOneConfig, clips: int, masked: int = MASKED) -> Batch:
+    """Random pixels and words; `masked` tokens of each caption are masked."""
     length = config.max_text_len
     ids = torch.randint(5, config.vocab_size, (clips, length))
-    positions = (torch.arange(clips)[:, None] * length + torch.arange(1, 1 + MASKED)).flatten()
+    positions = (torch.arange(clips)[:, None] * length + torch.arange(1, 1 + masked)).flatten()
     labels = torch.full_like(ids, -100)
     labels.view(-1)[positions] = ids.view(-1)[positions]
-    pixels = torch.randn(clips, frames or config.num_frames, 3, config.image_size, config.image_size)
+    pixels = torch.randn(clips, config.num_frames, 3, config.image_size, config.image_size)
     names = tuple(f"clip{number}" for number in range(clips))
     return Batch(
-        pixels, ids, torch.ones_like(ids), ids, labels, positions, torch.zeros(clips, dtype=torch.long), ("made-up",), names, names, 0
+        pixels,
+        ids,
+        torch.ones_like(ids),
+        ids,
+        labels,
+        positions,
+        torch.zeros(clips, dtype=torch.long),
+        ("made-up",),
+        names,
+        names,
+        0,
     )
 
 
@@ -133,7 +145,7 @@ def walk(engine: Any, base: torch.optim.Optimizer, background: dict[int, int], e
     in no part as well, by a look at all Python objects."""
     wrapper, parameters = engine.optimizer, list(engine.module.parameters())
     tensors = [item for item in gc.get_objects() if issubclass(type(item), Tensor)] if everything else []
-    masters = [p for group in base.param_groups for p in group["params"]] 
+    masters = [p for group in base.param_groups for p in group["params"]]
     for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):  # DeepSpeed shows AdamW one group at a time
         masters += _flat(getattr(wrapper, name, None))
     gradients = [p.grad for p in [*parameters, *masters]] + _flat([p.grad_accum for p in parameters if hasattr(p, "grad_accum")])
@@ -158,7 +170,15 @@ def walk(engine: Any, base: torch.optim.Optimizer, background: dict[int, int], e
 class Traffic:
     """Counts what is handed to torch.distributed's collectives. Payload of a gather or scatter: the whole, not a rank's share."""
 
-    NAMES = ("all_reduce", "reduce", "broadcast", "all_gather_into_tensor", "reduce_scatter_tensor", "all_gather", "reduce_scatter")
+    NAMES = (
+        "all_reduce",
+        "reduce",
+        "broadcast",
+        "all_gather_into_tensor",
+        "reduce_scatter_tensor",
+        "all_gather",
+        "reduce_scatter",
+    )
 
     def __init__(self) -> None:
         self.counts: dict[str, list[int]] = {}
@@ -221,7 +241,7 @@ def run_rank(case: Case, rank: int, folder: Path) -> Seen:
     run = Run(
         config,
         model=AllInOneForPreTraining(made),
-        objective=PretrainObjective(ObjectiveConfig()),
+        objective=PretrainObjective(OBJECTIVE),
         data=OneBatch(made),  # type: ignore[arg-type]
         run_config={},
         out=folder / f"out-{rank}",
@@ -249,7 +269,9 @@ def _measure_step(run: Run, batches: Iterator[Batch], background: dict[int, int]
         return sum(parts[part] for part in PLANNED)
 
     handles = [
-        p.register_post_accumulate_grad_hook(lambda _: moments["backward"].append(walk(engine, base, background, everything=False)))
+        p.register_post_accumulate_grad_hook(
+            lambda _: moments["backward"].append(walk(engine, base, background, everything=False))
+        )
         for p in engine.module.parameters()
     ]
     step, steps = base.step, moments["update"]
@@ -303,7 +325,9 @@ def _rank_main(case: Case, folder: Path, rank: int) -> int:
 
 def measure(case: Case) -> list[Seen]:
     """Every rank's measurements. Raises RuntimeError with the ranks' last lines where one fails."""
-    importlib.import_module("deepspeed.runtime.zero.muon.original_muon")  # DeepSpeed's check of optimizers imports it, and torch's compiler with it
+    importlib.import_module(
+        "deepspeed.runtime.zero.muon.original_muon"
+    )  # DeepSpeed's check of optimizers imports it, and torch's compiler with it
     with tempfile.TemporaryDirectory() as folder:
         ranks = Ranks(case.world, Path(folder) / "logs", partial(_rank_main, case, Path(folder)))
         if any(ranks.finish(200)):
@@ -347,7 +371,9 @@ def compare(case: Case, seen: Sequence[Seen]) -> list[Line]:
         planned = asdict(getattr(memory, moment))
         lines += [Line(f"{moment}: {part}", planned[part], fullest[part]) for part in PLANNED]
         lines.append(Line(f"{moment}: all", sum(planned.values()), sum(fullest[part] for part in PLANNED)))
-    lines.append(Line("peak of the optimizer step", memory.step - memory.between.total, max(rank.peak_update for rank in seen)))
+    kept = model_activations(model_config(case), OBJECTIVE, case.micro_batch, zero.element, zero.element, case.checkpointing)
+    highest = max(sum(rank.between[part] for part in PLANNED) + max(rank.peak_backward, rank.peak_update) for rank in seen)
+    lines.append(Line("peak of the step by torch's allocator", memory.peak(kept.total, kept.last_pass, kept.working), highest))
     sent = traffic(groups, case.world, zero, case.accumulation)
     names = {"all_reduce": "all_reduce", "all_gather": "all_gather_into_tensor", "reduce_scatter": "reduce_scatter_tensor"}
     for kind, name in names.items():
@@ -356,6 +382,8 @@ def compare(case: Case, seen: Sequence[Seen]) -> list[Line]:
         counted = seen[0].collectives.get(name, [0, 0])[1] if case.world > 1 else 0
         if planned_bytes or counted > 1000:
             lines.append(Line(f"bytes: {kind}", planned_bytes, counted))
-            logged = seen[0].logged.get(name, [0, 0])[1] * (case.world if kind == "all_gather" else 1)  # the logger notes a rank's share
+            logged = seen[0].logged.get(name, [0, 0])[1] * (
+                case.world if kind == "all_gather" else 1
+            )  # the logger notes a rank's share
             lines.append(Line(f"bytes: {kind}, DeepSpeed's logger", planned_bytes, logged))
     return lines
