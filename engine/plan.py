@@ -8,6 +8,7 @@ Letters: P parameters, N ranks, s bytes of a weight, b bucket elements, S activa
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,8 @@ def padded(elements: int, world: int) -> int:
     return math.ceil(elements / (2 * world)) * 2 * world
 
 
-def owned(groups: Groups, world: int) -> tuple[list[set[int]], int]:
+@functools.lru_cache(64)
+def owned(groups: tuple[tuple[int, ...], ...], world: int) -> tuple[list[set[int]], int]:
     """Stages 1 and 2: per rank, the parameters (by number over all groups) that its partitions touch, each of which it keeps whole however small the
     overlap; and the elements of the largest piece of a parameter that one rank owns."""
     touched: list[set[int]] = [set() for _ in range(world)]
@@ -166,7 +168,7 @@ def _partitioned_optimizer(groups: Groups, world: int, zero: Zero, accumulation:
     shares = [padded(sum(group), world) // world for group in groups]
     parameters, share, largest_group = sum(map(sum, groups)), sum(shares), max(shares)
     sizes = [elements for group in groups for elements in group]
-    touched, piece = owned(groups, world)
+    touched, piece = owned(tuple(map(tuple, groups)), world)
     kept = [sum(sizes[number] for number in numbers) for numbers in touched]
     own = s * max(kept)
     weights = s * share * world

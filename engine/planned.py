@@ -75,8 +75,8 @@ def plan_run(
     flops_per_sample: float,
     activations: Activations,
 ) -> RunPlan:
-    """The plan of a run that is about to start here. `groups`: parameters that a rank holds. Tensor parallel divides them and the FLOPs; that it divides
-    part of the activations, and its own all-reduces, are left out."""
+    """The plan of a run that is about to start here. `groups`: parameters that a rank holds. Tensor parallel divides them and the FLOPs;
+    that it divides part of the activations, and its own all-reduces, are left out."""
     world = layout.data_world
     parameters, accumulation = sum(map(sum, groups)), config.accumulation(world)
     zero = Zero.from_config(ds)
@@ -211,7 +211,9 @@ class Planned:
             ("hours of the whole run", plan.hours, got.get("hours"), lambda value: f"{value:.2f}"),
         ]
         return "\n".join(
-            f"planned {name} {show(planned)}, got {'?' if seen is None else show(seen)}" for name, planned, seen, show in pairs
+            f"planned {name} {show(planned)}, got {'?' if seen is None else show(seen)}"
+            for name, planned, seen, show in pairs
+            if planned == planned  # nothing was planned where the FLOPs are unknown
         )
 
 

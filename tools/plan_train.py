@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,7 @@ from engine.config import ConfigError
 from engine.devices import DEVICES, NETWORKS, USUAL_NETWORK, Device, Network, find_device, find_network
 from engine.plan import Zero, groups_of
 from model import AllInOneForPreTraining
-from pretrain.config import PretrainConfig
+from pretrain.config import ModelOptions, PretrainConfig
 from pretrain.cost import SampleCost, activations, training_cost
 from tools.command import InputError, at_least_one
 from tools.tables import markdown, plain
@@ -76,6 +77,13 @@ def micro_batches(share: int, least: int, wanted: int) -> list[int]:
     return sorted(size for size in powers | {wanted, share} if share % size == 0 and size >= least)
 
 
+@functools.cache
+def _groups(options: ModelOptions, image_heads: bool) -> tuple[tuple[int, ...], ...]:
+    """Parameter sizes of a recipe's model by optimizer group."""
+    with torch.device("meta"):  # shapes only
+        return tuple(map(tuple, groups_of(AllInOneForPreTraining(options.build_config(image_heads)))))
+
+
 def make_plan(
     recipe: str,
     config: PretrainConfig,
@@ -90,8 +98,9 @@ def make_plan(
     train = config.train
     if train.global_batch % gpus:
         raise InputError(f"--global-batch {train.global_batch} is not a multiple of --gpus {gpus}; change one of the two")
-    with torch.device("meta"):  # shapes only
-        groups = groups_of(AllInOneForPreTraining(config.model_config()))
+    groups = _groups(
+        replace(config.model, init_from=None), config.cotrain.image_heads == "separate" and bool(config.cotrain.images)
+    )
     precision = Zero.from_config(ds_config.load(train.ds_config)).precision
     if not device.has_bf16 and precision == "bf16":
         precision = "fp16"
@@ -107,7 +116,7 @@ def make_plan(
     found = []
     for path in sorted(ds_config.FOLDER.glob("*.json")):
         zero = Zero.from_config(ds_config.load(path.stem))
-        if zero.precision != precision:
+        if zero.precision != precision or "nvme" in path.stem:  # NVMe's speed is the disks'
             continue
         for size in sizes:
             for recompute in (False, True):
@@ -193,6 +202,8 @@ def time_table(plan: Plan, config: PretrainConfig) -> list[list[str]]:
     ]
     for network in NETWORKS.values():
         for each in on_network(plan, config, network):
+            if each.offload and network != plan.network:
+                continue
             sent = sum(collective.bytes for collective in each.collectives)
             rows.append(
                 [

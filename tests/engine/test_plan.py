@@ -44,7 +44,7 @@ def test_planned_bytes_are_those_of_deepspeeds_tensors_and_collectives(case: Cas
 
 
 def test_a_rank_keeps_every_parameter_that_touches_its_partition_whole() -> None:
-    touched, piece = owned([[10, 4, 2], [8]], world=2)  # partitions of 8 and 4 elements
+    touched, piece = owned(((10, 4, 2), (8,)), world=2)  # partitions of 8 and 4 elements
     assert touched == [{0, 3}, {0, 1, 2, 3}]
     assert piece == 8
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,3 +68,25 @@ def test_impossible_shapes_are_refused_with_their_option(capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as stopped:
         main(["model", "--frames", "0"])
     assert stopped.value.code == 2
+
+
+def test_a_recipe_is_planned_with_its_own_options(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["train", "webvid-howto", "--gpus", "64", "--device", "h100-80g", "--json", "--frames", "4"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["command"] == "pretrain/train.py webvid-howto --frames 4 --ds-config zero1_bf16 --micro-batch 32"
+    assert plan["cost"]["total"] > 4 / 3 * 3 * 2 * 127e9 * 0.95, "four frames, two passes, forward and backward"
+    step = plan["outcome"][1]
+    assert step["mfu"] == 0.4
+    assert step["samples_per_s"] * plan["cost"]["total"] == pytest.approx(step["mfu_of_step"] * 64 * 989.4e12)
+    assert step["kwh"] == pytest.approx(step["hours"] * 64 * 0.7 * 1.2)
+    picture = tmp_path / "scaling.png"
+    assert main(["train", "plus-cc3m-webvid", "--markdown", "--picture", str(picture)]) == 0
+    assert "images per clip of the global batch" in capsys.readouterr().out
+    assert picture.stat().st_size > 10_000
+
+
+def test_what_cannot_be_planned_is_refused_with_what_would_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "webvid-howto", "--device", "a100"]) == 2
+    assert "valid devices: v100-32g" in capsys.readouterr().err
+    assert main(["train", "webvid-howto", "--gpus", "100"]) == 2
+    assert "--global-batch 2048 is not a multiple of --gpus 100" in capsys.readouterr().err
