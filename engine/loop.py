@@ -55,7 +55,7 @@ Evaluate = Callable[[nn.Module, torch.device], Mapping[str, float]]
 Pictures = Callable[[Any], Mapping[str, NDArray[np.uint8]]]
 
 
-OTHERS = frozenset({"bad_clips", "cache", "results", "predictions"})
+OTHERS = frozenset({"bad_clips", "cache", "results", "predictions", "slurm"})
 """What may stand in the folder of a run before it begins."""
 
 

@@ -7,31 +7,25 @@
 # The merge is submitted by the first task, in the same partition and account, and starts when all tasks have succeeded.
 #
 #   PARTS=16 sbatch --array=3,7 slurm/prepare_array.sh SOURCE --out DIR    tasks 3 and 7 of 16 once more; what stands is not made again
-#   PYTHON=/path/to/python         the interpreter (default: .venv/bin/python of the project, else python3)
-#   PROJECT=/path/to/the/project   where it is submitted from another folder
+#
+# The interpreter and the environment: slurm/site.sh.example. The merge keeps them, and the account, partition and QOS of the array.
 #SBATCH --job-name=prepare
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
 #SBATCH --requeue
 #SBATCH --open-mode=append
-set -euo pipefail
-
-project=${PROJECT:-${SLURM_SUBMIT_DIR:-$PWD}}
-if [[ ! -f $project/tools/prepare.py ]]; then
-  echo "error: $project is not the root of the project (no tools/prepare.py); submit from there, or set PROJECT" >&2
-  exit 2
-fi
-python=${PYTHON:-$project/.venv/bin/python}
-[[ -x $python || -n ${PYTHON:-} ]] || python=python3
-cd "${SLURM_SUBMIT_DIR:-$PWD}"
+# shellcheck source=slurm/lib.sh
+source "${PROJECT:-${SLURM_SUBMIT_DIR:-$PWD}}/slurm/lib.sh" ||
+  { echo "error: submit from the root of the project, or set PROJECT to it" >&2 && exit 2; }
+enter_project
+set -e
 
 if [[ ${PREPARE_STEP:-part} == merge ]]; then
-  exec "$python" "$project/tools/prepare.py" "$@" --merge
+  become "$PYTHON" "$project/tools/prepare.py" "$@" --merge
 fi
 
 if [[ -z ${SLURM_ARRAY_TASK_ID:-} || $SLURM_ARRAY_TASK_ID == 0 ]]; then
-  echo "error: this is an array job with tasks from 1 on: sbatch --array=1-16 slurm/prepare_array.sh SOURCE --out DIR" >&2
-  exit 2
+  fail 2 "this is an array job with tasks from 1 on: sbatch --array=1-16 slurm/prepare_array.sh SOURCE --out DIR"
 fi
 parts=${PARTS:-${SLURM_ARRAY_TASK_MAX:-1}}
 
@@ -45,4 +39,4 @@ if [[ $SLURM_ARRAY_TASK_ID == "${SLURM_ARRAY_TASK_MIN:-1}" && ${SLURM_RESTART_CO
 fi
 
 # the last of two equal options counts, so that --workers among the arguments wins
-exec "$python" "$project/tools/prepare.py" --workers "${SLURM_CPUS_PER_TASK:-1}" "$@" --part "$SLURM_ARRAY_TASK_ID/$parts"
+become "$PYTHON" "$project/tools/prepare.py" --workers "${SLURM_CPUS_PER_TASK:-1}" "$@" --part "$SLURM_ARRAY_TASK_ID/$parts"
