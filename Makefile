@@ -8,7 +8,7 @@ PIP_ARGS ?=
 # Processes that share the tests, a file at a time
 TEST_WORKERS ?= 2
 
-.PHONY: demo demo-finetune test check bench format clean help
+.PHONY: demo demo-finetune test check bench cluster128 format clean help
 
 help:
 	@echo "make demo            prepare the embedded clips, pre-train nano (6 to 10 minutes on 2 cores), evaluate, write runs/demo/report.html"
@@ -16,6 +16,7 @@ help:
 	@echo "make demo-finetune   take the demo's checkpoint through one benchmark of every protocol, print a table beside chance"
 	@echo "make test            run the tests (ARGS='-k name' selects)"
 	@echo "make check           ruff format, ruff, mypy, import rules"
+	@echo "make cluster128      start 16 and 128 ranks on a Slurm of 16 emulated nodes: time and memory (root, slurm-wlm, munge, 6 GB)"
 	@echo "make bench           speed of training and of the data path, beside a named bound and a named peer"
 
 demo: $(VENV)/.ready
@@ -37,6 +38,9 @@ bench: $(VENV)/.ready
 	$(BIN)/python tests/benchmarks/train_step.py
 	$(BIN)/python -m pip install --quiet decord
 	$(BIN)/python tests/benchmarks/data_pipeline.py
+
+cluster128: $(VENV)/.ready
+	$(BIN)/python -m tests.cluster.start 16 128
 
 format: $(VENV)/.ready
 	$(BIN)/ruff format .

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Which rank failed first, and its last lines: `tools/first_error.py START/ranks --ranks N`, called by slurm/lib.sh after every srun.
 
-Reads what slurm/rank.sh wrote: rank-N.exit (time, exit code, node), rank-N.node and rank-N.log. Prints a summary, and where its output goes to the end
-of a file, the log of a batch job, puts it on top of that file too. The exit code is that of the rank that failed first (137 for one
-killed by SIGKILL), 0 if all ended well, 1 if a rank vanished without a word and no other failed.
+Reads what slurm/rank.sh wrote: rank-N.exit (time, exit code, node), rank-N.node and rank-N.log. Prints a summary; where its output is appended to a
+file, the log of a batch job, it puts it on top of that file too. The exit code is that of the rank that failed first (137 for one killed by
+SIGKILL), 0 if all ended well, 1 if a rank vanished without a word and no other failed.
 
 Plain Python >= 3.9 without the project's packages: it runs on the host, beside the container that the ranks are in.
 """
@@ -100,7 +100,9 @@ def suspects_of_hang(folder: Path, ends: Sequence[End], ranks: int) -> list[str]
     reported = {end.rank for end in ends if end.code == EXIT_HANG}
     silent = sorted(set(range(ranks)) - reported)
     if silent:
-        return [f"rank {rank} on {node_of(folder, rank)} did not say where: it is stopped, or its node is lost" for rank in silent]
+        return [
+            f"rank {rank} on {node_of(folder, rank)} did not say where: it is stopped, or its node is lost" for rank in silent
+        ]
     places = {rank: place_of_main_thread(folder / f"rank-{rank}.log") for rank in reported}
     common = Counter(places.values()).most_common(1)[0][0] if places else None
     return [
@@ -159,9 +161,10 @@ def summary(folder: Path, ranks: int) -> tuple[list[str], int]:
 def put_on_top(text: str) -> bool:
     """Write `text` before all else in the file that standard output appends to; False if it goes elsewhere. Appending goes on at the new end, and
     only the batch script writes to its job's log while this runs."""
-    if not os.path.isfile("/proc/self/fd/1") or not fcntl.fcntl(1, fcntl.F_GETFL) & os.O_APPEND:
+    path = Path("/proc/self/fd/1")
+    if not path.is_file() or not fcntl.fcntl(1, fcntl.F_GETFL) & os.O_APPEND:
         return False
-    with open("/proc/self/fd/1", "r+b") as log:
+    with path.open("r+b") as log:
         content = text.encode() + log.read()
         log.seek(0)
         log.write(content)

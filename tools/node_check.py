@@ -12,6 +12,7 @@ With DS_ACCELERATOR=cpu the same is done on the CPU, and GPUs are not looked at.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -153,10 +154,11 @@ def check_gpus(result: Result, args: argparse.Namespace) -> None:
             return
     order = 8192
     factors = [torch.randn(order, order, device=f"cuda:{gpu}", dtype=torch.bfloat16) for gpu in range(visible)]
-    result.facts["matmul"] = min(_best_rate(lambda: a @ a, 2 * order**3, torch.cuda.synchronize, 10) for a in factors)
+    products = [functools.partial(torch.matmul, factor, factor) for factor in factors]
+    result.facts["matmul"] = min(_best_rate(product, 2 * order**3, torch.cuda.synchronize, 10) for product in products)
     for _ in range(200):  # about a second of work for every GPU, under which the clocks are read
-        for a in factors:
-            a @ a
+        for product in products:
+            product()
     check_clocks(result)
     torch.cuda.synchronize()
     if visible > 1:
@@ -182,7 +184,10 @@ def check_clocks(result: Result) -> None:
             check=True,
             timeout=30,
         ).stdout
-    except (OSError, subprocess.SubprocessError):  # a container without it, or an old driver without a field: the products were timed
+    except (
+        OSError,
+        subprocess.SubprocessError,
+    ):  # a container without it, or an old driver without a field: the products were timed
         return
     clocks, problems = read_clocks(shown)
     if clocks:

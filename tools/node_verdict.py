@@ -118,7 +118,9 @@ def judge(folder: Path, names: Sequence[str], slow: float, max_clock_s: float) -
             print(f"error: the {check} is wrong on every node: {text}")
             return code
     if len(bad) > max(1, len(names) // 2):
-        print(f"error: {len(bad)} of {len(names)} nodes failed the check; that is hardly the fault of single nodes, so none is left out")
+        print(
+            f"error: {len(bad)} of {len(names)} nodes failed the check; that is hardly the fault of single nodes, so none is left out"
+        )
         return 1
     write_atomic(folder / "bad", "".join(f"{name}\n" for name in bad))
     write_atomic(folder / "good", "".join(f"{name}\n" for name in names if name not in bad))

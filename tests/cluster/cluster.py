@@ -120,6 +120,7 @@ class Cluster:
         self.env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
         self.env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TORCH_GLOO_LAZY_INIT": "1"}
         self.env |= {"PYTHONPATH": str(ROOT), "PYTHON": str(self.python), "RESTART_DELAY_S": "0"}
+        self.env["SITE"] = str(folder / "site.sh")
         self._server: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Cluster:
@@ -164,7 +165,8 @@ class Cluster:
         (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, host=host, names=names, gpus=self.gpus, **ports))
         (folder / "gres.conf").write_text(f"NodeName={names} Name=gpu Type=a100 File={folder}/dev/gpu[0-{self.gpus - 1}]\n")
         (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
-        (folder / "plugstack.conf").touch()
+        for name in ("plugstack.conf", "site.sh"):
+            (folder / name).touch()
         for gpu in range(self.gpus):
             device = folder / "dev" / f"gpu{gpu}"
             if not device.exists():
@@ -176,7 +178,15 @@ class Cluster:
             f'#!/bin/sh\nexec {sys.executable} -I -S {ROOT}/tests/cluster/fork_server.py run {folder}/ranks.sock "$@"\n'
         )
         self.python.chmod(0o755)
-        shown = ("SLURM_CONF", "DS_ACCELERATOR", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "TORCH_GLOO_LAZY_INIT", "PYTHON", "PYTHONPATH")
+        shown = (
+            "SLURM_CONF",
+            "DS_ACCELERATOR",
+            "OMP_NUM_THREADS",
+            "GLOO_SOCKET_IFNAME",
+            "TORCH_GLOO_LAZY_INIT",
+            "PYTHON",
+            "PYTHONPATH",
+        )
         (folder / "env.sh").write_text("".join(f"export {name}={self.env[name]}\n" for name in shown))
 
     def _start_daemons(self) -> None:
@@ -208,10 +218,10 @@ class Cluster:
         assert done.returncode == 0 or not check, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
-    def sbatch(self, *arguments: str | Path, log: Path, **env: str) -> Job:
+    def sbatch(self, *arguments: str | Path, log: Path, cwd: Path = ROOT, **env: str) -> Job:
         """Submit; options, script and arguments as on the command line."""
         options = ("--parsable", f"--output={log}")
-        return Job(self, self.run("sbatch", *options, *arguments, **env).strip(), log)
+        return Job(self, self.run("sbatch", *options, *arguments, cwd=cwd, **env).strip(), log)
 
 
 class Job:
@@ -227,7 +237,9 @@ class Job:
         assert match, shown
         return match[1]
 
-    def wait(self, timeout_s: float = 180, states: Sequence[str] = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")) -> str:
+    def wait(
+        self, timeout_s: float = 180, states: Sequence[str] = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+    ) -> str:
         """The state in which it ended."""
         wait_for(f"end of job {self.id}; its log:\n{self.text()}", lambda: self.field("JobState") in states, timeout_s)
         return self.field("JobState")

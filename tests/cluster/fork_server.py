@@ -7,8 +7,10 @@ The rank has the client's environment, folder and output; signals sent to the cl
 is killed, so is its rank. With it 128 ranks fit in the memory and patience of one machine; nothing of it is used outside the tests.
 """
 
+# ruff: noqa: PTH100, PTH109, PTH120, PTH123 - the client starts 128 times; it imports no more than it must
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -152,10 +154,8 @@ def _tell_ends(ranks: dict[socket.socket, int], selector: object) -> None:
         if not pid:
             return
         for connection in [connection for connection, rank in ranks.items() if rank == pid]:
-            try:
+            with contextlib.suppress(OSError):  # the client was killed
                 connection.sendall(struct.pack("!i", status))
-            except OSError:
-                pass  # the client was killed
             if connection in selector.get_map():  # type: ignore[attr-defined]
                 selector.unregister(connection)  # type: ignore[attr-defined]
             connection.close()

@@ -1,0 +1,98 @@
+"""How long from sbatch to the first step, and how much memory a rank takes, at 16 and 128 ranks: `python -m tests.cluster.start 16 128`.
+
+Ranks of slurm/pretrain_128gpu.sh with the nano model, forked from a server that has done the imports (`--plain`: 16 interpreters of their own), on
+16 nodes of the real Slurm in tests/cluster/cluster.py. 128 ranks need about 6 GB. Not part of CI: `make cluster128`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.prepare import PrepareOptions, prepare
+from data.units import size
+from tests.cluster.cluster import Cluster, Job, wait_for
+from tests.cluster.test_slurm import options, ranks_of, rows
+from tests.data.test_prepare_and_load import small_demo
+
+COLUMNS = ("ranks", "python", "in the queue", "node check", "first step", "sbatch to first step", "PSS per rank", "RSS per rank")
+
+
+def plain_ranks(job: Job) -> list[int]:
+    """Processes of a job's ranks that are interpreters of their own: children of slurm/rank.sh."""
+    parents = {path for path in Path("/proc").glob("[0-9]*") if b"slurm/rank.sh" in _read(path / "cmdline")}
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        if (
+            b"pretrain/train.py" in _read(path / "cmdline")
+            and path not in parents
+            and f"SLURM_JOB_ID={job.id}\0".encode() in _read(path / "environ")
+        ):
+            found.append(int(path.name))
+    return found
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def memory(pids: Sequence[int], field: str) -> float:
+    """Mean of a field of /proc/PID/smaps_rollup, bytes."""
+    values = []
+    for pid in pids:
+        lines = _read(Path(f"/proc/{pid}/smaps_rollup")).decode().splitlines()
+        values += [1024 * float(line.split()[1]) for line in lines if line.startswith(f"{field}:")]
+    return sum(values) / len(values)
+
+
+def measure(cluster: Cluster, clips: Path, folder: Path, ranks: int, python: str) -> tuple[str, ...]:
+    """One row of the table."""
+    out, log = folder / "run", folder / "job.log"
+    folder.mkdir()
+    words = [*options(clips, out, ranks=ranks), "--hang-timeout-s", "600"]
+    begin = time.monotonic()
+    job = cluster.sbatch(f"--gpus-per-node={ranks // 16}", "slurm/pretrain_128gpu.sh", *words, log=log, PYTHON=python)
+    marks = []
+    for what, seen in (
+        ("start", lambda: job.text()),
+        ("node check", lambda: job.text().count("node check:") == 16),
+        ("first step", lambda: rows(out)),
+    ):
+        wait_for(f"{what}; log: {job.text()}", seen, 900, every_s=0.05)
+        marks.append(time.monotonic() - begin)
+    wait_for("third step", lambda: len(rows(out)) > 2, 900)
+    pids = list(ranks_of(job).values()) or plain_ranks(job)
+    assert len(pids) == ranks, (len(pids), job.text())
+    pss, rss = (size(memory(pids, field)) for field in ("Pss", "Rss"))
+    job.cancel()
+    seconds = (marks[0], marks[1] - marks[0], marks[2] - marks[1], marks[2])
+    return (str(ranks), "forked" if python == str(cluster.python) else "own", *(f"{value:.1f} s" for value in seconds), pss, rss)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ranks", type=int, nargs="+", choices=(16, 32, 64, 128))
+    parser.add_argument("--plain", action="store_true", help="every rank an interpreter of its own, which does its own imports")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(PrepareOptions(small_demo(folder / "source", 64), folder / "few", workers=1), progress=False)
+        with Cluster(folder / "cluster") as cluster:
+            cluster.wait_for_fork_server()
+            python = sys.executable if args.plain else str(cluster.python)
+            print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
+            for ranks in args.ranks:
+                print(f"| {' | '.join(measure(cluster, folder / 'few', folder / f'{ranks}', ranks, python))} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Which rank is named when a run ends badly, and how that gets on top of a log."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.first_error import summary
+
+ROOT = Path(__file__).resolve().parents[2]
+HANG = """\
+error: rank {rank} on n (pid 7) hangs: step 9 did not finish within --hang-timeout-s 20
+Current thread 0x00007f (most recent call first):
+  File "/x/engine/faults.py", line 137 in _watch
+
+Thread 0x00007e (most recent call first):
+  File "/x/{place}.py", line 12 in {place}
+  File "/x/engine/loop.py", line 150 in _train_step
+"""
+
+
+def rank(folder: Path, number: int, log: str = "", code: int | None = None, after_s: float = 0.0) -> None:
+    """What slurm/rank.sh leaves of a rank; without a code it was ended before it could."""
+    (folder / f"rank-{number}.log").write_text(log)
+    (folder / f"rank-{number}.node").write_text(f"node{number // 2:02d}\n")
+    if code is not None:
+        (folder / f"rank-{number}.exit").write_text(f"{1_700_000_000 + after_s:.3f} {code} node{number // 2:02d}\n")
+
+
+def test_a_run_that_ended_well_says_nothing(tmp_path: Path) -> None:
+    for number in range(4):
+        rank(tmp_path, number, "step 1\n", 0)
+    assert summary(tmp_path, 4) == ([], 0)
+
+
+def test_the_killed_rank_is_named_and_the_others_are_its_consequences(tmp_path: Path) -> None:
+    rank(tmp_path, 0, "RuntimeError: Read error: Connection reset by peer\n", 1, 0.4)
+    rank(tmp_path, 1, "step 7\n", 143, 0.5)
+    rank(tmp_path, 2, "step 7\nKilled\n", 137, 0.0)
+    rank(tmp_path, 3, "step 7\n")
+    lines, code = summary(tmp_path, 4)
+    assert code == 137
+    assert lines[0].startswith("======== first error: rank 2 on node01: killed by SIGKILL at ")
+    assert "  | step 7" in lines
+    assert "======== +0.4 s: ranks 0: exit code 1" in lines
+    assert lines[-1] == "======== ended with them by srun: ranks 3"
+
+
+def test_a_rank_that_lost_its_peer_is_not_the_first_though_its_clock_is_behind(tmp_path: Path) -> None:
+    rank(tmp_path, 0, "RuntimeError: Read error: Connection reset by peer\n", 1, 0.0)
+    rank(tmp_path, 1, "ZeroDivisionError: division by zero\n", 1, 2.0)
+    assert summary(tmp_path, 2)[0][0].startswith("======== first error: rank 1 on node00: exit code 1")
+
+
+def test_what_rank_0_says_for_all_is_shown(tmp_path: Path) -> None:
+    rank(tmp_path, 1, "", 2, 0.0)
+    rank(tmp_path, 0, "error: --micro-batch must be at least 2\n", 2, 0.1)
+    lines, code = summary(tmp_path, 2)
+    assert code == 2
+    assert "rank 1 on node00: exit code 2 (wrong options or data)" in lines[0]
+    assert lines[1] == "  | error: --micro-batch must be at least 2"
+
+
+def test_the_rank_that_reports_no_hang_is_the_one_that_hangs(tmp_path: Path) -> None:
+    for number in (0, 1, 3):
+        rank(tmp_path, number, HANG.format(rank=number, place="all_reduce"), 5, number)
+    rank(tmp_path, 2, "step 8\n", 143, 12.0)
+    lines, code = summary(tmp_path, 4)
+    assert code == 5
+    assert lines[0] == "======== hung: rank 2 on node01 did not say where: it is stopped, or its node is lost"
+
+
+def test_of_ranks_that_all_report_the_one_at_another_place_is_named(tmp_path: Path) -> None:
+    for number in range(4):
+        rank(tmp_path, number, HANG.format(rank=number, place="read_shard" if number == 3 else "all_reduce"), 5, number)
+    assert summary(tmp_path, 4)[0][0] == (
+        "======== hung: rank 3 on node01 hangs at read_shard (/x/read_shard.py:12), most others at all_reduce (/x/all_reduce.py:12)"
+    )
+
+
+def test_saved_after_a_signal_is_no_error_and_silence_is_one(tmp_path: Path) -> None:
+    for number in range(3):
+        rank(tmp_path, number, "USR1: saved\n", 75)
+    assert summary(tmp_path, 3) == (["ranks 0-2 left: exit code 75 (saved after a signal)"], 75)
+    lines, code = summary(tmp_path, 5)
+    assert code == 75
+    (tmp_path / "other").mkdir()
+    rank(tmp_path / "other", 0, "step 3\n")
+    lines, code = summary(tmp_path / "other", 1)
+    assert code == 1
+    assert "0 on node00" in lines[0]
+
+
+@pytest.mark.parametrize("mode", ["a", "w"])
+def test_the_first_error_is_put_on_top_of_a_log_that_is_appended_to(tmp_path: Path, mode: str) -> None:
+    rank(tmp_path, 0, "ZeroDivisionError\n", 1)
+    log = tmp_path / "job.log"
+    command = [sys.executable, str(ROOT / "tools/first_error.py"), str(tmp_path), "--ranks", "1"]
+    with log.open(mode) as output:
+        output.write("before\n")
+        output.flush()
+        assert subprocess.run(command, stdout=output, check=False).returncode == 1
+        output.write("after\n")
+    lines = log.read_text().splitlines()
+    assert lines[-1] == "after"
+    assert lines.count("before") == 1
+    assert lines[0].startswith("======== first error: rank 0") == (mode == "a")
