@@ -257,6 +257,23 @@ def test_exit_codes_lead_to_a_restart_or_not_and_starts_in_vain_are_capped(clust
         assert text.startswith("======== first error: rank ") == (code != 0)
 
 
+def test_the_site_file_is_used_and_the_options_of_sbatch_win(cluster: Cluster, tmp_path: Path) -> None:
+    site, out = tmp_path / "site.sh", tmp_path / "out"
+    site.write_text(
+        "SBATCH_OPTIONS=(--nodes=2 --gpus-per-node=1 --parsable --job-name=of-the-site)\n"
+        f'COMMAND_PREFIX=(env "CODE=a b")\nSRUN_OPTIONS=(--export=ALL,OF_SITE=1)\nPYTHON={sys.executable}\nNODE_CHECK=0\n'
+    )
+    script = tmp_path / "say.py"
+    script.write_text("import os\nprint(os.environ['CODE'], os.environ['OF_SITE'], os.environ['SLURM_STEP_NODELIST'])\n")
+    log = tmp_path / "job.log"
+    shown = cluster.run("slurm/submit.sh", "--job-name=mine", f"--output={log}", FINETUNE, script, "--out", out, SITE=str(site))
+    job = Job(cluster, shown.strip(), log)
+    assert job.wait(60) == "COMPLETED", job.text()
+    assert job.field("JobName") == "mine"
+    for rank in (0, 1):
+        assert (out / f"slurm/start-0001/ranks/rank-{rank}.log").read_text() == f"a b 1 {job.field('NodeList')}\n"
+
+
 def test_prepare_array_makes_the_parts_and_merges_them(cluster: Cluster, tmp_path: Path) -> None:
     source, out = small_demo(tmp_path / "source", 12), tmp_path / "out"
     arguments = (ROOT / "slurm/prepare_array.sh", source, "--out", "out", "--shard-clips", "4")
