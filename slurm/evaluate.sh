@@ -18,4 +18,4 @@ source "${PROJECT:-${SLURM_SUBMIT_DIR:-$PWD}}/slurm/lib.sh" ||
   { echo "error: submit from the root of the project, or set PROJECT to it" >&2 && exit 2; }
 enter_project
 require_job "sbatch slurm/evaluate.sh finetune/SCRIPT.py --checkpoint PATH [--options]"
-run_script "$@" --eval-only True
+run_script "$@" --eval-only

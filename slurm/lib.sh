@@ -15,8 +15,9 @@ enter_project() { # sets project, PYTHON, HOST_PYTHON, and what the site file se
   SRUN_OPTIONS=() COMMAND_PREFIX=() NODE_CHECK_OPTIONS=()
   local site=${SITE:-$project/slurm/site.sh}
   if [[ -f $site ]]; then
+    bash -n "$site" || fail 2 "the site file $site is no valid bash"
     # shellcheck disable=SC1090
-    source "$site" || fail 2 "the site file $site failed"
+    source "$site"
   elif [[ -n ${SITE:-} ]]; then
     fail 2 "SITE=$SITE: there is no such file"
   fi
@@ -47,8 +48,9 @@ value_of() { # NAME ARGUMENTS...: prints the value of --NAME VALUE or --NAME=VAL
   return "$found"
 }
 
-lay_out() { # sets NODES, TRAIN_NODES, GPUS_PER_NODE, RANKS_PER_NODE, port
+lay_out() { # sets NODES, TRAIN_NODES, CPUS_PER_NODE, GPUS_PER_NODE, RANKS_PER_NODE, port
   mapfile -t NODES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+  CPUS_PER_NODE=$(sed 's/([^)]*)//g; y/,/\n/' <<<"$SLURM_JOB_CPUS_PER_NODE" | sort -n | head -n 1) # 128(x15),64: that of the smallest
   GPUS_PER_NODE=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-0}} # an exclusive job has all of a node's GPUs, whatever it asked for
   GPUS_PER_NODE=${GPUS_PER_NODE##*:}                             # a100:8
   RANKS_PER_NODE=${RANKS_PER_NODE:-${SLURM_NTASKS_PER_NODE:-$GPUS_PER_NODE}}
@@ -77,7 +79,7 @@ on_nodes() { # TASKS_PER_NODE LOG NODE,NODE,... SRUN_OPTIONS... -- COMMAND...
   done
   shift
   nodes=$(awk -F, '{print NF}' <<<"$list")
-  cpus=$((SLURM_CPUS_ON_NODE / per_node)) # since Slurm 22.05 srun does not take it from sbatch: a rank would get one core
+  cpus=$((CPUS_PER_NODE / per_node)) # since Slurm 22.05 srun does not take it from sbatch: a rank would get one core
   ((GPUS_PER_NODE)) && options+=(--gpus-per-node="$GPUS_PER_NODE")
   srun --nodes="$nodes" --nodelist="$list" --ntasks="$((nodes * per_node))" --ntasks-per-node="$per_node" \
     --cpus-per-task="$((cpus ? cpus : 1))" --mem=0 --output="$log" "${options[@]}" "${SRUN_OPTIONS[@]}" "$@"

@@ -117,8 +117,11 @@ def serve(path: str, modules: list[str]) -> None:
         for key, _ in selector.select():
             if key.fileobj is listener:
                 connection, _address = listener.accept()
-                header, descriptors, _flags, _from = socket.recv_fds(connection, 4, 3)
-                message = receive(connection, struct.unpack("!I", header)[0]) if len(header) == 4 else b""
+                try:
+                    header, descriptors, _flags, _from = socket.recv_fds(connection, 4, 3)
+                    message = receive(connection, struct.unpack("!I", header)[0]) if len(header) == 4 else b""
+                except ConnectionResetError:
+                    message = b""
                 if not message:
                     connection.close()
                     continue
@@ -136,7 +139,8 @@ def serve(path: str, modules: list[str]) -> None:
                     os.close(descriptor)
                 ranks[connection] = pid
                 selector.register(connection, selectors.EVENT_READ)
-                connection.sendall(struct.pack("!i", pid))
+                with contextlib.suppress(OSError):  # killed meanwhile; the selector will tell
+                    connection.sendall(struct.pack("!i", pid))
             elif key.fileobj == reader:
                 os.read(reader, 4096)
                 _tell_ends(ranks, selector)

@@ -247,6 +247,13 @@ def test_exit_codes_lead_to_a_restart_or_not_and_starts_in_vain_are_capped(clust
         )
         for code in (0, 1, 2)
     }
+    evaluation = cluster.sbatch(
+        "slurm/evaluate.sh", PROGRAM, "--exit", "0", "--out", tmp_path / "e", log=tmp_path / "e.log", NODE_CHECK="0"
+    )
+    assert evaluation.wait() == "COMPLETED", evaluation.text()
+    logs = [path.read_text().splitlines() for path in (tmp_path / "e").glob("slurm/start-0001/ranks/rank-*.log")]
+    assert sorted(lines[0] for lines in logs) == [f"rank {rank} on {evaluation.field('NodeList')}" for rank in (0, 1)]
+    assert logs[0][1:] == ["--exit", "0", "--out", str(tmp_path / "e"), "--eval-only"]
     for code, starts in ((0, 1), (1, 3), (2, 1)):
         state = jobs[code].wait()
         text = jobs[code].text()

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tools.first_error import summary
+from engine import faults, launch
+from tools import first_error
+from tools.first_error import LOST_PEER, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 HANG = """\
@@ -28,6 +30,13 @@ def rank(folder: Path, number: int, log: str = "", code: int | None = None, afte
     (folder / f"rank-{number}.node").write_text(f"node{number // 2:02d}\n")
     if code is not None:
         (folder / f"rank-{number}.exit").write_text(f"{1_700_000_000 + after_s:.3f} {code} node{number // 2:02d}\n")
+
+
+def test_codes_and_words_are_those_of_the_engine() -> None:
+    """They are written down twice, since the tool runs where torch is not installed."""
+    assert (first_error.EXIT_HANG, first_error.EXIT_REQUEUE) == (faults.EXIT_HANG, launch.EXIT_REQUEUE)
+    assert first_error.SAID_BY_RANK_0 == (launch.EXIT_USER, launch.EXIT_DISK, launch.EXIT_NONFINITE)
+    assert all(LOST_PEER.search(text) for text in launch.PEER_GONE)
 
 
 def test_a_run_that_ended_well_says_nothing(tmp_path: Path) -> None:
