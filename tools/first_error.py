@@ -35,7 +35,9 @@ SAID_BY_RANK_0 = (2, 3, 4)
 """What all ranks find alike is printed by one of them (engine/launch.py)."""
 LAST_LINES = 25
 CLOCKS_DIFFER_S = 5.0
-LOST_PEER = re.compile(r"Connection (reset|closed|refused) by|another rank has left|remote process exited|ncclRemoteError|Broken pipe")
+LOST_PEER = re.compile(
+    r"Connection (reset|closed|refused) by|another rank has left|remote process exited|ncclRemoteError|Broken pipe"
+)
 """How gloo, NCCL and engine/launch.py say that another rank went away: whoever says so is not the cause."""
 ENDED_BY_SRUN = 128 + signal.SIGTERM
 

@@ -63,7 +63,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=5,bf_interval=5,sched_min_interval=100000
 EnforcePartLimits=ALL
 JobRequeue=1
-ReturnToService=2
+ReturnToService=0
 SlurmdParameters=config_overrides
 KillWait=10
 MinJobAge=3600

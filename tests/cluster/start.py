@@ -56,7 +56,7 @@ def measure(cluster: Cluster, clips: Path, folder: Path, ranks: int, python: str
     """One row of the table."""
     out, log = folder / "run", folder / "job.log"
     folder.mkdir()
-    words = [*options(clips, out, ranks=ranks), "--hang-timeout-s", "600"]
+    words = options(clips, out, ranks=ranks, hang_timeout_s=1800)
     begin = time.monotonic()
     job = cluster.sbatch(f"--gpus-per-node={ranks // 16}", "slurm/pretrain_128gpu.sh", *words, log=log, PYTHON=python)
     marks = []

@@ -23,10 +23,10 @@ ENDLESS = 100_000
 """Steps of runs that are watched for a while and cancelled: how far they get depends on the machine, what each step computes does not."""
 
 
-def options(clips: Path, out: Path, steps: int = ENDLESS, ranks: int = 2) -> list[str]:
+def options(clips: Path, out: Path, steps: int = ENDLESS, ranks: int = 2, hang_timeout_s: int = 300) -> list[str]:
     """A pre-training run of tiny steps."""
-    plain = "--image-size 32 --vtc 0 --micro-batch 2 --workers 0 --log-every 1 --save-every 5 --lr 1e-3 --warmup 10 --hang-timeout-s 30"
-    sizes = ["--steps", str(steps), "--global-batch", str(2 * ranks)]
+    plain = "--image-size 32 --vtc 0 --micro-batch 2 --workers 0 --log-every 1 --save-every 5 --lr 1e-3 --warmup 10"
+    sizes = ["--steps", str(steps), "--global-batch", str(2 * ranks), "--hang-timeout-s", str(hang_timeout_s)]
     return ["demo", "--data", str(clips), "--val", "--out", str(out), *sizes, *plain.split()]
 
 
@@ -147,7 +147,7 @@ def test_killed_rank_hung_rank_and_lost_node_change_nothing_that_is_computed(
     undisturbed.rows(40)
     undisturbed.job.cancel()
     out = tmp_path / "run"
-    job = cluster.sbatch(*TWO, PRETRAIN, *options(clips, out), log=tmp_path / "job.log")
+    job = cluster.sbatch(*TWO, PRETRAIN, *options(clips, out, hang_timeout_s=30), log=tmp_path / "job.log")
     await_steps(job, out, 6)
 
     os.kill(ranks_of(job)[1], signal.SIGKILL)

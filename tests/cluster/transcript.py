@@ -87,7 +87,7 @@ def story(t: Transcript, clips: Path) -> None:
 
     t.say("## `kill -9` of rank 1, SIGSTOP of rank 1, `scontrol update State=down` of its node, in one job")
     out = t.folder / "faults"
-    faults = t.submit(*two, PRETRAIN, *options(clips, out), name="faults")
+    faults = t.submit(*two, PRETRAIN, *options(clips, out, hang_timeout_s=30), name="faults")
     for number, name in ((signal.SIGKILL, "KILL"), (signal.SIGSTOP, "STOP")):
         starts = faults.text().count("start ")
         await_steps(faults, out, len(rows(out)) + 6)
