@@ -16,6 +16,8 @@ from data.index import Index
 from tests.cluster.cluster import ROOT, Cluster, Job, wait_for
 from tests.data.test_prepare_and_load import small_demo
 
+pytestmark = pytest.mark.slow
+
 PRETRAIN, FINETUNE = "slurm/pretrain_128gpu.sh", "slurm/finetune_8gpu.sh"
 PROGRAM = "tests/cluster/program.py"
 TWO = ("--nodes=2", "--gpus-per-node=1")
