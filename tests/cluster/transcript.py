@@ -10,6 +10,7 @@ import re
 import shlex
 import signal
 import sys
+import sysconfig
 import tempfile
 import time
 from pathlib import Path
@@ -32,9 +33,10 @@ class Transcript:
 
     def shown(self, text: str) -> str:
         """Without this machine's paths, and without warnings of libraries."""
-        lines = [
-            line for line in text.replace(str(self.folder), "TMP").replace(f"{ROOT}/", "").splitlines() if not NOISE.search(line)
-        ]
+        packages = f"{sysconfig.get_paths()['purelib']}/"
+        for path, name in ((str(self.folder), "TMP"), (f"{ROOT}/", ""), (packages, "")):
+            text = text.replace(path, name)
+        lines = [line for line in text.splitlines() if not NOISE.search(line)]
         return "\n".join(line[:170] for line in lines)
 
     def run(self, *command: str | Path, **env: str) -> str:
