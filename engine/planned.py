@@ -186,6 +186,8 @@ class Planned:
             return {}
         step_s, flops = seconds / steps, plan.flops_per_step
         sent = self._counter.total / sum(steps for steps, _ in self._intervals) if self._counter else None
+        if plan.world == 1:  # DeepSpeed calls collectives with one rank too; nothing moves
+            sent = 0.0
         return {
             "samples_per_s": plan.global_batch / step_s,
             "step_s": step_s,
