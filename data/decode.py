@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from data.media import rotation_of
 
 _local = threading.local()
+ISO_MEDIA = b"ftyp"
+"""Bytes 4 to 8 of mp4, mov and 3gp files."""
 
 
 class DecodeError(Exception):
@@ -87,6 +89,8 @@ def decode_frames(
     missing = [number for number in targets if number not in found]
     if missing:
         raise DecodeError(f"frame {missing[0]} does not decode")
+    if len({frame.shape for frame in found.values()}) > 1:
+        raise DecodeError("the picture changes its size in mid-stream; tools/prepare.py --short-side makes it one size")
     return np.stack([found[number] for number in wanted])
 
 
@@ -99,7 +103,7 @@ def _sparse(
 ) -> dict[int, NDArray[np.uint8]] | None:
     """Frames found by their time; None where the file's times do not lead to every target."""
     found: dict[int, NDArray[np.uint8]] = {}
-    with av.open(_source(content), "r") as container:
+    with _open(content) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1  # clips run side by side in processes
         base, begin = float(stream.time_base or 0), stream.start_time or 0
@@ -109,6 +113,23 @@ def _sparse(
             if not _walk(container, stream, set(group), lambda pts: timeline.number((pts - begin) * base), found, deadline):
                 return None
     return found
+
+
+def _open(content: bytes | Path) -> Any:
+    """The file, without what FFmpeg does to guess at a stream: it decodes frames for that, 20 ms of a 720p file. ISO files state what is needed."""
+    if _head(content)[4:8] != ISO_MEDIA:
+        return av.open(_source(content), "r")
+    return av.open(_source(content), "r", options={"probesize": "32"}, stream_options=[{"skip_frame": "all"}])  # type: ignore[call-overload]
+
+
+def _head(content: bytes | Path) -> bytes:
+    if isinstance(content, bytes):
+        return content[:8]
+    try:
+        with content.open("rb") as file:
+            return file.read(8)
+    except OSError:  # opening it for decoding tells why
+        return b""
 
 
 def _groups(targets: list[int], timeline: Timeline) -> list[tuple[int, list[int]]]:
@@ -124,17 +145,25 @@ def _walk(
 ) -> bool:
     """Decode forward until all targets are found; False where one cannot be."""
     context = stream.codec_context
+    missing = set(targets)  # whose packets have not come yet
     with closing(container.demux(stream)) as packets:  # one that is left half-way and not closed leaks (PyAV 18.1)
         for packet in packets:
+            last = packet.pts is None
+            number = None if last else number_of(packet.pts)
             # frames that nothing refers to are not decoded unless wanted
-            flush = packet.pts is None
-            context.skip_frame = "DEFAULT" if flush or number_of(packet.pts) in targets else "NONREF"
-            for frame in packet.decode():
+            context.skip_frame = "DEFAULT" if last or number in targets else "NONREF"
+            frames = packet.decode()
+            missing.discard(number)
+            if (
+                not missing and not last
+            ):  # what the targets need has been decoded: they come out now, not behind the frames shown before them
+                frames, last = [*frames, *context.decode(None)], True
+            for frame in frames:
                 number = None if frame.pts is None else number_of(frame.pts)
-                if number in targets and number not in found:
+                if number in targets and number not in found and not frame.interlaced_frame:  # its second field may not have come
                     found[number] = _upright(frame)
-                    if targets <= found.keys():
-                        return True
+            if last:
+                return targets <= found.keys()
             if time.monotonic() > deadline:
                 raise DecodeError("not decoded within --clip-timeout-s")
     return False

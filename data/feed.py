@@ -5,20 +5,26 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from data.choices import draw, generator
+from data.choices import SampleChoices, draw, generator
 from data.config import ClipConfig, DataConfig, DatasetSpec
 from data.decode import DecodeError, Timeline, decode_frames
+from data.encode import Encoding
 from data.errors import DataError
 from data.index import window
 from data.loader import Source
 from data.media import GPU_CODECS, dali_reads
+from data.piece import Piece
+from data.probe import Limits, ProbeError
 from data.trim import trim
+from data.work import encoded
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class ClipCost:
     gop: float
     """Frames per GOP; the whole clip where it has one keyframe."""
     size_bytes: int
+    """Read from the shard: the whole file, or the part of a long video that holds the clip."""
     trimmed_share: float
     """Bytes left after GOP trimming, as a share."""
     read_ms: float
@@ -65,47 +72,66 @@ class Feed:
     """What stands in the way, in words; empty where nothing does."""
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """A clip of the sample, read as training reads it."""
+
+    row: dict[str, Any]
+    choices: SampleChoices
+    piece: Piece
+    wanted: list[int]
+    """Frame numbers inside the piece."""
+    read_s: float
+
+
+def _chosen(spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int, seed: int) -> Iterator[_Choice]:
+    source = Source(spec, clip, config)
+    index = source.index
+    items = np.random.default_rng(seed).choice(len(index), min(clips, len(index)), replace=False)
+    for item in map(int, items):
+        row = index[item]
+        first, available = window(row)
+        shape = {"frames": available, "width": row["width"], "height": row["height"], "wanted": clip.num_frames}
+        choices = draw(config, generator(seed, "feed", 0, item), captions=1, **shape).later(first)
+        start = time.perf_counter()
+        piece = source.piece(row, choices.frames, Timeline.of(row))
+        yield _Choice(row, choices, piece, [number - piece.first for number in choices.frames], time.perf_counter() - start)
+
+
 def measure(spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int, seed: int = 0) -> ClipCost:
-    """Measure `clips` random clips of a prepared split in this process; raises DataError where none decodes."""
+    """Measure `clips` random clips of a prepared split in this process; raises DataError where none decodes. Decoding and augmenting are told in CPU
+    time: on a machine that does other work, too, the clock on the wall would count that."""
     from data.graph import Augment
 
     torch.set_num_threads(1)
-    source = Source(spec, clip, config)
-    index = source.index
     augment = Augment(clip, DataConfig(backend="cpu", dali_threads=1), torch.device("cpu"), 1)
-    items = np.random.default_rng(seed).permutation(len(index))[:clips]
-    rows, reads, decodes, augments, shares, bad = [], [], [], [], [], []
-    for item in items:
-        row = index[int(item)]
-        start = time.perf_counter()
-        content = source.read(row)
-        read = time.perf_counter()
-        first, available = window(row)
-        shape = {"frames": available, "width": row["width"], "height": row["height"], "wanted": clip.num_frames}
-        choices = draw(config, generator(seed, "feed", 0, int(item)), captions=1, **shape).later(first)
-        timeline = Timeline.of(row)
+    rows, reads, sizes, decodes, augments, shares, bad = [], [], [], [], [], [], []
+    for chosen in _chosen(spec, clip, config, clips, seed):
+        piece, start = chosen.piece, time.process_time()
         try:
-            frames = decode_frames(content, choices.frames, timeline, timeout_s=config.clip_timeout_s)
-            decoded = time.perf_counter()
-            shares.append(len(trim(content, choices.frames, row["frames"], timeline).content) / len(content))
+            frames = decode_frames(piece.content, chosen.wanted, piece.timeline, timeout_s=config.clip_timeout_s)
+            decode = time.process_time() - start
+            trimmed = trim(piece.content, chosen.wanted, piece.frames, piece.timeline)
         except DecodeError as error:
-            bad.append(f"{row['key']}: {error}")
+            bad.append(f"{chosen.row['key']}: {error}")
             continue
-        begin = time.perf_counter()
-        augment([frames], [choices])
-        rows.append(row)
-        reads.append(read - start)
-        decodes.append(decoded - read)
-        augments.append(time.perf_counter() - begin)
+        start = time.process_time()
+        augment([frames], [chosen.choices])
+        augments.append(time.process_time() - start)
+        decodes.append(decode)
+        rows.append(chosen.row)
+        reads.append(chosen.read_s)
+        sizes.append(len(piece.content))
+        shares.append(len(trimmed.content) / len(piece.content))
     if not rows:
-        raise DataError(f"none of {len(items)} clips of {spec.path} decodes, the first: {bad[0]}; run tools/check_data.py on it")
+        raise DataError(f"none of {len(bad)} clips of {spec.path} decodes, the first: {bad[0]}; run tools/check_data.py on it")
     return ClipCost(
         clips=len(rows),
         codecs=dict(Counter(row["codec"] for row in rows)),
         width=int(statistics.median(row["width"] for row in rows)),
         height=int(statistics.median(row["height"] for row in rows)),
         gop=statistics.median(row["frames"] / max(1, len(row["keyframes"])) for row in rows),
-        size_bytes=int(statistics.median(row["size"] for row in rows)),
+        size_bytes=int(statistics.median(sizes)),
         trimmed_share=statistics.median(shares),
         read_ms=1e3 * statistics.median(reads),
         decode_ms=1e3 * statistics.fmean(decodes),
@@ -114,6 +140,47 @@ def measure(spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int,
         on_gpu_share=statistics.fmean(dali_reads(row, GPU_CODECS) for row in rows),
         bad=tuple(bad),
     )
+
+
+def cured(cost: ClipCost, spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int = 4, seed: int = 0) -> ClipCost:
+    """What clips will cost that are prepared as `cure` says: a few of those that `cost` was measured on are encoded, and measured anew."""
+    from data.graph import Augment
+
+    augment = Augment(clip, DataConfig(backend="cpu", dali_threads=1), torch.device("cpu"), 1)
+    decodes, augments, before, after, columns = [], [], 0, 0, []
+    for chosen in _chosen(spec, clip, config, clips, seed):
+        piece = chosen.piece
+        try:
+            found, content = encoded(piece.content, chosen.row["container"], Limits(1, float("inf")), _encoding(clip))
+        except ProbeError:  # it was named when it was measured
+            continue
+        content = content or piece.content
+        start = time.process_time()
+        frames = decode_frames(content, chosen.wanted, Timeline.of(found))
+        decodes.append(time.process_time() - start)
+        start = time.process_time()
+        augment([frames], [chosen.choices])
+        augments.append(time.process_time() - start)
+        before, after = before + len(piece.content), after + len(content)
+        columns.append(found)
+    share = after / before if before else 1.0
+    return replace(
+        cost,
+        clips=len(columns),
+        codecs=dict(Counter(found["codec"] for found in columns)),
+        width=int(statistics.median(found["width"] for found in columns)),
+        height=int(statistics.median(found["height"] for found in columns)),
+        gop=statistics.median(found["frames"] / max(1, len(found["keyframes"])) for found in columns),
+        size_bytes=int(cost.size_bytes * share),
+        read_ms=cost.read_ms * share,
+        decode_ms=1e3 * statistics.fmean(decodes),
+        slowest_decode_ms=1e3 * max(decodes),
+        augment_ms=1e3 * statistics.median(augments),
+    )
+
+
+def _encoding(clip: ClipConfig) -> Encoding:
+    return Encoding("h264", max(256, clip.image_size))
 
 
 def plan(cost: ClipCost, *, samples_per_s: float, gpus: int, gpus_per_node: int, cores: int, storage_mb_per_s: float) -> Feed:
@@ -134,7 +201,7 @@ def plan(cost: ClipCost, *, samples_per_s: float, gpus: int, gpus_per_node: int,
 
 def cure(cost: ClipCost, source: str, out: Path, clip: ClipConfig) -> str | None:
     """The prepare command that makes clips cheaper, or None where they are as cheap as it makes them."""
-    side = max(256, clip.image_size)
-    if min(cost.width, cost.height) <= side and cost.gop <= 30:
+    encoding = _encoding(clip)
+    if min(cost.width, cost.height) <= (encoding.short_side or 0) and cost.gop <= encoding.gop * 1.2:
         return None
-    return f"python tools/prepare.py {source} --out {out} --short-side {side} --gop 25 --codec h264"
+    return f"python tools/prepare.py {source} --out {out} --short-side {encoding.short_side} --gop {encoding.gop} --codec {encoding.codec}"

@@ -21,6 +21,11 @@ def dali_reads(row: Mapping[str, Any], codecs: frozenset[str]) -> bool:
     return row["codec"] in codecs and row["pixel_format"] in ("yuv420p", "yuvj420p") and not row["rotation"] and large
 
 
+def codec_of(stream: Any) -> str:
+    """Name of a stream's codec, not of the decoder that reads it: av1, though libdav1d decodes it."""
+    return str(stream.codec_context.codec.canonical_name)
+
+
 def rotation_of(frame: Any) -> int:
     """Degrees clockwise by which a decoded frame must be turned to stand upright, from its display matrix: 0, 90, 180 or 270."""
     return -round(getattr(frame, "rotation", 0) or 0) % 360

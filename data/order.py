@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import grain.python as grain
+from absl import logging
+
+logging.set_verbosity(logging.ERROR)  # else grain warns, when it is imported, that it found no jax, which it does not need
+import grain.python as grain  # noqa: E402
 
 
 @dataclass(frozen=True)

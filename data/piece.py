@@ -11,6 +11,7 @@ from typing import Any
 import av
 
 from data.decode import Timeline
+from data.media import codec_of
 from data.trim import CONTAINERS, remux
 
 BUFFER = 1 << 18
@@ -68,7 +69,7 @@ def read_piece(region: Region, wanted: Sequence[int], frames: int, timeline: Tim
     try:
         with av.open(region, "r", buffer_size=BUFFER) as container:
             stream = container.streams.video[0]
-            codec = stream.codec_context.name
+            codec = codec_of(stream)
             if codec not in CONTAINERS:
                 return None
             packets = _packets(container, stream, first, stop, timeline)

@@ -24,6 +24,7 @@ from data.files import TEMPORARY, atomic_path, content_hash, write_atomic
 from data.index import LAYOUT, Clip, Video, dataset_facts
 from data.merge import Merged, fragment_paths, merge_fragments, write_facts, write_fragment
 from data.probe import Limits, ProbePool
+from data.processes import refuse_to_start_again
 from data.sources import FORMATS, ReadOptions, Row, detect, excluded_ids, read
 from data.units import duration, size
 from data.work import Found, Task, worker
@@ -109,6 +110,7 @@ class PrepareSummary:
 
 def prepare(options: PrepareOptions, progress: bool = True) -> PrepareSummary:
     """Prepare a source; raises DataError for what a user can mend. Run again after any interruption: it continues."""
+    refuse_to_start_again()
     start = time.monotonic()
     options = options.resolved()
     if (options.out / "dataset.json").exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections import deque
@@ -12,8 +13,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from data.media import IMAGES, idr_packet, rotation_of
-from data.processes import forkserver_context
+from data.errors import DataError
+from data.media import IMAGES, codec_of, idr_packet, rotation_of
+from data.processes import UNGUARDED, forkserver_context
 
 CONSTANT_RATE_TOLERANCE = 0.02
 """Largest deviation of a frame's time from its place at a constant rate, in frames, that still counts as constant."""
@@ -66,12 +68,13 @@ def _decode(container: Any, extension: str, limits: Limits, sink: Callable[[Any]
     if duration > limits.max_duration_s:
         raise ProbeError("too_long", f"{duration:.0f} s by its header, more than --max-duration-s {limits.max_duration_s:.0f}")
     image = extension in IMAGES
+    codec = codec_of(stream)
     times: list[float] = []
     starts: set[int] = set()
     first, damaged = None, 0
     with closing(container.demux(stream)) as packets:  # one that an error leaves half-way leaks if it is not closed (PyAV 18.1)
         for packet in packets:
-            if packet.pts is not None and idr_packet(stream.codec_context.name, packet):
+            if packet.pts is not None and idr_packet(codec, packet):
                 starts.add(packet.pts)
             for frame in packet.decode():
                 first = first or frame
@@ -98,7 +101,7 @@ def _columns(times: list[float], starts: set[int], first: Any, stream: Any, exte
     constant = all(abs((t - base) * rate - k) <= CONSTANT_RATE_TOLERANCE for k, t in enumerate(times))
     by_time = {round(t / float(stream.time_base)): k for k, t in enumerate(times)}
     return {
-        "codec": stream.codec_context.name,
+        "codec": codec_of(stream),
         "pixel_format": first.format.name,
         "container": extension,
         "media": "image" if image else "video",
@@ -163,18 +166,28 @@ def _check_length(decoded: int, container: Any, stream: Any, limits: Limits) -> 
         raise ProbeError("truncated", f"{decoded} of {announced} announced frames decode")
 
 
+STARTING_S = 300.0
+"""Seconds that a process may take until it can work: it imports, perhaps from a slow network disk."""
+
+
+def _serve(target: Callable[[Connection, Limits], None], pipe: Connection, limits: Limits) -> None:
+    pipe.send("ready")  # the main module has been imported
+    target(pipe, limits)
+
+
 class ProbePool:
-    """Processes that run `target`(pipe, limits), which answers tasks. One that hangs or dies costs its clip only: it is killed and another one
-    takes its place."""
+    """Processes that run `target`(pipe, limits), which answers tasks. One that hangs or dies costs its clip only: it is killed and another one takes
+    its place. One that dies before it can work is no clip's fault: DataError."""
 
     def __init__(self, workers: int, limits: Limits, target: Any) -> None:
         self._context = forkserver_context()
         self._limits, self._target = limits, target
         self._workers = [self._start() for _ in range(max(1, workers))]
+        self._starting = set(range(len(self._workers)))
 
     def _start(self) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=self._target, args=(theirs, self._limits), daemon=True)
+        process = self._context.Process(target=_serve, args=(self._target, theirs, self._limits), daemon=True)
         process.start()
         theirs.close()
         return process, ours
@@ -186,8 +199,8 @@ class ProbePool:
         while True:
             for slot, (number, task) in zip(list(free), itertools.islice(numbered, len(free)), strict=False):
                 free.popleft()
-                self._workers[slot][1].send(task)
-                running[slot] = (number, time.monotonic() + self._limits.timeout_s)
+                self._send(slot, task)
+                running[slot] = (number, self._deadline(slot))
             if not running:
                 return
             slots: dict[Any, int] = {self._workers[slot][1]: slot for slot in running}
@@ -197,6 +210,10 @@ class ProbePool:
             }
             for slot in list(running):
                 number, deadline = running[slot]
+                if slot in ready and slot in self._starting:
+                    self._started(slot)
+                    running[slot] = (number, self._deadline(slot))
+                    continue
                 if slot in ready:
                     try:
                         yield (number, *self._workers[slot][1].recv())
@@ -204,6 +221,10 @@ class ProbePool:
                         self._restart(slot)
                         yield number, "decoder_crashed", "the decoding process died on this clip"
                 elif time.monotonic() >= deadline:
+                    if slot in self._starting:
+                        raise DataError(
+                            f"a decoding process was not ready after {STARTING_S:.0f} s; use fewer --workers, or a faster disk"
+                        )
                     self._restart(slot)
                     yield number, "timeout", f"not decoded within --timeout-s {self._limits.timeout_s:g}"
                 else:
@@ -211,10 +232,30 @@ class ProbePool:
                 del running[slot]
                 free.append(slot)
 
+    def _deadline(self, slot: int) -> float:
+        return time.monotonic() + (STARTING_S if slot in self._starting else self._limits.timeout_s)
+
+    def _send(self, slot: int, task: Any) -> None:
+        with contextlib.suppress(ConnectionError):  # it died: its end of the pipe tells, and so does its answer
+            self._workers[slot][1].send(task)
+
+    def _started(self, slot: int) -> None:
+        process, pipe = self._workers[slot]
+        try:
+            pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            process.join(1)
+            raise DataError(
+                f"a decoding process ended before it could work (exit code {process.exitcode}); what it said stands above. In a program of your own: "
+                f"{UNGUARDED}"
+            ) from error
+        self._starting.remove(slot)
+
     def _restart(self, slot: int) -> None:
         self._workers[slot][0].kill()
         self._workers[slot][0].join()
         self._workers[slot] = self._start()
+        self._starting.add(slot)
 
     def close(self) -> None:
         """End all processes."""

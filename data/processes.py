@@ -10,9 +10,20 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 
+from data.errors import DataError
+
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 GRACE_S = 120
 """Seconds for which a process goes on after SIGTERM, so that training can finish its step and save."""
+
+
+UNGUARDED = "every process that a program starts runs its main module again; put calls like prepare(...) below `if __name__ == '__main__':`"
+
+
+def refuse_to_start_again() -> None:
+    """DataError in a child that is still running its parent's main module: without a guard there, it would start children of its own."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise DataError(UNGUARDED)
 
 
 def forkserver_context() -> ForkServerContext:

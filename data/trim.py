@@ -15,6 +15,7 @@ from typing import Any
 import av
 
 from data.decode import DecodeError, Timeline
+from data.media import codec_of
 
 CONTAINERS = {"h264": "mp4", "hevc": "mp4", "av1": "mp4", "mpeg4": "mp4", "vp9": "mp4", "vp8": "webm", "mjpeg": "mp4"}
 """Container of a trimmed stream, by codec: the ones that DALI's demuxer reads."""
@@ -41,7 +42,7 @@ def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline)
             demuxing: Any = container.demux(stream)
             with closing(demuxing) as demuxed:  # one that an error leaves half-way leaks if it is not closed (PyAV 18.1)
                 packets = [packet for packet in demuxed if packet.size]
-            codec = stream.codec_context.name
+            codec = codec_of(stream)
             if codec not in CONTAINERS or len(packets) != frames or any(packet.pts is None for packet in packets):
                 return Trimmed(content, tuple(wanted))
             kept = _needed(packets, wanted, timeline)
@@ -73,7 +74,8 @@ def remux(packets: list[Any], stream: Any, kind: str) -> bytes:
     # Matroska has no decoding times: they are made anew, rising, and never after the time of showing
     delay = max(time - packet.pts for time, packet in zip(shown, packets, strict=True))
     with av.open(target, "w", format=kind) as output:
-        copy = output.add_stream_from_template(stream)
+        # for AV1, PyAV would look for an encoder by the name of the decoder, and there is none
+        copy = output.add_stream_from_template(stream, opaque=codec_of(stream) == "av1")
         for time, packet in zip(shown, packets, strict=True):
             packet.pts, packet.dts, packet.stream = packet.pts - shown[0], time - shown[0] - delay, copy
             output.mux(packet)

@@ -107,22 +107,22 @@ def examine(task: Task, limits: Limits) -> Found:
     if extension in IMAGES:
         extension = next((kind for magic, kind in MAGIC.items() if content.startswith(magic)), extension)
     if task.encoding is None or task.target is None:
-        columns, encoded = probe(content, extension, limits), None
+        columns, made = probe(content, extension, limits), None
     else:
-        columns, encoded = _encoded(content, extension, limits, task.encoding)
+        columns, made = encoded(content, extension, limits, task.encoding)
         extension = columns["container"]
     cuts: tuple[Cut, ...] = ()
     if task.narration is not None:
         cuts = cut(task.narration.lines(task.narration), columns)
         if not cuts:
             raise ProbeError("no_caption", "the video has no caption lines")
-    if encoded is None or task.target is None:
+    if made is None or task.target is None:
         return Found(path, task.offset, task.size, extension, columns, cuts)
-    task.target.write_bytes(encoded)
+    task.target.write_bytes(made)
     return Found(task.target, 0, None, extension, columns, cuts)
 
 
-def _encoded(content: bytes, extension: str, limits: Limits, encoding: Encoding) -> tuple[dict[str, Any], bytes | None]:
+def encoded(content: bytes, extension: str, limits: Limits, encoding: Encoding) -> tuple[dict[str, Any], bytes | None]:
     """Columns of the file encoded anew, and its bytes, None where they are the source's own. The source is judged as without encoding; the result is
     decoded once more."""
     if extension in IMAGES:

@@ -126,10 +126,24 @@ def build_data(config: PretrainConfig) -> TrainStream | CoTrainStream:
     )
 
 
+def _refuse_without_negatives(config: PretrainConfig) -> None:
+    """ValueError where VTM would find no false pair: a micro-batch of one clip trains on true pairs only, and says yes to all."""
+    train, images = config.train, config.cotrain.image_batch
+    if not config.objective.vtm:
+        return
+    if train.micro_batch < 2:
+        raise ValueError("VTM draws its false pairs from the micro-batch: --micro-batch must be at least 2 (or set --vtm 0)")
+    if config.cotrain.images and images * train.micro_batch < 2 * train.global_batch:
+        raise ValueError(
+            f"VTM draws its false pairs from the micro-batch, and that of the images would hold --image-batch {images} x --micro-batch "
+            f"{train.micro_batch} / --global-batch {train.global_batch} = {images * train.micro_batch / train.global_batch:g} of them, at least 2 "
+            f"are needed: --image-batch {-(-2 * train.global_batch // train.micro_batch)} or more, or a larger --micro-batch (or --vtm 0)"
+        )
+
+
 def build_run(config: PretrainConfig) -> Run:
     """The run of a recipe; ValueError where options contradict each other or the data."""
-    if config.objective.vtm and config.train.micro_batch < 2:
-        raise ValueError("VTM draws its false pairs from the micro-batch: --micro-batch must be at least 2 (or set --vtm 0)")
+    _refuse_without_negatives(config)
     return Run(
         config.train,
         model=build_model(config),

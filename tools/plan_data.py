@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict
 
 from data.config import ClipConfig, DataConfig, DatasetSpec
-from data.feed import ClipCost, Feed, cure, measure, plan
+from data.feed import ClipCost, Feed, cure, cured, measure, plan
 from data.units import size
 from tools.command import InputError
 
@@ -49,41 +49,56 @@ def plan_data(args: argparse.Namespace) -> int:
         if getattr(args, name) <= 0:
             raise InputError(f"--{name.replace('_', '-')} must be more than 0, got {getattr(args, name)}")
     cost = measure(spec, clip, DataConfig(), args.clips)
-    feed = plan(
-        cost,
-        samples_per_s=args.samples_per_s,
-        gpus=args.gpus,
-        gpus_per_node=args.gpus_per_node,
-        cores=args.cores,
-        storage_mb_per_s=args.storage_mb_per_s,
-    )
+    training = {name: getattr(args, name) for name in ("samples_per_s", "gpus", "gpus_per_node", "cores", "storage_mb_per_s")}
+    feed = plan(cost, **training)
     prepared = json.loads((spec.path / "dataset.json").read_text())
     command = cure(cost, prepared["options"]["source"], spec.path.with_name(spec.path.name + "-train"), clip)
+    command = None if feed.enough else command
+    better = cured(cost, spec, clip, DataConfig()) if command else None
+    after = plan(better, **training) if better else None
     if args.json:
-        print(json.dumps({"cost": asdict(cost), "feed": asdict(feed), "command": None if feed.enough else command}))
+        print(
+            json.dumps(
+                {
+                    "cost": asdict(cost),
+                    "feed": asdict(feed),
+                    "command": command,
+                    "cost_after": asdict(better) if better else None,
+                    "feed_after": asdict(after) if after else None,
+                }
+            )
+        )
     else:
-        print(_text(cost, feed, command))
+        print(_text(cost, feed))
+        if command and better and after:
+            print(_cure(command, better, after))
+        elif not feed.enough:
+            print("the clips are as cheap as preparing makes them: more nodes or cores per GPU, or fewer --samples-per-s")
     return 0 if feed.enough else 1
 
 
-def _text(cost: ClipCost, feed: Feed, command: str | None) -> str:
+def _text(cost: ClipCost, feed: Feed) -> str:
     codecs = ", ".join(f"{name} {number}" for name, number in sorted(cost.codecs.items(), key=lambda pair: -pair[1]))
     lines = [
         f"{cost.clips} clips measured: {codecs}; {cost.width} x {cost.height}, {cost.gop:.0f} frames per GOP, {size(cost.size_bytes)} (medians)",
         f"  read {cost.read_ms:.1f} ms, decode {cost.decode_ms:.1f} ms (99 % under {cost.slowest_decode_ms:.1f}), crop and resize "
         f"{cost.augment_ms:.1f} ms per clip on one core",
         f"  GOP trimming leaves {100 * cost.trimmed_share:.0f} % of the bytes; NVDEC reads {100 * cost.on_gpu_share:.0f} % of the clips",
-        f"needed per node: {feed.needed_clips_per_s:.1f} clips/s = {feed.cores_needed:.1f} of {feed.cores} cores, "
-        f"{feed.bytes_per_s / 1e6:.1f} MB/s from storage",
+        f"needed per node: {feed.needed_clips_per_s:.1f} clips/s = {_needs(feed)}",
     ]
     lines += [f"  does not decode: {name}" for name in cost.bad[:5]]
-    if feed.enough:
-        lines.append("this data feeds that training")
-    else:
-        lines += ["this data does NOT feed that training:", *(f"  {limit}" for limit in feed.limits)]
-        lines.append(
-            f"smaller frames and short GOPs cost less:\n  {command}"
-            if command
-            else "the clips are as cheap as preparing makes them"
-        )
-    return "\n".join(lines)
+    lines.append("this data feeds that training" if feed.enough else "this data does NOT feed that training:")
+    return "\n".join([*lines, *(f"  {limit}" for limit in feed.limits)])
+
+
+def _needs(feed: Feed) -> str:
+    return f"{feed.cores_needed:.1f} of {feed.cores} cores, {feed.bytes_per_s / 1e6:.1f} MB/s from storage"
+
+
+def _cure(command: str, cost: ClipCost, feed: Feed) -> str:
+    verdict = "enough" if feed.enough else "still not enough: more nodes or cores per GPU, or fewer --samples-per-s, too"
+    return (
+        f"smaller frames and short GOPs cost less:\n  {command}\n"
+        f"  {cost.clips} clips encoded like that: decode {cost.decode_ms:.1f} ms, crop and resize {cost.augment_ms:.1f} ms, {size(cost.size_bytes)}; "
+        f"the node would need {_needs(feed)}: {verdict}"
+    )

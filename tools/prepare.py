@@ -2,9 +2,9 @@
 """Prepare videos or images with captions for training: shards (WebDataset tars) and an index.
 
 SOURCE is the official list of WebVid, HowTo100M, YT-Temporal-180M, CC3M, CC12M, SBU, COCO (Karpathy) or Visual Genome, or the folder with it;
-your own
-CSV with the columns path and caption (and, if you like, split); a .tar of video2dataset or img2dataset, or a folder of them. Every clip is decoded
-once; bad ones are counted and named, never silently dropped. The same command continues after an interruption.
+your own CSV with the columns path (from its folder on, or absolute) and caption (and, if you like, split); a .tar of video2dataset or
+img2dataset, or a folder of them. Every clip is decoded once; bad ones are counted and named, never silently dropped. The same command continues
+after an interruption.
 
 On several machines: --part 1/16 to --part 16/16 in any order or at the same time, then --merge (slurm/prepare_array.sh does both).
 """

@@ -115,11 +115,19 @@ def bad(split: str, name: str, path: Path, source: str, detail: str, reason: str
 
 
 def media_row(
-    split: str, name: str, captions: tuple[str, ...], root: Path, relative: Path, listed: Path, place: str, default: str = "mp4"
+    split: str,
+    name: str,
+    captions: tuple[str, ...],
+    root: Path,
+    relative: Path,
+    listed: Path,
+    place: str,
+    default: str = "mp4",
+    absolute: bool = False,
 ) -> Row:
     """A row of the file `relative` below `root`, named in line or record `place` of the file `listed`. An image (`default` "jpg") whose name has no
-    extension may have one on the disk."""
-    if unsafe(relative) or not relative.name:
+    extension may have one on the disk. `absolute` allows a path that does not start from `root`: a list that someone wrote for this machine."""
+    if unsafe(Path(*relative.parts[1:]) if absolute and relative.is_absolute() else relative) or not relative.name:
         return bad(
             split,
             place,

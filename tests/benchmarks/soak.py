@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """The data path for a long time: python tests/benchmarks/soak.py [--clips 100000] [--workers 1]
 
-Streams training batches from the embedded clips, 2 % of which were damaged after preparing (zeros, noise, cut off, a web page, another clip's header,
-an index that promises more frames than there are). Checks, and leaves with 1 where one fails:
+Streams training batches from the embedded clips, 2 % of which were damaged after preparing: zeros, noise, cut off, a web page, another clip's header,
+an index that promises more frames than there are, an empty file, sound only, one frame left of a clip, and one clip whose decoding takes longer than
+--clip-timeout-s. Checks, and leaves with 1 where one fails:
   - memory of the process and its readers is flat: the slope over the second half, in KiB per 1,000 clips, and its bound;
   - no file descriptor is leaked;
   - every damaged clip that was met stands in the ledger once per epoch, with its reason, and no other clip does;
@@ -33,22 +34,47 @@ from data.config import ClipConfig, DataConfig, DatasetSpec
 from data.index import VIDEO_SCHEMA, VIDEOS_PER_BATCH, Index, write_mapped
 from data.prepare import PrepareOptions, prepare
 from data.units import duration
+from tests.data import media
 
 MICRO_BATCH = 20
 BAD_SHARE = 0.02
 LARGEST_SLOPE = 20.0
 """KiB per 1,000 clips: 100,000 clips may cost 2 MiB, epochs of a 400K-step run less than 1 GiB per rank."""
-KINDS = ("zeros", "noise", "cut", "page", "header", "frames")
+KINDS = ("zeros", "noise", "cut", "page", "header", "frames", "empty", "sound", "one frame")
+TIMEOUT_S = 1.5
+SLOW_FRAMES = 300_000
+"""In one GOP; the last third of it takes longer to reach than TIMEOUT_S."""
+
+
+def odd_files(folder: Path) -> dict[str, bytes]:
+    """Files that cannot stand in a clip's place in its tar, by kind."""
+    one = media.write_video(folder / "one.mp4", frames=1).read_bytes()
+    slow = media.write_video(
+        folder / "slow.mp4", frames=SLOW_FRAMES, gop=SLOW_FRAMES, b_frames=0, width=32, height=32, still=True
+    )
+    sound = media.write_audio_only(folder / "sound.mp4").read_bytes()
+    return {"empty": b"", "sound": sound, "one frame": one, "slow": slow.read_bytes()}
 
 
 def damage(folder: Path) -> dict[str, str]:
-    """Damage every 50th training clip of a prepared folder, in turn by kind; returns name → kind."""
+    """Damage every 50th training clip of a prepared folder, in turn by kind, one of them to be slow; returns name → kind."""
     index, random = Index(folder, "train"), np.random.default_rng(0)
     damaged: dict[str, str] = {}
     videos = pq.read_table(folder / "videos.parquet", schema=VIDEO_SCHEMA).to_pylist()
+    others = folder / "shards" / "odd"
+    files, places = odd_files(folder), {}
+    with others.open("wb") as file:
+        for kind, content in files.items():
+            places[kind] = {"shard": f"shards/{others.name}", "offset": file.tell(), "size": len(content)}
+            file.write(content)
     for turn, item in enumerate(range(0, len(index), round(1 / BAD_SHARE))):
-        row, kind = index[item], KINDS[turn % len(KINDS)]
+        row, kind = index[item], KINDS[turn % len(KINDS)] if turn else "slow"
         damaged[row["key"]] = kind
+        if kind in places:
+            videos[row["video"]] |= places[kind]
+            if kind == "slow":
+                videos[row["video"]] |= {"frames": SLOW_FRAMES, "keyframes": [0], "frame_times": None, "frame_rate": 12.0}
+            continue
         if kind == "frames":
             videos[row["video"]]["frames"] *= 50  # chosen frames lie beyond the end
             continue
@@ -103,7 +129,7 @@ class Meter:
 
 def stream_of(folder: Path, workers: int, ledger: Path | None) -> TrainStream:
     """The stream under test."""
-    config = DataConfig(workers=workers, dali_threads=1, max_bad_share=1.0)
+    config = DataConfig(workers=workers, dali_threads=1, max_bad_share=1.0, clip_timeout_s=TIMEOUT_S)
     return TrainStream([DatasetSpec(folder)], ClipConfig(3, 32, 16), config, seed=0, ledger=ledger)
 
 

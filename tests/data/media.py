@@ -78,14 +78,17 @@ def write_video(
     times: Sequence[float] | None = None,
     audio: bool = False,
     first: int = 0,
+    still: bool = False,
+    x264: str = "",
 ) -> Path:
     """Write a video whose frame i spells number `first` + i; the container follows from the suffix of `path`.
 
     `times` gives each frame's time in seconds (variable frame rate). `open_gop` makes recovery-point I-frames (x264) or CRA pictures (x265)
-    where closed GOPs have IDR frames. Returns `path`.
+    where closed GOPs have IDR frames; `still` shows the first frame all the time;
+    `x264` adds parameters of that encoder. Returns `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    options, formats = _codec_options(codec, gop, open_gop, b_frames), {"mjpeg": "yuvj420p", "gif": "rgb8", "png": "rgb24"}
+    options, formats = _codec_options(codec, gop, open_gop, b_frames, x264), {"mjpeg": "yuvj420p", "gif": "rgb8", "png": "rgb24"}
     clock = Fraction(1, rate) if times is None else Fraction(1, TICKS)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options)
@@ -96,7 +99,8 @@ def write_video(
             stream.codec_context.gop_size = gop
         sound = container.add_stream("aac", rate=16000) if audio else None
         for i in range(frames):
-            frame = av.VideoFrame.from_ndarray(frame_array(first + i, width, height), format="rgb24")
+            if not still or i == 0:
+                frame = av.VideoFrame.from_ndarray(frame_array(first + i, width, height), format="rgb24")
             frame.pts = i if times is None else round(times[i] * TICKS)
             frame.time_base = clock
             container.mux(stream.encode(frame))
@@ -106,9 +110,9 @@ def write_video(
     return path
 
 
-def _codec_options(codec: str, gop: int, open_gop: bool, b_frames: int) -> dict[str, str]:
+def _codec_options(codec: str, gop: int, open_gop: bool, b_frames: int, x264: str) -> dict[str, str]:
     if codec == "libx264":
-        params = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes={b_frames}:open-gop={int(open_gop)}:b-pyramid=none"
+        params = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes={b_frames}:open-gop={int(open_gop)}:b-pyramid=none:{x264}"
         return {"preset": "ultrafast", "x264-params": params, "threads": "1"}
     if codec == "libx265":
         pools = "pools=none:frame-threads=1:log-level=none"
@@ -212,6 +216,11 @@ def vfr_times(frames: int) -> list[float]:
 GOOD: dict[str, Callable[[Path], Path]] = {
     "h264_closed.mp4": lambda path: write_video(path, gop=8),
     "h264_open.mp4": lambda path: write_video(path, gop=8, open_gop=True),
+    # as x264 writes unless told otherwise: B-frames that others refer to, several references
+    "h264_pyramid.mp4": lambda path: write_video(path, gop=12, b_frames=3, x264="b-pyramid=normal:ref=4:b-adapt=0:weightp=2"),
+    "h264_interlaced.mp4": lambda path: write_video(path, gop=8, x264="interlaced=1:tff=1"),
+    "h264.mov": lambda path: write_video(path, gop=8, audio=True),
+    "h264.ts": lambda path: write_video(path, gop=8),
     "hevc_closed.mp4": lambda path: write_video(path, codec="libx265", gop=8),
     "hevc_open.mp4": lambda path: write_video(path, codec="libx265", gop=8, open_gop=True),
     "vp9.webm": lambda path: write_video(path, codec="libvpx-vp9"),
@@ -220,6 +229,10 @@ GOOD: dict[str, Callable[[Path], Path]] = {
     "mjpeg.avi": lambda path: write_video(path, codec="mjpeg"),
     "mpeg4.avi": lambda path: write_video(path, codec="mpeg4"),
     "animated.gif": lambda path: write_video(path, codec="gif", rate=10),
+    "av1.mp4": lambda path: write_video(path, codec="libsvtav1"),
+    "av1.webm": lambda path: write_video(path, codec="libsvtav1"),
+    "mpeg2.mpg": lambda path: write_video(path, codec="mpeg2video", rate=25),
+    "hevc.mkv": lambda path: write_video(path, codec="libx265", gop=8),
     "h264.mkv": lambda path: write_video(path, gop=8),
     "ten_bit.mp4": lambda path: write_video(path, pixel_format="yuv420p10le"),
     "odd_size.webm": lambda path: write_video(path, codec="libvpx-vp9", width=63, height=45),

@@ -37,9 +37,10 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def stream(sets: tuple[Path, Path], mode: Mode, image_batch: int = 12, share: float = 0.25) -> CoTrainStream:
+    """Two mixtures: both sets serve as video and as images."""
     config = DataConfig(workers=0)
-    video = TrainStream([DatasetSpec(sets[0])], ClipConfig(3, 32, 12), config, seed=1)
-    images = TrainStream([DatasetSpec(sets[1])], ClipConfig(1, 32, 12), config, seed=2)
+    video = TrainStream([DatasetSpec(sets[0], weight=2), DatasetSpec(sets[1])], ClipConfig(3, 32, 12), config, seed=1)
+    images = TrainStream([DatasetSpec(sets[1]), DatasetSpec(sets[0], weight=3)], ClipConfig(1, 32, 12), config, seed=2)
     return CoTrainStream(video, images, global_batch=8, image_batch=image_batch, mode=mode, image_share=share)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from data.config import ClipConfig, DataConfig, DatasetSpec
 from data.errors import DataError
-from data.feed import ClipCost, cure, measure, plan
+from data.feed import ClipCost, cure, cured, measure, plan
 from data.index import Index
 from data.prepare import PrepareOptions, prepare
 from tests.data import media
@@ -67,6 +67,30 @@ def test_a_sample_is_measured_and_broken_clips_are_named(prepared: Path) -> None
         break_clip(prepared, item)
     with pytest.raises(DataError, match="none of 6 clips"):
         measure(DatasetSpec(prepared), CLIP, DataConfig(), clips=6)
+
+
+def test_the_cure_is_measured_on_clips_that_are_encoded_for_it(prepared: Path) -> None:
+    cost = measure(DatasetSpec(prepared), CLIP, DataConfig(), clips=6)
+    after = cured(cost, DatasetSpec(prepared), CLIP, DataConfig())
+    assert (after.clips, after.codecs, after.width, after.height, after.gop) == (
+        4,
+        {"h264": 4},
+        64,
+        64,
+        24,
+    )  # 24 frames are one GOP of 25
+    assert 0 < after.size_bytes < 2 * cost.size_bytes
+    assert min(after.decode_ms, after.augment_ms) > 0
+
+
+def test_of_a_long_video_only_what_training_reads_is_counted(tmp_path: Path) -> None:
+    media.write_video(tmp_path / "source" / "videos" / "AAA.mp4", frames=1200, gop=12)
+    (tmp_path / "source" / "howto100m_csv").mkdir()
+    (tmp_path / "source" / "howto100m_csv" / "AAA.csv").write_text("start,end,text\n40,44,words\n60,64,more\n")
+    prepare(PrepareOptions(tmp_path / "source", tmp_path / "out", workers=1), progress=False)
+    cost = measure(DatasetSpec(tmp_path / "out"), CLIP, DataConfig(), clips=6)
+    assert cost.clips == 2
+    assert cost.size_bytes < 0.2 * Index(tmp_path / "out", "train")[0]["size"]
 
 
 def test_cores_and_storage_follow_from_rate_and_cost() -> None:

@@ -163,6 +163,20 @@ def test_prepare_killed_at_any_moment_ends_with_the_same_bytes(prepared: Path, t
     assert not list((tmp_path / "out").rglob(".tmp-*"))
 
 
+def test_a_program_without_a_main_guard_is_told_so(prepared: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from pathlib import Path\nfrom data.prepare import PrepareOptions, prepare\n"
+        f"prepare(PrepareOptions(Path({str(prepared.parent / 'source')!r}), Path({str(tmp_path / 'out')!r}), workers=1), progress=False)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, str(program)], env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert "DataError: a decoding process ended before it could work" in ended.stderr
+    assert "if __name__ == '__main__':" in ended.stderr.splitlines()[-1]
+    assert not (tmp_path / "out" / "dataset.json").exists()
+
+
 def test_tars_of_video2dataset_are_read_and_member_names_never_become_paths(tmp_path: Path) -> None:
     import io
 

@@ -369,6 +369,20 @@ def test_own_lists_may_name_splits_but_no_folders(tmp_path: Path) -> None:
     assert len(bad) == 2
 
 
+def test_own_lists_may_name_absolute_paths_but_official_ones_may_not(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "elsewhere" / "a.mp4", frames=6)
+    (tmp_path / "lists").mkdir()
+    own = tmp_path / "lists" / "my.csv"
+    own.write_text(f"path,caption\n{video},x\n{video.parent}/../a.mp4,y\n/nowhere/b.mp4,z\n")
+    _, good, bad = run(own, tmp_path / "out")
+    (row,) = good.values()
+    assert (row["captions"], row["source"]) == (["x"], str(video))
+    assert {key: reason for key, (reason, _) in bad.items()} == {"train/line-3": "bad_row", "train//nowhere/b.mp4": "missing"}
+    official = tmp_path / "lists" / "results_2M_val.csv"
+    official.write_text(f"videoid,page_dir,name\na,{video.parent},x\n")
+    assert [row.reason for row in read(official, "webvid", ReadOptions())] == ["bad_row"]
+
+
 def test_lone_surrogates_and_control_characters_do_no_harm(tmp_path: Path) -> None:
     write_image(tmp_path / "images" / "1.jpg")
     content = {"image_urls": [URL.format(1)], "user_ids": [""], "captions": ["a \ud83d broken\n\temoji\0"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,12 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from data.batch import Batch
+from data.errors import DataError
 from model import AllInOneConfig, AllInOneForPreTraining
 from model.contrast import embed_text, embed_video
 from pretrain.objectives import ObjectiveConfig, PretrainObjective, draw_matching_pairs
+from pretrain.recipes import RECIPES
+from pretrain.train import build_run
 
 
 def small_model() -> AllInOneForPreTraining:
@@ -115,6 +119,19 @@ def test_vtm_is_the_binary_cross_entropy_of_the_drawn_pairs() -> None:
         ]
     )
     torch.testing.assert_close(losses.total, F.cross_entropy(logits, labels), atol=1e-5, rtol=1e-5)
+
+
+def test_a_micro_batch_without_false_pairs_is_refused(tmp_path: Path) -> None:
+    recipe = RECIPES["plus-cc3m-webvid"][1]  # 2,048 of each, 16 per micro-batch
+    images = replace(recipe, out=tmp_path, cotrain=replace(recipe.cotrain, image_batch=128))
+    with pytest.raises(
+        ValueError, match=r"128 x --micro-batch 16 / --global-batch 2048 = 1 of them.*: --image-batch 256 or more"
+    ):
+        build_run(images)
+    with pytest.raises(ValueError, match="--micro-batch must be at least 2"):
+        build_run(replace(recipe, out=tmp_path, train=replace(recipe.train, micro_batch=1)))
+    with pytest.raises(DataError, match=r"tools/prepare\.py"):  # without VTM only the data is missing
+        build_run(replace(images, model=replace(images.model, size="nano"), objective=replace(images.objective, vtm=0)))
 
 
 def test_switched_off_and_contradicting_weights_are_refused() -> None:
