@@ -35,7 +35,7 @@ class Benchmark:
     variants: Mapping[str, Splits]
     """Variant → its splits; the first is the default. The only variant of a benchmark may be called ""."""
     config: FinetuneConfig
-    """Published hyper-parameters (datasets.md 15); `task` holds the protocol's options."""
+    """Published hyper-parameters: those of the original code's configuration of this task; `task` holds the protocol's options."""
     archives: str
     """Where the official media come from, for the message about a missing folder."""
     reads_media: bool = False

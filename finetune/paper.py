@@ -137,7 +137,8 @@ class PaperCell:
             if ours != theirs:
                 found.append(f"{name} {_shown(ours)}, not {_shown(theirs)}")
         if not same_pretraining(row, result.pretraining):
-            found.append(f"pre-training {result.pretraining or 'not stated (--pretraining)'}, not {row.data}")
+            paper = "that of the row, which the paper does not print" if isinstance(row.pretraining, str) else row.data
+            found.append(f"pre-training {result.pretraining or 'not stated (--pretraining)'}, not {paper}")
         roll = str(_recorded(result, "roll") or "roll")
         if roll != (row.roll or "roll"):
             found.append(f"temporal interaction {roll}, not {row.roll or 'roll'}")

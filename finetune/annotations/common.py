@@ -108,7 +108,7 @@ class Builder:
                 self.add(make(record), where)
 
     def official(self, what: str, found: int, expected: int, *, verified: bool = True) -> None:
-        """Note an official size against the found one. `verified`: datasets.md marks the official size as counted, not as hearsay."""
+        """Note an official size against the found one. `verified`: the official size was counted in the files, not taken from hearsay."""
         mark = "" if verified else " (not verified by us)"
         if found == expected:
             self.note(f"{what}: {found:,}, the official number{mark}")
