@@ -1,0 +1,118 @@
+"""Every recipe starts as it is written, on small made-up data: two steps of nano. Losses and sample shares stand in TensorBoard per data set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from data.prepare import PrepareOptions, prepare
+from pretrain.config import PretrainConfig
+from pretrain.recipes import RECIPES
+from tests.data import media
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPER = sorted(set(RECIPES) - {"demo", "webvid-howto-base"})  # the latter is webvid-howto by another name
+SMALL = "--size nano --image-size 32 --steps 2 --global-batch 8 --micro-batch 4 --image-batch 4 --workers 0 --dali-threads 1 --log-every 1"
+# one interpreter imports everything, each recipe is a fork of it
+STARTER = """
+import os, sys
+from pretrain import train
+import deepspeed, torch.utils.tensorboard, data.cotrain, data.graph
+options = sys.argv[1].split()
+for recipe in sys.argv[2:]:
+    child = os.fork()
+    if child == 0:
+        sys.stdout.flush()
+        log = os.open(f"{recipe}.log", os.O_CREAT | os.O_WRONLY)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        code = 70
+        try:
+            code = train.main([recipe, *options])
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    print(recipe, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def webvid(source: Path) -> None:
+    lines = ["videoid,page_dir,name"]
+    for k in range(6):
+        media.write_video(source / "videos" / "p" / f"{k}.mp4", frames=8, first=k)
+        lines.append(f"{k},p,a clip that spells number {k}")
+    for split in ("train", "val"):
+        (source / f"results_2M_{split}.csv").write_text("\n".join(lines) + "\n")
+
+
+def howto(source: Path) -> None:
+    """One long video with its lines; YT-Temporal's clips are windows like these."""
+    media.write_video(source / "videos" / "AAA.mp4", frames=240, gop=24)
+    (source / "howto100m_csv").mkdir()
+    rows = "".join(f"{2 * k},{2 * k + 2},words of line {k}\n" for k in range(9))
+    (source / "howto100m_csv" / "AAA.csv").write_text(f"start,end,text\n{rows}")
+
+
+def images(source: Path) -> None:
+    lines = ["path,caption,split"]
+    for k in range(10):
+        media.write_image(source / f"{k}.png", k)
+        lines.append(f"{k}.png,a picture of number {k},{'val' if k < 4 else 'train'}")
+    (source / "own.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+    """(folder in which every recipe ran, exit code by recipe); the recipes' own paths below prepared/ lead to three small sets."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "prepared").mkdir()
+    makers = {"webvid": (webvid, ()), "howto100m": (howto, ("yttemporal",)), "cc3m": (images, ("cc12m", "coco", "vg"))}
+    for name, (make, others) in makers.items():
+        (home / name).mkdir()
+        make(home / name)
+        source = home / name / "own.csv"
+        prepare(PrepareOptions(source if source.exists() else home / name, home / "prepared" / name, workers=1), progress=False)
+        for other in others:
+            (home / "prepared" / other).symlink_to(home / "prepared" / name)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    ended = subprocess.run(
+        [sys.executable, "-c", STARTER, SMALL, *PAPER],
+        cwd=home,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    codes = [line.split() for line in ended.stdout.splitlines()]
+    return home, {words[0]: int(words[1]) for words in codes if len(words) == 2 and words[0] in PAPER}
+
+
+def names(specs: tuple[str, ...]) -> list[str]:
+    return [f"{Path(spec.partition('=')[0]).name}/train" for spec in specs]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_recipe_takes_two_steps_and_tells_of_each_of_its_data_sets(started: tuple[Path, dict[str, int]], name: str) -> None:
+    home, codes = started
+    log = (home / f"{name}.log").read_text()
+    assert codes[name] == 0, log[-4000:]
+    assert "step 2/2" in log
+    recipe: PretrainConfig = RECIPES[name][1]
+    board = EventAccumulator(str(home / recipe.out / "tensorboard"))
+    board.Reload()
+    tags = set(board.Tags()["scalars"])
+    for prefix, specs in (("", recipe.data), ("image_", recipe.cotrain.images)):
+        if specs:
+            assert {f"train/{prefix}mlm_loss", f"train/{prefix}vtm_loss"} <= tags
+        if len(specs) > 1:
+            shares = {entry: [e.value for e in board.Scalars(f"train/{prefix}sample_share/{entry}")] for entry in names(specs)}
+            assert [sum(values) for values in zip(*shares.values(), strict=True)] == pytest.approx([1, 1])
+            assert {f"train/{prefix}{loss}/{entry}" for loss in ("mlm_loss", "vtm_loss") for entry in names(specs)} <= tags
