@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -44,14 +45,19 @@ def _of_fold(config: FinetuneConfig, fold: str) -> FinetuneConfig:
 
 
 def _publish(config: FinetuneConfig, results: Mapping[str, EvaluationResult]) -> EvaluationResult:
+    first = next(iter(results.values()))
+    hashes = sorted({result.checkpoint_sha256 for result in results.values()})
+    kept = {name: first.details[name] for name in ("roll", "fine_tuned_on") if name in first.details}
     mean = replace(
-        next(iter(results.values())),
+        first,
         variant=MEAN,
         scores=metrics.action_scores([_hits(config.out / _folder(fold), result) for fold, result in results.items()]),
         items=sum(result.items for result in results.values()),
         missing=tuple(missing for result in results.values() for missing in result.missing),
         checkpoint=str(config.checkpoint if config.eval_only else config.out),
-        details={"folds": {fold: {name: score.value for name, score in r.scores.items()} for fold, r in results.items()}},
+        # of several checkpoints the hash of their hashes
+        checkpoint_sha256=hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        details={**kept, "folds": {fold: {name: score.value for name, score in r.scores.items()} for fold, r in results.items()}},
         settings=config.as_json(),
     )
     path = write_result(config.out, mean)
