@@ -139,6 +139,9 @@ class PaperCell:
         if not same_pretraining(row, result.pretraining):
             paper = "that of the row, which the paper does not print" if isinstance(row.pretraining, str) else row.data
             found.append(f"pre-training {result.pretraining or 'not stated (--pretraining)'}, not {paper}")
+        before = _tuned_before(result)
+        if before:
+            found.append(f"fine-tuned on {before} before")
         roll = str(_recorded(result, "roll") or "roll")
         if roll != (row.roll or "roll"):
             found.append(f"temporal interaction {roll}, not {row.roll or 'roll'}")
@@ -156,6 +159,15 @@ def _shown(value: object) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value) or "none"
 
 
+def _tuned_before(result: EvaluationResult) -> str:
+    """The other benchmark that the evaluated checkpoint was fine-tuned on: such a result is not what the paper calls zero-shot."""
+    origin = _recorded(result, "fine_tuned_on") or {}
+    benchmark = str(origin.get("benchmark", ""))
+    if benchmark in ("", result.benchmark):
+        return ""
+    return " ".join(filter(None, (benchmark, str(origin.get("variant", "")))))
+
+
 def _recorded(result: EvaluationResult, name: str) -> Any:
     return result.details.get(name, result.settings.get(name))
 
@@ -170,7 +182,7 @@ def setting(result: EvaluationResult) -> tuple[Any, ...]:
     """Everything of a result that rows of the paper can differ by: results with the same setting may share a row."""
     size, look = result.model_size or result.parameters, (result.frames, result.views, result.image_size)
     told = (_recorded(result, "roll") or "roll", _recorded(result, "heads"), _task(result).get("highlight"), losses(result))
-    return (size, data_sets(result.pretraining), look, result.zero_shot, *told)
+    return (size, data_sets(result.pretraining), look, result.zero_shot, _tuned_before(result), *told)
 
 
 def losses(result: EvaluationResult) -> str:

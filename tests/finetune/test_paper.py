@@ -78,6 +78,8 @@ def test_every_number_says_how_certain_it_is_and_illegible_ones_are_no_targets()
         ({"pretraining": "CC3M+WebVid+YT-Temporal"}, [46.8]),
         ({"model_size": "small"}, [39.5]),
         ({"details": {"roll": "average"}}, []),
+        ({"details": {"fine_tuned_on": {"benchmark": "msrvtt_qa"}}}, [42.9]),
+        ({"details": {"fine_tuned_on": {"benchmark": "msrvtt_retrieval", "variant": "9k"}}}, []),
     ],
 )
 def test_a_result_stands_only_beside_numbers_of_its_own_setting(changes: dict[str, Any], beside: list[float]) -> None:
