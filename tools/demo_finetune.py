@@ -94,17 +94,34 @@ TASKS = (
     Task(
         "msrvtt_retrieval",
         "msrvtt",
-        ("--variant", "7k", *SHORT, "--steps", "150", "--global-batch", "64", "--micro-batch", "64", "--lr", "5e-4"),
+        (
+            "--variant",
+            "7k",
+            *SHORT,
+            "--steps",
+            "150",
+            "--eval-every",
+            "75",
+            "--global-batch",
+            "64",
+            "--micro-batch",
+            "64",
+            "--lr",
+            "5e-4",
+        ),
         _retrieval_chance,
         zero_shot=True,
     ),
     Task(
-        "msrvtt_qa", "msrvtt", (*SHORT, "--steps", "300", "--global-batch", "32", "--micro-batch", "32", "--lr", "5e-4"), _blind
+        "msrvtt_qa",
+        "msrvtt",
+        (*SHORT, "--steps", "300", "--eval-every", "150", "--global-batch", "32", "--micro-batch", "32", "--lr", "5e-4"),
+        _blind,
     ),
     Task(
         "msrvtt_choice",
         "msrvtt",
-        (*SHORT, "--steps", "100", "--global-batch", "16", "--micro-batch", "16", "--lr", "3e-4"),
+        (*SHORT, "--steps", "100", "--eval-every", "50", "--global-batch", "16", "--micro-batch", "16", "--lr", "3e-4"),
         lambda _: {"accuracy": 20.0},
         zero_shot=True,
     ),
@@ -130,7 +147,7 @@ TASKS = (
     Task(
         "k400_linear",
         "kinetics",
-        (*SHORT, "--steps", "300", "--global-batch", "64", "--micro-batch", "64", "--lr", "5e-3"),
+        (*SHORT, "--steps", "300", "--eval-every", "150", "--global-batch", "64", "--micro-batch", "64", "--lr", "5e-3"),
         _class_chance,
     ),
 )
