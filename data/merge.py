@@ -64,7 +64,7 @@ def merge_fragments(out: Path, names: list[str]) -> Merged:
             f"{len(missing)} of {len(names)} shards of {out} are not prepared yet, first: {', '.join(missing[:5])}; run the parts that make them "
             "(--part i/n, the same n as before), or the command without --part, which makes what is missing"
         )
-    for folder in (out / "shards", out / "parts"):
+    for folder in (out, out / "shards", out / "parts"):
         remove_leftovers(folder)
     placeholders = _placeholders(out, names)
     write_mapped(out / "videos.arrow", VIDEO_SCHEMA, (_videos(out, name) for name in names), VIDEOS_PER_BATCH)

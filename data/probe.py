@@ -130,7 +130,7 @@ def probe_packets(path: Path, limits: Limits) -> dict[str, Any] | None:
     first = None
     try:
         with av.open(str(path)) as container:
-            if not container.streams.video or container.streams.video[0].codec_context.name not in PACKET_CODECS:
+            if not container.streams.video or codec_of(container.streams.video[0]) not in PACKET_CODECS:
                 return None
             stream = container.streams.video[0]
             demuxing: Any = container.demux(stream)
@@ -141,7 +141,7 @@ def probe_packets(path: Path, limits: Limits) -> dict[str, Any] | None:
                     if packet.pts is None or packet.is_discard or packet.is_corrupt:
                         return None
                     times.append(packet.pts)
-                    if idr_packet(stream.codec_context.name, packet):
+                    if idr_packet(codec_of(stream), packet):
                         starts.add(packet.pts)
                     first = first or next(iter(packet.decode()), None)
             if first is None or len(set(times)) != len(times):

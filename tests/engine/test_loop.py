@@ -328,15 +328,6 @@ def test_the_same_run_again_says_that_it_is_done(whole: Path) -> None:
     assert "is done" in output
 
 
-def test_another_world_size_is_refused_with_the_way_out(whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(whole, out)
-    shutil.rmtree(out / "checkpoints" / "step-00000020")
-    code, output = train(out, 2)
-    assert code == 2
-    assert "Start with 1 ranks" in output
-
-
 @pytest.mark.parametrize("limit", [1, 5_000])
 def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path, limit: int) -> None:
     out = tmp_path / "run"
