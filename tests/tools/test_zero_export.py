@@ -30,7 +30,11 @@ def train(out: Path, world: int, **options: object) -> Path:
         env.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         line = [sys.executable, "-m", "tests.tools.zero_run", str(out), json.dumps(options)]
         ranks.append(subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    outputs = [rank.communicate(timeout=150)[0] for rank in ranks]
+    try:
+        outputs = [rank.communicate(timeout=150)[0] for rank in ranks]
+    finally:
+        for rank in ranks:  # ranks that hang would take the cores from all other tests
+            rank.kill()
     assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(outputs)
     return out / "checkpoints" / "step-00000002"
 
