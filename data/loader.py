@@ -22,12 +22,10 @@ from data.ledger import Ledger
 from data.media import dali_reads
 from data.order import Order
 from data.piece import Piece, Region, read_piece
+from data.positions import MicroBatch, Positions
 from data.stream import Batches, Endless, ready
 from data.text import Tokenizer, mask_words
 from data.trim import Trimmed, trim
-
-ATTEMPTS = 20
-"""Clips tried for one position before the run gives up."""
 
 
 @dataclass
@@ -51,10 +49,10 @@ class Sample:
 class Source:
     """Reads and decodes rows of one prepared split."""
 
-    def __init__(self, spec: DatasetSpec, clip: ClipConfig, config: DataConfig) -> None:
+    def __init__(self, spec: DatasetSpec, clip: ClipConfig, config: DataConfig, number: int = 0) -> None:
         self.index = Index(spec.path, spec.split)
         self.name = f"{spec.path.name}/{spec.split}"
-        self._clip, self._config = clip, config
+        self._clip, self._config, self._number = clip, config, number
         self.codecs: frozenset[str] = frozenset()
         """What is handed over as a trimmed stream, for DALI to decode."""
         self._files: dict[tuple[int, str], int] = {}
@@ -91,7 +89,18 @@ class Source:
                 return piece
         return Piece(self.read(row), 0, row["frames"], timeline)
 
-    def sample(self, item: int, dataset: int, random: np.random.Generator, train: bool) -> Sample:
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def key(self, row: int) -> str:
+        """The clip's name."""
+        return self.index[row]["key"]
+
+    def drawn(self, row: int, random: np.random.Generator) -> Sample:
+        """A training sample; DecodeError for a bad clip."""
+        return self.sample(row, random, train=True)
+
+    def sample(self, item: int, random: np.random.Generator, train: bool) -> Sample:
         """One sample; DecodeError for a bad clip."""
         self._tokenizer = self._tokenizer or Tokenizer()
         tokenizer, clip, config, row = self._tokenizer, self._clip, self._config, self.index[item]
@@ -115,30 +124,20 @@ class Source:
         mlm_ids, labels = mask_words(
             ids, words, config.mask_prob, random, tokenizer.mask_id, tokenizer.first_word_id, tokenizer.size
         )
-        return Sample(
-            row["key"], caption, media, choices, ids, mask, mlm_ids, labels, dataset, choices.digest(row["key"], mlm_ids, labels)
-        )
+        digest = choices.digest(row["key"], mlm_ids, labels)
+        return Sample(row["key"], caption, media, choices, ids, mask, mlm_ids, labels, self._number, digest)
 
 
-@dataclass
-class Raw:
-    """A micro-batch before the DALI graph."""
-
-    samples: list[Sample]
-    bad: tuple[BadClip, ...]
-    first_position: int
-
-
-class _ClipBatches(Batches[Raw, Batch | None]):
+class _ClipBatches(Batches[MicroBatch[Sample], Batch | None]):
     """Micro-batches of clips with their captions; `names` are those of the data sets."""
 
     names: tuple[str, ...]
     device: torch.device
 
-    def visuals(self, raw: Raw) -> Sequence[Sample]:
+    def visuals(self, raw: MicroBatch[Sample]) -> Sequence[Sample]:
         return raw.samples
 
-    def finish(self, raw: Raw, pixels: torch.Tensor | None) -> Batch | None:
+    def finish(self, raw: MicroBatch[Sample], pixels: torch.Tensor | None) -> Batch | None:
         """None where no clip is left."""
         if pixels is None:
             return None
@@ -166,47 +165,15 @@ class _ClipBatches(Batches[Raw, Batch | None]):
 
 
 class _TrainBatches(_ClipBatches):
-    """The k-th micro-batch of one rank, as a pure function of k."""
+    def __init__(self, positions: Positions[Sample]) -> None:
+        self._positions = positions
 
-    def __init__(
-        self, sources: list[Source], order: Order, seed: int, first: int, rank: int, world: int, micro_batch: int
-    ) -> None:
-        self._sources, self._order, self._seed = sources, order, seed
-        self._first, self._rank, self._world, self._micro_batch = first, rank, world, micro_batch
+    def __getitem__(self, k: int) -> MicroBatch[Sample]:
+        return self._positions[k]
 
-    def __getitem__(self, k: int) -> Raw:
-        torch.set_num_threads(1)
-        position = self._first + (k * self._world + self._rank) * self._micro_batch
-        bad: list[BadClip] = []
-        samples = [self._sample(p, bad) for p in range(position, position + self._micro_batch)]
-        return Raw(samples, tuple(bad), position)
-
-    def _sample(self, position: int, bad: list[BadClip], first_attempt: int = 0) -> Sample:
-        place = self._order[position]
-        source, row = self._sources[place.dataset], place.row
-        for attempt in range(first_attempt, ATTEMPTS):
-            random = generator(self._seed, source.name, place.epoch, place.row, attempt)
-            if attempt:  # a replacement from the same data set, as a function of the position's own key
-                row = int(random.integers(len(source.index)))
-            try:
-                sample = source.sample(row, place.dataset, random, train=True)
-            except DecodeError as error:
-                bad.append(BadClip(source.name, source.index[row]["key"], str(error), place.epoch))
-            else:
-                sample.attempt = attempt
-                return sample
-        raise DataError(
-            f"{ATTEMPTS} clips in a row cannot be decoded in {source.name}, the last: {bad[-1].clip} ({bad[-1].reason}); prepare it again"
-        )
-
-    def without(self, raw: Raw, failed: dict[int, str]) -> Raw:
+    def without(self, raw: MicroBatch[Sample], failed: dict[int, str]) -> MicroBatch[Sample]:
         """The micro-batch with the samples replaced that the graph could not decode."""
-        samples, bad = list(raw.samples), list(raw.bad)
-        for i, reason in failed.items():
-            epoch = self._order[raw.first_position + i].epoch
-            bad.append(BadClip(self._sources[samples[i].dataset].name, samples[i].name, reason, epoch))
-            samples[i] = self._sample(raw.first_position + i, bad, samples[i].attempt + 1)
-        return replace(raw, samples=samples, bad=tuple(bad))
+        return self._positions.without(raw, failed)
 
 
 class _EvalBatches(_ClipBatches):
@@ -216,18 +183,18 @@ class _EvalBatches(_ClipBatches):
     def __len__(self) -> int:
         return -(-len(self._items) // self._size)
 
-    def __getitem__(self, k: int) -> Raw:
+    def __getitem__(self, k: int) -> MicroBatch[Sample]:
         torch.set_num_threads(1)
         samples, bad = [], []
         items = self._items[k * self._size : (k + 1) * self._size]
         for item in items:
             try:
-                samples.append(self._source.sample(item, 0, generator(0, self._source.name, 0, item), train=False))
+                samples.append(self._source.sample(item, generator(0, self._source.name, 0, item), train=False))
             except DecodeError as error:
-                bad.append(BadClip(self._source.name, self._source.index[item]["key"], str(error)))
-        return Raw(samples, tuple(bad), items[0])
+                bad.append(BadClip(self._source.name, self._source.key(item), str(error)))
+        return MicroBatch(samples, tuple(bad), items[0])
 
-    def without(self, raw: Raw, failed: dict[int, str]) -> Raw:
+    def without(self, raw: MicroBatch[Sample], failed: dict[int, str]) -> MicroBatch[Sample]:
         """In evaluation nothing is replaced: the samples are left out and named."""
         bad = [BadClip(self._source.name, raw.samples[i].name, reason) for i, reason in failed.items()]
         samples = [sample for i, sample in enumerate(raw.samples) if i not in failed]
@@ -240,7 +207,7 @@ class TrainStream:
     def __init__(
         self, datasets: Sequence[DatasetSpec], clip: ClipConfig, config: DataConfig, *, seed: int, ledger: Path | None = None
     ) -> None:
-        self._sources = [Source(spec, clip, config) for spec in datasets]
+        self._sources = [Source(spec, clip, config, number) for number, spec in enumerate(datasets)]
         self._specs, self._clip, self.config, self._seed, self._ledger = list(datasets), clip, config, seed, ledger
         sizes = [len(source.index) for source in self._sources]
         self._order = Order(sizes, [spec.weight for spec in datasets], seed, config.shuffle_window)
@@ -263,7 +230,8 @@ class TrainStream:
         augments = augments_for(self._clip, self.config, device, micro_batch)
         for source in self._sources:
             source.codecs = augments[0].codecs
-        dataset = _TrainBatches(self._sources, self._order, self._seed, first, rank, world, micro_batch)
+        place = {"first": first, "rank": rank, "world": world, "micro_batch": micro_batch}
+        dataset = _TrainBatches(Positions(self._sources, self._order, seed=self._seed, **place))
         dataset.names, dataset.device = self.dataset_names, device
         ledger = Ledger(self._ledger, rank, self.config.max_bad_share)
         for raw, batch in ready(dataset, self.config, augments, Endless()):

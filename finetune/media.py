@@ -19,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 from tqdm import tqdm
 
+from data.decode import DecodeError
 from data.errors import DataError
 from data.files import content_hash
 from data.media import IMAGES
@@ -36,7 +37,7 @@ LONG_BYTES = 64 << 20
 _END_BYTES = 1 << 20
 
 
-class MediaError(Exception):
+class MediaError(DecodeError):
     """A media item cannot be shown; the message is its reason."""
 
 

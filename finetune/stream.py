@@ -17,18 +17,14 @@ from data.batch import BadClip
 from data.choices import generator
 from data.config import ClipConfig, DataConfig
 from data.decode import DecodeError
-from data.errors import DataError
 from data.ledger import Ledger
 from data.order import Order
+from data.positions import MicroBatch, Positions
 from data.stream import Batches, Endless, ready
 from data.text import Tokenizer
-from finetune.media import MediaError
 from finetune.reading import Reader, Visual
 from finetune.samples import Example, Maker, TaskBatch
 from finetune.text import encode
-
-ATTEMPTS = 20
-"""Items tried for one position before a training run gives up."""
 
 
 @dataclass
@@ -49,15 +45,6 @@ class Sample:
     attempt: int = 0
 
 
-@dataclass
-class Raw:
-    """A micro-batch before the DALI graph."""
-
-    samples: list[Sample]
-    bad: tuple[BadClip, ...]
-    first_position: int
-
-
 class Source:
     """Makes samples of one split's items."""
 
@@ -68,8 +55,19 @@ class Source:
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_tokenizer": None}
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def key(self, row: int) -> str:
+        """The item's name."""
+        return self.ids[row]
+
+    def drawn(self, row: int, random: np.random.Generator) -> Sample:
+        """A training sample; DecodeError where something of it cannot be shown."""
+        return self.sample(row, random, views=1)
+
     def sample(self, number: int, random: np.random.Generator | None, views: int) -> Sample:
-        """One sample; raises DecodeError or MediaError where something of it cannot be shown."""
+        """One sample; raises DecodeError where something of it cannot be shown."""
         self._tokenizer = self._tokenizer or Tokenizer()
         example = self.make(number, random)
         visuals = [visual for look in example.looks for visual in self.reader(look, random, views)]
@@ -91,20 +89,20 @@ def _digest(name: str, example: Example, visuals: Sequence[Visual], ids: NDArray
     return int.from_bytes(content.digest(), "little") >> 1
 
 
-class _TaskBatches(Batches[Raw, TaskBatch | None]):
+class _TaskBatches(Batches[MicroBatch[Sample], TaskBatch | None]):
     source: Source
     views: int = 1
     device: torch.device
 
-    def visuals(self, raw: Raw) -> Sequence[Visual]:
+    def visuals(self, raw: MicroBatch[Sample]) -> Sequence[Visual]:
         return [visual for sample in raw.samples for visual in sample.visuals]
 
-    def owners(self, raw: Raw, failed: dict[int, str]) -> dict[int, str]:
+    def owners(self, raw: MicroBatch[Sample], failed: dict[int, str]) -> dict[int, str]:
         """Number of the sample → reason, from the numbers of visuals that the graph refused."""
         owner = [i for i, sample in enumerate(raw.samples) for _ in sample.visuals]
         return {owner[i]: reason for i, reason in failed.items()}
 
-    def finish(self, raw: Raw, pixels: Tensor | None) -> TaskBatch | None:
+    def finish(self, raw: MicroBatch[Sample], pixels: Tensor | None) -> TaskBatch | None:
         """None where no item is left."""
         samples = raw.samples
         if not samples:
@@ -128,44 +126,15 @@ class _TaskBatches(Batches[Raw, TaskBatch | None]):
 
 
 class _TrainBatches(_TaskBatches):
-    """The k-th micro-batch of one rank, as a pure function of k."""
+    def __init__(self, source: Source, positions: Positions[Sample]) -> None:
+        self.source, self._positions = source, positions
 
-    def __init__(self, source: Source, order: Order, seed: int, first: int, rank: int, world: int, micro_batch: int) -> None:
-        self.source, self._order, self._seed = source, order, seed
-        self._first, self._rank, self._world, self._micro_batch = first, rank, world, micro_batch
+    def __getitem__(self, k: int) -> MicroBatch[Sample]:
+        return self._positions[k]
 
-    def __getitem__(self, k: int) -> Raw:
-        torch.set_num_threads(1)
-        position = self._first + (k * self._world + self._rank) * self._micro_batch
-        bad: list[BadClip] = []
-        samples = [self._sample(p, bad) for p in range(position, position + self._micro_batch)]
-        return Raw(samples, tuple(bad), position)
-
-    def _sample(self, position: int, bad: list[BadClip], first_attempt: int = 0) -> Sample:
-        place, source = self._order[position], self.source
-        number = place.row
-        for attempt in range(first_attempt, ATTEMPTS):
-            random = generator(self._seed, source.name, place.epoch, place.row, attempt)
-            if attempt:  # a replacement from the same split, as a function of the position's own key
-                number = int(random.integers(len(source.ids)))
-            try:
-                sample = source.sample(number, random, views=1)
-            except (DecodeError, MediaError) as error:
-                bad.append(BadClip(source.name, source.ids[number], str(error), place.epoch))
-            else:
-                sample.attempt = attempt
-                return sample
-        raise DataError(
-            f"{ATTEMPTS} items in a row of {source.name} have no media that can be used, the last: {bad[-1].clip} ({bad[-1].reason})"
-        )
-
-    def without(self, raw: Raw, failed: dict[int, str]) -> Raw:
+    def without(self, raw: MicroBatch[Sample], failed: dict[int, str]) -> MicroBatch[Sample]:
         """The micro-batch with the samples replaced that the graph could not decode."""
-        samples, bad = list(raw.samples), list(raw.bad)
-        for i, reason in self.owners(raw, failed).items():
-            bad.append(BadClip(self.source.name, samples[i].name, reason, self._order[raw.first_position + i].epoch))
-            samples[i] = self._sample(raw.first_position + i, bad, samples[i].attempt + 1)
-        return replace(raw, samples=samples, bad=tuple(bad))
+        return self._positions.without(raw, self.owners(raw, failed))
 
 
 class TaskStream:
@@ -186,7 +155,8 @@ class TaskStream:
         looks = max(1, len(self._source.make(0, generator(0, "", 0, 0)).looks))
         augments = augments_for(self._source.clip, self._config, device, micro_batch * looks)
         self._source.reader.codecs = augments[0].codecs
-        dataset = _TrainBatches(self._source, self._order, self._seed, first, rank, world, micro_batch)
+        place = {"first": first, "rank": rank, "world": world, "micro_batch": micro_batch}
+        dataset = _TrainBatches(self._source, Positions([self._source], self._order, seed=self._seed, **place))
         dataset.device = device
         ledger = Ledger(self._ledger, rank, self._config.max_bad_share)
         for raw, batch in ready(dataset, self._config, augments, Endless()):
@@ -199,20 +169,20 @@ class _EvalBatches(_TaskBatches):
     def __init__(self, source: Source, numbers: Sequence[Sequence[int]], views: int) -> None:
         self.source, self._numbers, self.views = source, numbers, views
 
-    def __getitem__(self, k: int) -> Raw:
+    def __getitem__(self, k: int) -> MicroBatch[Sample]:
         torch.set_num_threads(1)
         samples, bad = [], []
         for number in self._numbers[k]:
             try:
                 samples.append(self.source.sample(number, None, self.views))
-            except (DecodeError, MediaError) as error:
+            except DecodeError as error:
                 bad.append(self._bad(number, str(error)))
-        return Raw(samples, tuple(bad), k)
+        return MicroBatch(samples, tuple(bad), k)
 
     def _bad(self, number: int, reason: str) -> BadClip:
         return BadClip(self.source.name, str(number), reason)
 
-    def without(self, raw: Raw, failed: dict[int, str]) -> Raw:
+    def without(self, raw: MicroBatch[Sample], failed: dict[int, str]) -> MicroBatch[Sample]:
         """In evaluation nothing is replaced: the samples are left out and named."""
         gone = self.owners(raw, failed)
         bad = [self._bad(raw.samples[i].number, reason) for i, reason in gone.items()]

@@ -1,6 +1,6 @@
 """Weights of another origin or shape → this model. Tables of another length are resized and reported, never silently re-initialised.
 
-Three tables depend on text length, frame count and resolution: text positions (cut, or linearly interpolated), temporal embedding (linearly
+Three tables depend on text length, frame count and resolution: text positions (cut, or continued by the last row), temporal embedding (linearly
 interpolated), patch positions (bicubically interpolated).
 """
 
@@ -113,6 +113,15 @@ def resize_rows(table: Tensor, rows: int) -> Tensor:
     return F.interpolate(table.T[None].float(), size=rows, mode="linear", align_corners=True)[0].T.to(table.dtype)
 
 
+def continue_rows(table: Tensor, rows: int) -> Tensor:
+    """[R, C] → [rows, C]: the learned rows as they are, every further one a copy of the last.
+
+    A word keeps the position it was trained at, so a text that fitted before gives the same as before; interpolated, the rows would all mean other
+    places. What is beyond the longest text of the training begins as its last place and is told apart by fine-tuning.
+    """
+    return torch.cat([table[:rows], table[-1:].expand(max(0, rows - table.shape[0]), -1)])
+
+
 def resize_grid(position: Tensor, patches: int) -> Tensor:
     """[1, 1 + P, C] → [1, 1 + patches, C]: class row kept, square patch grid interpolated bicubically (as ViT fine-tuning does)."""
     old, new = math.isqrt(position.shape[1] - 1), math.isqrt(patches)
@@ -126,9 +135,8 @@ def _resize(name: str, tensor: Tensor, shape: torch.Size, report: LoadReport) ->
     if tensor.shape == shape or tensor.dim() != len(shape) or tensor.shape[-1] != shape[-1]:
         return tensor
     if name == TEXT_POSITION:
-        longer = shape[0] > tensor.shape[0]
-        how = "linearly interpolated" if longer else "cut"
-        resized = resize_rows(tensor, shape[0]) if longer else tensor[: shape[0]]
+        how = "learned rows kept, the last one repeated" if shape[0] > tensor.shape[0] else "cut"
+        resized = continue_rows(tensor, shape[0])
     elif name == TEMPORAL:
         how, resized = "linearly interpolated", resize_rows(tensor[0], shape[1])[None]
     elif name == POSITION and math.isqrt(tensor.shape[1] - 1) ** 2 == tensor.shape[1] - 1:

@@ -41,6 +41,7 @@ from data.index import Index
 from data.loader import Source, _TrainBatches
 from data.media import _nal_kinds
 from data.order import Order
+from data.positions import Positions
 from data.prepare import PrepareOptions, prepare
 from data.stream import _pixels
 
@@ -129,7 +130,8 @@ def stream(out: Path, **options: Any) -> Iterator[int]:
     augment = Augment(CLIP, config, device, MICRO_BATCH)
     source.codecs = augment.codecs
     order = Order([len(source.index)], [1.0], seed=0)
-    batches = _TrainBatches([source], order, seed=0, first=0, rank=0, world=1, micro_batch=MICRO_BATCH)
+    positions = Positions([source], order, seed=0, first=0, rank=0, world=1, micro_batch=MICRO_BATCH)
+    batches = _TrainBatches(positions)
     batches.names, batches.device = (source.name,), device
     for k in itertools.count():
         yield len(batches.finish(*_pixels(batches[k], batches, augment)) or ())

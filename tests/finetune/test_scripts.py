@@ -48,7 +48,7 @@ SCRIPTS = {
     "didemo_retrieval": Script("didemo", 2, RETRIEVAL),
     "vcr": Script("vcr", 2, ("q2a", "qa2r", "q2ar")),
     "k400_linear": Script("kinetics", 2, ("top1",)),
-    "hmdb51_linear": Script("hmdb51", 6, ("top1",)),
+    "hmdb51_linear": Script("hmdb51", 2, ("top1",), ("--variant", "1")),
     "ucf101_linear": Script("ucf101", 12, ("top1",)),
     "vqav2": Script("vqav2", 15, ACCURACY, ("--variant", "val")),
     "coco_retrieval": Script("coco", 2, RETRIEVAL),

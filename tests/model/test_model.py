@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
 from model import SIZES, AllInOneConfig, AllInOneForPreTraining, AllInOneModel, flops, norm, parameters_by_part
-from model.convert import ConversionError, convert_reference, from_reference
+from model.convert import ConversionError, convert_reference, from_reference, load_resized
 from model.roll import roll_channels, roll_tokens
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -248,11 +248,22 @@ def test_resolution_frames_and_text_length_are_resized_and_reported() -> None:
     video = model.backbone.video_embeddings
     assert torch.equal(video.position[0, 0], state["transformer.pos_embed"][0, 0])
     assert torch.allclose(video.temporal[0, [0, -1]], state["transformer.temporal_embed"][0, [0, -1]])
-    text = model.backbone.text_embeddings.position.weight
-    assert torch.allclose(text[[0, -1]], state["text_embeddings.position_embeddings.weight"][[0, -1]])
+    text, learned = model.backbone.text_embeddings.position.weight, state["text_embeddings.position_embeddings.weight"]
+    assert torch.equal(text[:40], learned)
+    assert torch.equal(text[40:], learned[-1:].expand(40, -1))
     short, _ = convert_reference(state, AllInOneConfig.from_size("tiny", max_text_len=20))
     expected = state["text_embeddings.position_embeddings.weight"][:20]
     assert torch.equal(short.backbone.text_embeddings.position.weight, expected)
+
+
+@torch.no_grad()
+def test_a_text_that_fitted_means_the_same_in_a_model_for_longer_ones(tmp_path: Path) -> None:
+    model = nano(max_text_len=8).eval()
+    model.save_pretrained(tmp_path)
+    longer, _ = load_resized(tmp_path, AllInOneConfig.from_size("nano", vocab_size=50, max_text_len=40))
+    pixels, ids, mask = inputs()
+    padded = nn.functional.pad(ids, (0, 32)), nn.functional.pad(mask, (0, 32))
+    assert torch.allclose(longer.eval()(pixels, *padded).pooled, model(pixels, ids, mask).pooled, atol=1e-5)
 
 
 @pytest.mark.parametrize(
