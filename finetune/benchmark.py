@@ -33,7 +33,7 @@ class Benchmark:
     load: Callable[..., Split]
     """(annotations, split, variant) → items."""
     variants: Mapping[str, Splits]
-    """Variant → its splits; the first is the default. The only variant of a benchmark may be called ""."""
+    """Variant → its splits; the first is the default. One may be called ""."""
     config: FinetuneConfig
     """Published hyper-parameters: those of the original code's configuration of this task; `task` holds the protocol's options."""
     archives: str

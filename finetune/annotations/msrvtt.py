@@ -33,8 +33,9 @@ from finetune.annotations.common import (
 from finetune.items import AnnotationError, ChoiceItem, Media, QAItem, RetrievalItem, Split
 
 TASKS = ("retrieval", "qa", "choice")
-PROTOCOLS = ("9k", "7k", "full", "1k-b")
-"""9k, 7k: JSFusion's 1k-A test with 9,000 or 7,010 training videos; full: the official split; 1k-b: Miech's lists, never with a 1k-A result."""
+PROTOCOLS = ("9k", "7k", "full", "1k-b", "7k-clipbert")
+"""9k, 7k: JSFusion's 1k-A test with 9,000 or 7,010 training videos; full: the official split; 1k-b: Miech's lists, never with a 1k-A result;
+7k-clipbert: ClipBERT's own files of the 7k protocol, with a validation set of theirs."""
 OFFICIAL_SPLITS = ("train", "val", "test")
 OWN_SPLITS = (*TRAIN_PARTS, "test")
 FIRST_VIDEO = {"train": 0, "val": 6_513, "test": 7_010}
@@ -69,13 +70,12 @@ _QA_SOURCE = "MSRVTT-QA.zip of Xu et al. 2017, or ClipBERT's msrvtt_qa annotatio
 _CHOICE_SOURCE = "MSR_MC_test.csv of JSFusion, or ClipBERT's msrvtt_mc_test.jsonl, or Singularity's msrvtt_mc_test.json"
 
 
-def load(folder: Path, split: str, *, task: str, protocol: str = "9k", form: str = "official") -> Split:
+def load(folder: Path, split: str, *, task: str, protocol: str = "9k") -> Split:
     """`task` retrieval | qa | choice; `protocol` is retrieval's.
 
-    retrieval, form official: captions from MSRVTT_data.json (CLIP4Clip), train_val_videodatainfo.json with test_videodatainfo.json
+    retrieval: captions from MSRVTT_data.json (CLIP4Clip), train_val_videodatainfo.json with test_videodatainfo.json
     (MSR-VTT itself) or MSR_VTT.json (frozen-in-time); MSRVTT_JSFUSION_test.csv for the 1k-A test. The lists of training videos are used if they
-    are there, and else derived from the definition of the protocol. form clipbert: {train,val,test}.jsonl with ClipBERT's own validation set,
-    protocol 7k only.
+    are there, and else derived from the definition of the protocol. 7k-clipbert: {train,val,test}.jsonl, nothing of the other files.
 
     qa: {split}_qa.json or ClipBERT's JSON lines, with train_ans2label.json as the answer space if it is there.
 
@@ -86,13 +86,11 @@ def load(folder: Path, split: str, *, task: str, protocol: str = "9k", form: str
         raise AnnotationError(f"MSR-VTT has no task {task!r}; choose one of: {', '.join(TASKS)}")
     if protocol not in PROTOCOLS:
         raise AnnotationError(f"MSR-VTT retrieval has no protocol {protocol!r}; choose one of: {', '.join(PROTOCOLS)}")
-    if form not in ("official", "clipbert"):
-        raise AnnotationError(f"MSR-VTT has no form {form!r}; choose one of: official, clipbert")
     if task == "qa":
         return _qa(folder, split)
     if task == "choice":
         return _choice(folder, split)
-    return _retrieval(folder, split, protocol) if form == "official" else _clipbert(folder, split, protocol)
+    return _clipbert(folder, split) if protocol == "7k-clipbert" else _retrieval(folder, split, protocol)
 
 
 def video_name(text: str) -> str:
@@ -288,10 +286,8 @@ def _test_1k_a(folder: Path, builder: Builder) -> list[RetrievalItem]:
     return list(items.values())
 
 
-def _clipbert(folder: Path, split: str, protocol: str) -> Split:
+def _clipbert(folder: Path, split: str) -> Split:
     check_split(split, OFFICIAL_SPLITS, "MSR-VTT retrieval in ClipBERT's form")
-    if protocol != "7k":
-        raise AnnotationError(f"ClipBERT's files are the 7k protocol with a validation set of their own, not {protocol!r}")
     builder = Builder(split)
     path = builder.use(
         find(folder, [f"msrvtt_retrieval_{split}.jsonl", f"{split}.jsonl"], "ClipBERT's msrvtt_retrieval annotations")

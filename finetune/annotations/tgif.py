@@ -40,8 +40,8 @@ KINDS = {"0": "object", "1": "number", "2": "color", "3": "location"}
 _SOURCE = "the dataset folder of YunseokJANG/tgif-qa, or ClipBERT's tgif_qa annotations"
 
 
-def load(folder: Path, split: str, *, task: str, form: str = "official") -> Split:
-    """`form` official: {Train,Test}_{task}_question.csv; clipbert: {task}_{train,val,test}.jsonl, whose val is ClipBERT's own part of train.
+def load(folder: Path, split: str, *, task: str, form: str = "") -> Split:
+    """The official {Train,Test}_{task}_question.csv; with `form` clipbert {task}_{train,val,test}.jsonl, whose val is ClipBERT's own part of train.
 
     The forms are never mixed: ClipBERT's train with our held-out part would leak.
     """
@@ -50,8 +50,8 @@ def load(folder: Path, split: str, *, task: str, form: str = "official") -> Spli
     if form == "clipbert":
         check_split(split, CLIPBERT_SPLITS, "TGIF-QA in ClipBERT's form")
         return _clipbert(folder, split, task)
-    if form != "official":
-        raise AnnotationError(f"TGIF-QA has no form {form!r}; choose one of: official, clipbert")
+    if form:
+        raise AnnotationError(f"TGIF-QA has no form {form!r}; leave it out, or take clipbert")
     check_split(split, SPLITS, "TGIF-QA")
     return _official(folder, split, task)
 

@@ -168,11 +168,11 @@ def test_msrvtts_three_forms_of_multiple_choice_agree_and_training_options_are_o
 
 def test_msrvtt_in_clipberts_form_has_its_own_validation_set(tmp_path: Path) -> None:
     folder = official.msrvtt(tmp_path, "clipbert").annotations
-    splits = [msrvtt.load(folder, split, task="retrieval", protocol="7k", form="clipbert") for split in ("train", "val", "test")]
+    splits = [msrvtt.load(folder, split, task="retrieval", protocol="7k-clipbert") for split in ("train", "val", "test")]
     assert [len(split.items) for split in splits] == [6, 2, 2]
     assert_disjoint(*splits)
-    with pytest.raises(AnnotationError, match="ClipBERT's files are the 7k protocol"):
-        msrvtt.load(folder, "train", task="retrieval", form="clipbert")
+    with pytest.raises(AnnotationError, match="no split 'held-out'; choose one of: train, val, test"):
+        msrvtt.load(folder, "held-out", task="retrieval", protocol="7k-clipbert")
 
 
 # -- one trap each ---------------------------------------------------------------------------------------------------------------------------------
