@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -18,6 +19,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from tests.forked import ForkServer
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
@@ -121,11 +124,13 @@ class Cluster:
         self.env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TORCH_GLOO_LAZY_INIT": "1"}
         self.env |= {"PYTHONPATH": str(ROOT), "PYTHON": str(self.python), "RESTART_DELAY_S": "0"}
         self.env["SITE"] = str(folder / "site.sh")
-        self._server: subprocess.Popen[str] | None = None
+        self._server: ForkServer | None = None
 
     def __enter__(self) -> Cluster:
         try:
-            self._configure()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._server = ForkServer(self.folder, RANK_MODULES, self.env)
+            self._configure(self._server)
             self._start_daemons()
         except BaseException:
             self.__exit__()
@@ -141,8 +146,7 @@ class Cluster:
             except AssertionError as error:
                 print(error, file=sys.stderr)
         if self._server:
-            self._server.kill()
-            self._server.wait()
+            self._server.close()
         pids = self._pids("*.pid")
         for number, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
             for pid in filter(alive, pids):
@@ -155,7 +159,7 @@ class Cluster:
         paths = (self.folder / "run").glob(pattern)
         return [pid for pid in (int(path.read_text() or "0") for path in paths) if pid and alive(pid)]
 
-    def _configure(self) -> None:
+    def _configure(self, server: ForkServer) -> None:
         folder, base = self.folder, free_ports(1 + len(self.nodes))
         for name in ("run", "log", "ctld", "spool", "dev", *(f"spool/{node}" for node in self.nodes)):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -175,9 +179,7 @@ class Cluster:
         key = folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
-        self.python.write_text(
-            f'#!/bin/sh\nexec {sys.executable} -I -S {ROOT}/tests/cluster/fork_server.py run {folder}/ranks.sock "$@"\n'
-        )
+        self.python.write_text(f'#!/bin/sh\nexec {shlex.join(server.command())} "$@"\n')
         self.python.chmod(0o755)
         shown = (
             "SLURM_CONF",
@@ -192,14 +194,6 @@ class Cluster:
 
     def _start_daemons(self) -> None:
         folder = self.folder
-        with (folder / "log" / "fork_server.log").open("w") as log:
-            self._server = subprocess.Popen(
-                [sys.executable, ROOT / "tests/cluster/fork_server.py", "serve", folder / "ranks.sock", ",".join(RANK_MODULES)],
-                env=self.env,
-                stdout=log,
-                stderr=log,
-                text=True,
-            )
         munge = {"key-file": "munge.key", "socket": "munge.sock", "pid-file": "run/munged.pid", "log-file": "log/munged.log"}
         munge["seed-file"] = "munge.seed"
         self.run("munged", "--force", "--num-threads=4", *(f"--{name}={folder / path}" for name, path in munge.items()))
@@ -210,8 +204,8 @@ class Cluster:
 
     def wait_for_fork_server(self) -> None:
         """Ranks can be started through `python` from now on."""
-        log = self.folder / "log" / "fork_server.log"
-        wait_for(f"fork server; see {log}", lambda: "READY" in log.read_text(), 180)
+        assert self._server
+        self._server.wait()
 
     def run(self, *command: str | Path, check: bool = True, cwd: Path = ROOT, **env: str) -> str:
         """Standard output of a command in the cluster's environment."""

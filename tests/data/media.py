@@ -9,8 +9,10 @@ rotated frame satisfies, but for one in 16). `read_frame_number` wants the whole
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -63,6 +65,17 @@ def rgb_frames(path: Path) -> list[NDArray[np.uint8]]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
+@contextmanager
+def _same_priority() -> Iterator[None]:
+    """Where it may, SVT-AV1 4.1 makes the thread that opens it, and so all that it starts later, a real-time one of the highest priority: one that
+    spins then takes the machine from everybody else."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
 def write_video(
     path: Path,
     *,
@@ -90,7 +103,7 @@ def write_video(
     path.parent.mkdir(parents=True, exist_ok=True)
     options, formats = _codec_options(codec, gop, open_gop, b_frames, x264), {"mjpeg": "yuvj420p", "gif": "rgb8", "png": "rgb24"}
     clock = Fraction(1, rate) if times is None else Fraction(1, TICKS)
-    with av.open(str(path), "w") as container:
+    with _same_priority(), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height = width, height
         stream.pix_fmt = pixel_format or formats.get(codec, "yuv420p")

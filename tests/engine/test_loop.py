@@ -7,8 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,38 +18,39 @@ import torch
 from safetensors.torch import load_file
 
 from engine import checkpoint
+from engine.launch import free_port
+from tests.forked import ForkServer
 
 ROOT = Path(__file__).parents[2]
 BASE: dict[str, object] = {"ds_config": "zero1_fp32"}
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+_server: ForkServer
 
 
-def command(out: Path, options: dict[str, object]) -> list[str]:
-    return [sys.executable, "-m", "tests.engine.toy", str(out), json.dumps({**BASE, **options})]
+@pytest.fixture(scope="module", autouse=True)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Ranks are processes of their own but for the imports. That the interpreter itself leaves well is tests/pretrain/test_launches.py's business."""
+    global _server
+    _server = ForkServer(tmp_path_factory.mktemp("server"), ("deepspeed", "engine.loop", "torch.utils.tensorboard"), ENV)
+    _server.wait()
+    yield
+    _server.close()
 
 
 def start(out: Path, world: int = 1, **options: object) -> list[subprocess.Popen[str]]:
-    from engine.launch import free_port
-
     port, ranks = str(free_port()), []
-    limits = options.pop("_limits", {})
     for rank in range(world):
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
+        env = {**ENV}
         if world > 1:
             env.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        line = command(out, options)
-        if rank in limits:  # type: ignore[operator]
-            limit = (
-                f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, ({limits[rank]}, -1))"  # type: ignore[index]
-            )
-            module = f"sys.argv = {line[2:]!r}; runpy.run_module('tests.engine.toy', run_name='__main__')"
-            line = [sys.executable, "-c", f"import resource, runpy, signal, sys; {limit}; {module}"]
+        line = _server.command("tests/engine/toy.py", str(out), json.dumps({**BASE, **options}))
         ranks.append(subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     return ranks
 
 
-def start_limited(out: Path, limits: dict[int, int], world: int = 1, **options: object) -> list[subprocess.Popen[str]]:
-    """Ranks that cannot write files larger than limits[rank] bytes: stands for a full disk or quota."""
-    return start(out, world, _limits=limits, **options)
+def start_limited(out: Path, limits: dict[str, int], world: int = 1, **options: object) -> list[subprocess.Popen[str]]:
+    """Ranks that cannot write files larger than the rank's limit in bytes: stands for a full disk or quota."""
+    return start(out, world, largest_file=limits, **options)
 
 
 def finish(ranks: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
@@ -332,7 +333,7 @@ def test_the_same_run_again_says_that_it_is_done(whole: Path) -> None:
 def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path, limit: int) -> None:
     out = tmp_path / "run"
     train(out, steps=20, die=7 * 16)
-    codes, output = finish(start_limited(out, {0: limit}))
+    codes, output = finish(start_limited(out, {"0": limit}))
     assert codes == [3], output
     assert "error:" in output
     assert "Traceback" not in output
@@ -343,7 +344,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path, limit: 
 @pytest.mark.parametrize("full", [0, 1])
 def test_a_disk_that_is_full_for_one_rank_ends_all_at_once_with_a_clear_error(tmp_path: Path, full: int) -> None:
     begin = time.monotonic()
-    codes, output = finish(start_limited(tmp_path / "run", {full: 4200}, 2, steps=5, log_every=5, hang_timeout_s=100))
+    codes, output = finish(start_limited(tmp_path / "run", {str(full): 4200}, 2, steps=5, log_every=5, hang_timeout_s=100))
     assert codes == [3, 3], output
     assert "step-00000005 could not be written" in output
     assert time.monotonic() - begin < 60, "the other rank waited for its time-out"

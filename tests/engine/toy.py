@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -110,6 +112,11 @@ def run(out: Path, options: dict[str, object]) -> int:
     extra = {name: options.pop(name) for name in names if name in options}
     chosen = contrast if options.pop("contrast", False) else objective
     count_waits = options.pop("count_waits", False)
+    limits = options.pop("largest_file", {})
+    assert isinstance(limits, dict)
+    if os.environ.get("RANK", "0") in limits:  # a write beyond it fails, as on a full disk
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limits[os.environ.get("RANK", "0")], -1))
     config = TrainConfig(
         **{"steps": 20, "global_batch": 16, "micro_batch": 4, "lr": 1e-2, "log_every": 1, "save_every": 5, **options}
     )  # type: ignore[arg-type]
