@@ -104,6 +104,6 @@ class RollCall:
         return found[0]
 
     def stop(self) -> None:
-        """The run has ended."""
+        """The run has ended. A thread that still waits for the store when the interpreter ends aborts it, so it is waited for."""
         self._ended.set()
-        self._thread.join(PERIOD_S)
+        self._thread.join(PATIENCE_S)

@@ -23,6 +23,7 @@ from engine.selection import Selection
 from finetune.benchmark import Benchmark, Loaded, load_splits
 from finetune.cache import Cache
 from finetune.config import FinetuneConfig
+from finetune.cost import run_activations, training_flops
 from finetune.evaluation import EvaluationSettings, Evaluator, shown_media, subset
 from finetune.items import Split
 from finetune.media import MediaLibrary
@@ -33,7 +34,6 @@ from finetune.results import EvaluationResult, write_predictions, write_result
 from finetune.stream import Source, TaskStream
 from finetune.table import table
 from model import AllInOneConfig
-from model.flops import forward_flops
 
 SELECT = "select"
 """Name of the number that the validation chooses by, in history and TensorBoard."""
@@ -105,7 +105,8 @@ class Job:
             data=data,
             run_config=config.as_json(),
             evaluate=self._validation(),
-            flops_per_sample=training_flops(self.protocol.passes(), self.model_config, config.frames, frozen=plan.frozen),
+            flops_per_sample=training_flops(self.protocol.passes(), self.model_config, frozen=plan.frozen),
+            activations=None if plan.frozen else run_activations(self.protocol.passes(), self.model_config, config.train),
             out=config.out,
             head_patterns=(TASK_HEAD,),
             head_lr_mult=config.head_lr_mult,
@@ -257,15 +258,6 @@ class Job:
         """A message for people, from rank 0."""
         if self.place.rank == 0:
             print(text, file=sys.stderr if self.config.train.json else sys.stdout, flush=True)
-
-
-def training_flops(passes: Mapping[Any, int], config: AllInOneConfig, frames: int, *, frozen: bool) -> float:
-    """FLOPs of a step per item: all passes, forward and backward (3 x forward; a frozen backbone has no backward), FMA = 2; heads are left out."""
-    forward = sum(
-        number * forward_flops(config, frames=frames, text_tokens=config.max_text_len, part=part)
-        for part, number in passes.items()
-    )
-    return float(forward if frozen else 3 * forward)
 
 
 def fine_tune(benchmark: Benchmark, config: FinetuneConfig) -> EvaluationResult:

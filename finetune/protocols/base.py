@@ -88,7 +88,7 @@ class Protocol(ABC):
         return outcome.scores[self.selects].value
 
     def passes(self) -> Mapping[Literal["joint", "text", "video"], int]:
-        """Backbone passes of a training sample, for the count of FLOPs."""
+        """Backbone passes of a training sample, for the plan of FLOPs and memory (finetune/cost.py)."""
         return {"joint": 1}
 
 

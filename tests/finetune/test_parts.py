@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from engine.contrast import contrast
 from engine.objective import StepModule
 from engine.optimizer import SkippingAdamW, parameter_groups
 from finetune.cache import BatchResult, Cache
+from finetune.cost import task_activations
 from finetune.heads import TwoRanks, from_matching, rank_head
 from finetune.items import ChoiceItem, Media, QAItem, RetrievalItem
 from finetune.media import LIMITS, MediaError, MediaLibrary
-from finetune.model import TASK_HEAD, HeadPlan, build_model, read_origin, task_config
+from finetune.model import TASK_HEAD, HeadPlan, TaskModel, build_model, read_origin, task_config
+from finetune.protocols.base import pooled
 from finetune.protocols.multiple_choice import ChoiceExamples, ChoiceOptions
 from finetune.protocols.open_ended_qa import QAExamples
 from finetune.protocols.retrieval import other_captions
@@ -32,6 +35,7 @@ from finetune.rerank import _merged, shortlist
 from finetune.samples import Look
 from finetune.stream import Source, TaskStream
 from finetune.text import CONTEXT, KEEP, LIST, QUESTION, Part, encode, option
+from model import AllInOneConfig
 from tests.data.media import GOOD, read_frame_number, truncate, write_image, write_video
 from tests.tools.conftest import tiny_model
 from tests.tools.lightning import save, state_dict
@@ -358,3 +362,24 @@ def test_a_released_file_is_taken_as_it_is_and_its_size_is_seen(
         assert not model.backbone.video_embeddings.temporal.any()
     with pytest.raises(ValueError, match=f"holds a model of size {size}, not --size base"):
         task_config(origin, "base", {})
+
+
+# -- cost
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_planned_activations_of_five_options_are_what_autograd_keeps(checkpointing: bool) -> None:
+    config = AllInOneConfig.from_size("nano", num_frames=3, max_text_len=16)
+    model = TaskModel(config, None)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    ids = torch.randint(5, 1000, (2, 5, 16))
+    pixels = torch.randn(2, 1, 3, 3, config.image_size, config.image_size)
+    gc.collect()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = pooled(model, pixels, ids, torch.ones_like(ids))
+    measured = sum(event.nbytes() for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]")
+    del kept
+    if checkpointing:  # each one also keeps the CPU generator's state
+        measured -= config.num_hidden_layers * torch.get_rng_state().numel()
+    assert task_activations({"joint": 5}, config, 2, 4, 4, checkpointing).total == pytest.approx(measured, rel=0.05)
