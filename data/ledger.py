@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -18,23 +19,24 @@ class BadClipShareError(DataError):
 
 
 class Ledger:
-    """One JSON line per bad clip in `folder`/rank-N.jsonl; raises BadClipShareError above the share."""
+    """One JSON line per bad clip and epoch in `folder`/rank-N.jsonl, also over restarts; raises BadClipShareError above the share."""
 
     def __init__(self, folder: Path | None, rank: int, max_share: float) -> None:
         self._path = folder / f"rank-{rank}.jsonl" if folder else None
         self._max_share = max_share
         self._seen = self._bad = 0
         self._reasons: Counter[str] = Counter()
-        self._named: set[tuple[str, str, int]] = set()
+        self._named: dict[str, dict[int, set[str]]] = {}
+        """Data set → epoch → clips that stand in the file; of the newest epochs only."""
+        self._recall()
 
     def add(self, seen: int, bad: tuple[BadClip, ...]) -> None:
-        """Count a batch of `seen` clips, of which some were bad."""
-        self._seen += seen
+        """Count a batch of `seen` clips, and those that were bad before as many were found."""
+        self._seen += seen + len(bad)
         self._bad += len(bad)
         for clip in bad:
-            self._reasons[clip.reason] += 1
-            if (clip.dataset, clip.clip, clip.epoch) not in self._named:
-                self._named.add((clip.dataset, clip.clip, clip.epoch))
+            self._reasons[clip.reason.rpartition(": ")[2]] += 1  # without the name of a file, by which no two are alike
+            if self._is_new(clip.dataset, clip.clip, clip.epoch):
                 self._write(vars(clip))
         if self._seen >= ENOUGH and self._bad > self._max_share * self._seen:
             worst = ", ".join(f"{reason} ({number})" for reason, number in self._reasons.most_common(3))
@@ -43,6 +45,25 @@ class Ledger:
                 f"{self._path}; prepare the "
                 "data again, or raise the option"
             )
+
+    def _recall(self) -> None:
+        """What an earlier process of this rank has named; a line that its end cut short counts as none."""
+        if self._path and self._path.exists():
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError, KeyError):
+                    record = json.loads(line)
+                    self._is_new(record["dataset"], record["clip"], record["epoch"])
+
+    def _is_new(self, dataset: str, clip: str, epoch: int) -> bool:
+        """Whether it is met for the first time in this epoch; remembers it."""
+        epochs = self._named.setdefault(dataset, {})
+        clips = epochs.setdefault(epoch, set())
+        for old in [known for known in epochs if known < epoch - 1]:  # positions of two epochs are never further apart
+            del epochs[old]
+        if clip in clips:
+            return False
+        clips.add(clip)
+        return True
 
     def _write(self, record: dict[str, object]) -> None:
         if self._path:

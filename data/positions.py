@@ -20,7 +20,7 @@ ATTEMPTS = 20
 
 
 class Replaceable(Protocol):
-    """A sample that remembers how many rows before it could not be used at its position."""
+    """A sample; `attempt`: rows tried before this one at its position."""
 
     name: str
     attempt: int
@@ -66,7 +66,7 @@ class Positions(Generic[SampleT]):
         self._first, self._rank, self._world, self._micro_batch = first, rank, world, micro_batch
 
     def __getitem__(self, k: int) -> MicroBatch[SampleT]:
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # readers are processes side by side
         position = self._first + (k * self._world + self._rank) * self._micro_batch
         bad: list[BadClip] = []
         samples = [self._sample(p, bad) for p in range(position, position + self._micro_batch)]
@@ -88,7 +88,7 @@ class Positions(Generic[SampleT]):
                 return sample
         raise DataError(
             f"{ATTEMPTS} samples in a row of {source.name} cannot be used, the last: {bad[-1].clip} ({bad[-1].reason}); "
-            f"look at its files, or prepare it again"
+            f"mend its files (prepared data: prepare it again)"
         )
 
     def without(self, raw: MicroBatch[SampleT], failed: dict[int, str]) -> MicroBatch[SampleT]:

@@ -134,6 +134,7 @@ class Watchdog:
         self._doing, self._deadline = "start", float("inf")
         self._roll_call = RollCall(lambda: self._doing) if world > 1 else None
         self._ended = threading.Event()
+        self._reporting = False
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self.alive("start", starting=True)
         self._thread.start()
@@ -145,7 +146,10 @@ class Watchdog:
         faulthandler.dump_traceback_later(self._allowed_s + GRACE_S, exit=True)
 
     def stop(self) -> None:
-        """The run has ended."""
+        """The run has ended. A hang that is being reported ends the process itself, also where a peer that left has freed this rank meanwhile: the
+        report is wanted whole, and the exit code says who waited."""
+        if self._reporting:
+            self._thread.join()
         self._ended.set()
         faulthandler.cancel_dump_traceback_later()
         if self._roll_call:
@@ -154,6 +158,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._timeout_s / 10)):
             if time.monotonic() > self._deadline:
+                self._reporting = True
                 host = socket.gethostname()
                 allowed = (
                     f"--hang-timeout-s {self._timeout_s:g}" if self._allowed_s == self._timeout_s else f"{self._allowed_s:g} s"

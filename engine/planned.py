@@ -13,6 +13,7 @@ import torch
 
 from data.files import write_atomic
 from data.units import count, duration, size
+from engine import ds_config
 from engine.config import TrainConfig
 from engine.parallel import Layout
 from engine.peak import peak_rate
@@ -33,6 +34,13 @@ class Activations:
     """Of these, the pass that runs last in the forward and is freed first in the backward."""
     working: float = 0.0
     """Needed beside, while one block's backward pass runs."""
+
+
+def element_sizes(config: TrainConfig) -> tuple[int, int]:
+    """Bytes of an activation and of an element of a dropout mask, in a run on this machine's kind of device."""
+    element = Zero.from_config(ds_config.load(config.ds_config)).element
+    on_gpu = torch.cuda.is_available() and config.device != "cpu"
+    return element, 1 if on_gpu else element
 
 
 @dataclass(frozen=True)

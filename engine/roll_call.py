@@ -50,16 +50,14 @@ class RollCall:
 
     def __init__(self, doing: Callable[[], str]) -> None:
         import torch.distributed as dist
-        from torch.distributed.distributed_c10d import (
-            _get_default_store,
-        )  # the only way to the store that all ranks share already
+
+        # the only way to the store that all ranks share already
+        from torch.distributed.distributed_c10d import _get_default_store
 
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._doing = doing
-        self._store, self._reader = (
-            _get_default_store().clone(),
-            _get_default_store().clone(),
-        )  # a client each: calls of one wait for another
+        # a client each: calls of one wait for another
+        self._store, self._reader = _get_default_store().clone(), _get_default_store().clone()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._tell, name="roll call", daemon=True)
         self._thread.start()
@@ -86,7 +84,7 @@ class RollCall:
         return signs
 
     def missing(self) -> str:
-        """Who is missing, in words; takes up to LISTEN_S + PATIENCE_S."""
+        """Who is missing, in words; takes up to LISTEN_S + PATIENCE_S + PERIOD_S."""
         found = ["the rendezvous store, which rank 0 or the launcher keeps, does not answer"]
 
         def ask() -> None:
@@ -104,6 +102,6 @@ class RollCall:
         return found[0]
 
     def stop(self) -> None:
-        """The run has ended. A thread that still waits for the store when the interpreter ends aborts it, so it is waited for."""
+        """The run has ended. A thread inside the store when the interpreter ends makes it abort; it gets PATIENCE_S to come back."""
         self._ended.set()
         self._thread.join(PATIENCE_S)

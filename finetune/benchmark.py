@@ -55,6 +55,7 @@ class Benchmark:
         if variant not in self.variants:
             raise ConfigError(
                 f"{self.name} has no --variant {variant!r}; valid variants: {', '.join(filter(None, self.variants))}"
+                + (", or none" if "" in self.variants and len(self.variants) > 1 else "")
             )
         own = self.variants[variant]
         chosen = Splits(config.train_split or own.train, config.val_split or own.val, config.eval_split or own.test)

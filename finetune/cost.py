@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any
 
-import torch
-
-from engine import ds_config
-from engine.plan import Zero
-from engine.planned import Activations
-from finetune.config import TuneConfig
+from engine.config import TrainConfig
+from engine.planned import Activations, element_sizes
 from model import AllInOneConfig
-from model.activations import pass_bytes, working_bytes
-from model.flops import forward_flops
+from model.activations import pass_bytes, pass_shape, working_bytes
+from model.flops import Part, forward_flops
 
-Passes = Mapping[Literal["joint", "text", "video"], int]
-"""Part of the backbone → passes of a training item."""
+Passes = Sequence[tuple[Part, int]]
+"""Part of the backbone and clips of a training item that run through it at once, in the order of the forward pass."""
 
 
 def training_flops(passes: Passes, config: AllInOneConfig, *, frozen: bool) -> float:
     """FLOPs of a step per item: all passes, forward and backward (3 x forward; a frozen backbone has no backward), FMA = 2; heads are left out."""
     forward = sum(
         number * forward_flops(config, frames=config.num_frames, text_tokens=config.max_text_len, part=part)
-        for part, number in passes.items()
+        for part, number in passes
     )
     return float(forward if frozen else 3 * forward)
 
@@ -32,31 +28,15 @@ def task_activations(
     passes: Passes, config: AllInOneConfig, items: int, element: int, mask: int = 1, checkpointing: bool = False
 ) -> Activations:
     """Bytes that a micro-batch of `items` keeps for its backward pass, heads left out. `element`: bytes of an activation; `mask`: of a dropout mask.
-    An item's passes of one kind run as one, of items x passes clips (`protocols.base.pooled`)."""
-    tokens = config.max_text_len + 1 + config.num_patches
+    Every pass is taken to copy its pixels, as those of several texts per clip do."""
     kept, working = [0.0], 0.0
-    for part, number in passes.items():
-        if not number:
-            continue
-        clips = items * number
-        one = pass_bytes(
-            config,
-            clips=clips,
-            frames=config.num_frames,
-            text_tokens=config.max_text_len,
-            part=part,
-            element=element,
-            mask=mask,
-            checkpointing=checkpointing,
-        )
-        rows = clips if part == "text" else clips * config.num_frames
-        kept.append(one)
-        working = max(working, working_bytes(config, rows, tokens, element, mask, checkpointing))
+    for part, clips in ((part, items * number) for part, number in passes):
+        shape: dict[str, Any] = {"clips": clips, "frames": config.num_frames, "text_tokens": config.max_text_len, "part": part}
+        kept.append(pass_bytes(config, **shape, element=element, mask=mask, checkpointing=checkpointing))
+        working = max(working, working_bytes(config, *pass_shape(config, **shape), element, mask, checkpointing))
     return Activations(sum(kept), kept[-1], working)
 
 
-def run_activations(passes: Passes, config: AllInOneConfig, train: TuneConfig) -> Activations:
+def run_activations(passes: Passes, config: AllInOneConfig, train: TrainConfig) -> Activations:
     """The activations of a run on this machine's kind of device."""
-    element = Zero.from_config(ds_config.load(train.ds_config)).element
-    on_gpu = torch.cuda.is_available() and train.device != "cpu"
-    return task_activations(passes, config, train.micro_batch, element, 1 if on_gpu else element, train.activation_checkpointing)
+    return task_activations(passes, config, train.micro_batch, *element_sizes(train), train.activation_checkpointing)

@@ -62,7 +62,7 @@ class Reader:
         return {**vars(self), "_decoded": OrderedDict()}
 
     def __call__(self, look: Look, random: np.random.Generator | None, views: int = 1) -> list[Visual]:
-        """One visual in training (`random` draws), `views` of them in evaluation. Raises MediaError, DecodeError."""
+        """One visual in training (`random` draws), `views` of them in evaluation. Raises DecodeError."""
         file = self._library[look.media]
         first, available = window(file, look.media)
         shape = {"frames": available, "width": file.width, "height": file.height, "wanted": self._clip.num_frames}

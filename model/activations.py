@@ -33,6 +33,16 @@ def encoder_bytes(
     return config.num_hidden_layers * one + sequences * tokens * (width * element + STATISTICS)
 
 
+def pass_shape(config: AllInOneConfig, clips: int, frames: int, text_tokens: int, part: Part = "joint") -> tuple[int, int]:
+    """(sequences, tokens of each) in the blocks of one pass."""
+    visual = 1 + config.num_patches
+    if part == "text":
+        return clips, text_tokens
+    if part == "video":
+        return clips * frames, visual
+    return (clips, text_tokens + frames * visual) if config.roll == "flatten" else (clips * frames, text_tokens + visual)
+
+
 def pass_bytes(
     config: AllInOneConfig,
     *,
@@ -52,13 +62,11 @@ def pass_bytes(
     text = clips * text_tokens * (width * (element + dropout) + STATISTICS)
     pixels = clips * frames * 3 * config.image_size**2 * element if own_pixels else 0
     video = pixels + clips * frames * visual * width * dropout
+    blocks = encoder_bytes(config, *pass_shape(config, clips, frames, text_tokens, part), element, mask, checkpointing)
     if part == "text":
         output = clips * text_tokens * width * element  # the final norm's, of which the class token is a view
-        return text + output + encoder_bytes(config, clips, text_tokens, element, mask, checkpointing)
-    if part == "video":
-        return video + encoder_bytes(config, clips * frames, visual, element, mask, checkpointing)
-    rows, tokens = (clips, text_tokens + frames * visual) if config.roll == "flatten" else (clips * frames, text_tokens + visual)
-    return text + video + encoder_bytes(config, rows, tokens, element, mask, checkpointing)
+        return text + output + blocks
+    return blocks + video + (text if part == "joint" else 0)
 
 
 def mlm_head_bytes(config: AllInOneConfig, masked_tokens: int, element: int = 2) -> float:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from engine import ds_config
-from engine.plan import Zero
-from engine.planned import Activations
+from engine.planned import Activations, element_sizes
 from model import AllInOneConfig, flops
-from model.activations import mlm_head_bytes, pass_bytes, working_bytes
+from model.activations import mlm_head_bytes, pass_bytes, pass_shape, working_bytes
 from pretrain.config import PretrainConfig
 from pretrain.objectives import ObjectiveConfig
 
@@ -118,17 +114,13 @@ def model_activations(
     passes = _passes(model, objective, clips, model.num_frames, element, mask, checkpointing)
     if images:
         passes += _passes(model, objective, images, 1, element, mask, checkpointing)
-    tokens, rows = model.max_text_len + 1 + model.num_patches, clips * model.num_frames
-    if model.roll == "flatten":
-        tokens, rows = model.max_text_len + model.num_frames * (1 + model.num_patches), clips
-    return Activations(sum(passes), passes[-1], working_bytes(model, rows, tokens, element, mask, checkpointing))
+    widest = pass_shape(model, clips, model.num_frames, model.max_text_len)
+    return Activations(sum(passes), passes[-1], working_bytes(model, *widest, element, mask, checkpointing))
 
 
 def run_activations(config: PretrainConfig) -> Activations:
     """The activations of a run on this machine's kind of device."""
-    element = Zero.from_config(ds_config.load(config.train.ds_config)).element
-    on_gpu = torch.cuda.is_available() and config.train.device != "cpu"
-    return activations(config, element, 1 if on_gpu else element)
+    return activations(config, *element_sizes(config.train))
 
 
 def _passes(

@@ -68,7 +68,7 @@ def become_rank(message: bytes, descriptors: list[int]) -> None:
         name.write(f"{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SLURM_PROCID', '')}")  # how a test finds a rank
     os.chdir(folder)
     sys.argv = [os.fsdecode(word) for word in argv.split(b"\0")]
-    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+    sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     code = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -40,6 +42,6 @@ class ForkServer:
         return [sys.executable, "-I", "-S", str(PROGRAM), "run", str(self._socket), *words]
 
     def close(self) -> None:
-        """End the server; its ranks should have ended."""
-        self._process.kill()
+        """End the server, and ranks that a failed test has left."""
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -34,6 +34,7 @@ MEANING = {
 SAID_BY_RANK_0 = (2, 3, 4)
 """What all ranks find alike is printed by one of them (engine/launch.py)."""
 LAST_LINES = 25
+MOST_SUSPECTS = 8
 CLOCKS_DIFFER_S = 5.0
 LOST_PEER = re.compile(
     r"Connection (reset|closed|refused) by|another rank has left|remote process exited|ncclRemoteError|Broken pipe"
@@ -74,6 +75,8 @@ def who_failed_first(folder: Path, failed: Sequence[End]) -> End:
     """The first one; but one that lost its peer, or was ended by srun, is passed over for one that ended within a few seconds: clocks differ."""
 
     def is_consequence(end: End) -> bool:
+        if end.code == EXIT_HANG:  # its report may quote what the store, or a peer that left meanwhile, said
+            return False
         said = "\n".join(last_lines(folder / f"rank-{end.rank}.log", 3))
         return end.code == ENDED_BY_SRUN or LOST_PEER.search(said) is not None
 
@@ -97,14 +100,21 @@ def place_of_main_thread(log: Path) -> str | None:
     return f"{match[3]} ({match[1]}:{match[2]})" if match else None
 
 
+def _reports_hang(log: Path) -> bool:
+    """Whether the watchdog of engine/faults.py, or the last resort of faulthandler behind it, has spoken: another code may have come first."""
+    return any(" hangs: " in line or line.startswith("Timeout (") for line in last_lines(log, 10_000))
+
+
 def suspects_of_hang(folder: Path, ends: Sequence[End], ranks: int) -> list[str]:
     """The ranks that the others waited for: those that did not report the hang, else those that hang at another place than most."""
-    reported = {end.rank for end in ends if end.code == EXIT_HANG}
+    reported = {end.rank for end in ends if end.code == EXIT_HANG or _reports_hang(folder / f"rank-{end.rank}.log")}
     silent = sorted(set(range(ranks)) - reported)
     if silent:
+        more = [f"and {len(silent) - MOST_SUSPECTS} more"] if len(silent) > MOST_SUSPECTS else []
         return [
-            f"rank {rank} on {node_of(folder, rank)} did not say where: it is stopped, or its node is lost" for rank in silent
-        ]
+            f"rank {rank} on {node_of(folder, rank)} did not say where: it is stopped, or its node is lost"
+            for rank in silent[:MOST_SUSPECTS]
+        ] + more
     places = {rank: place_of_main_thread(folder / f"rank-{rank}.log") for rank in reported}
     common = Counter(places.values()).most_common(1)[0][0] if places else None
     return [

@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from engine.config import ConfigError
 from engine.objective import Losses
+from finetune.cost import Passes
 from finetune.items import Split
 from finetune.model import HeadPlan, Origin, TaskModel
 from finetune.results import Missing, Score
@@ -87,9 +88,10 @@ class Protocol(ABC):
         """What the validation chooses the best weights by, the higher the better."""
         return outcome.scores[self.selects].value
 
-    def passes(self) -> Mapping[Literal["joint", "text", "video"], int]:
-        """Backbone passes of a training sample, for the plan of FLOPs and memory (finetune/cost.py)."""
-        return {"joint": 1}
+    def passes(self) -> Passes:
+        """Part of the backbone and clips of a training item that run through it at once, in the order of the forward pass: for the plan of FLOPs
+        and memory (finetune/cost.py)."""
+        return [("joint", 1)]
 
 
 def pooled(model: TaskModel, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

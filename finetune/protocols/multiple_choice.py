@@ -19,6 +19,7 @@ from data.choices import generator
 from engine.config import ConfigError
 from engine.objective import Losses, mean_metric
 from finetune import metrics
+from finetune.cost import Passes
 from finetune.evaluation import Evaluator
 from finetune.heads import from_matching, option_head, rank_head
 from finetune.items import AnnotationError, ChoiceItem, ClipChoiceItem, Item, RetrievalItem, Split
@@ -149,8 +150,8 @@ class MultipleChoice(Protocol):
         details = {"options": options, "chance": 100 / options, **found.cut}
         return Outcome(scores, rows, missing_of(split, found.missing), details)
 
-    def passes(self) -> Mapping[Literal["joint", "text", "video"], int]:
-        return {"joint": 1 + self.options.false_texts}
+    def passes(self) -> Passes:
+        return [("joint", 1 + self.options.false_texts)]
 
 
 def option_scores(model: TaskModel, batch: TaskBatch) -> Tensor:

@@ -21,6 +21,7 @@ from engine.config import ConfigError
 from engine.contrast import contrast
 from engine.objective import Losses, mean_metric
 from finetune import metrics
+from finetune.cost import Passes
 from finetune.evaluation import Evaluator, Scored
 from finetune.heads import from_matching, rank_head
 from finetune.items import RetrievalItem, Split
@@ -249,10 +250,11 @@ class Retrieval(Protocol):
         values = [score.value for name, score in outcome.scores.items() if name in ("t2v/R@1", "t2v/R@5", "t2v/R@10")]
         return float(np.mean(values)) if values else -outcome.scores["t2v/MnR"].value
 
-    def passes(self) -> Mapping[Literal["joint", "text", "video"], int]:
+    def passes(self) -> Passes:
         options = self.options
-        joint = 1 + options.negatives if options.rank or options.matching else 0
-        return {"joint": joint, "text": int(options.contrast > 0), "video": int(options.contrast > 0)}
+        contrast: Passes = [("text", 1), ("video", 1)] if options.contrast > 0 else []
+        joint: Passes = [("joint", 1 + options.negatives)] if options.rank or options.matching else []
+        return [*contrast, *joint]
 
 
 def _media(split: Split) -> list[RetrievalItem]:

@@ -23,6 +23,7 @@ from engine.objective import Losses, mean_metric
 from finetune import metrics
 from finetune.annotations.vcr import Tokens, outlines
 from finetune.annotations.vcr_text import mentioned, names_of, sentence
+from finetune.cost import Passes
 from finetune.evaluation import Evaluator
 from finetune.heads import TwoRanks, from_matching
 from finetune.highlight import highlight
@@ -173,8 +174,8 @@ class VCR(Protocol):
             "measures": measures,
         }
 
-    def passes(self) -> Mapping[Literal["joint", "text", "video"], int]:
-        return {"joint": 2 * CHOICES}
+    def passes(self) -> Passes:
+        return [("joint", CHOICES)] * 2
 
 
 def _items(split: Split) -> list[VCRItem]:

@@ -323,6 +323,22 @@ def test_every_bad_clip_is_named_once_in_every_epoch_also_where_a_batch_spans_tw
         assert sorted(named) == sorted(f"train/{key}" for key in keys(prepared)[:5])
 
 
+def test_what_was_named_before_a_restart_is_not_named_again(prepared: Path, tmp_path: Path) -> None:
+    out, ledger = damaged(prepared, tmp_path / "out", 5), tmp_path / "ledger" / "rank-0.jsonl"
+    for first in (0, 12, 36):  # from a checkpoint before the end; and into the next epoch
+        source = TrainStream(
+            [DatasetSpec(out)], CLIP, DataConfig(workers=0, max_bad_share=1.0), seed=3, ledger=ledger.parent
+        ).batches(first=first, rank=0, world=1, micro_batch=4, device=CPU)
+        for _ in range(8):
+            next(source)
+        source.close()  # type: ignore[attr-defined]
+        with ledger.open("a") as file:
+            file.write('{"dataset": "cut')  # a full disk, then a kill
+            file.write("\n")
+    lines = [json.loads(line) for line in ledger.read_text().splitlines() if not line.endswith("cut")]
+    assert len({(line["clip"], line["epoch"]) for line in lines}) == len(lines) >= 8
+
+
 def test_too_many_bad_clips_and_lost_shards_stop_with_the_way_out(prepared: Path, tmp_path: Path) -> None:
     out = damaged(prepared, tmp_path / "out", 2)
     with pytest.raises(BadClipShareError, match="--max-bad-share"):

@@ -382,4 +382,4 @@ def test_planned_activations_of_five_options_are_what_autograd_keeps(checkpointi
     del kept
     if checkpointing:  # each one also keeps the CPU generator's state
         measured -= config.num_hidden_layers * torch.get_rng_state().numel()
-    assert task_activations({"joint": 5}, config, 2, 4, 4, checkpointing).total == pytest.approx(measured, rel=0.05)
+    assert task_activations([("joint", 5)], config, 2, 4, 4, checkpointing).total == pytest.approx(measured, rel=0.05)

@@ -21,7 +21,9 @@ Current thread 0x00007f (most recent call first):
 Thread 0x00007e (most recent call first):
   File "/x/{place}.py", line 12 in {place}
   File "/x/engine/loop.py", line 150 in _train_step
+error: rank {rank} called the roll: no sign of life from rank 2 on n (pid 9), last in step 9: stopped, dead, or its host is out of reach
 """
+LEFT = "error: rank {rank}: another rank has left; its own output says why (Connection closed by peer)\n"
 
 
 def rank(folder: Path, number: int, log: str = "", code: int | None = None, after_s: float = 0.0) -> None:
@@ -80,6 +82,20 @@ def test_the_rank_that_reports_no_hang_is_the_one_that_hangs(tmp_path: Path) -> 
     lines, code = summary(tmp_path, 4)
     assert code == 5
     assert lines[0] == "======== hung: rank 2 on node01 did not say where: it is stopped, or its node is lost"
+
+
+def test_a_rank_that_reported_the_hang_is_no_suspect_whatever_it_ended_with(tmp_path: Path) -> None:
+    """The first to leave takes its peers out of their collective; one of them quotes what the store said."""
+    quoting = HANG.format(rank=0, place="all_reduce") + "does not answer (Connection reset by peer)\n"
+    rank(tmp_path, 0, quoting, 5, 0.2)
+    for number in (1, 3):
+        rank(tmp_path, number, HANG.format(rank=number, place="all_reduce") + LEFT.format(rank=number), 1, 0.1)
+    rank(tmp_path, 2, "step 8\n")
+    lines, code = summary(tmp_path, 4)
+    assert code == 5
+    assert [line for line in lines if "hung" in line] == [
+        "======== hung: rank 2 on node01 did not say where: it is stopped, or its node is lost"
+    ]
 
 
 def test_of_ranks_that_all_report_the_one_at_another_place_is_named(tmp_path: Path) -> None:
