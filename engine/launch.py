@@ -21,6 +21,9 @@ written; too many non-finite steps; saved after a signal, start again (EX_TEMPFA
 PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "Broken pipe")
 """What gloo and NCCL say in a rank whose partner has left in the middle of a collective."""
 
+LAUNCHER = "ALLINONE_LAUNCHER"
+"""Set by `start`, whose own variables look like DeepSpeed's to a second call."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -66,7 +69,7 @@ def free_port() -> int:
 def find_place(env: Mapping[str, str]) -> Place:
     """Rank, world and rendezvous from the environment that each launcher sets."""
     if "RANK" in env and "WORLD_SIZE" in env:
-        launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in env else "deepspeed"
+        launcher = env.get(LAUNCHER) or ("torchrun" if "TORCHELASTIC_RUN_ID" in env else "deepspeed")
         port = int(env.get("MASTER_PORT", "29500"))
         return Place(
             int(env["RANK"]),
@@ -140,7 +143,7 @@ def start(device: str, timeout_s: float) -> tuple[Place, Any]:
         "WORLD_SIZE": place.world,
         "LOCAL_RANK": device_index,
     }  # DeepSpeed takes LOCAL_RANK for the GPU
-    os.environ.update({name: str(value) for name, value in environment.items()})
+    os.environ.update({name: str(value) for name, value in environment.items()} | {LAUNCHER: place.launcher})
     os.environ.update(MASTER_ADDR=place.address, MASTER_PORT=str(place.port))
     if cuda:
         torch.cuda.set_device(device_index)

@@ -1,12 +1,14 @@
 """How long from sbatch to the first step, and how much memory a rank takes, at 16 and 128 ranks: `python -m tests.cluster.start 16 128`.
 
 Ranks of slurm/pretrain_128gpu.sh with the nano model, forked from a server that has done the imports (`--plain`: 16 interpreters of their own), on
-16 nodes of the real Slurm in tests/cluster/cluster.py. 128 ranks need about 6 GB. Not part of CI: `make cluster128`.
+16 nodes of the real Slurm in tests/cluster/cluster.py. ZeRO 1 with buckets of half a million elements: those of ds_configs/, of which a GPU has room
+for one, would be two more copies of the model in each of 128 processes of one machine. Not part of CI: `make cluster128`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from data.prepare import PrepareOptions, prepare
 from data.units import size
+from engine import ds_config
 from tests.cluster.cluster import Cluster, Job, wait_for
 from tests.cluster.test_slurm import options, ranks_of, rows
 from tests.data.test_prepare_and_load import small_demo
@@ -52,11 +55,20 @@ def memory(pids: Sequence[int], field: str) -> float:
     return sum(values) / len(values)
 
 
+def small_buckets(folder: Path) -> Path:
+    """zero1_fp32 for many ranks on one machine."""
+    config = ds_config.load("zero1_fp32")
+    config["zero_optimization"] |= {"reduce_bucket_size": 500_000, "allgather_bucket_size": 500_000, "overlap_comm": False}
+    path = folder / "small_buckets.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
 def measure(cluster: Cluster, clips: Path, folder: Path, ranks: int, python: str) -> tuple[str, ...]:
     """One row of the table."""
     out, log = folder / "run", folder / "job.log"
     folder.mkdir()
-    words = options(clips, out, ranks=ranks, hang_timeout_s=1800)
+    words = [*options(clips, out, ranks=ranks, hang_timeout_s=1800), "--ds-config", str(small_buckets(folder))]
     begin = time.monotonic()
     job = cluster.sbatch(f"--gpus-per-node={ranks // 16}", "slurm/pretrain_128gpu.sh", *words, log=log, PYTHON=python)
     marks = []

@@ -26,6 +26,7 @@ from model import AllInOneConfig, AllInOneForPreTraining
         ({}, "python", 0, 1),
         ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "TORCHELASTIC_RUN_ID": "x"}, "torchrun", 3, 8),
         ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_PORT": "29501"}, "deepspeed", 1, 2),
+        ({"RANK": "0", "WORLD_SIZE": "1", "ALLINONE_LAUNCHER": "python"}, "python", 0, 1),  # after the first call of `start`
         (
             {
                 "SLURM_PROCID": "9",

@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from data.prepare import PrepareOptions, prepare
 from engine.launch import free_port
+from tests.cluster.cluster import RANK_MODULES
 from tests.data import media
+from tests.forked import ForkServer
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 6
@@ -34,6 +37,17 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("prepared") / "few"
     prepare(PrepareOptions(source, out, workers=1), progress=False)
     return out
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Stands in for the interpreter where it is not the launch that is tested."""
+    server = ForkServer(tmp_path_factory.mktemp("server"), RANK_MODULES, {**ENV, "PYTHONPATH": str(ROOT)})
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.close()
 
 
 def options(clips: Path, out: Path, *more: str) -> list[str]:
@@ -64,10 +78,10 @@ def history(out: Path) -> list[dict[str, object]]:
 
 
 @pytest.fixture(scope="module")
-def reference(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
+def reference(clips: Path, server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
     """One process, two micro-batches accumulated. Without VTC, which contrasts a micro-batch over all ranks: two ranks have more negatives."""
     out = tmp_path_factory.mktemp("reference") / "run"
-    finish(start([sys.executable, *options(clips, out, "--vtc", "0")]))
+    finish(start(server.command(*options(clips, out, "--vtc", "0"))))
     rows = history(out)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert len({row["digest"] for row in rows}) == STEPS
@@ -121,18 +135,18 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_co_training_on_mixtures_is_equal_on_two_ranks_and_killed_at_a_random_step(
-    clips: Path, images: Path, tmp_path: Path
+    clips: Path, images: Path, server: ForkServer, tmp_path: Path
 ) -> None:
     mixtures = ["--data", f"{clips}=2", f"{clips}:val", "--images", f"{images}=1", f"{images}:val=2"]
     more = [*mixtures, "--vtc", "0", "--image-batch", "12", "--image-heads", "separate"]
     killed, ranks = tmp_path / "killed", tmp_path / "ranks"
-    process, step = start([sys.executable, *options(clips, killed, *more)]), random.randint(1, STEPS - 2)
+    process, step = start(server.command(*options(clips, killed, *more))), random.randint(1, STEPS - 2)
     while process.poll() is None and not ((killed / "history.jsonl").exists() and len(history(killed)) >= step):
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == -signal.SIGKILL, output[-4000:]
-    finish(start([sys.executable, *options(clips, killed, *more)]))
+    finish(start(server.command(*options(clips, killed, *more))))
     torchrun = [str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2", "--master-port", str(free_port())]
     finish(start([*torchrun, *options(clips, ranks, *more)]))
     assert_same(history(killed), history(ranks))
@@ -140,52 +154,50 @@ def test_co_training_on_mixtures_is_equal_on_two_ranks_and_killed_at_a_random_st
     assert {"mlm_loss", "vtm_loss", "image_mlm_loss", "image_vtm_loss"} <= set(history(ranks)[0]["metrics"])  # type: ignore[call-overload]
 
 
-def test_alternating_co_training_trains_on_both(clips: Path, images: Path, tmp_path: Path) -> None:
+def test_alternating_co_training_trains_on_both(clips: Path, images: Path, server: ForkServer, tmp_path: Path) -> None:
     more = ["--images", str(images), str(images), "--image-batch", "8", "--image-mode", "alternate", "--image-share", "0.5"]
-    finish(start([sys.executable, *options(clips, tmp_path / "run", *more)]))
+    finish(start(server.command(*options(clips, tmp_path / "run", *more))))
     kinds = [{name.startswith(("image_", "sample_share")) for name in row["metrics"]} for row in history(tmp_path / "run")]  # type: ignore[attr-defined]
     assert kinds == [{False}, {True}] * (STEPS // 2)
 
 
-def test_compiled_and_recomputed_training_computes_the_same(clips: Path, tmp_path: Path) -> None:
+def test_compiled_and_recomputed_training_computes_the_same(clips: Path, server: ForkServer, tmp_path: Path) -> None:
     # without dropout: a compiled graph draws other numbers
     plain, changed = tmp_path / "plain", tmp_path / "changed"
-    finish(start([sys.executable, *options(clips, plain, "--dropout", "0")]))
+    finish(start(server.command(*options(clips, plain, "--dropout", "0"))))
     finish(
         start(
-            [
-                sys.executable,
-                *options(clips, changed, "--dropout", "0", "--compile", "True", "--activation-checkpointing", "True"),
-            ]
+            server.command(*options(clips, changed, "--dropout", "0", "--compile", "True", "--activation-checkpointing", "True"))
         )
     )
     assert_same(history(changed), history(plain), tolerance=1e-4)
 
 
-def test_training_killed_and_started_again_is_bit_equal(clips: Path, tmp_path: Path, reference: list[dict[str, object]]) -> None:
+def test_training_killed_and_started_again_is_bit_equal(
+    clips: Path, server: ForkServer, tmp_path: Path, reference: list[dict[str, object]]
+) -> None:
     out = tmp_path / "run"
-    process = start([sys.executable, *options(clips, out, "--vtc", "0")])
+    process = start(server.command(*options(clips, out, "--vtc", "0")))
     deadline = time.monotonic() + 200
     while not list(out.glob("checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()  # type: ignore[union-attr]
+    process.communicate(timeout=60)  # the rank behind it has gone too when its output ends
     assert len(history(out)) < STEPS
-    finish(start([sys.executable, *options(clips, out, "--vtc", "0")]))
+    finish(start(server.command(*options(clips, out, "--vtc", "0"))))
     assert history(out) == reference
 
 
-def test_bf16_trains_and_resumes_bit_equal(clips: Path, tmp_path: Path) -> None:
+def test_bf16_trains_and_resumes_bit_equal(clips: Path, server: ForkServer, tmp_path: Path) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     more = ["--ds-config", "zero1_bf16"]
-    finish(start([sys.executable, *options(clips, whole, *more)]))
-    process = start([sys.executable, *options(clips, halves, *more)])
+    finish(start(server.command(*options(clips, whole, *more))))
+    process = start(server.command(*options(clips, halves, *more)))
     while process.poll() is None and not list(halves.glob("checkpoints/step-*")):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=200)
     if process.returncode:  # else it was done before the signal
         assert process.returncode == 75, output
-    finish(start([sys.executable, *options(clips, halves, *more)]))
+    finish(start(server.command(*options(clips, halves, *more))))
     assert history(halves) == history(whole)
