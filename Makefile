@@ -11,7 +11,7 @@ TEST_WORKERS ?= 2
 .PHONY: demo demo-finetune test check bench cluster128 format clean help
 
 help:
-	@echo "make demo            prepare the embedded clips, pre-train nano (6 to 10 minutes on 2 cores), evaluate, write runs/demo/report.html"
+	@echo "make demo            prepare the embedded clips, pre-train nano (6 to 14 minutes on 2 cores), evaluate, write runs/demo/report.html"
 	@echo "make demo ARGS=--fresh   the same from scratch"
 	@echo "make demo-finetune   take the demo's checkpoint through one benchmark of every protocol, print a table beside chance"
 	@echo "make test            run the tests (ARGS='-k name' selects)"

@@ -63,15 +63,16 @@ def evaluate_and_report(out: Path, clock: Clock) -> tuple[dict[str, Any], list[P
     from data import EvalSet
     from data.config import DatasetSpec
     from engine import newest_weights
-    from model import AllInOneForPreTraining, parameters_by_part
+    from model import parameters_by_part
     from pretrain.evaluation import embed, retrieval_table
     from pretrain.examples import gallery, masked_words
     from pretrain.recipes import demo
     from pretrain.report import write_report
+    from tools.checkpoints import load_checkpoint
 
     start = time.monotonic()
     weights = newest_weights(out / "train")
-    model = AllInOneForPreTraining.from_pretrained(weights).eval()
+    model = load_checkpoint(weights, "cpu").model
     recipe = demo.RECIPE
     clip = recipe.clip(model.config)
     device = torch.device("cpu")
