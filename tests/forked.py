@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -43,5 +44,6 @@ class ForkServer:
 
     def close(self) -> None:
         """End the server, and ranks that a failed test has left."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and been seen to
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
