@@ -35,7 +35,7 @@ class Ledger:
         self._seen += seen + len(bad)
         self._bad += len(bad)
         for clip in bad:
-            self._reasons[clip.reason.rpartition(": ")[2]] += 1  # without the name of a file, by which no two are alike
+            self._reasons[clip.reason] += 1
             if self._is_new(clip.dataset, clip.clip, clip.epoch):
                 self._write(vars(clip))
         if self._seen >= ENOUGH and self._bad > self._max_share * self._seen:

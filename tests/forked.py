@@ -28,6 +28,7 @@ class ForkServer:
                 env=env,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
             )
 
     def wait(self, timeout_s: float = 180) -> None:
@@ -44,6 +45,6 @@ class ForkServer:
 
     def close(self) -> None:
         """End the server, and ranks that a failed test has left."""
-        with contextlib.suppress(ProcessLookupError):  # it has ended, and been seen to
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and been seen to: the group that it leads has gone with it
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

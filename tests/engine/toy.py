@@ -114,9 +114,9 @@ def run(out: Path, options: dict[str, object]) -> int:
     count_waits = options.pop("count_waits", False)
     limits = options.pop("largest_file", {})
     assert isinstance(limits, dict)
-    if os.environ.get("RANK", "0") in limits:  # a write beyond it fails, as on a full disk
+    if limit := limits.get(os.environ.get("RANK", "0")):  # a write beyond it fails, as on a full disk
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limits[os.environ.get("RANK", "0")], -1))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
     config = TrainConfig(
         **{"steps": 20, "global_batch": 16, "micro_batch": 4, "lr": 1e-2, "log_every": 1, "save_every": 5, **options}
     )  # type: ignore[arg-type]
