@@ -22,6 +22,9 @@ EXIT_HANG = 5
 GRACE_S = 30.0
 """So much later than a watchdog come the time-out of collectives, which would end a waiting rank without a word on which one it waits for, and
 faulthandler's own timer, which needs no Python thread to run, for a hang that holds the interpreter's lock."""
+STOOD_STILL_S = 5.0
+"""A watchdog that looks so much later than it meant to was stopped with its whole process (SIGSTOP, a frozen container), or kept from the
+interpreter: what it then finds overdue is no sign that others hang."""
 START_S = 180.0
 """Starting, up to the end of the first step, has at least so long, however short --hang-timeout-s is: it imports, reads a checkpoint, opens data."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -156,8 +159,18 @@ class Watchdog:
             self._roll_call.stop()
 
     def _watch(self) -> None:
-        while not self._ended.wait(min(1.0, self._timeout_s / 10)):
-            if time.monotonic() > self._deadline:
+        period = min(1.0, self._timeout_s / 10)
+        looked = time.monotonic()
+        while not self._ended.wait(period):
+            late, looked = time.monotonic() - looked - period, time.monotonic()
+            if late > STOOD_STILL_S:
+                self._deadline += late
+                print(
+                    f"rank {self._rank} on {socket.gethostname()} (pid {os.getpid()}) stood still for {late:.0f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            if looked > self._deadline:
                 self._reporting = True
                 host = socket.gethostname()
                 allowed = (
