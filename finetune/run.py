@@ -15,6 +15,7 @@ from torch import nn
 
 from data.errors import DataError
 from data.ledger import ENOUGH
+from data.processes import forkserver_context
 from engine import Run, checkpoint, ds_config, launch
 from engine.command_line import refuse_unknown
 from engine.config import ConfigError
@@ -46,6 +47,8 @@ class Job:
     def __init__(self, benchmark: Benchmark, config: FinetuneConfig) -> None:
         self.benchmark, self.config = benchmark, config
         self.place, self.device = launch.start(config.train.device, config.train.hang_timeout_s)
+        if config.loader.workers:
+            forkserver_context()  # it imports while this process reads
         self.loaded: Loaded = load_splits(benchmark, config)
         self.protocol: Protocol = benchmark.protocol(config.task)
         self.origin: Origin = read_origin(config.checkpoint)

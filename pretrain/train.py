@@ -28,6 +28,7 @@ from torch import nn
 
 from data import CoTrainStream, EvalSet, TrainStream
 from data.batch import Batch, CoBatch
+from data.processes import forkserver_context
 from engine import Run, RunResult
 from engine.command_line import refuse_unknown
 from engine.config import ConfigError
@@ -144,6 +145,8 @@ def _refuse_without_negatives(config: PretrainConfig) -> None:
 def build_run(config: PretrainConfig) -> Run:
     """The run of a recipe; ValueError where options contradict each other or the data."""
     _refuse_without_negatives(config)
+    if config.loader.workers:
+        forkserver_context()  # it imports while this process builds
     return Run(
         config.train,
         model=build_model(config),
