@@ -21,6 +21,7 @@ STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 GRACE_S = 120
 """Seconds for which a process goes on after SIGTERM, so that training can finish its step and save."""
 TRIM_EVERY_S = 10.0
+"""Seconds between two times that a child gives free memory back."""
 PACKAGES = frozenset({"data", "engine", "finetune", "model", "pretrain", "tools"})
 FREEZE = "data.freeze"
 """To be imported last."""
@@ -41,8 +42,8 @@ def forkserver_context() -> ForkServerContext:
     saving, and needs its workers for the step under way: one that dies makes the DataLoader raise before the checkpoint is written. No signal is lost
     here: one that comes meanwhile is delivered afterwards.
 
-    The server imports what this process has imported of the project, in the background, and its children share those pages. By itself (Python 3.11) it
-    imports nothing: every child would take seconds for that, and a quarter of a GiB of its own.
+    The server imports what this process has imported of the project, in the background, and its children share those pages. By itself (Python
+    3.11) it imports nothing: every child would take seconds for that, and a quarter of a GiB of its own.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
