@@ -23,6 +23,8 @@ GRACE_S = 120
 TRIM_EVERY_S = 10.0
 """Seconds between two times that a child gives free memory back."""
 PACKAGES = frozenset({"data", "engine", "finetune", "model", "pretrain", "tools"})
+GRAPH = "data.graph"
+"""Loads DALI, perhaps a GPU's driver with it: for the training process only."""
 FREEZE = "data.freeze"
 """To be imported last."""
 
@@ -49,7 +51,8 @@ def forkserver_context() -> ForkServerContext:
     try:
         resource_tracker.ensure_running()  # first, since it unblocks SIGINT and SIGTERM behind our back
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        multiprocessing.set_forkserver_preload([*(name for name in sys.modules if name.split(".")[0] in PACKAGES), FREEZE])
+        shared = [name for name in sys.modules if name.split(".")[0] in PACKAGES and name != GRAPH]
+        multiprocessing.set_forkserver_preload([*shared, FREEZE])
         with _searched_first(Path(__file__).resolve().parents[1]):
             forkserver.ensure_running()
     finally:

@@ -95,7 +95,8 @@ class FinetuneConfig:
     picture_rate: float = 3.0
     """Pictures per second where a video is a folder of numbered pictures (TVQA)."""
     pretraining: str = ""
-    """Data sets of the pre-training joined by +, as the paper writes them (WebVid+HowTo): which row of the paper the result stands beside."""
+    """Data sets of the pre-training joined by +, as the paper writes them (WebVid+HowTo): which row of the paper the result stands beside. If not
+    given, as the checkpoint says: the folders of our own pre-training runs."""
     task: TaskOptions = field(default_factory=TaskOptions)
     loader: DataConfig = field(default_factory=DataConfig)
     train: TuneConfig = field(default_factory=TuneConfig)

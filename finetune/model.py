@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data.config import DatasetSpec
 from engine.checkpoint import CheckpointError, find_weights
 from engine.config import ConfigError
 from model import SIZES, AllInOneConfig, AllInOneModel, AllInOneOutput
@@ -94,6 +95,18 @@ class Origin:
     def size(self) -> str:
         """Name of its size; empty where it fits none."""
         return size_name(self.config)
+
+    @property
+    def pretrained_on(self) -> dict[str, str]:
+        """`pretraining`: names of the data sets, joined by +, as a fine-tuned checkpoint says or as the folders of the pre-training run are called.
+        `heads`: whether videos and images shared them ("shared" or "apart"), where it had images. Empty where unknown."""
+        if self.task:
+            return {name: str(self.task[name]) for name in ("pretraining", "heads") if self.task.get(name)}
+        cotrain = self.run.get("cotrain", {})
+        images = cotrain.get("images", ())
+        names = [DatasetSpec.parse(text).path.name for text in (*self.run.get("data", ()), *images)]
+        found = {"pretraining": "+".join(names)} if names else {}
+        return found | ({"heads": {"shared": "shared", "separate": "apart"}[cotrain["image_heads"]]} if images else {})
 
 
 def size_name(config: AllInOneConfig) -> str:

@@ -93,7 +93,11 @@ class Job:
         assert split is not None
         plan = self.protocol.plan(zero_shot=False)
         model = build_model(self.origin, self.model_config, plan, config.train.seed)
-        model.config.task |= {"benchmark": self.benchmark.name, "variant": self.loaded.variant}
+        model.config.task |= {
+            "benchmark": self.benchmark.name,
+            "variant": self.loaded.variant,
+            **self._pretrained_on(self.origin),
+        }
         self.say(f"weights: {self.origin.report}")
         clip = config.clip(self.model_config)
         reader = Reader(self.library, clip, config.loader)
@@ -184,9 +188,13 @@ class Job:
         }
         return json.dumps(values, sort_keys=True, default=str)
 
+    def _pretrained_on(self, origin: Origin) -> dict[str, str]:
+        """What the checkpoint says, under what --pretraining says."""
+        return origin.pretrained_on | ({"pretraining": self.config.pretraining} if self.config.pretraining else {})
+
     def _result(self, origin: Origin, model: TaskModel, outcome: Outcome, zero_shot: bool) -> EvaluationResult:
         config, split = self.config, self.loaded.test
-        code = checkpoint.code_version()
+        code, pretrained_on = checkpoint.code_version(), self._pretrained_on(origin)
         return EvaluationResult(
             benchmark=self.benchmark.name,
             variant=self.loaded.variant,
@@ -203,10 +211,11 @@ class Job:
             checkpoint_sha256=origin.sha256,
             items=len(split.items),
             scores=outcome.scores,
-            pretraining=config.pretraining or str(origin.run.get("pretraining", "")),
+            pretraining=pretrained_on.pop("pretraining", ""),
             missing=tuple(outcome.missing),
             details={
                 **outcome.details,
+                **pretrained_on,
                 "roll": self.model_config.roll,
                 "fine_tuned_on": {name: origin.task[name] for name in ("benchmark", "variant") if name in origin.task},
                 "notes": list(split.notes),

@@ -1,7 +1,7 @@
 """Movie stills for the demo of VCR: figures of several clips in one picture, with boxes, outlines, and questions that only the highlighting answers.
 
-A question points at a figure by its detection's number. Another figure of the same picture always lends one wrong answer, so whoever ignores where
-the highlighted figure is does no better than guessing between the two.
+A question points at a figure by its detection's number. Another figure of the same picture lends one wrong answer, so whoever ignores where the
+highlighted figure is does no better than guessing between the two.
 """
 
 from __future__ import annotations
@@ -166,7 +166,9 @@ def _said(index: int, words: str) -> Tokens:
 
 
 def _four(right: str, shown: Sequence[str], pool: Sequence[str], key: str) -> list[str]:
-    """The right option and three others in an order fixed by `key`; what the picture's other figures have comes first."""
-    wrong = [option for option in dict.fromkeys(shown) if option not in ("", right)][:3]
-    wrong += pick([option for option in pool if option not in (right, *wrong)], 3 - len(wrong), f"{key} wrong")
+    """The right option and three others in an order fixed by `key`: one that another figure of the picture has, two that none has, as in VCR, whose
+    wrong answers are right ones of other pictures."""
+    wrong = [option for option in dict.fromkeys(shown) if option not in ("", right)][:1]
+    others = pick([option for option in pool if option not in (right, *wrong)], len(pool), f"{key} wrong")
+    wrong += sorted(others, key=lambda option: option in shown)[: 3 - len(wrong)]
     return pick([right, *wrong], 4, f"{key} options")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,13 @@ from data.text import Tokenizer
 from engine.contrast import contrast
 from engine.objective import StepModule
 from engine.optimizer import SkippingAdamW, parameter_groups
+from finetune import paper
 from finetune.cache import BatchResult, Cache
 from finetune.cost import task_activations
 from finetune.heads import TwoRanks, from_matching, rank_head
 from finetune.items import ChoiceItem, Media, QAItem, RetrievalItem
 from finetune.media import LIMITS, MediaError, MediaLibrary
-from finetune.model import TASK_HEAD, HeadPlan, TaskModel, build_model, read_origin, task_config
+from finetune.model import TASK_HEAD, HeadPlan, Origin, TaskModel, build_model, read_origin, task_config
 from finetune.protocols.base import pooled
 from finetune.protocols.multiple_choice import ChoiceExamples, ChoiceOptions
 from finetune.protocols.open_ended_qa import QAExamples
@@ -36,6 +38,8 @@ from finetune.samples import Look
 from finetune.stream import Source, TaskStream
 from finetune.text import CONTEXT, KEEP, LIST, QUESTION, Part, encode, option
 from model import AllInOneConfig
+from model.convert import LoadReport
+from pretrain.recipes import RECIPES
 from tests.data.media import GOOD, read_frame_number, truncate, write_image, write_video
 from tests.tools.conftest import tiny_model
 from tests.tools.lightning import save, state_dict
@@ -362,6 +366,28 @@ def test_a_released_file_is_taken_as_it_is_and_its_size_is_seen(
         assert not model.backbone.video_embeddings.temporal.any()
     with pytest.raises(ValueError, match=f"holds a model of size {size}, not --size base"):
         task_config(origin, "base", {})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "data_sets", "heads"),
+    [
+        ("webvid-howto", {"WebVid", "HowTo100M"}, None),
+        ("plus-cc3m-webvid", {"WebVid", "CC3M"}, "shared"),
+        ("plus-cc3m-webvid-apart", {"WebVid", "CC3M"}, "apart"),
+    ],
+)
+def test_a_checkpoint_of_our_own_says_what_it_was_pre_trained_on_also_once_it_is_fine_tuned(
+    recipe: str, data_sets: set[str], heads: str | None
+) -> None:
+    name = recipe.removesuffix("-apart")
+    config = RECIPES[name][1]
+    if name != recipe:
+        config = replace(config, cotrain=replace(config.cotrain, image_heads="separate"))
+    origin = Origin(Path(name), {}, AllInOneConfig(), "", LoadReport(name), {}, config.as_json())
+    assert paper.data_sets(origin.pretrained_on["pretraining"]) == data_sets
+    assert origin.pretrained_on.get("heads") == heads
+    tuned = replace(origin, task={"benchmark": "vcr", **origin.pretrained_on}, run={"benchmark": "vcr"})
+    assert tuned.pretrained_on == origin.pretrained_on
 
 
 # -- cost

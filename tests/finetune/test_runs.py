@@ -56,6 +56,9 @@ def ended(root: Path) -> dict[str, Ended]:
         "vcr": command(root, "vcr", "vcr", "--steps", "2", "--max-text-len", "32", data="vcr"),
         "k400 zero3": command(root, "k400_linear", "k400", "--steps", "2", "--ds-config", "zero3_fp32", data="kinetics", world=2),
     }
+    for stage in ("zero1", "zero3"):
+        both = (*rank, "--variant", "full", "--rerank-ways", "both", "--ds-config", f"{stage}_fp32")
+        jobs[f"retrieval {stage}"] = command(root, "msrvtt_retrieval", f"retrieval_{stage}", *both, world=2)
     for world in (1, 2, 3):
         jobs[f"qa at {world}"] = command(
             root, "msrvtt_qa", f"qa_{world}", "--eval-only", "--views", "2", checkpoint="out/qa", world=world
@@ -129,6 +132,24 @@ def test_frozen_parameters_do_not_move_under_zero_3_and_the_head_does(root: Path
     }
     assert moved == {"backbone.pooler.dense.weight", "backbone.pooler.dense.bias"}
     assert any(name.startswith("task_head.") for name in after)
+
+
+def test_re_ranking_both_ways_in_a_validation_with_partitioned_parameters_scores_the_same(
+    root: Path, ended: dict[str, Ended]
+) -> None:
+    rows = {}
+    for stage in ("zero1", "zero3"):
+        assert set(ended[f"retrieval {stage}"].codes) == {0}, ended[f"retrieval {stage}"].output
+        assert "val/t2v/R@1" in (root / "out" / f"retrieval_{stage}" / "history.jsonl").read_text()
+        (path,) = (root / "out" / f"retrieval_{stage}" / "predictions").glob("*.jsonl")
+        rows[stage] = list(map(json.loads, path.read_text().splitlines()))
+    numbers = {stage: [(row.pop("measures"), row.pop("score", [])) for row in rows[stage]] for stage in rows}
+    assert rows["zero1"] == rows["zero3"]
+    for (measures, scores), (same_measures, same_scores) in zip(*numbers.values(), strict=True):
+        assert measures == pytest.approx(same_measures)
+        assert scores == pytest.approx(same_scores, abs=1e-4)
+    ((_, result),) = read_results(root / "out" / "retrieval_zero3")
+    assert result.details["rerank"]["pairs"] > 0
 
 
 def test_vcr_writes_twenty_columns_for_the_server(root: Path, ended: dict[str, Ended]) -> None:
