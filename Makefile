@@ -16,7 +16,7 @@ help:
 	@echo "make demo-finetune   take the demo's checkpoint through one benchmark of every protocol, print a table beside chance"
 	@echo "make test            run the tests (ARGS='-k name' selects)"
 	@echo "make check           ruff format, ruff, mypy, import rules"
-	@echo "make cluster128      start 16 and 128 ranks on a Slurm of 16 emulated nodes: time and memory (root, slurm-wlm, munge, 34 GB)"
+	@echo "make cluster128      start 16 and 128 ranks on a Slurm of 16 emulated nodes: time and memory (root, slurm-wlm, munge, 20 GB)"
 	@echo "make bench           speed of training and of the data path, beside a named bound and a named peer"
 
 demo: $(VENV)/.ready

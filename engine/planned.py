@@ -142,7 +142,8 @@ class BytesCounter:
 
         for name in self.NAMES:
             if comm.cdb is not None and hasattr(comm.cdb, name):
-                setattr(comm.cdb, name, self._counted(getattr(comm.cdb, name)))
+                found = getattr(comm.cdb, name)
+                setattr(comm.cdb, name, self._counted(getattr(found, "uncounted", found)))  # not over an earlier run's counter
 
     def _counted(self, collective: Any) -> Any:
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -150,6 +151,7 @@ class BytesCounter:
             self.total += max((tensor.numel() * tensor.element_size() for tensor in tensors), default=0)
             return collective(*args, **kwargs)
 
+        counted.uncounted = collective  # type: ignore[attr-defined]
         return counted
 
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.forked import ForkServer
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -76,7 +78,10 @@ def test_own_videos_in_three_commands(tmp_path: Path) -> None:
     assert "step 2/2" in trained.stdout
 
 
-def test_wrong_options_are_refused_with_what_is_valid(tmp_path: Path) -> None:
+def test_wrong_options_are_refused_with_what_is_valid(server: ForkServer, tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(server.command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+
     unknown = run("pretrain/train.py", "nosuch")
     assert unknown.returncode == 2
     assert "webvid-howto-tiny" in unknown.stdout + unknown.stderr

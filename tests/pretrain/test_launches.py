@@ -9,14 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from data.prepare import PrepareOptions, prepare
 from engine.launch import free_port
-from tests.cluster.cluster import RANK_MODULES
 from tests.data import media
 from tests.forked import ForkServer
 
@@ -37,17 +35,6 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("prepared") / "few"
     prepare(PrepareOptions(source, out, workers=1), progress=False)
     return out
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    """Stands in for the interpreter where it is not the launch that is tested."""
-    server = ForkServer(tmp_path_factory.mktemp("server"), RANK_MODULES, {**ENV, "PYTHONPATH": str(ROOT)})
-    try:
-        server.wait()
-        yield server
-    finally:
-        server.close()
 
 
 def options(clips: Path, out: Path, *more: str) -> list[str]:
