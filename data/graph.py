@@ -55,7 +55,8 @@ def build_pipeline(
             # a frame beyond the end would be black by default
             frames = fn.decoders.video(content, frames=numbers, pad_mode="none", device="mixed" if on_gpu else "cpu")
         else:
-            frames = fn.external_source(name="frames", layout="FHWC", dtype=types.UINT8, ndim=4)
+            # on the CPU the frames, megabytes, are read where they lie: whoever feeds them holds them until run() returns
+            frames = fn.external_source(name="frames", layout="FHWC", dtype=types.UINT8, ndim=4, no_copy=not on_gpu)
             if on_gpu:
                 frames = frames.gpu()
         frames = fn.resize(
@@ -147,7 +148,8 @@ class Augment:
                 self._clip, self._config, max_batch=self._max_batch, device_id=self._device_id, encoded=encoded
             )
             self._pipelines[encoded].build()
-        for name, values in graph_inputs(media, choices).items():
+        inputs = graph_inputs(media, choices)
+        for name, values in inputs.items():
             self._pipelines[encoded].feed_input(name, values)
         pixels, _ = self._pipelines[encoded].run()
         return torch.from_dlpack(pixels.as_tensor()).clone().to(self._device, non_blocking=True)  # DALI reuses its buffer
