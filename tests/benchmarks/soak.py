@@ -14,6 +14,7 @@ an index that promises more frames than there are, an empty file, sound only, on
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import sys
 import tempfile
@@ -117,6 +118,10 @@ class Slope:
         return f"{self.middle:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
 
 
+PR_SET_THP_DISABLE = 41
+"""Of prctl(2). The kernel's khugepaged fills holes between an allocator's pages to make them huge, minutes later and unasked."""
+
+
 class Meter:
     """Private memory that was written on (bytes) and descriptors of this process and its children, by clips seen. Not PSS or USS: pages of a library
     count in these by who else on the machine has it open."""
@@ -206,6 +211,10 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="reader processes (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0):  # children inherit it
+        print(
+            "warning: transparent huge pages cannot be left out: memory grows by 2 MiB where the kernel merges pages", flush=True
+        )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(PrepareOptions(ROOT / "data/demo", folder / "demo"), progress=False)
