@@ -95,8 +95,8 @@ def _end_with_parent() -> None:
 
 
 def _trim() -> None:
-    """Give free memory back to the system. Buffers of frames that come and go, megabytes each and none like the last, leave holes in glibc's heap: it
-    grows by tens of MiB in hours, in every reader of a node."""
+    """Give free memory back to the system. Buffers of frames that come and go, megabytes each and none like the last, leave holes in glibc's heap,
+    which it keeps, in every reader of a node."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
     if malloc_trim is not None:
         malloc_trim(0)

@@ -101,7 +101,8 @@ class Origin:
         """`pretraining`: names of the data sets, joined by +, as a fine-tuned checkpoint says or as the folders of the pre-training run are called.
         `heads`: whether videos and images shared them ("shared" or "apart"), where it had images. Empty where unknown."""
         if self.task:
-            return {name: str(self.task[name]) for name in ("pretraining", "heads") if self.task.get(name)}
+            known = {**self.run, **self.task}  # a fine-tuning run has --pretraining among its options
+            return {name: str(known[name]) for name in ("pretraining", "heads") if known.get(name)}
         cotrain = self.run.get("cotrain", {})
         images = cotrain.get("images", ())
         names = [DatasetSpec.parse(text).path.name for text in (*self.run.get("data", ()), *images)]

@@ -195,6 +195,7 @@ class Job:
     def _result(self, origin: Origin, model: TaskModel, outcome: Outcome, zero_shot: bool) -> EvaluationResult:
         config, split = self.config, self.loaded.test
         code, pretrained_on = checkpoint.code_version(), self._pretrained_on(origin)
+        pretraining = pretrained_on.pop("pretraining", "")
         return EvaluationResult(
             benchmark=self.benchmark.name,
             variant=self.loaded.variant,
@@ -211,7 +212,7 @@ class Job:
             checkpoint_sha256=origin.sha256,
             items=len(split.items),
             scores=outcome.scores,
-            pretraining=pretrained_on.pop("pretraining", ""),
+            pretraining=pretraining,
             missing=tuple(outcome.missing),
             details={
                 **outcome.details,

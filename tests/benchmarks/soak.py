@@ -47,6 +47,8 @@ LARGEST_SLOPE = 20.0
 POINTS, WINDOWS = 1000, 20
 """Looks at the memory of the whole run, and windows of the second half whose minima the slope is of. A reader's memory goes up and down by 6 MiB
 with the clip that it decodes; what it keeps between two clips is what a leak adds to."""
+PR_SET_THP_DISABLE = 41
+"""Of prctl(2). The kernel's khugepaged fills holes between an allocator's pages to make them huge, minutes later and unasked."""
 KINDS = ("zeros", "noise", "cut", "page", "header", "frames", "empty", "sound", "one frame")
 TIMEOUT_S = 1.5
 SLOW_FRAMES = 300_000
@@ -116,10 +118,6 @@ class Slope:
 
     def __str__(self) -> str:
         return f"{self.middle:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
-
-
-PR_SET_THP_DISABLE = 41
-"""Of prctl(2). The kernel's khugepaged fills holes between an allocator's pages to make them huge, minutes later and unasked."""
 
 
 class Meter:

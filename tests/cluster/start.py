@@ -2,7 +2,7 @@
 
 Ranks of slurm/pretrain_128gpu.sh with the nano model, forked from a server that has done the imports (`--plain`: 16 interpreters of their own), on
 16 nodes of the real Slurm in tests/cluster/cluster.py. ZeRO 1 with buckets of half a million elements: those of ds_configs/, of which a GPU has room
-for one, would be two more copies of the model in each of 128 processes of one machine. 128 ranks of 140 MiB need 18 GB. Not part of CI:
+for one, would be two more copies of the model in each of 128 processes of one machine. 128 ranks of 140 MiB need 19 GB. Not part of CI:
 `make cluster128`.
 """
 

@@ -388,6 +388,8 @@ def test_a_checkpoint_of_our_own_says_what_it_was_pre_trained_on_also_once_it_is
     assert origin.pretrained_on.get("heads") == heads
     tuned = replace(origin, task={"benchmark": "vcr", **origin.pretrained_on}, run={"benchmark": "vcr"})
     assert tuned.pretrained_on == origin.pretrained_on
+    stated = replace(origin, task={"benchmark": "vcr"}, run={"pretraining": "WebVid+HowTo"})
+    assert stated.pretrained_on == {"pretraining": "WebVid+HowTo"}, "what --pretraining said when it was fine-tuned"
 
 
 # -- cost

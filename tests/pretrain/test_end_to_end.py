@@ -13,11 +13,11 @@ from tests.forked import ForkServer
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, server: ForkServer | None = None) -> subprocess.CompletedProcess[str]:
+    """By an interpreter of its own, or by a server that has done the imports."""
     env = {**os.environ, "OMP_NUM_THREADS": "2"}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=400, check=False
-    )
+    command = server.command(*arguments) if server else [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400, check=False)
 
 
 def test_demo_prepares_trains_evaluates_reports_and_then_is_done(tmp_path: Path) -> None:
@@ -79,19 +79,16 @@ def test_own_videos_in_three_commands(tmp_path: Path) -> None:
 
 
 def test_wrong_options_are_refused_with_what_is_valid(server: ForkServer, tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(server.command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
-
-    unknown = run("pretrain/train.py", "nosuch")
+    unknown = run("pretrain/train.py", "nosuch", server=server)
     assert unknown.returncode == 2
     assert "webvid-howto-tiny" in unknown.stdout + unknown.stderr
-    option = run("pretrain/train.py", "demo", "--stepz", "3")
+    option = run("pretrain/train.py", "demo", "--stepz", "3", server=server)
     assert option.returncode == 2
     assert "did you mean --steps" in option.stderr
     assert "--global-batch" in option.stderr
-    size = run("pretrain/train.py", "demo", "--size", "giant", "--out", str(tmp_path / "a"))
+    size = run("pretrain/train.py", "demo", "--size", "giant", "--out", str(tmp_path / "a"), server=server)
     assert size.returncode == 2
     assert "valid sizes: nano, tiny" in size.stderr
-    missing = run("pretrain/train.py", "demo", "--data", str(tmp_path), "--out", str(tmp_path / "b"))
+    missing = run("pretrain/train.py", "demo", "--data", str(tmp_path), "--out", str(tmp_path / "b"), server=server)
     assert missing.returncode == 2
     assert "tools/prepare.py" in missing.stderr
