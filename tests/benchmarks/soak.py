@@ -39,6 +39,7 @@ from data.index import VIDEO_SCHEMA, VIDEOS_PER_BATCH, Index, write_mapped
 from data.prepare import PrepareOptions, prepare
 from data.units import duration
 from tests.data import media
+from tests.memory import rollup
 
 MICRO_BATCH = 20
 BAD_SHARE = 0.02
@@ -134,8 +135,7 @@ class Meter:
         memory, files = [0, 0], 0
         for process in [self._me, *self._me.children(recursive=True)]:
             try:
-                rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-                memory[process != self._me] += 1024 * int(rollup.partition("Private_Dirty:")[2].split()[0])
+                memory[process != self._me] += rollup(process.pid, "Private_Dirty")
                 files += process.num_fds()
             except (psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):
                 continue

@@ -9,6 +9,7 @@ for one, would be two more copies of the model in each of 128 processes of one m
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from engine import ds_config
 from tests.cluster.cluster import Cluster, Job, wait_for
 from tests.cluster.test_slurm import options, ranks_of, rows
 from tests.data.test_prepare_and_load import small_demo
+from tests.memory import rollup
 
 TIDY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "2"}
 """glibc gives a freed tensor back at once, where it would keep up to 100 MiB of what starting needed."""
@@ -50,11 +52,11 @@ def _read(path: Path) -> bytes:
 
 
 def memory(pids: Sequence[int], field: str) -> float:
-    """Mean of a field of /proc/PID/smaps_rollup, bytes."""
+    """Mean of a field of the processes' smaps_rollup, bytes."""
     values = []
     for pid in pids:
-        lines = _read(Path(f"/proc/{pid}/smaps_rollup")).decode().splitlines()
-        values += [1024 * float(line.split()[1]) for line in lines if line.startswith(f"{field}:")]
+        with contextlib.suppress(OSError):  # it has ended
+            values.append(rollup(pid, field))
     return sum(values) / len(values)
 
 
