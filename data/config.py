@@ -91,4 +91,4 @@ class DataConfig:
     max_bad_share: float = 0.01
     """Share of bad clips above which a run stops."""
     clip_timeout_s: float = 30.0
-    """Seconds after which decoding one clip on the host counts as failed."""
+    """Seconds after which decoding one clip on the host counts as failed; 5 more where it hangs in the decoder."""

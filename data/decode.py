@@ -18,8 +18,11 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from data.media import rotation_of
+from data.patience import within
 
 _local = threading.local()
+OVERTIME_S = 5.0
+"""Seconds that a decode has, after its time limit, to look at the clock."""
 ISO_MEDIA = b"ftyp"
 """Bytes 4 to 8 of mp4, mov and 3gp files."""
 
@@ -74,9 +77,15 @@ def decode_frames(
     BT.601 as DALI converts.
 
     With a timeline only what the wanted frames need is decoded; without one, all that comes before them. Raises DecodeError, also where
-    decoding takes longer than `timeout_s` (looked at between two frames).
+    decoding takes longer than `timeout_s` (looked at between two frames), or hangs within a frame for OVERTIME_S longer.
     """
-    deadline = time.monotonic() + timeout_s
+    try:
+        return within(timeout_s + OVERTIME_S, lambda: _decode(content, wanted, timeline, time.monotonic() + timeout_s))
+    except TimeoutError as error:
+        raise DecodeError("hangs in the decoder; given up after --clip-timeout-s") from error
+
+
+def _decode(content: bytes | Path, wanted: Sequence[int], timeline: Timeline | None, deadline: float) -> NDArray[np.uint8]:
     targets = sorted(set(wanted))
     try:
         found = None

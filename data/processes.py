@@ -22,6 +22,10 @@ GRACE_S = 120
 """Seconds for which a process goes on after SIGTERM, so that training can finish its step and save."""
 TRIM_EVERY_S = 10.0
 """Seconds between two times that a child gives free memory back."""
+LARGE_BYTES = 4 << 20
+"""More than a frame of 720p: to map and unmap one costs a fault per page."""
+_M_MMAP_THRESHOLD = -3
+"""Of glibc's mallopt(3)."""
 PACKAGES = frozenset({"data", "engine", "finetune", "model", "pretrain", "tools"})
 GRAPH = "data.graph"
 """Loads DALI, perhaps a GPU's driver with it: for the training process only."""
@@ -83,6 +87,7 @@ def live_and_die_with_parent(worker: int = 0) -> None:
     """
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    _give_large_blocks_back()
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
 
 
@@ -94,9 +99,17 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _give_large_blocks_back() -> None:
+    """Free blocks of LARGE_BYTES go back to the system at once. By itself glibc takes them from the heap once it has seen one freed; the tables and
+    bytes of an hour-long video then leave holes of tens of MiB."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
 def _trim() -> None:
-    """Give free memory back to the system. Buffers of frames that come and go, megabytes each and none like the last, leave holes in glibc's heap,
-    which it keeps, in every reader of a node."""
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
+    """Give free memory back to the system. Buffers of frames that come and go, none like the last, leave holes in glibc's heap, which it keeps, in
+    every reader of a node."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)

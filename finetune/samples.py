@@ -81,6 +81,12 @@ class TaskBatch:
     def __len__(self) -> int:
         return len(self.items)
 
+    def only(self, row: int) -> TaskBatch:
+        """The batch that holds this item alone; its counts and `bad` are left as they are."""
+        rows = {name: value[row : row + 1] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        first = self.first_position + row
+        return replace(self, **rows, items=(self.items[row],), clips=(self.clips[row],), first_position=first)
+
     def to(self, device: torch.device) -> TaskBatch:
         """The same on a device."""
         moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)}

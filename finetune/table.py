@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune.paper import PaperCell, paper_cells
+from finetune.paper import PaperCell, paper_cells, tested_as
 from finetune.results import EvaluationResult
 
 _NAMED = 10
@@ -12,7 +12,8 @@ _NAMED = 10
 def table(result: EvaluationResult) -> str:
     """Lines for people."""
     head = f"{result.name}{' zero-shot' if result.zero_shot else ''}: {result.items:,} items, {len(result.missing):,} missing"
-    cells = [cell for cell in paper_cells(result.benchmark, result.variant) if cell.measures(result) and cell.target is not None]
+    known = paper_cells(result.benchmark, tested_as(result.variant))
+    cells = [cell for cell in known if cell.measures(result) and cell.target is not None]
     nearest = min(cells, key=lambda cell: len(cell.differences(result)), default=None)
     beside = {} if nearest is None else {cell.column.metric: cell for cell in cells if cell.row == nearest.row}
     lines = [head]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune.paper import Column, PaperCell, Table, paper_tables, setting
+from finetune.paper import Column, PaperCell, Table, paper_tables, setting, tested_as
 from finetune.results import EvaluationResult, Score
 
 
@@ -139,7 +139,7 @@ def _fill(table: Table, runs: Sequence[Run]) -> FilledTable:
 
 def _belongs(column: Column, result: EvaluationResult) -> bool:
     names = (column.benchmark, column.split, column.variant)
-    return names == (result.benchmark, result.split, result.variant) and column.metric in result.scores
+    return names == (result.benchmark, result.split, tested_as(result.variant)) and column.metric in result.scores
 
 
 def _nearest(table: Table, j: int, result: EvaluationResult) -> str:

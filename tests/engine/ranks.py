@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
+import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tools.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 120.0
@@ -45,48 +47,16 @@ class RankServer:
         self._server.wait(30)
 
 
-def _fork(job: dict[str, Any], rank: int, port: int, log: Path) -> int:
-    process = os.fork()
-    if process:
-        return process
-    code = 1
-    try:
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        place = {"RANK": rank, "WORLD_SIZE": job["world"], "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in place.items()})
-        from tests.tools import zero_run
+def _rank(job: dict[str, Any], rank: int) -> int:
+    from tests.tools import zero_run
 
-        code = zero_run.run(Path(job["out"]), job["options"])
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
+    return zero_run.run(Path(job["out"]), job["options"])
 
 
 def _serve(job: dict[str, Any], replies: int) -> None:
-    from engine.launch import free_port
-
-    out = Path(job["out"])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    logs = [out.with_name(f"{out.name}.rank{rank}.log") for rank in range(job["world"])]
-    port = free_port()
-    waiting = {_fork(job, rank, port, log): rank for rank, log in enumerate(logs)}
-    codes, deadline = [0] * job["world"], time.monotonic() + TIMEOUT_S
-    while waiting:
-        process, status = os.waitpid(-1, os.WNOHANG)
-        if process in waiting:
-            codes[waiting.pop(process)] = os.waitstatus_to_exitcode(status)
-        elif time.monotonic() > deadline:
-            for left in waiting:
-                os.kill(left, signal.SIGKILL)
-        else:
-            time.sleep(0.01)
-    output = "\n".join(log.read_text(errors="replace") for log in logs)
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = Ranks(job["world"], Path(folder) / "logs", partial(_rank, job))
+        codes, output = ranks.finish(TIMEOUT_S), ranks.output()
     os.write(replies, (json.dumps({"codes": codes, "output": output[-20_000:]}) + "\n").encode())
 
 

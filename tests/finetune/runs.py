@@ -5,15 +5,23 @@ run_jobs([Job("msrvtt_qa", ["--steps", "2", …], world=2)])    →    [Ended(co
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tools.ranks import Ranks
+
+if TYPE_CHECKING:
+    from engine.objective import Losses
+    from finetune.samples import TaskBatch
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 120.0
@@ -28,6 +36,8 @@ class Job:
     world: int = 1
     kill_at: int = 0
     """Rank 0 kills itself (SIGKILL) before this step, or, negative, before this evaluation batch is kept."""
+    poison: int = -1
+    """Position in the order of training whose item makes the loss NaN."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +57,12 @@ def run_jobs(jobs: Sequence[Job]) -> list[Ended]:
     return [Ended(**ended) for ended in json.loads(done.stdout.splitlines()[-1])]
 
 
-def _rank(job: Job, rank: int, port: int) -> int:
-    place = {"RANK": rank, "WORLD_SIZE": job.world, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()})
-    import importlib
-
+def _rank(job: Job, rank: int) -> int:
     if rank == 0 and job.kill_at:
         _arm(job.kill_at)
     script = importlib.import_module(f"finetune.{job.benchmark}")
+    if job.poison >= 0:
+        _poison(script.BENCHMARK.protocol, job.poison)
     return int(script.main(script.BENCHMARK, list(job.argv)))
 
 
@@ -78,40 +86,20 @@ def _arm(kill_at: int) -> None:
     Run._train_step, Cache.put = killed_step, killed_put  # type: ignore[method-assign, assignment]
 
 
-def _run(job: Job, log: Path) -> Ended:
-    from engine.launch import free_port
+def _poison(protocol: Any, position: int) -> None:
+    loss = protocol.__call__
 
-    port, pids = free_port(), []
-    for rank in range(job.world):
-        pid = os.fork()
-        if not pid:
-            code = 1
-            try:
-                file = os.open(log.with_suffix(f".{rank}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(file, 1)
-                os.dup2(file, 2)
-                code = _rank(job, rank, port)
-            except BaseException:
-                import traceback
+    def poisoned(self: object, model: object, batch: TaskBatch) -> Losses:
+        losses = loss(self, model, batch)
+        held = 0 <= position - batch.first_position < len(batch)
+        return replace(losses, total=losses.total * float("nan")) if held else losses
 
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        pids.append(pid)
-    codes, deadline = {}, time.monotonic() + TIMEOUT_S
-    while len(codes) < len(pids):
-        for pid in pids:
-            if pid not in codes:
-                found, status = os.waitpid(pid, os.WNOHANG)
-                if found:
-                    codes[pid] = os.waitstatus_to_exitcode(status)
-                elif time.monotonic() > deadline:
-                    os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
-    output = "\n".join(log.with_suffix(f".{rank}").read_text(errors="replace") for rank in range(job.world))
-    return Ended([codes[pid] for pid in pids], output)
+    protocol.__call__ = poisoned
+
+
+def _run(job: Job, logs: Path) -> Ended:
+    ranks = Ranks(job.world, logs, partial(_rank, job))
+    return Ended(ranks.finish(TIMEOUT_S), ranks.output())
 
 
 def _serve(jobs: Sequence[Job]) -> None:

@@ -30,7 +30,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(
-    root: Path, benchmark: str, out: str, *more: str, world: int = 1, kill_at: int = 0, data: str = "", checkpoint: str = "model"
+    root: Path,
+    benchmark: str,
+    out: str,
+    *more: str,
+    world: int = 1,
+    kill_at: int = 0,
+    poison: int = -1,
+    data: str = "",
+    checkpoint: str = "model",
 ) -> Job:
     sample = root / (data or "msrvtt")
     places = {
@@ -40,7 +48,7 @@ def command(
         "out": root / "out" / out,
     }
     argv = [text for name, path in places.items() for text in (f"--{name}", str(path))]
-    return Job(benchmark, [*argv, "--cache", str(root / "cache"), *PLAIN.split(), *more], world, kill_at)
+    return Job(benchmark, [*argv, "--cache", str(root / "cache"), *PLAIN.split(), *more], world, kill_at, poison)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +74,8 @@ def ended(root: Path) -> dict[str, Ended]:
         jobs[f"retrieval at {world}"] = command(
             root, "msrvtt_retrieval", f"retrieval_{world}", "--eval-only", "--rerank", "2", "--variant", "full", world=world
         )
+    once = ("--steps", "2", "--rank", "1", "--negatives", "2", "--variant", "full")
+    jobs["poisoned"] = command(root, "msrvtt_retrieval", "poisoned", *once, world=2, poison=3)
     jobs["cut off"] = command(root, "msrvtt_qa", "qa_cut", "--eval-only", checkpoint="out/qa", kill_at=-2)
     jobs["cut off, again"] = command(root, "msrvtt_qa", "qa_cut", "--eval-only", checkpoint="out/qa")
     return dict(zip(jobs, run_jobs(list(jobs.values())), strict=True))
@@ -118,6 +128,15 @@ def test_an_evaluation_that_was_cut_off_continues_from_its_cache(root: Path, end
     assert ended["cut off"].codes == [-9]
     assert len(list((root / "out" / "qa_cut" / "cache").rglob("*.npz"))) == 3  # 8 questions in batches of 3
     assert [path.name for path in (root / "out" / "qa_cut" / "predictions").iterdir()] == ["msrvtt_qa-test.jsonl"]
+
+
+def test_the_item_that_makes_a_loss_nan_is_named(root: Path, ended: dict[str, Ended]) -> None:
+    """Contrast over both ranks: with one item alone as with many."""
+    assert set(ended["poisoned"].codes) == {0}, ended["poisoned"].output
+    dossier = json.loads((root / "out" / "poisoned" / "dossiers" / "step-00000001" / "dossier.json").read_text())
+    batches = [batch for rank in dossier["ranks"] for batch in rank["micro_batches"]]
+    met = {batch["position"] + row: clip for batch in batches for row, clip in enumerate(batch["clips"])}
+    assert [(entry["rank"], entry["position"], entry["clip"]) for entry in dossier["rerun"]["guilty"]] == [(1, 3, met[3])]
 
 
 def test_frozen_parameters_do_not_move_under_zero_3_and_the_head_does(root: Path, ended: dict[str, Ended]) -> None:

@@ -69,6 +69,16 @@ def test_cells_show_the_papers_number_ours_and_the_difference_with_its_interval(
     assert "1 of the paper's 143 numbers have one beside them: 1 within our 95 % interval" in capsys.readouterr().out
 
 
+def test_clipberts_files_of_a_protocol_stand_in_its_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {"t2v/R@1": Score(30.0, 29.0, 31.0)}
+    write(tmp_path / "ret", 0, benchmark="msrvtt_retrieval", variant="7k-clipbert", scores=scores, pretraining="HowTo100M")
+    write(tmp_path / "action", 92.0, benchmark="tgif_action", variant="clipbert")
+    write(tmp_path / "other", 0, benchmark="msrvtt_retrieval", variant="1k-b", scores=scores)
+    _, text = report(tmp_path, str(tmp_path))
+    assert "2 of the paper's 143 numbers" in capsys.readouterr().out
+    assert "| msrvtt_retrieval-1k-b-test |" in text
+
+
 def test_another_setting_stands_in_a_row_of_its_own_with_the_reason(tmp_path: Path) -> None:
     write(tmp_path / "frames", 44.0, frames=8)
     write(tmp_path / "unknown", 50.0, pretraining="")
