@@ -22,8 +22,8 @@ GRACE_S = 120
 """Seconds for which a process goes on after SIGTERM, so that training can finish its step and save."""
 TRIM_EVERY_S = 10.0
 """Seconds between two times that a child gives free memory back."""
-LARGE_BYTES = 4 << 20
-"""More than a frame of 720p: to map and unmap one costs a fault per page."""
+LARGE_BYTES = 1 << 20
+"""More than a frame of clips prepared with --short-side 256: to map and unmap one costs a fault per page."""
 _M_MMAP_THRESHOLD = -3
 """Of glibc's mallopt(3)."""
 PACKAGES = frozenset({"data", "engine", "finetune", "model", "pretrain", "tools"})
@@ -100,8 +100,8 @@ def _end_with_parent() -> None:
 
 
 def _give_large_blocks_back() -> None:
-    """Free blocks of LARGE_BYTES go back to the system at once. By itself glibc takes them from the heap once it has seen one freed; the tables and
-    bytes of an hour-long video then leave holes of tens of MiB."""
+    """Free blocks of LARGE_BYTES and more go back to the system at once. By itself glibc takes them from the heap once it has seen one freed; the
+    tables of an hour-long video and the bytes of a batch then leave holes of tens of MiB."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 import data.decode
 from data.decode import DecodeError, decode_frames
 from data.patience import within
+from data.processes import forkserver_context, live_and_die_with_parent
 from tests.data import media
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +26,25 @@ LIBC = ctypes.CDLL(None)
 def hang(seconds: int = 600) -> None:
     """In native code, as a decoder does: without Python's lock, deaf to exceptions."""
     LIBC.sleep(seconds)
+
+
+class Stuck(Dataset[str]):
+    """What a reader process makes of items that hang."""
+
+    def __getitem__(self, number: int) -> str:
+        try:
+            return str(within(0.1, hang))
+        except TimeoutError:
+            return f"{number} left behind"
+
+    def __len__(self) -> int:
+        return 3
+
+
+def test_a_reader_goes_on_and_leaves_with_its_loader() -> None:
+    options = {"multiprocessing_context": forkserver_context(), "worker_init_fn": live_and_die_with_parent}
+    loader = DataLoader(Stuck(), batch_size=None, num_workers=1, **options)  # type: ignore[arg-type]
+    assert list(loader) == [f"{number} left behind" for number in range(3)]
 
 
 def test_a_decoder_that_hangs_costs_its_clip_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
