@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -11,6 +12,7 @@ ResultT = TypeVar("ResultT")
 _Task = tuple[Callable[[], Any], SimpleQueue[Any]]
 
 _local = threading.local()
+os.register_at_fork(after_in_child=lambda: vars(_local).clear())  # a fork has its parent's objects, not its threads
 
 
 class _Helper:

@@ -58,7 +58,7 @@ class RunPlan:
     flops_per_step: float
     """Of all ranks."""
     bytes_per_step: float
-    """Handed to collectives by one rank: whole tensors that are reduced, gathered or scattered."""
+    """Handed to DeepSpeed's collectives by one rank: whole tensors that are reduced, gathered or scattered; without tensor parallelism's."""
     parameters: int
     world: int
     global_batch: int
@@ -174,7 +174,7 @@ class Planned:
         moments = [f"{size(sum(plan.state[name].values()))} {title}" for name, title in MOMENTS.items()]
         lines = [
             f"planned memory per rank: {size(plan.memory_bytes)} at the peak (model state: {', '.join(moments)}; activations "
-            f"{size(plan.activations.total)}); each rank hands {size(plan.bytes_per_step)} to collectives per step",
+            f"{size(plan.activations.total)}); each rank hands {size(plan.bytes_per_step)} to DeepSpeed's collectives per step",
         ]
         if plan.samples_per_s == plan.samples_per_s:
             lines.append(
@@ -196,7 +196,7 @@ class Planned:
             return {}
         step_s, flops = seconds / steps, plan.flops_per_step
         sent = self._counter.total / sum(steps for steps, _ in self._intervals) if self._counter else None
-        if plan.world == 1:  # DeepSpeed calls collectives with one rank too; nothing moves
+        if not plan.collectives:  # DeepSpeed calls them in a group of one rank too; nothing moves
             sent = 0.0
         return {
             "samples_per_s": plan.global_batch / step_s,
@@ -219,7 +219,7 @@ class Planned:
             ("memory per rank", plan.memory_bytes, got.get("memory_bytes"), size),
             ("clips/s", plan.samples_per_s, got.get("samples_per_s"), lambda value: f"{value:,.1f}"),
             ("MFU", plan.mfu, got.get("mfu"), lambda value: f"{value:.2f}"),
-            ("bytes sent per rank and step", plan.bytes_per_step, got.get("bytes_per_step"), size),
+            ("bytes of DeepSpeed's collectives per rank and step", plan.bytes_per_step, got.get("bytes_per_step"), size),
             ("hours of the whole run", plan.hours, got.get("hours"), lambda value: f"{value:.2f}"),
         ]
         return "\n".join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 import threading
@@ -70,6 +71,14 @@ def test_results_errors_and_threads_of_one_caller() -> None:
     with pytest.raises(TimeoutError, match=r"0\.05 s"):
         within(0.05, lambda: hang(1))
     assert within(5.0, threading.get_ident) != threads[0], "the thread that hangs is not waited for"
+
+
+def test_a_fork_does_not_wait_for_its_parents_thread() -> None:
+    within(5.0, lambda: None)
+    child = os.fork()
+    if not child:
+        os._exit(within(5.0, lambda: 7))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_a_thread_that_ends_takes_its_helper_along() -> None:
