@@ -372,6 +372,8 @@ def load(engine: Any, module: nn.Module, folder: Path, layout: Mapping[str, Any]
     path, _ = engine.load_checkpoint(str(folder), tag=STATE)
     if path is None:
         raise CheckpointError(f"DeepSpeed could not load {folder}; was it written with another ds_config?")
+    if before["offload"] == "nvme":
+        elastic.load_kept_in_memory(engine, folder)
     return facts, ""
 
 

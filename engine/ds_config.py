@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -105,7 +109,10 @@ def resolve(config: TrainConfig, world: int, on_cpu: bool) -> dict[str, Any]:
 
 
 def _settle_offload(resolved: dict[str, Any], name: str) -> None:
-    """AdamW's fused CPU kernel is torch's: no C++ build at the first start. `nvme_path` "auto" is a folder on the node's own disk."""
+    """AdamW's fused CPU kernel is torch's: no C++ build at the first start. `nvme_path` "auto" is a folder on the node's own disk.
+
+    Each process gets a folder of its own there.
+    """
     if resolved.get("bf16", {}).get("check_grad_overflow", True) is False:
         raise ConfigError(f"{name}: with offload only DeepSpeed can skip a step; remove check_grad_overflow")
     resolved["zero_force_ds_cpu_optimizer"] = False
@@ -116,4 +123,18 @@ def _settle_offload(resolved: dict[str, Any], name: str) -> None:
             raise ConfigError(
                 f"--ds-config {name}: set NVME_DIR to a folder on every node's own NVMe disk (SLURM_TMPDIR is not set)"
             )
-        block["nvme_path"] = folder
+        block["nvme_path"] = _swap_folder(folder)
+
+
+@functools.cache
+def _swap_folder(base: str) -> str:
+    """A folder of this process alone, gone when it ends: DeepSpeed names swap files by parameter only, so two runs would write over each other's, and
+    it copies whatever lies beside them into every checkpoint."""
+    try:
+        made = tempfile.mkdtemp(prefix="all-in-one-", dir=base)
+    except OSError as error:
+        raise ConfigError(
+            f"NVME_DIR={base}: nothing can be written there ({error}); give a folder on this node's own disk"
+        ) from error
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from engine import ds_config, parallel
-from engine.checkpoint import CheckpointError
-from engine.shards import Key, SavedState
+from engine.checkpoint import STATE, CheckpointError
+from engine.shards import STAND_INS, Key, SavedState
+from model.weights_file import read_pickle
 
 KEYS: tuple[Key, ...] = ("weight", "exp_avg", "exp_avg_sq")
 
@@ -97,6 +98,28 @@ def load(engine: Any, module: nn.Module, folder: Path, before: Mapping[str, Any]
         flats.append(weight)
         state[number] = {"step": torch.tensor(saved.step), **dict(zip(KEYS[1:], moments, strict=True))}
     _hand_over(optimizer, now["stage"], flats, state, layout)
+
+
+def load_kept_in_memory(engine: Any, folder: Path) -> None:
+    """The rest of a checkpoint with NVMe offload. DeepSpeed 0.19.8 copies the swap files back, but reads only the weights of them, and leaves out
+    what it saved beside them: groups too small for the disk (norms, biases), and AdamW's count of updates. A loss scale (fp16) is found anew.
+    """
+    layout, optimizer = parallel.current(), engine.optimizer
+    (file,) = (folder / STATE).glob(f"*zero_pp_rank_{layout.data_rank}_mp_rank_{layout.tensor_rank:02d}_optim_states.pt")
+    saved = read_pickle(file, STAND_INS)[0]["optimizer_state_dict"]
+    states, masters = saved["optimizer_state_dict"]["state"], saved["fp32_flat_groups"]
+    optimizer.checkpoint_event_prologue()
+    for number, (flat, master) in enumerate(zip(optimizer.fp32_partitioned_groups_flat, masters, strict=True)):
+        size = optimizer.fp16_partitioned_groups_flat[number].numel()
+        # what is empty lies in a swap file, and is read below because AdamW's state now has a tensor for it
+        optimizer.optimizer.state[flat] = {
+            name: value.clone() if value.numel() else torch.empty(size, dtype=flat.dtype)
+            for name, value in states[number].items()
+        }
+        if master.numel():
+            flat.data.copy_(master)
+    optimizer.reset_swap_buffers()
+    optimizer.checkpoint_event_epilogue()
 
 
 def _flats_of(optimizer: Any, stage: int, layout: parallel.Layout) -> Iterator[tuple[Tensor, list[_Cut]]]:

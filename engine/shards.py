@@ -25,7 +25,7 @@ from model.weights_file import read_pickle
 
 Key = Literal["weight", "exp_avg", "exp_avg_sq"]
 
-_STAND_INS = (
+STAND_INS = (
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
     "deepspeed.runtime.zero.config.ZeroStageEnum",
@@ -66,7 +66,7 @@ class SavedState:
             raise CheckpointError(
                 f"{folder} holds {missing}; give a whole checkpoint of this program (runs/NAME/checkpoints/step-…)"
             )
-        model = {"mp_world_size": 1, **read_pickle(files[0], _STAND_INS)[0]}
+        model = {"mp_world_size": 1, **read_pickle(files[0], STAND_INS)[0]}
         special = [name for name in ("frozen_param_shapes", "shared_params") if model.get(name)]
         if special:
             raise CheckpointError(f"{folder} has {' and '.join(special)}, which partitions hold elsewhere; use weights/")
@@ -98,7 +98,7 @@ class _Part:
         ranks = [_data_rank(path) for path in files]
         if files and ranks != list(range(model["dp_world_size"])):
             raise CheckpointError(f"{folder} holds the partitions of ranks {ranks}, but {model['dp_world_size']} ranks wrote it")
-        self._ranks = [read_pickle(path, _STAND_INS)[0]["optimizer_state_dict"] for path in files]
+        self._ranks = [read_pickle(path, STAND_INS)[0]["optimizer_state_dict"] for path in files]
 
     @cached_property
     def _kind(self) -> str:

@@ -14,6 +14,7 @@ an index that promises more frames than there are, an empty file, sound only, on
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import sys
@@ -47,9 +48,12 @@ MICRO_BATCH = 20
 BAD_SHARE = 0.02
 LARGEST_SLOPE = 20.0
 """KiB per 1,000 clips: 100,000 clips may cost 2 MiB, epochs of a 400K-step run less than 1 GiB per rank."""
-POINTS, WINDOWS = 1000, 20
-"""Looks at the memory of the whole run, and windows of the second half whose minima the slope is of. A reader's memory goes up and down by 6 MiB
-with the clip that it decodes; what it keeps between two clips is what a leak adds to."""
+POINTS, WINDOWS = 400, 20
+"""Looks at the memory of the whole run, and windows of the second half whose minima the slope is of. Between two times that a reader gives free
+memory back it holds more."""
+STILL_S = 0.1
+"""Readers that used no processor for so long have made all batches that they may be ahead. How far they are is worth megabytes, and depends on what
+else the machine does; to look while they stand still leaves that out."""
 PR_SET_THP_DISABLE = 41
 """Of prctl(2). The kernel's khugepaged fills holes between an allocator's pages to make them huge, minutes later and unasked."""
 KINDS = ("zeros", "noise", "cut", "page", "header", "frames", "empty", "sound", "one frame")
@@ -137,8 +141,20 @@ class Meter:
         """[points, 4]: clips; bytes of this process, of its children; descriptors of all."""
         return np.array(self._numbers).reshape(-1, 4)
 
+    def _used(self) -> float:
+        """Seconds of processor time of the readers."""
+        times = 0.0
+        for process in self._me.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times += sum(process.cpu_times()[:2])
+        return times
+
     def read(self, clips: int) -> None:
-        """Add a point."""
+        """Wait until the readers stand still, and add a point."""
+        before = -1.0
+        while (now := self._used()) != before:
+            before = now
+            time.sleep(STILL_S)
         memory, files = [0, 0], 0
         for process in [self._me, *self._me.children(recursive=True)]:
             try:

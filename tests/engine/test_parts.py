@@ -98,7 +98,7 @@ def test_a_micro_batch_that_does_not_divide_lists_those_that_do() -> None:
 
 
 def test_ds_configs_resolve_and_contradictions_name_both_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NVME_DIR", "/local")
+    monkeypatch.setenv("NVME_DIR", str(tmp_path))
     for path in ds_config.FOLDER.glob("*.json"):
         stage, *offload, precision = path.stem.split("_")
         resolved = ds_config.resolve(TrainConfig(ds_config=path.stem, global_batch=64, micro_batch=8), 2, on_cpu=False)
@@ -106,6 +106,8 @@ def test_ds_configs_resolve_and_contradictions_name_both_values(tmp_path: Path, 
         assert ds_config.precision(resolved) == precision
         assert ds_config.offload(resolved) == (offload[1] if offload else "none")
         assert resolved["gradient_accumulation_steps"] == 4
+        if offload[1:] == ["nvme"]:
+            assert Path(resolved["zero_optimization"]["offload_optimizer"]["nvme_path"]).parent == tmp_path
     own = tmp_path / "own.json"
     own.write_text('{"train_batch_size": 100}')
     with pytest.raises(ConfigError, match=r"train_batch_size = 100.*needs 64"):
@@ -117,10 +119,14 @@ def test_ds_configs_resolve_and_contradictions_name_both_values(tmp_path: Path, 
     own.write_text("{")
     with pytest.raises(ConfigError, match="no valid JSON"):
         ds_config.load(str(own))
+    on_disk = TrainConfig(ds_config="zero3_offload_nvme_bf16", global_batch=64, micro_batch=8)
+    monkeypatch.setenv("NVME_DIR", str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"nowhere.*give a folder"):
+        ds_config.resolve(on_disk, 1, on_cpu=True)
     monkeypatch.delenv("NVME_DIR")
     monkeypatch.delenv("SLURM_TMPDIR", raising=False)
     with pytest.raises(ConfigError, match="set NVME_DIR"):
-        ds_config.resolve(TrainConfig(ds_config="zero3_offload_nvme_bf16", global_batch=64, micro_batch=8), 1, on_cpu=True)
+        ds_config.resolve(on_disk, 1, on_cpu=True)
     own.write_text(
         '{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}, "bf16": {"enabled": true, "check_grad_overflow": false}}'
     )
