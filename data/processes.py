@@ -102,14 +102,17 @@ def _end_with_parent() -> None:
 def _give_large_blocks_back() -> None:
     """Free blocks of LARGE_BYTES and more go back to the system at once. By itself glibc takes them from the heap once it has seen one freed; the
     tables of an hour-long video and the bytes of a batch then leave holes of tens of MiB."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
+    _glibc("mallopt", _M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def _trim() -> None:
     """Give free memory back to the system. Buffers of frames that come and go, none like the last, leave holes in glibc's heap, which it keeps, in
     every reader of a node."""
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if malloc_trim is not None:
-        malloc_trim(0)
+    _glibc("malloc_trim", 0)
+
+
+def _glibc(name: str, *arguments: int) -> None:
+    """Call a function that other C libraries may lack: there nothing is done."""
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function(*arguments)

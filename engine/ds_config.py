@@ -134,7 +134,7 @@ def _swap_folder(base: str) -> str:
         made = tempfile.mkdtemp(prefix="all-in-one-", dir=base)
     except OSError as error:
         raise ConfigError(
-            f"NVME_DIR={base}: nothing can be written there ({error}); give a folder on this node's own disk"
+            f"nothing can be written in {base} ({error}); give a folder on this node's own disk in NVME_DIR"
         ) from error
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     return made

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +23,6 @@ from tools.convert import main as convert
 
 WHOLE = Place(1, 1, 1)
 SPLIT = Place(2, 2, 4)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RankServer]:
-    ranks = RankServer()
-    yield ranks
-    ranks.close()
 
 
 @pytest.fixture(scope="module")

@@ -7,30 +7,21 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.benchmarks.equality_matrix import TOLERANCE, trace
+from tests.benchmarks.equality_matrix import OPTIONS, TOLERANCE, trace
 from tests.engine.ranks import RankServer
 
 pytestmark = pytest.mark.skipif("NVME_DIR" not in os.environ, reason="NVME_DIR names no folder on a disk; see the file")
-OPTIONS = {"steps": 6, "save_every": 2, "keep_last": 9, "lr": 1e-5, "global_batch": 8, "micro_batch": 2, "warmup": 0.5}
 MODEL = {"hidden_size": 192, "num_hidden_layers": 2}
 """Large enough for a group of a MiB, which is what DeepSpeed puts on the disk."""
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RankServer]:
-    ranks = RankServer()
-    yield ranks
-    ranks.close()
-
-
 def train(server: RankServer, out: Path, config: str, world: int) -> None:
-    codes, output = server.run(out, world, **OPTIONS, model=MODEL, ds_config=config)
+    codes, output = server.run(out, world, **OPTIONS | {"save_every": 2, "lr": 1e-5}, model=MODEL, ds_config=config)
     assert codes == [0] * world, output
 
 
