@@ -64,8 +64,8 @@ class Source:
     def _open(self, row: dict[str, Any]) -> int:
         """A descriptor of the row's shard; DataError where that is gone."""
         key = (os.getpid(), row["shard"])  # a descriptor per process
-        path = self.index.folder / row["shard"]
         if key not in self._files:
+            path = self.index.folder / row["shard"]  # not for every clip: pathlib enters the names into Python's table of strings
             try:
                 self._files[key] = os.open(path, os.O_RDONLY)
             except OSError as error:
