@@ -87,7 +87,7 @@ class DataConfig:
     mask_prob: float = 0.15
     """Share of the real words that MLM masks (whole words, at least one)."""
     shuffle_window: int = 0
-    """Shards shuffled together in one window, for storage that wants locality; 0 shuffles the whole data set."""
+    """Clips, in the order of the shards, that are shuffled together, for storage that wants locality; 0 shuffles the whole data set."""
     max_bad_share: float = 0.01
     """Share of bad clips above which a run stops."""
     clip_timeout_s: float = 30.0

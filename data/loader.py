@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from data.errors import DataError
 from data.index import Index, window
 from data.ledger import Ledger
 from data.media import dali_reads
+from data.open_files import OpenFile, OpenFiles
 from data.order import Order
 from data.piece import Piece, Region, read_piece
 from data.positions import MicroBatch, Positions
@@ -55,26 +57,27 @@ class Source:
         self._clip, self._config, self._number = clip, config, number
         self.codecs: frozenset[str] = frozenset()
         """What is handed over as a trimmed stream, for DALI to decode."""
-        self._files: dict[tuple[int, str], int] = {}
+        self._shards = OpenFiles(spec.path)
         self._tokenizer: Tokenizer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_files": {}, "_tokenizer": None}
+        return {**vars(self), "_tokenizer": None}
 
-    def _open(self, row: dict[str, Any]) -> int:
-        """A descriptor of the row's shard; DataError where that is gone."""
-        key = (os.getpid(), row["shard"])  # a descriptor per process
-        if key not in self._files:
-            path = self.index.folder / row["shard"]  # not for every clip: pathlib enters the names into Python's table of strings
-            try:
-                self._files[key] = os.open(path, os.O_RDONLY)
-            except OSError as error:
-                raise DataError(f"shard {path} cannot be opened ({error}); restore it or run tools/prepare.py again") from error
-        return self._files[key]
+    def _open(self, row: dict[str, Any]) -> OpenFile:
+        """The row's shard; DataError where that is gone."""
+        try:
+            return self._shards[row["shard"]]
+        except OSError as error:
+            path = self.index.folder / row["shard"]
+            remedy = "restore it or run tools/prepare.py again"
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                remedy = "raise the limit (ulimit -n)"
+            raise DataError(f"shard {path} cannot be opened ({error}); {remedy}") from error
 
     def read(self, row: dict[str, Any]) -> bytes:
         """The encoded bytes of a row; DataError where its shard is gone or short."""
-        content = os.pread(self._open(row), row["size"], row["offset"])
+        shard = self._open(row)
+        content = os.pread(shard.descriptor, row["size"], row["offset"])
         if len(content) != row["size"]:
             raise DataError(
                 f"shard {self.index.folder / row['shard']} is shorter than its index says; run tools/prepare.py again"
@@ -84,7 +87,8 @@ class Source:
     def piece(self, row: dict[str, Any], wanted: Sequence[int], timeline: Timeline) -> Piece:
         """What the frames `wanted` need: the whole of a clip's own file, or a part of a long video."""
         if row["first_frame"] is not None:
-            piece = read_piece(Region(self._open(row), row["offset"], row["size"]), wanted, row["frames"], timeline)
+            shard = self._open(row)
+            piece = read_piece(Region(shard.descriptor, row["offset"], row["size"]), wanted, row["frames"], timeline)
             if piece is not None:
                 return piece
         return Piece(self.read(row), 0, row["frames"], timeline)

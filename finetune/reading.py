@@ -16,6 +16,7 @@ from data.choices import SampleChoices, draw, fixed, nearest_keyframes, view_fra
 from data.config import ClipConfig, DataConfig
 from data.decode import DecodeError, Timeline, decode_frames
 from data.media import dali_reads
+from data.open_files import OpenFile
 from data.piece import Piece, Region, read_piece
 from data.trim import Trimmed, trim
 from data.work import frames_between
@@ -85,12 +86,9 @@ class Reader:
     def _stream(self, file: MediaFile, wanted: Sequence[int]) -> Trimmed:
         """The encoded stream that the frames need, for DALI; of a long file no more than that is read."""
         path, timeline = self._library.root / file.path, _timeline(file)
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            region = Region(descriptor, 0, os.fstat(descriptor).st_size)
-            piece = read_piece(region, wanted, file.frames, timeline) or Piece(path.read_bytes(), 0, file.frames, timeline)
-        finally:
-            os.close(descriptor)
+        opened = OpenFile(str(path))
+        region = Region(opened.descriptor, 0, os.fstat(opened.descriptor).st_size)
+        piece = read_piece(region, wanted, file.frames, timeline) or Piece(path.read_bytes(), 0, file.frames, timeline)
         return trim(piece.content, [number - piece.first for number in wanted], piece.frames, piece.timeline)
 
     def _decode(self, file: MediaFile, wanted: Sequence[int]) -> NDArray[np.uint8]:

@@ -125,6 +125,23 @@ def test_every_row_once_per_epoch_and_each_position_alone_equals_the_sequence() 
     assert [Order([37], [1.0], seed=6)[position].row for position in range(37)] != [place.row for place in sequence[:37]]
 
 
+@pytest.mark.parametrize(("rows", "window"), [(1000, 100), (1037, 100), (7, 7), (5, 100), (9, 1)])
+def test_a_window_keeps_neighbours_together_and_every_row_once_per_epoch(rows: int, window: int) -> None:
+    order, window_read = Order([rows], [1.0], seed=5, window=window), min(window, rows)
+    epochs = [[order[position].row for position in range(e * rows, (e + 1) * rows)] for e in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(rows))
+        for start in range(0, rows, window_read):
+            part = epoch[start : start + window_read]
+            assert any({(row - first) % rows for row in part} == set(range(len(part))) for first in part)
+    assert Order([rows], [1.0], seed=5, window=window)[rows + 3].row == epochs[1][3]
+    if rows > 100:
+        assert epochs[0] != epochs[1]
+        firsts = [[epoch[k] // window for k in range(0, rows, window)] for epoch in epochs]
+        assert firsts[0] != sorted(firsts[0])
+        assert firsts[0] != firsts[1]
+
+
 def test_mixtures_keep_their_weights_and_go_through_each_set_in_full() -> None:
     order = Order([50, 30], [3.0, 1.0], seed=0)
     places = [order[position] for position in range(800)]
