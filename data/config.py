@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data.bounds import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, require
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -92,3 +94,15 @@ class DataConfig:
     """Share of bad clips above which a run stops."""
     clip_timeout_s: float = 30.0
     """Seconds after which decoding one clip on the host counts as failed; 5 more where it hangs in the decoder."""
+
+    def __post_init__(self) -> None:
+        require(self, NOT_NEGATIVE, ("workers", "pipelines", "shuffle_window"))
+        require(self, COUNT, ("dali_threads", "prefetch"))
+        require(self, POSITIVE, ("crop_ratio", "std", "clip_timeout_s"))
+        require(self, Bounds(0, 1, above=True), ("crop_scale", "eval_crop"))
+        require(self, SHARE, ("flip", "color_jitter", "max_bad_share"))
+        require(self, Bounds(0, 1, below=True), ("mask_prob",))
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"--{name.replace('_', '-')} is a range from low to high, got {low} {high}")

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from data.bounds import COUNT, POSITIVE, Bounds, require
 from data.encode import Encoding
 from data.errors import DataError
 from data.files import TEMPORARY, atomic_path, content_hash, write_atomic
@@ -61,8 +62,12 @@ class PrepareOptions:
             raise DataError(f"no such source: {self.source}")
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise DataError(f"--part {self.part[0]}/{self.part[1]}: i must be from 1 to n")
-        if (self.short_side is not None and self.short_side < 16) or (self.gop is not None and self.gop < 1):
-            raise DataError(f"--short-side {self.short_side} (at least 16) or --gop {self.gop} (at least 1) cannot be")
+        try:
+            require(self, COUNT, ("workers", "shard_clips", "min_frames", "gop"))
+            require(self, Bounds(16), ("short_side",))
+            require(self, POSITIVE, ("max_duration_s", "timeout_s"))
+        except ValueError as error:
+            raise DataError(str(error)) from error
         long = FORMATS[kind].narrated
         return replace(
             self,

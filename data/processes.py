@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import multiprocessing
@@ -33,6 +34,16 @@ FREEZE = "data.freeze"
 """To be imported last."""
 
 UNGUARDED = "every process that a program starts runs its main module again; put calls like prepare(...) below `if __name__ == '__main__':`"
+
+
+@atexit.register  # before multiprocessing's own, which was registered when it was imported: it would send SIGTERM, and wait
+def _end_readers() -> None:
+    """An error of a reader that ends this process leaves readers behind that nobody tells to leave; SIGTERM gives them GRACE_S."""
+    readers = [child for child in multiprocessing.active_children() if child.daemon]
+    if readers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler calls a reader's end an error
+        for reader in readers:
+            reader.kill()
 
 
 def refuse_to_start_again() -> None:

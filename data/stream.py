@@ -5,6 +5,7 @@ What a micro-batch is, is the business of whoever fills in `Batches`: prepared d
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -108,16 +109,23 @@ def ready(
 
     reader = threading.Thread(target=work, name="read", daemon=True)
     reader.start()
+
+    @atexit.register  # after an error somewhere else, nobody closes this generator before the modules that it needs are gone
+    def end() -> None:
+        if not stop.is_set():
+            stop.set()
+            atexit.unregister(end)
+            reader.join(timeout=5)
+            for thread in threads:
+                thread.shutdown(wait=False, cancel_futures=True)
+
     try:
         while (item := done.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item.result()
     finally:
-        stop.set()
-        reader.join(timeout=5)
-        for thread in threads:
-            thread.shutdown(wait=False, cancel_futures=True)
+        end()
 
 
 def _loader(batches: Batches[RawT, BatchT], config: DataConfig, sampler: Sampler[int] | None) -> DataLoader[RawT]:

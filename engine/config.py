@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from data.bounds import COUNT, NOT_NEGATIVE, POSITIVE, Bounds, require
+
 
 class ConfigError(ValueError):
     """Options that contradict each other or the machine; the message says which to change."""
@@ -75,12 +77,14 @@ class TrainConfig:
     """Print progress as JSON lines instead of text."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "global_batch", "micro_batch", "tensor_parallel", "log_every", "save_every", "keep_last"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "weight_decay", "warmup", "clip_grad", "spike_deviations", "max_dossiers", "straggler_ratio"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"--{name.replace('_', '-')} must be a number >= 0, got {getattr(self, name)}")
+        counts = ("steps", "global_batch", "micro_batch", "tensor_parallel", "log_every", "save_every", "keep_last")
+        require(self, COUNT, counts)
+        require(
+            self, NOT_NEGATIVE, ("lr", "weight_decay", "warmup", "clip_grad", "keep_every", "eval_every", "max_skipped", "seed")
+        )
+        require(self, NOT_NEGATIVE, ("spike_deviations", "max_dossiers", "straggler_ratio"))
+        require(self, POSITIVE, ("eps", "hang_timeout_s"))
+        require(self, Bounds(0, 1, below=True), ("beta1", "beta2"))
 
     def accumulation(self, world: int) -> int:
         """Micro-batches per rank and step; raises ConfigError with the micro-batches that would divide."""

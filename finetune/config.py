@@ -10,6 +10,7 @@ from typing import Any
 
 import tyro
 
+from data.bounds import COUNT, NOT_NEGATIVE, POSITIVE, require
 from data.config import ClipConfig, DataConfig
 from engine.config import TrainConfig, plain
 from finetune.protocols.base import TaskOptions
@@ -100,6 +101,11 @@ class FinetuneConfig:
     task: TaskOptions = field(default_factory=TaskOptions)
     loader: DataConfig = field(default_factory=DataConfig)
     train: TuneConfig = field(default_factory=TuneConfig)
+
+    def __post_init__(self) -> None:
+        require(self, COUNT, ("frames", "views", "eval_batch"))
+        require(self, POSITIVE, ("epochs", "picture_rate"))
+        require(self, NOT_NEGATIVE, ("patience", "val_items", "head_lr_mult"))
 
     def model_overrides(self) -> dict[str, Any]:
         """Values of the model's config that the task sets; None keeps the checkpoint's."""

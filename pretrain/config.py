@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from data.bounds import COUNT, NOT_NEGATIVE, require
 from data.config import ClipConfig, DataConfig, DatasetSpec
 from engine.config import TrainConfig, plain
 from model import AllInOneConfig
@@ -68,6 +69,10 @@ class CoTrainOptions:
     image_workers: int | None = None
     """Reader processes per rank for the images; as many as --workers if not given."""
 
+    def __post_init__(self) -> None:
+        require(self, COUNT, ("image_batch",))
+        require(self, NOT_NEGATIVE, ("image_workers",))
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -80,12 +85,15 @@ class PretrainConfig:
     val: tuple[str, ...] = ()
     """Prepared data sets to evaluate on during training, each DIR[:SPLIT] (default split val)."""
     val_items: int = 1000
-    """Evaluate at most this many items of each validation set."""
+    """Evaluate at most this many items of each validation set; 0 takes all."""
     model: ModelOptions = field(default_factory=ModelOptions)
     cotrain: CoTrainOptions = field(default_factory=CoTrainOptions)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     loader: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        require(self, NOT_NEGATIVE, ("val_items",))
 
     def train_specs(self) -> list[DatasetSpec]:
         """The mixture."""

@@ -122,5 +122,5 @@ def test_options_that_cannot_be_are_refused_and_encoding_is_part_of_the_result(t
     assert json.loads((tmp_path / "in.out" / "prepare.json").read_text())["gop"] == 3
     with pytest.raises(DataError, match="gop: 3 → 4"):
         encode(tmp_path / "in", gop=4)
-    with pytest.raises(DataError, match="--gop 0"):
+    with pytest.raises(DataError, match="--gop must be at least 1, got 0"):
         encode(tmp_path / "in", gop=0)

@@ -378,11 +378,10 @@ def test_workers_outlive_the_signals_that_make_training_save(prepared: Path) -> 
     assert time.monotonic() - start < 20
 
 
-def test_no_worker_stays_behind_a_killed_training(prepared: Path) -> None:
-    import psutil
-
+def training(prepared: Path, end: str) -> subprocess.Popen[str]:
+    """A process that has the first batch, says so, and then does `end`; its readers wait to hand over the next."""
     script = f"""
-import itertools, sys, time, torch
+import sys, time, torch
 from pathlib import Path
 from data import TrainStream
 from data.config import ClipConfig, DataConfig, DatasetSpec
@@ -391,15 +390,36 @@ if __name__ == "__main__":
     batches = data.batches(first=0, rank=0, world=1, micro_batch=16, device=torch.device("cpu"))
     next(batches)
     print("ready", flush=True)
-    time.sleep(600)
+    {end}
 """
     path = prepared.parent / "hold.py"
     path.write_text(script)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, str(path)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+        [sys.executable, str(path)], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_an_error_ends_training_without_waiting_for_its_readers(prepared: Path) -> None:
+    import psutil
+
+    process = training(prepared, 'time.sleep(3); raise RuntimeError("out of memory")')
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 3
+    _, message = process.communicate(timeout=60)  # readers outlive a SIGTERM by two minutes
+    assert process.returncode == 1
+    assert message.splitlines()[-1] == "RuntimeError: out of memory", message
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+
+
+def test_no_worker_stays_behind_a_killed_training(prepared: Path) -> None:
+    import psutil
+
+    process = training(prepared, "time.sleep(600)")
     time.sleep(1)  # until the queues are full and the workers wait to hand over
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 3
