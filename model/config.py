@@ -76,6 +76,8 @@ class AllInOneConfig(PretrainedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_text_len < 3:
+            raise ValueError(f"max_text_len must be at least 3, for [CLS], a word piece and [SEP], got {self.max_text_len}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The data path for a long time: python tests/benchmarks/soak.py [--clips 100000] [--workers 1]
+"""The data path for a long time: python tests/benchmarks/soak.py [--clips 200000] [--workers 1]
 
 Streams training batches from the embedded clips, 2 % of which were damaged after preparing: zeros, noise, cut off, a web page, another clip's header,
 an index that promises more frames than there are, an empty file, sound only, one frame left of a clip, and one clip whose decoding takes longer than
@@ -229,7 +229,7 @@ def check_ledger(ledger: Path, damaged: dict[str, str], clips: int, size: int) -
 def main() -> int:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=100_000, help="clips to stream (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=200_000, help="clips to stream; fewer leave the slope's interval wider than its bound (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="reader processes (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
