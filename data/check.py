@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from data.errors import DataError
 from data.files import content_hash
-from data.index import CLIPS_PER_BATCH, VIDEO_SCHEMA, dataset_facts
+from data.index import CLIPS_PER_BATCH, VIDEO_SCHEMA, VIDEOS_PER_BATCH, dataset_facts
 from data.probe import Limits, ProbePool
 from data.work import Found, Task, worker
 
@@ -32,16 +33,20 @@ def check(
     """What is damaged, a sentence each; empty where all is well. DataError where the folder is no finished prepared data set."""
     facts = dataset_facts(folder)
     try:
-        videos = pq.read_table(folder / "videos.parquet", schema=VIDEO_SCHEMA)
+        columns = [name for name in VIDEO_SCHEMA.names if name not in ("frame_times", "keyframes")]  # gigabytes, and needed once
+        videos = pq.read_table(folder / "videos.parquet", columns=columns)
         problems = [*_tables(folder, facts, videos), *_clips(folder, facts, videos)]
     except (OSError, pa.ArrowException) as error:
         return [f"the index cannot be read: {error}"]
-    names = pc.unique(videos["shard"]).to_pylist()
+    spans = _spans(videos["shard"])
+    names = list(spans)
     for path in sorted((folder / "shards").glob("*.tar")):
         if f"shards/{path.name}" not in names and path.stat().st_size > tarfile.RECORDSIZE:
             problems.append(f"shards/{path.name} is not in the index")
     with ThreadPoolExecutor(workers) as pool:
-        for number, found in enumerate(pool.map(lambda name: check_shard(folder, name, videos, hashes), names), start=1):
+        for number, found in enumerate(
+            pool.map(lambda name: check_shard(folder, name, _rows(videos, spans[name]), hashes), names), start=1
+        ):
             problems += found
             progress(f"{number}/{len(names)} shards, {len(problems)} problems")
     return problems + _decode_some(folder, videos, decodes, seed, workers)
@@ -49,8 +54,12 @@ def check(
 
 def _tables(folder: Path, facts: dict[str, Any], videos: pa.Table) -> Iterator[str]:
     """Parquet, Arrow and dataset.json must say the same."""
-    mapped = pa.ipc.open_file(pa.memory_map(str(folder / "videos.arrow"))).read_all()
-    if not mapped.equals(videos):
+    mapped, seen, equal = pa.ipc.open_file(pa.memory_map(str(folder / "videos.arrow"))).read_all(), 0, True
+    for batch in pq.ParquetFile(folder / "videos.parquet").iter_batches(VIDEOS_PER_BATCH):
+        part = pa.Table.from_batches([batch]).cast(VIDEO_SCHEMA)
+        equal = equal and mapped.slice(seen, batch.num_rows).equals(part)
+        seen += batch.num_rows
+    if not equal or mapped.num_rows != seen:
         yield "videos.arrow and videos.parquet differ; make the index again with tools/prepare.py ... --merge"
     good = sum(facts["clips"].values())
     reader = pa.ipc.open_file(pa.memory_map(str(folder / "index.arrow")))
@@ -86,9 +95,24 @@ def _clips(folder: Path, facts: dict[str, Any], videos: pa.Table) -> Iterator[st
         yield f"index.parquet has {good:,} good clips, dataset.json says {sum(facts['clips'].values()):,}"
 
 
-def check_shard(folder: Path, name: str, videos: pa.Table, hashes: bool) -> list[str]:
+def _spans(shards: pa.ChunkedArray) -> dict[str, list[tuple[int, int]]]:
+    """Shard → [(first row, number of rows)]: the rows of a shard stand together."""
+    encoded = shards.combine_chunks().dictionary_encode()
+    codes = encoded.indices.to_numpy()
+    starts = np.flatnonzero(np.diff(codes, prepend=-1)).tolist()
+    spans: dict[str, list[tuple[int, int]]] = {name: [] for name in encoded.dictionary.to_pylist()}
+    for start, stop in itertools.pairwise([*starts, len(codes)]):
+        spans[encoded.dictionary[int(codes[start])].as_py()].append((start, stop - start))
+    return spans
+
+
+def _rows(videos: pa.Table, spans: list[tuple[int, int]]) -> list[dict[str, Any]]:
+    columns = videos.select(["offset", "size", "hash", "source"])
+    return [row for first, number in spans for row in columns.slice(first, number).to_pylist()]
+
+
+def check_shard(folder: Path, name: str, rows: list[dict[str, Any]], hashes: bool) -> list[str]:
     """One tar against its rows: offsets and sizes of members, nothing unknown, and, with `hashes`, the content."""
-    rows = videos.filter(pc.equal(videos["shard"], name)).select(["offset", "size", "hash", "source"]).to_pylist()
     problems: list[str] = []
     members: dict[int, tarfile.TarInfo] = {}
     try:
@@ -120,7 +144,7 @@ def _decode_some(folder: Path, videos: pa.Table, number: int, seed: int, workers
     chosen = np.sort(np.random.default_rng(seed).choice(videos.num_rows, number, replace=False)) if number else np.array([], int)
     if not chosen.size:
         return []
-    rows = videos.take(pa.array(chosen)).drop_columns(["frame_times"]).to_pylist()
+    rows = videos.take(pa.array(chosen)).to_pylist()
     tasks = [Task((folder / row["shard"],), row["offset"], row["size"], row["container"]) for row in rows]
     pool = ProbePool(workers, Limits(1, float("inf"), 1800.0), worker)
     problems = []

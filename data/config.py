@@ -91,7 +91,7 @@ class DataConfig:
     shuffle_window: int = 0
     """Clips, in the order of the shards, that are shuffled together, for storage that wants locality; 0 shuffles the whole data set."""
     max_bad_share: float = 0.01
-    """Share of bad clips above which a run stops."""
+    """Share of bad clips above which a run stops, judged by every rank once it cannot be chance."""
     clip_timeout_s: float = 30.0
     """Seconds after which decoding one clip on the host counts as failed; 5 more where it hangs in the decoder."""
 

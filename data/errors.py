@@ -1,5 +1,11 @@
 """Errors of the data path that a user can mend."""
 
+import errno
+
+LASTING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EMFILE, errno.ENFILE, None})
+"""What an OSError says of a file that will not be there the next time either. All else (EIO, ESTALE, ESHUTDOWN, a full disk) is storage in trouble,
+and a job that is started again may get through. None: pyarrow's own, of a file that is not what its name says."""
+
 
 class DataError(RuntimeError):
     """Prepared data is missing, unfinished, damaged, or holds too many bad clips; the message says what to run or change."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from data.errors import DataError
+from data.errors import LASTING, DataError
 from data.files import atomic_path
 
 LAYOUT = 2
@@ -154,6 +154,8 @@ class Index:
             self._clips = _Mapped(folder / "index.arrow", CLIPS_PER_BATCH)
             self._videos = _Mapped(folder / "videos.arrow", VIDEOS_PER_BATCH)
         except (OSError, pa.ArrowInvalid) as error:
+            if isinstance(error, OSError) and error.errno not in LASTING:
+                raise
             raise DataError(f"the index of {folder} cannot be read ({error}); run tools/prepare.py with --merge again") from error
         self.folder, self.split = folder, split
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -38,13 +39,19 @@ class Ledger:
             self._reasons[clip.reason] += 1
             if self._is_new(clip.dataset, clip.clip, clip.epoch):
                 self._write(vars(clip))
-        if self._seen >= ENOUGH and self._bad > self._max_share * self._seen:
+        if self._seen >= ENOUGH and self._bad > self._most():
             worst = ", ".join(f"{reason} ({number})" for reason, number in self._reasons.most_common(3))
             raise BadClipShareError(
-                f"{self._bad} of {self._seen} clips are bad, more than --max-bad-share {self._max_share}: {worst}. They are named in "
+                f"{self._bad} of {self._seen} clips are bad, clearly more than --max-bad-share {self._max_share}: {worst}. They are named in "
                 f"{self._path}; prepare the "
                 "data again, or raise the option"
             )
+
+    def _most(self) -> float:
+        """Bad clips among those seen that chance may give at the share allowed: five standard deviations of a Poisson number above what is expected.
+        Every rank judges for itself; without that room, one of 128 ends a run of healthy data after a few hundred clips."""
+        expected = self._max_share * self._seen
+        return expected + 5 * math.sqrt(expected)
 
     def _recall(self) -> None:
         """What an earlier process of this rank has named; a line that its end cut short counts as none."""

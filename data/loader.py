@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from data.batch import BadClip, Batch
 from data.choices import SampleChoices, draw, fixed, generator, nearest_keyframes
 from data.config import ClipConfig, DataConfig, DatasetSpec
 from data.decode import DecodeError, Timeline, decode_frames
-from data.errors import DataError
+from data.errors import LASTING, DataError
 from data.index import Index, window
 from data.ledger import Ledger
 from data.media import dali_reads
@@ -68,6 +67,8 @@ class Source:
         try:
             return self._shards[row["shard"]]
         except OSError as error:
+            if error.errno not in LASTING:
+                raise
             path = self.index.folder / row["shard"]
             remedy = "restore it or run tools/prepare.py again"
             if error.errno in (errno.EMFILE, errno.ENFILE):
@@ -76,8 +77,7 @@ class Source:
 
     def read(self, row: dict[str, Any]) -> bytes:
         """The encoded bytes of a row; DataError where its shard is gone or short."""
-        shard = self._open(row)
-        content = os.pread(shard.descriptor, row["size"], row["offset"])
+        content = self._open(row).read(row["offset"], row["size"])
         if len(content) != row["size"]:
             raise DataError(
                 f"shard {self.index.folder / row['shard']} is shorter than its index says; run tools/prepare.py again"
@@ -255,14 +255,16 @@ class EvalSet:
     def __len__(self) -> int:
         return len(self._source.index)
 
-    def batches(self, *, rank: int, world: int, batch_size: int, device: torch.device) -> Iterator[Batch]:
-        """Items rank, rank + world, …; the last batch may be short. A clip that cannot be decoded is left out and named in `bad` of its batch; a
-        batch of bad clips only is an error."""
+    def batches(
+        self, *, rank: int, world: int, batch_size: int, device: torch.device, limit: int | None = None
+    ) -> Iterator[Batch]:
+        """Of the first `limit` items, if given, rank, rank + world, …; the last batch may be short. A clip that cannot be decoded is left out and
+        named in `bad` of its batch; a batch of bad clips only is an error."""
         from data.graph import augments_for  # here, so that reader processes do not load DALI
 
         augments = augments_for(self._clip, self.config, device, batch_size)
         self._source.codecs = augments[0].codecs
-        items = list(range(rank, len(self), world))
+        items = list(range(rank, min(len(self), limit or len(self)), world))
         batches = _EvalBatches(self._source, items, batch_size)
         batches.names, batches.device = (self.name,), device
         for raw, batch in ready(batches, self.config, augments):

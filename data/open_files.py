@@ -18,6 +18,13 @@ class OpenFile:
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
 
+    def read(self, offset: int, size: int) -> bytes:
+        """That many bytes, or as many as there are: a single read of Linux ends at 2 GiB."""
+        content = os.pread(self.descriptor, size, offset)
+        while len(content) < size and (more := os.pread(self.descriptor, size - len(content), offset + len(content))):
+            content += more
+        return content
+
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError, OSError):  # it could not be opened; Python is ending
             os.close(self.descriptor)

@@ -68,9 +68,43 @@ class _WindowShuffle(grain.MapDataset[tuple[int, int]]):
         return self._parent[(start + window * self._window + inside) % self._rows]
 
 
+LONGEST_PERIOD = 1 << 16
+
+
+class _Mixture:
+    """Which data set stands at a position, and how many positions it had before: a pattern that repeats, in which every data set is spread evenly."""
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        shares = np.array(weights) / sum(weights)
+        period = self._period(shares)
+        counts = np.maximum(1, np.floor(shares * period + 1e-9)).astype(np.int64)
+        by_rest = np.argsort(counts - shares * period, kind="stable")
+        counts[by_rest[: max(0, period - counts.sum())]] += 1
+        turns = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
+        sets = np.repeat(np.arange(len(counts)), counts)
+        self._sets = sets[np.argsort(turns, kind="stable")].astype(np.int32)
+        self._before = np.zeros(len(self._sets), np.int32)
+        for number, count in enumerate(counts):
+            self._before[self._sets == number] = np.arange(count)
+        self._counts = counts
+
+    @staticmethod
+    def _period(shares: NDArray[np.float64]) -> int:
+        """The shortest in which all shares are whole numbers of positions, else the longest."""
+        places = np.arange(1, LONGEST_PERIOD + 1)[:, None] * shares
+        whole = (np.abs(places - places.round()) < 1e-9 * LONGEST_PERIOD).all(1) & (places.round() >= 1).all(1)
+        return int(whole.argmax()) + 1 if whole.any() else LONGEST_PERIOD
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        """(data set, number of its earlier positions)."""
+        periods, place = divmod(position, len(self._sets))
+        number = int(self._sets[place])
+        return number, periods * int(self._counts[number]) + int(self._before[place])
+
+
 class Order:
-    """An endless sequence over data sets of the given sizes: each is reshuffled every epoch, each row once per epoch, mixed by weights exactly.
-    With a window (clips), neighbours in the index stay near each other."""
+    """An endless sequence over data sets of the given sizes: each is reshuffled every epoch, each row once per epoch, mixed by weights (to
+    1/65,536 of the samples). With a window (clips), neighbours in the index stay near each other."""
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, window: int = 0) -> None:
         if not sizes or min(sizes) < 1:
@@ -80,16 +114,10 @@ class Order:
             dataset = grain.MapDataset.source(_Places(index, rows)).seed(seed * 1009 + index)
             shuffled = _WindowShuffle(dataset, min(window, rows), seed * 1009 + index) if window else dataset.shuffle()
             parts.append(shuffled.repeat(None))
-        self._mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=list(weights))
-        self._sizes = list(sizes)
-        total = sum(weights)
-        self._shares = [weight / total for weight in weights]
+        self._parts, self._sizes, self._mixture = parts, list(sizes), _Mixture(weights)
         self.samples_per_epoch = sum(sizes)
 
     def __getitem__(self, position: int) -> Place:
-        dataset, row = self._mixed[position]
-        # positions of a data set inside the mixture advance by its share; its epoch is how often it has been gone through by then
-        epoch = (
-            int(position * self._shares[dataset]) // self._sizes[dataset] if len(self._sizes) > 1 else position // self._sizes[0]
-        )
-        return Place(dataset, epoch, row)
+        dataset, place = self._mixture[position]
+        _, row = self._parts[dataset][place]
+        return Place(dataset, place // self._sizes[dataset], row)

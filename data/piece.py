@@ -94,6 +94,8 @@ def _packets(container: Any, stream: Any, first: int, stop: int, timeline: Timel
         if not packet.size or packet.pts is None:
             break
         number = timeline.number((packet.pts - begin) * base)
+        if not packets and number is not None and number < first:  # at a variable rate a seek may end a GOP early
+            continue
         if number == stop:  # a keyframe from which decoding may start: what is shown before it has come before it
             break
         if number is None or not first <= number < stop or number in numbers:

@@ -6,6 +6,7 @@ is both.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -29,6 +30,8 @@ from data.processes import refuse_to_start_again
 from data.sources import FORMATS, ReadOptions, Row, detect, excluded_ids, read
 from data.units import duration, size
 from data.work import Found, Task, worker
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True)
@@ -133,9 +136,9 @@ def prepare(options: PrepareOptions, progress: bool = True) -> PrepareSummary:
         write_facts(options.out, merged, options.kind, options.fingerprint(), official)
     except OSError as error:
         free = size(shutil.disk_usage(options.out).free)
-        raise DataError(
-            f"cannot write below {options.out}: {error} ({free} free). Free space, then the same command continues"
-        ) from error
+        what = "write below" if error.errno in FULL else f"read {options.source} or write below"
+        remedy = "Free space, then" if error.errno in FULL else "When the storage is well again,"
+        raise DataError(f"cannot {what} {options.out}: {error} ({free} free). {remedy} the same command continues") from error
     return replace(_done(options.out), seconds=time.monotonic() - start, done_before=False)
 
 
@@ -158,9 +161,10 @@ def _check_same(options: PrepareOptions) -> None:
 
 def _claim(options: PrepareOptions) -> None:
     marker = options.out / "prepare.json"
-    if marker.exists():
+    foreign = options.out.exists() and any(not path.name.startswith(TEMPORARY) for path in options.out.iterdir())
+    if marker.exists():  # looked for after the folder was: another part may have begun it meanwhile, and the marker comes first
         _check_same(options)
-    elif options.out.exists() and any(not path.name.startswith(TEMPORARY) for path in options.out.iterdir()):
+    elif foreign:
         raise DataError(f"{options.out} is not empty and holds no prepared data; give another --out")
     try:
         write_atomic(marker, json.dumps(options.fingerprint(), indent=1) + "\n")

@@ -193,7 +193,8 @@ class ProbePool:
         return process, ours
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, str | None, Any]]:
-        """(number of the task, reason or None, detail or columns), in the order of completion."""
+        """(number of the task, reason or None, detail or columns), in the order of completion. Raises what the storage did to a worker (OSError):
+        that says nothing about the clip."""
         numbered, free = enumerate(tasks), deque(range(len(self._workers)))
         running: dict[int, tuple[int, float]] = {}
         while True:
@@ -216,10 +217,13 @@ class ProbePool:
                     continue
                 if slot in ready:
                     try:
-                        yield (number, *self._workers[slot][1].recv())
+                        answer = self._workers[slot][1].recv()
                     except (EOFError, ConnectionError):
                         self._restart(slot)
-                        yield number, "decoder_crashed", "the decoding process died on this clip"
+                        answer = "decoder_crashed", "the decoding process died on this clip"
+                    if isinstance(answer[1], OSError):
+                        raise answer[1]
+                    yield (number, *answer)
                 elif time.monotonic() >= deadline:
                     if slot in self._starting:
                         raise DataError(

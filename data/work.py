@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.encode import Encoder, Encoding, encode_image
+from data.errors import LASTING
 from data.media import IMAGES
 from data.probe import CONSTANT_RATE_TOLERANCE, Limits, ProbeError, probe
 from data.processes import live_and_die_with_parent
@@ -97,6 +98,10 @@ def cut(lines: Sequence[Line], columns: dict[str, Any]) -> tuple[Cut, ...]:
     return tuple(cuts)
 
 
+LARGEST = 8 << 30
+"""Bytes that a member of a tar (USTAR) has less than."""
+
+
 def examine(task: Task, limits: Limits) -> Found:
     """Decode one file to its end; raises ProbeError for a bad one, OSError where it cannot be read."""
     path = next((path for path in task.paths if path.is_file()), task.paths[0])
@@ -116,6 +121,10 @@ def examine(task: Task, limits: Limits) -> Found:
         cuts = cut(task.narration.lines(task.narration), columns)
         if not cuts:
             raise ProbeError("no_caption", "the video has no caption lines")
+    if len(made or content) >= LARGEST:
+        raise ProbeError(
+            "too_large", f"{len(made or content):,} bytes, a member of a tar has less than {LARGEST:,}; encode it (--short-side)"
+        )
     if made is None or task.target is None:
         return Found(path, task.offset, task.size, extension, columns, cuts)
     task.target.write_bytes(made)
@@ -153,6 +162,7 @@ def worker(pipe: Connection, limits: Limits) -> None:
         except FileNotFoundError:
             pipe.send(("missing", f"no file {task.paths[0]}"))
         except OSError as error:
-            pipe.send(("unreadable", str(error)))
+            lasting = isinstance(error, av.error.FFmpegError) or error.errno in LASTING
+            pipe.send(("unreadable", str(error)) if lasting else (None, error))
         except ProbeError as error:
             pipe.send((error.reason, error.detail))

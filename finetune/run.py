@@ -19,7 +19,7 @@ from data.processes import forkserver_context
 from engine import Run, checkpoint, ds_config, launch
 from engine.command_line import refuse_unknown
 from engine.config import ConfigError
-from engine.faults import StopSignals, decided_by_rank_0
+from engine.faults import StopSignals, collective_timeout_s, decided_by_rank_0
 from engine.selection import Selection
 from finetune.benchmark import Benchmark, Loaded, load_splits
 from finetune.cache import Cache
@@ -46,7 +46,7 @@ class Job:
 
     def __init__(self, benchmark: Benchmark, config: FinetuneConfig) -> None:
         self.benchmark, self.config = benchmark, config
-        self.place, self.device = launch.start(config.train.device, config.train.hang_timeout_s)
+        self.place, self.device = launch.start(config.train.device, collective_timeout_s(config.train.hang_timeout_s))
         if config.loader.workers:
             forkserver_context()  # it imports while this process reads
         self.loaded: Loaded = load_splits(benchmark, config)

@@ -63,7 +63,9 @@ def embed(
     training = model.training
     model.eval()
     try:
-        computed = [_embed_batch(model, batch, real) for batch, real in _rounds(dataset, rank, world, batch_size, device, rounds)]
+        computed = [
+            _embed_batch(model, batch, real) for batch, real in _rounds(dataset, rank, world, batch_size, device, rounds, items)
+        ]
     finally:
         model.train(training)
     shares: list[dict[str, Any]] = [share for share in computed if share is not None]
@@ -75,10 +77,11 @@ def embed(
 
 
 def _rounds(
-    dataset: EvalSet, rank: int, world: int, batch_size: int, device: torch.device, rounds: int
+    dataset: EvalSet, rank: int, world: int, batch_size: int, device: torch.device, rounds: int, items: int
 ) -> Iterator[tuple[Batch, bool]]:
-    """Exactly `rounds` batches on every rank: with ZeRO-3 every forward is collective, so a rank without items repeats one unrecorded."""
-    batches = dataset.batches(rank=rank, world=world, batch_size=batch_size, device=device)
+    """The first `items` in exactly `rounds` batches on every rank: with ZeRO-3 every forward is collective, so a rank without items repeats one
+    unrecorded."""
+    batches = dataset.batches(rank=rank, world=world, batch_size=batch_size, device=device, limit=items)
     last: Batch | None = None
     for _ in range(rounds):
         batch = next(batches, None)

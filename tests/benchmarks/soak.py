@@ -229,7 +229,12 @@ def check_ledger(ledger: Path, damaged: dict[str, str], clips: int, size: int) -
 def main() -> int:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=200_000, help="clips to stream; fewer leave the slope's interval wider than its bound (default: %(default)s)")
+    parser.add_argument(
+        "--clips",
+        type=int,
+        default=200_000,
+        help="clips to stream; fewer leave the slope's interval wider than its bound (default: %(default)s)",
+    )
     parser.add_argument("--workers", type=int, default=1, help="reader processes (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)

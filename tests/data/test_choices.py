@@ -112,6 +112,18 @@ def test_masking_takes_whole_words_about_15_percent_and_at_least_one() -> None:
     assert (masked(0, [-1, -1])[2] == -100).all()
 
 
+@pytest.mark.parametrize(
+    "dataset", ["webvid/train", "howto100m/train", "yttemporal/train", "coco/train", "demo/train", "data/train"]
+)
+def test_every_seed_gives_choices_of_its_own(dataset: str) -> None:
+    """Names hash to numbers on both sides of 2**63, where NumPy makes floats of a list."""
+    assert len({int(generator(seed, dataset, 0, 7).integers(2**62)) for seed in range(500)}) == 500
+    assert (
+        len({int(generator(0, dataset, epoch, 7, attempt).integers(2**62)) for epoch in range(20) for attempt in range(20)})
+        == 400
+    )
+
+
 def test_every_row_once_per_epoch_and_each_position_alone_equals_the_sequence() -> None:
     order = Order([37], [1.0], seed=5)
     sequence = [order[position] for position in range(111)]
@@ -148,6 +160,22 @@ def test_mixtures_keep_their_weights_and_go_through_each_set_in_full() -> None:
     assert Counter(place.dataset for place in places) == {0: 600, 1: 200}
     first = [place.row for place in places if place.dataset == 0]
     assert all(sorted(first[k : k + 50]) == list(range(50)) for k in range(0, 600, 50))
+
+
+@pytest.mark.parametrize("weights", [(2.5, 136.0, 1.24), (1.0, 1.009, 1.0), (0.7, 0.2, 0.1), (1.0, 1e-3, 1e-3), (1.0, 1.0, 1.0)])
+@pytest.mark.parametrize("first", [0, 10**9])
+def test_mixtures_give_every_row_once_per_epoch_at_any_weights(weights: tuple[float, ...], first: int) -> None:
+    order, number = Order([500, 3000, 700], weights, seed=0), 8_000
+    places = [order[position] for position in range(first, first + number)]
+    for dataset, weight in enumerate(weights):
+        share = weight / sum(weights)
+        mine = [place for place in places if place.dataset == dataset]
+        assert abs(len(mine) - share * number) <= 1 + number / 2**16 + 1e-3 * share * number
+        epochs = Counter(place.epoch for place in mine)
+        assert len({(place.epoch, place.row) for place in mine}) == len(mine)
+        assert [place.epoch for place in mine] == sorted(place.epoch for place in mine)
+        for epoch in sorted(epochs)[1:-1]:
+            assert epochs[epoch] == (500, 3000, 700)[dataset]
 
 
 def test_data_sets_are_written_dir_split_weight() -> None:

@@ -68,3 +68,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         OpenFiles(tmp_path)["gone.tar"]
     with pytest.raises(FileNotFoundError):
         OpenFile(str(tmp_path / "gone.tar"))
+
+
+def test_what_the_system_gives_in_pieces_is_read_to_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read of Linux ends at 2 GiB; here at 1,000 bytes."""
+    whole, once = OpenFiles(folder)["9.tar"], os.pread
+    monkeypatch.setattr(os, "pread", lambda descriptor, size, offset: once(descriptor, min(size, 1000), offset))
+    assert whole.read(4, SIZE) == (9).to_bytes(4, "little") * (SIZE // 4 - 1)
+    assert whole.read(100, 2500) == (9).to_bytes(4, "little") * 625

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data.decode import Timeline, decode_frames
+from data.encode import Encoding
 from data.piece import Region, read_piece
 from data.probe import Limits, probe
+from data.work import encoded
 from tests.data.media import read_frame_number, vfr_times, write_video
 
 
@@ -64,3 +67,23 @@ def test_only_the_neighbourhood_of_a_large_file_is_read(tmp_path: Path) -> None:
     assert read_piece(region, (700, 720, 740), 1500, timeline) is not None
     os.close(descriptor)
     assert region.bytes_read < 0.2 * size
+
+
+@pytest.mark.parametrize("jitter_ms", [0, 1, 12])
+def test_a_piece_is_cut_at_any_variable_rate(tmp_path: Path, jitter_ms: int) -> None:
+    """Times as phones and the web have them, encoded as tools/prepare.py does, told as the index stores them."""
+    random = np.random.default_rng(0)
+    times = [round(k * 1001 / 30_000 + random.uniform(0, jitter_ms) / 1e3, 3) for k in range(400)]
+    source = write_video(tmp_path / "a.webm", codec="libvpx", frames=400, times=times)
+    facts, content = encoded(source.read_bytes(), "webm", Limits(), Encoding("h264", None, 25))
+    assert content is not None
+    stored = None if facts["frame_times"] is None else np.float32(facts["frame_times"]).tolist()
+    timeline = Timeline(facts["keyframes"], stored, facts["frame_rate"])
+    (tmp_path / "shard").write_bytes(content)
+    descriptor = os.open(tmp_path / "shard", os.O_RDONLY)
+    for wanted in range(30, 380, 25):
+        piece = read_piece(Region(descriptor, 0, len(content)), (wanted,), 400, timeline)
+        assert piece is not None, wanted
+        frame = decode_frames(piece.content, [wanted - piece.first], piece.timeline)[0]
+        assert read_frame_number(frame) == wanted
+    os.close(descriptor)

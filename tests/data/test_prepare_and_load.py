@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +20,14 @@ import torch
 import webdataset
 from PIL import Image
 
-from data import EvalSet, TrainStream
+from data import EvalSet, TrainStream, open_files
+from data.batch import BadClip
 from data.choices import fixed
 from data.config import ClipConfig, DataConfig, DatasetSpec
 from data.decode import DecodeError, Timeline, decode_frames
 from data.errors import DataError
 from data.index import Index
-from data.ledger import BadClipShareError
+from data.ledger import BadClipShareError, Ledger
 from data.prepare import PrepareOptions, PrepareSummary, prepare
 
 ROOT = Path(__file__).parents[2]
@@ -337,6 +340,54 @@ def test_what_was_named_before_a_restart_is_not_named_again(prepared: Path, tmp_
             file.write("\n")
     lines = [json.loads(line) for line in ledger.read_text().splitlines() if not line.endswith("cut")]
     assert len({(line["clip"], line["epoch"]) for line in lines}) == len(lines) >= 8
+
+
+def judged(share: float, ranks: int, clips: int) -> int:
+    """How many ranks end a run whose clips are bad with this probability, at a limit of 1 %."""
+    ended, random = 0, np.random.default_rng(0)
+    for rank in range(ranks):
+        ledger = Ledger(None, rank, 0.01)
+        try:
+            for bad in random.binomial(16, share, size=clips // 16):
+                ledger.add(16 - int(bad), tuple(BadClip("a", str(k), "undecodable") for k in range(bad)))
+        except BadClipShareError:
+            ended += 1
+    return ended
+
+
+def test_healthy_data_passes_on_every_rank_and_broken_data_stops_each_soon() -> None:
+    assert judged(0.005, ranks=512, clips=16_000) == 0
+    assert judged(0.01, ranks=64, clips=16_000) <= 1
+    assert judged(0.015, ranks=64, clips=32_000) == 64
+    assert judged(0.1, ranks=64, clips=640) == 64
+
+
+def test_storage_in_trouble_is_not_a_lost_shard(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost shard ends a job for good; after an eviction from Lustre it is to start again."""
+
+    def fail(number: int) -> Callable[..., int]:
+        def opened(path: str) -> int:
+            raise OSError(number, os.strerror(number), path)
+
+        return opened
+
+    for number, kind in ((errno.ESHUTDOWN, OSError), (errno.EIO, OSError), (errno.ENOENT, DataError), (errno.EMFILE, DataError)):
+        monkeypatch.setattr(open_files, "OpenFile", fail(number))
+        with pytest.raises(kind, match=os.strerror(number)):
+            take(stream(prepared), 8)
+        monkeypatch.undo()
+
+
+def test_evaluation_keeps_its_limit_at_any_world_size(prepared: Path) -> None:
+    data = EvalSet(DatasetSpec(prepared, "train"), CLIP, DataConfig(workers=0))
+    for world in (1, 3, 8):
+        taken = [
+            name
+            for rank in range(world)
+            for batch in data.batches(rank=rank, world=world, batch_size=4, device=torch.device("cpu"), limit=10)
+            for name in batch.clips
+        ]
+        assert len(taken) == len(set(taken)) == 10
 
 
 def test_too_many_bad_clips_and_lost_shards_stop_with_the_way_out(prepared: Path, tmp_path: Path) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from data import work
+from data.encode import Encoding
 from data.errors import DataError
 from data.index import Index
-from data.prepare import PrepareOptions, prepare
+from data.prepare import PrepareOptions, _claim, prepare
+from data.probe import Limits, ProbeError, ProbePool
+from data.work import Task, worker
+from tests.data.media import write_video
 from tests.data.test_prepare_and_load import ROOT, small_demo
 from tests.data.test_sources import howto
 
@@ -52,6 +59,35 @@ def test_an_unfinished_file_of_another_part_is_left_alone_until_the_merge(tmp_pa
     assert not ours.exists()
     prepare(PrepareOptions(source, out, merge=True, **options), progress=False)  # type: ignore[arg-type]
     assert not theirs.exists()
+
+
+def test_parts_that_begin_together_do_not_take_each_other_for_strangers(tmp_path: Path) -> None:
+    source = small_demo(tmp_path / "source", 10)
+    with ThreadPoolExecutor(8) as threads:
+        for turn in range(40):
+            options = PrepareOptions(source, tmp_path / f"out{turn}").resolved()
+            list(threads.map(_claim, [options] * 8))
+
+
+def test_what_storage_does_to_a_worker_says_nothing_about_the_clip(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.mp4")
+
+    def task(target: Path) -> Task:
+        return Task((video,), 0, None, "mp4", encoding=Encoding("h264", None, 12), target=target)
+
+    pool = ProbePool(1, Limits(), worker)
+    with contextlib.closing(pool):
+        assert [reason for _, reason, _ in pool.map([task(tmp_path / "whole")])] == [None]
+        with pytest.raises(OSError, match="No space left"):
+            list(pool.map([task(Path("/dev/full"))]))
+
+
+def test_a_file_that_no_tar_holds_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = write_video(tmp_path / "a.mp4")
+    monkeypatch.setattr(work, "LARGEST", 1000)
+    with pytest.raises(ProbeError, match="--short-side") as error:
+        work.examine(Task((video,), 0, None, "mp4"), Limits())
+    assert error.value.reason == "too_large"
 
 
 def test_a_source_that_grew_meanwhile_is_refused(tmp_path: Path) -> None:
