@@ -107,6 +107,32 @@ def augments_for(clip: ClipConfig, config: DataConfig, device: torch.device, max
     return [first, *(Augment(clip, config, device, max_batch) for _ in range(1, config.pipelines or (4 if first.on_gpu else 1)))]
 
 
+DEVICE_FAULTS = (
+    "out of memory",
+    "OUT_OF_MEMORY",
+    "bad_alloc",
+    "libnvcuvid",
+    "illegal memory access",
+    "unspecified launch failure",
+    "ECC_UNCORRECTABLE",
+)
+"""In the messages of errors that say nothing about a sample. libnvcuvid is missing in containers without the driver capability `video`."""
+
+
+def _codecs_of_gpu(device: int) -> frozenset[str]:
+    """What NVDEC of this card decodes. AV1: GA10x and Ada and what follows Hopper, not GA100 (8.0) and Hopper (9.0) (NVIDIA's NVDEC application
+    note)."""
+    if not torch.cuda.is_available():  # a graph that is built to be looked at
+        return GPU_CODECS
+    capability = torch.cuda.get_device_capability(device)
+    return GPU_CODECS | {"av1"} if capability >= (8, 6) and capability[0] != 9 else GPU_CODECS
+
+
+def _of_the_device(error: RuntimeError) -> bool:
+    """Whether memory or the device failed, and no sample: training is to start again, not to go on with other clips."""
+    return isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError) or any(text in str(error) for text in DEVICE_FAULTS)
+
+
 class Augment:
     """Media + choices → pixels float32 [B, T, 3, S, S] on the training device."""
 
@@ -118,7 +144,7 @@ class Augment:
         self.codecs: frozenset[str] = frozenset()
         """What may come as a trimmed stream; the rest must come decoded."""
         if config.decoder == "dali" or (config.decoder == "auto" and on_gpu):
-            self.codecs = GPU_CODECS if on_gpu else CPU_CODECS
+            self.codecs = _codecs_of_gpu(self._device_id) if self._device_id is not None else CPU_CODECS
 
     def __call__(self, media: Sequence[Media], choices: Sequence[SampleChoices]) -> Tensor:
         """Raises GraphError that names the samples at fault; the next call works."""
@@ -126,7 +152,12 @@ class Augment:
         try:
             parts = [self._run([media[i] for i in group], [choices[i] for i in group]) for group in groups if group]
         except RuntimeError as error:  # one bad sample fails its whole batch, and the message does not name it
-            raise GraphError(self._failing(media, choices) or dict.fromkeys(range(len(media)), str(error))) from error
+            if _of_the_device(error):
+                raise
+            bad = self._failing(media, choices)
+            if bad:
+                raise GraphError(bad) from error
+            parts = [self._run([media[i] for i in group], [choices[i] for i in group]) for group in groups if group]
         if len(parts) == 1:
             return parts[0]
         place = torch.tensor(groups[0] + groups[1]).argsort()
@@ -138,6 +169,8 @@ class Augment:
             try:
                 self._run([media[i]], [choices[i]])
             except RuntimeError as error:
+                if _of_the_device(error):
+                    raise
                 bad[i] = str(error).strip().splitlines()[-1]
         return bad
 

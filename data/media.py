@@ -10,14 +10,15 @@ VIDEOS = frozenset({"mp4", "webm", "mkv", "avi", "mov", "gif", "m4v", "mpg", "mp
 
 
 CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
-GPU_CODECS = frozenset({"h264", "hevc", "vp9", "av1"})
+GPU_CODECS = frozenset({"h264", "hevc", "vp9"})
+"""What NVDEC of every card since Turing decodes; some decode AV1, too."""
 NVDEC_SHORTEST_SIDE = 144
 """Pixels; the largest of the codecs' minima in NVIDIA's NVDEC application note (HEVC, 144 x 144)."""
 
 
 def dali_reads(row: Mapping[str, Any], codecs: frozenset[str]) -> bool:
     """Whether DALI's decoder reads the clip of an index row exactly: 8-bit 4:2:0 and stored upright (DALI does not turn frames)."""
-    large = codecs != GPU_CODECS or min(row["width"], row["height"]) >= NVDEC_SHORTEST_SIDE
+    large = not codecs >= GPU_CODECS or min(row["width"], row["height"]) >= NVDEC_SHORTEST_SIDE
     return row["codec"] in codecs and row["pixel_format"] in ("yuv420p", "yuvj420p") and not row["rotation"] and large
 
 

@@ -37,7 +37,7 @@ UNGUARDED = "every process that a program starts runs its main module again; put
 
 
 @atexit.register  # before multiprocessing's own, which was registered when it was imported: it would send SIGTERM, and wait
-def _end_readers() -> None:
+def end_readers() -> None:
     """An error of a reader that ends this process leaves readers behind that nobody tells to leave; SIGTERM gives them GRACE_S."""
     readers = [child for child in multiprocessing.active_children() if child.daemon]
     if readers:

@@ -128,6 +128,16 @@ def gathered(value: T) -> list[T]:
     return everywhere
 
 
+_watchdogs: list[Watchdog] = []
+"""Of the runs of this process, the newest last."""
+
+
+def beat() -> None:
+    """A part of a long evaluation is done: the time that the watchdog allows for it starts anew."""
+    if _watchdogs:
+        _watchdogs[-1].again()
+
+
 class Watchdog:
     """Ends the process if nothing finishes within the time-out, whatever it waits for, and says on which rank, in what, where in the code, and which
     ranks give no sign of life."""
@@ -141,6 +151,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self.alive("start", starting=True)
         self._thread.start()
+        _watchdogs.append(self)
 
     def alive(self, doing: str, starting: bool = False) -> None:
         """Something has finished; start the time anew for what comes next. What is `starting` has at least START_S."""
@@ -148,12 +159,18 @@ class Watchdog:
         self._doing, self._deadline = doing, time.monotonic() + self._allowed_s
         faulthandler.dump_traceback_later(self._allowed_s + GRACE_S, exit=True)
 
+    def again(self) -> None:
+        """A part of what was announced has finished."""
+        self.alive(self._doing)
+
     def stop(self) -> None:
         """The run has ended. A hang that is being reported ends the process itself, also where a peer that left has freed this rank meanwhile: the
         report is wanted whole, and the exit code says who waited."""
         if self._reporting:
             self._thread.join()
         self._ended.set()
+        if self in _watchdogs:
+            _watchdogs.remove(self)
         faulthandler.cancel_dump_traceback_later()
         if self._roll_call:
             self._roll_call.stop()

@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -149,11 +150,35 @@ def start(device: str, timeout_s: float) -> tuple[Place, Any]:
         torch.cuda.set_device(device_index)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s))
+        # groups that DeepSpeed makes take no time-out: NCCL would end them after ten minutes, before a hang is looked into
+        dist.distributed_c10d.default_pg_nccl_timeout = timedelta(seconds=timeout_s)
     return place, torch.device("cuda", device_index) if cuda else torch.device("cpu")
 
 
 def main(run: Callable[[], Any]) -> int:
-    """Run and turn what users can mend into one line and an exit code; anything else keeps its traceback."""
+    """Run and turn what users can mend into one line and an exit code; anything else keeps its traceback.
+
+    Where this rank alone has failed, the others wait for it in a collective, and NCCL's groups cannot be closed before they come: the process then
+    ends without closing them, so that the launcher sees it and ends the others.
+    """
+    code, shared, fault = _outcome(run)
+    if shared or not _waits_for_peers():
+        _leave()
+        if fault is not None:
+            raise fault
+        return code
+    if fault is not None:
+        traceback.print_exception(fault)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    from data.processes import end_readers
+
+    end_readers()  # os._exit leaves no one else to do it
+    os._exit(code)
+
+
+def _outcome(run: Callable[[], Any]) -> tuple[int, bool, BaseException | None]:
+    """(exit code, whether all ranks end so, what is to be raised)."""
     from data.errors import DataError
     from engine.checkpoint import CheckpointError
     from engine.faults import Stopped, TooManySkipped
@@ -161,30 +186,34 @@ def main(run: Callable[[], Any]) -> int:
     try:
         run()
     except Stopped as stopped:
-        return _end(stopped, EXIT_REQUEUE, shared=True)
+        return _end(stopped, EXIT_REQUEUE, shared=True), True, None
     except TooManySkipped as error:
-        return _end(error, EXIT_NONFINITE, shared=True)
+        return _end(error, EXIT_NONFINITE, shared=True), True, None
     except CheckpointError as error:
-        return _end(error, EXIT_DISK if error.disk else EXIT_USER, shared=True)
+        return _end(error, EXIT_DISK if error.disk else EXIT_USER, shared=True), True, None
     except ConfigError as error:
-        return _end(error, EXIT_USER, shared=True)
+        return _end(error, EXIT_USER, shared=True), True, None
     except (DataError, FileNotFoundError) as error:
-        return _end(error, EXIT_USER, shared=False)
+        return _end(error, EXIT_USER, shared=False), False, None
     except RuntimeError as error:
         if not any(text in str(error) for text in PEER_GONE):
-            raise
-        return _end(
-            RuntimeError(f"another rank has left; its own output says why ({str(error).splitlines()[0][:200]})"),
-            EXIT_PEER,
-            shared=False,
-        )
+            return 1, False, error
+        gone = RuntimeError(f"another rank has left; its own output says why ({str(error).splitlines()[0][:200]})")
+        return _end(gone, EXIT_PEER, shared=False), False, None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        return _end(error, EXIT_DISK, shared=False)
-    finally:
-        _leave()
-    return 0
+            return 1, False, error
+        return _end(error, EXIT_DISK, shared=False), False, None
+    except BaseException as error:  # noqa: BLE001 - raised again, or printed
+        return 1, False, error
+    return 0, True, None
+
+
+def _waits_for_peers() -> bool:
+    """Whether closing the process group waits for ranks that wait for this one."""
+    import torch.distributed as dist
+
+    return dist.is_initialized() and dist.get_world_size() > 1 and dist.get_backend() == "nccl"
 
 
 def _end(reason: Exception, code: int, shared: bool) -> int:

@@ -247,6 +247,11 @@ class Run:
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=self._optimizer, config=self._ds_config, mpu=mpu, dist_init_required=False
         )
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
+        if scaler is not None and hasattr(
+            scaler, "raise_error_at_min_scale"
+        ):  # how many steps may be skipped is --max-skipped's to say
+            scaler.raise_error_at_min_scale = False
         self._planned.count_bytes()
         self._writer = checkpoint.StateWriter(self._engine)
         stage = ds_config.stage(self._ds_config)
@@ -362,7 +367,7 @@ class Run:
         assert self.evaluate is not None
         start = time.perf_counter()
         self.model.eval()
-        with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else None), torch.no_grad():
+        with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]), torch.no_grad():
             results = self.evaluate(self.model, self.device)
         self.model.train()
         seconds = time.perf_counter() - start

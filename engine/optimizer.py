@@ -88,6 +88,8 @@ def outcome(engine: Any, optimizer: SkippingAdamW, device: torch.device) -> tupl
         return torch.ones((), device=device), torch.full((), math.nan, device=device)
     skipped = torch.zeros((), device=device) if optimizer.skipped is None else optimizer.skipped
     norm = optimizer.grad_norm if optimizer.grad_norm is not None else engine.get_global_grad_norm()
+    if optimizer.grad_norm is None and norm is not None and type(engine.optimizer).__name__ == "FP16_UnfusedOptimizer":
+        norm = norm / engine.optimizer.loss_scale_config.cur_scale  # ZeRO 0 in fp16: DeepSpeed's norm is of the scaled gradient
     if not isinstance(norm, Tensor):
         norm = torch.tensor(math.nan if norm is None else float(norm), device=device)
     return skipped, norm

@@ -53,7 +53,15 @@ def rerun(suspect: Suspect, kept: Sequence[Micro], scene: Scene, dossier: dict[s
     if problems:
         return {"weights": weights, "reproduced": None, "verdict": f"the batch could not be made again: {problems[0]}"}
     same_clips = all(gathered([tuple(batch.clips) for batch in made] == [micro.clips for micro in kept]))
-    losses, metrics, gradients = _compute(made, scene)
+    try:
+        if scene.device != "cpu":
+            torch.cuda.empty_cache()
+        losses, metrics, gradients = _compute(made, scene)
+    except torch.OutOfMemoryError as error:
+        losses, metrics, gradients, problem = [], [], None, str(error).splitlines()[0]
+    problems = [text for text in gathered(problem) if text]
+    if problems:
+        return {"weights": weights, "reproduced": None, "verdict": f"the step could not be computed again: {problems[0]}"}
     everywhere = parallel.of_data_ranks(losses)
     layers = _layers(scene.module, gradients) if gradients is not None else None
     flat = [loss for part in everywhere for loss in part]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from data.config import ClipConfig, DataConfig
 from data.errors import DataError
 from engine import parallel
-from engine.faults import Stopped, StopSignals
+from engine.faults import Stopped, StopSignals, beat
 from finetune.annotations.common import place_in_order
 from finetune.cache import BatchResult, Cache
 from finetune.items import ClipChoiceItem, Media, Split
@@ -144,6 +144,7 @@ class Evaluator:
         computed = self._compute(source, batches, todo, score)
         quiet = self.settings.quiet or self.rank > 0
         for _ in tqdm(range(rounds), desc=f"{source.name} {stage}", unit="batch", disable=quiet or rounds < 2):
+            beat()
             if self._signals and self._signals.received:
                 raise Stopped(f"{self._signals.received}: the same command continues the evaluation of {source.name}")
             k, result = next(computed, (-1, None))

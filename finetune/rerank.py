@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data.files import content_hash
 from data.text import Tokenizer
+from engine.faults import beat
 from finetune.evaluation import Evaluator
 from finetune.items import RetrievalItem
 from finetune.model import TaskModel
@@ -137,6 +138,7 @@ class _PairScorer:
         scores = []
         rounds = max(-(-len(rows) // self._size), self._equal_rounds)
         for start in range(0, rounds * self._size, self._size):
+            beat()
             part = slice(start, start + self._size)
             if start >= len(rows):  # under ZeRO 3 all ranks pass equally often
                 self._score(model, batch.pixels[:1, 0], self._ids[:1], self._mask[:1])

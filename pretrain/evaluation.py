@@ -14,6 +14,7 @@ from torch import Tensor
 from data import EvalSet
 from data.batch import BadClip, Batch
 from engine import parallel
+from engine.faults import beat
 from engine.metrics import chance_metrics, retrieval_metrics
 from model import AllInOneForPreTraining
 from model.contrast import embed_text, embed_video
@@ -90,6 +91,7 @@ def _rounds(
         last = batch or last
         assert last is not None
         yield last, batch is not None
+        beat()
 
 
 def _embed_batch(model: AllInOneForPreTraining, batch: Batch, real: bool) -> dict[str, Any] | None:
@@ -98,7 +100,7 @@ def _embed_batch(model: AllInOneForPreTraining, batch: Batch, real: bool) -> dic
     tokens = model(batch.pixels, batch.mlm_ids, batch.text_mask).text.flatten(0, 1).index_select(0, batch.mlm_positions)
     target = batch.mlm_labels.flatten().index_select(0, batch.mlm_positions)
     mlm_right = (model.mlm_head(tokens).argmax(-1) == target).sum()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[] if batch.pixels.device.type == "cpu" else [batch.pixels.device]):
         torch.manual_seed(batch.first_position)
         labels, other = draw_matching_pairs(batch.text_ids)
     pairs = model.vtm_head(model(batch.pixels.index_select(0, other), batch.text_ids, batch.text_mask).pooled)

@@ -142,7 +142,10 @@ check_nodes() { # COMMAND...: sets USE, the nodes to work on; a job with too few
   done >"$folder/nodes"
   options=(--folder "$folder" --nodes "$folder/nodes" --gpus "$GPUS_PER_NODE" --port "$port" "${NODE_CHECK_OPTIONS[@]}")
   on_nodes 1 "${folder//%/%%}/node-%t.log" "$(joined "${NODES[@]}")" --kill-on-bad-exit=0 --time="${NODE_CHECK_MINUTES:-5}" -- \
-    "${COMMAND_PREFIX[@]}" "$PYTHON" "$project/tools/node_check.py" run "${options[@]}" -- "$@" 2>/dev/null
+    "${COMMAND_PREFIX[@]}" "$PYTHON" "$project/tools/node_check.py" run "${options[@]}" -- "$@" 2>"$folder/srun.err"
+  for node in "${NODES[@]}"; do
+    [[ -e $folder/$node.json ]] || { head -n 20 "$folder/srun.err" >&2 && break; }
+  done
   "$HOST_PYTHON" "$project/tools/node_check.py" judge "${options[@]}" || exit $?
   mapfile -t good <"$folder/good"
   mapfile -t bad <"$folder/bad"
@@ -176,9 +179,11 @@ run_ranks() { # PROGRAM ARGUMENTS...: one rank per GPU of USE; returns the exit 
   tail -n +1 -F --pid="$srun" "$ranks/rank-0.log" 2>/dev/null &
   tail=$!
   while kill -0 "$srun" 2>/dev/null; do
-    wait "$srun" # comes back early when a signal arrives
     [[ -z $stopping ]] || pass_on "$srun"
+    sleep 10 & # a signal ends the wait, but for one that came just before it
+    wait -n "$srun" $!
   done
+  wait "$srun"
   wait "$tail"
   "$HOST_PYTHON" "$project/tools/first_error.py" "$ranks" --ranks "$((${#USE[@]} * RANKS_PER_NODE))"
 }
@@ -193,7 +198,7 @@ pass_on() { # SRUN: Slurm signals this shell only (--signal=B:); the ranks are t
 }
 
 requeue() { # after the ranks have saved: the same job again, on whatever nodes are free
-  echo "saved; back into the queue"
+  echo "back into the queue"
   scontrol requeue "$SLURM_JOB_ID" || fail 75 "the job cannot be requeued; submit the same command again, it continues"
   sleep 600 & # Slurm ends this shell
   wait $!
@@ -211,6 +216,8 @@ run_job() { # OUT PROGRAM ARGUMENTS...: the whole of a job; never returns
   while :; do
     next_start "$code"
     check_nodes "$@"
+    [[ $stopping != TERM ]] || exit 143
+    [[ -z $stopping ]] || requeue
     since=$SECONDS
     run_ranks "$@"
     code=$?

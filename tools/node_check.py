@@ -12,6 +12,7 @@ With DS_ACCELERATOR=cpu the same is done on the CPU, and GPUs are not looked at.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -155,18 +156,41 @@ def check_gpus(result: Result, args: argparse.Namespace) -> None:
     order = 8192
     factors = [torch.randn(order, order, device=f"cuda:{gpu}", dtype=torch.bfloat16) for gpu in range(visible)]
     products = [functools.partial(torch.matmul, factor, factor) for factor in factors]
-    result.facts["matmul"] = min(_best_rate(product, 2 * order**3, torch.cuda.synchronize, 10) for product in products)
-    for _ in range(200):  # about a second of work for every GPU, under which the clocks are read
-        for product in products:
-            product()
-    check_clocks(result)
-    torch.cuda.synchronize()
+    result.facts["matmul"] = min(
+        _best_rate(product, 2 * order**3, functools.partial(torch.cuda.synchronize, gpu), 10)
+        for gpu, product in enumerate(products)
+    )
+    with _busy(products, torch.cuda.synchronize):
+        check_clocks(result)
     if visible > 1:
         shares = [torch.ones(2**26, device=f"cuda:{gpu}") for gpu in range(visible)]
         torch.cuda.nccl.all_reduce(shares)
         if any(float(share[-1]) != visible for share in shares):
             result.problems.append(("all-reduce", "the sum over the node's GPUs is wrong"))
         result.facts["inner_all_reduce"] = _best_rate(lambda: torch.cuda.nccl.all_reduce(shares), 2**28, torch.cuda.synchronize)
+
+
+@contextlib.contextmanager
+def _busy(products: Sequence[Callable[[], object]], wait: Callable[[int], object]) -> Iterator[None]:
+    """Every GPU works meanwhile: clocks of an idle one say nothing."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            for _ in range(20):  # tenths of a second
+                for product in products:
+                    product()
+            for gpu in range(len(products)):
+                wait(gpu)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    time.sleep(1.0)
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 BRAKES = {0x08: "hardware slowdown", 0x20: "too hot (software)", 0x40: "too hot (hardware)", 0x80: "power brake"}
@@ -251,6 +275,9 @@ def _with_partner(second: bool, address: str, port: int, timeout_s: float) -> di
     on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
     device = torch.device("cpu" if on_cpu else "cuda:0")
     limit = timedelta(seconds=timeout_s)
+    os.environ["TORCH_NCCL_BLOCKING_WAIT"] = (
+        "1"  # a time-out raises here; by itself torch ends the process, and no one says with whom it was
+    )
     dist.init_process_group(
         "gloo" if on_cpu else "nccl", init_method=f"tcp://{address}:{port}", rank=int(second), world_size=2, timeout=limit
     )

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.files import write_atomic
 from data.units import count, size
 
-Results = Mapping[str, Mapping[str, Any] | None]
-"""Node → its result, None where there is none."""
+if TYPE_CHECKING:  # the host's Python, which may be 3.9, cannot evaluate it
+    Results = Mapping[str, Mapping[str, Any] | None]
+    """Node → its result, None where there is none."""
+
+
+EXCHANGE = re.compile(r"the all-reduce with (.+)")
+"""What a node does while it exchanges numbers with a neighbour."""
 
 
 def read_results(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any] | None]:
     """What each node wrote."""
     paths = {name: folder / f"{name}.json" for name in names}
-    return {name: json.loads(path.read_text()) if path.exists() else None for name, path in paths.items()}
+    results = {name: json.loads(path.read_text()) if path.exists() else None for name, path in paths.items()}
+    for result in results.values():
+        partner = EXCHANGE.fullmatch((result or {}).get("doing") or "")
+        if result and partner:  # it was cut off there
+            result["neighbours"][partner[1]] = {"error": "did not end"}
+    return results
 
 
 def rates_between(results: Results) -> dict[frozenset[str], float]:
@@ -107,11 +119,14 @@ def judge(folder: Path, names: Sequence[str], slow: float, max_clock_s: float) -
         else:
             rates = [found["rate"] for found in result["neighbours"].values() if "rate" in found]
             neighbour = f"  {size(max(rates))}/s to a neighbour" if rates else ""
-            shown = f"good  {count(result['facts'].get('matmul', 0.0))}FLOP/s{neighbour}  {result['facts']['seconds']:.1f} s"
+            shown = f"good  {count(result['facts'].get('matmul', 0.0))}FLOP/s{neighbour}  {result['facts'].get('seconds', math.nan):.1f} s"
         print(f"node check: {name}  {shown}")
     for pair in suspicious_pairs(problems, results):
         print(f"node check: warning: the all-reduce between {pair} failed, and neither can be told to be at fault")
     bad = [name for name in names if problems[name]]
+    if all(any(kind == "start" for kind, _ in problems[name]) for name in names):
+        print("error: the check started on no node; that is not the nodes' fault. What srun said stands above")
+        return 1
     for check, code in (("data", 2), ("disk", 3)):
         if all(any(kind == check for kind, _ in problems[name]) for name in names):
             text = next(text for kind, text in problems[names[0]] if kind == check)

@@ -8,6 +8,7 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
@@ -16,8 +17,9 @@ import pytest
 import torch
 from nvidia.dali import Pipeline
 
-from data import EvalSet, TrainStream
+from data import EvalSet, TrainStream, graph
 from data.batch import Batch
+from data.choices import fixed
 from data.config import ClipConfig, DataConfig, DatasetSpec
 from data.decode import DecodeError, Timeline, decode_frames
 from data.graph import build_pipeline
@@ -173,6 +175,51 @@ def test_gpu_decoding_refuses_what_nvdec_does_not_read() -> None:
     assert dali_reads(row, GPU_CODECS)
     for change in ({"pixel_format": "yuv420p10le"}, {"rotation": 90}, {"codec": "gif"}, {"height": 128}):
         assert not dali_reads({**row, **change}, GPU_CODECS)
+
+
+@pytest.mark.parametrize(
+    ("capability", "av1"),
+    [((7, 5), False), ((8, 0), False), ((8, 6), True), ((8, 9), True), ((9, 0), False), ((10, 0), True)],
+)
+def test_av1_goes_to_cards_that_decode_it(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], av1: bool) -> None:
+    """NVIDIA's NVDEC application note; the shortest side holds for all of NVDEC's codecs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    codecs = graph._codecs_of_gpu(0)
+    row = {"codec": "av1", "pixel_format": "yuv420p", "rotation": 0, "width": 320, "height": 240}
+    assert dali_reads(row, codecs) == av1
+    assert dali_reads({**row, "codec": "h264"}, codecs)
+    assert not dali_reads({**row, "codec": "h264", "height": 128}, codecs)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), RuntimeError("Cannot load libnvcuvid.so.1")])
+def test_a_fault_of_the_device_condemns_no_clip(monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
+    augment = graph.Augment(CLIP, DataConfig(backend="cpu", dali_threads=1), CPU, 4)
+    frames = np.zeros((3, 40, 50, 3), np.uint8)
+    choices = fixed(DataConfig(), frames=3, width=50, height=40, wanted=3)
+
+    def run(media: Sequence[object], _: object) -> object:
+        raise error if len(media) > 1 else AssertionError("no clip is tried alone")
+
+    monkeypatch.setattr(augment, "_run", run)
+    with pytest.raises(type(error), match=str(error)):
+        augment([frames] * 4, [choices] * 4)
+
+
+def test_a_batch_that_fails_once_without_a_bad_clip_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    augment = graph.Augment(CLIP, DataConfig(backend="cpu", dali_threads=1), CPU, 4)
+    frames = np.zeros((3, 40, 50, 3), np.uint8)
+    choices = fixed(DataConfig(), frames=3, width=50, height=40, wanted=3)
+    real, failures = augment._run, [RuntimeError("passing")]
+
+    def run(media: Sequence[object], chosen: object) -> object:
+        if len(media) > 1 and failures:
+            raise failures.pop()
+        return real(media, chosen)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(augment, "_run", run)
+    assert augment([frames] * 4, [choices] * 4).shape == (4, 3, 3, CLIP.image_size, CLIP.image_size)
+    assert not failures
 
 
 def test_a_stream_that_dali_cannot_decode_is_replaced_and_named_alone(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:

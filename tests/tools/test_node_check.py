@@ -110,6 +110,24 @@ def test_the_judge_writes_who_is_good_and_says_why_others_are_not(tmp_path: Path
     assert "n1  bad: 7 of 8 GPUs are visible (its last words: NVRM: Xid 79)" in capsys.readouterr().out
 
 
+def test_nodes_that_were_cut_off_in_an_exchange_are_judged_by_it(tmp_path: Path) -> None:
+    """A dead link: NCCL, or the check's own time limit, ends both ends of an exchange."""
+    results = ring(8, rates={frozenset((3, 2)): 0, frozenset((3, 4)): 0})
+    for node, partner in ((3, 2), (2, 3)):
+        results[f"n{node}"]["doing"] = f"the all-reduce with n{partner}"  # type: ignore[index]
+        del results[f"n{node}"]["neighbours"][f"n{partner}"]  # type: ignore[index]
+        del results[f"n{node}"]["facts"]["seconds"]  # type: ignore[index]
+    assert judge(tmp_path, write(tmp_path, results), **LIMITS) == 0
+    assert (tmp_path / "bad").read_text().split() == ["n3"]
+
+
+def test_a_check_that_starts_nowhere_leaves_no_node_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for nodes in (1, 4):
+        assert judge(tmp_path, [f"n{number}" for number in range(nodes)], **LIMITS) == 1
+        assert "the check started on no node" in capsys.readouterr().out
+        assert not (tmp_path / "bad").exists()
+
+
 @pytest.mark.parametrize(("check", "code"), [("data", 2), ("disk", 3), ("memory", 1)])
 def test_what_is_wrong_on_every_node_is_no_nodes_fault(tmp_path: Path, check: str, code: int) -> None:
     results = ring(3)

@@ -1,0 +1,72 @@
+"""How a rank ends when it alone has failed, and what a long evaluation tells the watchdog."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from engine import faults, launch
+from engine.faults import Watchdog, beat
+
+ROOT = Path(__file__).parents[2]
+
+FAILING = """
+import sys, time
+from data.errors import DataError
+from engine import launch
+launch._waits_for_peers = lambda: True
+launch._leave = lambda: time.sleep(600)  # as NCCL's groups do, whose other ranks wait for this one
+def run():
+    print("working")
+    raise {error}
+sys.exit(launch.main(run))
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        ('RuntimeError("CUDA out of memory")', 1, "RuntimeError: CUDA out of memory"),
+        ('DataError("shard x cannot be opened")', 2, "error: shard x cannot be opened"),
+        ('OSError(28, "No space left on device")', 3, "error: [Errno 28] No space left on device"),
+    ],
+)
+def test_a_rank_that_alone_has_failed_says_why_and_ends_though_its_peers_wait(error: str, code: int, said: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FAILING.format(error=error)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == code
+    assert ended.stderr.splitlines()[-1] == said
+    assert ended.stdout == "working\n"
+
+
+def test_groups_that_deepspeed_makes_wait_as_long_as_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", str(launch.free_port()))
+    try:
+        launch.start("cpu", 1830.0)
+        assert dist.distributed_c10d._get_default_timeout(dist.Backend.NCCL) == timedelta(seconds=1830)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_batches_of_an_evaluation_are_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(faults.os, "_exit", ended.append)
+    monkeypatch.setattr(faults.faulthandler, "dump_traceback_later", lambda *_, **__: None)
+    watchdog = Watchdog(0.6, 0, 1)
+    watchdog.alive("the evaluation at step 5")
+    for _ in range(15):  # 1.5 s in all
+        time.sleep(0.1)
+        beat()
+    assert not ended
+    time.sleep(1.2)
+    assert ended
+    watchdog._ended.set()
+    watchdog.stop()
+    beat()  # without a watchdog nothing happens
