@@ -20,6 +20,7 @@ REQUIRES = [
     "safetensors>=0.5",
     "tyro>=1.0,<2",
     "psutil>=6",
+    "msgspec>=0.19,<1",
     "rapidfuzz>=3.10,<4",
     "ftfy>=6.3,<7",
     "tqdm>=4.66",
