@@ -261,8 +261,11 @@ class MediaFiles:
             raise DataError(f"no folder of videos at {root}; --videos DIR names it ({needs})")
         self.root = root
         self._paths: dict[str, str] = {}
-        for folder, folders, files in os.walk(root):
-            folders.sort()
+        seen: set[str] = set()
+        for folder, folders, files in os.walk(root, followlinks=True):  # parts of a large set often lie on other disks
+            folders[:] = sorted(folders) if (real := os.path.realpath(folder)) not in seen else []
+            files = [] if real in seen else files  # a link to a folder above it
+            seen.add(real)
             for name in sorted(files):
                 stem, _, extension = name.rpartition(".")
                 if extension.lower() in VIDEOS:

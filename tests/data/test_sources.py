@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import shutil
 import zlib
 from pathlib import Path
@@ -201,12 +202,15 @@ def record(name: str, words: int = 40) -> dict[str, Any]:
 
 def test_yttemporal_shards_are_read_and_damage_is_named(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    write_video(source / "videos" / "sub" / "AbC12.mp4", frames=120)
+    write_video(tmp_path / "other disk" / "AbC12.mp4", frames=120)
     write_video(source / "videos" / "silent.mp4", frames=24)
+    (source / "videos" / "sub").symlink_to(tmp_path / "other disk")
+    (source / "videos" / "loop").symlink_to(source / "videos")
     lines = [json.dumps(record(name)) for name in ("AbC12", "gone", "AbC12")]
     lines.insert(1, '{"info": {}}')
     lines.insert(1, "not json")
     lines.append(json.dumps({"info": {"id": "silent"}, "subtitles": [], "denoised": []}))
+    lines.append(json.dumps({"subtitles": [{"word": "a", "time": math.nan}], "info": {"id": "untimed"}}))
     (source / "yttemporal180m_000of100.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
     whole = gzip.compress("\n".join(json.dumps(record(f"v{k}")) for k in range(50)).encode())
     (source / "yttemporal180m_001of100.jsonl.gz").write_bytes(whole[: len(whole) // 2])
@@ -217,7 +221,7 @@ def test_yttemporal_shards_are_read_and_damage_is_named(tmp_path: Path) -> None:
     assert sum(len(row["captions"][0].split()) for row in rows) == 40
     assert rows[0]["first_frame"] == 0
     reasons = {key: reason for key, (reason, _) in bad.items()}
-    assert reasons["train/gone"] == "missing"
+    assert reasons["train/gone"] == reasons["train/untimed"] == "missing"
     assert reasons["train/silent#0"] == "no_caption"
     assert sorted(reason for key, reason in reasons.items() if key.startswith("train/yttemporal180m_000")) == ["bad_row"] * 2
     assert reasons["train/yttemporal180m_001of100.jsonl.gz-end"] == "list_cut_short"
