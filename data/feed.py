@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -199,9 +200,15 @@ def plan(cost: ClipCost, *, samples_per_s: float, gpus: int, gpus_per_node: int,
     return Feed(per_node, cores, busy, volume, not limits, tuple(limits))
 
 
-def cure(cost: ClipCost, source: str, out: Path, clip: ClipConfig) -> str | None:
-    """The prepare command that makes clips cheaper, or None where they are as cheap as it makes them."""
+def cure(cost: ClipCost, prepared: Mapping[str, Any], out: Path, clip: ClipConfig) -> str | None:
+    """The prepare command that makes clips cheaper, or None where they are as cheap as it makes them. `prepared`: options that the data was prepared
+    with (dataset.json)."""
     encoding = _encoding(clip)
     if min(cost.width, cost.height) <= (encoding.short_side or 0) and cost.gop <= encoding.gop * 1.2:
         return None
-    return f"python tools/prepare.py {source} --out {out} --short-side {encoding.short_side} --gop {encoding.gop} --codec {encoding.codec}"
+    words = ["python", "tools/prepare.py", str(prepared["source"]), "--out", str(out)]
+    for option, name in (("--format", "kind"), ("--videos", "videos"), ("--names", "names"), ("--exclude", "exclude")):
+        if prepared.get(name) is not None:
+            words += [option, str(prepared[name])]
+    words += ["--short-side", str(encoding.short_side), "--gop", str(encoding.gop), "--codec", encoding.codec]
+    return shlex.join(words)

@@ -52,7 +52,7 @@ def plan_data(args: argparse.Namespace) -> int:
     training = {name: getattr(args, name) for name in ("samples_per_s", "gpus", "gpus_per_node", "cores", "storage_mb_per_s")}
     feed = plan(cost, **training)
     prepared = json.loads((spec.path / "dataset.json").read_text())
-    command = cure(cost, prepared["options"]["source"], spec.path.with_name(spec.path.name + "-train"), clip)
+    command = cure(cost, prepared["options"], spec.path.with_name(spec.path.name + "-train"), clip)
     command = None if feed.enough else command
     better = cured(cost, spec, clip, DataConfig()) if command else None
     after = plan(better, **training) if better else None

@@ -108,10 +108,12 @@ def test_cores_and_storage_follow_from_rate_and_cost() -> None:
 
 
 def test_the_cure_is_a_prepare_command_where_one_helps() -> None:
-    command = cure(COST, "raw.csv", Path("out"), CLIP)
-    assert command is not None
-    assert "--short-side 256 --gop 25" in command
-    assert cure(replace(COST, width=340, height=256, gop=25), "raw.csv", Path("out"), CLIP) is None
+    options = {"source": "raw.csv", "kind": "webvid", "videos": "my videos", "names": None}
+    command = cure(COST, options, Path("out"), CLIP)
+    assert command == (
+        "python tools/prepare.py raw.csv --out out --format webvid --videos 'my videos' --short-side 256 --gop 25 --codec h264"
+    )
+    assert cure(replace(COST, width=340, height=256, gop=25), options, Path("out"), CLIP) is None
 
 
 def test_the_command_tells_yes_and_no_by_its_exit_code(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
