@@ -33,7 +33,7 @@ def check(
     """What is damaged, a sentence each; empty where all is well. DataError where the folder is no finished prepared data set."""
     facts = dataset_facts(folder)
     try:
-        columns = [name for name in VIDEO_SCHEMA.names if name not in ("frame_times", "keyframes")]  # gigabytes, and needed once
+        columns = [name for name in VIDEO_SCHEMA.names if name not in ("frame_times", "keyframes")]  # gigabytes, needed once
         videos = pq.read_table(folder / "videos.parquet", columns=columns)
         problems = [*_tables(folder, facts, videos), *_clips(folder, facts, videos)]
     except (OSError, pa.ArrowException) as error:
@@ -41,7 +41,7 @@ def check(
     spans = _spans(videos["shard"])
     names = list(spans)
     for path in sorted((folder / "shards").glob("*.tar")):
-        if f"shards/{path.name}" not in names and path.stat().st_size > tarfile.RECORDSIZE:
+        if f"shards/{path.name}" not in spans and path.stat().st_size > tarfile.RECORDSIZE:
             problems.append(f"shards/{path.name} is not in the index")
     with ThreadPoolExecutor(workers) as pool:
         for number, found in enumerate(

@@ -248,10 +248,8 @@ class Run:
             model=module, optimizer=self._optimizer, config=self._ds_config, mpu=mpu, dist_init_required=False
         )
         scaler = getattr(self._engine.optimizer, "loss_scaler", None)
-        if scaler is not None and hasattr(
-            scaler, "raise_error_at_min_scale"
-        ):  # how many steps may be skipped is --max-skipped's to say
-            scaler.raise_error_at_min_scale = False
+        if getattr(scaler, "raise_error_at_min_scale", False):
+            scaler.raise_error_at_min_scale = False  # type: ignore[union-attr]  # how many steps may be skipped, --max-skipped says
         self._planned.count_bytes()
         self._writer = checkpoint.StateWriter(self._engine)
         stage = ds_config.stage(self._ds_config)

@@ -275,9 +275,8 @@ def _with_partner(second: bool, address: str, port: int, timeout_s: float) -> di
     on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
     device = torch.device("cpu" if on_cpu else "cuda:0")
     limit = timedelta(seconds=timeout_s)
-    os.environ["TORCH_NCCL_BLOCKING_WAIT"] = (
-        "1"  # a time-out raises here; by itself torch ends the process, and no one says with whom it was
-    )
+    # a time-out raises here; by itself torch ends the process, and no one says with whom it was
+    os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
     dist.init_process_group(
         "gloo" if on_cpu else "nccl", init_method=f"tcp://{address}:{port}", rank=int(second), world_size=2, timeout=limit
     )
