@@ -189,12 +189,26 @@ run_ranks() { # PROGRAM ARGUMENTS...: one rank per GPU of USE; returns the exit 
 }
 
 pass_on() { # SRUN: Slurm signals this shell only (--signal=B:); the ranks are told until they have saved and left, since one that is still
-  # importing ignores it
+  # importing ignores it. One that still evaluates when the time is up has not saved: the job goes back into the queue all the same
+  local end
+  end=$(end_of_job)
   while kill -0 "$1" 2>/dev/null; do
+    if [[ $stopping == USR1 && -n $end ]] && (($(date +%s) >= end - LAST_S)); then
+      echo "the time is up and the ranks have not saved (a long evaluation?): they continue from the newest checkpoint"
+      requeue
+    fi
     [[ $stopping != USR1 ]] || scancel --signal=USR1 "$SLURM_JOB_ID" 2>/dev/null
     sleep 5 &
     wait -n "$1" $!
   done
+}
+
+LAST_S=10 # seconds before the time limit: pass_on looks every 5
+
+end_of_job() { # prints when the time limit ends this job, in seconds since 1970; nothing where there is none
+  local shown
+  shown=$(scontrol -o show job "$SLURM_JOB_ID" | sed -n 's/.* EndTime=\([^ ]*\).*/\1/p')
+  date -d "$shown" +%s 2>/dev/null
 }
 
 requeue() { # after the ranks have saved: the same job again, on whatever nodes are free

@@ -59,6 +59,27 @@ def test_the_site_file_example_is_valid_and_every_name_in_it_is_used(tmp_path: P
         assert name in used
 
 
+@pytest.mark.parametrize(("left_s", "what"), [(3600, "told"), (5, "back into the queue")])
+def test_ranks_that_do_not_leave_before_the_time_limit_cost_no_requeue(left_s: int, what: str) -> None:
+    """Slurm's programs are stand-ins; the rank leaves after a second, or would not within ten minutes."""
+    script = f"""
+source slurm/lib.sh
+scontrol() {{
+  if [[ $1 == -o ]]; then echo "JobId=7 EndTime=$(date -d "+{left_s} seconds" +%FT%T) Deadline=N/A"; else echo "scontrol $*" && exit 0; fi
+}}
+scancel() {{ echo told; }}
+SLURM_JOB_ID=7 stopping=USR1
+sleep {1 if left_s > 60 else 600} &
+rank=$!
+trap 'kill $rank $(jobs -p) 2>/dev/null' EXIT
+pass_on $rank
+"""
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert what in done.stdout
+    assert ("scontrol requeue 7" in done.stdout) == (left_s < 60)
+
+
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_has_nothing_to_say() -> None:
     done = subprocess.run(
