@@ -70,7 +70,8 @@ class TrainConfig:
     straggler_ratio: float = 1.5
     """A rank whose own work takes this many times the median of the others', in two logging intervals in a row, is warned of; 0 never warns."""
     hang_timeout_s: float = 1800.0
-    """Seconds without a finished step after which a rank prints where it hangs and ends; the first step of a launch has at least 180."""
+    """Seconds without a finished step, or batch of an evaluation, after which a rank prints where it hangs and ends; the first step of a launch has
+    at least 180."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is one."""
     json: bool = False

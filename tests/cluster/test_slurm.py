@@ -127,7 +127,8 @@ def test_time_limit_saves_requeues_and_continues_exactly_beside_another_job(
     assert f"job {job.id} works in {out} already" in again.text()
 
     wait_for(f"signal; log:\n{job.text()}", lambda: "USR1: saved" in job.text(), 120)
-    cluster.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=10")  # once is enough: a slow machine starts for half a minute
+    # once is enough: a slow machine needs half a minute to start, and would meet the limit again
+    cluster.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=10")
     saved = max(int(path.name[5:]) for path in out.glob("checkpoints/step-*"))
     await_steps(job, out, saved + 3)
     assert int(job.field("Restarts")) >= 1
