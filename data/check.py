@@ -39,16 +39,14 @@ def check(
     except (OSError, pa.ArrowException) as error:
         return [f"the index cannot be read: {error}"]
     spans = _spans(videos["shard"])
-    names = list(spans)
     for path in sorted((folder / "shards").glob("*.tar")):
         if f"shards/{path.name}" not in spans and path.stat().st_size > tarfile.RECORDSIZE:
             problems.append(f"shards/{path.name} is not in the index")
     with ThreadPoolExecutor(workers) as pool:
-        for number, found in enumerate(
-            pool.map(lambda name: check_shard(folder, name, _rows(videos, spans[name]), hashes), names), start=1
-        ):
+        checked = pool.map(lambda name: check_shard(folder, name, _rows(videos, spans[name]), hashes), spans)
+        for number, found in enumerate(checked, start=1):
             problems += found
-            progress(f"{number}/{len(names)} shards, {len(problems)} problems")
+            progress(f"{number}/{len(spans)} shards, {len(problems)} problems")
     return problems + _decode_some(folder, videos, decodes, seed, workers)
 
 

@@ -43,9 +43,8 @@ class SampleChoices:
 def generator(seed: int, dataset: str, epoch: int, row: int, attempt: int = 0) -> np.random.Generator:
     """Philox generator (Salmon et al., SC 2011) of one sample; `attempt` counts replacements of bad clips."""
     salt = int.from_bytes(hashlib.blake2b(dataset.encode(), digest_size=8).digest(), "little")
-    key = np.array(
-        [(seed ^ salt) % 2**64, (epoch << 8) + attempt], dtype=np.uint64
-    )  # numpy makes floats of a list of large and small numbers
+    # as an array: numpy makes floats of a list of large and small numbers
+    key = np.array([(seed ^ salt) % 2**64, (epoch << 8) + attempt], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, row], dtype=np.uint64)))
 
 

@@ -2,6 +2,8 @@
 
 import errno
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What an OSError says of a disk that takes no more."""
 LASTING = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EMFILE, errno.ENFILE, None})
 """What an OSError says of a file that will not be there the next time either. All else (EIO, ESTALE, ESHUTDOWN, a full disk) is storage in trouble,
 and a job that is started again may get through. None: pyarrow's own, of a file that is not what its name says."""

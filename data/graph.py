@@ -149,15 +149,19 @@ class Augment:
     def __call__(self, media: Sequence[Media], choices: Sequence[SampleChoices]) -> Tensor:
         """Raises GraphError that names the samples at fault; the next call works."""
         groups = [[i for i, item in enumerate(media) if isinstance(item, Trimmed) is encoded] for encoded in (False, True)]
+
+        def run() -> list[Tensor]:
+            return [self._run([media[i] for i in group], [choices[i] for i in group]) for group in groups if group]
+
         try:
-            parts = [self._run([media[i] for i in group], [choices[i] for i in group]) for group in groups if group]
+            parts = run()
         except RuntimeError as error:  # one bad sample fails its whole batch, and the message does not name it
             if _of_the_device(error):
                 raise
             bad = self._failing(media, choices)
             if bad:
                 raise GraphError(bad) from error
-            parts = [self._run([media[i] for i in group], [choices[i] for i in group]) for group in groups if group]
+            parts = run()  # what failed may have passed
         if len(parts) == 1:
             return parts[0]
         place = torch.tensor(groups[0] + groups[1]).argsort()

@@ -6,7 +6,6 @@ is both.
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
@@ -21,7 +20,7 @@ from typing import Any
 
 from data.bounds import COUNT, POSITIVE, Bounds, require
 from data.encode import Encoding
-from data.errors import DataError
+from data.errors import FULL, DataError
 from data.files import TEMPORARY, atomic_path, content_hash, write_atomic
 from data.index import LAYOUT, Clip, Video, dataset_facts
 from data.merge import Merged, fragment_paths, merge_fragments, write_facts, write_fragment
@@ -30,8 +29,6 @@ from data.processes import refuse_to_start_again
 from data.sources import FORMATS, ReadOptions, Row, detect, excluded_ids, read
 from data.units import duration, size
 from data.work import Found, Task, worker
-
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import socket
@@ -179,7 +178,7 @@ def main(run: Callable[[], Any]) -> int:
 
 def _outcome(run: Callable[[], Any]) -> tuple[int, bool, BaseException | None]:
     """(exit code, whether all ranks end so, what is to be raised)."""
-    from data.errors import DataError
+    from data.errors import FULL, DataError
     from engine.checkpoint import CheckpointError
     from engine.faults import Stopped, TooManySkipped
 
@@ -201,7 +200,7 @@ def _outcome(run: Callable[[], Any]) -> tuple[int, bool, BaseException | None]:
         gone = RuntimeError(f"another rank has left; its own output says why ({str(error).splitlines()[0][:200]})")
         return _end(gone, EXIT_PEER, shared=False), False, None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in FULL:
             return 1, False, error
         return _end(error, EXIT_DISK, shared=False), False, None
     except BaseException as error:  # noqa: BLE001 - raised again, or printed

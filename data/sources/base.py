@@ -263,9 +263,12 @@ class MediaFiles:
         self._paths: dict[str, str] = {}
         seen: set[str] = set()
         for folder, folders, files in os.walk(root, followlinks=True):  # parts of a large set often lie on other disks
-            folders[:] = sorted(folders) if (real := os.path.realpath(folder)) not in seen else []
-            files = [] if real in seen else files  # a link to a folder above it
+            real = os.path.realpath(folder)
+            if real in seen:  # a link to a folder above it
+                folders.clear()
+                continue
             seen.add(real)
+            folders.sort()
             for name in sorted(files):
                 stem, _, extension = name.rpartition(".")
                 if extension.lower() in VIDEOS:
