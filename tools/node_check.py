@@ -82,12 +82,14 @@ def check_disk(result: Result, args: argparse.Namespace) -> None:
         if free < least * GIB:
             result.problems.append(("disk", f"{size(free)} are free in the {name} {folder}, less than {least:g} GiB"))
             continue
-        probe, content, start = folder / f".check-{result.node}", os.urandom(2**20) * 8, time.perf_counter()
-        try:
-            write_atomic(probe, content)
-            same = probe.read_bytes() == content
-        finally:
-            probe.unlink(missing_ok=True)
+        content, start = os.urandom(2**20) * 8, time.perf_counter()
+        # without a name: jobs that share a node check it at the same time, and a check that is killed leaves nothing
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            same = file.read() == content
         result.facts[f"{name.split()[0]}_disk_s"] = time.perf_counter() - start
         if not same:
             result.problems.append(("disk", f"a file in the {name} {folder} came back with another content"))
@@ -265,7 +267,11 @@ def exchange(result: Result, args: argparse.Namespace, nodes: list[tuple[str, st
         try:
             result.neighbours[partner] = _with_partner(me == b, nodes[a][1], args.port + a, args.timeout_s * (number + 1))
         except (RuntimeError, OSError, ValueError) as error:
-            result.neighbours[partner] = {"error": str(error).strip().splitlines()[0][:200]}
+            result.neighbours[partner] = {"error": _first_line(error)[:200]}
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "it says no more")
 
 
 def _with_partner(second: bool, address: str, port: int, timeout_s: float) -> dict[str, float]:
@@ -318,7 +324,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             check(result, args)
         except (OSError, RuntimeError, ValueError) as error:
-            result.problems.append((name, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"))
+            result.problems.append((name, f"{type(error).__name__}: {_first_line(error)}"))
     exchange(result, args, read_nodes(args.nodes))
     result.doing, result.facts["seconds"] = "", time.perf_counter() - start
     write_result(result, args.folder)

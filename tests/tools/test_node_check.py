@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from tools.node_check import Result, edges, options_of, read_clocks
+from tools.node_check import Result, check_disk, edges, options_of, read_clocks
 from tools.node_verdict import judge, suspicious_pairs, verdict
 
 GOOD = 100e9
@@ -36,6 +38,18 @@ def bad(results: dict[str, dict[str, object] | None]) -> dict[str, list[str]]:
     """Bad node → the checks that it failed."""
     found = verdict(results, **LIMITS)
     return {name: [check for check, _ in problems] for name, problems in found.items() if problems}
+
+
+def test_jobs_that_share_a_node_check_its_disk_at_the_same_time_and_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    args = argparse.Namespace(folder=tmp_path, min_free_gib=0.0)
+    results = [Result("n0") for _ in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(check_disk, results, [args] * len(results)))
+    assert [result.problems for result in results] == [[] for _ in results]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3, 4, 7, 16])
