@@ -15,6 +15,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from data.encode import Encoding
 from data.errors import FULL, DataError
 from data.files import TEMPORARY, atomic_path, content_hash, write_atomic
 from data.index import LAYOUT, Clip, Video, dataset_facts
+from data.listing import Listing
 from data.merge import Merged, fragment_paths, merge_fragments, write_facts, write_fragment
 from data.probe import Limits, ProbePool
 from data.processes import refuse_to_start_again
@@ -123,11 +125,12 @@ def prepare(options: PrepareOptions, progress: bool = True) -> PrepareSummary:
         return _done(options.out)
     _claim(options)
     try:
-        counts = _plan(options)
-        made = 0 if options.merge else _make_shards(options, counts, progress)
+        listing = Listing(options.source, partial(_rows, options), options.out / "plan.json")
+        made = 0 if options.merge else _make_shards(options, listing, progress)
         if options.part is not None:
             text = f"part {options.part[0]} of {options.part[1]}: {made} shards made; when all parts are done, run with --merge"
             return PrepareSummary({}, {}, 1.0, 0, time.monotonic() - start, part=text)
+        counts = listing.counted()
         merged = merge_fragments(options.out, _shard_names(options, counts))
         official = _official(options, counts)
         write_facts(options.out, merged, options.kind, options.fingerprint(), official)
@@ -176,20 +179,6 @@ def _rows(options: PrepareOptions) -> Iterator[Row]:
     return read(options.source, options.kind, ReadOptions(options.videos, options.names, exclude))
 
 
-def _plan(options: PrepareOptions) -> dict[str, int]:
-    """Rows per split, in order of first appearance. Counted once: the lists may be larger than the memory."""
-    path = options.out / "plan.json"
-    if path.exists():
-        return dict(json.loads(path.read_text()))
-    counts: dict[str, int] = {}
-    for row in _rows(options):
-        counts[row.split] = counts.get(row.split, 0) + 1
-    if not counts:
-        raise DataError(f"{options.source} lists no clips")
-    write_atomic(path, json.dumps(counts) + "\n")
-    return counts
-
-
 def _shard_names(options: PrepareOptions, counts: dict[str, int]) -> list[str]:
     clips = options.shard_clips or 1
     return [f"{split}-{number:05d}" for split, rows in counts.items() for number in range(-(-rows // clips))]
@@ -209,17 +198,21 @@ def _shards(rows: Iterator[Row], clips: int) -> Iterator[tuple[str, list[Row]]]:
         yield f"{split}-{numbers.get(split, -1) + 1:05d}", members
 
 
-def _make_shards(options: PrepareOptions, counts: dict[str, int], progress: bool) -> int:
+def _make_shards(options: PrepareOptions, listing: Listing, progress: bool) -> int:
     """All shards of this part that do not stand yet; returns how many were made."""
     limits = Limits(options.min_frames, options.max_duration_s or 0.0, options.timeout_s or 0.0)
     turn, parts = options.part or (1, 1)
-    show = _Progress(sum(counts.values()), parts, progress)
-    names, made = set(_shard_names(options, counts)), 0
+    names = None if listing.counts is None else set(_shard_names(options, listing.counts))
+    show, made = _Progress(listing, parts, progress), 0
+    listing.count_beside()
     pool = ProbePool(options.workers, limits, worker)
     try:
-        for ordinal, (name, members) in enumerate(_shards(_rows(options), options.shard_clips or 1)):
-            if name not in names:
-                raise DataError(f"{options.source} has grown since {options.out} was begun; prepare it into another --out")
+        for ordinal, (name, members) in enumerate(_shards(listing.rows(), options.shard_clips or 1)):
+            listing.look()
+            if names is not None and name not in names:  # the end of the list would tell as well, after all the work
+                raise DataError(
+                    f"{options.source} lists more than {listing.counts}, as it did when {options.out} was begun; prepare it into another --out"
+                )
             if ordinal % parts != turn - 1:
                 continue
             if fragment_paths(options.out, name)[1].exists():
@@ -229,6 +222,7 @@ def _make_shards(options: PrepareOptions, counts: dict[str, int], progress: bool
             made += 1
     finally:
         pool.close()
+        listing.close()
         show.end()
     return made
 
@@ -343,8 +337,8 @@ def _official(options: PrepareOptions, counts: dict[str, int]) -> list[str]:
 class _Progress:
     """done/total, bad, clips/s, ETA: one line on a terminal, a line every 10 s elsewhere."""
 
-    def __init__(self, total: int, parts: int, on: bool) -> None:
-        self._total, self._on = -(-total // parts), on
+    def __init__(self, listing: Listing, parts: int, on: bool) -> None:
+        self._listing, self._parts, self._on = listing, parts, on
         self._done = self._bad = self._skipped = 0
         self._start = self._shown = time.monotonic()
         self._terminal = sys.stderr.isatty()
@@ -360,8 +354,12 @@ class _Progress:
         if self._on and now - self._shown >= (0.2 if self._terminal else 10):
             self._shown = now
             rate, ready = self._done / max(now - self._start, 1e-9), self._done + self._skipped
-            left = duration(max(self._total - ready, 0) / max(rate, 1e-9))
-            text = f"{ready:,}/{self._total:,} files  bad {self._bad:,}  {rate:.0f} files/s  ETA {left}"
+            text = f"bad {self._bad:,}  {rate:.0f} files/s"
+            if (counts := self._listing.look()) is None:
+                text = f"{ready:,} files  {text}  the list is still being counted"
+            else:
+                total = -(-sum(counts.values()) // self._parts)
+                text = f"{ready:,}/{total:,} files  {text}  ETA {duration(max(total - ready, 0) / max(rate, 1e-9))}"
             print(f"\r\033[K{text}" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
 
     def end(self) -> None:
