@@ -53,7 +53,7 @@ class TrainConfig:
     log_every: int = 50
     """Steps between two lines of progress, history and TensorBoard; the only steps that wait for the device."""
     save_every: int = 1000
-    """Steps between two checkpoints; one more is written at the end and on a signal."""
+    """Steps between two checkpoints; more are written at the end, on a signal and before an evaluation."""
     keep_last: int = 2
     """Newest checkpoints that stay."""
     keep_every: int = 0

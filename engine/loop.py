@@ -154,16 +154,16 @@ class Run:
             stop = self._agreement.share(signals.received)
             if every(self.step, config.log_every, config.steps) or stop:
                 self._log()
-            if every(self.step, config.save_every, config.steps) or stop:
+            due = self.evaluate is not None and every(self.step, config.eval_every, config.steps)
+            if every(self.step, config.save_every, config.steps) or stop or due:  # an evaluation may outlast the time limit
                 watchdog.alive(f"the checkpoint of step {self.step}")
                 saved = self._save()
             if stop:
                 self._agreement.settle()
                 raise Stopped(f"{stop}: saved {saved} at step {self.step}; the same command continues")
-            due = every(self.step, config.eval_every, config.steps)
             if self._monitor and self._pictures and (due or self.step == first):
                 self._monitor.board.pictures(self.step, self._pictures(self._newest))
-            if self.evaluate and due:
+            if due:
                 watchdog.alive(f"the evaluation at step {self.step}")
                 results = self._evaluate()
         self._agreement.settle()

@@ -117,15 +117,16 @@ newest_step() { # step of the newest finished checkpoint, -1 without one
   echo "$newest"
 }
 
-next_start() { # CODE_BEFORE: sets START; ends the job with that code where start after start brings no newer checkpoint
-  local list=$OUT/slurm/starts.tsv step vain number
+next_start() { # CODE_BEFORE: sets START; ends the job with that code where start after start brings nothing
+  local list=$OUT/slurm/starts.tsv step evaluated vain number
   step=$(newest_step)
-  [[ -f $list ]] || printf 'start\tjob\trestarts\ttime\tstep\n' >"$list" || fail 3 "$list cannot be written"
-  vain=$(awk -F'\t' -v job="$SLURM_JOB_ID" -v step="$step" '$2 == job && $5 == step' "$list" | wc -l)
-  ((vain < ${MAX_STARTS:-3})) || fail "$1" "$vain starts of job $SLURM_JOB_ID brought no checkpoint newer than step $step, so it is not started \
+  evaluated=$(find "$OUT/cache" -name '*.npz' 2>/dev/null | wc -l) # batches of an evaluation, which continues too
+  [[ -f $list ]] || printf 'start\tjob\trestarts\ttime\tstep\tevaluated\n' >"$list" || fail 3 "$list cannot be written"
+  vain=$(awk -F'\t' -v job="$SLURM_JOB_ID" -v step="$step" -v evaluated="$evaluated" '$2 == job && $5 == step && $6 == evaluated' "$list" | wc -l)
+  ((vain < ${MAX_STARTS:-3})) || fail "$1" "$vain starts of job $SLURM_JOB_ID brought no checkpoint newer than step $step and nothing evaluated, so it is not started \
 again. See $OUT/slurm/start-*, mend the cause and submit the same command anew; MAX_STARTS (now ${MAX_STARTS:-3}) allows more starts"
   number=$(wc -l <"$list")
-  printf '%s\t%s\t%s\t%s\t%s\n' "$number" "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$(date +%FT%T)" "$step" >>"$list"
+  printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$number" "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$(date +%FT%T)" "$step" "$evaluated" >>"$list"
   printf -v START '%s/slurm/start-%04d' "$OUT" "$number"
   mkdir -p "$START/check" "$START/ranks" || fail 3 "$START cannot be made"
   echo "start $number in $OUT: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, requeued ${SLURM_RESTART_COUNT:-0} times, newest checkpoint: step $step"

@@ -80,6 +80,25 @@ pass_on $rank
     assert ("scontrol requeue 7" in done.stdout) == (left_s < 60)
 
 
+def test_an_evaluation_that_gets_on_is_started_again_and_one_that_does_not_is_given_up(tmp_path: Path) -> None:
+    script = """
+source slurm/lib.sh
+OUT=$1 SLURM_JOB_ID=7 SLURM_JOB_NODELIST=n1 MAX_STARTS=2
+mkdir -p "$OUT/slurm" "$OUT/cache/ab"
+for batch in 1 2 3 4 5 5 5; do
+  touch "$OUT/cache/ab/$batch.npz" "$OUT/cache/ab/.tmp-$batch.npz-7$RANDOM"
+  next_start 9
+done
+"""
+    done = subprocess.run(
+        ["bash", "-c", script, "-", tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 9, done.stderr
+    assert "2 starts of job 7 brought no checkpoint newer than step -1 and nothing evaluated" in done.stderr
+    rows = [line.split("\t") for line in (tmp_path / "slurm/starts.tsv").read_text().splitlines()]
+    assert [row[5] for row in rows] == ["evaluated", "1", "2", "3", "4", "5", "5"]
+
+
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_has_nothing_to_say() -> None:
     done = subprocess.run(

@@ -181,7 +181,7 @@ def test_killed_rank_hung_rank_and_lost_node_change_nothing_that_is_computed(
     computed = rows(out)
     assert computed[:40] == undisturbed.rows(40)[: len(computed)]
     starts = [line.split("\t") for line in (out / "slurm/starts.tsv").read_text().splitlines()[1:]]
-    assert [(start, restarts) for start, _job, restarts, _time, _step in starts] == [
+    assert [(start, restarts) for start, _job, restarts, _time, _step, _evaluated in starts] == [
         ("1", "0"),
         ("2", "0"),
         ("3", "0"),

@@ -208,6 +208,13 @@ def test_a_signal_to_one_rank_saves_and_asks_to_be_started_again(tmp_path: Path,
     assert checkpoint.step_of(checkpoint.checkpoints(out)[0]) == max(history(out))
 
 
+def test_what_ends_an_evaluation_costs_no_step(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code, output = train(out, die_evaluating=True, steps=9, eval_every=3, save_every=100)
+    assert code == -signal.SIGKILL, output
+    assert [checkpoint.step_of(folder) for folder in checkpoint.checkpoints(out)] == [3]
+
+
 @pytest.mark.slow
 def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
     """Every step is a checkpoint, so that most kills fall into the writing of one."""

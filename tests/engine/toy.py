@@ -105,6 +105,11 @@ def contrast(model: nn.Module, batch: ToyBatch) -> Losses:
     return Losses(losses.total + 0.1 * everywhere.square(), losses.metrics)
 
 
+def die_evaluating(model: nn.Module, device: torch.device) -> dict[str, float]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
 def run(out: Path, options: dict[str, object]) -> int:
     from engine import Run, launch
 
@@ -112,6 +117,7 @@ def run(out: Path, options: dict[str, object]) -> int:
     extra = {name: options.pop(name) for name in names if name in options}
     chosen = contrast if options.pop("contrast", False) else objective
     count_waits = options.pop("count_waits", False)
+    evaluate = die_evaluating if options.pop("die_evaluating", False) else None
     limits = options.pop("largest_file", {})
     assert isinstance(limits, dict)
     if limit := limits.get(os.environ.get("RANK", "0")):  # a write beyond it fails, as on a full disk
@@ -124,8 +130,14 @@ def run(out: Path, options: dict[str, object]) -> int:
 
     def train() -> None:
         Run(
-            config, model=ToyModel(), objective=chosen, data=ToyData(**extra), run_config={"train": vars(config)}, out=out
-        ).train()  # type: ignore[arg-type]
+            config,
+            model=ToyModel(),
+            objective=chosen,
+            data=ToyData(**extra),  # type: ignore[arg-type]
+            run_config={"train": vars(config)},
+            out=out,
+            evaluate=evaluate,
+        ).train()
 
     if count_waits:
         return _count_waits(lambda: launch.main(train))
