@@ -58,7 +58,7 @@ def _tables(folder: Path, facts: dict[str, Any], videos: pa.Table) -> Iterator[s
         equal = equal and mapped.slice(seen, batch.num_rows).equals(part)
         seen += batch.num_rows
     if not equal or mapped.num_rows != seen:
-        yield "videos.arrow and videos.parquet differ; make the index again with tools/prepare.py ... --merge"
+        yield "videos.arrow and videos.parquet differ; the command that prepared them, with --merge, makes the index anew"
     good = sum(facts["clips"].values())
     reader = pa.ipc.open_file(pa.memory_map(str(folder / "index.arrow")))
     rows = sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))

@@ -65,6 +65,12 @@ class Timeline:
                     return number
         return None
 
+    def seek_to(self, number: int, tick_s: float) -> int:
+        """Ticks from the first frame at which a seek finds frame `number`, a keyframe. Its own time may be rounded where the rate is constant: two
+        ticks later it has begun for certain, unless those are much of a frame."""
+        ticks = round(self.second(number) / tick_s)
+        return ticks + min(2, int(0.4 / (self.rate * tick_s))) if self.times is None else ticks
+
     def start(self, number: int) -> int:
         """The last keyframe at or before frame `number`."""
         return max((k for k in self.keyframes if k <= number), default=0)
@@ -118,7 +124,7 @@ def _sparse(
         base, begin = float(stream.time_base or 0), stream.start_time or 0
         for start, group in _groups(targets, timeline):
             if start:
-                container.seek(begin + round(timeline.second(start) / base), stream=stream)
+                container.seek(begin + timeline.seek_to(start, base), stream=stream)
             if not _walk(container, stream, set(group), lambda pts: timeline.number((pts - begin) * base), found, deadline):
                 return None
     return found

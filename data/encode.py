@@ -1,9 +1,9 @@
 """Videos and images as training wants them: small, quick to decode, few frames between two starting points.
 
-Sparse sampling decodes a whole GOP to use one frame of it, so GOPs are short and closed. No frame is dropped or repeated and every frame keeps
-its time
-(a variable rate stays one; the index stores the times), so captions and windows mean the same frames as in the source. Rotation is baked in, colours
-become BT.601 in limited range, which is what DALI assumes whatever the file says, and there is no audio.
+Sparse sampling decodes a whole GOP to use one frame of it, so GOPs are short and closed. The rate is constant, the source's own on average. At a
+constant rate every frame comes out once, in its place; at a variable one, frames are shown again where the source pauses, and left out where it has
+more than the rate holds, so that each moment shows what it showed. Rotation is baked in, colours become BT.601 in limited range, which is what DALI
+assumes whatever the file says, and there is no audio.
 """
 
 from __future__ import annotations
@@ -84,10 +84,12 @@ def _encoder(encoding: Encoding) -> tuple[str, str, dict[str, str]]:
 
 
 class Encoder:
-    """Takes decoded frames in order of display; `finish` gives the file."""
+    """Takes decoded frames in order of display; `finish` gives the file. `rate` is the constant one to come, frames per second."""
 
-    def __init__(self, encoding: Encoding) -> None:
-        self._encoding = encoding
+    def __init__(self, encoding: Encoding, rate: float) -> None:
+        self.frames = 0
+        """Written so far."""
+        self._encoding, self._rate = encoding, rate
         self._target = io.BytesIO()
         self._output: Any = None
         self._stream: Any = None
@@ -95,23 +97,32 @@ class Encoder:
         self._shape: tuple[Any, ...] = ()
         self._size = (0, 0)
         self._first = 0.0
-        self._last = -1
         self._count = 0
+        self._before: Any = None
 
     def add(self, frame: Any) -> None:
-        """One frame of the source; its time is kept."""
+        """One frame of the source, to be shown from its time on."""
         if self._output is None:
             self._open(frame)
-        moment = float(frame.time) if frame.time is not None else self._first + self._count / 25
-        ticks = max(round((moment - self._first) * TICKS), self._last + 1)  # times must rise
-        for picture in self._filter(frame):
-            picture.pts, picture.time_base, picture.pict_type = ticks, Fraction(1, TICKS), 0
+        moment = float(frame.time) if frame.time is not None else self._first + self._count / self._rate
+        place = round((moment - self._first) * self._rate)
+        self._count += 1
+        if self._before is not None:
+            self._show_until(place)
+        if place >= self.frames:
+            self._before = self._filter(frame)
+
+    def _show_until(self, place: int) -> None:
+        while self.frames < place:
+            picture = self._before
+            picture.pts, picture.time_base, picture.pict_type = round(self.frames * TICKS / self._rate), Fraction(1, TICKS), 0
             self._output.mux(self._stream.encode(picture))
-        self._last, self._count = ticks, self._count + 1
+            self.frames += 1
 
     def finish(self) -> bytes:
         """The file; empty where no frame came."""
         if self._output is not None:
+            self._show_until(self.frames + 1)
             self._output.mux(self._stream.encode())
             self._output.close()
         return self._target.getvalue()
@@ -134,7 +145,7 @@ class Encoder:
         context.colorspace = 6  # SMPTE 170M, which is BT.601
         context.color_range = 2 if self._encoding.codec == "mjpeg" else 1
 
-    def _filter(self, frame: Any) -> list[Any]:
+    def _filter(self, frame: Any) -> Any:
         """Upright, scaled, in BT.601."""
         import av
 
@@ -160,7 +171,7 @@ class Encoder:
         frame.pts = self._count
         frame.time_base = Fraction(1, TICKS)
         self._graph.push(frame)
-        return [self._graph.pull()]
+        return self._graph.pull()
 
 
 def encode_image(content: bytes, short_side: int | None) -> bytes:

@@ -156,7 +156,9 @@ class Index:
         except (OSError, pa.ArrowInvalid) as error:
             if isinstance(error, OSError) and error.errno not in LASTING:
                 raise
-            raise DataError(f"the index of {folder} cannot be read ({error}); run tools/prepare.py with --merge again") from error
+            raise DataError(
+                f"the index of {folder} cannot be read ({error}); the command that prepared it, with --merge, makes it anew"
+            ) from error
         self.folder, self.split = folder, split
 
     def __len__(self) -> int:

@@ -70,7 +70,7 @@ class Source:
             if error.errno not in LASTING:
                 raise
             path = self.index.folder / row["shard"]
-            remedy = "restore it or run tools/prepare.py again"
+            remedy = "restore it, or run again what prepared it"
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 remedy = "raise the limit (ulimit -n)"
             raise DataError(f"shard {path} cannot be opened ({error}); {remedy}") from error
@@ -80,7 +80,7 @@ class Source:
         content = self._open(row).read(row["offset"], row["size"])
         if len(content) != row["size"]:
             raise DataError(
-                f"shard {self.index.folder / row['shard']} is shorter than its index says; run tools/prepare.py again"
+                f"shard {self.index.folder / row['shard']} is shorter than its index says; delete it, and run again what prepared it"
             )
         return content
 

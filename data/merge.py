@@ -35,6 +35,12 @@ def write_fragment(out: Path, name: str, videos: list[Video], clips: list[Clip])
         pq.write_table(pa.Table.from_pylist([vars(clip) for clip in clips], schema=SCHEMA), temporary)
 
 
+def bad_files(out: Path, name: str) -> dict[str, str]:
+    """Key → reason of a shard's files that are not stored."""
+    table = pq.read_table(fragment_paths(out, name)[1], columns=["key", "video", "reason"])
+    return {row["key"]: row["reason"] for row in table.filter(pc.is_null(table["video"])).to_pylist()}
+
+
 @dataclass(frozen=True)
 class Merged:
     """What a prepared folder holds."""
@@ -58,7 +64,9 @@ class Merged:
 
 def merge_fragments(out: Path, names: list[str]) -> Merged:
     """Write index and videos, Parquet and Arrow, and bad_clips.jsonl; equal bytes whoever made the fragments. DataError where one is missing."""
-    missing = [name for name in names if not all(path.is_file() for path in fragment_paths(out, name))]
+    missing = [
+        name for name in names if not all(path.is_file() for path in (out / "shards" / f"{name}.tar", *fragment_paths(out, name)))
+    ]
     if missing:
         raise DataError(
             f"{len(missing)} of {len(names)} shards of {out} are not prepared yet, first: {', '.join(missing[:5])}; run the parts that make them "

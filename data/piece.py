@@ -87,7 +87,7 @@ def _packets(container: Any, stream: Any, first: int, stop: int, timeline: Timel
     """Packets of the frames first to stop - 1, each exactly once, or None."""
     base, begin = float(stream.time_base), stream.start_time or 0
     if first:
-        container.seek(begin + round(timeline.second(first) / base), stream=stream)
+        container.seek(begin + timeline.seek_to(first, base), stream=stream)
     packets: list[Any] = []
     numbers: set[int] = set()
     for packet in container.demux(stream):

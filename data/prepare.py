@@ -1,4 +1,4 @@
-"""Source → shards + index. Resumable: a shard whose tar and fragment stand is never made again; dataset.json is written last.
+"""Source → shards + index. Resumable: a shard whose tar and fragment stand is not made again, unless --retry asks; dataset.json is written last.
 
 Any number of parts may work on one folder at the same time, each on its own shards (--part i/n); --merge then makes the index. An unparted run
 is both.
@@ -7,13 +7,16 @@ is both.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import shutil
 import sys
 import tarfile
 import time
+from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,12 +28,19 @@ from data.errors import FULL, DataError
 from data.files import TEMPORARY, atomic_path, content_hash, write_atomic
 from data.index import LAYOUT, Clip, Video, dataset_facts
 from data.listing import Listing
-from data.merge import Merged, fragment_paths, merge_fragments, write_facts, write_fragment
+from data.merge import Merged, bad_files, fragment_paths, merge_fragments, write_facts, write_fragment
 from data.probe import Limits, ProbePool
 from data.processes import refuse_to_start_again
 from data.sources import FORMATS, ReadOptions, Row, detect, excluded_ids, read
 from data.units import duration, size
 from data.work import Found, Task, worker
+
+NOTHING_FOUND = 1000
+"""Files missing one after the other, and none found, after which the folder of the media must be a wrong one."""
+WRITING = 2
+"""Shards that wait to be written while the next ones are decoded."""
+RETRIED = ("missing", "timeout", "killed", "decoder_crashed", "unreadable")
+"""Reasons that may lie outside the file."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class PrepareOptions:
     names: str | None = None
     exclude: Path | None = None
     shard_clips: int | None = None
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     min_frames: int = 2
     max_duration_s: float | None = None
     timeout_s: float | None = None
@@ -55,7 +65,9 @@ class PrepareOptions:
     part: tuple[int, int] | None = None
     """(i, n): make the i-th of n shares of the shards, i from 1, and no index."""
     merge: bool = False
-    """Make the index only."""
+    """Make the index only, anew where it stands."""
+    retry: tuple[str, ...] = ()
+    """Make those shards anew that hold files which are bad for one of these reasons."""
 
     def resolved(self) -> PrepareOptions:
         """With the format named, and its defaults. DataError for values that cannot be."""
@@ -89,7 +101,7 @@ class PrepareOptions:
     def fingerprint(self) -> dict[str, Any]:
         """The options that change the result."""
         values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
-        ignored = ("out", "workers", "timeout_s", "part", "merge")
+        ignored = ("out", "workers", "timeout_s", "part", "merge", "retry")
         return {"layout": LAYOUT, **{key: value for key, value in values.items() if key not in ignored}}
 
 
@@ -122,16 +134,23 @@ def prepare(options: PrepareOptions, progress: bool = True) -> PrepareSummary:
     options = options.resolved()
     if (options.out / "dataset.json").exists():
         _check_same(options)
-        return _done(options.out)
+        if _stands(options):
+            return _done(options.out)
     _claim(options)
     try:
+        (options.out / "dataset.json").unlink(missing_ok=True)
         listing = Listing(options.source, partial(_rows, options), options.out / "plan.json")
-        made = 0 if options.merge else _make_shards(options, listing, progress)
+        made = _Made() if options.merge else _make_shards(options, listing, progress)
         if options.part is not None:
-            text = f"part {options.part[0]} of {options.part[1]}: {made} shards made; when all parts are done, run with --merge"
-            return PrepareSummary({}, {}, 1.0, 0, time.monotonic() - start, part=text)
+            text = (
+                f"part {options.part[0]} of {options.part[1]}: {made.shards} shards made of {made.files:,} files, "
+                f"{made.files - made.bad.total():,} of them good; when all parts are done, run with --merge"
+            )
+            kept = 1 - made.bad.total() / max(made.files, 1)
+            return PrepareSummary({}, dict(made.bad), kept, 0, time.monotonic() - start, part=text)
         counts = listing.counted()
         merged = merge_fragments(options.out, _shard_names(options, counts))
+        (options.out / RETRY).unlink(missing_ok=True)
         official = _official(options, counts)
         write_facts(options.out, merged, options.kind, options.fingerprint(), official)
     except OSError as error:
@@ -152,7 +171,8 @@ def _done(out: Path) -> PrepareSummary:
 
 def _check_same(options: PrepareOptions) -> None:
     old, new = json.loads((options.out / "prepare.json").read_text()), json.loads(json.dumps(options.fingerprint()))
-    changes = [f"{key}: {old.get(key)} → {new[key]}" for key in new if old.get(key) != new[key]]
+    # the media may have been moved, or looked for in a wrong place
+    changes = [f"{key}: {old.get(key)} → {new[key]}" for key in new if key != "videos" and old.get(key) != new[key]]
     if changes:
         raise DataError(
             f"{options.out} was prepared with other options ({'; '.join(changes)}); give the same ones, or another --out"
@@ -198,61 +218,199 @@ def _shards(rows: Iterator[Row], clips: int) -> Iterator[tuple[str, list[Row]]]:
         yield f"{split}-{numbers.get(split, -1) + 1:05d}", members
 
 
-def _make_shards(options: PrepareOptions, listing: Listing, progress: bool) -> int:
-    """All shards of this part that do not stand yet; returns how many were made."""
+@dataclass
+class _Made:
+    """What one run has done."""
+
+    shards: int = 0
+    files: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    """Files by reason."""
+
+
+class _Shard:
+    """A shard in the making."""
+
+    def __init__(self, name: str, rows: list[Row]) -> None:
+        self.name, self.rows = name, rows
+        self.reasons = {number: (row.reason, row.detail) for number, row in enumerate(rows) if row.reason is not None}
+        self.found: dict[int, Found] = {}
+
+    @property
+    def whole(self) -> bool:
+        """Whether every file has been looked at."""
+        return len(self.reasons) + len(self.found) == len(self.rows)
+
+
+def _make_shards(options: PrepareOptions, listing: Listing, progress: bool) -> _Made:
+    """All shards of this part that do not stand yet. Workers go on to the next shards while the last files of one are decoded, which may take them
+    half an hour, and while it is written."""
     limits = Limits(options.min_frames, options.max_duration_s or 0.0, options.timeout_s or 0.0)
-    turn, parts = options.part or (1, 1)
-    names = None if listing.counts is None else set(_shard_names(options, listing.counts))
-    show, made = _Progress(listing, parts, progress), 0
+    standing, leftovers = _standing(options.out)
+    _begin_retry(options)
+    show, made = _Progress(listing, (options.part or (1, 1))[1], progress), _Made()
+    places: dict[int, tuple[_Shard, int]] = {}
+    whole: deque[_Shard] = deque()
+    writing: deque[Future[None]] = deque()
+    media = _Media(options, found=bool(standing))
     listing.count_beside()
     pool = ProbePool(options.workers, limits, worker)
+    writer = ThreadPoolExecutor(1)
+
+    def tasks() -> Iterator[Task]:
+        numbers = itertools.count()
+        for name, rows in _shards_of_part(options, listing):
+            if name in standing and not _to_retry(options, name, rows):
+                show.skip(len(rows))
+                continue
+            # of a run that was killed; and no fragment stands beside a tar that it does not describe
+            for path in (*leftovers.get(name, ()), *fragment_paths(options.out, name)):
+                path.unlink(missing_ok=True)
+            shard = _Shard(name, rows)
+            show.add(len(shard.reasons), len(shard.reasons))
+            for reason, detail in shard.reasons.values():
+                if reason == "missing":
+                    media.lost(detail)
+            wanted = [number for number in range(len(rows)) if number not in shard.reasons]
+            if not wanted:
+                whole.append(shard)
+                write(WRITING)
+            for number in wanted:
+                places[next(numbers)] = shard, number
+                yield _task(options, name, number, rows[number])
+
+    def write(limit: int) -> None:
+        while whole and media.found:
+            shard = whole.popleft()
+            made.shards += 1
+            made.files += len(shard.rows)
+            made.bad.update(str(reason) for reason, _ in shard.reasons.values())
+            writing.append(writer.submit(_write_shard, options, shard))
+        while len(writing) > limit:
+            writing.popleft().result()
+
     try:
-        for ordinal, (name, members) in enumerate(_shards(listing.rows(), options.shard_clips or 1)):
-            listing.look()
-            if names is not None and name not in names:  # the end of the list would tell as well, after all the work
-                raise DataError(
-                    f"{options.source} lists more than {listing.counts}, as it did when {options.out} was begun; prepare it into another --out"
-                )
-            if ordinal % parts != turn - 1:
-                continue
-            if fragment_paths(options.out, name)[1].exists():
-                show.skip(len(members))
-                continue
-            _make_shard(options, name, members, pool, show)
-            made += 1
+        for task, reason, result in pool.map(tasks()):
+            shard, number = places.pop(task)
+            if reason is None:
+                shard.found[number] = result
+            else:
+                shard.reasons[number] = (reason, str(result))
+            show.add(1, int(reason is not None), 0 if reason else len(shard.found[number].cuts) or 1)
+            if shard.whole:
+                whole.append(shard)
+            if reason == "missing":
+                media.lost(result)
+            else:
+                media.found = True
+            write(WRITING)
+        media.end()
+        write(0)
     finally:
         pool.close()
         listing.close()
+        writer.shutdown(cancel_futures=True)
         show.end()
     return made
 
 
-def _make_shard(options: PrepareOptions, name: str, rows: list[Row], pool: ProbePool, show: _Progress) -> None:
+def _shards_of_part(options: PrepareOptions, listing: Listing) -> Iterator[tuple[str, list[Row]]]:
+    turn, parts = options.part or (1, 1)
+    names = None if listing.counts is None else set(_shard_names(options, listing.counts))
+    for ordinal, (name, rows) in enumerate(_shards(listing.rows(), options.shard_clips or 1)):
+        listing.look()
+        if names is not None and name not in names:  # the end of the list would tell as well, after all the work
+            raise DataError(
+                f"{options.source} lists more than {listing.counts}, as it did when {options.out} was begun; prepare it into another --out"
+            )
+        if ordinal % parts == turn - 1:
+            yield name, rows
+
+
+RETRY = "retry.json"
+"""The reasons of a retry that goes on. What is younger than this file has been made anew already, by a run that was interrupted."""
+
+
+class _Media:
+    """Whether the media are where they are looked for: a wrong folder, or one that is not mounted, would make every clip bad for good."""
+
+    def __init__(self, options: PrepareOptions, found: bool) -> None:
+        self.found = found or bool(options.retry)
+        """Any file; before that, no shard is written."""
+        self._options, self._missing, self._first = options, 0, ""
+
+    def lost(self, detail: object) -> None:
+        """A file is missing. DataError after NOTHING_FOUND of them."""
+        self._missing += 1
+        self._first = self._first or str(detail)
+        if self._missing >= NOTHING_FOUND:
+            self._refuse()
+
+    def end(self) -> None:
+        """After the last file. DataError where all of the source's are missing; a small part may have drawn the missing ones."""
+        if self._missing and self._options.part is None:
+            self._refuse()
+        self.found = True
+
+    def _refuse(self) -> None:
+        if not self.found:
+            raise DataError(
+                f"none of the first {self._missing:,} files that {self._options.source} lists is there (first: {self._first}), and nothing was "
+                "written of them. Is the storage mounted here, and does --videos name the right folder?"
+            )
+
+
+def _standing(out: Path) -> tuple[frozenset[str], dict[str, list[Path]]]:
+    """Shards whose tar and fragments stand, and unfinished files by shard. Each folder is listed once: it may hold a hundred thousand files."""
+    tars, fragments, leftovers = set[str](), set[str](), dict[str, list[Path]]()
+    for folder, names in (("shards", tars), ("parts", fragments)):
+        for path in (out / folder).iterdir():
+            if path.name.startswith(TEMPORARY):
+                leftovers.setdefault(path.name.removeprefix(TEMPORARY).partition(".")[0], []).append(path)
+            else:
+                names.add(path.name)
+    whole = (name.removesuffix(".tar") for name in tars)
+    return frozenset(name for name in whole if all(path.name in fragments for path in fragment_paths(out, name))), leftovers
+
+
+def _begin_retry(options: PrepareOptions) -> None:
+    reasons, marker = sorted(options.retry), options.out / RETRY
+    if reasons and not (marker.exists() and json.loads(marker.read_text()) == reasons):
+        write_atomic(marker, json.dumps(reasons) + "\n")
+
+
+def _to_retry(options: PrepareOptions, name: str, rows: list[Row]) -> bool:
+    """Whether a shard that stands holds what --retry names, and was not made anew for it already."""
+    if not options.retry:
+        return False
+    fragment = fragment_paths(options.out, name)[1]
+    if fragment.stat().st_mtime_ns > (options.out / RETRY).stat().st_mtime_ns:
+        return False
+    lost = {key: reason for key, reason in bad_files(options.out, name).items() if reason in options.retry}
+    here = (row for row in rows if row.reason is None and lost.get(f"{row.split}/{row.id}") == "missing")
+    return bool(set(lost.values()) - {"missing"}) or any(path.is_file() for row in here for path in (row.path, *row.others))
+
+
+def _stands(options: PrepareOptions) -> bool:
+    """Whether a finished folder needs nothing: no index is to be made anew, no shard is gone, none is to be tried again."""
+    if options.merge or options.retry:
+        return False
+    counts, tars = json.loads((options.out / "plan.json").read_text()), {path.name for path in (options.out / "shards").iterdir()}
+    return tars.issuperset(f"{name}.tar" for name in _shard_names(options, counts))
+
+
+def _write_shard(options: PrepareOptions, shard: _Shard) -> None:
     """Tar first, fragment second: a fragment stands only beside a whole tar."""
-    out = options.out
-    for folder in ("shards", "parts"):  # of a run that was killed; other parts' unfinished files are theirs
-        for path in (out / folder).glob(f"{TEMPORARY}{name}.*"):
-            path.unlink()
-    wanted = [number for number, row in enumerate(rows) if row.reason is None]
-    show.add(len(rows) - len(wanted), len(rows) - len(wanted))
-    tasks = (_task(options, name, number, rows[number]) for number in wanted)
-    found: dict[int, Found] = {}
-    reasons = {number: (row.reason, row.detail) for number, row in enumerate(rows)}
-    for task, reason, result in pool.map(tasks):
-        if reason is None:
-            found[wanted[task]] = result
-        else:
-            reasons[wanted[task]] = (reason, str(result))
-        show.add(1, int(reason is not None))
+    out, name, found = options.out, shard.name, shard.found
     videos: list[Video] = []
     clips: list[Clip] = []
     with (
         atomic_path(out / "shards" / f"{name}.tar") as temporary,
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive,
     ):
-        for number, row in enumerate(rows):
+        for number, row in enumerate(shard.rows):
             if number not in found:
-                reason, detail = reasons[number]
+                reason, detail = shard.reasons[number]
                 captions = list(row.captions)
                 clips.append(Clip(f"{row.split}/{row.id}", row.split, captions, row.source, reason=reason, detail=detail))
                 continue
@@ -339,7 +497,7 @@ class _Progress:
 
     def __init__(self, listing: Listing, parts: int, on: bool) -> None:
         self._listing, self._parts, self._on = listing, parts, on
-        self._done = self._bad = self._skipped = 0
+        self._done = self._bad = self._clips = self._skipped = 0
         self._start = self._shown = time.monotonic()
         self._terminal = sys.stderr.isatty()
 
@@ -347,14 +505,16 @@ class _Progress:
         """Files of an earlier run: they count as done, not for the rate."""
         self._skipped += done
 
-    def add(self, done: int, bad: int) -> None:
+    def add(self, done: int, bad: int, clips: int = 0) -> None:
         self._done += done
         self._bad += bad
+        self._clips += clips
         now = time.monotonic()
         if self._on and now - self._shown >= (0.2 if self._terminal else 10):
             self._shown = now
-            rate, ready = self._done / max(now - self._start, 1e-9), self._done + self._skipped
-            text = f"bad {self._bad:,}  {rate:.0f} files/s"
+            seconds, ready = max(now - self._start, 1e-9), self._done + self._skipped
+            rate = self._done / seconds
+            text = f"bad {self._bad:,}  {rate:.3g} files/s  {self._clips / seconds:.3g} clips/s"
             if (counts := self._listing.look()) is None:
                 text = f"{ready:,} files  {text}  the list is still being counted"
             else:

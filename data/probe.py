@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+import io
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,9 @@ from data.processes import UNGUARDED, forkserver_context
 
 CONSTANT_RATE_TOLERANCE = 0.02
 """Largest deviation of a frame's time from its place at a constant rate, in frames, that still counts as constant."""
+ROUNDED = 1.05, 0.09
+"""The same where a file's clock is coarse (a millisecond in WebM and Matroska), so that the times of a constant rate come rounded: ticks of the
+clock, and frames at most, since data.decode.Timeline takes a tenth of a frame."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,6 @@ class ProbeError(Exception):
 
 def probe(content: bytes, extension: str, limits: Limits, sink: Callable[[Any], None] | None = None) -> dict[str, Any]:
     """Columns of the index for one file; raises ProbeError. `sink` is given every decoded frame."""
-    import io
-
     import av
 
     if not content:
@@ -50,11 +52,26 @@ def probe(content: bytes, extension: str, limits: Limits, sink: Callable[[Any], 
     if head.startswith((b"<!doctype", b"<html", b"<?xml", b"{", b"<error")):
         kind = "an image" if extension in IMAGES else "a video"
         raise ProbeError(f"not_{kind.replace(' ', '_')}", f"a text file, not {kind}: {head[:40].decode(errors='replace')!r}")
+    if extension in ("jpg", "jpeg"):
+        _check_jpeg(content)
     try:
         with av.open(io.BytesIO(content)) as container:
             return _decode(container, extension, limits, sink)
     except (av.error.FFmpegError, ValueError, EOFError) as error:
         raise ProbeError("undecodable", str(error)) from error
+
+
+def _check_jpeg(content: bytes) -> None:
+    """FFmpeg fills what is missing of a JPEG with grey and says nothing; Pillow refuses it."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.format == "JPEG":
+                image.draft("L", (64, 64))  # all of the file is read, little of it is drawn
+                image.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ProbeError("undecodable", f"{type(error).__name__}: {error}") from error
 
 
 def _decode(container: Any, extension: str, limits: Limits, sink: Callable[[Any], None] | None) -> dict[str, Any]:
@@ -97,8 +114,9 @@ def _columns(times: list[float], starts: set[int], first: Any, stream: Any, exte
     rate = (
         (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else float(stream.average_rate or 0)
     )
-    base = times[0]
-    constant = all(abs((t - base) * rate - k) <= CONSTANT_RATE_TOLERANCE for k, t in enumerate(times))
+    base, tick = times[0], float(stream.time_base or 0)
+    tolerance = max(CONSTANT_RATE_TOLERANCE, min(ROUNDED[0] * tick * rate, ROUNDED[1]))
+    constant = all(abs((t - base) * rate - k) <= tolerance for k, t in enumerate(times))
     by_time = {round(t / float(stream.time_base)): k for k, t in enumerate(times)}
     return {
         "codec": codec_of(stream),
@@ -120,7 +138,7 @@ PACKET_CODECS = frozenset({"h264", "hevc", "vp9", "av1"})
 """Codecs of which a packet is a frame, in the containers that keep the time of showing."""
 
 
-def probe_packets(path: Path, limits: Limits) -> dict[str, Any] | None:
+def probe_packets(content: bytes | Path, extension: str, limits: Limits) -> dict[str, Any] | None:
     """The columns that `probe` would find, from the packets and one decoded frame: what a video of hours holds, in seconds. Damage inside the
     frames is not seen. None where the packets do not tell the frames one by one, and the video must be decoded; ProbeError as `probe`."""
     import av
@@ -129,7 +147,7 @@ def probe_packets(path: Path, limits: Limits) -> dict[str, Any] | None:
     starts: set[int] = set()
     first = None
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(content) if isinstance(content, Path) else io.BytesIO(content), "r") as container:
             if not container.streams.video or codec_of(container.streams.video[0]) not in PACKET_CODECS:
                 return None
             stream = container.streams.video[0]
@@ -148,7 +166,7 @@ def probe_packets(path: Path, limits: Limits) -> dict[str, Any] | None:
                 return None
             _check_length(len(times), container, stream, limits)
             seconds = [float(pts * (stream.time_base or 0)) for pts in sorted(times)]
-            return _columns(seconds, starts, first, stream, path.suffix.lstrip(".").lower(), image=False)
+            return _columns(seconds, starts, first, stream, extension, image=False)
     except (av.error.FFmpegError, ValueError, EOFError) as error:
         raise ProbeError("undecodable", str(error)) from error
 
@@ -177,7 +195,8 @@ def _serve(target: Callable[[Connection, Limits], None], pipe: Connection, limit
 
 class ProbePool:
     """Processes that run `target`(pipe, limits), which answers tasks. One that hangs or dies costs its clip only: it is killed and another one takes
-    its place. One that dies before it can work is no clip's fault: DataError."""
+    its place. One that somebody else kills, as the kernel does for want of memory, has its clip tried once more. One that dies before it can work is
+    no clip's fault: DataError."""
 
     def __init__(self, workers: int, limits: Limits, target: Any) -> None:
         self._context = forkserver_context()
@@ -195,13 +214,16 @@ class ProbePool:
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, str | None, Any]]:
         """(number of the task, reason or None, detail or columns), in the order of completion. Raises what the storage did to a worker (OSError):
         that says nothing about the clip."""
+        again: deque[tuple[int, Any]] = deque()
+        killed: set[int] = set()
         numbered, free = enumerate(tasks), deque(range(len(self._workers)))
         running: dict[int, tuple[int, float]] = {}
+        sent: dict[int, Any] = {}
         while True:
-            for slot, (number, task) in zip(list(free), itertools.islice(numbered, len(free)), strict=False):
-                free.popleft()
+            while free and (following := again.popleft() if again else next(numbered, None)) is not None:
+                slot, (number, task) = free.popleft(), following
                 self._send(slot, task)
-                running[slot] = (number, self._deadline(slot))
+                running[slot], sent[number] = (number, self._deadline(slot)), task
             if not running:
                 return
             slots: dict[Any, int] = {self._workers[slot][1]: slot for slot in running}
@@ -219,8 +241,21 @@ class ProbePool:
                     try:
                         answer = self._workers[slot][1].recv()
                     except (EOFError, ConnectionError):
+                        self._workers[slot][0].join(5)
+                        by_signal_9 = self._workers[slot][0].exitcode == -signal.SIGKILL
                         self._restart(slot)
                         answer = "decoder_crashed", "the decoding process died on this clip"
+                        if by_signal_9 and number not in killed:
+                            killed.add(number)
+                            again.append((number, sent[number]))
+                            del running[slot]
+                            free.append(slot)
+                            continue
+                        if by_signal_9:
+                            answer = (
+                                "killed",
+                                "the decoding process was killed twice, for want of memory? Fewer --workers, then --retry killed",
+                            )
                     if isinstance(answer[1], OSError):
                         raise answer[1]
                     yield (number, *answer)
@@ -233,7 +268,7 @@ class ProbePool:
                     yield number, "timeout", f"not decoded within --timeout-s {self._limits.timeout_s:g}"
                 else:
                     continue
-                del running[slot]
+                del running[slot], sent[number]
                 free.append(slot)
 
     def _deadline(self, slot: int) -> float:

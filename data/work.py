@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from data.encode import Encoder, Encoding, encode_image
 from data.errors import LASTING
 from data.media import IMAGES
-from data.probe import CONSTANT_RATE_TOLERANCE, Limits, ProbeError, probe
+from data.probe import CONSTANT_RATE_TOLERANCE, Limits, ProbeError, probe, probe_packets
 from data.processes import live_and_die_with_parent
 from data.sources import Line, Narration
 
@@ -108,6 +108,7 @@ def examine(task: Task, limits: Limits) -> Found:
     with path.open("rb") as file:
         file.seek(task.offset)
         content = file.read() if task.size is None else file.read(task.size)
+    lines = _lines(task.narration)
     extension = task.extension
     if extension in IMAGES:
         extension = next((kind for magic, kind in MAGIC.items() if content.startswith(magic)), extension)
@@ -116,11 +117,9 @@ def examine(task: Task, limits: Limits) -> Found:
     else:
         columns, made = encoded(content, extension, limits, task.encoding)
         extension = columns["container"]
-    cuts: tuple[Cut, ...] = ()
-    if task.narration is not None:
-        cuts = cut(task.narration.lines(task.narration), columns)
-        if not cuts:
-            raise ProbeError("no_caption", "the video has no caption lines")
+    cuts = cut(lines, columns)
+    if cuts and all(found.reason for found in cuts):
+        raise ProbeError(str(cuts[0].reason), f"none of {len(cuts)} caption lines can be used, the first: {cuts[0].detail}")
     if len(made or content) >= LARGEST:
         raise ProbeError(
             "too_large", f"{len(made or content):,} bytes, a member of a tar has less than {LARGEST:,}; encode it (--short-side)"
@@ -129,6 +128,18 @@ def examine(task: Task, limits: Limits) -> Found:
         return Found(path, task.offset, task.size, extension, columns, cuts)
     task.target.write_bytes(made)
     return Found(task.target, 0, None, extension, columns, cuts)
+
+
+def _lines(narration: Narration | None) -> list[Line]:
+    """Caption lines; ProbeError where none can be used, before hours go into the video."""
+    if narration is None:
+        return []
+    lines = narration.lines(narration)
+    if not lines:
+        raise ProbeError("no_caption", "the video has no caption lines")
+    if all(line.reason for line in lines):
+        raise ProbeError(str(lines[0].reason), f"none of {len(lines)} caption lines can be used, the first: {lines[0].detail}")
+    return lines
 
 
 def encoded(content: bytes, extension: str, limits: Limits, encoding: Encoding) -> tuple[dict[str, Any], bytes | None]:
@@ -141,13 +152,22 @@ def encoded(content: bytes, extension: str, limits: Limits, encoding: Encoding) 
         except (OSError, ValueError, SyntaxError) as error:
             raise ProbeError("undecodable", f"{type(error).__name__}: {error}") from error
         return probe(image, "jpg", limits), None if image == content else image
-    encoder = Encoder(encoding)
-    before = probe(content, extension, limits, encoder.add)
+    encoder = Encoder(encoding, _rate(content, extension, limits))
+    probe(content, extension, limits, encoder.add)
     video = encoder.finish()
-    after = probe(video, encoding.extension, limits)
-    if after["frames"] != before["frames"]:
-        raise ProbeError("encoding_failed", f"{before['frames']} frames became {after['frames']}")
+    after = probe(video, encoding.extension, replace(limits, min_frames=1))
+    if after["frames"] != encoder.frames:
+        raise ProbeError("encoding_failed", f"{encoder.frames} frames became {after['frames']}")
     return after, video
+
+
+def _rate(content: bytes, extension: str, limits: Limits) -> float:
+    """Frames per second on average: by the times of the packets, or, where those do not tell the frames, by decoding once more."""
+    try:
+        columns = probe_packets(content, extension, limits)
+    except ProbeError:  # decoding judges
+        columns = None
+    return float((columns or probe(content, extension, limits))["frame_rate"]) or 25.0
 
 
 def worker(pipe: Connection, limits: Limits) -> None:

@@ -36,7 +36,7 @@ class TuneConfig(TrainConfig):
     global_batch: int = 512
     """Items per optimizer step over all ranks."""
     save_every: int = 500
-    """Steps between two checkpoints; one more is written at the end and on a signal."""
+    """Steps between two checkpoints; more are written at the end, on a signal and before a validation."""
 
     def __post_init__(self) -> None:
         if self.steps:

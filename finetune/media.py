@@ -253,7 +253,7 @@ def probe_file(root: Path, relative: str, picture_rate: float) -> MediaFile:
     path = root / relative
     if path.is_dir():
         return _probe_folder(path, relative, picture_rate)
-    if path.stat().st_size > LONG_BYTES and (facts := probe_packets(path, LIMITS)) is not None:
+    if path.stat().st_size > LONG_BYTES and (facts := probe_packets(path, path.suffix[1:].lower(), LIMITS)) is not None:
         return _video_file(relative, _hash_of_long(path), facts)
     content = path.read_bytes()
     extension = path.suffix.lstrip(".").lower()

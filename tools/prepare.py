@@ -6,6 +6,9 @@ your own CSV with the columns path (from its folder on, or absolute) and caption
 img2dataset, or a folder of them. Every clip is decoded once; bad ones are counted and named, never silently dropped. The same command continues
 after an interruption.
 
+What is lost of a finished folder, a shard that was deleted for instance, the same command makes anew. --retry missing,timeout tries clips again that
+were bad for a reason outside them: storage that was not mounted, a node too busy; --videos may then name another folder.
+
 On several machines: --part 1/16 to --part 16/16 in any order or at the same time, then --merge (slurm/prepare_array.sh does both).
 """
 
@@ -23,7 +26,7 @@ if __package__ in (None, ""):
 
 from data.encode import CODECS, Encoding
 from data.errors import DataError
-from data.prepare import PrepareOptions, PrepareSummary, prepare
+from data.prepare import RETRIED, PrepareOptions, PrepareSummary, prepare
 from data.sources import FORMATS, NAME_FIELDS
 from data.units import duration, size
 
@@ -31,13 +34,14 @@ from data.units import duration, size
 def _print(summary: PrepareSummary, out: Path) -> None:
     if summary.part:
         print(f"  {summary.part} ({duration(summary.seconds)})")
-        return
-    if summary.done_before:
+    elif summary.done_before:
         print(f"{out} is already prepared")
     for split, number in summary.clips.items():
         print(f"  {split:<14}{number:>12,} clips")
     for reason, number in sorted(summary.bad.items(), key=lambda item: -item[1]):
         print(f"  bad: {reason:<20}{number:>8,}")
+    if summary.part:
+        return
     for line in summary.official:
         print(f"  official: {line}")
     print(
@@ -77,7 +81,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--short-side", type=int, metavar="PIXELS", help="scale to this shorter side, never up; images too")
     add("--gop", type=int, metavar="FRAMES", help=f"frames from keyframe to keyframe (default: {Encoding.gop})")
     add("--part", type=_part, metavar="i/n", help="make only the i-th of n shares of the shards, i from 1, and no index")
-    add("--merge", action="store_true", help="make only the index, when all parts are done")
+    add("--merge", action="store_true", help="make only the index, when all parts are done, or anew")
+    add(
+        "--retry",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="REASON,…",
+        help=f"make those shards anew that hold files which are bad for such a reason; what is still missing is not tried ({', '.join(RETRIED)})",
+    )
     add(
         "--max-bad-share",
         type=float,

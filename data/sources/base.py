@@ -253,6 +253,10 @@ def stream_json(path: Path) -> Iterator[tuple[str, Any]]:
             number += 1
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 class MediaFiles:
     """Videos of a folder by id (the file name up to its last dot), whatever the sub-folders; the first in sorted order counts."""
 
@@ -262,7 +266,8 @@ class MediaFiles:
         self.root = root
         self._paths: dict[str, str] = {}
         seen: set[str] = set()
-        for folder, folders, files in os.walk(root, followlinks=True):  # parts of a large set often lie on other disks
+        # links, since parts of a large set often lie on other disks; a folder that cannot be read is no folder without videos
+        for folder, folders, files in os.walk(root, onerror=_raise, followlinks=True):
             real = os.path.realpath(folder)
             if real in seen:  # a link to a folder above it
                 folders.clear()

@@ -33,6 +33,16 @@ def _read(source: Path, options: ReadOptions, names: dict[str, tuple[str, str]],
     files = _listed(source, names)
     if not files:
         raise DataError(f"{source} holds none of {', '.join(names)}; give the official file, or a folder with it")
+    if (
+        options.names
+        and len(files) > 1
+        and "{split}" not in options.names
+        and not any(f in options.names for f in ("{crc32}", "{md5}"))
+    ):
+        raise DataError(
+            f"--names {options.names!r} gives the same files for {' and '.join(path.name for path in files)}; "
+            "put {split} into it (train or val), or prepare each list by itself, with its own --videos"
+        )
     for path in files:
         split, template = names[path.name]
         for line, fields in tab_lines(path, 2):

@@ -6,6 +6,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from data.errors import DataError
 from data.media import IMAGES, VIDEOS
@@ -19,27 +20,38 @@ def _files(source: Path) -> list[Path]:
 
 
 def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
-    """Members are read by offset inside the tar; their names serve as keys only and never become paths."""
+    """Members are read by offset inside the tar; their names serve as keys only and never become paths. A key is the name up to the first dot behind
+    the last slash, as WebDataset has it."""
     for path in _files(source):
         samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-        try:
-            with tarfile.open(path) as archive:
-                for member in archive:
-                    if member.isfile():
-                        key, _, extension = member.name.rpartition("/")[2].partition(".")
-                        samples.setdefault(key, {})[extension.lower()] = member
-        except (tarfile.TarError, EOFError) as error:
-            raise DataError(f"{path} is no readable tar ({error}); delete or repair it") from error
-        for key, members in samples.items():
-            yield _row(path, key, members)
+        again: list[Row] = []
+        with path.open("rb") as file:
+            try:
+                with tarfile.open(fileobj=file) as archive:
+                    for member in archive:
+                        if member.isfile():
+                            folder, slash, base = member.name.removeprefix("./").rpartition("/")
+                            stem, _, extension = base.partition(".")
+                            members = samples.setdefault(f"{folder}{slash}{stem}", {})
+                            if extension.lower() in members:
+                                name = f"{path.stem}/{member.name}"
+                                again.append(
+                                    bad("train", name, path, name, f"{member.name} stands twice in the tar", "duplicate")
+                                )
+                            else:
+                                members[extension.lower()] = member
+            except (tarfile.TarError, EOFError) as error:
+                raise DataError(f"{path} is no readable tar ({error}); delete or repair it") from error
+            for key, members in samples.items():
+                yield _row(path, file, key, members)
+        yield from again
 
 
-def _row(path: Path, key: str, members: dict[str, tarfile.TarInfo]) -> Row:
+def _row(path: Path, file: IO[bytes], key: str, members: dict[str, tarfile.TarInfo]) -> Row:
     def text(extension: str) -> str:
         member = members[extension]
-        with path.open("rb") as file:
-            file.seek(member.offset_data)
-            return file.read(member.size).decode("utf-8", errors="replace")
+        file.seek(member.offset_data)
+        return file.read(member.size).decode("utf-8", errors="replace")
 
     caption, name = "", f"{path.stem}/{key}"
     if "txt" in members:

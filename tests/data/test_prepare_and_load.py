@@ -191,14 +191,20 @@ def test_tars_of_video2dataset_are_read_and_member_names_never_become_paths(tmp_
             ("001.mp4", good),
             ("001.json", b'{"caption": "from json"}'),
             ("002.json", b'{"caption": "no media", "status": "failed_to_download"}'),
+            ("a/1.mp4", good),
+            ("a/1.txt", b"one of a"),
+            ("./b/1.v2.mp4", good),
+            ("b/1.mp4", good),
+            ("b/1.txt", b"one of b"),
+            ("b/1.txt", b"another one of b"),
         ):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     summary = prepare(PrepareOptions(tmp_path / "00000.tar", tmp_path / "out", workers=1), progress=False)
     index = Index(tmp_path / "out", "train")
-    assert [index[item]["captions"][0] for item in range(len(index))] == ["from txt", "from json"]
-    assert summary.bad == {"missing": 1}
+    assert [index[item]["captions"][0] for item in range(len(index))] == ["from txt", "from json", "one of a", "one of b"]
+    assert summary.bad == {"missing": 1, "duplicate": 1}
 
 
 def stream(out: Path, **options: object) -> TrainStream:

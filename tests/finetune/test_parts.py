@@ -189,7 +189,7 @@ def test_a_folder_without_any_of_the_files_names_the_archive(folder: Path, tmp_p
 @pytest.mark.parametrize("name", sorted(GOOD))
 def test_packets_tell_what_decoding_the_whole_finds_or_nothing(name: str, tmp_path: Path) -> None:
     path = GOOD[name](tmp_path / name)
-    by_packets = probe_packets(path, LIMITS)
+    by_packets = probe_packets(path, path.suffix[1:].lower(), LIMITS)
     decoded = probe(path.read_bytes(), path.suffix[1:], LIMITS)
     if by_packets is None:
         assert decoded["codec"] not in PACKET_CODECS
