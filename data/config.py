@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,11 @@ class DatasetSpec:
     weight: float = 1.0
     """Relative share of samples in the mixture; > 0."""
 
+    @property
+    def name(self) -> str:
+        """What curves, ledgers and random choices know it by."""
+        return f"{self.path.name}/{self.split}"
+
     @classmethod
     def parse(cls, text: str, split: str = "train") -> DatasetSpec:
         """Read ``DIR[:SPLIT][=WEIGHT]``; raises ValueError naming the part that is wrong."""
@@ -39,6 +45,18 @@ class DatasetSpec:
         if not 0 < weight < float("inf"):
             raise ValueError(f"data set {text!r}: weight must be a positive number, got {weight}")
         return cls(Path(match["path"]), match["split"] or split, weight)
+
+
+def require_distinct(specs: Sequence[DatasetSpec], option: str) -> None:
+    """ValueError where two data sets of `option` go by one name."""
+    seen: dict[str, DatasetSpec] = {}
+    for spec in specs:
+        other = seen.setdefault(spec.name, spec)
+        if other is not spec:
+            raise ValueError(
+                f"{option}: {other.path} and {spec.path} would both be called {spec.name} in curves and ledgers; give one of the folders another "
+                "name, or a link with another name (ln -s)"
+            )
 
 
 @dataclass(frozen=True)

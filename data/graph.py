@@ -141,6 +141,7 @@ class Augment:
         self._clip, self._config, self._device, self._max_batch = clip, config, device, max_batch
         self._device_id = (device.index or 0) if on_gpu else None
         self._pipelines: dict[bool, Pipeline] = {}
+        self._stream: torch.cuda.Stream | None = None
         self.codecs: frozenset[str] = frozenset()
         """What may come as a trimmed stream; the rest must come decoded."""
         if config.decoder == "dali" or (config.decoder == "auto" and on_gpu):
@@ -189,4 +190,16 @@ class Augment:
         for name, values in inputs.items():
             self._pipelines[encoded].feed_input(name, values)
         pixels, _ = self._pipelines[encoded].run()
-        return torch.from_dlpack(pixels.as_tensor()).clone().to(self._device, non_blocking=True)  # DALI reuses its buffer
+        return self._copied(pixels.as_tensor())
+
+    def _copied(self, pixels: object) -> Tensor:
+        """DALI's buffer is taken for another batch as soon as it is let go, whatever still waits to read it: the copy has ended when this returns. It
+        has a stream of its own, or it would wait behind the training steps that are queued, and this thread with it."""
+        if not self.on_gpu:
+            return torch.from_dlpack(pixels).clone().to(self._device, non_blocking=True)
+        self._stream = self._stream or torch.cuda.Stream(self._device_id)
+        with torch.cuda.stream(self._stream):
+            copy = torch.from_dlpack(pixels).clone()
+            self._stream.synchronize()
+        copy.record_stream(torch.cuda.default_stream(self._device_id))  # its memory is not to be reused while training reads it
+        return copy.to(self._device, non_blocking=True)

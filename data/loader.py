@@ -52,7 +52,7 @@ class Source:
 
     def __init__(self, spec: DatasetSpec, clip: ClipConfig, config: DataConfig, number: int = 0) -> None:
         self.index = Index(spec.path, spec.split)
-        self.name = f"{spec.path.name}/{spec.split}"
+        self.name = spec.name
         self._clip, self._config, self._number = clip, config, number
         self.codecs: frozenset[str] = frozenset()
         """What is handed over as a trimmed stream, for DALI to decode."""

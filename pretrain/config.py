@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.bounds import COUNT, NOT_NEGATIVE, require
-from data.config import ClipConfig, DataConfig, DatasetSpec
+from data.config import ClipConfig, DataConfig, DatasetSpec, require_distinct
 from engine.config import TrainConfig, plain
 from model import AllInOneConfig
 from pretrain.objectives import ObjectiveConfig
@@ -94,6 +94,8 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         require(self, NOT_NEGATIVE, ("val_items",))
+        require_distinct([*self.train_specs(), *self.image_specs()], "--data and --images")
+        require_distinct(self.val_specs(), "--val")
 
     def train_specs(self) -> list[DatasetSpec]:
         """The mixture."""
