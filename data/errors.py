@@ -13,6 +13,10 @@ class DataError(RuntimeError):
     """Prepared data is missing, unfinished, damaged, or holds too many bad clips; the message says what to run or change."""
 
 
+class LostDataError(DataError):
+    """A file of prepared data is not where the index says."""
+
+
 class GraphError(Exception):
     """Samples that the graph cannot process: their numbers in the micro-batch, with DALI's messages."""
 

@@ -16,7 +16,7 @@ from data.batch import BadClip, Batch
 from data.choices import SampleChoices, draw, fixed, generator, nearest_keyframes
 from data.config import ClipConfig, DataConfig, DatasetSpec
 from data.decode import DecodeError, Timeline, decode_frames
-from data.errors import LASTING, DataError
+from data.errors import LASTING, DataError, LostDataError
 from data.index import Index, window
 from data.ledger import Ledger
 from data.media import dali_reads
@@ -73,7 +73,7 @@ class Source:
             remedy = "restore it, or run again what prepared it"
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 remedy = "raise the limit (ulimit -n)"
-            raise DataError(f"shard {path} cannot be opened ({error}); {remedy}") from error
+            raise LostDataError(f"shard {path} cannot be opened ({error}); {remedy}") from error
 
     def read(self, row: dict[str, Any]) -> bytes:
         """The encoded bytes of a row; DataError where its shard is gone or short."""

@@ -377,10 +377,14 @@ def load(engine: Any, module: nn.Module, folder: Path, layout: Mapping[str, Any]
     return facts, ""
 
 
+DOOMED = ".tmp-old-"
+"""Prefix of a checkpoint that is being deleted: a half-deleted one is never taken for whole."""
+
+
 def prune(out: Path, keep_last: int, keep_every: int) -> None:
     """Delete old checkpoints: the newest `keep_last` stay, and those at multiples of `keep_every` steps."""
     for folder in checkpoints(out)[keep_last:]:
         if not keep_every or step_of(folder) % keep_every:
-            doomed = folder.with_name(f".tmp-old-{folder.name}")  # renamed first: a half-deleted one is never taken for whole
-            folder.rename(doomed)
-            shutil.rmtree(doomed)
+            folder.rename(folder.with_name(f"{DOOMED}{folder.name}"))
+    for doomed in (out / "checkpoints").glob(f"{DOOMED}*"):
+        shutil.rmtree(doomed, ignore_errors=True)  # NFS keeps what somebody still reads; the next time

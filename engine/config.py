@@ -13,6 +13,10 @@ class ConfigError(ValueError):
     """Options that contradict each other or the machine; the message says which to change."""
 
 
+class LocalConfigError(ConfigError):
+    """One that the other ranks may not have."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One run of the loop. Values that ds_configs/*.json also know stand there as "auto"."""

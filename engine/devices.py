@@ -5,6 +5,7 @@ Memory is the data sheet's number taken as 10**9 bytes per GB; drivers report 0 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 GPUS_PER_NODE = 8
@@ -49,8 +50,8 @@ DEVICES = {
 }  # fmt: skip
 """Planning names → GPUs."""
 
-OTHER_PEAKS = {"A10": 125 * TERA}
-"""Dense 16-bit rates of further cards by CUDA's name; the planner has no other figure of them."""
+OTHER_PEAKS = {"A10": (125 * TERA, 31.2 * TERA), "H100 PCIe": (756.5 * TERA, 51 * TERA), "H100 NVL": (835.5 * TERA, 60 * TERA)}
+"""(dense 16-bit, fp32) rates of further cards by CUDA's name, from their data sheets; the planner has no other figure of them."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,10 @@ def find_network(name: str) -> Network:
     return NETWORKS[name]
 
 
-def peak_of_card(cuda_name: str) -> tuple[float, str] | None:
-    """(16-bit FLOP/s, product) of the card that CUDA names so; None for an unknown one."""
-    known = {device.product: device.rate for device in DEVICES.values()} | OTHER_PEAKS
-    # RTX A6000 holds "A6000"; longest names first, so that an A100 is no A10
-    for product in sorted(known, key=len, reverse=True):
-        if product in cuda_name:
-            return known[product], product
+def peak_of_card(cuda_name: str, precision: str) -> tuple[float, str] | None:
+    """(FLOP/s in fp32, or in bf16 and fp16, product) of the card that CUDA names so; None for an unknown one."""
+    known = {device.product: (device.rate, device.rate_fp32) for device in DEVICES.values()} | OTHER_PEAKS
+    for product in sorted(known, key=len, reverse=True):  # H100 PCIe before H100
+        if re.search(rf"\b{product}\b", cuda_name):  # neither an A100 nor an A10G is an A10
+            return known[product][precision == "fp32"], product
     return None

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.config import ConfigError, TrainConfig
+from engine.config import ConfigError, LocalConfigError, TrainConfig
 
 FOLDER = Path(__file__).resolve().parent.parent / "ds_configs"
 
@@ -133,7 +133,7 @@ def _swap_folder(base: str) -> str:
     try:
         made = tempfile.mkdtemp(prefix="all-in-one-", dir=base)
     except OSError as error:
-        raise ConfigError(
+        raise LocalConfigError(
             f"nothing can be written in {base} ({error}); give a folder on this node's own disk in NVME_DIR"
         ) from error
     atexit.register(shutil.rmtree, made, ignore_errors=True)

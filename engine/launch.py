@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from engine.config import ConfigError
+from engine.config import ConfigError, LocalConfigError
 
 EXIT_PEER, EXIT_USER, EXIT_DISK, EXIT_NONFINITE, EXIT_REQUEUE = 1, 2, 3, 4, 75
 """Another rank has left (lower than the code of the one with the reason: srun gives the highest); wrong options or data; a checkpoint could not be
 written; too many non-finite steps; saved after a signal, start again (EX_TEMPFAIL)."""
+EXIT_AGAIN = 1
+"""Of a rank whose node may be to blame: the batch scripts check the nodes and start again."""
 PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "Broken pipe")
 """What gloo and NCCL say in a rank whose partner has left in the middle of a collective."""
 
@@ -105,7 +107,7 @@ def gpu_of_rank(local_rank: int, visible: int) -> int:
     if visible == 1:
         return 0
     if local_rank >= visible:
-        raise ConfigError(
+        raise LocalConfigError(
             f"rank {local_rank} of this host has no GPU: {visible} are visible; start as many ranks per host as it has GPUs"
         )
     return local_rank
@@ -132,7 +134,7 @@ def start(device: str, timeout_s: float) -> tuple[Place, Any]:
     place = find_place(os.environ)
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     if cuda and not torch.cuda.is_available():
-        raise ConfigError("--device cuda was asked for but torch sees no GPU; use --device cpu or a CUDA build of torch")
+        raise LocalConfigError("--device cuda was asked for but torch sees no GPU; use --device cpu or a CUDA build of torch")
     if not cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
         if "OMP_NUM_THREADS" not in os.environ:
@@ -152,6 +154,15 @@ def start(device: str, timeout_s: float) -> tuple[Place, Any]:
         # groups that DeepSpeed makes take no time-out: NCCL would end them after ten minutes, before a hang is looked into
         dist.distributed_c10d.default_pg_nccl_timeout = timedelta(seconds=timeout_s)
     return place, torch.device("cuda", device_index) if cuda else torch.device("cpu")
+
+
+_began = False
+
+
+def began() -> None:
+    """To be called after a step: what this rank cannot find from now on, it has found before."""
+    global _began
+    _began = True
 
 
 def main(run: Callable[[], Any]) -> int:
@@ -178,7 +189,7 @@ def main(run: Callable[[], Any]) -> int:
 
 def _outcome(run: Callable[[], Any]) -> tuple[int, bool, BaseException | None]:
     """(exit code, whether all ranks end so, what is to be raised)."""
-    from data.errors import FULL, DataError
+    from data.errors import FULL, DataError, LostDataError
     from engine.checkpoint import CheckpointError
     from engine.faults import Stopped, TooManySkipped
 
@@ -191,8 +202,14 @@ def _outcome(run: Callable[[], Any]) -> tuple[int, bool, BaseException | None]:
     except CheckpointError as error:
         return _end(error, EXIT_DISK if error.disk else EXIT_USER, shared=True), True, None
     except ConfigError as error:
-        return _end(error, EXIT_USER, shared=True), True, None
-    except (DataError, FileNotFoundError) as error:
+        shared = not isinstance(error, LocalConfigError)
+        return _end(error, EXIT_USER, shared=shared), shared, None
+    except (
+        LostDataError,
+        FileNotFoundError,
+    ) as error:  # it was there: a mount has gone, perhaps, and a node check will find this node
+        return _end(error, EXIT_AGAIN if _began else EXIT_USER, shared=False), False, None
+    except DataError as error:
         return _end(error, EXIT_USER, shared=False), False, None
     except RuntimeError as error:
         if not any(text in str(error) for text in PEER_GONE):

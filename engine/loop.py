@@ -103,6 +103,7 @@ class Run:
         self.layout = parallel.start(config.tensor_parallel, collective_timeout_s(config.hang_timeout_s))
         self.accumulation = config.accumulation(self.layout.data_world)
         self._ds_config = ds_config.resolve(config, self.layout.data_world, self.device.type == "cpu")
+        self._peak = peak_rate(self.device, ds_config.precision(self._ds_config))
         self.step = 0
         self.skipped = 0
         self._skipped_in_a_row = 0
@@ -193,13 +194,15 @@ class Run:
             batch = next(batches)
             self._tally.waited_s += time.perf_counter() - start
             torch.manual_seed(seed_of(self.config.seed, batch.first_position))
-            with self._forward.running():
-                loss, metrics = self._engine(batch)
-            self._engine.backward(loss)
-            self._engine.step()
+            with self._planned.counting():
+                with self._forward.running():
+                    loss, metrics = self._engine(batch)
+                self._engine.backward(loss)
+                self._engine.step()
             self._tally.add(batch, loss, metrics)
         self._newest = batch
         self.step += 1
+        launch.began()
         self._tally.end_step(self.step, *outcome(self._engine, self._optimizer, self.device))
 
     def _claim_folder(self) -> None:
@@ -281,7 +284,7 @@ class Run:
     def _describe(self) -> str:
         config, place, data_world = self.config, self.place, self.layout.data_world
         assert config.micro_batch * data_world * self.accumulation == config.global_batch
-        rate, source = peak_rate(self.device)
+        rate, source = self._peak
         left = (config.steps - self.step) * config.global_batch * self.flops_per_sample
         lines = [
             f"{count(self._parameters)} parameters, {count(self.flops_per_sample)}FLOPs per clip and step (FMA = 2, all "
@@ -298,11 +301,10 @@ class Run:
     def _open_monitor(self, facts: str) -> None:
         """Begin the history and TensorBoard on rank 0."""
         hosts = gathered(socket.gethostname())
-        peak = peak_rate(self.device)
         self._dossiers = Dossiers(self.out, self.config, self._engine, self._ds_config, self._batches_from, self._alive)
         if self.place.rank == 0:
             self._planned.write(self.out)
-            self._monitor = Monitor(self.out, self.config, self.step, self.place, hosts, self.flops_per_sample, peak)
+            self._monitor = Monitor(self.out, self.config, self.step, self.place, hosts, self.flops_per_sample, self._peak)
             self._monitor.board.describe(self.run_config, facts, self.step)
             for note in self._damaged:
                 self._monitor.event("damaged", self.step, problem=note)

@@ -23,12 +23,12 @@ def measured_matmul_rate(seconds: float = 0.3, order: int = 1024) -> float:
     return best
 
 
-def peak_rate(device: torch.device) -> tuple[float, str]:
-    """(FLOP/s of one rank, where the figure comes from); nan for an unknown GPU."""
+def peak_rate(device: torch.device, precision: str) -> tuple[float, str]:
+    """(FLOP/s of one rank in fp32, bf16 or fp16, where the figure comes from); nan for an unknown GPU."""
     if device.type == "cpu":
         return measured_matmul_rate(), "measured fp32 matrix product"
     name = torch.cuda.get_device_name(device)
-    found = peak_of_card(name)
+    found = peak_of_card(name, precision)
     if found is None:
-        return float("nan"), f"{name}: peak unknown"
-    return found[0], f"{found[1]}, dense 16 bit, data sheet"
+        return float("nan"), f"{name}: peak in {precision} unknown"
+    return found[0], f"{found[1]}, {'fp32' if precision == 'fp32' else 'dense 16 bit'}, data sheet"

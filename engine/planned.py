@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def plan_run(
     zero = Zero.from_config(ds)
     planned = state_memory(groups, world, zero, accumulation)
     collectives = traffic(groups, world, zero, accumulation)
-    rate, source = peak_rate(device)
+    rate, source = peak_rate(device, zero.precision)
     mfu = ASSUMED_MFU[device.type]
     samples_per_s = mfu * rate * layout.world / flops_per_sample if flops_per_sample else float("nan")
     resident = 0.0
@@ -138,6 +139,7 @@ class BytesCounter:
 
     def __init__(self) -> None:
         self.total = 0
+        self.on = False
         from deepspeed.comm import comm
 
         for name in self.NAMES:
@@ -148,7 +150,8 @@ class BytesCounter:
     def _counted(self, collective: Any) -> Any:
         def counted(*args: Any, **kwargs: Any) -> Any:
             tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-            self.total += max((tensor.numel() * tensor.element_size() for tensor in tensors), default=0)
+            if self.on:
+                self.total += max((tensor.numel() * tensor.element_size() for tensor in tensors), default=0)
             return collective(*args, **kwargs)
 
         counted.uncounted = collective  # type: ignore[attr-defined]
@@ -165,8 +168,17 @@ class Planned:
         self._counter: BytesCounter | None = None
 
     def count_bytes(self) -> None:
-        """Count collectives from now on; call when the engine stands."""
+        """Call when the engine stands."""
         self._counter = BytesCounter()
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count the bytes of a step; those of checkpoints and evaluations are others."""
+        if self._counter:
+            self._counter.on = True
+        yield
+        if self._counter:
+            self._counter.on = False
 
     def lines(self) -> list[str]:
         """For the log, before training."""

@@ -33,18 +33,18 @@ class _State:
 
 
 class Best:
-    """The best evaluation so far. Its state is saved with every checkpoint, and in OUT/best.json after every evaluation: a run that was killed
-    between a checkpoint and the evaluation of the same step makes up for it."""
+    """The best evaluation so far. Its state is saved with every checkpoint, and in OUT/best.json after every evaluation (OUT/evaluated.json where
+    nothing is selected): a run that was killed between a checkpoint and the evaluation of the same step makes up for it."""
 
     def __init__(self, selection: Selection | None, out: Path) -> None:
-        self._selection, self._file = selection, out / "best.json"
+        self._selection, self._file = selection, out / ("best.json" if selection else "evaluated.json")
         self._state = _State()
 
     def restore(self, saved: Mapping[str, Any] | None, step: int) -> None:
         """Take the state of the checkpoint of this step, or that of a later evaluation of the very same step. Collective."""
         if self._selection and saved:
             self._state = _State(**saved)
-            self._state = decided_by_rank_0(lambda: self._later(step)) or self._state
+        self._state = decided_by_rank_0(lambda: self._later(step)) or self._state
 
     def _later(self, step: int) -> _State | None:
         if not self._file.is_file():
@@ -58,7 +58,7 @@ class Best:
 
     def lacks(self, step: int) -> bool:
         """Whether the evaluation of this step would be news."""
-        return self._selection is not None and 0 < step != self._state.evaluated
+        return 0 < step != self._state.evaluated
 
     @property
     def exhausted(self) -> bool:
@@ -69,6 +69,7 @@ class Best:
     def judge(self, step: int, results: Mapping[str, float]) -> bool:
         """Whether these results are the best so far. ConfigError where the metric is not among them."""
         if self._selection is None:
+            self._state.evaluated = step
             return False
         if self._selection.metric not in results:
             raise ConfigError(f"the evaluation gives no {self._selection.metric!r} to select by; it gives: {', '.join(results)}")
@@ -83,8 +84,7 @@ class Best:
 
     def remember(self) -> None:
         """Rank 0, after the best weights are written: the state as of now."""
-        if self._selection:
-            write_atomic(self._file, json.dumps(self.state()) + "\n")
+        write_atomic(self._file, json.dumps(asdict(self._state)) + "\n")
 
     def __str__(self) -> str:
         if self._selection is None or self._state.value is None:

@@ -16,8 +16,10 @@ enter_project() { # sets project, PYTHON, HOST_PYTHON, and what the site file se
   local site=${SITE:-$project/slurm/site.sh}
   if [[ -f $site ]]; then
     bash -n "$site" || fail 2 "the site file $site is no valid bash"
+    set +u # what it sources (conda, modules, a vendor's variables) may read names that are not set
     # shellcheck disable=SC1090
     source "$site"
+    set -u
   elif [[ -n ${SITE:-} ]]; then
     fail 2 "SITE=$SITE: there is no such file"
   fi
@@ -61,7 +63,8 @@ lay_out() { # sets NODES, TRAIN_NODES, CPUS_PER_NODE, GPUS_PER_NODE, RANKS_PER_N
   port=$((10000 + SLURM_JOB_ID % 200 * 100)) # a block of 100 below the ephemeral ports: two jobs on one host do not meet
   # what sbatch was asked for in other terms would contradict the options that srun is given here
   unset SLURM_CPUS_PER_GPU SLURM_CPUS_PER_TASK SLURM_MEM_PER_GPU SLURM_MEM_PER_CPU SLURM_MEM_PER_NODE SLURM_NTASKS SLURM_NPROCS \
-    SLURM_NTASKS_PER_NODE SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_DISTRIBUTION
+    SLURM_NTASKS_PER_NODE SLURM_GPUS SLURM_GPUS_PER_NODE SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_DISTRIBUTION \
+    SLURM_EXPORT_ENV # of sbatch --export=NONE: the ranks would miss what the site file exports
 }
 
 address_of() { # NODE: its name, or the address that Slurm uses where the name does not resolve
@@ -82,13 +85,43 @@ on_nodes() { # TASKS_PER_NODE LOG NODE,NODE,... SRUN_OPTIONS... -- COMMAND...
   cpus=$((CPUS_PER_NODE / per_node)) # since Slurm 22.05 srun does not take it from sbatch: a rank would get one core
   ((GPUS_PER_NODE)) && options+=(--gpus-per-node="$GPUS_PER_NODE")
   srun --nodes="$nodes" --nodelist="$list" --ntasks="$((nodes * per_node))" --ntasks-per-node="$per_node" \
-    --cpus-per-task="$((cpus ? cpus : 1))" --mem=0 --output="$log" "${options[@]}" "${SRUN_OPTIONS[@]}" "$@"
+    --cpus-per-task="$((cpus ? cpus : 1))" --mem=0 --output="$log" "${options[@]}" "${SRUN_OPTIONS[@]}" "${HERE[@]}" "$PWD" "$@"
 }
 
-become() { # COMMAND...: go on as this single process, in the environment of the ranks
-  local through=()
-  ((${#SRUN_OPTIONS[@]} == 0)) || through=(srun --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${SRUN_OPTIONS[@]}")
-  exec "${through[@]}" "${COMMAND_PREFIX[@]}" "$@"
+# shellcheck disable=SC2016
+HERE=(bash -c 'cd "$0" && exec "$@"') # a container's tasks begin in its image's own folder, and paths of the command line may be relative
+
+one_process() { # sets THROUGH: what stands before the command of a single process, in the environment of the ranks
+  THROUGH=("${COMMAND_PREFIX[@]}")
+  ((${#SRUN_OPTIONS[@]} == 0)) ||
+    THROUGH=(srun --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${SRUN_OPTIONS[@]}" "${HERE[@]}" "$PWD" "${COMMAND_PREFIX[@]}")
+}
+
+become() { # COMMAND...: go on as this single process
+  one_process
+  exec "${THROUGH[@]}" "$@"
+}
+
+run_or_requeue() { # FOLDER COMMAND...: a single process that continues where it stopped. USR1, which comes before the time limit, puts the job back
+  # into the queue, but for a start that brought nothing new in FOLDER
+  local folder=$1 child began
+  shift
+  one_process
+  stopping="" began=$(mktemp)
+  trap 'stopping=USR1' USR1
+  "${THROUGH[@]}" "$@" &
+  child=$!
+  while kill -0 "$child" 2>/dev/null && [[ -z $stopping ]]; do
+    sleep 10 &>/dev/null & # a signal ends the wait, but for one that came just before it
+    wait -n "$child" $! || true
+  done
+  if [[ -n $stopping ]] && kill -0 "$child" 2>/dev/null; then
+    [[ -n $(find "$folder" -newer "$began" -print -quit) ]] ||
+      fail 1 "nothing was finished within the time limit: a longer sbatch --time, more --cpus-per-task, or a smaller --shard-clips"
+    echo "the time limit is near"
+    requeue
+  fi
+  wait "$child"
 }
 
 joined() {
@@ -134,10 +167,11 @@ again. See $OUT/slurm/start-*, mend the cause and submit the same command anew; 
 
 # ---- nodes
 
-check_nodes() { # COMMAND...: sets USE, the nodes to work on; a job with too few good ones goes back into the queue without the bad ones
+check_nodes() { # COMMAND...: sets USE, the nodes to work on; a job with too few good ones goes back into the queue without the bad ones. Fails
+  # where no node is to blame, and another check may go better; ends the job where it cannot
   USE=("${NODES[@]:0:TRAIN_NODES}")
   ((${NODE_CHECK:-1})) || return 0
-  local folder=$START/check node good bad options
+  local folder=$START/check node good bad options code
   for node in "${NODES[@]}"; do
     printf '%s %s\n' "$node" "$(address_of "$node")"
   done >"$folder/nodes"
@@ -147,7 +181,11 @@ check_nodes() { # COMMAND...: sets USE, the nodes to work on; a job with too few
   for node in "${NODES[@]}"; do
     [[ -e $folder/$node.json ]] || { head -n 20 "$folder/srun.err" >&2 && break; }
   done
-  "$HOST_PYTHON" "$project/tools/node_check.py" judge "${options[@]}" || exit $?
+  "$HOST_PYTHON" "$project/tools/node_check.py" judge "${options[@]}" || {
+    code=$?
+    [[ $code == [23] && -z $stopping ]] || return 1
+    exit "$code"
+  }
   mapfile -t good <"$folder/good"
   mapfile -t bad <"$folder/bad"
   USE=("${good[@]:0:TRAIN_NODES}")
@@ -223,16 +261,24 @@ requeue() { # after the ranks have saved: the same job again, on whatever nodes 
 run_job() { # OUT PROGRAM ARGUMENTS...: the whole of a job; never returns
   OUT=$1 stopping=""
   shift
-  local code=1 since
+  [[ $OUT == /* ]] || OUT=$PWD/$OUT
+  local code=1 since checked
   trap 'stopping=USR1' USR1
   trap 'stopping=TERM' TERM
   lay_out
   claim
   while :; do
     next_start "$code"
-    check_nodes "$@"
+    checked=1
+    check_nodes "$@" || checked=0
     [[ $stopping != TERM ]] || exit 143
     [[ -z $stopping ]] || requeue
+    if ((!checked)); then
+      code=1
+      echo "checking the nodes again"
+      sleep "${RESTART_DELAY_S:-10}"
+      continue
+    fi
     since=$SECONDS
     run_ranks "$@"
     code=$?

@@ -8,10 +8,13 @@
 #
 #   PARTS=16 sbatch --array=3,7 slurm/prepare_array.sh SOURCE --out DIR    tasks 3 and 7 of 16 once more; what stands is not made again
 #
+# Before its time limit a task goes back into the queue and continues, as long as each start makes a shard; the merge waits for all of them.
+#
 # The interpreter and the environment: slurm/site.sh.example. The merge keeps them, and the account, partition and QOS of the array.
 #SBATCH --job-name=prepare
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
+#SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 # shellcheck source=slurm/lib.sh
@@ -21,6 +24,7 @@ enter_project
 set -e
 
 if [[ ${PREPARE_STEP:-part} == merge ]]; then
+  trap '' USR1 # it would begin anew
   become "$PYTHON" "$project/tools/prepare.py" "$@" --merge
 fi
 
@@ -38,5 +42,7 @@ if [[ $SLURM_ARRAY_TASK_ID == "${SLURM_ARRAY_TASK_MIN:-1}" && ${SLURM_RESTART_CO
   PREPARE_STEP=merge PROJECT=$project sbatch "${options[@]}" "$project/slurm/prepare_array.sh" "$@"
 fi
 
+out=$(value_of out "$@") || fail 2 "name the folder of the prepared data: --out DIR"
+mkdir -p "$out"
 # the last of two equal options counts, so that --workers among the arguments wins
-become "$PYTHON" "$project/tools/prepare.py" --workers "${SLURM_CPUS_PER_TASK:-1}" "$@" --part "$SLURM_ARRAY_TASK_ID/$parts"
+run_or_requeue "$out" "$PYTHON" "$project/tools/prepare.py" --workers "${SLURM_CPUS_PER_TASK:-1}" "$@" --part "$SLURM_ARRAY_TASK_ID/$parts"

@@ -2,9 +2,10 @@
 """Check the nodes of a Slurm job before training on them, in seconds: called by slurm/lib.sh, one task per node, then once to judge.
 
 Every node looks at its GPUs, memory, disk and data, times a matrix product and an all-reduce over its GPUs, reads the GPUs' clocks under
-load, and then does an all-reduce with each of its two neighbours in a ring over all nodes. A node is bad if a check of its own fails, if it is
-much slower than the median of all, if its clock is off, or if the exchange fails or is slow with both neighbours while they do well with
-others. With two nodes no one can tell which of them is at fault in an exchange: both are named, neither is excluded.
+load, waits for the others, and then does an all-reduce, from each of its GPUs, with each of its two neighbours in a ring over all nodes. A node
+is bad if a check of its own fails, if it is much slower than the median of all, if its clock is off, or if the exchange fails or is slow with both
+neighbours while they do well with others. With two nodes no one can tell which of them is at fault in an exchange: both are named, neither is
+excluded.
 
 With DS_ACCELERATOR=cpu the same is done on the CPU, and GPUs are not looked at.
 """
@@ -203,8 +204,9 @@ def check_clocks(result: Result) -> None:
     """Clocks of the GPUs under load, what brakes them, and memory errors, by nvidia-smi where there is one."""
     fields = "index,clocks.sm,clocks_throttle_reasons.active,ecc.errors.uncorrected.volatile.total"
     try:
+        ours = os.environ.get("CUDA_VISIBLE_DEVICES")  # other jobs' GPUs may be seen too, idle or broken
         shown = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
+            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", *([f"--id={ours}"] if ours else [])],
             capture_output=True,
             text=True,
             check=True,
@@ -258,6 +260,9 @@ def exchange(result: Result, args: argparse.Namespace, nodes: list[tuple[str, st
     """All-reduces with both neighbours of the ring, in rounds; every time-out leaves room for a partner that waited for a dead one before."""
     names = [name for name, _ in nodes]
     me = names.index(result.node)
+    result.doing = "waiting for the other nodes"
+    write_result(result, args.folder)
+    meeting = meet(me, nodes[0][1], len(nodes), args.port + len(nodes), args.limit_s / 2)
     for number, a, b in sorted(edges(len(nodes))):
         if me not in (a, b):
             continue
@@ -265,21 +270,41 @@ def exchange(result: Result, args: argparse.Namespace, nodes: list[tuple[str, st
         result.doing = f"the all-reduce with {partner}"
         write_result(result, args.folder)
         try:
-            result.neighbours[partner] = _with_partner(me == b, nodes[a][1], args.port + a, args.timeout_s * (number + 1))
+            result.neighbours[partner] = _with_partner(
+                me == b, nodes[a][1], args.port + a, args.timeout_s * (number + 1), max(1, args.gpus)
+            )
         except (RuntimeError, OSError, ValueError) as error:
             result.neighbours[partner] = {"error": _first_line(error)[:200]}
+    del meeting  # not before: the first node's is the one that the others ask
+
+
+def meet(me: int, address: str, nodes: int, port: int, limit_s: float) -> object:
+    """Wait for all nodes, so that one which comes late, its files not yet cached, is not taken for one that does not answer; limit_s at most."""
+    from torch.distributed import TCPStore
+
+    end = time.monotonic() + limit_s
+    try:
+        store = TCPStore(address, port, is_master=me == 0, timeout=timedelta(seconds=limit_s), wait_for_workers=False)
+        here = store.add("here", 1)
+        while here < nodes and time.monotonic() < end:
+            time.sleep(0.1)
+            here = store.add("here", 0)
+    except RuntimeError:  # the first node is gone: the exchanges tell
+        return None
+    return store
 
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "it says no more")
 
 
-def _with_partner(second: bool, address: str, port: int, timeout_s: float) -> dict[str, float]:
+def _with_partner(second: bool, address: str, port: int, timeout_s: float, gpus: int) -> dict[str, float]:
+    """The slowest rate over the GPUs, each of which may have a network adapter of its own, and how far the clocks are apart."""
     import torch
     import torch.distributed as dist
 
     on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
-    device = torch.device("cpu" if on_cpu else "cuda:0")
+    devices = [torch.device("cpu")] if on_cpu else [torch.device("cuda", gpu) for gpu in range(gpus)]
     limit = timedelta(seconds=timeout_s)
     # a time-out raises here; by itself torch ends the process, and no one says with whom it was
     os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
@@ -287,17 +312,33 @@ def _with_partner(second: bool, address: str, port: int, timeout_s: float) -> di
         "gloo" if on_cpu else "nccl", init_method=f"tcp://{address}:{port}", rank=int(second), world_size=2, timeout=limit
     )
     try:
+        rates = [_rate_on(device) for device in devices]
+        clocks = [torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)]
+        try:  # by gloo, which training uses beside NCCL
+            side = dist.new_group(backend="gloo", timeout=limit)
+            dist.all_gather(clocks, torch.tensor([time.time()], dtype=torch.float64), group=side)
+        except RuntimeError as error:
+            raise ValueError(f"gloo: {_first_line(error)}; GLOO_SOCKET_IFNAME names the interface between the nodes") from error
+        return {"rate": min(rates), "clock_s": float(clocks[int(second)] - clocks[1 - int(second)])}
+    finally:
+        dist.destroy_process_group()
+
+
+def _rate_on(device: Any) -> float:
+    """Bytes per second of an all-reduce with the partner; the errors name the GPU."""
+    import torch
+    import torch.distributed as dist
+
+    on_cpu = device.type == "cpu"
+    try:
         payload = torch.ones((2**20 if on_cpu else 2**26), device=device)
         dist.all_reduce(payload)
         if float(payload[-1]) != 2.0:
-            raise ValueError("the sum is wrong")
-        wait: Callable[[], object] = (lambda: None) if on_cpu else torch.cuda.synchronize
-        rate = _best_rate(lambda: dist.all_reduce(payload), payload.numel() * 4.0, wait)
-        clocks: list[Any] = [None, None]
-        dist.all_gather_object(clocks, time.time())
-        return {"rate": rate, "clock_s": clocks[int(second)] - clocks[1 - int(second)]}
-    finally:
-        dist.destroy_process_group()
+            raise ValueError(f"{device}: the sum is wrong")
+        wait: Callable[[], object] = (lambda: None) if on_cpu else functools.partial(torch.cuda.synchronize, device)
+        return _best_rate(lambda: dist.all_reduce(payload), payload.numel() * 4.0, wait)
+    except RuntimeError as error:
+        raise RuntimeError(f"{device}: {_first_line(error)}") from error
 
 
 def write_result(result: Result, folder: Path) -> None:

@@ -99,10 +99,15 @@ def verdict(results: Results, slow: float, max_clock_s: float) -> dict[str, list
     return problems
 
 
-def suspicious_pairs(problems: Mapping[str, Sequence[object]], results: Results) -> list[str]:
-    """Exchanges that failed between two nodes of which neither is known to be bad."""
-    failed = {pair for pair, rate in rates_between(results).items() if rate <= 0}
-    return [" and ".join(sorted(pair)) for pair in failed if not any(problems[name] for name in pair)]
+def suspicious_pairs(problems: Mapping[str, Sequence[object]], results: Results) -> dict[str, str]:
+    """Exchanges that failed between two nodes of which neither is known to be bad → what one of them said."""
+    failed = [sorted(pair) for pair, rate in rates_between(results).items() if rate <= 0]
+    return {f"{a} and {b}": _said(results, a, b) for a, b in sorted(failed) if not problems[a] and not problems[b]}
+
+
+def _said(results: Results, a: str, b: str) -> str:
+    said = [(results[one] or {}).get("neighbours", {}).get(other, {}).get("error") for one, other in ((a, b), (b, a))]
+    return next((text for text in said if text), "one of them says nothing about it")
 
 
 def judge(folder: Path, names: Sequence[str], slow: float, max_clock_s: float) -> int:
@@ -121,8 +126,8 @@ def judge(folder: Path, names: Sequence[str], slow: float, max_clock_s: float) -
             neighbour = f"  {size(max(rates))}/s to a neighbour" if rates else ""
             shown = f"good  {count(result['facts'].get('matmul', 0.0))}FLOP/s{neighbour}  {result['facts'].get('seconds', math.nan):.1f} s"
         print(f"node check: {name}  {shown}")
-    for pair in suspicious_pairs(problems, results):
-        print(f"node check: warning: the all-reduce between {pair} failed, and neither can be told to be at fault")
+    for pair, said in suspicious_pairs(problems, results).items():
+        print(f"node check: warning: the all-reduce between {pair} failed, and neither can be told to be at fault: {said}")
     bad = [name for name in names if problems[name]]
     if all(any(kind == "start" for kind, _ in problems[name]) for name in names):
         print("error: the check started on no node; that is not the nodes' fault. What srun said stands above")

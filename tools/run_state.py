@@ -111,10 +111,11 @@ def status(history: History, now: float) -> tuple[str, str]:
             f"process {last.get('pid')} of rank 0 is gone and left no word; the same command continues from the newest checkpoint",
         )
     limit = last.get("hang_timeout_s")
-    if limit and age > limit + STALLED_AFTER_S:
-        return "dead", "silent for longer than --hang-timeout-s: the run has ended, or its watchdogs cannot end it"
     pauses = [row["seconds"] for row in history.rows if isinstance(row.get("seconds"), (int, float))]
-    if age > max([STALLED_AFTER_S, STALLED_INTERVALS * interval_s(history.records), *(2 * pause for pause in pauses[-4:])]):
+    usual = max([STALLED_AFTER_S, STALLED_INTERVALS * interval_s(history.records), *(2 * pause for pause in pauses[-4:])])
+    if limit and age > usual + limit:
+        return "dead", "silent for longer than usual and --hang-timeout-s: the run has ended, or its watchdogs cannot end it"
+    if age > usual:
         return "stalled", "no record for much longer than usual"
     return "running", "" if alive is None else "rank 0 is on this machine"
 

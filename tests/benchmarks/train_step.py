@@ -100,7 +100,7 @@ def main() -> int:
             out=Path(folder) / "run",
             flops_per_sample=per_clip,
         )
-        rate, source = peak_rate(run.device)
+        rate, source = peak_rate(run.device, "fp32")
         threads = torch.get_num_threads()
         run.train()
         lines = (Path(folder) / "run" / "history.jsonl").read_text().splitlines()

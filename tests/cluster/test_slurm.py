@@ -236,6 +236,29 @@ def test_bad_node_is_named_and_left_out(cluster: Cluster, tmp_path: Path, python
         assert job.field("ExcNodeList") == (bad if job is requeued else "(null)")
 
 
+def test_a_check_that_fails_on_most_nodes_is_tried_again(cluster: Cluster, tmp_path: Path) -> None:
+    """As where the network or the storage stalls for all of them."""
+    wrapper = tmp_path / "python"
+    wrapper.write_text(
+        f"""#!/bin/bash
+[[ $2 != run || $* != *start-0001/* ]] || set -- "$1" run --min-memory-gib 1000000 "${{@:3}}"
+exec {cluster.python} "$@"
+"""
+    )
+    wrapper.chmod(0o755)
+    job = cluster.sbatch(
+        *(*TWO, FINETUNE, PROGRAM, "--exit", "0", "--out", tmp_path / "out"),
+        log=tmp_path / "job.log",
+        PYTHON=str(wrapper),
+        RESTART_DELAY_S="1",
+    )
+    assert job.wait() == "COMPLETED", job.text()
+    assert "2 of 2 nodes failed the check" in job.text()
+    assert "checking the nodes again" in job.text()
+    assert len(list((tmp_path / "out/slurm").glob("start-*"))) == 2
+    assert job.field("Restarts") == "0"
+
+
 def test_exit_codes_lead_to_a_restart_or_not_and_starts_in_vain_are_capped(cluster: Cluster, tmp_path: Path) -> None:
     jobs = {
         code: cluster.sbatch(
@@ -272,12 +295,16 @@ def test_the_site_file_is_used_and_the_options_of_sbatch_win(cluster: Cluster, t
     site, out = tmp_path / "site.sh", tmp_path / "out"
     site.write_text(
         "SBATCH_OPTIONS=(--nodes=2 --gpus-per-node=1 --parsable --job-name=of-the-site)\n"
-        f'COMMAND_PREFIX=(env "CODE=a b")\nSRUN_OPTIONS=(--export=ALL,OF_SITE=1)\nPYTHON={sys.executable}\nNODE_CHECK=0\n'
+        f'COMMAND_PREFIX=(env "CODE=a b")\nSRUN_OPTIONS=(--export=ALL,OF_SITE=1 --chdir=/)\nPYTHON={sys.executable}\n'
+        "case $UNKNOWN in esac  # as conda and vendors' scripts do\n"
     )
     script = tmp_path / "say.py"
     script.write_text("import os\nprint(os.environ['CODE'], os.environ['OF_SITE'], os.environ['SLURM_STEP_NODELIST'])\n")
     log = tmp_path / "job.log"
-    shown = cluster.run("slurm/submit.sh", "--job-name=mine", f"--output={log}", FINETUNE, script, "--out", out, SITE=str(site))
+    # as in a container, tasks begin in another folder; and the environment of the submission is not handed on
+    given = ("--job-name=mine", f"--output={log}", f"--export=SITE={site},PROJECT={ROOT},DS_ACCELERATOR,GLOO_SOCKET_IFNAME")
+    arguments = (*given, ROOT / FINETUNE, script.name, "--out", "out")
+    shown = cluster.run(ROOT / "slurm/submit.sh", *arguments, cwd=tmp_path, SITE=str(site), PROJECT=str(ROOT))
     job = Job(cluster, shown.strip(), log)
     assert job.wait(60) == "COMPLETED", job.text()
     assert job.field("JobName") == "mine"

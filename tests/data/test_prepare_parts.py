@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from data.index import Index
 from data.prepare import PrepareOptions, _claim, prepare
 from data.probe import Limits, ProbeError, ProbePool
 from data.work import Task, worker
+from tests.cluster.cluster import wait_for
 from tests.data.media import write_video
 from tests.data.test_prepare_and_load import ROOT, small_demo
 from tests.data.test_sources import howto
@@ -97,6 +99,35 @@ def test_a_source_that_grew_meanwhile_is_refused(tmp_path: Path) -> None:
         file.write("999,,PT,x,more\n")
     with pytest.raises(DataError, match=r"lists {'train': 11} now, and listed {'train': 10} when"):
         prepare(PrepareOptions(source, tmp_path / "out", shard_clips=5, workers=1), progress=False)
+
+
+@pytest.mark.parametrize("makes", [True, False])
+def test_an_array_task_goes_back_into_the_queue_before_its_time_limit_if_it_gets_on(tmp_path: Path, makes: bool) -> None:
+    """With stand-ins for sbatch, scontrol and Python."""
+    stand_ins = {
+        "sbatch": "true",
+        "scontrol": f'echo "$@" >>"{tmp_path}/scontrol.log"; kill -TERM $PPID',
+        "python": f'{f"touch {tmp_path}/out/shard;" if makes else ""} touch "{tmp_path}/runs"; exec sleep 60',
+    }
+    for name, line in stand_ins.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{line}\n")
+        path.chmod(0o755)
+    env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "PYTHON": f"{tmp_path}/bin/python", "SLURM_SUBMIT_DIR": str(ROOT)}
+    env |= {"SLURM_JOB_ID": "78", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_MAX": "2"}
+    command = ["bash", str(ROOT / "slurm" / "prepare_array.sh"), "source", "--out", str(tmp_path / "out")]
+    with (tmp_path / "said").open("w") as said:
+        job = subprocess.Popen(command, env=env, stderr=said, start_new_session=True)
+    try:
+        wait_for("work", (tmp_path / "runs").exists, 30)
+        job.send_signal(signal.SIGUSR1)
+        job.wait(30)
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+    log = tmp_path / "scontrol.log"
+    assert (log.read_text() if log.exists() else "") == ("requeue 78\n" if makes else "")
+    assert ("nothing was finished within the time limit" in (tmp_path / "said").read_text()) != makes
 
 
 def test_slurm_array_makes_the_parts_and_submits_one_merge(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 FAILING = """
 import sys, time
-from data.errors import DataError
+from data.errors import DataError, LostDataError
 from engine import launch
+from engine.config import LocalConfigError
 launch._waits_for_peers = lambda: True
 launch._leave = lambda: time.sleep(600)  # as NCCL's groups do, whose other ranks wait for this one
 def run():
@@ -33,7 +34,10 @@ sys.exit(launch.main(run))
     ("error", "code", "said"),
     [
         ('RuntimeError("CUDA out of memory")', 1, "RuntimeError: CUDA out of memory"),
-        ('DataError("shard x cannot be opened")', 2, "error: shard x cannot be opened"),
+        ('LostDataError("shard x cannot be opened")', 2, "error: shard x cannot be opened"),
+        ('launch.began() or LostDataError("shard x cannot be opened")', 1, "error: shard x cannot be opened"),
+        ('launch.began() or DataError("too many bad clips")', 2, "error: too many bad clips"),
+        ('LocalConfigError("no GPU here")', 2, "error: no GPU here"),
         ('OSError(28, "No space left on device")', 3, "error: [Errno 28] No space left on device"),
     ],
 )

@@ -208,11 +208,17 @@ def test_a_signal_to_one_rank_saves_and_asks_to_be_started_again(tmp_path: Path,
     assert checkpoint.step_of(checkpoint.checkpoints(out)[0]) == max(history(out))
 
 
-def test_what_ends_an_evaluation_costs_no_step(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    code, output = train(out, die_evaluating=True, steps=9, eval_every=3, save_every=100)
+def test_what_ends_an_evaluation_costs_no_step_and_it_is_made_up_for(tmp_path: Path) -> None:
+    out, options = tmp_path / "run", {"die_evaluating": True, "eval_every": 3, "save_every": 100}
+    code, output = train(out, steps=3, **options)
     assert code == -signal.SIGKILL, output
     assert [checkpoint.step_of(folder) for folder in checkpoint.checkpoints(out)] == [3]
+    for said in ("evaluation at step 3", "is done: step 3 of 3"):
+        code, output = train(out, steps=3, **options)
+        assert code == 0, output
+        assert said in output
+    rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "evaluation" in row] == [3]
 
 
 @pytest.mark.slow

@@ -141,10 +141,14 @@ def test_zero_1_is_recommended_at_110m_parameters_and_zero_3_where_only_it_fits(
 def test_every_device_is_found_by_its_planning_name_and_by_cudas() -> None:
     with pytest.raises(ValueError, match="valid devices: v100-32g, a100-40g, a100-80g"):
         find_device("a100")
-    assert peak_of_card("NVIDIA A100-SXM4-80GB") == (312e12, "A100")
-    assert peak_of_card("NVIDIA RTX A6000") == (154.8e12, "A6000")
-    assert peak_of_card("NVIDIA A10") == (125e12, "A10")
-    assert peak_of_card("GeForce GTX 1080") is None
+    assert peak_of_card("NVIDIA A100-SXM4-80GB", "bf16") == (312e12, "A100")
+    assert peak_of_card("NVIDIA A100-SXM4-80GB", "fp32") == (19.5e12, "A100")
+    assert peak_of_card("NVIDIA RTX A6000", "fp16") == (154.8e12, "A6000")
+    assert peak_of_card("NVIDIA A10", "bf16") == (125e12, "A10")
+    assert peak_of_card("NVIDIA H100 80GB HBM3", "bf16") == (989.4e12, "H100")
+    assert peak_of_card("NVIDIA H100 PCIe", "bf16") == (756.5e12, "H100 PCIe")
+    for unknown in ("NVIDIA A10G", "GeForce GTX 1080"):
+        assert peak_of_card(unknown, "bf16") is None
 
 
 def test_one_rank_sends_nothing_and_stage_2_reduces_every_micro_batch() -> None:

@@ -33,10 +33,10 @@ def test_without_patience_training_never_stops_early_and_an_unknown_metric_lists
         best.judge(60, {"loss": 1.0, "R@1": 3.0})
 
 
-def test_a_run_that_selects_nothing_lacks_nothing(tmp_path: Path) -> None:
+def test_a_run_that_selects_nothing_knows_what_was_evaluated(tmp_path: Path) -> None:
     best = Best(None, tmp_path)
-    assert not best.lacks(5)
+    assert best.lacks(5)
     assert not best.judge(5, {})
     assert best.state() is None
-    best.remember()
-    assert not list(tmp_path.iterdir())
+    assert not best.lacks(5)
+    assert best.lacks(10)
