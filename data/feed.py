@@ -30,7 +30,7 @@ from data.work import encoded
 
 @dataclass(frozen=True)
 class ClipCost:
-    """What one clip costs on this machine, medians over the sample; times of one core."""
+    """What one clip costs on this machine; times of one core."""
 
     clips: int
     """Clips measured."""
@@ -41,15 +41,17 @@ class ClipCost:
     gop: float
     """Frames per GOP; the whole clip where it has one keyframe."""
     size_bytes: int
-    """Read from the shard: the whole file, or the part of a long video that holds the clip."""
+    """Read from the shard, on average: the whole file, or the part of a long video that holds the clip."""
     trimmed_share: float
     """Bytes left after GOP trimming, as a share."""
     read_ms: float
-    """One read of the clip's bytes from its shard; small where the page cache holds it."""
+    """One read of the clip's bytes from its shard, mean; small where the page cache holds it."""
     decode_ms: float
     """Decoding the chosen frames with PyAV, mean (slow clips count)."""
     slowest_decode_ms: float
     """99th percentile."""
+    trim_ms: float
+    """Trimming and remuxing for DALI's decoder, which then stands in place of decoding on the host."""
     augment_ms: float
     """Crop, resize and normalise in the DALI graph, one thread."""
     on_gpu_share: float
@@ -106,13 +108,14 @@ def measure(spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int,
 
     torch.set_num_threads(1)
     augment = Augment(clip, DataConfig(backend="cpu", dali_threads=1), torch.device("cpu"), 1)
-    rows, reads, sizes, decodes, augments, shares, bad = [], [], [], [], [], [], []
+    rows, reads, sizes, decodes, trims, augments, shares, bad = [], [], [], [], [], [], [], []
     for chosen in _chosen(spec, clip, config, clips, seed):
         piece, start = chosen.piece, time.process_time()
         try:
             frames = decode_frames(piece.content, chosen.wanted, piece.timeline, timeout_s=config.clip_timeout_s)
             decode = time.process_time() - start
             trimmed = trim(piece.content, chosen.wanted, piece.frames, piece.timeline)
+            trims.append(time.process_time() - start - decode)
         except DecodeError as error:
             bad.append(f"{chosen.row['key']}: {error}")
             continue
@@ -132,11 +135,12 @@ def measure(spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int,
         width=int(statistics.median(row["width"] for row in rows)),
         height=int(statistics.median(row["height"] for row in rows)),
         gop=statistics.median(row["frames"] / max(1, len(row["keyframes"])) for row in rows),
-        size_bytes=int(statistics.median(sizes)),
+        size_bytes=int(statistics.fmean(sizes)),
         trimmed_share=statistics.median(shares),
-        read_ms=1e3 * statistics.median(reads),
+        read_ms=1e3 * statistics.fmean(reads),
         decode_ms=1e3 * statistics.fmean(decodes),
         slowest_decode_ms=1e3 * float(np.percentile(decodes, 99)),
+        trim_ms=1e3 * statistics.fmean(trims),
         augment_ms=1e3 * statistics.median(augments),
         on_gpu_share=statistics.fmean(dali_reads(row, GPU_CODECS) for row in rows),
         bad=tuple(bad),
@@ -157,7 +161,8 @@ def cured(cost: ClipCost, spec: DatasetSpec, clip: ClipConfig, config: DataConfi
             continue
         content = content or piece.content
         start = time.process_time()
-        frames = decode_frames(content, chosen.wanted, Timeline.of(found))
+        wanted = [min(number, found["frames"] - 1) for number in chosen.wanted]  # of a variable rate there may be fewer
+        frames = decode_frames(content, wanted, Timeline.of(found))
         decodes.append(time.process_time() - start)
         start = time.process_time()
         augment([frames], [chosen.choices])
@@ -176,6 +181,7 @@ def cured(cost: ClipCost, spec: DatasetSpec, clip: ClipConfig, config: DataConfi
         read_ms=cost.read_ms * share,
         decode_ms=1e3 * statistics.fmean(decodes),
         slowest_decode_ms=1e3 * max(decodes),
+        trim_ms=cost.trim_ms * share,
         augment_ms=1e3 * statistics.median(augments),
     )
 

@@ -151,7 +151,7 @@ def prepare(options: PrepareOptions, progress: bool = True) -> PrepareSummary:
         counts = listing.counted()
         merged = merge_fragments(options.out, _shard_names(options, counts))
         (options.out / RETRY).unlink(missing_ok=True)
-        official = _official(options, counts)
+        official = _official(options, counts, merged)
         write_facts(options.out, merged, options.kind, options.fingerprint(), official)
     except OSError as error:
         free = size(shutil.disk_usage(options.out).free)
@@ -479,11 +479,16 @@ def _member(name: str, content: bytes) -> tuple[tarfile.TarInfo, io.BytesIO]:
     return info, io.BytesIO(content)
 
 
-def _official(options: PrepareOptions, counts: dict[str, int]) -> list[str]:
-    """Rows listed against the official numbers, one line per split of a known file."""
+def _official(options: PrepareOptions, counts: dict[str, int], merged: Merged) -> list[str]:
+    """What is listed against the official numbers, one line per split of a known file, or for the whole of a source."""
     lines = []
     known = FORMATS[options.kind]
-    for path in known.files(options.source):
+    here = {
+        "videos": f"{sum(counts.values()):,} videos listed, {merged.files[0]:,} of them stored",
+        "captions": f"{merged.captions[1]:,} captions of the stored videos, {merged.captions[0]:,} of them good",
+    }
+    lines += [f"{here[what]}; officially about {number:,}" for what, number in known.whole.items()]
+    for path in known.files(options.source) if known.official else ():
         for split, (rows, exact) in known.official.get(path.name, {}).items():
             listed = counts.get(split, 0)
             close = listed == rows if exact else abs(listed - rows) <= 0.02 * rows

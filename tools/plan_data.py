@@ -26,7 +26,10 @@ def add_data_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--samples-per-s", type=float, required=True, help="clips/s of the whole training")
     parser.add_argument("--gpus-per-node", type=int, default=8, help="default: %(default)s")
     parser.add_argument(
-        "--cores", type=int, default=os.cpu_count() or 1, help="CPU cores of a node (default: this machine's %(default)s)"
+        "--cores",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="CPU cores of a node (default: those that this may use, %(default)s)",
     )
     parser.add_argument(
         "--storage-mb-per-s", type=float, default=0.0, help="what a node reads from storage, MB/s; 0 leaves it out"
@@ -80,10 +83,12 @@ def plan_data(args: argparse.Namespace) -> int:
 def _text(cost: ClipCost, feed: Feed) -> str:
     codecs = ", ".join(f"{name} {number}" for name, number in sorted(cost.codecs.items(), key=lambda pair: -pair[1]))
     lines = [
-        f"{cost.clips} clips measured: {codecs}; {cost.width} x {cost.height}, {cost.gop:.0f} frames per GOP, {size(cost.size_bytes)} (medians)",
+        f"{cost.clips} clips measured: {codecs}; {cost.width} x {cost.height}, {cost.gop:.0f} frames per GOP (medians), {size(cost.size_bytes)}",
         f"  read {cost.read_ms:.1f} ms, decode {cost.decode_ms:.1f} ms (99 % under {cost.slowest_decode_ms:.1f}), crop and resize "
         f"{cost.augment_ms:.1f} ms per clip on one core",
-        f"  GOP trimming leaves {100 * cost.trimmed_share:.0f} % of the bytes; NVDEC reads {100 * cost.on_gpu_share:.0f} % of the clips",
+        f"  GOP trimming leaves {100 * cost.trimmed_share:.0f} % of the bytes, in {cost.trim_ms:.1f} ms",
+        f"judged is decoding on the host (--decoder pyav); with --decoder dali, NVDEC would decode {100 * cost.on_gpu_share:.0f} % of the clips on a "
+        "GPU, and the host trim them only: not judged here",
         f"needed per node: {feed.needed_clips_per_s:.1f} clips/s = {_needs(feed)}",
     ]
     lines += [f"  does not decode: {name}" for name in cost.bad[:5]]

@@ -90,6 +90,8 @@ class Format:
     read: Callable[[Path, ReadOptions], Iterator[Row]]
     official: dict[str, dict[str, tuple[int, bool]]] = field(default_factory=dict)
     """File name → split → (rows, whether the number is exact), from the data set's page or paper."""
+    whole: dict[str, int] = field(default_factory=dict)
+    """Of a source whose lists vary: about how many "videos", and "captions" of all of them, there are officially."""
     narrated: bool = False
     """Minutes to hours long, cut into clips by its captions."""
 

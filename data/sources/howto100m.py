@@ -101,7 +101,7 @@ FORMAT = Format(
     "a folder with raw_caption.json, caption.json or one <video_id>.csv per video (start, end, text) beside videos/",
     _files,
     _read,
-    # the videos per epoch that MIL-NCE counts; the paper says 1.22 M
-    {name: {"train": (1_238_911, False)} for name in JSON_FILES},
+    # the videos per epoch that MIL-NCE counts (the paper says 1.22 M), and the paper's pairs
+    whole={"videos": 1_238_911, "captions": 136_600_000},
     narrated=True,
 )

@@ -166,5 +166,6 @@ FORMAT = Format(
     "a folder with yttemporal180m_*.jsonl.gz beside videos/, or one such file",
     _files,
     _read,
+    whole={"videos": 6_000_000},  # MERLOT's paper; its 180 M segments are not these windows
     narrated=True,
 )

@@ -29,6 +29,7 @@ COST = ClipCost(
     read_ms=5,
     decode_ms=90,
     slowest_decode_ms=200,
+    trim_ms=1.0,
     augment_ms=5,
     on_gpu_share=1.0,
     bad=(),

@@ -95,6 +95,10 @@ def test_howto100m_lines_become_windows_into_one_stored_video(tmp_path: Path) ->
     assert {reason for reason, _ in bad.values()} == {"beyond_end", "bad_window", "no_caption", "bad_captions", "missing"}
     assert bad["train/gone"][0] == "missing"
     assert "begin, stop, words" in bad["train/B_-9"][1], "a video without a usable line is not stored"
+    assert summary.official == (
+        "3 videos listed, 1 of them stored; officially about 1,238,911",
+        "8 captions of the stored videos, 4 of them good; officially about 136,600,000",
+    )
     # 1 of 3 videos is stored, and of its 8 caption lines 4 are good
     assert summary.kept_share == pytest.approx(1 / 3 * 4 / 8)
 
