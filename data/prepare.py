@@ -301,6 +301,7 @@ def _make_shards(options: PrepareOptions, listing: Listing, progress: bool) -> _
                 whole.append(shard)
             if reason == "missing":
                 media.lost(result)
+                media.check()
             else:
                 media.found = True
             write(WRITING)
@@ -338,6 +339,15 @@ class _Media:
         self.found = found or bool(options.retry)
         """Any file; before that, no shard is written."""
         self._options, self._missing, self._first = options, 0, ""
+        root = options.videos or (options.source if options.source.is_dir() else options.source.parent) / "videos"
+        self._root = root if _holds_something(root) else None
+
+    def check(self) -> None:
+        """DataError where the folder of the videos, which held something at the start, does not any more."""
+        if self._root is not None and not _holds_something(self._root):
+            raise DataError(
+                f"{self._root} has become empty: is the storage still mounted here? When it is, the same command continues"
+            )
 
     def lost(self, detail: object) -> None:
         """A file is missing. DataError after NOTHING_FOUND of them."""
@@ -358,6 +368,13 @@ class _Media:
                 f"none of the first {self._missing:,} files that {self._options.source} lists is there (first: {self._first}), and nothing was "
                 "written of them. Is the storage mounted here, and does --videos name the right folder?"
             )
+
+
+def _holds_something(folder: Path) -> bool:
+    try:
+        return next(folder.iterdir(), None) is not None
+    except OSError:
+        return False
 
 
 def _standing(out: Path) -> tuple[frozenset[str], dict[str, list[Path]]]:

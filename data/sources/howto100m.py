@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.errors import LASTING
 from data.sources.base import Format, Line, MediaFiles, Narration, ReadOptions, Row, bad, header, stream_json
 
 SHORTEST_S = 4.0
@@ -55,6 +56,8 @@ def csv_lines(narration: Narration) -> list[Line]:
                 return [Line(0.0, 0.0, "", "bad_captions", f"{narration.path.name}: needs start, end, text; found: {found}")]
             lines = [line_of(record["start"], record["end"], record["text"]) for record in reader]
     except (OSError, csv.Error) as error:
+        if isinstance(error, OSError) and error.errno not in LASTING:
+            raise  # storage in trouble says nothing about the file
         return [Line(0.0, 0.0, "", "bad_captions", f"{narration.path.name}: {error}")]
     return sorted(lines, key=lambda line: line.start_s)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import data.prepare as prepare_module
 from data.decode import Timeline, decode_frames
 from data.errors import DataError
 from data.index import Index
@@ -65,6 +66,24 @@ def test_media_that_are_nowhere_stop_it_before_anything_is_written(
         write_video(tmp_path / "media" / name, frames=6)
     found = run(source, out, videos=tmp_path / "media", part=part)
     assert found.bad == {"missing": 18 if part is None else 10}
+
+
+def test_storage_that_goes_away_meanwhile_makes_no_clip_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, media, out = own(tmp_path / "in", [f"{k}.mp4" for k in range(12)]), tmp_path / "media", tmp_path / "out"
+    for k in range(12):
+        write_video(media / f"{k}.mp4", frames=6)
+    write = prepare_module._write_shard
+
+    def written(options: PrepareOptions, shard: object) -> None:
+        write(options, shard)  # type: ignore[arg-type]
+        media.rename(tmp_path / "unmounted")
+
+    monkeypatch.setattr(prepare_module, "_write_shard", written)
+    with pytest.raises(DataError, match="has become empty"):
+        prepare(PrepareOptions(source, out, videos=media, shard_clips=1, workers=1), progress=False)
+    monkeypatch.undo()
+    (tmp_path / "unmounted").rename(media)
+    assert prepare(PrepareOptions(source, out, videos=media, shard_clips=1, workers=1), progress=False).bad == {}
 
 
 def test_a_retry_takes_what_has_come_meanwhile_and_leaves_the_other_shards(tmp_path: Path) -> None:

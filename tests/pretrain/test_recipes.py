@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from data.prepare import PrepareOptions, prepare
 from pretrain.config import PretrainConfig
 from pretrain.recipes import RECIPES
 from tests.data import media
+from tests.data.test_sources import crc, karpathy, record
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = sorted(set(RECIPES) - {"demo", "webvid-howto-base"})  # the latter is webvid-howto by another name
@@ -52,34 +55,51 @@ def webvid(source: Path) -> None:
 
 
 def howto(source: Path) -> None:
-    """One long video with its lines; YT-Temporal's clips are windows like these."""
+    """One long video with its lines."""
     media.write_video(source / "videos" / "AAA.mp4", frames=240, gop=24)
     (source / "howto100m_csv").mkdir()
     rows = "".join(f"{2 * k},{2 * k + 2},words of line {k}\n" for k in range(9))
     (source / "howto100m_csv" / "AAA.csv").write_text(f"start,end,text\n{rows}")
 
 
-def images(source: Path) -> None:
-    lines = ["path,caption,split"]
-    for k in range(10):
-        media.write_image(source / f"{k}.png", k)
-        lines.append(f"{k}.png,a picture of number {k},{'val' if k < 4 else 'train'}")
-    (source / "own.csv").write_text("\n".join(lines) + "\n")
+def yttemporal(source: Path) -> None:
+    media.write_video(source / "videos" / "BBB.mp4", frames=240, gop=24)
+    (source / "yttemporal180m_000of100.jsonl.gz").write_bytes(gzip.compress(json.dumps(record("BBB")).encode()))
+
+
+def conceptual(source: Path, lists: dict[str, str], url_first: bool) -> None:
+    """CC3M's or CC12M's lists, file → folder of its images, each with six."""
+    for name, folder in lists.items():
+        rows = []
+        for k in range(6):
+            pair = (f"http://example.org/{folder}/{k}.jpg", f"a picture of number {k}")
+            media.write_image(source / folder / f"{crc(pair[0])}.jpg", k)
+            rows.append("\t".join(pair if url_first else pair[::-1]))
+        (source / name).write_text("\n".join(rows) + "\n")
+
+
+def cc3m(source: Path) -> None:
+    conceptual(
+        source, {"Train_GCC-training.tsv": "training", "Validation_GCC-1.1.0-Validation.tsv": "validation"}, url_first=False
+    )
+
+
+def cc12m(source: Path) -> None:
+    conceptual(source, {"cc12m.tsv": "training"}, url_first=True)
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
-    """(folder in which every recipe ran, exit code by recipe); the recipes' own paths below prepared/ lead to three small sets."""
+    """(folder in which every recipe ran, exit code by recipe); the recipes' own paths below prepared/ lead to small sets, made of lists in the
+    official formats, Visual Genome's in COCO's."""
     home = tmp_path_factory.mktemp("home")
     (home / "prepared").mkdir()
-    makers = {"webvid": (webvid, ()), "howto100m": (howto, ("yttemporal",)), "cc3m": (images, ("cc12m", "coco", "vg"))}
-    for name, (make, others) in makers.items():
+    makers = {"webvid": webvid, "howto100m": howto, "yttemporal": yttemporal, "cc3m": cc3m, "cc12m": cc12m, "coco": karpathy}
+    for name, make in makers.items():
         (home / name).mkdir()
         make(home / name)
-        source = home / name / "own.csv"
-        prepare(PrepareOptions(source if source.exists() else home / name, home / "prepared" / name, workers=1), progress=False)
-        for other in others:
-            (home / "prepared" / other).symlink_to(home / "prepared" / name)
+        prepare(PrepareOptions(home / name, home / "prepared" / name, workers=1), progress=False)
+    (home / "prepared" / "vg").symlink_to(home / "prepared" / "coco")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     ended = subprocess.run(
         [sys.executable, "-c", STARTER, SMALL, *PAPER],
