@@ -35,7 +35,7 @@ from engine.faults import (
 )
 from engine.monitor import Monitor, memory_bytes
 from engine.objective import Objective, StepModule, seed_of
-from engine.optimizer import SkippingAdamW, learning_rate, outcome, parameter_groups
+from engine.optimizer import SkippingAdamW, import_muon, learning_rate, outcome, parameter_groups
 from engine.pace import Stopwatch
 from engine.peak import peak_rate
 from engine.planned import Activations, Planned, plan_run
@@ -223,6 +223,7 @@ class Run:
 
         if self.device.type == "cpu":  # a C++ build of minutes for an op that only inference uses
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        import_muon()
         torch.manual_seed(self.config.seed)
         if self.config.activation_checkpointing:
             if not hasattr(self.model, "gradient_checkpointing_enable"):

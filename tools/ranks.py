@@ -99,6 +99,6 @@ def _become(log: Path, main: Callable[[], int]) -> None:
 
 
 def preload() -> None:
-    """Import what a rank of pretrain/train.py needs, once for all forks. DeepSpeed itself loads torch._dynamo when it starts."""
-    for name in ("torch._dynamo", "torch.utils.tensorboard", "data.graph", "engine.loop", "pretrain.train", "deepspeed"):
+    """Import what a rank of pretrain/train.py needs, once for all forks."""
+    for name in ("torch.utils.tensorboard", "data.graph", "engine.loop", "pretrain.train", "deepspeed"):
         importlib.import_module(name)

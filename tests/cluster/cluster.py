@@ -34,7 +34,6 @@ RANK_MODULES = (
     "tools.node_check",
     "psutil",
     "torch.utils.tensorboard",
-    "deepspeed.runtime.zero.muon.muon_optimizer",  # compiles a function as it is imported: with it comes all of torch.compile
     "transformers.models.bert.tokenization_bert",
     "tyro.extras",
     "typeguard",

@@ -7,7 +7,6 @@ knows torch's garbage collector and where weights, gradients and optimizer state
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import os
 import tempfile
@@ -325,9 +324,6 @@ def _rank_main(case: Case, folder: Path, rank: int) -> int:
 
 def measure(case: Case) -> list[Seen]:
     """Every rank's measurements. Raises RuntimeError with the ranks' last lines where one fails."""
-    importlib.import_module(
-        "deepspeed.runtime.zero.muon.original_muon"
-    )  # DeepSpeed's check of optimizers imports it, and torch's compiler with it
     with tempfile.TemporaryDirectory() as folder:
         ranks = Ranks(case.world, Path(folder) / "logs", partial(_rank_main, case, Path(folder)))
         if any(ranks.finish(200)):

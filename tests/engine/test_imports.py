@@ -1,0 +1,31 @@
+"""What a rank imports is paid for by every rank of a training."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = """
+import sys
+from engine import launch
+launch.prepare_environment()
+from engine.optimizer import import_muon
+import deepspeed
+import_muon()
+from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+from deepspeed.runtime import compiler
+import torch
+assert compiler.compile() is torch.compile
+print("torch._inductor.compile_fx" in sys.modules)
+torch.compile(torch.nn.Linear(1, 1))
+print("torch._inductor.compile_fx" in sys.modules)
+"""
+
+
+def test_deepspeed_does_not_bring_torchs_compiler_unless_it_is_used() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["False", "True"]
