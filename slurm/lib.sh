@@ -107,7 +107,7 @@ run_or_requeue() { # FOLDER COMMAND...: a single process that continues where it
   local folder=$1 child began
   shift
   one_process
-  stopping="" began=$(mktemp)
+  stopping="" began=$(date +%s)
   trap 'stopping=USR1' USR1
   "${THROUGH[@]}" "$@" &
   child=$!
@@ -116,7 +116,7 @@ run_or_requeue() { # FOLDER COMMAND...: a single process that continues where it
     wait -n "$child" $! || true
   done
   if [[ -n $stopping ]] && kill -0 "$child" 2>/dev/null; then
-    [[ -n $(find "$folder" -newer "$began" -print -quit) ]] ||
+    [[ -n $(find "$folder" -newermt "@$began" -print -quit) ]] ||
       fail 1 "nothing was finished within the time limit: a longer sbatch --time, more --cpus-per-task, or a smaller --shard-clips"
     echo "the time limit is near"
     requeue

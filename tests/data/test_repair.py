@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import data.prepare as prepare_module
+from data import shards
 from data.decode import Timeline, decode_frames
 from data.errors import DataError
 from data.index import Index
@@ -55,7 +55,7 @@ def own(folder: Path, names: list[str]) -> Path:
 def test_media_that_are_nowhere_stop_it_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: tuple[int, int] | None
 ) -> None:
-    monkeypatch.setattr("data.prepare.NOTHING_FOUND", 8)
+    monkeypatch.setattr("data.standing.NOTHING_FOUND", 8)
     names = [f"{k}.mp4" for k in range(20)]
     source, out = own(tmp_path / "in", names), tmp_path / "out"
     (tmp_path / "unmounted").mkdir()
@@ -72,13 +72,13 @@ def test_storage_that_goes_away_meanwhile_makes_no_clip_bad(tmp_path: Path, monk
     source, media, out = own(tmp_path / "in", [f"{k}.mp4" for k in range(12)]), tmp_path / "media", tmp_path / "out"
     for k in range(12):
         write_video(media / f"{k}.mp4", frames=6)
-    write = prepare_module._write_shard
+    write = shards.write_shard
 
     def written(options: PrepareOptions, shard: object) -> None:
         write(options, shard)  # type: ignore[arg-type]
         media.rename(tmp_path / "unmounted")
 
-    monkeypatch.setattr(prepare_module, "_write_shard", written)
+    monkeypatch.setattr(shards, "write_shard", written)
     with pytest.raises(DataError, match="has become empty"):
         prepare(PrepareOptions(source, out, videos=media, shard_clips=1, workers=1), progress=False)
     monkeypatch.undo()
