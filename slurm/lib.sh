@@ -103,7 +103,7 @@ become() { # COMMAND...: go on as this single process
 }
 
 run_or_requeue() { # FOLDER COMMAND...: a single process that continues where it stopped. USR1, which comes before the time limit, puts the job back
-  # into the queue, but for a start that brought nothing new in FOLDER
+  # into the queue, but for a start that brought no new *.parquet in FOLDER
   local folder=$1 child began
   shift
   one_process
@@ -116,7 +116,7 @@ run_or_requeue() { # FOLDER COMMAND...: a single process that continues where it
     wait -n "$child" $! || true
   done
   if [[ -n $stopping ]] && kill -0 "$child" 2>/dev/null; then
-    [[ -n $(find "$folder" -newermt "@$began" -print -quit) ]] ||
+    [[ -n $(find "$folder" -name '*.parquet' -newermt "@$began" -print -quit 2>/dev/null) ]] ||
       fail 1 "nothing was finished within the time limit: a longer sbatch --time, more --cpus-per-task, or a smaller --shard-clips"
     echo "the time limit is near"
     requeue

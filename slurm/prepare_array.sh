@@ -43,6 +43,5 @@ if [[ $SLURM_ARRAY_TASK_ID == "${SLURM_ARRAY_TASK_MIN:-1}" && ${SLURM_RESTART_CO
 fi
 
 out=$(value_of out "$@") || fail 2 "name the folder of the prepared data: --out DIR"
-mkdir -p "$out"
 # the last of two equal options counts, so that --workers among the arguments wins
-run_or_requeue "$out" "$PYTHON" "$project/tools/prepare.py" --workers "${SLURM_CPUS_PER_TASK:-1}" "$@" --part "$SLURM_ARRAY_TASK_ID/$parts"
+run_or_requeue "$out/parts" "$PYTHON" "$project/tools/prepare.py" --workers "${SLURM_CPUS_PER_TASK:-1}" "$@" --part "$SLURM_ARRAY_TASK_ID/$parts"

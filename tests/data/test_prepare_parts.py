@@ -104,10 +104,11 @@ def test_a_source_that_grew_meanwhile_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("makes", [True, False])
 def test_an_array_task_goes_back_into_the_queue_before_its_time_limit_if_it_gets_on(tmp_path: Path, makes: bool) -> None:
     """With stand-ins for sbatch, scontrol and Python."""
+    made = "out/parts/train-00000.parquet" if makes else ""
     stand_ins = {
         "sbatch": "true",
         "scontrol": f'echo "$@" >>"{tmp_path}/scontrol.log"; kill -TERM $PPID',
-        "python": f'{f"touch {tmp_path}/out/shard;" if makes else ""} touch "{tmp_path}/runs"; exec sleep 60',
+        "python": f'cd "{tmp_path}"; mkdir -p out/parts; touch out/prepare.json {made} runs; exec sleep 60',
     }
     for name, line in stand_ins.items():
         path = tmp_path / "bin" / name
