@@ -142,7 +142,7 @@ def test_co_training_on_mixtures_is_equal_on_two_ranks_and_killed_at_a_random_st
 
 
 def test_alternating_co_training_trains_on_both(clips: Path, images: Path, server: ForkServer, tmp_path: Path) -> None:
-    more = ["--images", str(images), str(images), "--image-batch", "8", "--image-mode", "alternate", "--image-share", "0.5"]
+    more = ["--images", str(images), f"{images}:val", "--image-batch", "8", "--image-mode", "alternate", "--image-share", "0.5"]
     finish(start(server.command(*options(clips, tmp_path / "run", *more))))
     kinds = [{name.startswith(("image_", "sample_share")) for name in row["metrics"]} for row in history(tmp_path / "run")]  # type: ignore[attr-defined]
     assert kinds == [{False}, {True}] * (STEPS // 2)
