@@ -113,7 +113,7 @@ run_or_requeue() { # FOLDER COMMAND...: a single process that continues where it
   child=$!
   while kill -0 "$child" 2>/dev/null && [[ -z $stopping ]]; do
     sleep 10 &>/dev/null & # a signal ends the wait, but for one that came just before it
-    wait -n "$child" $! || true
+    wait -n "$child" $! 2>/dev/null || true
   done
   if [[ -n $stopping ]] && kill -0 "$child" 2>/dev/null; then
     [[ -n $(find "$folder" -name '*.parquet' -newermt "@$began" -print -quit 2>/dev/null) ]] ||
@@ -220,7 +220,7 @@ run_ranks() { # PROGRAM ARGUMENTS...: one rank per GPU of USE; returns the exit 
   while kill -0 "$srun" 2>/dev/null; do
     [[ -z $stopping ]] || pass_on "$srun"
     sleep 10 & # a signal ends the wait, but for one that came just before it
-    wait -n "$srun" $!
+    wait -n "$srun" $! 2>/dev/null
   done
   wait "$srun"
   wait "$tail"
@@ -238,7 +238,7 @@ pass_on() { # SRUN: Slurm signals this shell only (--signal=B:); the ranks are t
     fi
     [[ $stopping != USR1 ]] || scancel --signal=USR1 "$SLURM_JOB_ID" 2>/dev/null
     sleep 5 &
-    wait -n "$1" $!
+    wait -n "$1" $! 2>/dev/null
   done
 }
 
