@@ -175,8 +175,8 @@ class Encoder:
 
 
 def encode_image(content: bytes, short_side: int | None) -> bytes:
-    """An image as JPEG with the short side wanted, upright by its EXIF tag; transparency over white. As it is where nothing is to be done. OSError,
-    ValueError or SyntaxError (Pillow's) where it cannot be read."""
+    """An image as JPEG with the short side wanted, upright by its EXIF tag; transparency over white. As it is where nothing is to be done. Pillow's
+    errors (data.probe.UNREADABLE_IMAGE) where it cannot be read."""
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(content)) as image:

@@ -14,6 +14,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from data.errors import DataError
 from data.media import IMAGES, codec_of, idr_packet, rotation_of
 from data.processes import UNGUARDED, forkserver_context
@@ -23,6 +25,10 @@ CONSTANT_RATE_TOLERANCE = 0.02
 ROUNDED = 1.05, 0.09
 """The same where a file's clock is coarse (a millisecond in WebM and Matroska), so that the times of a constant rate come rounded: ticks of the
 clock, and frames at most, since data.decode.Timeline takes a tenth of a frame."""
+
+
+UNREADABLE_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises of a file that it cannot read, or does not dare to."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,12 @@ def probe(content: bytes, extension: str, limits: Limits, sink: Callable[[Any], 
 
 def _check_jpeg(content: bytes) -> None:
     """FFmpeg fills what is missing of a JPEG with grey and says nothing; Pillow refuses it."""
-    from PIL import Image
-
     try:
         with Image.open(io.BytesIO(content)) as image:
-            if image.format == "JPEG":
+            if image.format in ("JPEG", "MPO"):  # the latter are a telephone's
                 image.draft("L", (64, 64))  # all of the file is read, little of it is drawn
                 image.load()
-    except (OSError, ValueError, SyntaxError) as error:
+    except UNREADABLE_IMAGE as error:
         raise ProbeError("undecodable", f"{type(error).__name__}: {error}") from error
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from data.encode import Encoder, Encoding, encode_image
 from data.errors import LASTING
 from data.media import IMAGES
-from data.probe import CONSTANT_RATE_TOLERANCE, Limits, ProbeError, probe, probe_packets
+from data.probe import CONSTANT_RATE_TOLERANCE, UNREADABLE_IMAGE, Limits, ProbeError, probe, probe_packets
 from data.processes import live_and_die_with_parent
 from data.sources import Line, Narration
 
@@ -149,7 +149,7 @@ def encoded(content: bytes, extension: str, limits: Limits, encoding: Encoding) 
         probe(content, extension, limits)
         try:
             image = encode_image(content, encoding.short_side)
-        except (OSError, ValueError, SyntaxError) as error:
+        except UNREADABLE_IMAGE as error:
             raise ProbeError("undecodable", f"{type(error).__name__}: {error}") from error
         return probe(image, "jpg", limits), None if image == content else image
     encoder = Encoder(encoding, _rate(content, extension, limits))

@@ -153,6 +153,9 @@ def test_a_jpeg_that_was_cut_off_is_no_picture(tmp_path: Path) -> None:
         with pytest.raises(ProbeError) as error:
             probe(content[: int(share * len(content))], "jpg", Limits())
         assert error.value.reason == "undecodable"
+    size = content.index(b"\xff\xc0") + 5  # height and width in the frame's header
+    with pytest.raises(ProbeError, match="DecompressionBomb"):
+        probe(content[:size] + b"\xea\x60" * 2 + content[size + 4 :], "jpg", Limits())
 
 
 @pytest.mark.parametrize("rate", [24, 30, 50, 60])
