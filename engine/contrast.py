@@ -53,11 +53,21 @@ class Contrast:
     """bool [B], whether a clip finds its text among all."""
 
 
+_in_use = False
+
+
+def in_use() -> bool:
+    """Whether forward passes of this process wait for those of other ranks."""
+    return _in_use
+
+
 def contrast(text: Tensor, video: Tensor, scale: Tensor, groups: Tensor | None = None) -> Contrast:
     """InfoNCE of unit-length embeddings [B, D] of pairs, whose negatives are all pairs of the same micro-batch on all ranks.
 
     `groups` int64 [B]: pairs of one group (two captions of one video) are no negatives of each other.
     """
+    global _in_use
+    _in_use = True
     target = torch.arange(len(text), device=text.device) + parallel.current().data_rank * len(text)
     to_video = scale * text @ gather_with_gradient(video).T
     to_text = scale * video @ gather_with_gradient(text).T

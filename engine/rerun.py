@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from engine import parallel
+from engine import contrast, parallel
 from engine.faults import gathered
 from engine.objective import seed_of
 from engine.spikes import Suspect
@@ -58,6 +58,8 @@ def rerun(suspect: Suspect, kept: Sequence[Micro], scene: Scene, dossier: dict[s
             torch.cuda.empty_cache()
         losses, metrics, gradients = _compute(made, scene)
     except torch.OutOfMemoryError as error:
+        if dist.get_world_size() > 1 and (contrast.in_use() or not scene.whole_gradients):
+            raise  # the others wait in this very pass and would not come to the next line: better a restart than a hang
         losses, metrics, gradients, problem = [], [], None, str(error).splitlines()[0]
     problems = [text for text in gathered(problem) if text]
     if problems:
