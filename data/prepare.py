@@ -18,14 +18,14 @@ from data.files import TEMPORARY, write_atomic
 from data.index import dataset_facts
 from data.listing import Listing
 from data.merge import Merged, merge_fragments, write_facts
-from data.prepare_options import RETRIED, PrepareOptions, rows_of, shard_names
+from data.prepare_options import OUTSIDE, RETRIED, PrepareOptions, rows_of, shard_names
 from data.processes import refuse_to_start_again
 from data.shards import Made, make_shards
 from data.sources import FORMATS
 from data.standing import RETRY
 from data.units import size
 
-__all__ = ["RETRIED", "PrepareOptions", "PrepareSummary", "prepare"]
+__all__ = ["OUTSIDE", "RETRIED", "PrepareOptions", "PrepareSummary", "prepare"]
 
 
 @dataclass(frozen=True)

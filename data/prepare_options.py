@@ -14,8 +14,20 @@ from data.errors import DataError
 from data.index import LAYOUT
 from data.sources import FORMATS, ReadOptions, Row, detect, excluded_ids, read
 
-RETRIED = ("missing", "timeout", "killed", "decoder_crashed", "unreadable")
+OUTSIDE = ("missing", "timeout", "killed", "decoder_crashed", "unreadable")
 """Reasons that may lie outside the file."""
+RETRIED = (
+    *OUTSIDE,
+    "undecodable",
+    "truncated",
+    "corrupt",
+    "empty_file",
+    "not_a_video",
+    "not_an_image",
+    "no_video_track",
+    "too_few_frames",
+)
+"""Reasons that another download may do away with, too."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,9 @@ class PrepareOptions:
             raise DataError(f"no such source: {self.source}")
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise DataError(f"--part {self.part[0]}/{self.part[1]}: i must be from 1 to n")
+        unknown = [reason for reason in self.retry if reason not in RETRIED]
+        if unknown:
+            raise DataError(f"--retry {','.join(self.retry)}: {unknown[0]!r} is none of {', '.join(RETRIED)}")
         try:
             require(self, COUNT, ("workers", "shard_clips", "min_frames", "gop"))
             require(self, Bounds(16), ("short_side",))

@@ -26,7 +26,7 @@ if __package__ in (None, ""):
 
 from data.encode import CODECS, Encoding
 from data.errors import DataError
-from data.prepare import RETRIED, PrepareOptions, PrepareSummary, prepare
+from data.prepare import OUTSIDE, RETRIED, PrepareOptions, PrepareSummary, prepare
 from data.sources import FORMATS, NAME_FIELDS
 from data.units import duration, size
 
@@ -116,7 +116,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         _print(summary, options["out"])
     if summary.bad_share > limit:
-        print(f"error: {100 * summary.bad_share:.1f} % of the clips are bad, more than --max-bad-share {limit}", file=sys.stderr)
+        again = ",".join(reason for reason in OUTSIDE if summary.bad.get(reason))
+        hint = f"; when what kept them away is mended, --retry {again} tries those again" if again else ""
+        print(
+            f"error: {100 * summary.bad_share:.1f} % of the clips are bad, more than --max-bad-share {limit:g}{hint}",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

@@ -111,6 +111,11 @@ def test_a_retry_takes_what_has_come_meanwhile_and_leaves_the_other_shards(tmp_p
     )
 
 
+def test_a_reason_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'mising' is none of missing, timeout"):
+        run(own(tmp_path / "in", ["0.mp4"]), tmp_path / "out", retry=("mising",))
+
+
 def test_a_retry_that_was_interrupted_does_not_begin_again(tmp_path: Path) -> None:
     source, out = own(tmp_path / "in", [f"{k}.mp4" for k in range(8)]), tmp_path / "out"
     for k in range(7):
