@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,7 +39,7 @@ class Listing:
     def counted(self) -> Counts:
         """The counts, if need be after reading all rows."""
         if self.counts is None:
-            self._keep(_count(self._read()))
+            deque(self.rows(), maxlen=0)
         assert self.counts is not None
         return self.counts
 
@@ -89,16 +90,9 @@ class Listing:
             self._counter = None
 
 
-def _count(rows: Iterator[Row]) -> Counts:
-    counts: Counts = {}
-    for row in rows:
-        counts[row.split] = counts.get(row.split, 0) + 1
-    return counts
-
-
 def _count_for(pipe: Connection, read: Callable[[], Iterator[Row]]) -> None:
     live_and_die_with_parent()
     try:
-        pipe.send(_count(read()))
+        pipe.send(dict(Counter(row.split for row in read())))
     except (DataError, OSError) as error:
         pipe.send(error)

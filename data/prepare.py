@@ -41,7 +41,7 @@ class PrepareSummary:
     seconds: float
     done_before: bool = False
     part: str | None = None
-    """Of an array: what this part did. There is no index yet, and the counts are empty."""
+    """Of an array: what this part did. There is no index yet: no clips, and what is bad are files of the shards that it made."""
     official: tuple[str, ...] = ()
 
     @property
@@ -119,9 +119,11 @@ def _claim(options: PrepareOptions) -> None:
 
 def _stands(options: PrepareOptions) -> bool:
     """Whether a finished folder needs nothing: no index is to be made anew, no shard is gone, none is to be tried again."""
+    if options.merge or options.retry:
+        return False
     plan = options.out / "plan.json"
-    if options.merge or options.retry or not plan.exists():
-        return not (options.merge or options.retry)
+    if not plan.exists():  # a copy of what training needs
+        return True
     tars = {path.name for path in (options.out / "shards").glob("*.tar")}
     return tars.issuperset(f"{name}.tar" for name in shard_names(options, json.loads(plan.read_text())))
 

@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from data.errors import DataError
@@ -37,13 +38,10 @@ class Made:
 
 def make_shards(options: PrepareOptions, listing: Listing, progress: bool) -> Made:
     """All shards of this part that do not stand yet."""
-    listing.count_beside()
-    making = _Making(options, listing, progress)
-    try:
-        return making.run()
-    finally:
-        making.close()
-        listing.close()
+    with closing(listing):
+        listing.count_beside()
+        with closing(_Making(options, listing, progress)) as making:
+            return making.run()
 
 
 class _Making:

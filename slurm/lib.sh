@@ -91,6 +91,13 @@ on_nodes() { # TASKS_PER_NODE LOG NODE,NODE,... SRUN_OPTIONS... -- COMMAND...
 # shellcheck disable=SC2016
 HERE=(bash -c 'cd "$0" && exec "$@"') # a container's tasks begin in its image's own folder, and paths of the command line may be relative
 
+wait_or_signal() { # PID: until it has ended, or a signal has set stopping
+  while kill -0 "$1" 2>/dev/null && [[ -z $stopping ]]; do
+    sleep 10 &>/dev/null & # a signal ends the wait, but for one that came just before it
+    wait -n "$1" $! 2>/dev/null || true
+  done
+}
+
 one_process() { # sets THROUGH: what stands before the command of a single process, in the environment of the ranks
   THROUGH=("${COMMAND_PREFIX[@]}")
   ((${#SRUN_OPTIONS[@]} == 0)) ||
@@ -111,10 +118,7 @@ run_or_requeue() { # FOLDER COMMAND...: a single process that continues where it
   trap 'stopping=USR1' USR1
   "${THROUGH[@]}" "$@" &
   child=$!
-  while kill -0 "$child" 2>/dev/null && [[ -z $stopping ]]; do
-    sleep 10 &>/dev/null & # a signal ends the wait, but for one that came just before it
-    wait -n "$child" $! 2>/dev/null || true
-  done
+  wait_or_signal "$child"
   if [[ -n $stopping ]] && kill -0 "$child" 2>/dev/null; then
     [[ -n $(find "$folder" -name '*.parquet' -newermt "@$began" -print -quit 2>/dev/null) ]] ||
       fail 1 "nothing was finished within the time limit: a longer sbatch --time, more --cpus-per-task, or a smaller --shard-clips"
@@ -217,11 +221,8 @@ run_ranks() { # PROGRAM ARGUMENTS...: one rank per GPU of USE; returns the exit 
   srun=$!
   tail -n +1 -F --pid="$srun" "$ranks/rank-0.log" 2>/dev/null &
   tail=$!
-  while kill -0 "$srun" 2>/dev/null; do
-    [[ -z $stopping ]] || pass_on "$srun"
-    sleep 10 & # a signal ends the wait, but for one that came just before it
-    wait -n "$srun" $! 2>/dev/null
-  done
+  wait_or_signal "$srun"
+  [[ -z $stopping ]] || pass_on "$srun"
   wait "$srun"
   wait "$tail"
   "$HOST_PYTHON" "$project/tools/first_error.py" "$ranks" --ranks "$((${#USE[@]} * RANKS_PER_NODE))"
