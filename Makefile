@@ -20,10 +20,10 @@ help:
 	@echo "make bench           speed of training and of the data path, beside a named bound and a named peer"
 
 demo: $(VENV)/.ready
-	$(BIN)/python tools/demo.py $(ARGS)
+	$(BIN)/python examples/demo.py $(ARGS)
 
 demo-finetune: $(VENV)/.ready
-	$(BIN)/python tools/demo_finetune.py $(ARGS)
+	$(BIN)/python examples/demo_finetune.py $(ARGS)
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -35,8 +35,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["model*", "data*", "engine*", "pretrain*", "finetune*", "tools*"]),
-    package_data={"data": ["vocab/*.txt", "vocab/LICENSE*", "py.typed"], "finetune": ["paper_numbers.json"]},
+    packages=find_packages(include=["allinone*"]),
+    package_data={
+        "allinone": ["py.typed", "ds_configs/*"],
+        "allinone.data": ["vocab/*"],
+        "allinone.finetune.evaluation": ["paper_numbers.json"],
+    },
     install_requires=REQUIRES,
     extras_require={
         "gpu": ["nvidia-dali-cuda130>=2.4,<3"],

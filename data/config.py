@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.bounds import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, require
+from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, require
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.choices import SampleChoices, fixed
-from data.config import ClipConfig, DataConfig
-from data.decode import DecodeError, Timeline, decode_frames
-from data.errors import DataError
-from data.files import write_atomic
-from data.media import IMAGES
-from data.probe import Limits, ProbeError, probe
-from data.text import Tokenizer
+from allinone.common.atomic_io import write_atomic
+from allinone.common.errors import DataError
+from allinone.data.config import ClipConfig, DataConfig
+from allinone.data.decoding.codecs import IMAGES
+from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
+from allinone.data.loading.sampling import SampleChoices, fixed
+from allinone.data.prepare.probe import Limits, ProbeError, probe
+from allinone.data.text import Tokenizer
 
 FILE = "processor_config.json"
 _CLIP_FIELDS = ("num_frames", "image_size", "max_text_len")
@@ -90,7 +90,7 @@ class AllInOneProcessor:
         if len(lengths) != 1:
             raise ValueError(f"images and videos cannot be mixed in one call: they have {sorted(lengths)} frames")
         if self._augment is None or self._capacity < len(read):
-            from data.graph import Augment  # DALI is imported by those who show pictures only
+            from allinone.data.loading.dali_pipeline import Augment  # DALI is imported by those who show pictures only
 
             self._augment, self._capacity = Augment(self.clip, self.config, torch.device("cpu"), len(read)), len(read)
         return self._augment([frames for frames, _ in read], [choices for _, choices in read])

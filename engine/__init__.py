@@ -1,17 +1,19 @@
 """One training loop on DeepSpeed: launch, schedule, checkpoints, faults, monitoring. Never imports a task."""
 
+from importlib import import_module
 from typing import Any
 
 __all__ = ["Run", "RunResult", "newest_weights"]
 
+_HOME = {
+    "Run": "allinone.engine.trainer",
+    "RunResult": "allinone.engine.trainer",
+    "newest_weights": "allinone.engine.checkpoint.manager",
+}
 
-def __getattr__(name: str) -> Any:  # torch and DeepSpeed are imported by those who train only
-    if name in ("Run", "RunResult"):
-        from engine import loop
 
-        return getattr(loop, name)
-    if name == "newest_weights":
-        from engine.checkpoint import newest_weights
-
-        return newest_weights
-    raise AttributeError(f"module 'engine' has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    """Import on first use: only those who train wait for torch and DeepSpeed."""
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

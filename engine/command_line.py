@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from engine import launch
+from allinone.engine.distributed import launch
 
 
 def option_names(config: Any) -> list[str]:

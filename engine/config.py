@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data.bounds import COUNT, NOT_NEGATIVE, POSITIVE, Bounds, require
+from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, Bounds, require
 
 
 class ConfigError(ValueError):
@@ -33,7 +33,7 @@ class TrainConfig:
     lr: float = 1e-4
     """Peak learning rate."""
     weight_decay: float = 0.01
-    """Decoupled weight decay of the matrices and tables (engine/optimizer.py says which)."""
+    """Decoupled weight decay of the matrices and tables (engine/optim/adamw.py says which)."""
     beta1: float = 0.9
     """Decay of AdamW's first moment."""
     beta2: float = 0.98
@@ -67,7 +67,7 @@ class TrainConfig:
     max_skipped: int = 50
     """Steps in a row skipped for a non-finite gradient after which the run stops. Single ones are normal: fp16 finds its loss scale by them."""
     spike_deviations: float = 10.0
-    """A loss or gradient norm this many robust deviations above the median of the last 200 steps is a spike and gets a dossier (engine/spikes.py
+    """A loss or gradient norm this many robust deviations above the median of the last 200 steps is a spike and gets a dossier (engine/anomaly/detector.py
     states the rule); 0 looks for none."""
     max_dossiers: int = 20
     """Dossiers that a run writes on non-finite steps and spikes; each computes one step again. 0 writes none."""

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.config import ConfigError, LocalConfigError, TrainConfig
+from allinone.common.paths import PACKAGE
+from allinone.engine.config import ConfigError, LocalConfigError, TrainConfig
 
-FOLDER = Path(__file__).resolve().parent.parent / "ds_configs"
+FOLDER = PACKAGE / "ds_configs"
 
 
 def load(name: str) -> dict[str, Any]:

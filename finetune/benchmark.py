@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config import ConfigError
-from finetune.config import FinetuneConfig
-from finetune.items import AnnotationError, Split, assert_disjoint
-from finetune.protocols.base import Outcome, Protocol
+from allinone.engine.config import ConfigError
+from allinone.finetune.annotations.schema import AnnotationError, Split, assert_disjoint
+from allinone.finetune.config import FinetuneConfig
+from allinone.finetune.tasks.base import Outcome, Protocol
 
 
 @dataclass(frozen=True)

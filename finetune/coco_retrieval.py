@@ -16,14 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not finetune/: its modules would hide others of the same name
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from engine import launch
-from finetune.annotations import karpathy
-from finetune.benchmark import Benchmark, Splits
-from finetune.config import FinetuneConfig, TuneConfig
-from finetune.protocols.retrieval import Retrieval, RetrievalOptions
-from finetune.run import fine_tune, parse
+from allinone.engine.distributed import launch
+from allinone.finetune.annotations import karpathy
+from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.config import FinetuneConfig, TuneConfig
+from allinone.finetune.run import fine_tune, parse
+from allinone.finetune.tasks.retrieval import Retrieval, RetrievalOptions
 
 BENCHMARK = Benchmark(
     name="coco_retrieval",

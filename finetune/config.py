@@ -10,11 +10,11 @@ from typing import Any
 
 import tyro
 
-from data.bounds import COUNT, NOT_NEGATIVE, POSITIVE, require
-from data.config import ClipConfig, DataConfig
-from engine.config import TrainConfig, plain
-from finetune.protocols.base import TaskOptions
-from model import AllInOneConfig
+from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, require
+from allinone.data.config import ClipConfig, DataConfig
+from allinone.engine.config import TrainConfig, plain
+from allinone.finetune.tasks.base import TaskOptions
+from allinone.model import AllInOneConfig
 
 REQUIRED: Any = tyro.MISSING
 """Stands for an option that the command line must give."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from engine.config import TrainConfig
-from engine.planned import Activations, element_sizes
-from model import AllInOneConfig
-from model.activations import pass_bytes, pass_shape, working_bytes
-from model.flops import Part, forward_flops
+from allinone.engine.config import TrainConfig
+from allinone.engine.planning.estimate import Activations, element_sizes
+from allinone.model import AllInOneConfig
+from allinone.model.activations import pass_bytes, pass_shape, working_bytes
+from allinone.model.flops import Part, forward_flops
 
 Passes = Sequence[tuple[Part, int]]
 """Part of the backbone and clips of a training item that run through it at once, in the order of the forward pass."""

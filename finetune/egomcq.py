@@ -14,13 +14,13 @@ import sys
 from pathlib import Path
 
 if __package__ in (None, ""):
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not finetune/: its modules would hide others of the same name
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from finetune.annotations import egomcq
-from finetune.benchmark import Benchmark, Splits
-from finetune.config import FinetuneConfig, TuneConfig
-from finetune.protocols.multiple_choice import ChoiceOptions, MultipleChoice
-from finetune.run import main
+from allinone.finetune.annotations import egomcq
+from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.config import FinetuneConfig, TuneConfig
+from allinone.finetune.run import main
+from allinone.finetune.tasks.multiple_choice import ChoiceOptions, MultipleChoice
 
 BENCHMARK = Benchmark(
     name="egomcq",

@@ -14,14 +14,14 @@ import sys
 from pathlib import Path
 
 if __package__ in (None, ""):
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not finetune/: its modules would hide others of the same name
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from finetune.annotations import kinetics
-from finetune.benchmark import Benchmark, Splits
-from finetune.config import FinetuneConfig, TuneConfig
-from finetune.items import Split
-from finetune.protocols.action_recognition import ActionOptions, ActionRecognition
-from finetune.run import main
+from allinone.finetune.annotations import kinetics
+from allinone.finetune.annotations.schema import Split
+from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.config import FinetuneConfig, TuneConfig
+from allinone.finetune.run import main
+from allinone.finetune.tasks.action_recognition import ActionOptions, ActionRecognition
 
 
 def load(folder: Path, split: str, variant: str, media: Path) -> Split:

@@ -14,13 +14,13 @@ import sys
 from pathlib import Path
 
 if __package__ in (None, ""):
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not finetune/: its modules would hide others of the same name
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from finetune.annotations import msvd
-from finetune.benchmark import Benchmark, Splits
-from finetune.config import FinetuneConfig, TuneConfig
-from finetune.protocols.open_ended_qa import OpenEndedQA, QAOptions
-from finetune.run import main
+from allinone.finetune.annotations import msvd
+from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.config import FinetuneConfig, TuneConfig
+from allinone.finetune.run import main
+from allinone.finetune.tasks.open_ended_qa import OpenEndedQA, QAOptions
 
 BENCHMARK = Benchmark(
     name="msvd_qa",

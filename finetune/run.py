@@ -13,28 +13,40 @@ import torch
 import tyro
 from torch import nn
 
-from data.errors import DataError
-from data.ledger import ENOUGH
-from data.processes import forkserver_context
-from engine import Run, checkpoint, ds_config, launch
-from engine.command_line import refuse_unknown
-from engine.config import ConfigError
-from engine.faults import StopSignals, collective_timeout_s, decided_by_rank_0
-from engine.selection import Selection
-from finetune.benchmark import Benchmark, Loaded, load_splits
-from finetune.cache import Cache
-from finetune.config import FinetuneConfig
-from finetune.cost import run_activations, training_flops
-from finetune.evaluation import EvaluationSettings, Evaluator, shown_media, subset
-from finetune.items import Split
-from finetune.media import MediaLibrary
-from finetune.model import TASK_HEAD, Origin, TaskModel, build_model, check_head, has_head, read_origin, size_name, task_config
-from finetune.protocols.base import Outcome, Protocol
-from finetune.reading import Reader
-from finetune.results import EvaluationResult, write_predictions, write_result
-from finetune.stream import Source, TaskStream
-from finetune.table import table
-from model import AllInOneConfig
+from allinone.common.errors import DataError
+from allinone.common.processes import forkserver_context
+from allinone.data.loading.bad_clips import ENOUGH
+from allinone.engine import Run, ds_config
+from allinone.engine.checkpoint import manager
+from allinone.engine.checkpoint.best import Selection
+from allinone.engine.command_line import refuse_unknown
+from allinone.engine.config import ConfigError
+from allinone.engine.distributed import launch
+from allinone.engine.distributed.signals import StopSignals, collective_timeout_s, decided_by_rank_0
+from allinone.finetune.annotations.schema import Split
+from allinone.finetune.benchmark import Benchmark, Loaded, load_splits
+from allinone.finetune.config import FinetuneConfig
+from allinone.finetune.cost import run_activations, training_flops
+from allinone.finetune.evaluation.cache import Cache
+from allinone.finetune.evaluation.evaluator import EvaluationSettings, Evaluator, shown_media, subset
+from allinone.finetune.evaluation.results import EvaluationResult, write_predictions, write_result
+from allinone.finetune.evaluation.table import table
+from allinone.finetune.inputs.clip_reader import Reader
+from allinone.finetune.inputs.loader import Source, TaskStream
+from allinone.finetune.inputs.media_library import MediaLibrary
+from allinone.finetune.tasks.base import Outcome, Protocol
+from allinone.finetune.tasks.task_model import (
+    TASK_HEAD,
+    Origin,
+    TaskModel,
+    build_model,
+    check_head,
+    has_head,
+    read_origin,
+    size_name,
+    task_config,
+)
+from allinone.model import AllInOneConfig
 
 SELECT = "select"
 """Name of the number that the validation chooses by, in history and TensorBoard."""
@@ -85,7 +97,7 @@ class Job:
             return self.evaluate(self.origin, alone=True)
         self._train()
         gc.collect()  # the engine's buffers
-        best = checkpoint.best_weights(self.config.out)
+        best = manager.best_weights(self.config.out)
         return self.evaluate(read_origin(best), alone=False)
 
     def _train(self) -> None:
@@ -194,7 +206,7 @@ class Job:
 
     def _result(self, origin: Origin, model: TaskModel, outcome: Outcome, zero_shot: bool) -> EvaluationResult:
         config, split = self.config, self.loaded.test
-        code, pretrained_on = checkpoint.code_version(), self._pretrained_on(origin)
+        code, pretrained_on = manager.code_version(), self._pretrained_on(origin)
         pretraining = pretrained_on.pop("pretraining", "")
         return EvaluationResult(
             benchmark=self.benchmark.name,

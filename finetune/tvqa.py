@@ -18,16 +18,16 @@ import sys
 from pathlib import Path
 
 if __package__ in (None, ""):
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not finetune/: its modules would hide others of the same name
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from finetune import submissions
-from finetune.annotations import tvqa
-from finetune.benchmark import Benchmark, Splits
-from finetune.config import FinetuneConfig, TuneConfig
-from finetune.items import Split
-from finetune.protocols.base import Outcome
-from finetune.protocols.multiple_choice import ChoiceOptions, MultipleChoice
-from finetune.run import main
+from allinone.finetune.annotations import tvqa
+from allinone.finetune.annotations.schema import Split
+from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.config import FinetuneConfig, TuneConfig
+from allinone.finetune.evaluation import submissions
+from allinone.finetune.run import main
+from allinone.finetune.tasks.base import Outcome
+from allinone.finetune.tasks.multiple_choice import ChoiceOptions, MultipleChoice
 
 
 def options(path: Path, split: Split, outcome: Outcome) -> None:

@@ -16,13 +16,13 @@ import sys
 from pathlib import Path
 
 if __package__ in (None, ""):
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not finetune/: its modules would hide others of the same name
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from finetune.annotations import ucf101
-from finetune.benchmark import Benchmark, Splits
-from finetune.config import FinetuneConfig, TuneConfig
-from finetune.folds import MEAN, main
-from finetune.protocols.action_recognition import ActionOptions, ActionRecognition
+from allinone.finetune.annotations import ucf101
+from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.config import FinetuneConfig, TuneConfig
+from allinone.finetune.evaluation.folds import MEAN, main
+from allinone.finetune.tasks.action_recognition import ActionOptions, ActionRecognition
 
 BENCHMARK = Benchmark(
     name="ucf101_linear",

@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 
 if __package__ in (None, ""):
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not finetune/: its modules would hide others of the same name
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from finetune import submissions
-from finetune.annotations import vcr
-from finetune.benchmark import Benchmark, Splits
-from finetune.config import FinetuneConfig, TuneConfig
-from finetune.items import Split
-from finetune.protocols.base import Outcome
-from finetune.protocols.vcr import VCR, VCROptions
-from finetune.run import main
+from allinone.finetune.annotations import vcr
+from allinone.finetune.annotations.schema import Split
+from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.config import FinetuneConfig, TuneConfig
+from allinone.finetune.evaluation import submissions
+from allinone.finetune.run import main
+from allinone.finetune.tasks.base import Outcome
+from allinone.finetune.tasks.vcr import VCR, VCROptions
 
 
 def columns(path: Path, split: Split, outcome: Outcome) -> None:

@@ -2,9 +2,9 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
-from model.all_in_one import AllInOneForPreTraining, AllInOneModel, AllInOneOutput
-from model.config import SIZES, AllInOneConfig
-from model.flops import parameters_by_part
+from .all_in_one import AllInOneForPreTraining, AllInOneModel, AllInOneOutput
+from .config import SIZES, AllInOneConfig
+from .flops import parameters_by_part
 
 AutoConfig.register(AllInOneConfig.model_type, AllInOneConfig, exist_ok=True)
 AutoModel.register(AllInOneConfig, AllInOneModel, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Bytes that a forward pass saves for its backward pass. Read off model/all_in_one.py; tests/engine/test_plan.py holds it against autograd.
+"""Bytes that a forward pass saves for its backward pass. Read off model/all_in_one.py; tests/engine/planning/test_memory.py holds it against autograd.
 
 Letters: R sequences (clips x frames; texts), N tokens of a sequence, C width, H heads, s bytes of an activation, m bytes of a dropout mask's element
 (1 on a GPU, s on a CPU), M masked tokens, V vocabulary. A tensor that two operations save counts once; weights do not count.
@@ -6,8 +6,8 @@ Letters: R sequences (clips x frames; texts), N tokens of a sequence, C width, H
 
 from __future__ import annotations
 
-from model.config import AllInOneConfig
-from model.flops import Part
+from .config import AllInOneConfig
+from .flops import Part
 
 STATISTICS = 8
 """Bytes of a LayerNorm's mean and reciprocal deviation per token, fp32 on a GPU."""

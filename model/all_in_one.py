@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from model.config import AllInOneConfig
-from model.heads import LogitScale, MLMHead
-from model.linear import LinearFactory, SplitDropout, torch_linear
-from model.norm import LayerNorm
-from model.roll import fold_size, roll_channels, roll_tokens
+from .config import AllInOneConfig
+from .heads import LogitScale, MLMHead
+from .linear import LinearFactory, SplitDropout, torch_linear
+from .norm import LayerNorm
+from .roll import fold_size, roll_channels, roll_tokens
 
 TEXT, VIDEO = 0, 1  # rows of the modality table
 

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.all_in_one import AllInOneForPreTraining, AllInOnePreTrainedModel
-from model.config import SIZES, AllInOneConfig
-from model.weights_file import read_weights
+from .all_in_one import AllInOneForPreTraining, AllInOnePreTrainedModel
+from .config import SIZES, AllInOneConfig
+from .weights_file import read_weights
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import nn
 
-from model.config import AllInOneConfig
+from .config import AllInOneConfig
 
 Part = Literal["joint", "video", "text"]
 

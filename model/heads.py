@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.norm import LayerNorm
+from .norm import LayerNorm
 
 
 class MLMHead(nn.Module):

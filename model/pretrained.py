@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from model.convert import POSITION, ConversionError, LoadReport, without_distillation
+from .convert import POSITION, ConversionError, LoadReport, without_distillation
 
 VIDEO_PARTS = ("backbone.video_embeddings.", "backbone.encoder.")
 TEXT_PART = "backbone.text_embeddings."

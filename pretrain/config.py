@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data.bounds import COUNT, NOT_NEGATIVE, require
-from data.config import ClipConfig, DataConfig, DatasetSpec, require_distinct
-from engine.config import TrainConfig, plain
-from model import AllInOneConfig
-from pretrain.objectives import ObjectiveConfig
+from allinone.common.validation import COUNT, NOT_NEGATIVE, require
+from allinone.data.config import ClipConfig, DataConfig, DatasetSpec, require_distinct
+from allinone.engine.config import TrainConfig, plain
+from allinone.model import AllInOneConfig
+from allinone.pretrain.objectives import ObjectiveConfig
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.planned import Activations, element_sizes
-from model import AllInOneConfig, flops
-from model.activations import mlm_head_bytes, pass_bytes, pass_shape, working_bytes
-from pretrain.config import PretrainConfig
-from pretrain.objectives import ObjectiveConfig
+from allinone.engine.planning.estimate import Activations, element_sizes
+from allinone.model import AllInOneConfig, flops
+from allinone.model.activations import mlm_head_bytes, pass_bytes, pass_shape, working_bytes
+from allinone.pretrain.config import PretrainConfig
+from allinone.pretrain.objectives import ObjectiveConfig
 
 MASKED_SHARE = 0.15
 """Share of the words that MLM masks (data/text.py). Captions are counted as full: max_text_len less [CLS] and [SEP]."""

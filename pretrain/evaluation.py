@@ -11,14 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data import EvalSet
-from data.batch import BadClip, Batch
-from engine import parallel
-from engine.faults import beat
-from engine.metrics import chance_metrics, retrieval_metrics
-from model import AllInOneForPreTraining
-from model.contrast import embed_text, embed_video
-from pretrain.objectives import draw_matching_pairs
+from allinone.common.retrieval_metrics import chance_metrics, retrieval_metrics
+from allinone.data import EvalSet
+from allinone.data.loading.batch import BadClip, Batch
+from allinone.engine.distributed import topology
+from allinone.engine.distributed.signals import beat
+from allinone.model import AllInOneForPreTraining
+from allinone.model.contrast import embed_text, embed_video
+from allinone.pretrain.objectives import draw_matching_pairs
 
 
 @dataclass
@@ -57,7 +57,7 @@ def embed(
     model: AllInOneForPreTraining, dataset: EvalSet, device: torch.device, *, batch_size: int = 64, limit: int | None = None
 ) -> Embeddings:
     """Run every item once (each data rank its share) and gather the result on all ranks. Items that cannot be decoded are listed in `bad`."""
-    layout = parallel.current()
+    layout = topology.current()
     rank, world = layout.data_rank, layout.data_world
     items = min(len(dataset), limit or len(dataset))
     rounds = math.ceil(math.ceil(items / world) / batch_size)

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.batch import Batch, CoBatch
-from engine.contrast import contrast
-from engine.objective import Losses, mean_metric
-from model import AllInOneForPreTraining
-from model.contrast import embed_text, embed_video
-from pretrain.wpa import word_patch_distance
+from allinone.data.loading.batch import Batch, CoBatch
+from allinone.engine.distributed.contrastive import contrast
+from allinone.engine.objective import Losses, mean_metric
+from allinone.model import AllInOneForPreTraining
+from allinone.model.contrast import embed_text, embed_video
+from allinone.pretrain.wpa import word_patch_distance
 
 
 @dataclass(frozen=True)

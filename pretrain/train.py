@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from engine import launch
+from allinone.engine.distributed import launch
 
 launch.prepare_environment()  # before torch's and DeepSpeed's imports: they read the environment once
 
@@ -26,19 +26,19 @@ import tyro
 from numpy.typing import NDArray
 from torch import nn
 
-from data import CoTrainStream, EvalSet, TrainStream
-from data.batch import Batch, CoBatch
-from data.processes import forkserver_context
-from engine import Run, RunResult
-from engine.command_line import refuse_unknown
-from engine.config import ConfigError
-from model import AllInOneForPreTraining
-from model.convert import load_resized
-from pretrain.config import PretrainConfig
-from pretrain.cost import run_activations, training_flops_per_sample
-from pretrain.evaluation import embed, retrieval_table
-from pretrain.objectives import PretrainObjective
-from pretrain.recipes import RECIPES
+from allinone.common.processes import forkserver_context
+from allinone.data import CoTrainStream, EvalSet, TrainStream
+from allinone.data.loading.batch import Batch, CoBatch
+from allinone.engine import Run, RunResult
+from allinone.engine.command_line import refuse_unknown
+from allinone.engine.config import ConfigError
+from allinone.model import AllInOneForPreTraining
+from allinone.model.convert import load_resized
+from allinone.pretrain.config import PretrainConfig
+from allinone.pretrain.cost import run_activations, training_flops_per_sample
+from allinone.pretrain.evaluation import embed, retrieval_table
+from allinone.pretrain.objectives import PretrainObjective
+from allinone.pretrain.recipes import RECIPES
 
 
 def build_model(config: PretrainConfig) -> AllInOneForPreTraining:
@@ -85,7 +85,7 @@ def make_pictures(config: PretrainConfig) -> Callable[[Batch | CoBatch], dict[st
     """A function that draws up to six samples of a training batch as the model sees them, for TensorBoard."""
 
     def draw(batch: Batch | CoBatch) -> dict[str, NDArray[np.uint8]]:
-        from data.pictures import contact_sheet  # rank 0 alone draws
+        from allinone.data.loading.contact_sheet import contact_sheet  # rank 0 alone draws
 
         parts = {"video": batch.video, "images": batch.images} if isinstance(batch, CoBatch) else {"video": batch}
         return {

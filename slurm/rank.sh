@@ -4,7 +4,7 @@
 #   rank.sh FOLDER COMMAND...
 #
 # --kill-on-bad-exit ends all others when one leaves with another code than 0. So a rank that has saved after a signal (75) leaves with 0; and 10 s are
-# left to the others where rank 0 says the reason for all (2, 3, 4: engine/launch.py), and in a hang (5), where who reports nothing is to blame.
+# left to the others where rank 0 says the reason for all (2, 3, 4: engine/distributed/launch.py), and in a hang (5), where who reports nothing is to blame.
 set -u
 folder=$1
 shift

@@ -14,18 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import torch
 
-from data import EvalSet, TrainStream
-from data.batch import Batch
-from data.check import check, distributions, require_splits
-from data.config import ClipConfig, DataConfig, DatasetSpec
-from data.errors import DataError
-from data.index import dataset_facts
-from tools.pictures import contact_sheet, plot_distributions
+from allinone.common.errors import DataError
+from allinone.data import EvalSet, TrainStream
+from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
+from allinone.data.loading.batch import Batch
+from allinone.data.loading.index import dataset_facts
+from allinone.data.prepare.verify import check, distributions, require_splits
+from allinone.tools.inspection.pictures import contact_sheet, plot_distributions
 
 VIEWS = {"train": "training", "eval": "evaluation"}
 SHOWN = 50

@@ -5,7 +5,7 @@
 
 Writes cloze.png and cloze.html. Several clips: --video A B --text "…" "…". [MASK=rowing] tells the word that is hidden, so that it can be marked.
 
-Which patches are shown: the attention of the gap in the joint pass, weighted by its effect on the guess (tools/tokens.py, patch_relevance), and
+Which patches are shown: the attention of the gap in the joint pass, weighted by its effect on the guess (tools/inspection/patch_attribution.py, patch_relevance), and
 not word-patch alignment. Measured by deletion on the 132 held-out words of the demo that need the picture (tests/benchmarks/cloze_patches.py):
 wiping out the quarter of the patches that a method names first costs 0.32 +- 0.04 of the word's log probability with weighted attention, 0.24 with
 plain attention, 0.24 with alignment (cosine of word and patch features; the demo trains no alignment loss) and 0.21 with random patches; keeping
@@ -22,16 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tools.checkpoints import Loaded, load_checkpoint
-from tools.command import InputError, at_least_one, run_tool
-from tools.gaps import Guess, fill_gaps
-from tools.inputs import GAP, Clip, ClipReader, TextReader, upscaled
-from tools.sheet import (
+from allinone.common.command import InputError, at_least_one, run_tool
+from allinone.tools.inspection.checkpoints import Loaded, load_checkpoint
+from allinone.tools.inspection.figure import (
     BLACK,
     FORMATS,
     GREEN,
@@ -51,7 +49,9 @@ from tools.sheet import (
     row,
     tinted,
 )
-from tools.tokens import patch_relevance
+from allinone.tools.inspection.fill_mask import Guess, fill_gaps
+from allinone.tools.inspection.media_inputs import GAP, Clip, ClipReader, TextReader, upscaled
+from allinone.tools.inspection.patch_attribution import patch_relevance
 
 OUTLINED = 5
 """Patches with an outline: those that spoke loudest, over all frames."""

@@ -19,17 +19,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from tools.checkpoints import Loaded, load_checkpoint
-from tools.command import InputError, at_least_one, run_tool
-from tools.inputs import Clip, ClipReader, TextReader, upscaled
-from tools.sheet import FORMATS, FRAME_COLOURS, PAPER, Section, Sheet, cells, column, label, legend, row, tinted
-from tools.tokens import fine_patch_features
+from allinone.common.command import InputError, at_least_one, run_tool
+from allinone.tools.inspection.checkpoints import Loaded, load_checkpoint
+from allinone.tools.inspection.figure import (
+    FORMATS,
+    FRAME_COLOURS,
+    PAPER,
+    Section,
+    Sheet,
+    cells,
+    column,
+    label,
+    legend,
+    row,
+    tinted,
+)
+from allinone.tools.inspection.media_inputs import Clip, ClipReader, TextReader, upscaled
+from allinone.tools.inspection.patch_attribution import fine_patch_features
 
 STARTS, ROUNDS = 10, 100
 LEAD = (

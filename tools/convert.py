@@ -23,26 +23,34 @@ from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from engine import launch
+from allinone.engine.distributed import launch
 
 launch.prepare_environment()  # before torch's import
 
 import torch
 from safetensors.torch import save_file
 
-from data.config import ClipConfig
-from data.errors import DataError
-from data.files import publish_dir
-from data.processor import AllInOneProcessor
-from engine.checkpoint import CheckpointError
-from engine.shards import weights_from_shards
-from model import SIZES, AllInOneConfig, AllInOneForPreTraining
-from model.convert import HEADS, TEMPORAL, ConversionError, LoadReport, assemble, convert_reference, load_resized
-from model.pretrained import TEXT_PART, VIDEO_PARTS, bert_weights, vit_weights
-from model.weights_file import locate, read_weights
-from tools.inspection import compare, describe, difference_table, differs, find_checkpoint, load_any, table
+from allinone.common.atomic_io import publish_dir
+from allinone.common.errors import DataError
+from allinone.data.config import ClipConfig
+from allinone.data.processor import AllInOneProcessor
+from allinone.engine.checkpoint.manager import CheckpointError
+from allinone.engine.checkpoint.zero_reader import weights_from_shards
+from allinone.model import SIZES, AllInOneConfig, AllInOneForPreTraining
+from allinone.model.convert import HEADS, TEMPORAL, ConversionError, LoadReport, assemble, convert_reference, load_resized
+from allinone.model.pretrained import TEXT_PART, VIDEO_PARTS, bert_weights, vit_weights
+from allinone.model.weights_file import locate, read_weights
+from allinone.tools.inspection.model_inspection import (
+    compare,
+    describe,
+    difference_table,
+    differs,
+    find_checkpoint,
+    load_any,
+    table,
+)
 
 _SHAPE_OPTIONS = {
     "num_frames": ("--frames", "frames per clip"),

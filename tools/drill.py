@@ -27,13 +27,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if __package__ in (None, ""):
-    sys.path.insert(0, str(ROOT))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.units import duration
-from engine.faults import EXIT_HANG
-from engine.launch import EXIT_DISK, EXIT_PEER, EXIT_REQUEUE, EXIT_USER
-from tools.command import InputError, run_tool
-from tools.ranks import Ranks, preload
+from allinone.common.command import InputError, run_tool
+from allinone.common.formatting import duration
+from allinone.engine.distributed.launch import EXIT_DISK, EXIT_PEER, EXIT_REQUEUE, EXIT_USER
+from allinone.engine.distributed.signals import EXIT_HANG
+from allinone.tools.cluster.rank_server import Ranks, preload
 
 STEPS, SAVE_EVERY, MICRO_BATCH = 14, 4, 4
 HANG_TIMEOUT_S, PATIENT_TIMEOUT_S = 12.0, 100.0
@@ -92,7 +92,7 @@ class Site:
         ]
 
         def rank_main(rank: int) -> int:
-            from pretrain import train
+            from allinone.pretrain import train
 
             if bad is not None or bad_once is not None:
                 _poison(bad, bad_once)
@@ -103,7 +103,7 @@ class Site:
 
 def _poison(bad: int | None, bad_once: int | None) -> None:
     """In a rank: NaN in the pixels of the clip at position `bad`, and of that at `bad_once` when it is read for the first time."""
-    from data.loader import TrainStream
+    from allinone.data.loading.loader import TrainStream
 
     plain = TrainStream.batches
     once = {bad_once}
@@ -150,7 +150,7 @@ def compare(run: Path, reference: Path, upto: int = STEPS) -> str:
     import torch
     from safetensors.torch import load_file
 
-    from engine.checkpoint import newest_weights
+    from allinone.engine.checkpoint.manager import newest_weights
 
     mine, theirs = records(run), records(reference)
     for step in range(1, upto + 1):
@@ -386,7 +386,7 @@ def prepare_clips(out: Path) -> Path:
     made = out / "clips"
 
     def make(rank: int) -> int:
-        from data.prepare import PrepareOptions, prepare
+        from allinone.data.prepare.pipeline import PrepareOptions, prepare
 
         prepare(PrepareOptions(source, made, workers=1, shard_clips=SHARD_CLIPS), progress=False)
         return 0

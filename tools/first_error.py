@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 
 EXIT_HANG, EXIT_REQUEUE = 5, 75
-"""As engine/faults.py and engine/launch.py have them; importing those would import torch on the batch node."""
+"""As engine/distributed/signals.py and engine/distributed/launch.py have them; importing those would import torch on the batch node."""
 MEANING = {
     2: "wrong options or data",
     3: "disk",
@@ -32,14 +32,14 @@ MEANING = {
     EXIT_REQUEUE: "saved after a signal",
 }
 SAID_BY_RANK_0 = (2, 3, 4)
-"""What all ranks find alike is printed by one of them (engine/launch.py)."""
+"""What all ranks find alike is printed by one of them (engine/distributed/launch.py)."""
 LAST_LINES = 25
 MOST_SUSPECTS = 8
 CLOCKS_DIFFER_S = 5.0
 LOST_PEER = re.compile(
     r"Connection (reset|closed|refused) by|another rank has left|remote process exited|ncclRemoteError|Broken pipe"
 )
-"""How gloo, NCCL and engine/launch.py say that another rank went away: whoever says so is not the cause."""
+"""How gloo, NCCL and engine/distributed/launch.py say that another rank went away: whoever says so is not the cause."""
 ENDED_BY_SRUN = 128 + signal.SIGTERM
 
 
@@ -101,7 +101,7 @@ def place_of_main_thread(log: Path) -> str | None:
 
 
 def _reports_hang(log: Path) -> bool:
-    """Whether the watchdog of engine/faults.py, or the last resort of faulthandler behind it, has spoken: another code may have come first."""
+    """Whether the watchdog of engine/distributed/signals.py, or the last resort of faulthandler behind it, has spoken: another code may have come first."""
     return any(" hangs: " in line or line.startswith("Timeout (") for line in last_lines(log, 10_000))
 
 

@@ -31,12 +31,12 @@ from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.config import DatasetSpec
-from data.files import write_atomic
-from data.units import count, size
-from tools.node_verdict import judge
+from allinone.common.atomic_io import write_atomic
+from allinone.common.formatting import count, size
+from allinone.data.config import DatasetSpec
+from allinone.tools.cluster.node_verdict import judge
 
 GIB = 2**30
 
@@ -132,7 +132,7 @@ def options_of(command: Sequence[str]) -> dict[str, list[str]]:
 
 def _data_of_recipe(name: str, given: Mapping[str, object]) -> list[str]:
     """A pre-training recipe's data sets, where the command does not name others."""
-    from pretrain.recipes import RECIPES
+    from allinone.pretrain.recipes import RECIPES
 
     if name not in RECIPES:
         return []  # the trainer says which there are
@@ -251,7 +251,7 @@ def _best_rate(action: Callable[[], object], work: float, wait: Callable[[], obj
 
 def check_cpu(result: Result, args: argparse.Namespace) -> None:
     """The CPU stands in for a GPU: the rate of a matrix product."""
-    from engine.peak import measured_matmul_rate
+    from allinone.engine.monitoring.peak_flops import measured_matmul_rate
 
     result.facts["matmul"] = measured_matmul_rate(seconds=0.5, order=512)
 

@@ -21,16 +21,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 
-from model import SIZES, AllInOneConfig, AllInOneForPreTraining, parameters_by_part
-from model.flops import forward_flops
-from tools.command import InputError, at_least_one, run_tool
-from tools.plan_data import add_data_parser
-from tools.plan_train import add_train_parser
-from tools.tables import markdown, plain
+from allinone.common.command import InputError, at_least_one, run_tool
+from allinone.common.tables import markdown, plain
+from allinone.model import SIZES, AllInOneConfig, AllInOneForPreTraining, parameters_by_part
+from allinone.model.flops import forward_flops
+from allinone.tools.planning.data_plan import add_data_parser
+from allinone.tools.planning.train_plan import add_train_parser
 
 PAPER_TEXT_TOKENS = 32
 """The text length that reproduces the paper's 58.7 G; its code reads 40 tokens, with which no convention gives that number."""

@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 
-from model.contrast import embed_text, embed_video
-from tools.checkpoints import Loaded, load_checkpoint
-from tools.command import InputError, at_least_one, run_tool
-from tools.gaps import fill_gaps
-from tools.inputs import GAP, Clip, ClipReader, TextReader, Words, media_files, read_lines
+from allinone.common.command import InputError, at_least_one, run_tool
+from allinone.model.contrast import embed_text, embed_video
+from allinone.tools.inspection.checkpoints import Loaded, load_checkpoint
+from allinone.tools.inspection.fill_mask import fill_gaps
+from allinone.tools.inspection.media_inputs import GAP, Clip, ClipReader, TextReader, Words, media_files, read_lines
 
 CONTRAST = "contrastive: cosine similarity of two uni-modal passes (VTC)"
 MATCH = "matching: probability of the joint pass (VTM)"

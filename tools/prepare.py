@@ -22,13 +22,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.encode import CODECS, Encoding
-from data.errors import DataError
-from data.prepare import OUTSIDE, RETRIED, PrepareOptions, PrepareSummary, prepare
-from data.sources import FORMATS, NAME_FIELDS
-from data.units import duration, size
+from allinone.common.errors import DataError
+from allinone.common.formatting import duration, size
+from allinone.data.prepare.encode import CODECS, Encoding
+from allinone.data.prepare.pipeline import OUTSIDE, RETRIED, PrepareOptions, PrepareSummary, prepare
+from allinone.data.sources import FORMATS, NAME_FIELDS
 
 
 def _print(summary: PrepareSummary, out: Path) -> None:

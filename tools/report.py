@@ -19,14 +19,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 if __package__ in (None, ""):
-    sys.path.insert(0, str(ROOT))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.files import write_atomic
-from finetune.results import RESULTS, EvaluationResult, ResultError, read_results
-from tools.command import InputError, run_tool
-from tools.report_compare import compare
-from tools.report_page import html_page, markdown
-from tools.report_tables import Run, arrange
+from allinone.common.atomic_io import write_atomic
+from allinone.common.command import InputError, run_tool
+from allinone.finetune.evaluation.results import RESULTS, EvaluationResult, ResultError, read_results
+from allinone.tools.reporting.compare import compare
+from allinone.tools.reporting.page import html_page, markdown
+from allinone.tools.reporting.tables import Run, arrange
 
 
 def collect(arguments: Sequence[str], *, skip_damaged: bool = False) -> list[Run]:

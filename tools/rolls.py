@@ -5,7 +5,7 @@
     python tools/rolls.py --size base --video clip.mp4
 
 Writes roll.png and roll.html. Every slot of a frame is drawn with the patch that it holds, tinted by the frame that the patch came from; it
-is drawn where its own patch was before the first roll. Where each patch is comes from the model's own roll (tools/tokens.py, slot_origins);
+is drawn where its own patch was before the first roll. Where each patch is comes from the model's own roll (tools/inspection/patch_attribution.py, slot_origins);
 weights play no part, so --size does without a checkpoint.
 """
 
@@ -18,16 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from PIL import Image
 
-from data.config import DataConfig
-from model import SIZES, AllInOneConfig
-from tools.checkpoints import find_weights
-from tools.command import InputError, at_least_one, run_tool
-from tools.inputs import Clip, ClipReader, upscaled
-from tools.sheet import (
+from allinone.common.command import InputError, at_least_one, run_tool
+from allinone.data.config import DataConfig
+from allinone.model import SIZES, AllInOneConfig
+from allinone.tools.inspection.checkpoints import find_weights
+from allinone.tools.inspection.figure import (
     FORMATS,
     FRAME_COLOURS,
     HEADING,
@@ -43,7 +42,8 @@ from tools.sheet import (
     row,
     tinted,
 )
-from tools.tokens import slot_origins
+from allinone.tools.inspection.media_inputs import Clip, ClipReader, upscaled
+from allinone.tools.inspection.patch_attribution import slot_origins
 
 LEFT = 190
 """Width of the titles of rows, pixels."""

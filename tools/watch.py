@@ -20,11 +20,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if __package__ in (None, ""):
-    sys.path.insert(0, str(ROOT))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data.units import count, duration, size
-from tools.command import InputError, run_tool
-from tools.run_state import History, state
+from allinone.common.command import InputError, run_tool
+from allinone.common.formatting import count, duration, size
+from allinone.tools.cluster.run_state import History, state
 
 BARS = "▁▂▃▄▅▆▇█"
 COLOURS = {"running": "32", "finished": "32", "starting": "33", "stopped": "33", "stalled": "33", "failed": "31", "dead": "31"}

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data.errors import DataError
-from data.sources import conceptual, howto100m, karpathy, own_csv, sbu, visual_genome, webdataset, webvid, yttemporal
-from data.sources.base import NAME_FIELDS, SPLIT, Format, Line, Narration, ReadOptions, Row, clean, key_hash
+from allinone.common.errors import DataError
+from allinone.data.sources import conceptual, howto100m, karpathy, own_csv, sbu, visual_genome, webdataset, webvid, yttemporal
+from allinone.data.sources.base import NAME_FIELDS, SPLIT, Format, Line, Narration, ReadOptions, Row, clean, key_hash
 
 __all__ = ["FORMATS", "NAME_FIELDS", "Format", "Line", "Narration", "ReadOptions", "Row", "detect", "excluded_ids", "read"]
 

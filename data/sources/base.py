@@ -13,8 +13,8 @@ from hashlib import blake2b, md5
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
-from data.media import IMAGES, VIDEOS
+from allinone.common.errors import DataError
+from allinone.data.decoding.codecs import IMAGES, VIDEOS
 
 SPLIT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """A split names shards, and so may not hold separators."""

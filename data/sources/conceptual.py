@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.errors import DataError
-from data.sources.base import Format, ReadOptions, Row, bad, image_of, media_row, tab_lines
+from allinone.common.errors import DataError
+from allinone.data.sources.base import Format, ReadOptions, Row, bad, image_of, media_row, tab_lines
 
 CC3M = {
     "Train_GCC-training.tsv": ("train", "training/{crc32}"),

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.errors import LASTING
-from data.sources.base import Format, Line, MediaFiles, Narration, ReadOptions, Row, bad, header, stream_json
+from allinone.common.errors import LASTING
+from allinone.data.sources.base import Format, Line, MediaFiles, Narration, ReadOptions, Row, bad, header, stream_json
 
 SHORTEST_S = 4.0
 """Lines that are shorter are widened to this (MIL-NCE, Miech et al., CVPR 2020; All-in-one does the same)."""

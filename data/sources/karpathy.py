@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
-from data.sources.base import Format, ReadOptions, Row, bad, load_json, media_row
+from allinone.common.errors import DataError
+from allinone.data.sources.base import Format, ReadOptions, Row, bad, load_json, media_row
 
 NAMES = ("dataset_coco.json", "dataset_flickr30k.json")
 FLICKR_FOLDER = "flickr30k-images"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.sources.base import Format, ReadOptions, Row, bad, header, media_row, records
+from allinone.data.sources.base import Format, ReadOptions, Row, bad, header, media_row, records
 
 CAPTION_COLUMNS, PATH_COLUMNS = ("name", "caption", "text"), ("path", "video", "file")
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
-from data.sources.base import Format, ReadOptions, Row, bad, image_of, load_json, media_row
+from allinone.common.errors import DataError
+from allinone.data.sources.base import Format, ReadOptions, Row, bad, image_of, load_json, media_row
 
 JSON_FILE = "sbu-captions-all.json"
 TEXT_FILES = ("SBU_captioned_photo_dataset_urls.txt", "SBU_captioned_photo_dataset_captions.txt")

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data.errors import DataError
-from data.sources.base import Format, ReadOptions, Row, bad, load_json, media_row, stream_json
+from allinone.common.errors import DataError
+from allinone.data.sources.base import Format, ReadOptions, Row, bad, load_json, media_row, stream_json
 
 NAME, FOLDERS = "region_descriptions.json", ("VG_100K", "VG_100K_2")
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from data.errors import DataError
-from data.media import IMAGES, VIDEOS
-from data.sources.base import Format, ReadOptions, Row, bad
+from allinone.common.errors import DataError
+from allinone.data.decoding.codecs import IMAGES, VIDEOS
+from allinone.data.sources.base import Format, ReadOptions, Row, bad
 
 
 def _files(source: Path) -> list[Path]:

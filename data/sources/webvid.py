@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.sources.base import Format, ReadOptions, Row, bad, header, media_row, records
+from allinone.data.sources.base import Format, ReadOptions, Row, bad, header, media_row, records
 
 CAPTION_COLUMNS = ("name", "caption", "text")
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from data.sources.base import Format, Line, MediaFiles, Narration, ReadOptions, Row, bad
+from allinone.data.sources.base import Format, Line, MediaFiles, Narration, ReadOptions, Row, bad
 
 SHORTEST_S, LONGEST_S = 10.0, 15.0
 """Length of a clip. The original draws a window of 10 to 15 s anew each time; here the speech is cut once into windows of that length, so that

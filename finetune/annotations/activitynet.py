@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from finetune.annotations.common import (
+from allinone.finetune.annotations.common import (
     TRAIN_PARTS,
     Builder,
     RowError,
@@ -18,7 +18,7 @@ from finetune.annotations.common import (
     texts_of,
     train_part,
 )
-from finetune.items import Media, RetrievalItem, Split
+from allinone.finetune.annotations.schema import Media, RetrievalItem, Split
 
 SPLITS = (*TRAIN_PARTS, "val_1", "val_2")
 VIDEOS = {"train": 10_009, "val_1": 4_917, "val_2": 4_885}

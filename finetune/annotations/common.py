@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.media import IMAGES, VIDEOS
-from finetune.items import AnnotationError, Item, Split
+from allinone.data.decoding.codecs import IMAGES, VIDEOS
+from allinone.finetune.annotations.schema import AnnotationError, Item, Split
 
 TRAIN_PARTS = ("train", "held-out", "train-full")
 """Parts of an official training set without a validation set of its own: what to train on, what to tune on, and both together."""

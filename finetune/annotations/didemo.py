@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from finetune.annotations.common import Builder, check_split, find, json_rows, read_text, stem, text_of
-from finetune.items import Media, RetrievalItem, Split
+from allinone.finetune.annotations.common import Builder, check_split, find, json_rows, read_text, stem, text_of
+from allinone.finetune.annotations.schema import Media, RetrievalItem, Split
 
 SPLITS = ("train", "val", "test")
 VIDEOS = {"train": (8_392, 8_395), "val": (1_065,), "test": (1_004,)}

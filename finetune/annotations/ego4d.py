@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from finetune.annotations.common import Builder, RowError, check_split, find, table
-from finetune.items import AnnotationError, ChoiceItem, Media, Split
+from allinone.finetune.annotations.common import Builder, RowError, check_split, find, table
+from allinone.finetune.annotations.schema import AnnotationError, ChoiceItem, Media, Split
 
 SPLITS = ("val",)
 OPTIONS = 4

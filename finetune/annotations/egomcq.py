@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from finetune.annotations.common import Builder, RowError, check_split, find, index_of, read_json, text_of
-from finetune.annotations.ego4d import without_tags
-from finetune.items import AnnotationError, ClipChoiceItem, Media, Split
+from allinone.finetune.annotations.common import Builder, RowError, check_split, find, index_of, read_json, text_of
+from allinone.finetune.annotations.ego4d import without_tags
+from allinone.finetune.annotations.schema import AnnotationError, ClipChoiceItem, Media, Split
 
 SPLITS = ("test",)
 OPTIONS = 5

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from finetune.annotations.common import Builder, RowError, check_split, find, read_json, stem, text_of
-from finetune.items import AnnotationError, Media, RetrievalItem, Split
+from allinone.finetune.annotations.common import Builder, RowError, check_split, find, read_json, stem, text_of
+from allinone.finetune.annotations.schema import AnnotationError, Media, RetrievalItem, Split
 
 SPLITS = ("train", "val", "test")
 DATASETS = ("coco", "flickr30k")

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from finetune.annotations.common import TRAIN_PARTS, Builder, RowError, check_split, find, table, text_of, train_part
-from finetune.items import AnnotationError, LabelItem, Media, Split
+from allinone.finetune.annotations.common import TRAIN_PARTS, Builder, RowError, check_split, find, table, text_of, train_part
+from allinone.finetune.annotations.schema import AnnotationError, LabelItem, Media, Split
 
 SPLITS = (*TRAIN_PARTS, "val")
 CLASSES = 400

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from finetune.annotations.common import Builder, RowError, check_split, find, index_of, place_in_order, table, text_of
-from finetune.items import AnnotationError, ChoiceItem, Media, RetrievalItem, Split
+from allinone.finetune.annotations.common import Builder, RowError, check_split, find, index_of, place_in_order, table, text_of
+from allinone.finetune.annotations.schema import AnnotationError, ChoiceItem, Media, RetrievalItem, Split
 
 SPLITS = ("train", "val", "test")
 TASKS = ("retrieval", "choice")

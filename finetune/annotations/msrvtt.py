@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.annotations.common import (
+from allinone.finetune.annotations.common import (
     TRAIN_PARTS,
     Builder,
     RowError,
@@ -30,7 +30,7 @@ from finetune.annotations.common import (
     texts_of,
     train_part,
 )
-from finetune.items import AnnotationError, ChoiceItem, Media, QAItem, RetrievalItem, Split
+from allinone.finetune.annotations.schema import AnnotationError, ChoiceItem, Media, QAItem, RetrievalItem, Split
 
 TASKS = ("retrieval", "qa", "choice")
 PROTOCOLS = ("9k", "7k", "full", "1k-b", "7k-clipbert")

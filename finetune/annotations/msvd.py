@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from finetune.annotations.common import (
+from allinone.finetune.annotations.common import (
     Builder,
     RowError,
     check_split,
@@ -17,7 +17,7 @@ from finetune.annotations.common import (
     read_text,
     text_of,
 )
-from finetune.items import AnnotationError, Media, QAItem, RetrievalItem, Split
+from allinone.finetune.annotations.schema import AnnotationError, Media, QAItem, RetrievalItem, Split
 
 SPLITS = ("train", "val", "test")
 TASKS = ("qa", "retrieval")

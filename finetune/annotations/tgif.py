@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from finetune.annotations.common import (
+from allinone.finetune.annotations.common import (
     TRAIN_PARTS,
     Builder,
     check_split,
@@ -22,7 +22,7 @@ from finetune.annotations.common import (
     texts_of,
     train_part,
 )
-from finetune.items import AnnotationError, ChoiceItem, Media, QAItem, Split
+from allinone.finetune.annotations.schema import AnnotationError, ChoiceItem, Media, QAItem, Split
 
 SPLITS = (*TRAIN_PARTS, "test")
 CLIPBERT_SPLITS = ("train", "val", "test")

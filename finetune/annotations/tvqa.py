@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.annotations.common import (
+from allinone.finetune.annotations.common import (
     TRAIN_PARTS,
     Builder,
     RowError,
@@ -23,7 +23,7 @@ from finetune.annotations.common import (
     text_of,
     train_part,
 )
-from finetune.items import AnnotationError, ChoiceItem, Media, Split
+from allinone.finetune.annotations.schema import AnnotationError, ChoiceItem, Media, Split
 
 SPLITS = (*TRAIN_PARTS, "val", "test")
 FILES = {"train": "tvqa_train.jsonl", "val": "tvqa_val.jsonl", "test": "tvqa_test_public.jsonl"}

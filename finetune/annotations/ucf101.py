@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
-from finetune.annotations.common import TRAIN_PARTS, Builder, RowError, check_split, find, read_text, train_part
-from finetune.items import AnnotationError, LabelItem, Media, Split
+from allinone.finetune.annotations.common import TRAIN_PARTS, Builder, RowError, check_split, find, read_text, train_part
+from allinone.finetune.annotations.schema import AnnotationError, LabelItem, Media, Split
 
 SPLITS = (*TRAIN_PARTS, "test")
 FOLDS = (1, 2, 3)

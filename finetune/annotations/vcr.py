@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from finetune.annotations.common import (
+from allinone.finetune.annotations.common import (
     TRAIN_PARTS,
     Builder,
     RowError,
@@ -19,7 +19,7 @@ from finetune.annotations.common import (
     text_of,
     train_part,
 )
-from finetune.items import AnnotationError, Item, Media, Region, Split, VCRItem
+from allinone.finetune.annotations.schema import AnnotationError, Item, Media, Region, Split, VCRItem
 
 SPLITS = (*TRAIN_PARTS, "val", "test")
 SIZES = {"train": (212_923, False), "val": (26_534, True), "test": (25_263, False)}

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from finetune.annotations.vcr import Tokens
-from finetune.items import VCRItem
+from allinone.finetune.annotations.schema import VCRItem
+from allinone.finetune.annotations.vcr import Tokens
 
 # fmt: off
 NAMES = (

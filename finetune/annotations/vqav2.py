@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune.annotations.common import Builder, RowError, check_split, find, place_in_order, read_json, text_of
-from finetune.annotations.vqav2_text import ANNOTATORS, ANSWERS, answer_space
-from finetune.items import AnnotationError, Media, QAItem, Split
+from allinone.finetune.annotations.common import Builder, RowError, check_split, find, place_in_order, read_json, text_of
+from allinone.finetune.annotations.schema import AnnotationError, Media, QAItem, Split
+from allinone.finetune.annotations.vqav2_text import ANNOTATORS, ANSWERS, answer_space
 
 SPLITS = ("train", "val", "train+val", "held-out", "test-dev", "test")
 QUESTIONS = {"train2014": 443_757, "val2014": 214_354, "test2015": 447_793}

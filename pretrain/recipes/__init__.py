@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pretrain.config import PretrainConfig
-from pretrain.recipes import (
+from allinone.pretrain.config import PretrainConfig
+from allinone.pretrain.recipes import (
     cc3m_coco,
     demo,
     plus_cc3m_webvid,

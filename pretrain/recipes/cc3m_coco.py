@@ -9,6 +9,6 @@ Expected, fine-tuned: VCR Q->A val with drawn masks 60.5 (MERLOT, same data: 58.
 
 from __future__ import annotations
 
-from pretrain.recipes import paper
+from allinone.pretrain.recipes import paper
 
 RECIPE = paper.recipe("cc3m-coco", (paper.CC3M, paper.COCO), frames=1)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.config import DataConfig
-from engine.config import TrainConfig
-from pretrain.config import ModelOptions, PretrainConfig
-from pretrain.objectives import ObjectiveConfig
+from allinone.data.config import DataConfig
+from allinone.engine.config import TrainConfig
+from allinone.pretrain.config import ModelOptions, PretrainConfig
+from allinone.pretrain.objectives import ObjectiveConfig
 
 RECIPE = PretrainConfig(
     out=Path("runs/demo/train"),

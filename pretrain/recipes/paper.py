@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.config import DataConfig
-from engine.config import TrainConfig
-from pretrain.config import CoTrainOptions, ModelOptions, PretrainConfig
+from allinone.data.config import DataConfig
+from allinone.engine.config import TrainConfig
+from allinone.pretrain.config import CoTrainOptions, ModelOptions, PretrainConfig
 
 WEBVID, HOWTO100M, YTTEMPORAL = "prepared/webvid=2.5", "prepared/howto100m=1.24", "prepared/yttemporal=2"
 CC3M, CC12M, COCO, VISUAL_GENOME = "prepared/cc3m=3.3", "prepared/cc12m=12.4", "prepared/coco=0.41", "prepared/vg=5.4"

@@ -9,6 +9,6 @@ Expected, fine-tuned: MSR-VTT 9K R@1/5/10 39.7 / 67.8 / 76.1, 7K 35.9 / 66.1 / 7
 
 from __future__ import annotations
 
-from pretrain.recipes import paper
+from allinone.pretrain.recipes import paper
 
 RECIPE = paper.recipe("plus-cc3m-webvid", (paper.WEBVID,), (paper.CC3M,), steps=200_000)

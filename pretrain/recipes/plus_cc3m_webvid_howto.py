@@ -10,6 +10,6 @@ Kinetics-400 / HMDB51 / UCF101: heads shared 51.4 / 53.1 / 82.0, with --image-he
 
 from __future__ import annotations
 
-from pretrain.recipes import paper
+from allinone.pretrain.recipes import paper
 
 RECIPE = paper.recipe("plus-cc3m-webvid-howto", (paper.WEBVID, paper.HOWTO100M), (paper.CC3M,), steps=200_000)

@@ -10,7 +10,7 @@ About half of Visual Genome's images are COCO images, test images among them: le
 
 from __future__ import annotations
 
-from pretrain.recipes import paper
+from allinone.pretrain.recipes import paper
 
 RECIPE = paper.recipe(
     "plus-seven",

@@ -10,7 +10,7 @@ Expected, fine-tuned: base: MSR-VTT 9K text-to-video R@1/5/10 37.1 / 66.7 / 75.9
 
 from __future__ import annotations
 
-from pretrain.recipes import paper
+from allinone.pretrain.recipes import paper
 
 RECIPES = {
     size: paper.recipe(f"webvid-howto-{size}", (paper.WEBVID, paper.HOWTO100M), size=size) for size in ("tiny", "small", "base")

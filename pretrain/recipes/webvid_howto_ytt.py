@@ -9,6 +9,6 @@ Expected, fine-tuned: MSR-VTT-QA 46.8, MSVD-QA 48.3, TVQA val 72.0, TGIF 95.5 / 
 
 from __future__ import annotations
 
-from pretrain.recipes import paper
+from allinone.pretrain.recipes import paper
 
 RECIPE = paper.recipe("webvid-howto-ytt", (paper.WEBVID, paper.HOWTO100M, paper.YTTEMPORAL))

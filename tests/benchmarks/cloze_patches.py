@@ -15,18 +15,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data import EvalSet
-from data.config import ClipConfig, DatasetSpec
-from tools.checkpoints import Loaded, load_checkpoint
-from tools.inputs import Clip, TextReader, Words
-from tools.tokens import AttentionRecorder, patch_features, patch_relevance, row_to_places
+from allinone.data import EvalSet
+from allinone.data.config import ClipConfig, DatasetSpec
+from allinone.tools.inspection.checkpoints import Loaded, load_checkpoint
+from allinone.tools.inspection.media_inputs import Clip, TextReader, Words
+from allinone.tools.inspection.patch_attribution import AttentionRecorder, patch_features, patch_relevance, row_to_places
 
 SEEN = 0.3
 

@@ -27,23 +27,24 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.choices import draw, generator
-from data.config import ClipConfig, DataConfig, DatasetSpec
-from data.graph import Augment
-from data.index import Index
-from data.loader import Source, _TrainBatches
-from data.media import _nal_kinds
-from data.order import Order, Place
-from data.positions import Positions
-from data.prepare import PrepareOptions, prepare
-from data.stream import _pixels
+from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
+from allinone.data.decoding.codecs import _nal_kinds
+from allinone.data.loading.dali_pipeline import Augment
+from allinone.data.loading.index import Index
+from allinone.data.loading.loader import Source, _TrainBatches
+from allinone.data.loading.mixture import Order, Place
+from allinone.data.loading.prefetch import _pixels
+from allinone.data.loading.replacement import Positions
+from allinone.data.loading.sampling import draw, generator
+from allinone.data.prepare.pipeline import PrepareOptions, prepare
 
 CLIP = ClipConfig()
 ROUNDS = 3

@@ -12,15 +12,16 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from engine import launch
+from allinone.engine.distributed import launch
 
 launch.prepare_environment()  # before torch's and DeepSpeed's imports
 
+from allinone.common.tables import markdown, plain
 from tests.engine.measured import Case, compare, measure
-from tools.tables import markdown, plain
 
 
 def main() -> int:

@@ -22,21 +22,21 @@ from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
 from PIL import Image
 
-from data.config import DataConfig
-from engine.checkpoint import best_weights
-from finetune.benchmark import Benchmark, Splits
-from finetune.config import FinetuneConfig, TuneConfig
-from finetune.items import Media, RetrievalItem, Split
-from finetune.protocols import retrieval
-from finetune.protocols.retrieval import Retrieval, RetrievalOptions
-from finetune.rerank import Reranked
-from finetune.run import fine_tune
-from model import AllInOneConfig, AllInOneForPreTraining
+from allinone.data.config import DataConfig
+from allinone.engine.checkpoint.manager import best_weights
+from allinone.finetune.annotations.schema import Media, RetrievalItem, Split
+from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.config import FinetuneConfig, TuneConfig
+from allinone.finetune.evaluation.rerank import Reranked
+from allinone.finetune.run import fine_tune
+from allinone.finetune.tasks import retrieval
+from allinone.finetune.tasks.retrieval import Retrieval, RetrievalOptions
+from allinone.model import AllInOneConfig, AllInOneForPreTraining
 
 COLOURS = {
     "red": (220, 30, 30),

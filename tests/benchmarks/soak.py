@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import numpy as np
 import psutil
@@ -36,11 +37,11 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import theilslopes
 
-from data import TrainStream
-from data.config import ClipConfig, DataConfig, DatasetSpec
-from data.index import VIDEO_SCHEMA, VIDEOS_PER_BATCH, Index, write_mapped
-from data.prepare import PrepareOptions, prepare
-from data.units import duration
+from allinone.common.formatting import duration
+from allinone.data import TrainStream
+from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
+from allinone.data.loading.index import VIDEO_SCHEMA, VIDEOS_PER_BATCH, Index, write_mapped
+from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from tests.data import media
 from tests.memory import rollup
 

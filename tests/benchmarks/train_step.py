@@ -17,21 +17,22 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from engine import launch
+from allinone.engine.distributed import launch
 
 launch.prepare_environment()  # before torch's and DeepSpeed's imports
 
 import torch
 
-from data.batch import Batch
-from data.units import count
-from engine import Run
-from engine.config import TrainConfig
-from engine.peak import measured_matmul_rate, peak_rate
-from model import AllInOneConfig, AllInOneForPreTraining, flops
-from pretrain.objectives import ObjectiveConfig, PretrainObjective
+from allinone.common.formatting import count
+from allinone.data.loading.batch import Batch
+from allinone.engine import Run
+from allinone.engine.config import TrainConfig
+from allinone.engine.monitoring.peak_flops import measured_matmul_rate, peak_rate
+from allinone.model import AllInOneConfig, AllInOneForPreTraining, flops
+from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective
 
 WARM_STEPS = 2
 

@@ -25,13 +25,13 @@ from tests.forked import ForkServer
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 RANK_MODULES = (
-    "pretrain.train",
+    "allinone.pretrain.train",
     "deepspeed",
-    "data.loader",
-    "data.cotrain",
-    "data.graph",
-    "engine.loop",
-    "tools.node_check",
+    "allinone.data.loading.loader",
+    "allinone.data.loading.cotrain",
+    "allinone.data.loading.dali_pipeline",
+    "allinone.engine.trainer",
+    "allinone.tools.node_check",
     "psutil",
     "torch.utils.tensorboard",
     "transformers.models.bert.tokenization_bert",

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from data.prepare import PrepareOptions, prepare
+from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from tests.cluster.cluster import Cluster, why_not
-from tests.data.test_prepare_and_load import small_demo
+from tests.data.prepare.test_prepare_and_load import small_demo
 
 
 @pytest.fixture(scope="session")

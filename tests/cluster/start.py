@@ -17,12 +17,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.prepare import PrepareOptions, prepare
-from data.units import size
-from engine import ds_config
+from allinone.common.formatting import size
+from allinone.data.prepare.pipeline import PrepareOptions, prepare
+from allinone.engine import ds_config
 from tests.cluster.cluster import Cluster, Job, wait_for
 from tests.cluster.test_slurm import options, ranks_of, rows
-from tests.data.test_prepare_and_load import small_demo
+from tests.data.prepare.test_prepare_and_load import small_demo
 from tests.memory import rollup
 
 TIDY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "2"}

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from data.index import Index
+from allinone.data.loading.index import Index
 from tests.cluster.cluster import ROOT, Cluster, Job, wait_for
-from tests.data.test_prepare_and_load import small_demo
+from tests.data.prepare.test_prepare_and_load import small_demo
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data import AllInOneProcessor, EvalSet
-from data.config import ClipConfig, DataConfig, DatasetSpec
-from data.errors import DataError
-from data.prepare import PrepareOptions, prepare
+from allinone.common.errors import DataError
+from allinone.data import AllInOneProcessor, EvalSet
+from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
+from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from tests.data import media
 
 CLIP = ClipConfig(num_frames=3, image_size=32, max_text_len=12)

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from data import EvalSet, TrainStream
-from data.config import ClipConfig, DataConfig, DatasetSpec
-from data.errors import DataError
-from data.index import Index, window
-from data.prepare import PrepareOptions, PrepareSummary, prepare
-from data.sources import ReadOptions, detect, read
-from data.sources.base import stream_json
-from data.sources.howto100m import four_seconds
-from data.sources.yttemporal import align, windows
-from data.work import frames_between
+from allinone.common.errors import DataError
+from allinone.data import EvalSet, TrainStream
+from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
+from allinone.data.loading.index import Index, window
+from allinone.data.prepare.pipeline import PrepareOptions, PrepareSummary, prepare
+from allinone.data.prepare.worker import frames_between
+from allinone.data.sources import ReadOptions, detect, read
+from allinone.data.sources.base import stream_json
+from allinone.data.sources.howto100m import four_seconds
+from allinone.data.sources.yttemporal import align, windows
 from tests.data.media import read_frame_number, vfr_times, write_html, write_image, write_video
 
 URL = "https://example.org/pictures/{}.jpg?size=big"
@@ -358,7 +358,7 @@ def test_big_json_is_read_in_pieces_of_any_size(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "a.json"
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
     for size in (1, 3, 7, 1000):
-        monkeypatch.setattr("data.sources.base.CHUNK", size)
+        monkeypatch.setattr("allinone.data.sources.base.CHUNK", size)
         assert dict(stream_json(path)) == content
     path.write_text("[10, [], 30 ]")
     assert list(stream_json(path)) == [("0", 10), ("1", []), ("2", 30)]

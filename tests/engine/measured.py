@@ -1,7 +1,7 @@
 """What DeepSpeed's ranks really hold and send: bytes of live tensors by part, allocator peaks, bytes of collectives.
 
 `measure(cases)` forks the ranks of each case from this process (imported once; gloo over a file store) and returns what every rank saw. The walker
-knows torch's garbage collector and where weights, gradients and optimizer state are by definition; it does not know the formulas of engine/plan.py.
+knows torch's garbage collector and where weights, gradients and optimizer state are by definition; it does not know the formulas of engine/planning/memory.py.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.batch import Batch
-from engine import Run
-from engine.config import TrainConfig
-from engine.ds_config import load
-from engine.plan import Zero, groups_of, state_memory, traffic
-from model import AllInOneConfig, AllInOneForPreTraining
-from pretrain.cost import model_activations
-from pretrain.objectives import ObjectiveConfig, PretrainObjective
-from tools.ranks import Ranks
+from allinone.data.loading.batch import Batch
+from allinone.engine import Run
+from allinone.engine.config import TrainConfig
+from allinone.engine.ds_config import load
+from allinone.engine.planning.memory import Zero, groups_of, state_memory, traffic
+from allinone.model import AllInOneConfig, AllInOneForPreTraining
+from allinone.pretrain.cost import model_activations
+from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective
+from allinone.tools.cluster.rank_server import Ranks
 
 PLANNED = ("weights", "gradients", "optimizer", "buckets")
 PARTS = ("weights", "gradients", "optimizer", "buckets", "other")

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tools.ranks import Ranks
+from allinone.tools.cluster.rank_server import Ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 120.0
@@ -71,9 +71,9 @@ def main() -> None:
     import torch.utils.tensorboard
     import transformers  # noqa: F401
 
-    import engine.loop
-    import engine.tensor_parallel  # noqa: F401
-    import model  # noqa: F401
+    import allinone.engine.distributed.tensor_parallel
+    import allinone.engine.trainer
+    import allinone.model  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from engine import faults, launch
-from engine.faults import Watchdog, beat
+from allinone.engine.distributed import launch, signals
+from allinone.engine.distributed.signals import Watchdog, beat
 
 ROOT = Path(__file__).parents[2]
 
 FAILING = """
 import sys, time
-from data.errors import DataError, LostDataError
-from engine import launch
-from engine.config import LocalConfigError
+from allinone.common.errors import DataError, LostDataError
+from allinone.engine.distributed import launch
+from allinone.engine.config import LocalConfigError
 launch._waits_for_peers = lambda: True
 launch._leave = lambda: time.sleep(600)  # as NCCL's groups do, whose other ranks wait for this one
 def run():
@@ -61,8 +61,8 @@ def test_groups_that_deepspeed_makes_wait_as_long_as_ours(monkeypatch: pytest.Mo
 
 def test_batches_of_an_evaluation_are_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
-    monkeypatch.setattr(faults.os, "_exit", ended.append)
-    monkeypatch.setattr(faults.faulthandler, "dump_traceback_later", lambda *_, **__: None)
+    monkeypatch.setattr(signals.os, "_exit", ended.append)
+    monkeypatch.setattr(signals.faulthandler, "dump_traceback_later", lambda *_, **__: None)
     watchdog = Watchdog(0.6, 0, 1)
     watchdog.alive("the evaluation at step 5")
     for _ in range(15):  # 1.5 s in all

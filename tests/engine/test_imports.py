@@ -8,9 +8,9 @@ from pathlib import Path
 
 PROGRAM = """
 import sys
-from engine import launch
+from allinone.engine.distributed import launch
 launch.prepare_environment()
-from engine.optimizer import import_muon
+from allinone.engine.optim.adamw import import_muon
 import deepspeed
 import_muon()
 from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam

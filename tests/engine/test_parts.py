@@ -10,14 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import ds_config
-from engine.checkpoint import changed_options
-from engine.config import ConfigError, TrainConfig, every
-from engine.launch import find_place, first_host, gpu_of_rank, ranks_of_host, without_launcher_arguments
-from engine.loop import seed_of
-from engine.metrics import chance_metrics, ranks, retrieval_metrics
-from engine.optimizer import learning_rate, parameter_groups
-from model import AllInOneConfig, AllInOneForPreTraining
+from allinone.common.retrieval_metrics import chance_metrics, ranks, retrieval_metrics
+from allinone.engine import ds_config
+from allinone.engine.checkpoint.manager import changed_options
+from allinone.engine.config import ConfigError, TrainConfig, every
+from allinone.engine.distributed.launch import find_place, first_host, gpu_of_rank, ranks_of_host, without_launcher_arguments
+from allinone.engine.optim.adamw import learning_rate, parameter_groups
+from allinone.engine.trainer import seed_of
+from allinone.model import AllInOneConfig, AllInOneForPreTraining
 
 
 @pytest.mark.parametrize(

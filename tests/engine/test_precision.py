@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.test_loop import ROOT, history
+from tests.engine.test_trainer import ROOT, history
 
 SCRIPT = """
 import sys
 from pathlib import Path
 import torch
-from data.batch import Batch
-from engine import Run, launch
-from engine.config import TrainConfig
-from model import AllInOneConfig, AllInOneForPreTraining
-from pretrain.objectives import ObjectiveConfig, PretrainObjective
+from allinone.data.loading.batch import Batch
+from allinone.engine.distributed import launch
+from allinone.engine import Run
+from allinone.engine.config import TrainConfig
+from allinone.model import AllInOneConfig, AllInOneForPreTraining
+from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective
 
 config = AllInOneConfig.from_size("nano", vocab_size=100)
 

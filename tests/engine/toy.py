@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.config import TrainConfig
-from engine.objective import Losses
+from allinone.engine.config import TrainConfig
+from allinone.engine.objective import Losses
 
 
 @dataclass
@@ -118,7 +118,8 @@ def dying_evaluation(marker: Path) -> Callable[[nn.Module, torch.device], dict[s
 
 
 def run(out: Path, options: dict[str, object]) -> int:
-    from engine import Run, launch
+    from allinone.engine import Run
+    from allinone.engine.distributed import launch
 
     names = ("poison", "die", "hang", "poison_every", "poison_once", "spike")
     extra = {name: options.pop(name) for name in names if name in options}
@@ -155,7 +156,7 @@ def _count_waits(train: Callable[[], int]) -> int:
     """Run and print how often each step read a tensor's value on the host: on a GPU, each of those waits for the device."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from engine.loop import Run
+    from allinone.engine.trainer import Run
 
     class Counter(TorchDispatchMode):
         count = 0
@@ -181,12 +182,12 @@ def _count_waits(train: Callable[[], int]) -> int:
 
 def forked(world: int, out: Path, options: dict[str, object]) -> int:
     """`world` ranks as forks of this process, which pays for the imports once. The largest exit code."""
-    from engine import launch
+    from allinone.engine.distributed import launch
 
     launch.prepare_environment()
     import deepspeed  # noqa: F401 - before the fork
 
-    import engine.loop  # noqa: F401
+    import allinone.engine.trainer  # noqa: F401
 
     port, ranks = str(launch.free_port()), []
     for rank in range(world):

@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.ranks import Ranks
+from allinone.tools.cluster.rank_server import Ranks
 
 if TYPE_CHECKING:
-    from engine.objective import Losses
-    from finetune.samples import TaskBatch
+    from allinone.engine.objective import Losses
+    from allinone.finetune.inputs.batch import TaskBatch
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 120.0
@@ -67,8 +67,8 @@ def _rank(job: Job, rank: int) -> int:
 
 
 def _arm(kill_at: int) -> None:
-    from engine.loop import Run
-    from finetune.cache import Cache
+    from allinone.engine.trainer import Run
+    from allinone.finetune.evaluation.cache import Cache
 
     step, put, kept = Run._train_step, Cache.put, []
 
@@ -108,7 +108,7 @@ def _serve(jobs: Sequence[Job]) -> None:
     import deepspeed  # noqa: F401
     import transformers  # noqa: F401
 
-    import finetune.run  # noqa: F401
+    import allinone.finetune.run  # noqa: F401
 
     with tempfile.TemporaryDirectory() as folder:
         ended = [_run(job, Path(folder) / str(number)) for number, job in enumerate(jobs)]

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from finetune.benchmark import Benchmark
-from finetune.items import AnnotationError, LabelItem, Media, Split
-from finetune.k400_linear import BENCHMARK as K400
-from finetune.model import build_model, read_origin, task_config
-from finetune.msrvtt_choice import BENCHMARK as CHOICE
-from finetune.msrvtt_qa import BENCHMARK as QA
-from finetune.msrvtt_retrieval import BENCHMARK as RETRIEVAL
-from finetune.protocols.action_recognition import ActionOptions, ActionRecognition
-from finetune.protocols.open_ended_qa import OpenEndedQA, QAOptions
-from finetune.protocols.retrieval import Retrieval, RetrievalOptions
-from finetune.run import main
+from allinone.finetune.annotations.schema import AnnotationError, LabelItem, Media, Split
+from allinone.finetune.benchmark import Benchmark
+from allinone.finetune.k400_linear import BENCHMARK as K400
+from allinone.finetune.msrvtt_choice import BENCHMARK as CHOICE
+from allinone.finetune.msrvtt_qa import BENCHMARK as QA
+from allinone.finetune.msrvtt_retrieval import BENCHMARK as RETRIEVAL
+from allinone.finetune.run import main
+from allinone.finetune.tasks.action_recognition import ActionOptions, ActionRecognition
+from allinone.finetune.tasks.open_ended_qa import OpenEndedQA, QAOptions
+from allinone.finetune.tasks.retrieval import Retrieval, RetrievalOptions
+from allinone.finetune.tasks.task_model import build_model, read_origin, task_config
 from tests.finetune.official import Sample
 from tests.tools.conftest import tiny_model
 

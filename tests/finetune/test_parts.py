@@ -13,33 +13,33 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.choices import generator, middle_frames, segments, view_frames
-from data.config import ClipConfig, DataConfig
-from data.errors import DataError
-from data.probe import PACKET_CODECS, probe, probe_packets
-from data.text import Tokenizer
-from engine.contrast import contrast
-from engine.objective import StepModule
-from engine.optimizer import SkippingAdamW, parameter_groups
-from finetune import paper
-from finetune.cache import BatchResult, Cache
-from finetune.cost import task_activations
-from finetune.heads import TwoRanks, from_matching, rank_head
-from finetune.items import ChoiceItem, Media, QAItem, RetrievalItem
-from finetune.media import LIMITS, MediaError, MediaLibrary
-from finetune.model import TASK_HEAD, HeadPlan, Origin, TaskModel, build_model, read_origin, task_config
-from finetune.protocols.base import pooled
-from finetune.protocols.multiple_choice import ChoiceExamples, ChoiceOptions
-from finetune.protocols.open_ended_qa import QAExamples
-from finetune.protocols.retrieval import other_captions
-from finetune.reading import Reader, window
-from finetune.rerank import _merged, shortlist
-from finetune.samples import Look
-from finetune.stream import Source, TaskStream
-from finetune.text import CONTEXT, KEEP, LIST, QUESTION, Part, encode, option
-from model import AllInOneConfig
-from model.convert import LoadReport
-from pretrain.recipes import RECIPES
+from allinone.common.errors import DataError
+from allinone.data.config import ClipConfig, DataConfig
+from allinone.data.loading.sampling import generator, middle_frames, segments, view_frames
+from allinone.data.prepare.probe import PACKET_CODECS, probe, probe_packets
+from allinone.data.text import Tokenizer
+from allinone.engine.distributed.contrastive import contrast
+from allinone.engine.objective import StepModule
+from allinone.engine.optim.adamw import SkippingAdamW, parameter_groups
+from allinone.finetune.annotations.schema import ChoiceItem, Media, QAItem, RetrievalItem
+from allinone.finetune.cost import task_activations
+from allinone.finetune.evaluation import paper_numbers
+from allinone.finetune.evaluation.cache import BatchResult, Cache
+from allinone.finetune.evaluation.rerank import _merged, shortlist
+from allinone.finetune.inputs.batch import Look
+from allinone.finetune.inputs.clip_reader import Reader, window
+from allinone.finetune.inputs.loader import Source, TaskStream
+from allinone.finetune.inputs.media_library import LIMITS, MediaError, MediaLibrary
+from allinone.finetune.tasks.base import pooled
+from allinone.finetune.tasks.heads import TwoRanks, from_matching, rank_head
+from allinone.finetune.tasks.multiple_choice import ChoiceExamples, ChoiceOptions
+from allinone.finetune.tasks.open_ended_qa import QAExamples
+from allinone.finetune.tasks.prompts import CONTEXT, KEEP, LIST, QUESTION, Part, encode, option
+from allinone.finetune.tasks.retrieval import other_captions
+from allinone.finetune.tasks.task_model import TASK_HEAD, HeadPlan, Origin, TaskModel, build_model, read_origin, task_config
+from allinone.model import AllInOneConfig
+from allinone.model.convert import LoadReport
+from allinone.pretrain.recipes import RECIPES
 from tests.data.media import GOOD, read_frame_number, truncate, write_image, write_video
 from tests.tools.conftest import tiny_model
 from tests.tools.lightning import save, state_dict
@@ -169,7 +169,9 @@ def test_what_is_missing_or_broken_has_a_reason_and_a_second_start_opens_no_file
     assert first.reason(media[1]).startswith("nowhere: no such file")
     assert first.reason(media[2]).split(": ")[:2] in (["cut.mp4", "undecodable"], ["cut.mp4", "truncated"])
     assert first.reason(media[3]).startswith("../outside: no such file")
-    monkeypatch.setattr("finetune.media.probe_file", lambda *_: pytest.fail("a known file was opened again"))
+    monkeypatch.setattr(
+        "allinone.finetune.inputs.media_library.probe_file", lambda *_: pytest.fail("a known file was opened again")
+    )
     again = library(folder, tmp_path, *media)
     assert [again.reason(item) for item in media] == [first.reason(item) for item in media]
     assert again.content(media[0]) == first.content(media[0]) != ""
@@ -203,9 +205,9 @@ def test_a_long_file_is_not_decoded_and_gives_the_same_frames(
 ) -> None:
     part = Media("x", "a/clip", 0.5, 1.0)
     whole = numbers(library(folder, tmp_path / "a", part), part)
-    monkeypatch.setattr("finetune.media.LONG_BYTES", 100)
-    monkeypatch.setattr("finetune.media._END_BYTES", 50)
-    monkeypatch.setattr("finetune.media.probe", lambda *_: pytest.fail("a long file was decoded"))
+    monkeypatch.setattr("allinone.finetune.inputs.media_library.LONG_BYTES", 100)
+    monkeypatch.setattr("allinone.finetune.inputs.media_library._END_BYTES", 50)
+    monkeypatch.setattr("allinone.finetune.inputs.media_library.probe", lambda *_: pytest.fail("a long file was decoded"))
     assert numbers(library(folder, tmp_path / "b", part), part) == whole
 
 
@@ -281,7 +283,7 @@ def test_the_rank_head_begins_as_the_matching_row_and_zero_shot_scores_are_log_o
 
 
 def test_only_the_head_gets_the_multiplied_rate_and_frozen_parameters_no_state(tmp_path: Path) -> None:
-    from engine.config import TrainConfig
+    from allinone.engine.config import TrainConfig
 
     tiny_model().save_pretrained(tmp_path)
     origin = read_origin(tmp_path)
@@ -384,7 +386,7 @@ def test_a_checkpoint_of_our_own_says_what_it_was_pre_trained_on_also_once_it_is
     if name != recipe:
         config = replace(config, cotrain=replace(config.cotrain, image_heads="separate"))
     origin = Origin(Path(name), {}, AllInOneConfig(), "", LoadReport(name), {}, config.as_json())
-    assert paper.data_sets(origin.pretrained_on["pretraining"]) == data_sets
+    assert paper_numbers.data_sets(origin.pretrained_on["pretraining"]) == data_sets
     assert origin.pretrained_on.get("heads") == heads
     tuned = replace(origin, task={"benchmark": "vcr", **origin.pretrained_on}, run={"benchmark": "vcr"})
     assert tuned.pretrained_on == origin.pretrained_on

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.checkpoint import best_weights
-from finetune.results import read_predictions, read_results
+from allinone.engine.checkpoint.manager import best_weights
+from allinone.finetune.evaluation.results import read_predictions, read_results
 from tests.finetune.official import WRITERS
 from tests.finetune.runs import Ended, Job, run_jobs
 from tests.tools.conftest import tiny_model

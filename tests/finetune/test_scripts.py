@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.results import PREDICTIONS, read_predictions, read_results
-from finetune.run import parse
+from allinone.finetune.evaluation.results import PREDICTIONS, read_predictions, read_results
+from allinone.finetune.run import parse
 from tests.finetune.official import WRITERS
 from tests.finetune.runs import ROOT, Ended, Job, run_jobs
 from tests.tools.conftest import tiny_model
@@ -141,7 +141,7 @@ def test_script_opens_with_its_command_hardware_time_and_the_papers_number_and_h
 
 
 def test_cocos_variant_1k_is_the_mean_over_five_folds() -> None:
-    script = importlib.import_module("finetune.coco_retrieval")
+    script = importlib.import_module("allinone.finetune.coco_retrieval")
     required = ["--annotations", "a", "--media", "m", "--checkpoint", "c", "--out", "o"]
     for options, folds in ((["--variant", "1k"], 5), ([], 0)):
         assert script.with_folds(parse(script.BENCHMARK, [*required, *options])).task.folds == folds

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model import AllInOneConfig, AllInOneForPreTraining
-from model.convert import from_reference, reference_name
+from allinone.model import AllInOneConfig, AllInOneForPreTraining
+from allinone.model.convert import from_reference, reference_name
 
 PARITY = Path(__file__).parents[1] / "parity"
 FACTS = json.loads((PARITY / "golden_dev.json").read_text())

@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
-from model import SIZES, AllInOneConfig, AllInOneForPreTraining, AllInOneModel, flops, norm, parameters_by_part
-from model.convert import ConversionError, convert_reference, from_reference, load_resized
-from model.roll import roll_channels, roll_tokens
+from allinone.model import SIZES, AllInOneConfig, AllInOneForPreTraining, AllInOneModel, flops, norm, parameters_by_part
+from allinone.model.convert import ConversionError, convert_reference, from_reference, load_resized
+from allinone.model.roll import roll_channels, roll_tokens
 
 PARITY = Path(__file__).parents[1] / "parity"
 
@@ -317,7 +317,7 @@ def test_only_nvidias_apex_is_taken_for_apex(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_image_heads_start_as_the_videos_and_are_dropped_where_the_model_has_none(tmp_path: Path) -> None:
-    from model.convert import load_resized
+    from allinone.model.convert import load_resized
 
     shared = AllInOneForPreTraining(AllInOneConfig.from_size("nano"))
     shared.save_pretrained(tmp_path / "shared")

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertConfig, BertModel, DeiTConfig, DeiTModel, ViTConfig, ViTForImageClassification
 
-from model import AllInOneConfig
-from model.convert import HEADS, POSITION, TEMPORAL, ConversionError, LoadReport, assemble, rename_reference
-from model.pretrained import TEXT_PART, bert_weights, vit_weights
+from allinone.model import AllInOneConfig
+from allinone.model.convert import HEADS, POSITION, TEMPORAL, ConversionError, LoadReport, assemble, rename_reference
+from allinone.model.pretrained import TEXT_PART, bert_weights, vit_weights
 from tests.tools.lightning import state_dict
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.weights_file import WeightsError, locate, read_weights
+from allinone.model.weights_file import WeightsError, locate, read_weights
 from tests.tools.lightning import fake_class, save
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.float16)}

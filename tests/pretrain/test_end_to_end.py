@@ -22,7 +22,7 @@ def run(*arguments: str, server: ForkServer | None = None) -> subprocess.Complet
 
 def test_demo_prepares_trains_evaluates_reports_and_then_is_done(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    first = run("tools/demo.py", "--out", str(out), "--steps", "3")
+    first = run("examples/demo.py", "--out", str(out), "--steps", "3")
     assert first.returncode == 0, first.stdout + first.stderr
     results = json.loads((out / "results.json").read_text())
     for split, items in (("val", 246), ("val_unseen", 125)):
@@ -38,7 +38,7 @@ def test_demo_prepares_trains_evaluates_reports_and_then_is_done(tmp_path: Path)
         assert (out / name).read_bytes().startswith(b"\x89PNG")
         assert name in first.stdout
     assert_board_is_complete(out / "train")
-    again = run("tools/demo.py", "--out", str(out), "--steps", "3")
+    again = run("examples/demo.py", "--out", str(out), "--steps", "3")
     assert again.returncode == 0
     assert "is done" in again.stdout
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from data.prepare import PrepareOptions, prepare
-from engine.launch import free_port
+from allinone.data.prepare.pipeline import PrepareOptions, prepare
+from allinone.engine.distributed.launch import free_port
 from tests.data import media
 from tests.forked import ForkServer
 

@@ -12,13 +12,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from data.batch import Batch
-from data.errors import DataError
-from model import AllInOneConfig, AllInOneForPreTraining
-from model.contrast import embed_text, embed_video
-from pretrain.objectives import ObjectiveConfig, PretrainObjective, draw_matching_pairs
-from pretrain.recipes import RECIPES
-from pretrain.train import build_run
+from allinone.common.errors import DataError
+from allinone.data.loading.batch import Batch
+from allinone.model import AllInOneConfig, AllInOneForPreTraining
+from allinone.model.contrast import embed_text, embed_video
+from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective, draw_matching_pairs
+from allinone.pretrain.recipes import RECIPES
+from allinone.pretrain.train import build_run
 
 
 def small_model() -> AllInOneForPreTraining:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data.prepare import PrepareOptions, prepare
-from pretrain.config import PretrainConfig
-from pretrain.recipes import RECIPES
+from allinone.data.prepare.pipeline import PrepareOptions, prepare
+from allinone.pretrain.config import PretrainConfig
+from allinone.pretrain.recipes import RECIPES
 from tests.data import media
 from tests.data.test_sources import crc, karpathy, record
 
@@ -24,7 +24,7 @@ SMALL = "--size nano --image-size 32 --steps 2 --global-batch 8 --micro-batch 4 
 # one interpreter imports everything, each recipe is a fork of it
 STARTER = """
 import os, sys
-from pretrain import train
+from allinone.pretrain import train
 import deepspeed, torch.utils.tensorboard, data.cotrain, data.graph
 options = sys.argv[1].split()
 for recipe in sys.argv[2:]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretrain.wpa import ipot_plan, word_patch_distance
+from allinone.pretrain.wpa import ipot_plan, word_patch_distance
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden_dev.safetensors"
 

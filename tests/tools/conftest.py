@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import AllInOneConfig, AllInOneForPreTraining
+from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from tests.data.media import write_video
 
 FRAMES, SIDE, PATCH, BLOCKS = 3, 32, 8, 4
@@ -44,7 +44,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def with_run(weights: Path, folder: Path, objective: dict[str, float]) -> Path:
     """A run's folder whose one checkpoint holds these weights."""
-    from engine.checkpoint import write_manifest
+    from allinone.engine.checkpoint.manager import write_manifest
 
     step = folder / "checkpoints" / "step-00000001"
     (step / "weights").mkdir(parents=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tools.clusters import kmeans, like
-from tools.command import InputError
+from allinone.common.command import InputError
+from allinone.tools.clusters import kmeans, like
 
 
 def three_groups() -> tuple[np.ndarray, np.ndarray]:

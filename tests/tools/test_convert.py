@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForPreTraining, BertConfig, BertModel, ViTConfig, ViTModel
 
-from data import AllInOneProcessor
-from model import AllInOneConfig, AllInOneForPreTraining
-from model.convert import ConversionError, LoadReport, load_resized, reference_name, rename_reference, resize_grid
-from model.weights_file import read_weights
+from allinone.data import AllInOneProcessor
+from allinone.model import AllInOneConfig, AllInOneForPreTraining
+from allinone.model.convert import ConversionError, LoadReport, load_resized, reference_name, rename_reference, resize_grid
+from allinone.model.weights_file import read_weights
+from allinone.tools.convert import main
 from tests.tools.lightning import save, state_dict
-from tools.convert import main
 
 ROOT = Path(__file__).parents[2]
 CapSys = pytest.CaptureFixture[str]
@@ -280,7 +280,7 @@ def test_a_bare_backbone_starts_with_new_heads_and_says_so(nano: Path, tmp_path:
 
 
 def test_golden_weights_survive_the_way_through_a_lightning_file(tmp_path: Path) -> None:
-    from model.convert import convert_reference
+    from allinone.model.convert import convert_reference
     from tests.model.test_golden import IDS, MASK, PIXELS, close, golden_config, weights
 
     model, _ = convert_reference(read_weights(save(tmp_path / "golden.ckpt", weights())).tensors, golden_config())

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.drill import Outcome, compare, table
-from tools.ranks import GRACE_S, Ranks
+from allinone.tools.cluster.rank_server import GRACE_S, Ranks
+from allinone.tools.drill import Outcome, compare, table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,7 +53,7 @@ def test_a_failed_rank_takes_the_others_down_even_a_stopped_one(tmp_path: Path) 
 
 
 def test_the_command_refuses_what_it_cannot_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from tools.drill import main
+    from allinone.tools.drill import main
 
     (tmp_path / "mine").touch()
     assert main(["--ranks", "1"]) == 2

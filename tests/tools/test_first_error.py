@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import faults, launch
-from tools import first_error
-from tools.first_error import LOST_PEER, summary
+from allinone.engine.distributed import launch, signals
+from allinone.tools import first_error
+from allinone.tools.first_error import LOST_PEER, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 HANG = """\
@@ -36,7 +36,7 @@ def rank(folder: Path, number: int, log: str = "", code: int | None = None, afte
 
 def test_codes_and_words_are_those_of_the_engine() -> None:
     """They are written down twice, since the tool runs where torch is not installed."""
-    assert (first_error.EXIT_HANG, first_error.EXIT_REQUEUE) == (faults.EXIT_HANG, launch.EXIT_REQUEUE)
+    assert (first_error.EXIT_HANG, first_error.EXIT_REQUEUE) == (signals.EXIT_HANG, launch.EXIT_REQUEUE)
     assert first_error.SAID_BY_RANK_0 == (launch.EXIT_USER, launch.EXIT_DISK, launch.EXIT_NONFINITE)
     assert all(LOST_PEER.search(text) for text in launch.PEER_GONE)
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from allinone.tools import cloze, clusters, predict, rolls
 from tests.data.media import write_html, write_image, write_video
 from tests.tools.conftest import tiny_model, with_run
-from tools import cloze, clusters, predict, rolls
 
 TEXT = "a [MASK] with a [mask]"
 
@@ -277,9 +277,9 @@ def test_a_still_picture_or_another_exchange_has_no_roll_to_draw(
 
 
 def test_a_converted_folder_is_looked_at_with_its_runs_normalisation(checkpoint: Path, tmp_path: Path) -> None:
-    from data import AllInOneProcessor
-    from data.config import ClipConfig, DataConfig
-    from tools.checkpoints import load_checkpoint
+    from allinone.data import AllInOneProcessor
+    from allinone.data.config import ClipConfig, DataConfig
+    from allinone.tools.inspection.checkpoints import load_checkpoint
 
     shutil.copytree(checkpoint, tmp_path / "model")
     config = DataConfig(mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.5), eval_crop=0.75)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.launch import free_port
-from tools.node_check import Result, check_disk, edges, options_of, read_clocks
-from tools.node_verdict import judge, suspicious_pairs, verdict
+from allinone.engine.distributed.launch import free_port
+from allinone.tools.cluster.node_verdict import judge, suspicious_pairs, verdict
+from allinone.tools.node_check import Result, check_disk, edges, options_of, read_clocks
 
 ROOT = Path(__file__).parents[2]
 GOOD = 100e9

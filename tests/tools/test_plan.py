@@ -10,8 +10,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import SIZES, AllInOneConfig, AllInOneModel
-from tools.plan import cost_of, main
+from allinone.model import SIZES, AllInOneConfig, AllInOneModel
+from allinone.tools.plan import cost_of, main
 
 
 def test_base_costs_the_papers_58_70_giga_multiply_adds() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from engine.checkpoint import newest_weights
-from model import AllInOneConfig, AllInOneForPreTraining
+from allinone.engine.checkpoint.manager import newest_weights
+from allinone.model import AllInOneConfig, AllInOneForPreTraining
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from finetune.results import EvaluationResult, Missing, Score, write_predictions, write_result
-from tools.report import main
+from allinone.finetune.evaluation.results import EvaluationResult, Missing, Score, write_predictions, write_result
+from allinone.tools.report import main
 
 
 def write(folder: Path, value: float, **changes: Any) -> Path:

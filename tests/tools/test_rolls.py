@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from allinone.tools.inspection.figure import FRAME_COLOURS
+from allinone.tools.rolls import describe, held, rows_shown
 from tests.tools.conftest import tiny_config
-from tools.rolls import describe, held, rows_shown
-from tools.sheet import FRAME_COLOURS
 
 GREYS = (40, 120, 200)
 

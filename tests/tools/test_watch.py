@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tools.run_state import History, state
-from tools.watch import Screen, main, sparkline
+from allinone.tools.cluster.run_state import History, state
+from allinone.tools.watch import Screen, main, sparkline
 
 NOW = 1_000_000.0
 

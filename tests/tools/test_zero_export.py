@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining
 
-from data import AllInOneProcessor
-from engine.launch import free_port
-from model import AllInOneForPreTraining
-from tools.convert import main
+from allinone.data import AllInOneProcessor
+from allinone.engine.distributed.launch import free_port
+from allinone.model import AllInOneForPreTraining
+from allinone.tools.convert import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,7 +97,7 @@ def test_a_changed_weight_is_never_exported_and_the_partitions_still_serve(
 def test_a_lost_partition_or_tensor_parallel_part_is_named(
     zero3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from engine.checkpoint import write_manifest
+    from allinone.engine.checkpoint.manager import write_manifest
 
     lost = tmp_path / "step-00000002"
     shutil.copytree(zero3, lost)

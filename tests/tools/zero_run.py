@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.config import TrainConfig
-from engine.contrast import contrast
-from engine.objective import Losses, mean_metric
-from model import AllInOneConfig, AllInOneForPreTraining
-from model.contrast import embed_text, embed_video
+from allinone.engine.config import TrainConfig
+from allinone.engine.distributed.contrastive import contrast
+from allinone.engine.objective import Losses, mean_metric
+from allinone.model import AllInOneConfig, AllInOneForPreTraining
+from allinone.model.contrast import embed_text, embed_video
 from tests.engine.toy import ToyBatch, ToyData
 
 CONFIG = {
@@ -51,7 +51,8 @@ def with_contrast(model: nn.Module, batch: ToyBatch) -> Losses:
 
 
 def run(out: Path, options: dict[str, object]) -> int:
-    from engine import Run, launch
+    from allinone.engine import Run
+    from allinone.engine.distributed import launch
 
     model_options = {**CONFIG, **options.pop("model", {})}  # type: ignore[dict-item]
     data = ToyData(poison=options.pop("poison", None), die=options.pop("die", None))  # type: ignore[arg-type]

@@ -1,0 +1,126 @@
+"""What the data path hands to training: one micro-batch of clips with their captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BadClip:
+    """One clip that could not be used, and why."""
+
+    dataset: str
+    clip: str
+    reason: str
+    epoch: int = 0
+    """Epoch of the position that it was met at."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B clips of T frames with L text tokens. Tensors are on the training device."""
+
+    pixels: Tensor
+    """float32 [B, T, 3, H, W], normalised."""
+    text_ids: Tensor
+    """int64 [B, L], unmasked; 0 is padding."""
+    text_mask: Tensor
+    """int64 [B, L], 1 at tokens."""
+    mlm_ids: Tensor
+    """int64 [B, L], the text as MLM sees it."""
+    mlm_labels: Tensor
+    """int64 [B, L], the original id where a token was chosen, -100 elsewhere."""
+    mlm_positions: Tensor
+    """int64 [M], flat positions b * L + l of the chosen tokens, ascending; found on the host, so that the step waits for no device."""
+    dataset_ids: Tensor
+    """int64 [B], index into dataset_names."""
+    dataset_names: tuple[str, ...]
+    clips: tuple[str, ...]
+    """Clip names, unique inside their data set."""
+    captions: tuple[str, ...]
+    first_position: int
+    """Global position of the first sample; the batch holds consecutive positions."""
+    digest: int = 0
+    """Sum modulo 2**63 of the hashes of every sample's choices: equal over world sizes, restarts and devices."""
+    bad: tuple[BadClip, ...] = ()
+    """Clips that were replaced (training) or left out (evaluation) while making this batch."""
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def first(self, number: int) -> Batch:
+        """The batch of its first clips."""
+        return self._rows(0, number)
+
+    def only(self, row: int) -> Batch:
+        """The batch that holds this clip alone."""
+        return self._rows(row, row + 1)
+
+    def _rows(self, start: int, stop: int) -> Batch:
+        """Rows start .. stop - 1. `digest` and `bad` are left as they are."""
+        length = self.text_ids.shape[1]
+        row_of = torch.div(self.mlm_positions, length, rounding_mode="floor")
+        whole = ("pixels", "text_ids", "text_mask", "mlm_ids", "mlm_labels", "dataset_ids")
+        return replace(
+            self,
+            **{name: getattr(self, name)[start:stop] for name in whole},
+            mlm_positions=self.mlm_positions[(row_of >= start) & (row_of < stop)] - start * length,
+            clips=self.clips[start:stop],
+            captions=self.captions[start:stop],
+            first_position=self.first_position + start,
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class CoBatch:
+    """A video and an image micro-batch of one co-training step; either may be missing where steps alternate."""
+
+    video: Batch | None
+    images: Batch | None
+    """Frames T = 1."""
+
+    @property
+    def parts(self) -> tuple[Batch, ...]:
+        """What is there, video first."""
+        return tuple(part for part in (self.video, self.images) if part is not None)
+
+    @property
+    def first_position(self) -> int:
+        """Of the video part, or of the images where there is none."""
+        return self.parts[0].first_position
+
+    @property
+    def clips(self) -> tuple[str, ...]:
+        """Names of all parts' clips."""
+        return tuple(clip for part in self.parts for clip in part.clips)
+
+    @property
+    def digest(self) -> int:
+        """Sum of the parts' digests modulo 2**63."""
+        return sum(part.digest for part in self.parts) % 2**63
+
+    @property
+    def bad(self) -> tuple[BadClip, ...]:
+        """Of all parts."""
+        return tuple(clip for part in self.parts for clip in part.bad)
+
+    def only(self, row: int) -> CoBatch:
+        """The batch that holds this clip alone, counted over video and images."""
+        videos = 0 if self.video is None else len(self.video)
+        if self.video is not None and row < videos:
+            return CoBatch(self.video.only(row), None)
+        assert self.images is not None
+        return CoBatch(None, self.images.only(row - videos))
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)

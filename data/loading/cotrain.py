@@ -1,0 +1,81 @@
+"""Co-training on video and images: two streams, each with its own batch size, joined into steps by a rule that depends on the step only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+
+from allinone.common.errors import DataError
+from allinone.data.loading.batch import Batch, CoBatch
+from allinone.data.loading.loader import TrainStream
+
+Mode = Literal["joint", "alternate"]
+
+
+class CoTrainStream:
+    """Batches of both streams. `joint`: every step holds a global batch of each. `alternate`: of every 1 / `image_share` steps, one holds images only
+    and the others video only, evenly spread.
+
+    A step accumulates as many micro-batches of images as of video, so the image micro-batch is image_batch / (ranks x accumulation). What a
+    step holds depends on its number alone: resume is exact, and elastic where both batches divide.
+    """
+
+    def __init__(
+        self, video: TrainStream, images: TrainStream, *, global_batch: int, image_batch: int, mode: Mode, image_share: float
+    ) -> None:
+        if mode == "alternate" and not 0 < image_share < 1:
+            raise ValueError(f"--image-share is the share of steps on images, between 0 and 1, got {image_share}")
+        if image_batch < 1:
+            raise ValueError(f"--image-batch must be at least 1, got {image_batch}")
+        self._video, self._images = video, images
+        self._global_batch, self._image_batch, self._mode = global_batch, image_batch, mode
+        self.image_share = image_share if mode == "alternate" else 1.0
+        """Share of the steps that hold images."""
+
+    def describe(self) -> str:
+        """Both streams and how they are joined."""
+        how = (
+            "every step has both"
+            if self._mode == "joint"
+            else f"{100 * self.image_share:g} % of the steps are on images, the others on video"
+        )
+        return f"{self._video.describe()}\nimages, {self._image_batch:,} per step, {how}:\n{self._images.describe()}"
+
+    def image_steps_before(self, step: int) -> int:
+        """How many of the steps 0 .. step - 1 hold images."""
+        return step if self._mode == "joint" else int(step * self.image_share + 1e-9)
+
+    def video_steps_before(self, step: int) -> int:
+        """How many of the steps 0 .. step - 1 hold video."""
+        return step if self._mode == "joint" else step - self.image_steps_before(step)
+
+    def batches(self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device) -> Iterator[CoBatch]:
+        """Endless. `first` is the nominal position, step x global batch. Raises DataError where the image batch does not divide."""
+        rounds, step = self._global_batch // (micro_batch * world), first // self._global_batch
+        if self._image_batch % (world * rounds):
+            raise DataError(
+                f"--image-batch {self._image_batch} is not a multiple of {world} ranks x {rounds} accumulated micro-batches; "
+                f"the nearest that are: {self._image_batch // (world * rounds) * world * rounds} and "
+                f"{(self._image_batch // (world * rounds) + 1) * world * rounds}"
+            )
+        place = {"rank": rank, "world": world}
+        video = self._video.batches(
+            first=self.video_steps_before(step) * self._global_batch, micro_batch=micro_batch, device=device, **place
+        )
+        images = self._images.batches(
+            first=self.image_steps_before(step) * self._image_batch,
+            micro_batch=self._image_batch // (world * rounds),
+            device=device,
+            **place,
+        )
+        while True:
+            for _ in range(rounds):
+                yield self._join(step, video, images)
+            step += 1
+
+    def _join(self, step: int, video: Iterator[Batch], images: Iterator[Batch]) -> CoBatch:
+        on_video = self.video_steps_before(step + 1) > self.video_steps_before(step)
+        on_images = self.image_steps_before(step + 1) > self.image_steps_before(step)
+        return CoBatch(next(video) if on_video else None, next(images) if on_images else None)

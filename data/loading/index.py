@@ -1,0 +1,194 @@
+"""The index of a prepared data set, in two tables that refer to each other: stored files and clips.
+
+Clips of long videos are windows into one stored file. What holds for the file (where it lies, its keyframes, its frame times: 400 kB for an hour at a
+variable rate) is stored once, not with each of its hundreds of captions: a clip of HowTo100M's 136 million takes about 100 bytes, its caption
+included.
+
+    index.parquet   a row per clip, bad ones included: for people and tools
+    videos.parquet  a row per stored file; index.parquet's `video` is the row number
+    index.arrow     good clips only, split after split (dataset.json has their numbers), to be mapped by loaders
+    videos.arrow    the same as videos.parquet, to be mapped by loaders
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from allinone.common.atomic_io import atomic_path
+from allinone.common.errors import LASTING, DataError
+
+LAYOUT = 2
+"""Version of the prepared folder. Loaders refuse others."""
+CLIPS_PER_BATCH, VIDEOS_PER_BATCH = 65_536, 4096
+"""Rows of every record batch but the last, so that a row is found by a division."""
+
+VIDEO_SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),  # tar, relative to the folder
+        ("offset", pa.int64()),  # of the media bytes in the tar
+        ("size", pa.int64()),
+        ("hash", pa.string()),  # of the media bytes, as b2sum --length 64 prints it
+        ("codec", pa.string()),
+        ("pixel_format", pa.string()),
+        ("container", pa.string()),
+        ("media", pa.string()),  # video or image
+        ("width", pa.int32()),  # after rotation
+        ("height", pa.int32()),
+        ("rotation", pa.int32()),  # degrees clockwise that a reader must apply: 0, 90, 180, 270
+        ("frames", pa.int32()),  # frames that decode
+        ("frame_rate", pa.float64()),
+        ("duration_s", pa.float64()),
+        ("frame_times", pa.list_(pa.float32())),  # seconds; null at a constant rate
+        ("keyframes", pa.list_(pa.int32())),  # display-order numbers where decoding may start
+        ("source", pa.string()),  # path in the source
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),  # unique in the folder: split/id, and #line of a long video
+        ("split", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("video", pa.int64()),  # row of videos.parquet; null where the file is bad
+        ("first_frame", pa.int32()),  # display-order numbers of the window in the stored file, both included; null = the whole
+        ("last_frame", pa.int32()),
+        ("reason", pa.string()),  # null = good
+        ("detail", pa.string()),
+        ("source", pa.string()),
+    ]
+)
+LOADER_SCHEMA = pa.schema([SCHEMA.field(name) for name in ("key", "captions", "video", "first_frame", "last_frame")])
+
+
+@dataclass
+class Video:
+    """One stored file. Times in seconds, sizes in pixels and bytes."""
+
+    shard: str
+    source: str
+    offset: int = 0
+    size: int = 0
+    hash: str = ""
+    codec: str | None = None
+    pixel_format: str | None = None
+    container: str | None = None
+    media: str | None = None
+    width: int | None = None
+    height: int | None = None
+    rotation: int | None = None
+    frames: int | None = None
+    frame_rate: float | None = None
+    duration_s: float | None = None
+    frame_times: list[float] | None = None
+    keyframes: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Clip:
+    """One row of the index."""
+
+    key: str
+    split: str
+    captions: list[str]
+    source: str
+    video: int | None = None
+    first_frame: int | None = None
+    last_frame: int | None = None
+    reason: str | None = None
+    detail: str | None = None
+
+
+def write_mapped(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], rows_per_batch: int) -> None:
+    """Arrow IPC with record batches of one size, whatever the sizes of `tables`; whole or absent."""
+    with atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        waiting = schema.empty_table()
+        for table in tables:
+            waiting = pa.concat_tables([waiting, table])
+            while waiting.num_rows >= rows_per_batch:
+                _write_batch(writer, waiting.slice(0, rows_per_batch))
+                waiting = waiting.slice(rows_per_batch)
+        if waiting.num_rows:
+            _write_batch(writer, waiting)
+
+
+def _write_batch(writer: Any, table: pa.Table) -> None:
+    (batch,) = pa.Table.from_batches(table.to_batches(), table.schema).combine_chunks().to_batches()
+    writer.write_batch(batch)
+
+
+class _Mapped:
+    """Rows of an Arrow file of equal record batches, memory-mapped; sent to another process, it opens the file anew and copies nothing."""
+
+    def __init__(self, path: Path, rows_per_batch: int) -> None:
+        self._path, self._size = path, rows_per_batch
+        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self._path, "rows_per_batch": self._size}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def row(self, number: int) -> dict[str, Any]:
+        batch, inside = divmod(number, self._size)
+        return self._reader.get_batch(batch).slice(inside, 1).to_pylist()[0]
+
+
+class Index:
+    """The good clips of one split, memory-mapped: ranks and workers of a machine share the pages."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        facts = dataset_facts(folder)
+        if not facts["clips"].get(split):
+            splits = ", ".join(sorted(name for name, number in facts["clips"].items() if number)) or "none"
+            raise DataError(f"{folder} has no good clip in split {split!r}; splits: {splits}")
+        names = list(facts["clips"])
+        self._first = sum(facts["clips"][name] for name in names[: names.index(split)])
+        self._rows: int = facts["clips"][split]
+        try:
+            self._clips = _Mapped(folder / "index.arrow", CLIPS_PER_BATCH)
+            self._videos = _Mapped(folder / "videos.arrow", VIDEOS_PER_BATCH)
+        except (OSError, pa.ArrowInvalid) as error:
+            if isinstance(error, OSError) and error.errno not in LASTING:
+                raise
+            raise DataError(
+                f"the index of {folder} cannot be read ({error}); the command that prepared it, with --merge, makes it anew"
+            ) from error
+        self.folder, self.split = folder, split
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """Columns of the item-th good clip and of its stored file."""
+        if not 0 <= item < self._rows:
+            raise IndexError(f"clip {item} of {self._rows}")
+        clip = self._clips.row(self._first + item)
+        return {**self._videos.row(clip["video"]), **clip, "split": self.split}
+
+
+def dataset_facts(folder: Path) -> dict[str, Any]:
+    """dataset.json of a finished prepared folder; DataError where there is none, or one of another layout."""
+    path = folder / "dataset.json"
+    if not path.is_file():
+        raise DataError(
+            f"{folder} is no finished prepared data set (no dataset.json); run: python tools/prepare.py SOURCE --out {folder}"
+        )
+    facts: dict[str, Any] = json.loads(path.read_text())
+    if facts.get("layout") != LAYOUT:
+        raise DataError(
+            f"{folder} has layout {facts.get('layout', 1)}, this version reads {LAYOUT}; prepare it again, into a new folder"
+        )
+    return facts
+
+
+def window(row: dict[str, Any]) -> tuple[int, int]:
+    """(first frame, number of frames) that a clip may show."""
+    if row["first_frame"] is None:
+        return 0, row["frames"]
+    return row["first_frame"], row["last_frame"] - row["first_frame"] + 1

@@ -1,0 +1,1 @@
+"""Loss spikes and NaN: detected, reported, replayed."""

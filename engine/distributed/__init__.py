@@ -1,0 +1,1 @@
+"""Ranks, process groups, signals and hangs."""

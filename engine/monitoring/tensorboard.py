@@ -1,0 +1,134 @@
+"""TensorBoard of a run: curves, arranged as custom scalars; pictures of samples; options and derived facts as text.
+
+Tags: train/<metric>[/<data set>] means over the logging interval; run/<fact>; ranks/<time>/<min|median|max> over ranks; eval/<set>/<metric>.
+docs/monitoring.md explains every curve.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from allinone.engine.checkpoint.manager import flatten
+
+RUN_FACTS = ("lr", "grad_norm", "samples_per_s", "step_s", "mfu", "data_wait", "memory_bytes", "skipped_steps", "bad_clips")
+"""Keys of a history record that become curves run/<key>."""
+RANK_FACTS = ("own_s", "wait_s")
+"""Keys of a history record with a spread over ranks, which become ranks/<key>/<min|median|max>."""
+
+Layout = dict[str, dict[str, list[Any]]]
+
+
+def _exactly(*tags: str) -> list[Any]:
+    return ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
+
+
+def layout(metrics: Iterable[str], mfu_convention: str) -> Layout:
+    """Category → chart → what add_custom_scalars wants. `metrics` are the objectives' names, with /<data set> where there are several.
+
+    Charts of evaluation metrics are written as patterns, since validation sets are known later.
+    """
+    names = sorted(metrics)
+    whole = [name for name in names if "/" not in name]
+    losses, others = [n for n in whole if n.endswith("_loss")], [n for n in whole if not n.endswith("_loss")]
+    charts: dict[str, list[Any]] = {"losses of the objectives": _exactly(*(f"train/{name}" for name in losses))}
+    for name in sorted({name.split("/")[0] for name in names if "/" in name}):
+        charts[f"{name} by data set"] = ["Multiline", [f"^train/{re.escape(name)}/"]]
+    accuracies = [name for name in others if name.endswith("accuracy")]
+    if accuracies:
+        charts["accuracies on training samples (0 to 1)"] = _exactly(*(f"train/{name}" for name in accuracies))
+    for name in others:
+        if name not in accuracies:
+            charts[name] = _exactly(f"train/{name}")
+    return {
+        "1 Losses": charts,
+        "2 Optimisation": {
+            "learning rate": _exactly("run/lr"),
+            "gradient norm before clipping": _exactly("run/grad_norm"),
+            "skipped steps, sum": _exactly("run/skipped_steps"),
+        },
+        "3 Speed": {
+            "clips per second, all ranks": _exactly("run/samples_per_s"),
+            f"MFU ({mfu_convention})": _exactly("run/mfu"),
+            "share of time waiting for data, slowest rank": _exactly("run/data_wait"),
+            "seconds per step": _exactly("run/step_s"),
+            "own work per step of each rank, s: median, min, max": _margin("ranks/own_s"),
+            "waiting for data per step of each rank, s: median, min, max": _margin("ranks/wait_s"),
+            "memory of the largest rank, bytes": _exactly("run/memory_bytes"),
+        },
+        "4 Data": {"replaced clips, sum": _exactly("run/bad_clips")},
+        "5 Evaluation": {
+            "recall, text to video, %": ["Multiline", ["^eval/.*text_to_video_R@"]],
+            "recall, video to text, %": ["Multiline", ["^eval/.*video_to_text_R@"]],
+            "median rank": ["Multiline", ["^eval/.*MdR$"]],
+            "accuracy, %": ["Multiline", ["^eval/.*accuracy$"]],
+            "items that could not be read": ["Multiline", ["^eval/.*missing$"]],
+        },
+    }
+
+
+def _margin(tag: str) -> list[Any]:
+    return ["Margin", [f"{tag}/median", f"{tag}/min", f"{tag}/max"]]
+
+
+def options_table(options: Mapping[str, Any]) -> str:
+    """The run's options as a Markdown table."""
+    rows = [f"| {name} | `{value}` |" for name, value in flatten(options).items()]
+    return "\n".join(["| option | value |", "| --- | --- |", *rows])
+
+
+class Board:
+    """Writes event files into `folder`; what an earlier process wrote after `start_step` is hidden."""
+
+    def __init__(self, folder: Path, start_step: int, mfu_convention: str) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1)
+        self._convention = mfu_convention
+        self._arranged: set[str] = set()
+
+    def describe(self, options: Mapping[str, Any], facts: str, step: int) -> None:
+        """The text tab: the run's options and what was derived from them."""
+        self._writer.add_text("run/options", options_table(options), step)
+        self._writer.add_text("run/derived", "\n".join(f"    {line}" for line in facts.splitlines()), step)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """The curves of one record of the history."""
+        names, step = set(record["metrics"]), record["step"]
+        if not names <= self._arranged:  # with alternating co-training, some objectives appear later
+            self._arranged |= names
+            self._writer.add_custom_scalars(layout(self._arranged, self._convention))
+        for name, value in record["metrics"].items():
+            self._writer.add_scalar(f"train/{name}", value, step)
+        for name in RUN_FACTS:
+            self._writer.add_scalar(f"run/{name}", record[name], step)
+        for name in RANK_FACTS:
+            for statistic, value in record[name].items():
+                self._writer.add_scalar(f"ranks/{name}/{statistic}", value, step)
+        self._writer.flush()
+
+    def evaluation(self, step: int, results: Mapping[str, float]) -> None:
+        """The curves of one evaluation."""
+        for name, value in results.items():
+            self._writer.add_scalar(f"eval/{name}", value, step)
+        self._writer.flush()
+
+    def pictures(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Name → uint8 [H, W, 3]."""
+        for name, picture in pictures.items():
+            self._writer.add_image(name, picture, step, dataformats="HWC")
+        self._writer.flush()
+
+    def notes(self, step: int, name: str, lines: Sequence[str]) -> None:
+        """Lines of text under a name, such as a dossier's verdict."""
+        self._writer.add_text(name, "\n\n".join(lines), step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._writer.close()

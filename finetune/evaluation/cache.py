@@ -1,0 +1,64 @@
+"""Results of evaluation batches on disk, by the content of everything that they depend on: an interrupted evaluation continues."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from allinone.common.atomic_io import atomic_path, content_hash
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What became of one batch."""
+
+    items: tuple[int, ...]
+    """Numbers of the items that could be shown."""
+    values: NDArray[np.float32]
+    """[items, ...]"""
+    missing: dict[int, str]
+    """Number → reason."""
+    lost: int
+    shortened: int
+
+
+class Cache:
+    """A folder of batch results. `scope` names the weights and the settings; a batch adds its items and their content."""
+
+    def __init__(self, folder: Path, scope: str) -> None:
+        self._folder, self._scope = folder, scope
+
+    def _path(self, content: str) -> Path:
+        key = content_hash(f"{self._scope}|{content}".encode())
+        return self._folder / key[:2] / f"{key}.npz"
+
+    def get(self, content: str) -> BatchResult | None:
+        """The result of this content, or None."""
+        try:
+            with np.load(self._path(content), allow_pickle=False) as file:
+                if str(file["content"]) != f"{self._scope}|{content}":
+                    return None
+                missing = {int(number): reason for number, reason in json.loads(str(file["missing"])).items()}
+                return BatchResult(
+                    tuple(file["items"].tolist()), file["values"], missing, int(file["lost"]), int(file["shortened"])
+                )
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return None
+
+    def put(self, content: str, result: BatchResult) -> None:
+        """Keep a result."""
+        with atomic_path(self._path(content)) as temporary, temporary.open("wb") as file:
+            np.savez(
+                file,
+                content=np.array(f"{self._scope}|{content}"),
+                items=np.array(result.items, np.int64),
+                values=result.values,
+                missing=np.array(json.dumps(result.missing)),
+                lost=np.array(result.lost),
+                shortened=np.array(result.shortened),
+            )

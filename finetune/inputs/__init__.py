@@ -1,0 +1,1 @@
+"""Media and texts to batches."""

@@ -1,0 +1,324 @@
+"""The media folder of a benchmark: which file an annotation means, and what that file holds.
+
+A file is decoded once to its end, in processes that can be killed, by all ranks together; what was found is remembered by (path, size, time of
+change) in the cache folder, so that the next start looks at names and sizes only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch.distributed as dist
+from tqdm import tqdm
+
+from allinone.common.atomic_io import content_hash
+from allinone.common.errors import DataError
+from allinone.common.processes import live_and_die_with_parent
+from allinone.data.decoding.codecs import IMAGES
+from allinone.data.decoding.frames import DecodeError
+from allinone.data.prepare.probe import Limits, ProbeError, ProbePool, probe, probe_packets
+from allinone.data.prepare.worker import MAGIC
+from allinone.finetune.annotations.common import SUFFIXES
+from allinone.finetune.annotations.schema import Media
+
+LIMITS = Limits(min_frames=1, max_duration_s=float("inf"), timeout_s=900.0)
+_COLUMNS = ("codec", "pixel_format", "width", "height", "rotation", "frames", "frame_rate")
+_SAVE_EVERY = 200
+LONG_BYTES = 64 << 20
+"""Larger files are judged by their packets where these tell the frames, and not decoded to the end."""
+_END_BYTES = 1 << 20
+
+
+class MediaError(DecodeError):
+    """A media item cannot be shown; the message is its reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaFile:
+    """What a media file holds. Numbers of frames are in display order, from 0."""
+
+    path: str
+    """Relative to the media folder; of a folder of pictures the folder."""
+    hash: str
+    """Of the content: what results are cached by."""
+    codec: str = ""
+    """A codec's name, or `pictures` for a folder of numbered ones."""
+    pixel_format: str = ""
+    width: int = 0
+    """After rotation, pixels."""
+    height: int = 0
+    rotation: int = 0
+    frames: int = 0
+    frame_rate: float = 0.0
+    keyframes: array[int] | None = None
+    frame_times: array[float] | None = None
+    """Seconds from the first frame; None at a constant rate."""
+    names: tuple[str, ...] = ()
+    """Of a folder: its pictures in order."""
+    reason: str = ""
+    """Why it cannot be used; empty for a good file."""
+
+
+def check_folder(root: Path, source: str) -> None:
+    """DataError that names the official archive where the folder is missing or empty."""
+    if not root.is_dir() or not any(root.iterdir()):
+        what = "is empty" if root.is_dir() else "is no folder"
+        raise DataError(f"--media {root} {what}. Source: {source}. Give the folder that holds the files")
+
+
+class MediaLibrary:
+    """The files of a media folder by the paths that annotations name. Filled by `prepare`, then read-only and sent to reader processes."""
+
+    def __init__(self, root: Path, cache: Path, *, source: str, picture_rate: float = 3.0, workers: int = 0) -> None:
+        """`workers` 0 probes in this process, where a file that hangs cannot be stopped."""
+        self.root, self._source, self._picture_rate = root.absolute(), source, picture_rate
+        self._workers = workers
+        self._store = cache / "media" / content_hash(str(self.root).encode())
+        self._files: dict[str, MediaFile] = {}
+
+    def __getitem__(self, media: Media) -> MediaFile:
+        """The file of a media item; MediaError where it is missing or does not decode."""
+        file = self._files.get(media.path)
+        if file is None or file.reason:
+            raise MediaError(self.reason(media))
+        return file
+
+    def reason(self, media: Media) -> str:
+        """Why an item cannot be shown; empty where nothing is known against it."""
+        file = self._files.get(media.path)
+        if file is None:
+            return f"{media.path}: was not looked for"
+        return f"{file.path}: {file.reason}" if file.reason else ""
+
+    def content(self, media: Media) -> str:
+        """Hash of what an item shows; what is wrong with it where it cannot be shown."""
+        file = self._files.get(media.path)
+        return file.hash or file.reason if file else ""
+
+    def prepare(self, media: Iterable[Media], *, quiet: bool = False) -> None:
+        """Find and probe what is not known yet, this rank its share; collective. DataError where the folder holds none of it."""
+        check_folder(self.root, self._source)
+        wanted = sorted({item.path for item in media} - self._files.keys())
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        mine = self._probe(wanted[rank::world], quiet=quiet or rank > 0)
+        shares: list[Any] = [mine]
+        if world > 1:
+            shares = [None] * world
+            dist.all_gather_object(shares, mine)
+        for share in shares:
+            self._files |= share
+        missing = [path for path in wanted if self._files[path].reason.startswith("no such file")]
+        if wanted and len(missing) == len(wanted):
+            raise DataError(
+                f"--media {self.root} holds none of the {len(wanted):,} files that the annotations name, for example {missing[0]}. "
+                f"Source: {self._source}"
+            )
+
+    def _probe(self, paths: list[str], *, quiet: bool) -> dict[str, MediaFile]:
+        names = _Names(self.root)
+        known = _read_store(self._store)
+        found: dict[str, MediaFile] = {}
+        new: list[tuple[str, Path, str]] = []
+        for path in paths:
+            file = names.find(path)
+            if file is None:
+                found[path] = MediaFile(path, "", reason="no such file in the media folder, nor one with another suffix")
+                continue
+            try:
+                key = _key(file, self.root, self._picture_rate)
+            except OSError as error:
+                found[path] = MediaFile(path, "", reason=f"cannot be read: {error}")
+                continue
+            if key in known:
+                found[path] = known[key]
+            else:
+                new.append((path, file, key))
+        if new:
+            found |= self._probe_new(new, quiet=quiet)
+        return found
+
+    def _probe_new(self, new: list[tuple[str, Path, str]], *, quiet: bool) -> dict[str, MediaFile]:
+        found: dict[str, MediaFile] = {}
+        lines: list[str] = []
+        store = self._store / f"{uuid.uuid4().hex}.jsonl"
+        tasks = [(str(self.root), str(file.relative_to(self.root)), self._picture_rate) for _, file, _ in new]
+        pool = ProbePool(min(self._workers, len(new)), LIMITS, probing_process) if self._workers else None
+        answers = pool.map(tasks) if pool else ((number, *_probe_task(task)) for number, task in enumerate(tasks))
+        try:
+            for number, reason, answer in tqdm(answers, total=len(new), desc="media", unit="file", disable=quiet):
+                path, file, key = new[number]
+                if reason is not None:
+                    answer = MediaFile(str(file.relative_to(self.root)), "", reason=f"{reason}: {answer}")
+                found[path] = answer
+                if reason not in ("timeout", "decoder_crashed"):  # another machine may be luckier
+                    lines.append(json.dumps([key, _as_json(answer)]) + "\n")
+                if len(lines) >= _SAVE_EVERY:
+                    _append(store, lines)
+        finally:
+            if pool:
+                pool.close()
+            _append(store, lines)
+        return found
+
+
+class _Names:
+    """Files of the media folder by the name that an annotation gives them; each folder is listed once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._listed: dict[Path, tuple[set[str], dict[str, str]]] = {}
+
+    def find(self, path: str) -> Path | None:
+        """The file or folder itself, else the first one that differs in a known suffix only, in any case."""
+        relative = PurePosixPath(path)
+        if relative.is_absolute() or ".." in relative.parts or not relative.name:
+            return None
+        folder = self._root / relative.parent
+        if folder not in self._listed:
+            self._listed[folder] = self._list(folder)
+        exact, stems = self._listed[folder]
+        if relative.name in exact:
+            return folder / relative.name
+        name = stems.get(relative.name.lower()) or stems.get(_stem(relative.name).lower())
+        return folder / name if name else None
+
+    @staticmethod
+    def _list(folder: Path) -> tuple[set[str], dict[str, str]]:
+        try:
+            with os.scandir(folder) as entries:
+                names = sorted(entry.name for entry in entries)
+        except OSError:
+            return set(), {}
+        stems: dict[str, str] = {}
+        for name in names:
+            if _stem(name) != name:
+                stems.setdefault(_stem(name).lower(), name)
+        return set(names), stems
+
+
+def _stem(name: str) -> str:
+    head, dot, suffix = name.rpartition(".")
+    return head if dot and suffix.lower() in SUFFIXES else name
+
+
+def _key(file: Path, root: Path, rate: float) -> str:
+    """What a remembered probe is good for: name, size, time of change; of a folder also the rate of its pictures."""
+    facts = file.stat()
+    size = rate if file.is_dir() else facts.st_size
+    return f"{file.relative_to(root)}|{size}|{facts.st_mtime_ns}"
+
+
+def _append(store: Path, lines: list[str]) -> None:
+    if lines:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        with store.open("a", encoding="utf-8") as file:
+            file.writelines(lines)
+        lines.clear()
+
+
+def _read_store(folder: Path) -> dict[str, MediaFile]:
+    known: dict[str, MediaFile] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                key, content = json.loads(line)
+                known[key] = _from_json(content)
+            except (ValueError, TypeError, KeyError):  # the last line of a killed run
+                continue
+    return known
+
+
+def _as_json(file: MediaFile) -> dict[str, Any]:
+    values = {name: getattr(file, name) for name in MediaFile.__dataclass_fields__}
+    return {name: value.tolist() if isinstance(value, array) else value for name, value in values.items()}
+
+
+def _from_json(content: Mapping[str, Any]) -> MediaFile:
+    values = dict(content)
+    for name, code in (("keyframes", "l"), ("frame_times", "d")):
+        values[name] = None if values[name] is None else array(code, values[name])
+    return MediaFile(**{**values, "names": tuple(values["names"])})
+
+
+def probe_file(root: Path, relative: str, picture_rate: float) -> MediaFile:
+    """What one file or folder of pictures holds; raises ProbeError."""
+    path = root / relative
+    if path.is_dir():
+        return _probe_folder(path, relative, picture_rate)
+    if path.stat().st_size > LONG_BYTES and (facts := probe_packets(path, path.suffix[1:].lower(), LIMITS)) is not None:
+        return _video_file(relative, _hash_of_long(path), facts)
+    content = path.read_bytes()
+    extension = path.suffix.lstrip(".").lower()
+    if extension in IMAGES:
+        extension = next((kind for magic, kind in MAGIC.items() if content.startswith(magic)), extension)
+    return _video_file(relative, content_hash(content), probe(content, extension, LIMITS))
+
+
+def _hash_of_long(path: Path) -> str:
+    """Of the size and of both ends: a video of hours is not read as a whole."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        ends = file.read(_END_BYTES)
+        file.seek(size - _END_BYTES)
+        return content_hash(str(size).encode() + ends + file.read())
+
+
+def _video_file(relative: str, content: str, facts: Mapping[str, Any]) -> MediaFile:
+    times = facts["frame_times"]
+    return MediaFile(
+        relative,
+        content,
+        **{name: facts[name] for name in _COLUMNS},
+        keyframes=array("l", facts["keyframes"]),
+        frame_times=None if times is None else array("d", times),
+    )
+
+
+def _probe_folder(path: Path, relative: str, rate: float) -> MediaFile:
+    """Pictures numbered by name (00001.jpg), in numerical order; the first one is decoded."""
+    found = [entry.name for entry in path.iterdir() if entry.suffix.lstrip(".").lower() in IMAGES]
+    numbered = sorted((int(_stem(name)), name) for name in found if _stem(name).isdecimal())
+    if not numbered:
+        raise ProbeError("no_pictures", "the folder holds no picture named by a number, such as 00001.jpg")
+    names = tuple(name for _, name in numbered)
+    first = probe((path / names[0]).read_bytes(), names[0].rpartition(".")[2].lower(), LIMITS)
+    sizes = repr([(name, (path / name).stat().st_size) for name in names])
+    return MediaFile(
+        relative,
+        content_hash(sizes.encode()),
+        codec="pictures",
+        width=first["width"],
+        height=first["height"],
+        frames=len(names),
+        frame_rate=rate,
+        names=names,
+    )
+
+
+def probing_process(pipe: Connection, limits: Limits) -> None:
+    """Main function of a process of data.probe.ProbePool."""
+    import av
+
+    live_and_die_with_parent()
+    av.logging.set_level(av.logging.PANIC)
+    while (task := pipe.recv()) is not None:
+        pipe.send(_probe_task(task))
+
+
+def _probe_task(task: tuple[str, str, float]) -> tuple[str | None, MediaFile | str]:
+    root, relative, rate = task
+    try:
+        return None, probe_file(Path(root), relative, rate)
+    except OSError as error:
+        return "unreadable", str(error)
+    except ProbeError as error:
+        return error.reason, str(error)

@@ -1,1 +1,0 @@
-"""One module per task protocol: what a sample is, the head, the loss, the scores."""

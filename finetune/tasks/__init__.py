@@ -1,0 +1,1 @@
+"""One module per task: sample, head, loss and metric."""

@@ -1,0 +1,40 @@
+"""What the data path's helper processes begin with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import gc, json, sys
+sys.path.insert(0, {root!r})
+began_with = set(sys.modules)
+from allinone.common.processes import forkserver_context
+
+def child(pipe):
+    private = [int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("Private_Dirty:")]
+    has = {{name: name in began_with for name in ("torch", "allinone.data.loading.loader", "nvidia.dali")}}
+    pipe.send({{**has, "frozen": gc.get_freeze_count(), "private_kib": private[0]}})
+
+if __name__ == "__main__":
+    import allinone.data.loading.dali_pipeline, data.loader
+    context = forkserver_context()
+    ours, theirs = context.Pipe()
+    process = context.Process(target=child, args=(theirs,))
+    process.start()
+    print(json.dumps(ours.recv()))
+"""
+
+
+def test_a_child_begins_with_what_the_program_has_imported_but_dali(tmp_path: Path) -> None:
+    """Started in another folder, where `import data` would find nothing."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(root=str(ROOT)))
+    done = subprocess.run([sys.executable, program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert (found["torch"], found["allinone.data.loading.loader"], found["nvidia.dali"]) == (True, True, False)
+    assert found["frozen"] > 100_000
+    assert found["private_kib"] < 40 * 1024, "a process that imports torch by itself writes on more than 100 MiB"

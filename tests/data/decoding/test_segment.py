@@ -1,0 +1,89 @@
+"""Frames of a long video come from the part of it that holds them, and are those of a full decode."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from allinone.data.decoding.frames import Timeline, decode_frames
+from allinone.data.decoding.segment import Region, read_piece
+from allinone.data.prepare.encode import Encoding
+from allinone.data.prepare.probe import Limits, probe
+from allinone.data.prepare.worker import encoded
+from tests.data.media import read_frame_number, vfr_times, write_video
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mp4", {"gop": 12}),
+        ("b.mp4", {"codec": "libx265", "gop": 12}),
+        ("c.webm", {"codec": "libvpx-vp9", "gop": 12}),
+        ("d.webm", {"codec": "libvpx", "gop": 12}),
+        ("e.mkv", {"gop": 12}),
+        ("f.mp4", {"gop": 12, "times": vfr_times(480)}),
+    ],
+)
+def test_a_piece_has_the_frames_and_little_else_is_read(tmp_path: Path, name: str, options: dict[str, object]) -> None:
+    path = write_video(tmp_path / name, frames=480, width=160, height=120, audio=name == "a.mp4", **options)  # type: ignore[arg-type]
+    content = path.read_bytes()
+    facts = probe(content, path.suffix[1:], Limits())
+    assert facts["keyframes"] == list(range(0, 480, 12)), "IDR pictures of every size are found"
+    timeline = Timeline(facts["keyframes"], facts["frame_times"], facts["frame_rate"])
+    (tmp_path / "shard").write_bytes(b"x" * 1000 + content + b"y" * 1000)
+    descriptor = os.open(tmp_path / "shard", os.O_RDONLY)
+    try:
+        for wanted in ((240, 247, 251), (3, 20, 40), (475, 478, 479), (13, 13, 14)):
+            region = Region(descriptor, 1000, len(content))
+            piece = read_piece(region, wanted, 480, timeline)
+            assert piece is not None
+            assert piece.first == timeline.start(wanted[0])
+            assert piece.frames <= wanted[-1] - wanted[0] + 24
+            assert len(piece.content) < 0.4 * len(content)
+            numbers = [number - piece.first for number in wanted]
+            frames = decode_frames(piece.content, numbers, piece.timeline)
+            assert tuple(read_frame_number(frame) for frame in frames) == wanted
+        assert read_piece(Region(descriptor, 1000, len(content)), (0, 240, 479), 480, timeline) is None, "all of it is needed"
+    finally:
+        os.close(descriptor)
+
+
+def test_what_cannot_be_cut_is_left_to_the_whole_file(tmp_path: Path) -> None:
+    (tmp_path / "noise").write_bytes(bytes(range(256)) * 40)
+    descriptor = os.open(tmp_path / "noise", os.O_RDONLY)
+    assert read_piece(Region(descriptor, 0, 10_240), (50,), 100, Timeline((0, 40, 80), None, 25.0)) is None
+    os.close(descriptor)
+
+
+def test_only_the_neighbourhood_of_a_large_file_is_read(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", frames=1500, width=640, height=480, gop=25, codec="mjpeg")
+    size = path.stat().st_size
+    timeline = Timeline(list(range(1500)), None, 12.0)
+    descriptor = os.open(path, os.O_RDONLY)
+    region = Region(descriptor, 0, size)
+    assert read_piece(region, (700, 720, 740), 1500, timeline) is not None
+    os.close(descriptor)
+    assert region.bytes_read < 0.2 * size
+
+
+@pytest.mark.parametrize("jitter_ms", [0, 1, 12])
+def test_a_piece_is_cut_at_any_variable_rate(tmp_path: Path, jitter_ms: int) -> None:
+    """Times as phones and the web have them, encoded as tools/prepare.py does, told as the index stores them."""
+    random = np.random.default_rng(0)
+    times = [round(k * 1001 / 30_000 + random.uniform(0, jitter_ms) / 1e3, 3) for k in range(400)]
+    source = write_video(tmp_path / "a.webm", codec="libvpx", frames=400, times=times)
+    facts, content = encoded(source.read_bytes(), "webm", Limits(), Encoding("h264", None, 25))
+    assert content is not None
+    stored = None if facts["frame_times"] is None else np.float32(facts["frame_times"]).tolist()
+    timeline = Timeline(facts["keyframes"], stored, facts["frame_rate"])
+    (tmp_path / "shard").write_bytes(content)
+    descriptor = os.open(tmp_path / "shard", os.O_RDONLY)
+    for wanted in range(30, 380, 25):
+        piece = read_piece(Region(descriptor, 0, len(content)), (wanted,), 400, timeline)
+        assert piece is not None, wanted
+        frame = decode_frames(piece.content, [wanted - piece.first], piece.timeline)[0]
+        assert read_frame_number(frame) == wanted
+    os.close(descriptor)

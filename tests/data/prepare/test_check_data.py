@@ -1,0 +1,115 @@
+"""tools/check_data.py finds every kind of damage, names it, and shows what the model sees."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from allinone.data import TrainStream
+from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
+from allinone.data.loading.index import SCHEMA, VIDEO_SCHEMA, Index
+from allinone.data.prepare.pipeline import PrepareOptions, prepare
+from allinone.data.prepare.verify import distributions
+from allinone.tools import check_data
+from allinone.tools.inspection.pictures import FRAME, GAP, contact_sheet
+from tests.data.prepare.test_prepare_and_load import small_demo
+from tests.data.test_sources import howto
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("check")
+    prepare(PrepareOptions(small_demo(folder / "source", 24), folder / "demo", shard_clips=10, workers=2), progress=False)
+    return folder / "demo"
+
+
+def test_a_sound_folder_passes_and_leaves_pictures(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_data.main([str(prepared), "--samples", "5", "--decodes", "6", "--image-size", "64"]) == 0
+    shown = capsys.readouterr().out
+    assert "all is well" in shown
+    assert "words per caption" in shown
+    for name in ("samples.png", "distributions.png"):
+        with Image.open(prepared / "check" / name) as image:
+            assert min(image.size) > 300
+    assert check_data.main([str(prepared), "--view", "eval", "--samples", "4", "--decodes", "0", "--quick"]) == 0
+
+
+def test_the_contact_sheet_shows_the_pixels_of_the_batch(prepared: Path, tmp_path: Path) -> None:
+    config = DataConfig(workers=0, dali_threads=1)
+    batches = TrainStream([DatasetSpec(prepared)], ClipConfig(3, FRAME, 12), config, seed=2).batches(
+        first=0, rank=0, world=1, micro_batch=2, device=torch.device("cpu")
+    )
+    batch = next(batches)
+    contact_sheet(tmp_path / "a.png", batch, config, "title")
+    sheet = np.asarray(Image.open(tmp_path / "a.png"))
+    wanted = (batch.pixels[0, 1].permute(1, 2, 0).numpy() * config.std + config.mean).clip(0, 1) * 255
+    left = GAP + FRAME + 6
+    found = sheet[62 + GAP : 62 + GAP + FRAME, left : left + FRAME]
+    assert np.abs(found[1:-1, 1:-1] - wanted.round()[1:-1, 1:-1]).max() <= 1  # the outermost pixels are the outline
+
+
+def _overwrite(out: Path) -> None:
+    row = Index(out, "train")[3]
+    with (out / row["shard"]).open("r+b") as file:
+        file.seek(row["offset"] + row["size"] // 2)
+        file.write(b"damage")
+
+
+def _cut(out: Path) -> None:
+    path = out / "shards" / "train-00001.tar"
+    path.write_bytes(path.read_bytes()[:20_000])
+
+
+def _edit(name: str, schema: pa.Schema, column: str, value: object) -> Callable[[Path], None]:
+    def edit(out: Path) -> None:
+        rows = pq.read_table(out / name, schema=schema).to_pylist()
+        rows[0][column] = value
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), out / name)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (_overwrite, "are not those that were written"),
+        (_cut, "train-00001.tar"),
+        (lambda out: (out / "shards" / "train-00002.tar").unlink(), "train-00002.tar cannot be read"),
+        (lambda out: shutil.copy(out / "shards" / "train-00000.tar", out / "shards" / "x.tar"), "x.tar is not in the index"),
+        (_edit("videos.parquet", VIDEO_SCHEMA, "offset", 1024), "at offset 1,024"),
+        (_edit("videos.parquet", VIDEO_SCHEMA, "frames", 7), "the index says 7"),
+        (_edit("index.parquet", SCHEMA, "video", 99), "refers to no stored file"),
+        (_edit("index.parquet", SCHEMA, "captions", []), "has no caption"),
+        (_edit("index.parquet", SCHEMA, "reason", "x"), "index.parquet has 23 good clips, dataset.json says 24"),
+        (lambda out: (out / "index.parquet").write_bytes(b"PAR1"), "the index cannot be read"),
+        (lambda out: (out / "videos.arrow").unlink(), "the index cannot be read"),
+    ],
+)
+def test_every_damage_is_named_and_the_exit_code_is_one(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[Path], object], words: str
+) -> None:
+    out = tmp_path / "demo"
+    shutil.copytree(prepared, out)
+    harm(out)
+    assert check_data.main([str(out), "--samples", "2", "--decodes", "24", "--image-size", "32"]) == 1
+    assert words in capsys.readouterr().out
+
+
+def test_a_folder_that_is_not_prepared_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_data.main([str(tmp_path)]) == 2
+    assert "tools/prepare.py" in capsys.readouterr().err
+
+
+def test_lengths_of_windows_are_those_of_the_clips_not_of_the_video(tmp_path: Path) -> None:
+    prepare(PrepareOptions(howto(tmp_path / "source"), tmp_path / "out", workers=1), progress=False)
+    values = distributions(tmp_path / "out")
+    assert sorted(values["clip length, s"].round()) == [3, 4, 4, 4]
+    assert sorted(values["words per caption"]) == [2, 3, 3, 3]

@@ -1,0 +1,388 @@
+"""The real loop as processes: ZeRO stages, world sizes, kill -9, damage, signals, non-finite steps, wrong options."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from allinone.engine.checkpoint import manager
+from allinone.engine.distributed.launch import free_port
+from tests.forked import ForkServer
+
+ROOT = Path(__file__).parents[2]
+BASE: dict[str, object] = {"ds_config": "zero1_fp32"}
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+_server: ForkServer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Ranks are processes of their own but for the imports. That the interpreter itself leaves well is tests/pretrain/test_launches.py's business."""
+    global _server
+    _server = ForkServer(
+        tmp_path_factory.mktemp("server"), ("deepspeed", "allinone.engine.trainer", "torch.utils.tensorboard"), ENV
+    )
+    try:
+        _server.wait()
+        yield
+    finally:
+        _server.close()
+
+
+def start(out: Path, world: int = 1, **options: object) -> list[subprocess.Popen[str]]:
+    port, ranks = str(free_port()), []
+    for rank in range(world):
+        env = {**ENV}
+        if world > 1:
+            env.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        line = _server.command("tests/engine/toy.py", str(out), json.dumps({**BASE, **options}))
+        ranks.append(subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    return ranks
+
+
+def start_limited(out: Path, limits: dict[str, int], world: int = 1, **options: object) -> list[subprocess.Popen[str]]:
+    """Ranks that cannot write files larger than the rank's limit in bytes: stands for a full disk or quota."""
+    return start(out, world, largest_file=limits, **options)
+
+
+def finish(ranks: list[subprocess.Popen[str]]) -> tuple[list[int], str]:
+    outputs = [rank.communicate(timeout=150)[0] for rank in ranks]
+    return [rank.returncode for rank in ranks], "\n".join(outputs)
+
+
+def train(out: Path, world: int = 1, **options: object) -> tuple[int, str]:
+    codes, output = finish(start(out, world, **options))
+    return max(codes, key=abs), output
+
+
+def history(out: Path) -> dict[int, dict[str, Any]]:
+    rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "metrics" in row]
+    assert len({row["step"] for row in rows}) == len(rows), "a step stands twice in the history"
+    return {row["step"]: row for row in rows}
+
+
+def losses(out: Path) -> list[float]:
+    return [row["metrics"]["fit_loss"] for _, row in sorted(history(out).items())]
+
+
+def digests(out: Path) -> list[int]:
+    return [row["digest"] for _, row in sorted(history(out).items())]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(manager.newest_weights(out) / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    code, output = train(out)
+    assert code == 0, output
+    return out
+
+
+def test_a_run_writes_every_step_and_keeps_the_newest_checkpoints(whole: Path) -> None:
+    assert list(history(whole)) == list(range(1, 21))
+    assert [folder.name for folder in manager.checkpoints(whole)] == ["step-00000020", "step-00000015"]
+    assert all(manager.damage(folder) is None for folder in manager.checkpoints(whole))
+    assert list((whole / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_every_zero_stage_computes_the_same(whole: Path, tmp_path: Path, stage: int) -> None:
+    code, output = train(tmp_path / "run", ds_config=f"zero{stage}_fp32")
+    assert code == 0, output
+    assert losses(tmp_path / "run") == pytest.approx(losses(whole), abs=1e-5)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(tmp_path / "run")[name], value, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("world", "stage"), [(2, 1), (4, 1), (2, 3)])
+def test_every_world_size_sees_the_same_clips_and_computes_the_same(whole: Path, tmp_path: Path, world: int, stage: int) -> None:
+    code, output = train(tmp_path / "run", world, ds_config=f"zero{stage}_fp32")
+    assert code == 0, output
+    assert digests(tmp_path / "run") == digests(whole)
+    assert losses(tmp_path / "run") == pytest.approx(losses(whole), abs=1e-5)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(tmp_path / "run")[name], value, atol=1e-5, rtol=0)
+
+
+def test_a_run_killed_at_step_13_continues_bit_equal(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code, _ = train(out, die=12 * 16 + 5)
+    assert code == -signal.SIGKILL
+    assert max(history(out)) == 12
+    code, output = train(out)
+    assert code == 0, output
+    assert "resumed from" in output
+    assert losses(out) == losses(whole)
+    assert digests(out) == digests(whole)
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(out)[name], value)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    newest = out / "checkpoints" / "step-00000020"
+    victim = next((newest / "deepspeed").glob("*optim_states.pt"))
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    (out / "checkpoints" / ".tmp-step-00000025").mkdir()
+    code, output = train(out)
+    assert code == 0, output
+    assert victim.name in output
+    assert "step-00000015" in output
+    assert losses(out) == losses(whole)
+    assert manager.damage(newest) is None
+    assert (newest.parent / "damaged-step-00000020").exists()
+    assert not list((out / "checkpoints").glob(".tmp*"))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), "not finished"),
+        (lambda folder: (folder / "run.json").unlink(), "misses run.json"),
+        (lambda folder: (folder / "run.json").write_text("{"), "bytes instead of"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "cannot be read"),
+    ],
+)
+def test_damage_is_found_and_said(whole: Path, tmp_path: Path, break_it: Any, message: str) -> None:
+    folder = tmp_path / "step-00000020"
+    shutil.copytree(whole / "checkpoints" / "step-00000020", folder)
+    break_it(folder)
+    assert message in str(manager.damage(folder))
+
+
+def test_a_damaged_newer_checkpoint_never_counts_as_one_to_keep(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    shutil.copytree(whole / "checkpoints" / "step-00000020", out / "checkpoints" / "step-00000030")
+    for step in (20, 30):
+        (out / "checkpoints" / f"step-{step:08d}" / "run.json").unlink()
+    code, output = train(out, keep_last=1)
+    assert code == 0, output
+    assert [(folder.name, manager.damage(folder)) for folder in manager.checkpoints(out)] == [("step-00000020", None)]
+
+
+def test_when_every_checkpoint_is_damaged_nothing_starts_over_by_itself(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for folder in manager.checkpoints(out):
+        (folder / "manifest.json").unlink()
+    code, output = train(out)
+    assert code == 2
+    assert "to start again from step 0" in output
+    assert history(out) == history(whole)
+
+
+def wait_for_history(out: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not (out / "history.jsonl").exists() or '"metrics"' not in (out / "history.jsonl").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("world", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGUSR1)])
+def test_a_signal_to_one_rank_saves_and_asks_to_be_started_again(tmp_path: Path, world: int, number: signal.Signals) -> None:
+    out = tmp_path / "run"
+    ranks = start(out, world, steps=100_000, save_every=100_000)
+    wait_for_history(out)
+    ranks[-1].send_signal(number)
+    codes, output = finish(ranks)
+    assert codes == [75] * world, output
+    assert output.count(f"{number.name}: saved") == 1
+    assert manager.step_of(manager.checkpoints(out)[0]) == max(history(out))
+
+
+def test_what_ends_an_evaluation_costs_no_step_and_it_is_made_up_for(tmp_path: Path) -> None:
+    out, options = tmp_path / "run", {"die_evaluating": True, "eval_every": 3, "save_every": 100}
+    code, output = train(out, steps=3, **options)
+    assert code == -signal.SIGKILL, output
+    assert [manager.step_of(folder) for folder in manager.checkpoints(out)] == [3]
+    for said in ("evaluation at step 3", "is done: step 3 of 3"):
+        code, output = train(out, steps=3, **options)
+        assert code == 0, output
+        assert said in output
+    rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "evaluation" in row] == [3]
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
+    """Every step is a checkpoint, so that most kills fall into the writing of one."""
+    code, output = train(tmp_path / "whole", save_every=1, keep_last=3, steps=60)
+    assert code == 0, output
+    out, random = tmp_path / "killed", Random(0)
+    for _ in range(5):
+        before = manager.checkpoints(out)[:1]
+        (rank,) = start(out, save_every=1, keep_last=3, steps=60)
+        while manager.checkpoints(out)[:1] == before and rank.poll() is None:
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.2))
+        rank.kill()
+        rank.communicate()
+        assert rank.returncode == -signal.SIGKILL, "the run ended before it was killed: give it more steps"
+        assert all(manager.damage(folder) is None for folder in manager.checkpoints(out))
+    code, output = train(out, save_every=1, keep_last=3, steps=60)
+    assert code == 0, output
+    assert losses(out) == losses(tmp_path / "whole")
+    assert digests(out) == digests(tmp_path / "whole")
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """All tensors of a nested DeepSpeed state, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
+    return [tensor for item in items for tensor in tensors(item)]
+
+
+def optimizer_state(folder: Path) -> list[torch.Tensor]:
+    """Weights' partitions, moments and step counts of all ranks as DeepSpeed saved them (our own files: unpickled in full)."""
+    found = []
+    for path in sorted((folder / "deepspeed").glob("*.pt")):
+        state = torch.load(path, weights_only=False)
+        found += tensors(state.get("optimizer_state_dict", state.get("optimizer")))
+    assert len(found) >= 6
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "clip_grad"),
+    [
+        *((f"zero{stage}_fp32", 0.1) for stage in range(4)),
+        ("zero0_fp32", 0.0),
+        ("zero1_bf16", 0.1),
+        ("zero1_bf16", 0.0),
+        ("zero2_bf16", 0.1),
+    ],
+)
+def test_a_step_with_a_nan_leaves_weights_and_moments_bit_equal(tmp_path: Path, name: str, clip_grad: float) -> None:
+    """Step 6 holds the poisoned clip: the state after it is that after step 5."""
+    out = tmp_path / "run"
+    code, output = train(out, poison=5 * 16 + 3, steps=6, save_every=1, ds_config=name, clip_grad=clip_grad)
+    assert code == 0, output
+    assert "step 6 skipped" in output
+    assert "loss not finite; clips: clip80, clip81, clip82, clip83\n" in output, "only the micro-batch with the bad clip is named"
+    assert all(torch.isfinite(torch.tensor(losses(out)))), "the finite micro-batches of the step still count in the curve"
+    after, before = manager.checkpoints(out)
+    assert (manager.step_of(before), manager.step_of(after)) == (5, 6)
+    for old, new in zip(optimizer_state(before), optimizer_state(after), strict=True):
+        assert torch.equal(old, new)
+    old_weights, new_weights = (load_file(folder / "weights" / "model.safetensors") for folder in (before, after))
+    assert all(torch.equal(old_weights[key], new_weights[key]) for key in old_weights)
+
+
+@pytest.mark.parametrize("name", ["zero1_bf16", "zero2_fp32"])
+def test_a_nan_on_one_of_two_ranks_skips_the_step_on_both_and_names_its_clips(tmp_path: Path, name: str) -> None:
+    code, output = train(tmp_path / "run", 2, poison=5 * 16 + 5, ds_config=name)
+    assert code == 0, output
+    assert history(tmp_path / "run")[20]["skipped_steps"] == 1
+    assert history(tmp_path / "run")[6]["skipped"] == [
+        {"step": 6, "clips": ["clip84", "clip85", "clip86", "clip87"], "loss_finite": False}
+    ]
+    assert history(tmp_path / "run")[6]["grad_norm"] is None
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+
+@pytest.mark.parametrize("name", ["zero0_fp32", "zero1_bf16", "zero2_bf16"])
+def test_no_step_but_a_logging_one_reads_a_number_from_the_device(tmp_path: Path, name: str) -> None:
+    code, output = train(tmp_path / "run", count_waits=True, ds_config=name, log_every=10, save_every=10)
+    assert code == 0, output
+    waits = json.loads(next(line for line in output.splitlines() if line.startswith("waits ")).removeprefix("waits "))
+    assert len(waits) == 20
+    assert sum(waits[1:]) == 0, waits  # the first step sets up DeepSpeed's buffers
+
+
+def test_too_many_skipped_steps_stop_the_run(tmp_path: Path) -> None:
+    code, output = train(tmp_path / "run", poison=3, max_skipped=0)
+    assert code == 4
+    assert "--max-skipped" in output
+
+
+def test_single_skipped_steps_do_not_stop_a_run(tmp_path: Path) -> None:
+    code, output = train(tmp_path / "run", poison_every=3 * 16, max_skipped=1)
+    assert code == 0, output
+    assert history(tmp_path / "run")[20]["skipped_steps"] == 7
+
+
+def test_refused_options_end_every_rank_at_once_and_are_said_once(whole: Path) -> None:
+    begin = time.monotonic()
+    codes, output = finish(start(whole, 2, lr=0.5, hang_timeout_s=100))
+    assert codes == [2, 2], output
+    assert output.count("train.lr") == 1
+    assert time.monotonic() - begin < 60
+
+
+def test_changed_options_and_foreign_folders_are_refused(whole: Path, tmp_path: Path) -> None:
+    code, output = train(whole, lr=0.5)
+    assert code == 2
+    assert "train.lr: 0.01 → 0.5" in output
+    (tmp_path / "notes.txt").write_text("mine")
+    code, output = train(tmp_path)
+    assert code == 2
+    assert "another --out" in output
+
+
+def test_the_same_run_again_says_that_it_is_done(whole: Path) -> None:
+    code, output = train(whole, log_every=2)
+    assert code == 0
+    assert "is done" in output
+
+
+@pytest.mark.parametrize("limit", [1, 5_000])
+def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path, limit: int) -> None:
+    out = tmp_path / "run"
+    train(out, steps=20, die=7 * 16)
+    codes, output = finish(start_limited(out, {"0": limit}))
+    assert codes == [3], output
+    assert "error:" in output
+    assert "Traceback" not in output
+    assert [folder.name for folder in manager.checkpoints(out)] == ["step-00000005"]
+    assert manager.damage(manager.checkpoints(out)[0]) is None
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_disk_that_is_full_for_one_rank_ends_all_at_once_with_a_clear_error(tmp_path: Path, full: int) -> None:
+    begin = time.monotonic()
+    codes, output = finish(start_limited(tmp_path / "run", {str(full): 4200}, 2, steps=5, log_every=5, hang_timeout_s=100))
+    assert codes == [3, 3], output
+    assert "step-00000005 could not be written" in output
+    assert time.monotonic() - begin < 60, "the other rank waited for its time-out"
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_dead_rank_takes_the_others_down(tmp_path: Path) -> None:
+    ranks = start(tmp_path / "run", 2, die=10 * 16 + 5, hang_timeout_s=20)
+    begin = time.monotonic()
+    codes, _ = finish(ranks)
+    assert 0 not in codes
+    assert time.monotonic() - begin < 90
+
+
+def test_a_hang_ends_the_run_and_names_rank_step_and_place(tmp_path: Path) -> None:
+    ranks = start(tmp_path / "run", 2, hang=10 * 16 + 5, hang_timeout_s=12)
+    begin = time.monotonic()
+    codes, output = finish(ranks)
+    assert codes == [5, 5], "the one that waits keeps its code, though its peer leaves first"
+    assert "rank 1 on" in output
+    assert "hangs: step 11 did not finish" in output
+    assert "in batches" in output, "the place of the hang: toy.py's batches()"
+    assert "called the roll: all ranks live, most in step 11" in output, "Python sleeps, but the process is there"
+    assert time.monotonic() - begin < 60

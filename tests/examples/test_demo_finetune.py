@@ -1,0 +1,75 @@
+"""The demo of fine-tuning: its table beside chance, from the scripts' own results, and what it says of places that it cannot use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from allinone.examples import demo_finetune
+from allinone.examples.demo_clips import DemoClip
+from allinone.examples.demo_tasks import write_msrvtt
+from allinone.finetune.evaluation.results import EvaluationResult, Score
+from tests.tools.conftest import tiny_model
+
+
+def clip(number: int, split: str, who: str, doing: str, tone: str) -> DemoClip:
+    path = demo_finetune.ROOT / "data" / "demo" / "videos" / "000001_000200" / "1.mp4"
+    return DemoClip(
+        number, split, f"{who} {doing} with {tone} skin tone", f"{who} {doing}", who, doing, "", "", tone, "People", path
+    )
+
+
+def test_chance_of_the_questions_is_the_best_answer_without_looking(tmp_path: Path) -> None:
+    """Three of the four runners in training are women with dark skin, the fourth is a man with light skin."""
+    train = [clip(k, "train", "woman", "running", "dark") for k in range(3)] + [clip(3, "train", "man", "running", "light")]
+    test = [clip(4, "test", "woman", "running", "light"), clip(5, "test", "man", "running", "light")]
+    write_msrvtt([*train, clip(6, "val", "man", "running", "dark"), *test], tmp_path)
+    # who is running? woman, woman: 1 of 2; what is the … doing? 2 of 2; skin tone of the woman: dark, wrong; of the man: light, right
+    assert demo_finetune._blind(tmp_path / "annotations") == {"accuracy": 100 * 4 / 6}
+    assert demo_finetune._retrieval_chance(tmp_path / "annotations")["t2v/R@1"] == 50.0
+
+
+def test_rows_show_chance_the_checkpoint_as_it_is_and_after_fine_tuning_with_its_interval(tmp_path: Path) -> None:
+    def result(value: float) -> EvaluationResult:
+        scores = {name: Score(value, value - 2, value + 2) for name in ("q2a", "qa2r", "q2ar")}
+        return EvaluationResult("vcr", "val", "vcr", False, 1, 1, 128, 40, "nano", 1, "c", "", 294, scores)
+
+    (task,) = (task for task in demo_finetune.TASKS if task.script == "vcr")
+    rows = demo_finetune.rows_of(task, tmp_path, result(50.0), result(26.0))
+    assert rows[2] == ["vcr", "q2ar", "294", "6.2", "26.0", "50.0", "[48.0, 52.0]"]
+    assert demo_finetune.rows_of(task, tmp_path, result(50.0), None)[0][4] == "–"
+    shown = demo_finetune.table([demo_finetune.HEADER, *rows]).splitlines()
+    assert len({len(line) for line in shown}) == 1
+    assert demo_finetune.markdown([demo_finetune.HEADER, *rows]).count("\n") == 5
+
+
+def test_the_demo_runs_a_script_to_a_table_and_a_report_and_a_second_call_only_shows_them(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model().save_pretrained(tmp_path / "model")
+    out = tmp_path / "demo"
+    argv = ["--out", str(out), "--checkpoint", str(tmp_path / "model"), "--only", "k400_linear"]
+    assert demo_finetune.main([*argv, "--steps", "2"]) == 0
+    first = capfd.readouterr().out
+    assert "$ python finetune/k400_linear.py --annotations" in first
+    seconds = json.loads((out / "seconds.json").read_text())
+    assert set(seconds) == {"data", "k400_linear"}
+    assert (out / "report.html").is_file()
+    assert "| k400_linear | top1 | 1" in (out / "table.md").read_text()
+    assert demo_finetune.main(argv) == 0
+    assert "$ python finetune/" not in capfd.readouterr().out
+    assert json.loads((out / "seconds.json").read_text()) == seconds
+
+
+def test_a_folder_that_is_not_the_demos_stays_and_a_missing_checkpoint_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").write_text("x")
+    assert demo_finetune.main(["--out", str(tmp_path), "--fresh"]) == 2
+    assert (tmp_path / "mine").exists()
+    assert demo_finetune.main(["--out", str(tmp_path / "new"), "--checkpoint", str(tmp_path / "none")]) == 2
+    errors = capsys.readouterr().err
+    assert "holds something that is not this demo" in errors
+    assert "is not there" in errors

@@ -1,0 +1,111 @@
+"""The paper's numbers as typed from the fact sheet a second time, and which of our results may stand beside which."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from allinone.finetune.evaluation.paper_numbers import certainties, data_sets, paper_cells, paper_tables
+from allinone.finetune.evaluation.results import EvaluationResult, Score
+
+
+def result(**changes: Any) -> EvaluationResult:
+    facts = EvaluationResult(
+        "msrvtt_qa", "test", "open_ended_qa", False, 3, 1, 224, 40, "base", 110_000_000, "x", "ab", 100, {"accuracy": Score(43.0, 42.0, 44.0)},
+        pretraining="webvid2m+HowTo100M",
+    )  # fmt: skip
+    return dataclasses.replace(facts, **changes)
+
+
+SECOND_READING = [
+    ("tgif_action", "", "accuracy", "B+", 3, 1, [(94.4, "verified"), (96.3, "verified"), (96.3, "readme")]),
+    ("tgif_frameqa", "", "accuracy", "B", 3, 1, [(64.2, "readme")]),
+    ("tgif_transition", "", "accuracy", "B", 1, 1, [(94.2, "talk")]),
+    ("msrvtt_qa", "", "accuracy", "B", 3, 3, [(44.3, "verified")]),
+    ("msvd_qa", "", "accuracy", "B*", 3, 1, [(48.3, "talk")]),
+    ("tvqa", "timestamps", "accuracy", "B", 3, 3, [(71.3, "unsure")]),
+    ("msrvtt_retrieval", "7k", "t2v/R@5", "B", 3, 1, [(59.4, "talk"), (64.2, "talk")]),
+    ("msrvtt_retrieval", "9k", "t2v/R@1", "B+", 3, 1, [(39.7, "talk"), (41.8, "readme")]),
+    ("activitynet_retrieval", "", "t2v/MdR", "B", 3, 3, [(5, "talk")]),
+    ("didemo_retrieval", "", "t2v/R@10", "B", 3, 1, [(72.1, "talk")]),
+    ("lsmdc_choice", "", "accuracy", "B, zero-shot", 3, 1, [(56.3, "readme")]),
+    ("ego4d_choice", "", "accuracy", "B, zero-shot", 3, 1, [(36.5, "readme")]),
+    ("vcr", "", "q2a", "B, mask", 1, 1, [(60.5, "verified"), (68.4, "verified")]),
+    ("k400_linear", "", "top5", "B", 8, 1, [(83.2, "talk")]),
+    ("hmdb51_linear", "mean", "top1", "B+, heads shared", 8, 1, [(53.1, "talk")]),
+    ("ucf101_linear", "mean", "top10", "time average", 3, 1, [(90.9, "talk")]),
+]
+
+
+@pytest.mark.parametrize(("benchmark", "variant", "metric", "model", "frames", "views", "expected"), SECOND_READING)
+def test_numbers_agree_with_a_second_reading(
+    benchmark: str, variant: str, metric: str, model: str, frames: int, views: int, expected: list[tuple[float, str]]
+) -> None:
+    cells = [cell for cell in paper_cells(benchmark, variant) if cell.column.metric == metric and cell.column.variant == variant]
+    row = [cell for cell in cells if (cell.row.model, cell.row.frames, cell.row.views) == (model, frames, views)]
+    assert [(cell.value, cell.certainty) for cell in row] == expected
+
+
+def test_every_number_says_how_certain_it_is_and_illegible_ones_are_no_targets() -> None:
+    cells = [cell for table in paper_tables() for cell in table.cells.values()]
+    assert {cell.certainty for cell in cells} == {*certainties(), ""}
+    assert all(cell.target is None for cell in cells if cell.certainty in ("illegible", ""))
+    assert all(cell.target == cell.value for cell in cells if cell.certainty not in ("illegible", ""))
+    assert [cell.value for cell in paper_cells("msrvtt_choice") if cell.certainty == "illegible"] == [None, 91.4, 92.0]
+    for cell in cells:
+        assert cell.value is None or 0 < cell.value <= 100
+    for table in paper_tables():  # recalls grow with K, in every row
+        for i in range(len(table.rows)):
+            for j in range(1, len(table.columns)):
+                before, after = table.cells[i, j - 1], table.cells[i, j]
+                if before.value and after.value and before.column.group == after.column.group and "R@" in after.column.head:
+                    assert before.value < after.value
+
+
+@pytest.mark.parametrize(
+    ("changes", "beside"),
+    [
+        ({}, [42.9]),
+        ({"views": 3}, [44.3]),
+        ({"frames": 8}, []),
+        ({"image_size": 384}, []),
+        ({"zero_shot": True}, []),
+        ({"pretraining": ""}, []),
+        ({"pretraining": "HowTo100M"}, []),
+        ({"pretraining": "CC3M+WebVid"}, [44.6]),
+        ({"pretraining": "CC3M+WebVid+YT-Temporal"}, [46.8]),
+        ({"model_size": "small"}, [39.5]),
+        ({"details": {"roll": "average"}}, []),
+        ({"details": {"fine_tuned_on": {"benchmark": "msrvtt_qa"}}}, [42.9]),
+        ({"details": {"fine_tuned_on": {"benchmark": "msrvtt_retrieval", "variant": "9k"}}}, []),
+    ],
+)
+def test_a_result_stands_only_beside_numbers_of_its_own_setting(changes: dict[str, Any], beside: list[float]) -> None:
+    ours = result(**changes)
+    assert [cell.value for cell in paper_cells("msrvtt_qa") if not cell.differences(ours)] == beside
+
+
+def test_retrieval_rows_are_told_apart_by_what_was_trained() -> None:
+    facts = {"benchmark": "msrvtt_retrieval", "variant": "9k", "scores": {"t2v/R@1": Score(37.0)}}
+    for task, expected in (({"rank": 0.0, "matching": 0.0}, 36.1), ({"rank": 1.0, "matching": 0.5}, 37.1)):
+        ours = result(**facts, settings={"task": task})
+        cells = [cell for cell in paper_cells("msrvtt_retrieval", "9k") if cell.column.metric == "t2v/R@1"]
+        assert [cell.value for cell in cells if not cell.differences(ours)] == [expected]
+    reasons = paper_cells("msrvtt_retrieval", "7k")[0].differences(result(**facts))
+    assert reasons == ["variant 9k, not 7k", "pre-training webvid2m+HowTo100M, not HowTo100M"]
+
+
+def test_vcr_rows_are_told_apart_by_what_is_drawn() -> None:
+    facts = {"benchmark": "vcr", "split": "val", "scores": {"q2a": Score(68.0)}, "frames": 1, "pretraining": "HowTo100M"}
+    for highlight, expected in (("masks", [68.4]), ("none", [65.2]), ("boxes", [])):
+        ours = result(**facts, settings={"task": {"highlight": highlight}})
+        cells = [cell for cell in paper_cells("vcr") if cell.column.metric == "q2a"]
+        assert [cell.value for cell in cells if not cell.differences(ours)] == expected
+
+
+def test_data_sets_are_known_by_their_usual_names() -> None:
+    assert data_sets("webvid10m+HowTo + cc3m") == data_sets("CC,WebVid,ht100m") == {"WebVid", "HowTo100M", "CC3M"}
+    assert data_sets("yt_temporal180m+vg+ours") == {"YT-Temporal", "VisualGenome", "ours"}
+    assert data_sets("") == frozenset()

@@ -1,0 +1,117 @@
+"""Results and predictions survive a round trip, keep older numbers, and name what is wrong with a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from allinone.finetune.evaluation.results import (
+    EvaluationResult,
+    Missing,
+    ResultError,
+    Score,
+    read_predictions,
+    read_results,
+    write_predictions,
+    write_result,
+)
+
+
+def result(**changes: Any) -> EvaluationResult:
+    facts = EvaluationResult(
+        "msrvtt_qa",
+        "test",
+        "open_ended_qa",
+        False,
+        3,
+        1,
+        224,
+        40,
+        "base",
+        110_000_000,
+        "runs/x",
+        "ab12",
+        100,
+        {"accuracy": Score(42.9, 41.0, 44.8)},
+    )
+    return dataclasses.replace(facts, **changes)
+
+
+def test_a_result_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    written = result(
+        variant="x", missing=(Missing("q1", "video1", "no video track"),), details={"chance": 0.1}, settings={"k": [1, None]}
+    )
+    path = write_result(tmp_path, written)
+    assert path == tmp_path / "results" / "msrvtt_qa-x-test.json"
+    assert read_results(tmp_path) == read_results(path) == read_results(path.parent) == [(path, written)]
+
+
+def test_another_measurement_moves_the_older_file_aside_and_the_same_one_replaces_it(tmp_path: Path) -> None:
+    for frames, value in ((3, 40.0), (3, 41.0), (8, 42.0), (3, 43.0)):
+        write_result(tmp_path, result(frames=frames, scores={"accuracy": Score(value)}))
+        write_predictions(tmp_path / "predictions" / "msrvtt_qa-test.jsonl", [{"id": "q", "prediction": value}])
+    found = {path.name: (one.frames, one.scores["accuracy"].value) for path, one in read_results(tmp_path)}
+    assert found == {"msrvtt_qa-test.1.json": (3, 41.0), "msrvtt_qa-test.2.json": (8, 42.0), "msrvtt_qa-test.json": (3, 43.0)}
+    said = {path.name: read_predictions(path)["q"]["prediction"] for path in (tmp_path / "predictions").iterdir()}
+    assert said == {name.replace(".json", ".jsonl"): value for name, (_, value) in found.items()}
+    with pytest.raises(ValueError, match="accuracy is not a finite number"):
+        write_result(tmp_path, result(scores={"accuracy": Score(float("nan"))}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"format": 1, "benchm', "is no evaluation result or is damaged"),
+        (b"\xff\xfe", "damaged"),
+        (b"[" * 100_000, "damaged"),
+        (b"[]", "no JSON object"),
+        (b'{"format": 99}', "format 99, this version reads 1"),
+        (b'{"format": 1, "benchmark": "x"}', "no field split, protocol"),
+        (json.dumps({**result().as_json(), "scores": {"accuracy": 3}}).encode(), "form"),
+    ],
+)
+def test_a_damaged_file_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    path = write_result(tmp_path, result())
+    path.write_bytes(content)
+    with pytest.raises(ResultError, match=message) as error:
+        read_results(tmp_path)
+    assert str(path) in str(error.value)
+
+
+def test_a_folder_without_results_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match="holds no results"):
+        read_results(tmp_path)
+    with pytest.raises(ResultError, match="neither a file nor a folder"):
+        read_results(tmp_path / "nothing")
+
+
+def test_predictions_have_the_same_bytes_in_whatever_order_they_arrive(tmp_path: Path) -> None:
+    rows = [{"id": name, "media": "v", "prediction": "café", "measures": {"accuracy": 1.0}} for name in ("b", "a10", "a9")]
+    contents = set()
+    for order in itertools.permutations(rows):
+        write_predictions(tmp_path / "p.jsonl", [dict(reversed(row.items())) for row in order])
+        contents.add((tmp_path / "p.jsonl").read_bytes())
+    assert len(contents) == 1
+    assert list(read_predictions(tmp_path / "p.jsonl")) == ["a10", "a9", "b"]
+    with pytest.raises(ValueError, match="two predictions for item 'b'"):
+        write_predictions(tmp_path / "p.jsonl", [*rows, rows[0]])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"id": "a"}\n{"id"', ":2 is no JSON"),
+        ('{"id": 3}', ":1 has no id"),
+        ('{"id":"a"}\n{"id":"a"}', "repeats the id 'a'"),
+        ("\n", "holds no"),
+    ],
+)
+def test_a_damaged_predictions_file_is_named_with_its_line(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(content)
+    with pytest.raises(ResultError, match=message):
+        read_predictions(tmp_path / "p.jsonl")

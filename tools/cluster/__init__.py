@@ -1,0 +1,1 @@
+"""Node checks, run state and rank servers."""

@@ -1,0 +1,1 @@
+"""Plans of a training run and of its data path."""
