@@ -1,4 +1,5 @@
-"""Package metadata. Extras: gpu (DALI decoding on NVDEC, CUDA wheels of torch come from the index that you choose), test, dev."""
+"""Package metadata. Extras: gpu (DALI decoding on NVDEC, CUDA wheels of torch come from the index
+that you choose), test, dev."""
 
 from pathlib import Path
 
@@ -25,12 +26,21 @@ REQUIRES = [
     "ftfy>=6.3,<7",
     "tqdm>=4.66",
 ]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "webdataset>=0.2.100", "torchmetrics>=1.6", "scikit-learn>=1.5"]
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6",
+    "webdataset>=0.2.100",
+    "torchmetrics>=1.6",
+    "scikit-learn>=1.5",
+]
 
 setup(
     name="allinone-pretrain",
     version="0.1.0",
-    description="All-in-one video-language pre-training: one transformer over raw video frames and words",
+    description=(
+        "All-in-one video-language pre-training: one transformer over raw video frames and words"
+    ),
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

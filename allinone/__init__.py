@@ -3,7 +3,13 @@
 from importlib import import_module, metadata
 from typing import Any
 
-__all__ = ["AllInOneConfig", "AllInOneForPreTraining", "AllInOneModel", "AllInOneProcessor", "__version__"]
+__all__ = [
+    "AllInOneConfig",
+    "AllInOneForPreTraining",
+    "AllInOneModel",
+    "AllInOneProcessor",
+    "__version__",
+]
 
 _HOME = {
     "AllInOneConfig": "allinone.model",

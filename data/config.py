@@ -1,4 +1,5 @@
-"""Options of the data path. One frozen dataclass, saved with every run; nothing here depends on rank or world size."""
+"""Options of the data path. One frozen dataclass, saved with every run; nothing here depends on
+rank or world size."""
 
 from __future__ import annotations
 
@@ -37,11 +38,16 @@ class DatasetSpec:
         """Read ``DIR[:SPLIT][=WEIGHT]``; raises ValueError naming the part that is wrong."""
         match = _SPEC.match(text)
         if match is None:
-            raise ValueError(f"data set {text!r}: expected DIR[:SPLIT][=WEIGHT], for example prepared/webvid:train=2.5")
+            raise ValueError(
+                f"data set {text!r}: expected DIR[:SPLIT][=WEIGHT], for example"
+                " prepared/webvid:train=2.5"
+            )
         try:
             weight = float(match["weight"]) if match["weight"] else 1.0
         except ValueError as error:
-            raise ValueError(f"data set {text!r}: weight {match['weight']!r} is not a number") from error
+            raise ValueError(
+                f"data set {text!r}: weight {match['weight']!r} is not a number"
+            ) from error
         if not 0 < weight < float("inf"):
             raise ValueError(f"data set {text!r}: weight must be a positive number, got {weight}")
         return cls(Path(match["path"]), match["split"] or split, weight)
@@ -54,8 +60,9 @@ def require_distinct(specs: Sequence[DatasetSpec], option: str) -> None:
         other = seen.setdefault(spec.name, spec)
         if other is not spec:
             raise ValueError(
-                f"{option}: {other.path} and {spec.path} would both be called {spec.name} in curves and ledgers; give one of the folders another "
-                "name, or a link with another name (ln -s)"
+                f"{option}: {other.path} and {spec.path} would both be called {spec.name} in curves"
+                " and ledgers; give one of the folders another name, or a link with another name"
+                " (ln -s)"
             )
 
 
@@ -78,16 +85,19 @@ class DataConfig:
     backend: Literal["auto", "cpu", "gpu"] = "auto"
     """Where the DALI graph runs; auto follows the training device."""
     decoder: Literal["auto", "dali", "pyav"] = "auto"
-    """Who decodes: dali (NVDEC on a GPU, VP8, VP9 and MJPEG on the CPU; what it does not read goes to PyAV), or pyav in the reader processes.
-    auto is dali on a GPU and pyav, which is faster there, on the CPU."""
+    """Who decodes: dali (NVDEC on a GPU, VP8, VP9 and MJPEG on the CPU; what it does not read goes
+    to PyAV), or pyav in the reader processes. auto is dali on a GPU and pyav, which is faster
+    there, on the CPU."""
     workers: int = 2
     """Reader processes per rank (read, trim, tokenise, mask). 0 reads in the training process."""
     dali_threads: int = 2
     """Host threads of each DALI graph."""
     pipelines: int = 0
-    """DALI graphs per rank that work side by side; 0 takes 1 on a CPU and 4 on a GPU (an A100 has 5 video decoders, an H100 7)."""
+    """DALI graphs per rank that work side by side; 0 takes 1 on a CPU and 4 on a GPU (an A100 has 5
+    video decoders, an H100 7)."""
     frames_from: Literal["any", "key"] = "any"
-    """key moves each chosen frame to the nearest keyframe within its segment: much cheaper on long GOPs, another distribution of frames."""
+    """key moves each chosen frame to the nearest keyframe within its segment: much cheaper on long
+    GOPs, another distribution of frames."""
     prefetch: int = 4
     """Micro-batches kept ready per worker."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
@@ -97,7 +107,8 @@ class DataConfig:
     eval_crop: float = 1.0
     """Side of the central square used in evaluation, as a share of the frame's short side."""
     flip: float = 0.0
-    """Probability of a horizontal flip. 0 by default: captions say left and right, and the paper does not flip."""
+    """Probability of a horizontal flip. 0 by default: captions say left and right, and the paper
+    does not flip."""
     color_jitter: float = 0.0
     """Strength of brightness, contrast and saturation jitter: factors are drawn from [1-s, 1+s]."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -107,11 +118,13 @@ class DataConfig:
     mask_prob: float = 0.15
     """Share of the real words that MLM masks (whole words, at least one)."""
     shuffle_window: int = 0
-    """Clips, in the order of the shards, that are shuffled together, for storage that wants locality; 0 shuffles the whole data set."""
+    """Clips, in the order of the shards, that are shuffled together, for storage that wants
+    locality; 0 shuffles the whole data set."""
     max_bad_share: float = 0.01
     """Share of bad clips above which a run stops, judged by every rank once it cannot be chance."""
     clip_timeout_s: float = 30.0
-    """Seconds after which decoding one clip on the host counts as failed; 5 more where it hangs in the decoder."""
+    """Seconds after which decoding one clip on the host counts as failed; 5 more where it hangs in
+    the decoder."""
 
     def __post_init__(self) -> None:
         require(self, NOT_NEGATIVE, ("workers", "pipelines", "shuffle_window"))
@@ -123,4 +136,6 @@ class DataConfig:
         for name in ("crop_scale", "crop_ratio"):
             low, high = getattr(self, name)
             if low > high:
-                raise ValueError(f"--{name.replace('_', '-')} is a range from low to high, got {low} {high}")
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is a range from low to high, got {low} {high}"
+                )

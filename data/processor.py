@@ -1,4 +1,5 @@
-"""Videos, images and captions → inputs of the model, exactly as evaluation makes them. For use from Python, without prepared data.
+"""Videos, images and captions → inputs of the model, exactly as evaluation makes them. For use from
+Python, without prepared data.
 
 Letters: N pairs, F frames given, T frames taken, L text tokens, S side of the picture.
 """
@@ -31,22 +32,30 @@ _CLIP_FIELDS = ("num_frames", "image_size", "max_text_len")
 _DATA_FIELDS = ("mean", "std", "eval_crop")
 
 Video = str | Path | np.ndarray | Sequence[Any]
-"""A file; frames uint8 RGB [F, H, W, 3]; an image [H, W, 3]; a list of such images (or of PIL images)."""
+"""A file; frames uint8 RGB [F, H, W, 3]; an image [H, W, 3]; a list of such images (or of PIL
+images)."""
 
 
 def read_as_evaluation(
     content: bytes, extension: str, clip: ClipConfig, config: DataConfig, limits: Limits
 ) -> tuple[NDArray[np.uint8], SampleChoices]:
-    """Frames uint8 [T, H, W, 3] of a file outside of any prepared data, and how they are cropped: middle frames of T segments (one for an image),
-    central square. Raises ProbeError and DecodeError."""
+    """Frames uint8 [T, H, W, 3] of a file outside of any prepared data, and how they are cropped:
+    middle frames of T segments (one for an image), central square. Raises ProbeError and
+    DecodeError."""
     facts = probe(content, extension, limits)
     wanted = 1 if extension in IMAGES else clip.num_frames
-    choices = fixed(config, frames=facts["frames"], width=facts["width"], height=facts["height"], wanted=wanted)
-    return decode_frames(content, choices.frames, Timeline.of(facts), timeout_s=config.clip_timeout_s), choices
+    choices = fixed(
+        config, frames=facts["frames"], width=facts["width"], height=facts["height"], wanted=wanted
+    )
+    return (
+        decode_frames(content, choices.frames, Timeline.of(facts), timeout_s=config.clip_timeout_s),
+        choices,
+    )
 
 
 class AllInOneProcessor:
-    """What the model wants of a clip (`clip`) and how pixels are normalised (`config`). Its output goes straight in: `model(**inputs)`."""
+    """What the model wants of a clip (`clip`) and how pixels are normalised (`config`). Its output
+    goes straight in: `model(**inputs)`."""
 
     def __init__(self, clip: ClipConfig, config: DataConfig | None = None) -> None:
         self.clip = clip
@@ -55,21 +64,32 @@ class AllInOneProcessor:
         self._augment: Any = None
         self._capacity = 0
 
-    def __call__(self, videos: Video | None = None, texts: str | Sequence[str] | None = None) -> dict[str, Tensor]:
-        """pixels float32 [N, T, 3, S, S], text_ids and text_mask int64 [N, L]; what is not given is left out.
+    def __call__(
+        self, videos: Video | None = None, texts: str | Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """pixels float32 [N, T, 3, S, S], text_ids and text_mask int64 [N, L]; what is not given is
+        left out.
 
-        `videos` is one video or a list of them, `texts` one caption or a list. One video with several texts (or the reverse) is repeated, other
-        numbers must be equal. An image file or an array [H, W, 3] gives T = 1. Raises DataError for a file that does not decode, ValueError for
-        shapes and numbers that do not fit.
+        `videos` is one video or a list of them, `texts` one caption or a list. One video with
+        several texts (or the reverse) is repeated, other numbers must be equal. An image file or an
+        array [H, W, 3] gives T = 1. Raises DataError for a file that does not decode, ValueError
+        for shapes and numbers that do not fit.
         """
         if videos is None and texts is None:
             raise ValueError("give a video, a text or both")
         pixels = None if videos is None else self._pixels(_as_videos(videos))
-        ids, mask = (None, None) if texts is None else self._text([texts] if isinstance(texts, str) else list(texts))
+        ids, mask = (
+            (None, None)
+            if texts is None
+            else self._text([texts] if isinstance(texts, str) else list(texts))
+        )
         if pixels is not None and ids is not None and mask is not None:
             pairs = max(len(pixels), len(ids))
             if len(pixels) not in (1, pairs) or len(ids) not in (1, pairs):
-                raise ValueError(f"{len(pixels)} videos and {len(ids)} texts: give one of either, or equally many")
+                raise ValueError(
+                    f"{len(pixels)} videos and {len(ids)} texts: give one of either, or equally"
+                    " many"
+                )
             pixels, ids, mask = (x.expand(pairs, *x.shape[1:]) for x in (pixels, ids, mask))
         inputs = {"pixels": pixels, "text_ids": ids, "text_mask": mask}
         return {name: value for name, value in inputs.items() if value is not None}
@@ -77,22 +97,37 @@ class AllInOneProcessor:
     def _text(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         wrong = [type(text).__name__ for text in texts if not isinstance(text, str)]
         if wrong or not texts:
-            raise ValueError(f"texts must be a string or a list of strings, got {wrong[0] if wrong else 'an empty list'}")
+            raise ValueError(
+                "texts must be a string or a list of strings, got"
+                f" {wrong[0] if wrong else 'an empty list'}"
+            )
         encoded = [self._tokenizer.encode(text, self.clip.max_text_len)[:2] for text in texts]
         ids, mask = (torch.from_numpy(np.stack(column)) for column in zip(*encoded, strict=True))
         return ids, mask
 
     def _pixels(self, videos: list[Video]) -> Tensor:
         read = [
-            self._read(Path(video)) if isinstance(video, (str, Path)) else self._choose(*_as_frames(video)) for video in videos
+            (
+                self._read(Path(video))
+                if isinstance(video, (str, Path))
+                else self._choose(*_as_frames(video))
+            )
+            for video in videos
         ]
         lengths = {len(frames) for frames, _ in read}
         if len(lengths) != 1:
-            raise ValueError(f"images and videos cannot be mixed in one call: they have {sorted(lengths)} frames")
+            raise ValueError(
+                f"images and videos cannot be mixed in one call: they have {sorted(lengths)} frames"
+            )
         if self._augment is None or self._capacity < len(read):
-            from allinone.data.loading.dali_pipeline import Augment  # DALI is imported by those who show pictures only
+            from allinone.data.loading.dali_pipeline import (
+                Augment,
+            )  # DALI is imported by those who show pictures only
 
-            self._augment, self._capacity = Augment(self.clip, self.config, torch.device("cpu"), len(read)), len(read)
+            self._augment, self._capacity = (
+                Augment(self.clip, self.config, torch.device("cpu"), len(read)),
+                len(read),
+            )
         return self._augment([frames for frames, _ in read], [choices for _, choices in read])
 
     def _read(self, path: Path) -> tuple[NDArray[np.uint8], SampleChoices]:
@@ -100,21 +135,32 @@ class AllInOneProcessor:
         extension = path.suffix.lower().lstrip(".")
         try:
             content = path.read_bytes()
-            return read_as_evaluation(content, extension, self.clip, self.config, Limits(min_frames=1, max_duration_s=math.inf))
+            return read_as_evaluation(
+                content,
+                extension,
+                self.clip,
+                self.config,
+                Limits(min_frames=1, max_duration_s=math.inf),
+            )
         except OSError as error:
             raise DataError(
-                f"{path} cannot be opened ({error.strerror or error}); give the path of a video or image file"
+                f"{path} cannot be opened ({error.strerror or error}); give the path of a video or"
+                " image file"
             ) from error
         except ProbeError as error:
             raise DataError(
-                f"{path} is no video or image that decodes: {error.reason}, {error.detail}; try ffmpeg -i on it"
+                f"{path} is no video or image that decodes: {error.reason}, {error.detail}; try"
+                " ffmpeg -i on it"
             ) from error
         except DecodeError as error:
             raise DataError(
-                f"{path} does not decode: {error}; re-encode it, for example ffmpeg -i {path.name} clip.mp4"
+                f"{path} does not decode: {error}; re-encode it, for example ffmpeg -i {path.name}"
+                " clip.mp4"
             ) from error
 
-    def _choose(self, frames: NDArray[np.uint8], image: bool) -> tuple[NDArray[np.uint8], SampleChoices]:
+    def _choose(
+        self, frames: NDArray[np.uint8], image: bool
+    ) -> tuple[NDArray[np.uint8], SampleChoices]:
         """The middle frames of an array [F, H, W, 3]."""
         number, height, width, _ = frames.shape
         shape = {"frames": number, "width": width, "height": height}
@@ -131,14 +177,17 @@ class AllInOneProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> AllInOneProcessor:
-        """The processor of a model's folder: processor_config.json; else its config.json, with the normalisation that the run beside it
-        (run.json of a checkpoint) was trained with; else ImageNet's. Raises DataError where neither file is there or whole."""
+        """The processor of a model's folder: processor_config.json; else its config.json, with the
+        normalisation that the run beside it (run.json of a checkpoint) was trained with; else
+        ImageNet's. Raises DataError where neither file is there or whole.
+        """
         folder = Path(folder)
         sources = [folder / FILE, folder / "config.json"]
         found = next((path for path in sources if path.is_file()), None)
         if found is None:
             raise DataError(
-                f"{folder} holds neither {FILE} nor config.json; give a folder of save_pretrained, or weights/ of a checkpoint"
+                f"{folder} holds neither {FILE} nor config.json; give a folder of save_pretrained,"
+                " or weights/ of a checkpoint"
             )
         values = _read_json(found)
         run = folder.parent / "run.json"
@@ -146,10 +195,13 @@ class AllInOneProcessor:
             values = {**_read_json(run).get("run", {}).get("loader", {}), **values}
         try:
             clip = ClipConfig(**{name: int(values[name]) for name in _CLIP_FIELDS})
-            chosen: dict[str, Any] = {name: _plain(values[name]) for name in _DATA_FIELDS if name in values}
+            chosen: dict[str, Any] = {
+                name: _plain(values[name]) for name in _DATA_FIELDS if name in values
+            }
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"{found} is no configuration of this model: {error!r}; it needs {', '.join(_CLIP_FIELDS)}"
+                f"{found} is no configuration of this model: {error!r}; it needs"
+                f" {', '.join(_CLIP_FIELDS)}"
             ) from error
         return cls(clip, DataConfig(**chosen))
 
@@ -166,25 +218,39 @@ def _plain(value: Any) -> Any:
 
 
 def _as_videos(given: Any) -> list[Video]:
-    """One video stays one; a list of files or of arrays [F, H, W, 3] is a list of videos; a list of pictures is one video."""
+    """One video stays one; a list of files or of arrays [F, H, W, 3] is a list of videos; a list of
+    pictures is one video."""
     if isinstance(given, (str, Path)) or not isinstance(given, (list, tuple)):
         return [given]
     if not given:
         raise ValueError("the list of videos is empty")
-    several = all(isinstance(item, (str, Path, list, tuple)) or getattr(item, "ndim", 0) == 4 for item in given)
+    several = all(
+        isinstance(item, (str, Path, list, tuple)) or getattr(item, "ndim", 0) == 4
+        for item in given
+    )
     return list(given) if several else [given]
 
 
 def _as_frames(video: Any) -> tuple[NDArray[np.uint8], bool]:
-    """(frames uint8 [F, H, W, 3], is it an image) of an array, a tensor, a PIL image or a list of these; ValueError names what was given."""
+    """(frames uint8 [F, H, W, 3], is it an image) of an array, a tensor, a PIL image or a list of
+    these; ValueError names what was given."""
     try:
-        frames = np.stack([_picture(item) for item in video]) if isinstance(video, (list, tuple)) else _picture(video)
+        frames = (
+            np.stack([_picture(item) for item in video])
+            if isinstance(video, (list, tuple))
+            else _picture(video)
+        )
     except ValueError as error:
         raise ValueError(f"the frames of a video must have one size: {error}") from error
-    if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or frames.shape[-1] != 3 or 0 in frames.shape:
+    if (
+        frames.dtype != np.uint8
+        or frames.ndim not in (3, 4)
+        or frames.shape[-1] != 3
+        or 0 in frames.shape
+    ):
         raise ValueError(
-            f"frames must be uint8 RGB [F, H, W, 3], or [H, W, 3] for an image, got {frames.dtype} {list(frames.shape)}; give bytes from 0 to 255, "
-            "colours last"
+            f"frames must be uint8 RGB [F, H, W, 3], or [H, W, 3] for an image, got {frames.dtype}"
+            f" {list(frames.shape)}; give bytes from 0 to 255, colours last"
         )
     return (frames[None], True) if frames.ndim == 3 else (frames, False)
 

@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 VOCABULARY = Path(__file__).parent / "vocab" / "bert-base-uncased.txt"
 IGNORE = -100
-KEEP_SHARE, RANDOM_SHARE = 0.1, 0.1  # of the masked words; the rest becomes [MASK] (BERT, Devlin et al. 2019, section 3.1)
+KEEP_SHARE, RANDOM_SHARE = (
+    0.1,
+    0.1,
+)  # of the masked words; the rest becomes [MASK] (BERT, Devlin et al. 2019, section 3.1)
 
 
 class Tokenizer:
@@ -20,7 +23,9 @@ class Tokenizer:
         from transformers import BertTokenizerFast
 
         pieces = vocabulary.read_text(encoding="utf-8").splitlines()
-        self._fast = BertTokenizerFast(vocab={piece: index for index, piece in enumerate(pieces)}, do_lower_case=True)
+        self._fast = BertTokenizerFast(
+            vocab={piece: index for index, piece in enumerate(pieces)}, do_lower_case=True
+        )
         fast = self._fast
         self.pad_id, self.cls_id, self.sep_id, self.mask_id = (
             fast.pad_token_id,
@@ -29,10 +34,14 @@ class Tokenizer:
             fast.mask_token_id,
         )
         self.size = len(fast)
-        self.first_word_id = 999  # ids below are special or unused entries of BERT's vocabulary, from "!" on are words
+        # ids below are special or unused entries of BERT's vocabulary, from "!" on are words
+        self.first_word_id = 999
 
-    def encode(self, caption: str, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """(ids [L], mask [L], word of each token [L], -1 outside words). Longer captions are cut, [SEP] stays last."""
+    def encode(
+        self, caption: str, length: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """(ids [L], mask [L], word of each token [L], -1 outside words). Longer captions are cut,
+        [SEP] stays last."""
         encoded = self._fast(caption, max_length=length, truncation=True, padding="max_length")
         words = [-1 if word is None else word for word in encoded.word_ids()]
         return (
@@ -55,15 +64,21 @@ class Tokenizer:
 
 
 def mask_words(
-    ids: NDArray[np.int64], words: NDArray[np.int64], share: float, random: np.random.Generator, mask_id: int, low: int, high: int
+    ids: NDArray[np.int64],
+    words: NDArray[np.int64],
+    share: float,
+    random: np.random.Generator,
+    mask_id: int,
+    low: int,
+    high: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Whole-word masking: (masked ids [L], labels [L] with -100 where nothing was chosen).
 
-    Words are drawn in random order until `share` of the real word pieces is chosen, rounded, at least one word; a word that would exceed
-    the number is left
-    out unless nothing is chosen yet. The pieces of a word share its fate: 80 % [MASK], 10 % random ids of [low, high), 10 % kept. The
-    original counts padding
-    among the candidates and so masks short captions too rarely, or not at all; here only real words count.
+    Words are drawn in random order until `share` of the real word pieces is chosen, rounded, at
+    least one word; a word that would exceed the number is left out unless nothing is chosen yet.
+    The pieces of a word share its fate: 80 % [MASK], 10 % random ids of [low, high), 10 % kept. The
+    original counts padding among the candidates and so masks short captions too rarely, or not at
+    all; here only real words count.
     """
     labels = np.full_like(ids, IGNORE)
     masked = ids.copy()

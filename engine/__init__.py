@@ -1,4 +1,5 @@
-"""One training loop on DeepSpeed: launch, schedule, checkpoints, faults, monitoring. Never imports a task."""
+"""One training loop on DeepSpeed: launch, schedule, checkpoints, faults, monitoring. Never imports
+a task."""
 
 from importlib import import_module
 from typing import Any

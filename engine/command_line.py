@@ -1,4 +1,5 @@
-"""What the command lines of runs share: their options by name, and a helpful word about one that does not exist."""
+"""What the command lines of runs share: their options by name, and a helpful word about one that
+does not exist."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from allinone.engine.distributed import launch
 
 
 def option_names(config: Any) -> list[str]:
-    """Every option of a run's dataclass (the class, or the default run) and of the dataclasses inside it, as written on the command line."""
+    """Every option of a run's dataclass (the class, or the default run) and of the dataclasses
+    inside it, as written on the command line."""
     names = []
     for entry in fields(config):
         given = None if isinstance(config, type) else getattr(config, entry.name)
@@ -29,10 +31,16 @@ def option_names(config: Any) -> list[str]:
 def refuse_unknown(argv: Sequence[str], config: Any, prog: str) -> None:
     """Leave with 2 and the valid names where an argument is no option of the run."""
     valid = option_names(config)
-    given = [word.partition("=")[0].replace("_", "-") for word in argv if re.match(r"--[a-z]", word)]
+    given = [
+        word.partition("=")[0].replace("_", "-") for word in argv if re.match(r"--[a-z]", word)
+    ]
     unknown = [word for word in given if word not in (*valid, "--help")]
     if unknown:
         near = difflib.get_close_matches(unknown[0], valid, 3)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        print(f"error: {prog}: unknown option {', '.join(unknown)}; {hint}valid options: {', '.join(valid)}", file=sys.stderr)
+        print(
+            f"error: {prog}: unknown option {', '.join(unknown)}; {hint}valid options:"
+            f" {', '.join(valid)}",
+            file=sys.stderr,
+        )
         raise SystemExit(launch.EXIT_USER)

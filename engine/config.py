@@ -26,10 +26,12 @@ class TrainConfig:
     global_batch: int = 2048
     """Clips per optimizer step over all ranks."""
     micro_batch: int = 16
-    """Clips per rank and forward pass; what fits in memory. Accumulation follows: global / (micro x data ranks)."""
+    """Clips per rank and forward pass; what fits in memory. Accumulation follows: global / (micro x
+    data ranks)."""
     tensor_parallel: int = 1
-    """Ranks that share every attention and MLP layer (megatron-core) and see the same clips; ranks / this = data ranks. For models that do
-    not fit otherwise: it costs two all-reduces of activations per layer and direction, so keep a group within one machine."""
+    """Ranks that share every attention and MLP layer (megatron-core) and see the same clips; ranks
+    / this = data ranks. For models that do not fit otherwise: it costs two all-reduces of
+    activations per layer and direction, so keep a group within one machine."""
     lr: float = 1e-4
     """Peak learning rate."""
     weight_decay: float = 0.01
@@ -45,7 +47,8 @@ class TrainConfig:
     schedule: Literal["linear", "cosine"] = "linear"
     """Decay to 0 after the warm-up."""
     clip_grad: float = 1.0
-    """Largest global gradient norm; 0 switches clipping off. The original does not clip; a spike at 128 GPUs costs more than the clip."""
+    """Largest global gradient norm; 0 switches clipping off. The original does not clip; a spike at
+    128 GPUs costs more than the clip."""
     ds_config: str = "zero1_bf16"
     """Name in ds_configs/ (ZeRO stage and precision) or path of a DeepSpeed JSON file."""
     activation_checkpointing: bool = False
@@ -55,9 +58,11 @@ class TrainConfig:
     seed: int = 0
     """Weights, data order, augmentation, masks and dropout follow from it."""
     log_every: int = 50
-    """Steps between two lines of progress, history and TensorBoard; the only steps that wait for the device."""
+    """Steps between two lines of progress, history and TensorBoard; the only steps that wait for
+    the device."""
     save_every: int = 1000
-    """Steps between two checkpoints; more are written at the end, on a signal and before an evaluation."""
+    """Steps between two checkpoints; more are written at the end, on a signal and before an
+    evaluation."""
     keep_last: int = 2
     """Newest checkpoints that stay."""
     keep_every: int = 0
@@ -65,43 +70,70 @@ class TrainConfig:
     eval_every: int = 0
     """Steps between two evaluations; 0 evaluates at the end only."""
     max_skipped: int = 50
-    """Steps in a row skipped for a non-finite gradient after which the run stops. Single ones are normal: fp16 finds its loss scale by them."""
+    """Steps in a row skipped for a non-finite gradient after which the run stops. Single ones are
+    normal: fp16 finds its loss scale by them."""
     spike_deviations: float = 10.0
-    """A loss or gradient norm this many robust deviations above the median of the last 200 steps is a spike and gets a dossier (engine/anomaly/detector.py
-    states the rule); 0 looks for none."""
+    """A loss or gradient norm this many robust deviations above the median of the last 200 steps is
+    a spike and gets a dossier (engine/anomaly/detector.py states the rule); 0 looks for none."""
     max_dossiers: int = 20
-    """Dossiers that a run writes on non-finite steps and spikes; each computes one step again. 0 writes none."""
+    """Dossiers that a run writes on non-finite steps and spikes; each computes one step again. 0
+    writes none."""
     straggler_ratio: float = 1.5
-    """A rank whose own work takes this many times the median of the others', in two logging intervals in a row, is warned of; 0 never warns."""
+    """A rank whose own work takes this many times the median of the others', in two logging
+    intervals in a row, is warned of; 0 never warns."""
     hang_timeout_s: float = 1800.0
-    """Seconds without a finished step, or batch of an evaluation, after which a rank prints where it hangs and ends; the first step of a launch has
-    at least 180."""
+    """Seconds without a finished step, or batch of an evaluation, after which a rank prints where
+    it hangs and ends; the first step of a launch has at least 180."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is one."""
     json: bool = False
     """Print progress as JSON lines instead of text."""
 
     def __post_init__(self) -> None:
-        counts = ("steps", "global_batch", "micro_batch", "tensor_parallel", "log_every", "save_every", "keep_last")
+        counts = (
+            "steps",
+            "global_batch",
+            "micro_batch",
+            "tensor_parallel",
+            "log_every",
+            "save_every",
+            "keep_last",
+        )
         require(self, COUNT, counts)
         require(
-            self, NOT_NEGATIVE, ("lr", "weight_decay", "warmup", "clip_grad", "keep_every", "eval_every", "max_skipped", "seed")
+            self,
+            NOT_NEGATIVE,
+            (
+                "lr",
+                "weight_decay",
+                "warmup",
+                "clip_grad",
+                "keep_every",
+                "eval_every",
+                "max_skipped",
+                "seed",
+            ),
         )
         require(self, NOT_NEGATIVE, ("spike_deviations", "max_dossiers", "straggler_ratio"))
         require(self, POSITIVE, ("eps", "hang_timeout_s"))
         require(self, Bounds(0, 1, below=True), ("beta1", "beta2"))
 
     def accumulation(self, world: int) -> int:
-        """Micro-batches per rank and step; raises ConfigError with the micro-batches that would divide."""
+        """Micro-batches per rank and step; raises ConfigError with the micro-batches that would
+        divide."""
         if self.global_batch % (self.micro_batch * world) == 0:
             return self.global_batch // (self.micro_batch * world)
         if self.global_batch % world:
-            raise ConfigError(f"--global-batch {self.global_batch} is not a multiple of the {world} ranks; change one of the two")
+            raise ConfigError(
+                f"--global-batch {self.global_batch} is not a multiple of the {world} ranks; change"
+                " one of the two"
+            )
         share = self.global_batch // world
         valid = [n for n in range(1, share + 1) if share % n == 0]
         raise ConfigError(
-            f"--global-batch {self.global_batch} is not a multiple of --micro-batch {self.micro_batch} x {world} ranks; "
-            f"valid micro-batches: {', '.join(map(str, valid))}"
+            f"--global-batch {self.global_batch} is not a multiple of --micro-batch"
+            f" {self.micro_batch} x {world} ranks; valid micro-batches:"
+            f" {', '.join(map(str, valid))}"
         )
 
     def warmup_steps(self) -> int:
@@ -141,7 +173,8 @@ HARMLESS = frozenset(
         "max_bad_share",
     }
 )
-"""Options that may change when a run is resumed: none of them changes what is computed beyond rounding."""
+"""Options that may change when a run is resumed: none of them changes what is computed beyond
+rounding."""
 
 
 def every(step: int, interval: int, last: int | None = None) -> bool:

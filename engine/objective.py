@@ -1,4 +1,5 @@
-"""The contract between the loop and a task: an objective turns (model, batch) into one loss and its metrics."""
+"""The contract between the loop and a task: an objective turns (model, batch) into one loss and its
+metrics."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ class Losses:
     total: Tensor
     """Scalar that is differentiated."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
-    """Name → float32 [2] = (sum, count), detached, on the device. The loop adds them over micro-batches, steps and ranks and
-    shows sum / count; the set of names is the same on every rank and step."""
+    """Name → float32 [2] = (sum, count), detached, on the device. The loop adds them over
+    micro-batches, steps and ranks and shows sum / count; the set of names is the same on every rank
+    and step."""
 
 
 def mean_metric(values: Tensor) -> Tensor:
@@ -27,7 +29,8 @@ def mean_metric(values: Tensor) -> Tensor:
 
 
 class Objective(Protocol):
-    """Called once per micro-batch, inside the module that DeepSpeed wraps, so that ZeRO-3 sees every parameter's use.
+    """Called once per micro-batch, inside the module that DeepSpeed wraps, so that ZeRO-3 sees
+    every parameter's use.
 
     All randomness comes from torch's global generator, which the loop seeds per micro-batch with
     (seed, global position): results do not depend on the world size or on a restart.
@@ -37,8 +40,10 @@ class Objective(Protocol):
 
 
 def seed_of(seed: int, position: int) -> int:
-    """Seed of a micro-batch's random numbers (dropout, VTM pairs): a function of the run's seed and the position of its first clip, so that
-    neither the number of ranks nor a restart changes them. splitmix64's finaliser spreads neighbouring positions."""
+    """Seed of a micro-batch's random numbers (dropout, VTM pairs): a function of the run's seed and
+    the position of its first clip, so that neither the number of ranks nor a restart changes them.
+    splitmix64's finaliser spreads neighbouring positions.
+    """
     z = (seed * 0x9E3779B97F4A7C15 + position + 1) % 2**64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
@@ -46,7 +51,8 @@ def seed_of(seed: int, position: int) -> int:
 
 
 class StepModule(nn.Module):
-    """Model and objective as the one module that DeepSpeed drives. Parameter names get the prefix ``model.``."""
+    """Model and objective as the one module that DeepSpeed drives. Parameter names get the prefix
+    ``model.``."""
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()

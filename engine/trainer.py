@@ -42,14 +42,22 @@ from allinone.engine.monitoring.peak_flops import peak_rate
 from allinone.engine.monitoring.run_logger import Monitor, memory_bytes
 from allinone.engine.monitoring.straggler import Stopwatch
 from allinone.engine.objective import Objective, StepModule, seed_of
-from allinone.engine.optim.adamw import SkippingAdamW, import_muon, learning_rate, outcome, parameter_groups
+from allinone.engine.optim.adamw import (
+    SkippingAdamW,
+    import_muon,
+    learning_rate,
+    outcome,
+    parameter_groups,
+)
 from allinone.engine.planning.estimate import Activations, Planned, plan_run
 
 
 class Data(Protocol):
     """What the loop asks of a stream of batches (data.TrainStream)."""
 
-    def batches(self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device) -> Iterator[Any]: ...
+    def batches(
+        self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device
+    ) -> Iterator[Any]: ...
 
     def describe(self) -> str: ...
 
@@ -74,10 +82,12 @@ class RunResult:
 class Run:
     """One training run in the folder `out`; the same run started again continues.
 
-    `run_config` is everything that the run depends on, JSON-able: saved with every checkpoint and compared at resume. `flops_per_sample` are
-    training FLOPs, all passes, forward and backward, FMA = 2. Parameters whose name holds one of `head_patterns` learn at `head_lr_mult` times the
-    rate. With `select`, the weights of the best evaluation are kept in OUT/best and training may stop early. `pictures` draws a training batch for
-    TensorBoard, name → uint8 [H, W, 3]: rank 0's first one, and one at every evaluation.
+    `run_config` is everything that the run depends on, JSON-able: saved with every checkpoint and
+    compared at resume. `flops_per_sample` are training FLOPs, all passes, forward and backward, FMA
+    = 2. Parameters whose name holds one of `head_patterns` learn at `head_lr_mult` times the rate.
+    With `select`, the weights of the best evaluation are kept in OUT/best and training may stop
+    early. `pictures` draws a training batch for TensorBoard, name → uint8 [H, W, 3]: rank 0's first
+    one, and one at every evaluation.
     """
 
     def __init__(
@@ -98,14 +108,28 @@ class Run:
         pictures: Pictures | None = None,
     ) -> None:
         self.config, self.data, self.out = config, data, out
-        self.run_config, self.evaluate, self.flops_per_sample = run_config, evaluate, flops_per_sample
+        self.run_config, self.evaluate, self.flops_per_sample = (
+            run_config,
+            evaluate,
+            flops_per_sample,
+        )
         self.model, self._objective, self._pictures = model, objective, pictures
         self._activations = activations or Activations()
-        self._heads, self._head_lr_mult, self._best = tuple(head_patterns), head_lr_mult, Best(select, out)
-        self.place, self.device = launch.start(config.device, collective_timeout_s(config.hang_timeout_s))
-        self.layout = topology.start(config.tensor_parallel, collective_timeout_s(config.hang_timeout_s))
+        self._heads, self._head_lr_mult, self._best = (
+            tuple(head_patterns),
+            head_lr_mult,
+            Best(select, out),
+        )
+        self.place, self.device = launch.start(
+            config.device, collective_timeout_s(config.hang_timeout_s)
+        )
+        self.layout = topology.start(
+            config.tensor_parallel, collective_timeout_s(config.hang_timeout_s)
+        )
         self.accumulation = config.accumulation(self.layout.data_world)
-        self._ds_config = ds_config.resolve(config, self.layout.data_world, self.device.type == "cpu")
+        self._ds_config = ds_config.resolve(
+            config, self.layout.data_world, self.device.type == "cpu"
+        )
         self._peak = peak_rate(self.device, ds_config.precision(self._ds_config))
         self.step = 0
         self.skipped = 0
@@ -117,14 +141,22 @@ class Run:
         self._monitor: Monitor | None = None
 
     def train(self) -> RunResult:
-        """Train to the last step. Raises Stopped after a signal (saved), TooManySkipped, CheckpointError, ConfigError."""
-        signals, watchdog = StopSignals(), Watchdog(self.config.hang_timeout_s, self.place.rank, self.place.world)
+        """Train to the last step. Raises Stopped after a signal (saved), TooManySkipped,
+        CheckpointError, ConfigError."""
+        signals, watchdog = (
+            StopSignals(),
+            Watchdog(self.config.hang_timeout_s, self.place.rank, self.place.world),
+        )
         self._alive = partial(watchdog.alive, starting=True)  # for what opens the data anew
         try:
             self._prepare()
-            if self._best.exhausted or (self.step >= self.config.steps and not self._evaluation_is_due()):
+            if self._best.exhausted or (
+                self.step >= self.config.steps and not self._evaluation_is_due()
+            ):
                 self._say(f"{self.out} is done: step {self.step} of {self.config.steps}")
-                return RunResult(self.step, decided_by_rank_0(lambda: manager.newest_whole(self.out)[0]), {})
+                return RunResult(
+                    self.step, decided_by_rank_0(lambda: manager.newest_whole(self.out)[0]), {}
+                )
             return self._train_to_the_end(signals, watchdog)
         finally:
             watchdog.stop()
@@ -150,7 +182,8 @@ class Run:
         results: Mapping[str, float] = {}
         first = self.step + 1
         self._tick = time.perf_counter()
-        if self._evaluation_is_due():  # killed between the checkpoint that it continues from and the evaluation of the same step
+        # killed between the checkpoint that it continues from and the evaluation of the same step
+        if self._evaluation_is_due():
             results = self._evaluate()
         while self.step < config.steps and not self._best.exhausted:
             watchdog.alive(f"step {self.step + 1}", starting=self.step + 1 == first)
@@ -159,12 +192,16 @@ class Run:
             if every(self.step, config.log_every, config.steps) or stop:
                 self._log()
             due = self.evaluate is not None and every(self.step, config.eval_every, config.steps)
-            if every(self.step, config.save_every, config.steps) or stop or due:  # an evaluation may outlast the time limit
+            if (
+                every(self.step, config.save_every, config.steps) or stop or due
+            ):  # an evaluation may outlast the time limit
                 watchdog.alive(f"the checkpoint of step {self.step}")
                 saved = self._save()
             if stop:
                 self._agreement.settle()
-                raise Stopped(f"{stop}: saved {saved} at step {self.step}; the same command continues")
+                raise Stopped(
+                    f"{stop}: saved {saved} at step {self.step}; the same command continues"
+                )
             if self._monitor and self._pictures and (due or self.step == first):
                 self._monitor.board.pictures(self.step, self._pictures(self._newest))
             if due:
@@ -215,10 +252,13 @@ class Run:
             changes = manager.changed_options(json.loads(marker.read_text()), self.run_config)
             if changes:
                 raise ConfigError(
-                    f"{self.out} holds a run with other options ({'; '.join(changes)}). Give the same options to continue it, or another --out"
+                    f"{self.out} holds a run with other options ({'; '.join(changes)}). Give the"
+                    " same options to continue it, or another --out"
                 )
         elif self.out.exists() and any(path.name not in OTHERS for path in self.out.iterdir()):
-            raise ConfigError(f"{self.out} is not empty and holds no run of this program; give another --out")
+            raise ConfigError(
+                f"{self.out} is not empty and holds no run of this program; give another --out"
+            )
         write_atomic(marker, json.dumps(self.run_config, indent=1) + "\n")
 
     def _start_engine(self) -> None:
@@ -231,7 +271,8 @@ class Run:
         if self.config.activation_checkpointing:
             if not isinstance(self.model, PreTrainedModel):
                 raise ConfigError(
-                    f"--activation-checkpointing: {type(self.model).__name__} cannot recompute its blocks; switch it off"
+                    f"--activation-checkpointing: {type(self.model).__name__} cannot recompute its"
+                    " blocks; switch it off"
                 )
             self.model.gradient_checkpointing_enable()
         self._parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -248,11 +289,25 @@ class Run:
         self._holds = reshard.describe(self.model, groups, self._ds_config, self.layout)
         sizes = [[parameter.numel() for parameter in group["params"]] for group in groups]
         self._planned = Planned(
-            plan_run(self.config, self._ds_config, sizes, self.layout, self.device, self.flops_per_sample, self._activations)
+            plan_run(
+                self.config,
+                self._ds_config,
+                sizes,
+                self.layout,
+                self.device,
+                self.flops_per_sample,
+                self._activations,
+            )
         )
-        self._optimizer = SkippingAdamW(groups, self.config, deciding=ds_config.clips_itself(self._ds_config))
+        self._optimizer = SkippingAdamW(
+            groups, self.config, deciding=ds_config.clips_itself(self._ds_config)
+        )
         self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=self._optimizer, config=self._ds_config, mpu=mpu, dist_init_required=False
+            model=module,
+            optimizer=self._optimizer,
+            config=self._ds_config,
+            mpu=mpu,
+            dist_init_required=False,
         )
         scaler = getattr(self._engine.optimizer, "loss_scaler", None)
         if getattr(scaler, "raise_error_at_min_scale", False):
@@ -260,10 +315,15 @@ class Run:
         self._planned.count_bytes()
         self._writer = manager.StateWriter(self._engine)
         stage = ds_config.stage(self._ds_config)
-        if stage in (1, 2):  # the optimizer sees partitions; DeepSpeed has the norm of all before the first
+        if stage in (
+            1,
+            2,
+        ):  # the optimizer sees partitions; DeepSpeed has the norm of all before the first
             self._optimizer.norm_of = lambda: self._engine.optimizer._global_grad_norm
         elif stage == 0 and self.layout.tensor > 1:  # the optimizer sees this rank's parts
-            self._optimizer.norm_of = lambda: tensor_parallel.gradient_norm(list(module.parameters()), self.layout)
+            self._optimizer.norm_of = lambda: tensor_parallel.gradient_norm(
+                list(module.parameters()), self.layout
+            )
 
     def _resume(self) -> None:
         folder, notes = decided_by_rank_0(lambda: manager.newest_for_resume(self.out))
@@ -273,15 +333,22 @@ class Run:
         if folder is None:
             return
         facts, changed = manager.load(self._engine, self.model, folder, self._holds)
-        self.step, self.skipped, self._skipped_in_a_row = facts["step"], facts["skipped"], facts["skipped_in_a_row"]
+        self.step, self.skipped, self._skipped_in_a_row = (
+            facts["step"],
+            facts["skipped"],
+            facts["skipped_in_a_row"],
+        )
         self._saved_at = self.step
         self._best.restore(facts.get("best"), self.step)
         self._continue_sums(facts["digest"], facts["bad_clips"])
         moved = f"; its state was divided anew: {changed}" if changed else ""
-        self._say(f"resumed from {folder}: step {self.step}, {facts['samples']:,} clips seen{moved}")
+        self._say(
+            f"resumed from {folder}: step {self.step}, {facts['samples']:,} clips seen{moved}"
+        )
 
     def _continue_sums(self, digest: int, bad_clips: int) -> None:
-        """Sums over all ranks and past steps live on rank 0 from a checkpoint on, in this process as in one that resumes from it."""
+        """Sums over all ranks and past steps live on rank 0 from a checkpoint on, in this process
+        as in one that resumes from it."""
         first = self.place.rank == 0
         self._tally.digest, self._tally.bad_clips = (digest, bad_clips) if first else (0, 0)
 
@@ -291,12 +358,21 @@ class Run:
         rate, source = self._peak
         left = (config.steps - self.step) * config.global_batch * self.flops_per_sample
         lines = [
-            f"{count(self._parameters)} parameters, {count(self.flops_per_sample)}FLOPs per clip and step (FMA = 2, all "
-            f"passes, forward and backward)",
-            f"{config.steps:,} steps x {config.global_batch:,} clips = {config.micro_batch} per micro-batch x {data_world} "
-            f"{'ranks' if self.layout.tensor == 1 else f'groups of {self.layout.tensor} tensor-parallel ranks'} x "
-            f"{self.accumulation} accumulated; started by {place.launcher} on {self.device.type}, {config.ds_config}",
-            f"peak {count(rate)}FLOP/s per rank ({source}); at half of it the rest takes {duration(left / (0.5 * rate * place.world))}",
+            (
+                f"{count(self._parameters)} parameters, {count(self.flops_per_sample)}FLOPs per"
+                " clip and step (FMA = 2, all passes, forward and backward)"
+            ),
+            (
+                f"{config.steps:,} steps x {config.global_batch:,} clips = {config.micro_batch} per"
+                f" micro-batch x {data_world}"
+                f" {'ranks' if self.layout.tensor == 1 else f'groups of {self.layout.tensor} tensor-parallel ranks'}"
+                f" x {self.accumulation} accumulated; started by {place.launcher} on"
+                f" {self.device.type}, {config.ds_config}"
+            ),
+            (
+                f"peak {count(rate)}FLOP/s per rank ({source}); at half of it the rest takes"
+                f" {duration(left / (0.5 * rate * place.world))}"
+            ),
         ]
         lines += self._planned.lines()
         lines.append(self.data.describe())
@@ -305,16 +381,27 @@ class Run:
     def _open_monitor(self, facts: str) -> None:
         """Begin the history and TensorBoard on rank 0."""
         hosts = gathered(socket.gethostname())
-        self._dossiers = Dossiers(self.out, self.config, self._engine, self._ds_config, self._batches_from, self._alive)
+        self._dossiers = Dossiers(
+            self.out, self.config, self._engine, self._ds_config, self._batches_from, self._alive
+        )
         if self.place.rank == 0:
             self._planned.write(self.out)
-            self._monitor = Monitor(self.out, self.config, self.step, self.place, hosts, self.flops_per_sample, self._peak)
+            self._monitor = Monitor(
+                self.out,
+                self.config,
+                self.step,
+                self.place,
+                hosts,
+                self.flops_per_sample,
+                self._peak,
+            )
             self._monitor.board.describe(self.run_config, facts, self.step)
             for note in self._damaged:
                 self._monitor.event("damaged", self.step, problem=note)
 
     def _log(self) -> None:
-        """The one place where the host waits for the device. Sums over micro-batches, steps and ranks since the last time."""
+        """The one place where the host waits for the device. Sums over micro-batches, steps and
+        ranks since the last time."""
         report = self._tally.collect(memory_bytes(self.device), self._forward.take())
         now = time.perf_counter()
         elapsed, self._tick = now - self._tick, now
@@ -326,8 +413,9 @@ class Run:
         self._tick += time.perf_counter() - now  # nor are these training time
         if self._skipped_in_a_row > self.config.max_skipped:
             raise TooManySkipped(
-                f"{self._skipped_in_a_row} steps in a row had a non-finite gradient, more than --max-skipped {self.config.max_skipped}; "
-                f"lower --lr, or look at the clips named above"
+                f"{self._skipped_in_a_row} steps in a row had a non-finite gradient, more than"
+                f" --max-skipped {self.config.max_skipped}; lower --lr, or look at the clips named"
+                " above"
             )
         self._logged = report
 
@@ -341,7 +429,11 @@ class Run:
             self._log()
         start = time.perf_counter()
         digest, bad_clips = self._logged.digest, self._logged.bad_clips
-        facts = self._facts() | {"digest": digest, "bad_clips": bad_clips, "best": self._best.state()}
+        facts = self._facts() | {
+            "digest": digest,
+            "bad_clips": bad_clips,
+            "best": self._best.state(),
+        }
         folder = manager.save(self._engine, self._writer, self.model, self.out, facts, self._holds)
         self._saved_at = self.step
         self._continue_sums(digest, bad_clips)
@@ -364,20 +456,27 @@ class Run:
         }
 
     def _evaluation_is_due(self) -> bool:
-        asked = self.evaluate is not None and every(self.step, self.config.eval_every, self.config.steps)
+        asked = self.evaluate is not None and every(
+            self.step, self.config.eval_every, self.config.steps
+        )
         return asked and self._best.lacks(self.step)
 
     def _evaluate(self) -> Mapping[str, float]:
         assert self.evaluate is not None
         start = time.perf_counter()
         self.model.eval()
-        with torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]), torch.no_grad():
+        with (
+            torch.random.fork_rng(devices=[] if self.device.type == "cpu" else [self.device]),
+            torch.no_grad(),
+        ):
             results = self.evaluate(self.model, self.device)
         self.model.train()
         seconds = time.perf_counter() - start
         self._tick += seconds  # evaluation is no training time
         if self._monitor:
-            self._monitor.evaluation(self.step, {k: v for k, v in results.items() if math.isfinite(v)}, seconds)
+            self._monitor.evaluation(
+                self.step, {k: v for k, v in results.items() if math.isfinite(v)}, seconds
+            )
         if self._best.judge(self.step, results):
             manager.save_best(self.model, self._engine.optimizer, self.out, self._facts())
             self._say(str(self._best))

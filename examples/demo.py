@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""`make demo`: prepare the embedded clips → pre-train nano → evaluate on held-out clips → pictures and a page.
+"""`make demo`: prepare the embedded clips → pre-train nano → evaluate on held-out clips → pictures
+and a page.
 
-Every step is the tool that a real run uses. A second call resumes where the first one stopped, or says that it is done; --fresh starts over.
+Every step is the tool that a real run uses. A second call resumes where the first one stopped, or
+says that it is done; --fresh starts over.
 """
 
 from __future__ import annotations
@@ -76,21 +78,29 @@ def evaluate_and_report(out: Path, clock: Clock) -> tuple[dict[str, Any], list[P
     recipe = demo.RECIPE
     clip = recipe.clip(model.config)
     device = torch.device("cpu")
-    sets = {split: EvalSet(DatasetSpec(out / "data", split), clip, recipe.loader) for split in SPLITS}
+    sets = {
+        split: EvalSet(DatasetSpec(out / "data", split), clip, recipe.loader) for split in SPLITS
+    }
     embedded = {split: embed(model, dataset, device) for split, dataset in sets.items()}
     results: dict[str, Any] = {split: retrieval_table(value) for split, value in embedded.items()}
     results["mlm_accuracy"] = embedded["val"].mlm_accuracy
     results["vtm_accuracy"] = embedded["val"].vtm_accuracy
     results["items"] = {split: len(value.items) for split, value in embedded.items()}
-    results["missing"] = {split: [vars(clip) for clip in value.bad] for split, value in embedded.items()}
+    results["missing"] = {
+        split: [vars(clip) for clip in value.bad] for split, value in embedded.items()
+    }
     results["train_clips"] = len(EvalSet(DatasetSpec(out / "data", "train"), clip, recipe.loader))
     results["parameters"] = sum(parameters_by_part(model).values())
     shown = EvalSet(DatasetSpec(out / "data", "val"), replace(clip, image_size=128), recipe.loader)
     queries = gallery(embedded["val"], shown)
     words = masked_words(model, sets["val"], shown)
     clock.add("evaluate", start)
-    results["seconds"] = {name: clock.seconds.get(name, 0.0) for name in ("prepare", "train", "evaluate")}
-    history = [json.loads(line) for line in (out / "train" / "history.jsonl").read_text().splitlines()]
+    results["seconds"] = {
+        name: clock.seconds.get(name, 0.0) for name in ("prepare", "train", "evaluate")
+    }
+    history = [
+        json.loads(line) for line in (out / "train" / "history.jsonl").read_text().splitlines()
+    ]
     facts = [
         f"weights: {weights}",
         f"parameters: {results['parameters']:,}",
@@ -108,7 +118,10 @@ def print_results(results: dict[str, Any], paths: Sequence[Path], out: Path) -> 
     for row in retrieval_rows(results):
         print(f"{row[0]:<12}{row[1]:<16}" + "".join(f"{cell:>8}" for cell in row[2:]))
     times = ", ".join(f"{name} {duration(value)}" for name, value in results["seconds"].items())
-    print(f"masked words right: {results['mlm_accuracy']:.1f} %   pairs told right: {results['vtm_accuracy']:.1f} % (chance 50)")
+    print(
+        f"masked words right: {results['mlm_accuracy']:.1f} %   pairs told right:"
+        f" {results['vtm_accuracy']:.1f} % (chance 50)"
+    )
     print(f"time: {times}\n")
     for path in paths:
         print(f"  {path}")
@@ -117,15 +130,28 @@ def print_results(results: dict[str, Any], paths: Sequence[Path], out: Path) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the demo (default: %(default)s)")
-    parser.add_argument("--fresh", action="store_true", help="delete the folder of an earlier demo and start over")
-    parser.add_argument("--steps", type=int, default=None, help="training steps (default: the recipe's)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/demo"),
+        help="folder of the demo (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="delete the folder of an earlier demo and start over"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=None, help="training steps (default: the recipe's)"
+    )
     args = parser.parse_args(argv)
     out = args.out if args.out.is_absolute() else ROOT / args.out
     marker = out / ".allinone-demo"
     if out.exists() and any(out.iterdir()) and not marker.exists():
-        print(f"error: {out} holds something that is not a demo; give another --out", file=sys.stderr)
+        print(
+            f"error: {out} holds something that is not a demo; give another --out", file=sys.stderr
+        )
         return 2
     if args.fresh and out.exists():
         shutil.rmtree(out)
@@ -140,7 +166,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         clock = Clock(out / "seconds.json")
         _phase(clock, "prepare", ["tools/prepare.py", "data/demo", "--out", str(shown / "data")])
         data = ["--data", f"{shown / 'data'}:train", "--val", f"{shown / 'data'}:val"]
-        _phase(clock, "train", ["pretrain/train.py", "demo", "--out", str(shown / "train"), *data, *steps])
+        _phase(
+            clock,
+            "train",
+            ["pretrain/train.py", "demo", "--out", str(shown / "train"), *data, *steps],
+        )
         evaluate_and_report(out, clock)
     names = ("report.html", "losses.png", "gallery.png", "masked_words.png", "results.json")
     print_results(json.loads(finished.read_text()), [shown / name for name in names], shown)

@@ -1,4 +1,5 @@
-"""What is true of the embedded clips (data/demo/attributes.csv), split for fine-tuning, and their frames."""
+"""What is true of the embedded clips (data/demo/attributes.csv), split for fine-tuning, and their
+frames."""
 
 from __future__ import annotations
 
@@ -80,12 +81,16 @@ class DemoClip:
 def clips(folder: Path) -> list[DemoClip]:
     """All clips that fine-tuning uses, by number.
 
-    test: the demo's val, one skin tone of each of 246 people, of which pre-training saw neither clip nor combination. val: one further skin tone of
-    about half of these people. train: the rest of the demo's train. The demo's val_unseen has names that no training set teaches; it is left out.
+    test: the demo's val, one skin tone of each of 246 people, of which pre-training saw neither
+    clip nor combination. val: one further skin tone of about half of these people. train: the rest
+    of the demo's train. The demo's val_unseen has names that no training set teaches; it is left
+    out.
     """
     path = folder / "attributes.csv"
     if not path.is_file():
-        raise InputError(f"{folder} lacks attributes.csv: --demo names the folder data/demo of the project")
+        raise InputError(
+            f"{folder} lacks attributes.csv: --demo names the folder data/demo of the project"
+        )
     with path.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] in ("train", "val")]
     lent = _lent_to_val(rows)
@@ -136,10 +141,12 @@ def frames(clip: DemoClip, wanted: int) -> list[NDArray[np.uint8]]:
 
 @lru_cache(maxsize=4096)
 def middle_frame(clip: DemoClip) -> NDArray[np.uint8]:
-    """The clip's middle frame; kept, since stills use a clip several times (200 MiB at the most)."""
+    """The clip's middle frame; kept, since stills use a clip several times (200 MiB at the
+    most)."""
     return frames(clip, 1)[0]
 
 
 def pick(items: Sequence[str], size: int, key: str) -> list[str]:
-    """`size` of the items in an order that depends on nothing but the texts: the same in every run."""
+    """`size` of the items in an order that depends on nothing but the texts: the same in every
+    run."""
     return sorted(items, key=lambda item: place_in_order(f"{key}/{item}"))[:size]

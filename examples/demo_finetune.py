@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""`make demo-finetune`: take the demo's checkpoint through one benchmark of every protocol and compare with chance.
+"""`make demo-finetune`: take the demo's checkpoint through one benchmark of every protocol and
+compare with chance.
 
-The data are made from the embedded clips in the benchmarks' official formats (examples/demo_tasks.py); every row of the table comes from the script
-that a real run uses. A second call resumes where the first one stopped, or says that it is done; --fresh starts over. Without a demo checkpoint,
-the program of `make demo` is run first.
+The data are made from the embedded clips in the benchmarks' official formats
+(examples/demo_tasks.py); every row of the table comes from the script that a real run uses. A
+second call resumes where the first one stopped, or says that it is done; --fresh starts over.
+Without a demo checkpoint, the program of `make demo` is run first.
 """
 
 from __future__ import annotations
@@ -72,7 +74,8 @@ def _retrieval_chance(annotations: Path) -> dict[str, float]:
 
 
 def _blind(annotations: Path) -> dict[str, float]:
-    """The best that a question can be answered without the video: by the most frequent training answer to the same question."""
+    """The best that a question can be answered without the video: by the most frequent training
+    answer to the same question."""
     train, test = (msrvtt.load(annotations, split, task="qa") for split in ("train", "test"))
     said: dict[str, Counter[str]] = {}
     for item in train.items:
@@ -118,13 +121,37 @@ TASKS = (
     Task(
         "msrvtt_qa",
         "msrvtt",
-        (*SHORT, "--steps", "120", "--eval-every", "60", "--global-batch", "32", "--micro-batch", "32", "--lr", "5e-4"),
+        (
+            *SHORT,
+            "--steps",
+            "120",
+            "--eval-every",
+            "60",
+            "--global-batch",
+            "32",
+            "--micro-batch",
+            "32",
+            "--lr",
+            "5e-4",
+        ),
         _blind,
     ),
     Task(
         "msrvtt_choice",
         "msrvtt",
-        (*SHORT, "--steps", "20", "--eval-every", "10", "--global-batch", "16", "--micro-batch", "16", "--lr", "5e-5"),
+        (
+            *SHORT,
+            "--steps",
+            "20",
+            "--eval-every",
+            "10",
+            "--global-batch",
+            "16",
+            "--micro-batch",
+            "16",
+            "--lr",
+            "5e-5",
+        ),
         lambda _: {"accuracy": 20.0},
         zero_shot=True,
     ),
@@ -153,21 +180,54 @@ TASKS = (
     Task(
         "k400_linear",
         "kinetics",
-        (*SHORT, "--steps", "150", "--eval-every", "75", "--global-batch", "64", "--micro-batch", "64", "--lr", "5e-3"),
+        (
+            *SHORT,
+            "--steps",
+            "150",
+            "--eval-every",
+            "75",
+            "--global-batch",
+            "64",
+            "--micro-batch",
+            "64",
+            "--lr",
+            "5e-3",
+        ),
         _class_chance,
     ),
 )
 
 
 def run_task(
-    task: Task, checkpoint: Path, out: Path, clock: Clock, more: Sequence[str] = (), *, zero_shot: bool
+    task: Task,
+    checkpoint: Path,
+    out: Path,
+    clock: Clock,
+    more: Sequence[str] = (),
+    *,
+    zero_shot: bool,
 ) -> EvaluationResult:
-    """The result of a task, by its script unless it is there already. `more` options come last and win."""
+    """The result of a task, by its script unless it is there already. `more` options come last and
+    win."""
     folder = out / (f"{task.script}-zero-shot" if zero_shot else task.script)
     if not (folder / RESULTS).is_dir():
         data = out / "data" / task.data
-        command = [f"finetune/{task.script}.py", "--annotations", str(data / "annotations"), "--media", str(data / "media")]
-        command += ["--checkpoint", str(checkpoint), "--out", str(folder), "--cache", str(out / "cache"), *COMMON]
+        command = [
+            f"finetune/{task.script}.py",
+            "--annotations",
+            str(data / "annotations"),
+            "--media",
+            str(data / "media"),
+        ]
+        command += [
+            "--checkpoint",
+            str(checkpoint),
+            "--out",
+            str(folder),
+            "--cache",
+            str(out / "cache"),
+            *COMMON,
+        ]
         command += [*_with(task.options, more)]
         _phase(clock, folder.name, [*command, *(["--eval-only"] if zero_shot else [])])
     return read_results(folder)[0][1]
@@ -175,18 +235,37 @@ def run_task(
 
 def _with(options: Sequence[str], more: Sequence[str]) -> list[str]:
     """Options by name, those of `more` in place of the same ones."""
-    merged = dict(zip(options[::2], options[1::2], strict=True)) | dict(zip(more[::2], more[1::2], strict=True))
+    merged = dict(zip(options[::2], options[1::2], strict=True)) | dict(
+        zip(more[::2], more[1::2], strict=True)
+    )
     return [text for option in merged.items() for text in option]
 
 
-def rows_of(task: Task, annotations: Path, trained: EvaluationResult, before: EvaluationResult | None) -> list[list[str]]:
-    """Per score: what guessing gives, what the checkpoint gives before any training, and what fine-tuning gives with its 95 % interval."""
+def rows_of(
+    task: Task, annotations: Path, trained: EvaluationResult, before: EvaluationResult | None
+) -> list[list[str]]:
+    """Per score: what guessing gives, what the checkpoint gives before any training, and what
+    fine-tuning gives with its 95 % interval."""
     rows = []
     for name, chance in task.chance(annotations).items():
         score = trained.scores[name]
-        interval = f"[{score.low:.1f}, {score.high:.1f}]" if score.low is not None and score.high is not None else ""
+        interval = (
+            f"[{score.low:.1f}, {score.high:.1f}]"
+            if score.low is not None and score.high is not None
+            else ""
+        )
         untrained = f"{before.scores[name].value:.1f}" if before else "–"
-        rows.append([task.script, name, f"{trained.items:,}", f"{chance:.1f}", untrained, f"{score.value:.1f}", interval])
+        rows.append(
+            [
+                task.script,
+                name,
+                f"{trained.items:,}",
+                f"{chance:.1f}",
+                untrained,
+                f"{score.value:.1f}",
+                interval,
+            ]
+        )
     return rows
 
 
@@ -228,32 +307,59 @@ def demo(out: Path, checkpoint: Path, names: Sequence[str], more: Sequence[str] 
     clock = Clock(out / "seconds.json")
     tasks = [task for task in TASKS if not names or task.script in names]
     start = time.monotonic()
-    demo_tasks.write(ROOT / "data" / "demo", out / "data", list(dict.fromkeys(task.data for task in tasks)))
+    demo_tasks.write(
+        ROOT / "data" / "demo", out / "data", list(dict.fromkeys(task.data for task in tasks))
+    )
     if "data" not in clock.seconds:
         clock.add("data", start)
     rows = [HEADER]
     for task in tasks:
-        before = run_task(task, checkpoint, out, clock, more, zero_shot=True) if task.zero_shot else None
+        before = (
+            run_task(task, checkpoint, out, clock, more, zero_shot=True) if task.zero_shot else None
+        )
         trained = run_task(task, checkpoint, out, clock, more, zero_shot=False)
         rows += rows_of(task, out / "data" / task.data / "annotations", trained, before)
     times = ", ".join(f"{name} {duration(seconds)}" for name, seconds in clock.seconds.items())
     total = f"time: {duration(sum(clock.seconds.values()))} ({times})"
     write_atomic(out / "table.md", f"{markdown(rows)}\n{total}\n")
     print(f"\n{table(rows)}\n{total}\n")
-    print("chance of msrvtt_qa: the most frequent training answer to the same question, without looking at the video")
-    report([str(out / path.name) for path in sorted(out.iterdir()) if (path / RESULTS).is_dir()] + ["--out", str(out / "report")])
+    print(
+        "chance of msrvtt_qa: the most frequent training answer to the same question, without"
+        " looking at the video"
+    )
+    report(
+        [str(out / path.name) for path in sorted(out.iterdir()) if (path / RESULTS).is_dir()]
+        + ["--out", str(out / "report")]
+    )
     print(f"  {out / 'table.md'}\n  TensorBoard: tensorboard --logdir {out}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo-finetune"), help="folder of the demo (default: %(default)s)")
-    parser.add_argument("--checkpoint", type=Path, help=f"what to fine-tune (default: {DEMO}, of `make demo`)")
-    parser.add_argument("--fresh", action="store_true", help="delete the folder of an earlier call and start over")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/demo-finetune"),
+        help="folder of the demo (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, help=f"what to fine-tune (default: {DEMO}, of `make demo`)"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="delete the folder of an earlier call and start over"
+    )
     names = [task.script for task in TASKS]
-    parser.add_argument("--only", nargs="+", choices=names, default=[], help="some of the benchmarks")
-    parser.add_argument("--steps", type=at_least_one, help="training steps of every benchmark (default: each its own)")
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=[], help="some of the benchmarks"
+    )
+    parser.add_argument(
+        "--steps",
+        type=at_least_one,
+        help="training steps of every benchmark (default: each its own)",
+    )
     args = parser.parse_args(argv)
     more = [] if args.steps is None else ["--steps", str(args.steps)]
     out = args.out if args.out.is_absolute() else ROOT / args.out
@@ -267,7 +373,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         checkpoint = find_checkpoint(args.checkpoint)
         out.mkdir(parents=True, exist_ok=True)
         marker.touch()
-        demo(out.relative_to(ROOT) if out.is_relative_to(ROOT) else out, checkpoint, args.only, more)
+        demo(
+            out.relative_to(ROOT) if out.is_relative_to(ROOT) else out, checkpoint, args.only, more
+        )
 
     return run_tool(tool)
 

@@ -1,7 +1,9 @@
-"""Movie stills for the demo of VCR: figures of several clips in one picture, with boxes, outlines, and questions that only the highlighting answers.
+"""Movie stills for the demo of VCR: figures of several clips in one picture, with boxes, outlines,
+and questions that only the highlighting answers.
 
-A question points at a figure by its detection's number. Another figure of the same picture lends one wrong answer, so whoever ignores where the
-highlighted figure is does no better than guessing between the two.
+A question points at a figure by its detection's number. Another figure of the same picture lends
+one wrong answer, so whoever ignores where the highlighted figure is does no better than guessing
+between the two.
 """
 
 from __future__ import annotations
@@ -56,9 +58,11 @@ def _does(clip: DemoClip) -> str:
 
 
 def write(clips: Sequence[DemoClip], split: str, folder: Path) -> list[dict[str, Any]]:
-    """Write the stills of a split with their metadata files into `folder`; returns the rows of {split}.jsonl.
+    """Write the stills of a split with their metadata files into `folder`; returns the rows of
+    {split}.jsonl.
 
-    Every figure with an action or a job stands in the middle of one still; others join it. Uses only `clips`, so splits share no figure.
+    Every figure with an action or a job stands in the middle of one still; others join it. Uses
+    only `clips`, so splits share no figure.
     """
     people = [clip for clip in clips if clip.tone and clip.who and (clip.doing or clip.role)]
     asked_about = sorted(people, key=lambda clip: place_in_order(f"still {clip.number}"))[:STILLS]
@@ -70,29 +74,57 @@ def write(clips: Sequence[DemoClip], split: str, folder: Path) -> list[dict[str,
         figures = _cast(clip, people, things, key)
         movie = f"demo_{split}_{number // MOVIE:04d}"
         name = f"{movie}/{number:06d}@0"
-        objects = ["person" if figure.clip.who else figure.clip.base.split()[-1] for figure in figures]
+        objects = [
+            "person" if figure.clip.who else figure.clip.base.split()[-1] for figure in figures
+        ]
         _write_still(folder / f"{name}.jpg", folder / f"{name}.json", figures, objects)
         for asked, row in enumerate(_questions(figures, actions, key)):
-            shared = {"movie": movie, "objects": objects, "img_fn": f"{name}.jpg", "metadata_fn": f"{name}.json"}
-            ids = {"img_id": f"{split}-{number}", "question_number": asked, "annot_id": f"{split}-{len(rows)}"}
-            rows.append({**shared, **row, **ids, "match_fold": f"{split}-0", "match_index": len(rows)})
+            shared = {
+                "movie": movie,
+                "objects": objects,
+                "img_fn": f"{name}.jpg",
+                "metadata_fn": f"{name}.json",
+            }
+            ids = {
+                "img_id": f"{split}-{number}",
+                "question_number": asked,
+                "annot_id": f"{split}-{len(rows)}",
+            }
+            rows.append(
+                {**shared, **row, **ids, "match_fold": f"{split}-0", "match_index": len(rows)}
+            )
     return rows
 
 
-def _cast(clip: DemoClip, people: Sequence[DemoClip], things: Sequence[DemoClip], key: str) -> list[_Figure]:
-    """The clip's figure, one person that differs in action and tone, and up to two more persons or things, in detections of mixed order."""
-    rivals = [other for other in people if (other.doing or other.role) != (clip.doing or clip.role) and other.tone != clip.tone]
+def _cast(
+    clip: DemoClip, people: Sequence[DemoClip], things: Sequence[DemoClip], key: str
+) -> list[_Figure]:
+    """The clip's figure, one person that differs in action and tone, and up to two more persons or
+    things, in detections of mixed order."""
+    rivals = [
+        other
+        for other in people
+        if (other.doing or other.role) != (clip.doing or clip.role) and other.tone != clip.tone
+    ]
     rival = rivals[int(place_in_order(f"{key} rival") * len(rivals))]
     extra = FIGURES[int(place_in_order(f"{key} size") * len(FIGURES))] - 2
     pool = (*things, *people)
     drawn = [pool[int(place_in_order(f"{key} extra {k}") * len(pool))] for k in range(2 * extra)]
-    chosen = [clip, rival, *[other for other in dict.fromkeys(drawn) if other not in (clip, rival)][:extra]]
+    chosen = [
+        clip,
+        rival,
+        *[other for other in dict.fromkeys(drawn) if other not in (clip, rival)][:extra],
+    ]
     places = pick(PLACES, len(chosen), f"{key} places")
-    figures = [_Figure(figure, PLACES.index(place)) for figure, place in zip(chosen, places, strict=True)]
+    figures = [
+        _Figure(figure, PLACES.index(place)) for figure, place in zip(chosen, places, strict=True)
+    ]
     return sorted(figures, key=lambda figure: place_in_order(f"{key} order {figure.clip.number}"))
 
 
-def _write_still(image: Path, metadata: Path, figures: Sequence[_Figure], objects: Sequence[str]) -> None:
+def _write_still(
+    image: Path, metadata: Path, figures: Sequence[_Figure], objects: Sequence[str]
+) -> None:
     canvas = np.full((SIDE, SIDE, 3), 255, np.uint8)
     boxes, outlines = [], []
     for figure in figures:
@@ -105,23 +137,41 @@ def _write_still(image: Path, metadata: Path, figures: Sequence[_Figure], object
         outlines.append([[[float(x), float(y)] for x, y in zip(xs, ys, strict=True)]])
     image.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(canvas).save(image, quality=92)
-    content = {"boxes": boxes, "segms": outlines, "names": list(objects), "width": SIDE, "height": SIDE}
+    content = {
+        "boxes": boxes,
+        "segms": outlines,
+        "names": list(objects),
+        "width": SIDE,
+        "height": SIDE,
+    }
     metadata.write_text(json.dumps(content))
 
 
 def outline(picture: NDArray[np.uint8]) -> list[tuple[int, int]]:
-    """A polygon around all that is not background: down its right side, up its left one. The whole picture where all is background."""
+    """A polygon around all that is not background: down its right side, up its left one. The whole
+    picture where all is background."""
     ink = picture.min(axis=-1) < WHITE
     rows = np.flatnonzero(ink.any(axis=1))
     if rows.size == 0:
         rows, ink = np.arange(picture.shape[0]), np.ones(picture.shape[:2], bool)
-    chosen = [int(row) for row in np.unique(np.linspace(rows[0], rows[-1], OUTLINE_ROWS).round().astype(int)) if ink[row].any()]
-    sides = [(int(np.flatnonzero(ink[row])[0]), int(np.flatnonzero(ink[row])[-1]), row) for row in chosen]
-    return [(right, row) for _, right, row in sides] + [(left, row) for left, _, row in reversed(sides)]
+    chosen = [
+        int(row)
+        for row in np.unique(np.linspace(rows[0], rows[-1], OUTLINE_ROWS).round().astype(int))
+        if ink[row].any()
+    ]
+    sides = [
+        (int(np.flatnonzero(ink[row])[0]), int(np.flatnonzero(ink[row])[-1]), row) for row in chosen
+    ]
+    return [(right, row) for _, right, row in sides] + [
+        (left, row) for left, _, row in reversed(sides)
+    ]
 
 
-def _questions(figures: Sequence[_Figure], actions: Sequence[str], key: str) -> list[dict[str, Any]]:
-    """Questions about different figures: what one does, which skin tone it has, where it is; the rationale tells another thing about it."""
+def _questions(
+    figures: Sequence[_Figure], actions: Sequence[str], key: str
+) -> list[dict[str, Any]]:
+    """Questions about different figures: what one does, which skin tone it has, where it is; the
+    rationale tells another thing about it."""
     people = [index for index, figure in enumerate(figures) if figure.does and figure.clip.tone]
     order = sorted(people, key=lambda index: place_in_order(f"{key} asked {index}"))
     rows = []
@@ -131,7 +181,14 @@ def _questions(figures: Sequence[_Figure], actions: Sequence[str], key: str) -> 
         question, answers, label = _asked(figures, index, kind, actions, place)
         rationales, rationale = _reasons(figures, index, kind, actions, place)
         labels = {"answer_label": label, "rationale_label": rationale}
-        rows.append({"question": question, "answer_choices": answers, "rationale_choices": rationales, **labels})
+        rows.append(
+            {
+                "question": question,
+                "answer_choices": answers,
+                "rationale_choices": rationales,
+                **labels,
+            }
+        )
     return rows
 
 
@@ -140,25 +197,44 @@ def _asked(
 ) -> tuple[Tokens, list[Tokens], int]:
     """(question, answers, place of the right answer)."""
     if kind == "where":
-        return ["Where", "is", [index], "?"], [_said(index, f"is in the {place}") for place in PLACES], figures[index].place
+        return (
+            ["Where", "is", [index], "?"],
+            [_said(index, f"is in the {place}") for place in PLACES],
+            figures[index].place,
+        )
     if kind == "tone":
         tone = figures[index].clip.tone
         options = _four(tone, [figure.clip.tone for figure in figures], TONES, key)
         question: Tokens = ["What", "skin", "tone", "does", [index], "have", "?"]
-        return question, [_said(index, f"has {option} skin") for option in options], options.index(tone)
+        return (
+            question,
+            [_said(index, f"has {option} skin") for option in options],
+            options.index(tone),
+        )
     does = figures[index].does
     options = _four(does, [figure.does for figure in figures], actions, key)
-    return ["What", "is", [index], "doing", "?"], [_said(index, f"is {option}") for option in options], options.index(does)
+    return (
+        ["What", "is", [index], "doing", "?"],
+        [_said(index, f"is {option}") for option in options],
+        options.index(does),
+    )
 
 
-def _reasons(figures: Sequence[_Figure], index: int, kind: str, actions: Sequence[str], key: str) -> tuple[list[Tokens], int]:
-    """True and false sentences about the figure, none about what was asked: its place, or what it does where the place was asked."""
+def _reasons(
+    figures: Sequence[_Figure], index: int, kind: str, actions: Sequence[str], key: str
+) -> tuple[list[Tokens], int]:
+    """True and false sentences about the figure, none about what was asked: its place, or what it
+    does where the place was asked."""
     if kind == "where":
         does = figures[index].does
         options = _four(does, [figure.does for figure in figures], actions, f"{key} because")
-        return [_said(index, f"is the one who is {option}") for option in options], options.index(does)
+        return [_said(index, f"is the one who is {option}") for option in options], options.index(
+            does
+        )
     options = pick(PLACES, len(PLACES), f"{key} because")
-    return [_said(index, f"is the one in the {option}") for option in options], options.index(figures[index].where)
+    return [_said(index, f"is the one in the {option}") for option in options], options.index(
+        figures[index].where
+    )
 
 
 def _said(index: int, words: str) -> Tokens:
@@ -166,9 +242,12 @@ def _said(index: int, words: str) -> Tokens:
 
 
 def _four(right: str, shown: Sequence[str], pool: Sequence[str], key: str) -> list[str]:
-    """The right option and three others in an order fixed by `key`: one that another figure of the picture has, two that none has, as in VCR, whose
-    wrong answers are right ones of other pictures."""
+    """The right option and three others in an order fixed by `key`: one that another figure of the
+    picture has, two that none has, as in VCR, whose wrong answers are right ones of other
+    pictures."""
     wrong = [option for option in dict.fromkeys(shown) if option not in ("", right)][:1]
-    others = pick([option for option in pool if option not in (right, *wrong)], len(pool), f"{key} wrong")
+    others = pick(
+        [option for option in pool if option not in (right, *wrong)], len(pool), f"{key} wrong"
+    )
     wrong += sorted(others, key=lambda option: option in shown)[: 3 - len(wrong)]
     return pick([right, *wrong], 4, f"{key} options")

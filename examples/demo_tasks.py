@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Small data sets in the official formats of five benchmarks, made of the clips that ship with the project.
+"""Small data sets in the official formats of five benchmarks, made of the clips that ship with the
+project.
 
     python examples/demo_tasks.py --out runs/demo-finetune/data
 
-writes OUT/<benchmark>/annotations and OUT/<benchmark>/media for msrvtt (retrieval, QA, multiple choice), tgif (action, transition, frameqa as
-GIFs), vcr (stills of several figures with boxes and outlines), kinetics (classes: what the figure does or is) and coco (stills with captions). All
-labels are true: they come from attributes.csv. No clip is in two splits, and the test combines people and skin tones that training never shows
-together. A second call writes the same bytes.
+writes OUT/<benchmark>/annotations and OUT/<benchmark>/media for msrvtt (retrieval, QA, multiple
+choice), tgif (action, transition, frameqa as GIFs), vcr (stills of several figures with boxes and
+outlines), kinetics (classes: what the figure does or is) and coco (stills with captions). All
+labels are true: they come from attributes.csv. No clip is in two splits, and the test combines
+people and skin tones that training never shows together. A second call writes the same bytes.
 """
 
 from __future__ import annotations
@@ -41,16 +43,27 @@ GIFS = {"train": 250, "test": 100}
 def captions(clip: DemoClip) -> tuple[str, ...]:
     """The clip's own caption first, then other words for it."""
     tone = f" with {clip.tone} skin" if clip.tone else ""
-    return clip.name, f"a {clip.base}{tone}", f"an animation of a {clip.base}{tone and f', {clip.tone} skin tone'}"
+    return (
+        clip.name,
+        f"a {clip.base}{tone}",
+        f"an animation of a {clip.base}{tone and f', {clip.tone} skin tone'}",
+    )
 
 
 def questions(clip: DemoClip) -> list[tuple[str, str]]:
-    """(question, answer) in the manner of MSR-VTT-QA: the question never holds the answer, and the picture shows it."""
+    """(question, answer) in the manner of MSR-VTT-QA: the question never holds the answer, and the
+    picture shows it."""
     asked = []
     if clip.doing:
-        asked += [(f"who is {clip.doing}?", clip.who), (f"what is the {clip.who} doing?", clip.doing)]
+        asked += [
+            (f"who is {clip.doing}?", clip.who),
+            (f"what is the {clip.who} doing?", clip.doing),
+        ]
     if clip.role:
-        asked += [(f"who is the {clip.role}?", clip.who), (f"what is the job of the {clip.who}?", clip.role)]
+        asked += [
+            (f"who is the {clip.role}?", clip.who),
+            (f"what is the job of the {clip.who}?", clip.role),
+        ]
     if clip.hair:
         asked += [(f"what kind of hair does the {clip.who} have?", clip.hair)]
     if clip.who and clip.tone:
@@ -66,7 +79,8 @@ def _by_split(all_clips: Iterable[DemoClip]) -> dict[str, list[DemoClip]]:
 
 
 def _text(path: Path, text: str) -> None:
-    """A whole folder is published at once, so a file in it is simply written; line ends stay as they are."""
+    """A whole folder is published at once, so a file in it is simply written; line ends stay as
+    they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode())
 
@@ -80,40 +94,70 @@ def _copy(clip: DemoClip, path: Path) -> None:
     shutil.copyfile(clip.path, path)
 
 
-# -- MSR-VTT ---------------------------------------------------------------------------------------------------------------------------------------
+# -- MSR-VTT ---------------------------------------------------------------------------------------
 
 
 def write_msrvtt(all_clips: Sequence[DemoClip], out: Path) -> None:
-    """Captions in MSR-VTT's own two files, the 1k-A test, QA and JSFusion's multiple choice. Videos are numbered in the official ranges of splits."""
+    """Captions in MSR-VTT's own two files, the 1k-A test, QA and JSFusion's multiple choice. Videos
+    are numbered in the official ranges of splits."""
     numbered = {
-        split: [(FIRST_VIDEO[split] + k, clip) for k, clip in enumerate(part)] for split, part in _by_split(all_clips).items()
+        split: [(FIRST_VIDEO[split] + k, clip) for k, clip in enumerate(part)]
+        for split, part in _by_split(all_clips).items()
     }
-    halves: dict[str, dict[str, list[Any]]] = {name: {"videos": [], "sentences": []} for name in ("train_val", "test")}
+    halves: dict[str, dict[str, list[Any]]] = {
+        name: {"videos": [], "sentences": []} for name in ("train_val", "test")
+    }
     sentence = 0
     for split, part in numbered.items():
         half = halves["test" if split == "test" else "train_val"]
         for number, clip in part:
             _copy(clip, out / "media" / f"video{number}.mp4")
             name = {"val": "validate"}.get(split, split)
-            half["videos"].append({"id": number, "video_id": f"video{number}", "category": 0, "url": "", "split": name})
+            half["videos"].append(
+                {
+                    "id": number,
+                    "video_id": f"video{number}",
+                    "category": 0,
+                    "url": "",
+                    "split": name,
+                }
+            )
             for text in captions(clip):
-                half["sentences"].append({"sen_id": sentence, "video_id": f"video{number}", "caption": text})
+                half["sentences"].append(
+                    {"sen_id": sentence, "video_id": f"video{number}", "caption": text}
+                )
                 sentence += 1
         _msrvtt_questions(out / "annotations" / f"{split}_qa.json", part)
     for name, half in halves.items():
         _text(out / "annotations" / f"{name}_videodatainfo.json", json.dumps({"info": {}, **half}))
-    rows = [f'ret{k},msr{number},video{number},"{clip.name}"' for k, (number, clip) in enumerate(numbered["test"])]
-    _text(out / "annotations" / "MSRVTT_JSFUSION_test.csv", "\n".join(["key,vid_key,video_id,sentence", *rows]) + "\n")
+    rows = [
+        f'ret{k},msr{number},video{number},"{clip.name}"'
+        for k, (number, clip) in enumerate(numbered["test"])
+    ]
+    _text(
+        out / "annotations" / "MSRVTT_JSFUSION_test.csv",
+        "\n".join(["key,vid_key,video_id,sentence", *rows]) + "\n",
+    )
     rows = ["\t".join(("key", "vid_key", "a1", "a2", "a3", "a4", "a5", "answer"))]
     for k, (number, clip) in enumerate(numbered["test"]):
-        options, answer = options_of(clip.name, _other_captions(clip, [c for _, c in numbered["test"]]), f"choice {clip.name}")
+        options, answer = options_of(
+            clip.name,
+            _other_captions(clip, [c for _, c in numbered["test"]]),
+            f"choice {clip.name}",
+        )
         rows.append("\t".join((f"ret{k}", f"msr{number}", *options, str(answer))))
     _text(out / "annotations" / "MSR_MC_test.csv", "\n".join(rows) + "\n")
 
 
 def _msrvtt_questions(path: Path, part: Sequence[tuple[int, DemoClip]]) -> None:
     rows = [
-        {"id": 10 * number + k, "video_id": number, "category_id": 0, "question": question, "answer": answer}
+        {
+            "id": 10 * number + k,
+            "video_id": number,
+            "category_id": 0,
+            "question": question,
+            "answer": answer,
+        }
         for number, clip in part
         for k, (question, answer) in enumerate(questions(clip))
     ]
@@ -124,7 +168,9 @@ def _other_captions(clip: DemoClip, others: Sequence[DemoClip]) -> list[str]:
     """Four captions of other videos: two of people with the same skin tone, two of any others."""
     wrong = [other for other in others if other.name != clip.name]
     near = pick([other.name for other in wrong if other.tone == clip.tone], 2, f"near {clip.name}")
-    return near + pick([other.name for other in wrong if other.name not in near], 2, f"far {clip.name}")
+    return near + pick(
+        [other.name for other in wrong if other.name not in near], 2, f"far {clip.name}"
+    )
 
 
 def options_of(right: str, wrong: Sequence[str], key: str) -> tuple[list[str], int]:
@@ -133,11 +179,12 @@ def options_of(right: str, wrong: Sequence[str], key: str) -> tuple[list[str], i
     return options, options.index(right)
 
 
-# -- TGIF-QA ---------------------------------------------------------------------------------------------------------------------------------------
+# -- TGIF-QA ---------------------------------------------------------------------------------------
 
 
 def write_tgif(all_clips: Sequence[DemoClip], out: Path) -> None:
-    """action: what is done; transition: two clips of the same kind of person one after the other, what is done after; frameqa: one word."""
+    """action: what is done; transition: two clips of the same kind of person one after the other,
+    what is done after; frameqa: one word."""
     actions = sorted({clip.doing for clip in all_clips if clip.doing})
     for half, splits in (("train", ("train", "val")), ("test", ("test",))):
         part = [clip for clip in all_clips if clip.split in splits and clip.doing]
@@ -145,8 +192,15 @@ def write_tgif(all_clips: Sequence[DemoClip], out: Path) -> None:
         shown = {clip.number: frames(clip, GIF_FRAMES) for clip in chosen}
         for clip in chosen:
             _write_gif(out / "media" / f"tumblr_{clip.number}.gif", shown[clip.number])
-        _tgif_choices(out, f"{half.title()}_action", "ACTION", [_action(clip, actions) for clip in chosen])
-        _tgif_choices(out, f"{half.title()}_transition", "TRANSITION", _transitions(chosen, shown, actions, out / "media"))
+        _tgif_choices(
+            out, f"{half.title()}_action", "ACTION", [_action(clip, actions) for clip in chosen]
+        )
+        _tgif_choices(
+            out,
+            f"{half.title()}_transition",
+            "TRANSITION",
+            _transitions(chosen, shown, actions, out / "media"),
+        )
         words = [row for clip in chosen for row in _words(clip)]
         header = ("gif_name", "question", "answer", "type", "vid_id", "key", "description")
         rows = [
@@ -171,12 +225,17 @@ def _action(clip: DemoClip, actions: Sequence[str]) -> tuple[str, str, list[str]
 
 
 def _transitions(
-    chosen: Sequence[DemoClip], shown: dict[int, list[NDArray[np.uint8]]], actions: Sequence[str], media: Path
+    chosen: Sequence[DemoClip],
+    shown: dict[int, list[NDArray[np.uint8]]],
+    actions: Sequence[str],
+    media: Path,
 ) -> list[tuple[str, str, list[str], int]]:
     rows = []
     for first in chosen:
         fitting = [
-            other for other in chosen if other.who == first.who and other.doing != first.doing and other.tone == first.tone
+            other
+            for other in chosen
+            if other.who == first.who and other.doing != first.doing and other.tone == first.tone
         ]
         if not fitting:
             continue
@@ -195,14 +254,25 @@ def _words(clip: DemoClip) -> list[tuple[str, str, str, str, str]]:
     gif = f"tumblr_{clip.number}"
     rows = [(gif, f"who is {clip.doing} ?", clip.who, "0", f"{clip.name} .")]
     if clip.tone:
-        rows.append((gif, f"what is the color of the skin of the {clip.who} ?", clip.tone, "2", f"{clip.name} ."))
+        rows.append(
+            (
+                gif,
+                f"what is the color of the skin of the {clip.who} ?",
+                clip.tone,
+                "2",
+                f"{clip.name} .",
+            )
+        )
     return rows
 
 
-def _tgif_choices(out: Path, name: str, kind: str, found: Sequence[tuple[str, str, list[str], int]]) -> None:
+def _tgif_choices(
+    out: Path, name: str, kind: str, found: Sequence[tuple[str, str, list[str], int]]
+) -> None:
     header = ("gif_name", "question", "a1", "a2", "a3", "a4", "a5", "answer", "vid_id", "key")
     rows = [
-        (gif, question, *options, str(answer), f"{kind}{k}", str(k)) for k, (gif, question, options, answer) in enumerate(found)
+        (gif, question, *options, str(answer), f"{kind}{k}", str(k))
+        for k, (gif, question, options, answer) in enumerate(found)
     ]
     _write_tgif(out / "annotations" / f"{name}_question.csv", header, rows)
 
@@ -211,14 +281,17 @@ def _write_tgif(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]
     _text(path, "".join("\t".join(row) + "\r\n" for row in (header, *rows)))
 
 
-# -- Kinetics, COCO --------------------------------------------------------------------------------------------------------------------------------
+# -- Kinetics, COCO --------------------------------------------------------------------------------
 
 
 def write_kinetics(all_clips: Sequence[DemoClip], out: Path) -> None:
-    """Classes: what the figure does or is. Official val is the demo's test; validation is held out of train by the reader."""
+    """Classes: what the figure does or is. Official val is the demo's test; validation is held out
+    of train by the reader."""
     chosen = {
         half: [
-            clip for clip in all_clips if (clip.split == "test") == (half == "val") and clip.tone and (clip.doing or clip.role)
+            clip
+            for clip in all_clips
+            if (clip.split == "test") == (half == "val") and clip.tone and (clip.doing or clip.role)
         ]
         for half in ("train", "val")
     }
@@ -245,25 +318,44 @@ def write_coco(all_clips: Sequence[DemoClip], out: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(middle_frame(clip)).save(path, quality=92)
         sentences = [
-            {"raw": f"{text.capitalize()}.", "tokens": text.lower().split(), "imgid": number, "sentid": 10 * number + k}
+            {
+                "raw": f"{text.capitalize()}.",
+                "tokens": text.lower().split(),
+                "imgid": number,
+                "sentid": 10 * number + k,
+            }
             for k, text in enumerate(captions(clip))
         ]
         ids = [sentence["sentid"] for sentence in sentences]
-        image = {"filepath": part, "filename": name, "cocoid": clip.number, "imgid": number, "split": clip.split}
+        image = {
+            "filepath": part,
+            "filename": name,
+            "cocoid": clip.number,
+            "imgid": number,
+            "split": clip.split,
+        }
         images.append({**image, "sentids": ids, "sentences": sentences})
-    _text(out / "annotations" / "dataset_coco.json", json.dumps({"dataset": "coco", "images": images}))
+    _text(
+        out / "annotations" / "dataset_coco.json", json.dumps({"dataset": "coco", "images": images})
+    )
 
 
-# -- VCR -------------------------------------------------------------------------------------------------------------------------------------------
+# -- VCR -------------------------------------------------------------------------------------------
 
 
 def write_vcr(all_clips: Sequence[DemoClip], out: Path) -> None:
-    """Stills of two to four figures. Official val is the demo's test; the official test, whose labels are hidden, gets a few of its stills again."""
+    """Stills of two to four figures. Official val is the demo's test; the official test, whose
+    labels are hidden, gets a few of its stills again."""
     parts = {"train": ("train", "val"), "val": ("test",)}
     for split, names in parts.items():
-        rows = demo_stills.write([clip for clip in all_clips if clip.split in names], split, out / "media")
+        rows = demo_stills.write(
+            [clip for clip in all_clips if clip.split in names], split, out / "media"
+        )
         _lines(out / "annotations" / f"{split}.jsonl", rows)
-    hidden = [{key: value for key, value in row.items() if key not in ("answer_label", "rationale_label")} for row in rows[:20]]
+    hidden = [
+        {key: value for key, value in row.items() if key not in ("answer_label", "rationale_label")}
+        for row in rows[:20]
+    ]
     _lines(
         out / "annotations" / "test.jsonl",
         [{**row, "annot_id": f"test-{k}", "img_id": f"test-{k}"} for k, row in enumerate(hidden)],
@@ -280,7 +372,8 @@ WRITERS: dict[str, Callable[[Sequence[DemoClip], Path], None]] = {
 
 
 def write(demo: Path, out: Path, names: Sequence[str] = tuple(WRITERS)) -> list[Path]:
-    """Write the named benchmarks into `out`; one that is there already stays. Returns their folders."""
+    """Write the named benchmarks into `out`; one that is there already stays. Returns their
+    folders."""
     missing = [name for name in names if not (out / name).is_dir()]
     found = clips(demo) if missing else []
     for name in missing:
@@ -290,10 +383,21 @@ def write(demo: Path, out: Path, names: Sequence[str] = tuple(WRITERS)) -> list[
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("benchmarks", nargs="*", metavar="BENCHMARK", help=f"which of {', '.join(WRITERS)} (default: all)")
-    parser.add_argument("--demo", type=Path, default=ROOT / "data" / "demo", help="folder of the embedded clips")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into, one folder per benchmark")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "benchmarks",
+        nargs="*",
+        metavar="BENCHMARK",
+        help=f"which of {', '.join(WRITERS)} (default: all)",
+    )
+    parser.add_argument(
+        "--demo", type=Path, default=ROOT / "data" / "demo", help="folder of the embedded clips"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write into, one folder per benchmark"
+    )
     args = parser.parse_args(argv)
 
     def tool() -> None:

@@ -2,4 +2,5 @@
 
 from allinone.engine.distributed import launch
 
-launch.prepare_environment()  # every module below imports torch or DeepSpeed, which read the environment once
+# every module below imports torch or DeepSpeed, which read the environment once
+launch.prepare_environment()

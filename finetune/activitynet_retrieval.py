@@ -3,10 +3,12 @@
 
     deepspeed finetune/activitynet_retrieval.py --annotations activitynet --media activitynet/videos --checkpoint base.ckpt --out runs/activitynet
 
-Hardware of the published values: 1,024 videos per step, 200 epochs (about 1,900 steps), contrast alone. Time on a GPU is not measured by us. The
-paper (R@1/5/10 and MdR of text to video): B 21.5 / 50.3 / 65.5, 6; with 3x3 (--views 3) 22.4 / 53.7 / 67.7, 5. The original cuts paragraphs at 40
-tokens, which loses most of nearly each; 100 are read here, --max-text-len 40 does as the original. val_1 is the test, so 5 % of the training
-videos are held out to choose the best weights; val_2 has other captions of the same videos and must not be used for it.
+Hardware of the published values: 1,024 videos per step, 200 epochs (about 1,900 steps), contrast
+alone. Time on a GPU is not measured by us. The paper (R@1/5/10 and MdR of text to video): B 21.5 /
+50.3 / 65.5, 6; with 3x3 (--views 3) 22.4 / 53.7 / 67.7, 5. The original cuts paragraphs at 40
+tokens, which loses most of nearly each; 100 are read here, --max-text-len 40 does as the original.
+val_1 is the test, so 5 % of the training videos are held out to choose the best weights; val_2 has
+other captions of the same videos and must not be used for it.
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ BENCHMARK = Benchmark(
         task=RetrievalOptions(),
         train=TuneConfig(global_batch=1024, micro_batch=32, lr=3e-4, warmup=0.1),
     ),
-    archives="the videos of ActivityNet 1.3 (v_<id>.mp4, .mkv or .webm; the owners give a full copy by a form, many links are dead)",
+    archives=(
+        "the videos of ActivityNet 1.3 (v_<id>.mp4, .mkv or .webm; the owners give a full copy by a"
+        " form, many links are dead)"
+    ),
 )
 
 if __name__ == "__main__":

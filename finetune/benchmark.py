@@ -19,7 +19,8 @@ class Splits:
     train: str
     """Empty: there is nothing to train on, the benchmark is evaluated only."""
     val: str
-    """Chooses the best weights; held out of train where the benchmark has none. Empty: the last weights are taken."""
+    """Chooses the best weights; held out of train where the benchmark has none. Empty: the last
+    weights are taken."""
     test: str
 
 
@@ -35,13 +36,16 @@ class Benchmark:
     variants: Mapping[str, Splits]
     """Variant → its splits; the first is the default. One may be called ""."""
     config: FinetuneConfig
-    """Published hyper-parameters: those of the original code's configuration of this task; `task` holds the protocol's options."""
+    """Published hyper-parameters: those of the original code's configuration of this task; `task`
+    holds the protocol's options."""
     archives: str
     """Where the official media come from, for the message about a missing folder."""
     reads_media: bool = False
-    """Whether the annotations lie partly in the media folder (VCR's boxes): `load` gets it as a fourth argument."""
+    """Whether the annotations lie partly in the media folder (VCR's boxes): `load` gets it as a
+    fourth argument."""
     submission: tuple[str, Callable[[Path, Split, Outcome], None]] | None = None
-    """Name of the file for the benchmark's test server, and what writes it (finetune.submissions) from the outcome's rows."""
+    """Name of the file for the benchmark's test server, and what writes it (finetune.submissions)
+    from the outcome's rows."""
 
     def read(self, config: FinetuneConfig, split: str, variant: str) -> Split:
         """One split; AnnotationError where its files are missing or of another format."""
@@ -50,18 +54,25 @@ class Benchmark:
         return self.load(config.annotations, split, variant)
 
     def splits(self, config: FinetuneConfig) -> tuple[str, Splits]:
-        """(variant, its splits with those that the options name); ConfigError lists the valid variants."""
+        """(variant, its splits with those that the options name); ConfigError lists the valid
+        variants."""
         variant = config.variant or next(iter(self.variants))
         if variant not in self.variants:
             raise ConfigError(
-                f"{self.name} has no --variant {variant!r}; valid variants: {', '.join(filter(None, self.variants))}"
+                f"{self.name} has no --variant {variant!r}; valid variants:"
+                f" {', '.join(filter(None, self.variants))}"
                 + (", or none" if "" in self.variants and len(self.variants) > 1 else "")
             )
         own = self.variants[variant]
-        chosen = Splits(config.train_split or own.train, config.val_split or own.val, config.eval_split or own.test)
+        chosen = Splits(
+            config.train_split or own.train,
+            config.val_split or own.val,
+            config.eval_split or own.test,
+        )
         if chosen.val == own.test or (chosen.val and chosen.val in (chosen.train, own.test)):
             raise ConfigError(
-                f"--val-split {chosen.val} is the split that is trained or tested on: the best weights may not be chosen by it"
+                f"--val-split {chosen.val} is the split that is trained or tested on: the best"
+                " weights may not be chosen by it"
             )
         return variant, chosen
 
@@ -77,13 +88,19 @@ class Loaded:
 
 
 def load_splits(benchmark: Benchmark, config: FinetuneConfig) -> Loaded:
-    """Read the annotations. Raises AnnotationError where they are missing, of another format, empty, or overlap."""
+    """Read the annotations. Raises AnnotationError where they are missing, of another format,
+    empty, or overlap."""
     variant, names = benchmark.splits(config)
     if not names.train and not config.eval_only:
-        raise ConfigError(f"{benchmark.name} has no training split; give --eval-only, or --train-split and --val-split")
+        raise ConfigError(
+            f"{benchmark.name} has no training split; give --eval-only, or --train-split and"
+            " --val-split"
+        )
     test = benchmark.read(config, names.test, variant)
     if config.eval_only:
-        try:  # what a head depends on (an answer vocabulary) is compared with the checkpoint's where the files are there
+        # what a head depends on (an answer vocabulary) is compared with the checkpoint's where the
+        # files are there
+        try:
             train = benchmark.read(config, names.train, variant) if names.train else None
         except AnnotationError:
             train = None

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""COCO image-text retrieval on Karpathy's split: 5,000 test images with all their captions, or the mean over five folds of 1,000.
+"""COCO image-text retrieval on Karpathy's split: 5,000 test images with all their captions, or the
+mean over five folds of 1,000.
 
     deepspeed finetune/coco_retrieval.py --annotations karpathy --media coco --checkpoint base.ckpt --out runs/coco
     … --variant 1k: COCO 1K, --folds 5
 
-Hardware of the published values: 256 images per step, 50 epochs (about 22,100 steps), contrast and rank head with 15 negatives. Time on a GPU is
-not measured by us. The paper configures COCO and reports no figure. All captions of an image count: 25,010 in the test split.
+Hardware of the published values: 256 images per step, 50 epochs (about 22,100 steps), contrast and
+rank head with 15 negatives. Time on a GPU is not measured by us. The paper configures COCO and
+reports no figure. All captions of an image count: 25,010 in the test split.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def with_folds(config: FinetuneConfig) -> FinetuneConfig:
 
 def main(benchmark: Benchmark, argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    config = parse(benchmark, launch.without_launcher_arguments(sys.argv[1:] if argv is None else argv))
+    config = parse(
+        benchmark, launch.without_launcher_arguments(sys.argv[1:] if argv is None else argv)
+    )
     return launch.main(lambda: fine_tune(benchmark, with_folds(config)))
 
 

@@ -1,4 +1,5 @@
-"""A fine-tuning or evaluation run is this one dataclass: the benchmark's published values, changed by options, saved with every checkpoint."""
+"""A fine-tuning or evaluation run is this one dataclass: the benchmark's published values, changed
+by options, saved with every checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ VALIDATIONS = 20
 
 
 def cache_folder() -> Path:
-    """Where probed media are remembered for all runs: $XDG_CACHE_HOME/allinone, by default below the home folder."""
+    """Where probed media are remembered for all runs: $XDG_CACHE_HOME/allinone, by default below
+    the home folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "allinone"
 
 
@@ -36,7 +38,8 @@ class TuneConfig(TrainConfig):
     global_batch: int = 512
     """Items per optimizer step over all ranks."""
     save_every: int = 500
-    """Steps between two checkpoints; more are written at the end, on a signal and before a validation."""
+    """Steps between two checkpoints; more are written at the end, on a signal and before a
+    validation."""
 
     def __post_init__(self) -> None:
         if self.steps:
@@ -54,9 +57,11 @@ class FinetuneConfig:
     media: Path = REQUIRED
     """Folder with the videos or images."""
     checkpoint: Path = REQUIRED
-    """Where the weights come from: a run's folder, a checkpoint, a model folder, or a released file of the original code."""
+    """Where the weights come from: a run's folder, a checkpoint, a model folder, or a released file
+    of the original code."""
     out: Path = REQUIRED
-    """Folder of the run: checkpoints, best weights, results, predictions. The same command on the same folder resumes."""
+    """Folder of the run: checkpoints, best weights, results, predictions. The same command on the
+    same folder resumes."""
     variant: str = ""
     """Which of the benchmark's variants (split protocol, sub-task); empty takes the first."""
     eval_only: bool = False
@@ -72,9 +77,11 @@ class FinetuneConfig:
     frames: int = 3
     """Frames per view, T."""
     views: int = 1
-    """Views per clip in evaluation, whose scores are averaged; the paper's 3x3 is 3 views of 3 frames."""
+    """Views per clip in evaluation, whose scores are averaged; the paper's 3x3 is 3 views of 3
+    frames."""
     image_size: int | None = None
-    """Height and width of the frames, pixels; None takes the checkpoint's. Tables of another size are interpolated."""
+    """Height and width of the frames, pixels; None takes the checkpoint's. Tables of another size
+    are interpolated."""
     max_text_len: int | None = None
     """Tokens per text, [CLS] and [SEP] included; None takes the checkpoint's."""
     patch_order: str | None = None
@@ -84,20 +91,23 @@ class FinetuneConfig:
     epochs: float = 20.0
     """Passes over the training split, where --steps is 0."""
     patience: int = 5
-    """Validations in a row without a better result after which training stops; 0 never stops early."""
+    """Validations in a row without a better result after which training stops; 0 never stops
+    early."""
     val_items: int = 2000
     """Validate on at most this many items, chosen by the hash of their ids; 0 takes all."""
     head_lr_mult: float = 1.0
     """The task head's learning rate as a multiple of --lr."""
     eval_batch: int = 32
-    """Items per evaluation batch. Part of what results are cached by; scores depend on it through rounding only."""
+    """Items per evaluation batch. Part of what results are cached by; scores depend on it through
+    rounding only."""
     cache: Path = field(default_factory=cache_folder)
     """Folder in which probed media are remembered, for all runs."""
     picture_rate: float = 3.0
     """Pictures per second where a video is a folder of numbered pictures (TVQA)."""
     pretraining: str = ""
-    """Data sets of the pre-training joined by +, as the paper writes them (WebVid+HowTo): which row of the paper the result stands beside. If not
-    given, as the checkpoint says: the folders of our own pre-training runs."""
+    """Data sets of the pre-training joined by +, as the paper writes them (WebVid+HowTo): which row
+    of the paper the result stands beside. If not given, as the checkpoint says: the folders of our
+    own pre-training runs."""
     task: TaskOptions = field(default_factory=TaskOptions)
     loader: DataConfig = field(default_factory=DataConfig)
     train: TuneConfig = field(default_factory=TuneConfig)
@@ -118,14 +128,22 @@ class FinetuneConfig:
         }
 
     def with_steps(self, items: int) -> FinetuneConfig:
-        """The same with steps, and the interval of validations, for a training split of this size."""
+        """The same with steps, and the interval of validations, for a training split of this
+        size."""
         train = self.train
         steps = train.steps or max(1, math.ceil(self.epochs * items / train.global_batch))
-        return replace(self, train=replace(train, steps=steps, eval_every=train.eval_every or max(1, steps // VALIDATIONS)))
+        return replace(
+            self,
+            train=replace(
+                train, steps=steps, eval_every=train.eval_every or max(1, steps // VALIDATIONS)
+            ),
+        )
 
     def clip(self, config: AllInOneConfig) -> ClipConfig:
         """What the reader must deliver for this model."""
-        return ClipConfig(num_frames=self.frames, image_size=config.image_size, max_text_len=config.max_text_len)
+        return ClipConfig(
+            num_frames=self.frames, image_size=config.image_size, max_text_len=config.max_text_len
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Plain values only, for checkpoints and results."""

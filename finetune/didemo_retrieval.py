@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""DiDeMo, paragraph to video: all descriptions of a video make one query, 1,004 against 1,004, first 30 seconds.
+"""DiDeMo, paragraph to video: all descriptions of a video make one query, 1,004 against 1,004,
+first 30 seconds.
 
     deepspeed finetune/didemo_retrieval.py --annotations LocalizingMoments/data --media didemo/videos --checkpoint base.ckpt --out runs/didemo
 
-Hardware of the published values: 1,024 videos per step, 200 epochs (about 1,600 steps), contrast alone, 80 tokens. Time on a GPU is not measured
-by us. The paper (R@1/5/10 and MdR of text to video): B 31.2 / 60.5 / 72.1, 3; with 3x3 (--views 3) 32.7 / 61.4 / 73.5, 3.
+Hardware of the published values: 1,024 videos per step, 200 epochs (about 1,600 steps), contrast
+alone, 80 tokens. Time on a GPU is not measured by us. The paper (R@1/5/10 and MdR of text to
+video): B 31.2 / 60.5 / 72.1, 3; with 3x3 (--views 3) 32.7 / 61.4 / 73.5, 3.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Ego4D multiple choice as the paper has it: which of four narrations belongs to the clip, zero-shot; chance 25 %. This is not EgoMCQ.
+"""Ego4D multiple choice as the paper has it: which of four narrations belongs to the clip,
+zero-shot; chance 25 %. This is not EgoMCQ.
 
     deepspeed finetune/ego4d_choice.py --annotations ego4d --media ego4d/videos --checkpoint base.ckpt --out runs/ego4d --eval-only
 
-Hardware: one GPU; time is not measured by us. The paper: zero-shot B 36.5. The number of its items is not published. There is nothing to train
-on: the original is configured for 256 items per step and 10 epochs, but its training list is its pre-training set.
+Hardware: one GPU; time is not measured by us. The paper: zero-shot B 36.5. The number of its items
+is not published. There is nothing to train on: the original is configured for 256 items per step
+and 10 epochs, but its training list is its pre-training set.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ BENCHMARK = Benchmark(
         task=ChoiceOptions(),
         train=TuneConfig(global_batch=256, micro_batch=8, lr=1e-4, warmup=0.1),
     ),
-    archives="the full-scale videos of Ego4D (<uid>.mp4; licence agreement with the Ego4D consortium)",
+    archives=(
+        "the full-scale videos of Ego4D (<uid>.mp4; licence agreement with the Ego4D consortium)"
+    ),
 )
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""EgoMCQ (Lin et al. 2022): which of five clips belongs to the narration, of other videos (inter) or of the same one (intra); chance 20 %.
+"""EgoMCQ (Lin et al. 2022): which of five clips belongs to the narration, of other videos (inter)
+or of the same one (intra); chance 20 %.
 
     deepspeed finetune/egomcq.py --annotations EgoVLP --media ego4d/videos --checkpoint base.ckpt --out runs/egomcq --eval-only
     … --variant chunks: videos cut into chunks of 600 seconds, <uid>/<number>.mp4, as EgoVLP prepares them
 
-Hardware: one GPU; time is not measured by us. The paper reports no EgoMCQ. EgoVLP's released metric prints inter and intra under each other's
-name; the higher figure is inter. There is nothing to train on.
+Hardware: one GPU; time is not measured by us. The paper reports no EgoMCQ. EgoVLP's released metric
+prints inter and intra under each other's name; the higher figure is inter. There is nothing to
+train on.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from allinone.finetune.tasks.multiple_choice import ChoiceOptions, MultipleChoic
 BENCHMARK = Benchmark(
     name="egomcq",
     protocol=MultipleChoice,
-    load=lambda folder, split, variant: egomcq.load(folder, split, chunk_s=600.0 if variant == "chunks" else None),
+    load=lambda folder, split, variant: egomcq.load(
+        folder, split, chunk_s=600.0 if variant == "chunks" else None
+    ),
     variants=dict.fromkeys(("whole", "chunks"), Splits("", "", "test")),
     config=FinetuneConfig(
         max_text_len=40,
@@ -33,7 +37,9 @@ BENCHMARK = Benchmark(
         task=ChoiceOptions(),
         train=TuneConfig(global_batch=256, micro_batch=8, lr=1e-4, warmup=0.1),
     ),
-    archives="the full-scale videos of Ego4D (<uid>.mp4; licence agreement with the Ego4D consortium)",
+    archives=(
+        "the full-scale videos of Ego4D (<uid>.mp4; licence agreement with the Ego4D consortium)"
+    ),
 )
 
 if __name__ == "__main__":

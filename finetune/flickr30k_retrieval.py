@@ -3,10 +3,11 @@
 
     deepspeed finetune/flickr30k_retrieval.py --annotations karpathy --media flickr30k-images --checkpoint base.ckpt --out runs/flickr30k
 
-Hardware of the published values: 256 images per step, 10 epochs (about 1,100 steps), rank head with 15 negatives. Time on a GPU is not measured
-by us. The paper configures Flickr30k and reports no figure. The original trains the rank head alone, which needs all 5,000,000 pairs in
-evaluation; contrast is trained beside it here, so that --rerank 32 needs 160,000. It also trains on the validation set, which chooses the best
-weights here.
+Hardware of the published values: 256 images per step, 10 epochs (about 1,100 steps), rank head with
+15 negatives. Time on a GPU is not measured by us. The paper configures Flickr30k and reports no
+figure. The original trains the rank head alone, which needs all 5,000,000 pairs in evaluation;
+contrast is trained beside it here, so that --rerank 32 needs 160,000. It also trains on the
+validation set, which chooses the best weights here.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""HMDB51, linear probe: the backbone is frozen, a classifier is trained on each of the three official folds; the mean of top-1, 5 and 10.
+"""HMDB51, linear probe: the backbone is frozen, a classifier is trained on each of the three
+official folds; the mean of top-1, 5 and 10.
 
     deepspeed finetune/hmdb51_linear.py --annotations splits --media videos --checkpoint base.ckpt --out runs/hmdb51_linear
     … --variant 2: one fold alone; --frames 8
 
-Hardware of the published values: 256 clips per step, 50 epochs per fold, forward passes only. Time on a GPU is not measured by us. The paper: B
-51.9 / 84.1 / 93.4 with 3 frames (its notes: 50.8 on paper, 51.2 in the log), 54.7 / 88.2 / 95.2 with 8; B+ with heads not shared 55.2 / 89.1 /
-95.8; time average in place of rolling 43.1 / 75.5 / 90.5. The original evaluates fold 1 alone: --variant 1. 5 % of the training films of each
-fold are held out to choose the best weights.
+Hardware of the published values: 256 clips per step, 50 epochs per fold, forward passes only. Time
+on a GPU is not measured by us. The paper: B 51.9 / 84.1 / 93.4 with 3 frames (its notes: 50.8 on
+paper, 51.2 in the log), 54.7 / 88.2 / 95.2 with 8; B+ with heads not shared 55.2 / 89.1 / 95.8;
+time average in place of rolling 43.1 / 75.5 / 90.5. The original evaluates fold 1 alone: --variant
+1. 5 % of the training films of each fold are held out to choose the best weights.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ BENCHMARK = Benchmark(
         task=ActionOptions(),
         train=TuneConfig(global_batch=256, micro_batch=32, lr=1e-4, warmup=0.1),
     ),
-    archives="hmdb51_org.rar of HMDB51 (serre-lab.clps.brown.edu), its 51 inner archives unpacked: <class>/<file>.avi",
+    archives=(
+        "hmdb51_org.rar of HMDB51 (serre-lab.clps.brown.edu), its 51 inner archives unpacked:"
+        " <class>/<file>.avi"
+    ),
 )
 
 if __name__ == "__main__":

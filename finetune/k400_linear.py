@@ -3,9 +3,11 @@
 
     deepspeed finetune/k400_linear.py --annotations kinetics400 --media kinetics400 --checkpoint base.ckpt --out runs/k400_linear --frames 8
 
-The official val is the test here, as in the paper; 5 % of train choose the best weights. Hardware of the published values: 256 clips per step, 50
-epochs. --probe linear trains one layer alone, where the original trains the pooler and two layers. Time on a GPU is not measured by us. The paper
-(top-1/5/10): B with 3 frames 49.8 / 79.8 / 90.7, with 8 frames 52.4 / 83.2 / 92.9; averaged in time instead of rolled 44.3 / 75.2 / 87.3.
+The official val is the test here, as in the paper; 5 % of train choose the best weights. Hardware
+of the published values: 256 clips per step, 50 epochs. --probe linear trains one layer alone, where
+the original trains the pooler and two layers. Time on a GPU is not measured by us. The paper
+(top-1/5/10): B with 3 frames 49.8 / 79.8 / 90.7, with 8 frames 52.4 / 83.2 / 92.9; averaged in time
+instead of rolled 44.3 / 75.2 / 87.3.
 """
 
 from __future__ import annotations
@@ -42,7 +44,10 @@ BENCHMARK = Benchmark(
         task=ActionOptions(),
         train=TuneConfig(global_batch=256, micro_batch=16, lr=3e-4, warmup=0.1),
     ),
-    archives="Kinetics-400, <split>/<class>/<id>_<start>_<end>.mp4 (for example the archive of the CVD Foundation)",
+    archives=(
+        "Kinetics-400, <split>/<class>/<id>_<start>_<end>.mp4 (for example the archive of the CVD"
+        " Foundation)"
+    ),
 )
 
 if __name__ == "__main__":

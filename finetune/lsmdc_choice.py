@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""LSMDC multiple choice: which of five sentences belongs to the movie clip, accuracy over about 10,053 test clips; chance 20 %.
+"""LSMDC multiple choice: which of five sentences belongs to the movie clip, accuracy over about
+10,053 test clips; chance 20 %.
 
     deepspeed finetune/lsmdc_choice.py --annotations LSMDC --media LSMDC/clips --checkpoint base.ckpt --out runs/lsmdc_choice
     … --eval-only: zero-shot, scored by the matching head
 
-Hardware of the published values: 256 items per step, 20 epochs (about 7,900 steps). Time on a GPU is not measured by us. The paper: zero-shot B
-56.3 (56.7 in the log), B+ 58.1; fine-tuned B+ 83.9, B* 84.4 (B is illegible on the slides).
+Hardware of the published values: 256 items per step, 20 epochs (about 7,900 steps). Time on a GPU
+is not measured by us. The paper: zero-shot B 56.3 (56.7 in the log), B+ 58.1; fine-tuned B+ 83.9,
+B* 84.4 (B is illegible on the slides).
 """
 
 from __future__ import annotations

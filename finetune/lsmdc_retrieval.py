@@ -3,8 +3,9 @@
 
     deepspeed finetune/lsmdc_retrieval.py --annotations LSMDC --media LSMDC/clips --checkpoint base.ckpt --out runs/lsmdc_retrieval
 
-Hardware of the published values: 1,024 clips per step, 50 epochs (about 4,900 steps), contrast and rank head, 80 tokens. Time on a GPU is not
-measured by us. The paper reports no LSMDC retrieval: the original code reads the clip's id in place of its sentence.
+Hardware of the published values: 1,024 clips per step, 50 epochs (about 4,900 steps), contrast and
+rank head, 80 tokens. Time on a GPU is not measured by us. The paper reports no LSMDC retrieval: the
+original code reads the clip's id in place of its sentence.
 """
 
 from __future__ import annotations

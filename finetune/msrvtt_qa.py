@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""MSR-VTT-QA: open questions on short web videos (Xu et al. 2017), accuracy over all test questions.
+"""MSR-VTT-QA: open questions on short web videos (Xu et al. 2017), accuracy over all test
+questions.
 
     deepspeed finetune/msrvtt_qa.py --annotations MSRVTT-QA --media MSRVTT/videos --checkpoint all-in-one-base.ckpt --out runs/msrvtt_qa
 
-Hardware of the published values: 512 questions per step, 20 epochs (about 6,200 steps). Time on a GPU is not measured by us.
-The paper: S 39.5 (illegible on the slides), B 42.9 with 3 frames, 44.3 with 3x3 (--views 3), B+ 44.6, B* 46.8. Whether these leave out questions
-whose answer is not in the vocabulary, as the original code does, is not known: compare accuracy_answerable as well.
+Hardware of the published values: 512 questions per step, 20 epochs (about 6,200 steps). Time on a
+GPU is not measured by us. The paper: S 39.5 (illegible on the slides), B 42.9 with 3 frames, 44.3
+with 3x3 (--views 3), B+ 44.6, B* 46.8. Whether these leave out questions whose answer is not in the
+vocabulary, as the original code does, is not known: compare accuracy_answerable as well.
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ BENCHMARK = Benchmark(
         task=QAOptions(answers=1500),
         train=TuneConfig(global_batch=512, micro_batch=16, lr=1e-4, warmup=0.1),
     ),
-    archives="train_val_videos.zip and test_videos.zip of MSR-VTT (video0.mp4 … video9999.mp4), or frozen-in-time's MSRVTT.zip",
+    archives=(
+        "train_val_videos.zip and test_videos.zip of MSR-VTT (video0.mp4 … video9999.mp4), or"
+        " frozen-in-time's MSRVTT.zip"
+    ),
 )
 
 if __name__ == "__main__":

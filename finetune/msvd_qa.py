@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""MSVD-QA: open questions on short video clips (Xu et al. 2017), accuracy over all 13,157 test questions.
+"""MSVD-QA: open questions on short video clips (Xu et al. 2017), accuracy over all 13,157 test
+questions.
 
     deepspeed finetune/msvd_qa.py --annotations MSVD-QA --media YouTubeClips --checkpoint base.ckpt --out runs/msvd_qa
 
-Hardware of the published values: 512 questions per step, 20 epochs (about 1,200 steps). Time on a GPU is not measured by us. The paper: S 41.7, B
-46.5 with 3 frames (46.1 in the log), 47.9 with 3x3 (--views 3), B+ 48.2, B* 48.3. Whether these leave out the questions whose answer is not among
-the 1,000 of the vocabulary (8.9 % of the test), as the original code does, is not known: compare accuracy_answerable too.
+Hardware of the published values: 512 questions per step, 20 epochs (about 1,200 steps). Time on a
+GPU is not measured by us. The paper: S 41.7, B 46.5 with 3 frames (46.1 in the log), 47.9 with 3x3
+(--views 3), B+ 48.2, B* 48.3. Whether these leave out the questions whose answer is not among the
+1,000 of the vocabulary (8.9 % of the test), as the original code does, is not known: compare
+accuracy_answerable too.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""MSVD retrieval: all captions of 670 test clips are queries (about 27,800), text to video and back.
+"""MSVD retrieval: all captions of 670 test clips are queries (about 27,800), text to video and
+back.
 
     deepspeed finetune/msvd_retrieval.py --annotations msvd_data --media YouTubeClips --checkpoint base.ckpt --out runs/msvd_retrieval
 
-Hardware of the published values: 256 clips per step, 50 epochs (about 230 steps), contrast and rank head with 10 negatives. Time on a GPU is not
-measured by us. The paper reports no MSVD retrieval (its code is configured for it). This is not the split of MSVD-QA: never mix the two.
+Hardware of the published values: 256 clips per step, 50 epochs (about 230 steps), contrast and rank
+head with 10 negatives. Time on a GPU is not measured by us. The paper reports no MSVD retrieval
+(its code is configured for it). This is not the split of MSVD-QA: never mix the two.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""From a benchmark and its options to a result: read annotations, find media, train, choose the best weights, evaluate."""
+"""From a benchmark and its options to a result: read annotations, find media, train, choose the
+best weights, evaluate."""
 
 from __future__ import annotations
 
@@ -28,7 +29,12 @@ from allinone.finetune.benchmark import Benchmark, Loaded, load_splits
 from allinone.finetune.config import FinetuneConfig
 from allinone.finetune.cost import run_activations, training_flops
 from allinone.finetune.evaluation.cache import Cache
-from allinone.finetune.evaluation.evaluator import EvaluationSettings, Evaluator, shown_media, subset
+from allinone.finetune.evaluation.evaluator import (
+    EvaluationSettings,
+    Evaluator,
+    shown_media,
+    subset,
+)
 from allinone.finetune.evaluation.results import EvaluationResult, write_predictions, write_result
 from allinone.finetune.evaluation.table import table
 from allinone.finetune.inputs.clip_reader import Reader
@@ -58,13 +64,17 @@ class Job:
 
     def __init__(self, benchmark: Benchmark, config: FinetuneConfig) -> None:
         self.benchmark, self.config = benchmark, config
-        self.place, self.device = launch.start(config.train.device, collective_timeout_s(config.train.hang_timeout_s))
+        self.place, self.device = launch.start(
+            config.train.device, collective_timeout_s(config.train.hang_timeout_s)
+        )
         if config.loader.workers:
             forkserver_context()  # it imports while this process reads
         self.loaded: Loaded = load_splits(benchmark, config)
         self.protocol: Protocol = benchmark.protocol(config.task)
         self.origin: Origin = read_origin(config.checkpoint)
-        self.model_config: AllInOneConfig = task_config(self.origin, config.size, config.model_overrides())
+        self.model_config: AllInOneConfig = task_config(
+            self.origin, config.size, config.model_overrides()
+        )
         self.protocol.media, self.protocol.image_size = config.media, self.model_config.image_size
         self.protocol.learn(self.loaded.train, self.origin, eval_only=config.eval_only)
         self.library = MediaLibrary(
@@ -87,7 +97,11 @@ class Job:
 
     def run(self) -> EvaluationResult:
         """Train (unless --eval-only), then evaluate with the best weights."""
-        used = [self.loaded.test] if self.config.eval_only else [self.train_split, self.loaded.val, self.loaded.test]
+        used = (
+            [self.loaded.test]
+            if self.config.eval_only
+            else [self.train_split, self.loaded.val, self.loaded.test]
+        )
         media = [clip for split in used if split is not None for clip in shown_media(split)]
         self.library.prepare(media, quiet=self.config.train.json)
         for split in used:
@@ -114,7 +128,13 @@ class Job:
         clip = config.clip(self.model_config)
         reader = Reader(self.library, clip, config.loader)
         ids = [item.id for item in split.items]
-        source = Source(f"{self.benchmark.name}/{split.name}", ids, self.protocol.train_examples(split), reader, clip)
+        source = Source(
+            f"{self.benchmark.name}/{split.name}",
+            ids,
+            self.protocol.train_examples(split),
+            reader,
+            clip,
+        )
         ledger = None if launch.repeats(config.train.tensor_parallel) else config.out / "bad_clips"
         data = TaskStream(source, config.loader, seed=config.train.seed, ledger=ledger)
         Run(
@@ -124,8 +144,14 @@ class Job:
             data=data,
             run_config=config.as_json(),
             evaluate=self._validation(),
-            flops_per_sample=training_flops(self.protocol.passes(), self.model_config, frozen=plan.frozen),
-            activations=None if plan.frozen else run_activations(self.protocol.passes(), self.model_config, config.train),
+            flops_per_sample=training_flops(
+                self.protocol.passes(), self.model_config, frozen=plan.frozen
+            ),
+            activations=(
+                None
+                if plan.frozen
+                else run_activations(self.protocol.passes(), self.model_config, config.train)
+            ),
             out=config.out,
             head_patterns=(TASK_HEAD,),
             head_lr_mult=config.head_lr_mult,
@@ -139,28 +165,42 @@ class Job:
 
         def validate(model: nn.Module, device: torch.device) -> Mapping[str, float]:
             assert isinstance(model, TaskModel)
-            evaluator = Evaluator(model, self.library, replace(self._settings(), views=1, quiet=True), device)
+            evaluator = Evaluator(
+                model, self.library, replace(self._settings(), views=1, quiet=True), device
+            )
             outcome = self.protocol.evaluate(model, evaluator, split)
             values = {f"val/{name}": score.value for name, score in outcome.scores.items()}
-            return {SELECT: self.protocol.select(outcome), **values, "val/missing": float(len(outcome.missing))}
+            return {
+                SELECT: self.protocol.select(outcome),
+                **values,
+                "val/missing": float(len(outcome.missing)),
+            }
 
         return validate
 
     def _settings(self) -> EvaluationSettings:
         config = self.config
         return EvaluationSettings(
-            config.clip(self.model_config), config.loader, config.views, config.eval_batch, config.train.json
+            config.clip(self.model_config),
+            config.loader,
+            config.views,
+            config.eval_batch,
+            config.train.json,
         )
 
     def evaluate(self, origin: Origin, *, alone: bool) -> EvaluationResult:
-        """Score the test split with these weights, `alone` without training before; finished batches are taken from the cache in OUT/cache."""
+        """Score the test split with these weights, `alone` without training before; finished
+        batches are taken from the cache in OUT/cache."""
         config, split = self.config, self.loaded.test
         plan = self.protocol.plan(zero_shot=alone and not origin.task)
-        trained_on = "-".join(filter(None, (origin.task.get("benchmark"), origin.task.get("variant"))))
+        trained_on = "-".join(
+            filter(None, (origin.task.get("benchmark"), origin.task.get("variant")))
+        )
         zero_shot = alone and origin.task.get("benchmark") != self.benchmark.name
         if zero_shot and trained_on:
             self.say(
-                f"warning: the checkpoint was fine-tuned on {trained_on}. If it saw videos of {split.name}, the result is leaked"
+                f"warning: the checkpoint was fine-tuned on {trained_on}. If it saw videos of"
+                f" {split.name}, the result is leaked"
             )
         model = build_model(origin, self.model_config, plan, config.train.seed)
         self.say(f"evaluation on {split.name}, weights: {origin.report}")
@@ -169,7 +209,9 @@ class Job:
         if hasattr(model, "task_head"):
             model.task_head.float()  # scores in half precision tie
         scope = self._scope(origin, plan.facts, precision, zero_shot)
-        evaluator = Evaluator(model, self.library, self._settings(), self.device, Cache(config.out / "cache", scope))
+        evaluator = Evaluator(
+            model, self.library, self._settings(), self.device, Cache(config.out / "cache", scope)
+        )
         signals = StopSignals()
         try:
             evaluator.watch(signals)
@@ -180,13 +222,21 @@ class Job:
         decided_by_rank_0(lambda: self._publish(result, outcome))
         return result
 
-    def _scope(self, origin: Origin, facts: Mapping[str, Any], precision: str, zero_shot: bool) -> str:
+    def _scope(
+        self, origin: Origin, facts: Mapping[str, Any], precision: str, zero_shot: bool
+    ) -> str:
         """What all cached results of this evaluation depend on beside the items."""
         config = self.config
-        data = {name: getattr(config.loader, name) for name in ("eval_crop", "mean", "std", "frames_from", "decoder")}
+        data = {
+            name: getattr(config.loader, name)
+            for name in ("eval_crop", "mean", "std", "frames_from", "decoder")
+        }
         values = {
             "weights": origin.sha256,
-            "model": {name: getattr(self.model_config, name) for name in sorted(AllInOneConfig.__annotations__)},
+            "model": {
+                name: getattr(self.model_config, name)
+                for name in sorted(AllInOneConfig.__annotations__)
+            },
             "facts": facts,
             "precision": precision,
             "zero_shot": zero_shot,
@@ -202,9 +252,13 @@ class Job:
 
     def _pretrained_on(self, origin: Origin) -> dict[str, str]:
         """What the checkpoint says, under what --pretraining says."""
-        return origin.pretrained_on | ({"pretraining": self.config.pretraining} if self.config.pretraining else {})
+        return origin.pretrained_on | (
+            {"pretraining": self.config.pretraining} if self.config.pretraining else {}
+        )
 
-    def _result(self, origin: Origin, model: TaskModel, outcome: Outcome, zero_shot: bool) -> EvaluationResult:
+    def _result(
+        self, origin: Origin, model: TaskModel, outcome: Outcome, zero_shot: bool
+    ) -> EvaluationResult:
         config, split = self.config, self.loaded.test
         code, pretrained_on = manager.code_version(), self._pretrained_on(origin)
         pretraining = pretrained_on.pop("pretraining", "")
@@ -230,7 +284,11 @@ class Job:
                 **outcome.details,
                 **pretrained_on,
                 "roll": self.model_config.roll,
-                "fine_tuned_on": {name: origin.task[name] for name in ("benchmark", "variant") if name in origin.task},
+                "fine_tuned_on": {
+                    name: origin.task[name]
+                    for name in ("benchmark", "variant")
+                    if name in origin.task
+                },
                 "notes": list(split.notes),
             },
             settings=config.as_json(),
@@ -258,25 +316,36 @@ class Job:
 
     def _tell_splits(self) -> None:
         loaded = self.loaded
-        for role, split in (("train", self.train_split), ("validation", loaded.val), ("test", loaded.test)):
+        for role, split in (
+            ("train", self.train_split),
+            ("validation", loaded.val),
+            ("test", loaded.test),
+        ):
             if split is not None:
-                self.say(f"{role}: {split.name}, {len(split.items):,} items from {', '.join(split.files)}")
+                self.say(
+                    f"{role}: {split.name}, {len(split.items):,} items from"
+                    f" {', '.join(split.files)}"
+                )
                 for note in split.notes:
                     self.say(f"  {note}")
 
     def _tell_missing(self, split: Split) -> None:
-        """Name what cannot be shown; stop before training where it is too much of the training split."""
+        """Name what cannot be shown; stop before training where it is too much of the training
+        split."""
         reasons = {clip.id: self.library.reason(clip) for clip in shown_media(split)}
         bad = {name: reason for name, reason in reasons.items() if reason}
         if not bad:
             return
         shown = "; ".join(f"{name}: {reason}" for name, reason in list(bad.items())[:3])
-        self.say(f"warning: {len(bad):,} of {len(reasons):,} media of {split.name} cannot be used ({shown})")
+        self.say(
+            f"warning: {len(bad):,} of {len(reasons):,} media of {split.name} cannot be used"
+            f" ({shown})"
+        )
         limit = self.config.loader.max_bad_share
         if split is self.train_split and len(reasons) >= ENOUGH and len(bad) > limit * len(reasons):
             raise DataError(
-                f"{len(bad):,} of {len(reasons):,} media to train on cannot be used, more than --max-bad-share {limit}: {shown}. "
-                f"Source: {self.benchmark.archives}"
+                f"{len(bad):,} of {len(reasons):,} media to train on cannot be used, more than"
+                f" --max-bad-share {limit}: {shown}. Source: {self.benchmark.archives}"
             )
 
     def say(self, text: str) -> None:
@@ -286,10 +355,13 @@ class Job:
 
 
 def fine_tune(benchmark: Benchmark, config: FinetuneConfig) -> EvaluationResult:
-    """Run a benchmark to its result, resuming what stands in `config.out`. Raises ConfigError for what a user can mend."""
+    """Run a benchmark to its result, resuming what stands in `config.out`. Raises ConfigError for
+    what a user can mend."""
     try:
         job = Job(benchmark, config)
-    except ValueError as error:  # while training, a ValueError is a fault of the program and keeps its traceback
+    except (
+        ValueError
+    ) as error:  # while training, a ValueError is a fault of the program and keeps its traceback
         raise ConfigError(str(error)) from error
     return job.run()
 
@@ -310,5 +382,7 @@ def parse(benchmark: Benchmark, argv: Sequence[str]) -> FinetuneConfig:
 
 def main(benchmark: Benchmark, argv: Sequence[str] | None = None) -> int:
     """Command line entry of a benchmark's script; returns the exit code."""
-    config = parse(benchmark, launch.without_launcher_arguments(sys.argv[1:] if argv is None else argv))
+    config = parse(
+        benchmark, launch.without_launcher_arguments(sys.argv[1:] if argv is None else argv)
+    )
     return launch.main(lambda: fine_tune(benchmark, config))

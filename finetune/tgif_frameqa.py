@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""TGIF-QA FrameQA: open questions on GIFs with one-word answers, accuracy over all 13,691 test questions.
+"""TGIF-QA FrameQA: open questions on GIFs with one-word answers, accuracy over all 13,691 test
+questions.
 
     deepspeed finetune/tgif_frameqa.py --annotations tgif-qa/dataset --media tgif/gifs --checkpoint base.ckpt --out runs/tgif_frameqa
 
-Hardware of the published values: 512 questions per step, 20 epochs (about 1,500 steps). Time on a GPU is not measured by us. The paper (3 frames):
-Ti 53.9, S 64.0, B 64.2 (its notes say 64.0 on paper and 65.0 in the log), B at 384 pixels 65.4, B+ 67.3, B+ on eight sets 68.5. There is no
-official validation set: 5 % of the training GIFs are held out (--variant clipbert reads ClipBERT's files, which have one).
+Hardware of the published values: 512 questions per step, 20 epochs (about 1,500 steps). Time on a
+GPU is not measured by us. The paper (3 frames): Ti 53.9, S 64.0, B 64.2 (its notes say 64.0 on
+paper and 65.0 in the log), B at 384 pixels 65.4, B+ 67.3, B+ on eight sets 68.5. There is no
+official validation set: 5 % of the training GIFs are held out (--variant clipbert reads ClipBERT's
+files, which have one).
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ BENCHMARK = Benchmark(
         task=QAOptions(answers=1540),
         train=TuneConfig(global_batch=512, micro_batch=16, lr=1e-4, warmup=0.1),
     ),
-    archives="the GIF archive of TGIF (raingo/TGIF-Release), <gif_name>.gif, or the same files as mp4",
+    archives=(
+        "the GIF archive of TGIF (raingo/TGIF-Release), <gif_name>.gif, or the same files as mp4"
+    ),
 )
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""TGIF-QA transition: what comes before or after, five options, accuracy over 6,232 test questions; chance 20 %.
+"""TGIF-QA transition: what comes before or after, five options, accuracy over 6,232 test questions;
+chance 20 %.
 
     deepspeed finetune/tgif_transition.py --annotations tgif-qa/dataset --media tgif/gifs --checkpoint base.ckpt --out runs/tgif_transition
 
-Hardware of the published values: 512 questions per step, 100 epochs (about 9,800 steps). Time on a GPU is not measured by us. The paper (3 frames):
-Ti 83.5, S 92.7, B 94.3, B at 384 pixels 95.1, B+ 95.5. There is no official validation set: 5 % of the training GIFs are held out (--variant
-clipbert reads ClipBERT's files, which have one). A model that sees the five options and no video exceeds 90 % here, so high scores prove little
-about video; the option is never cut off by the text limit, as it was in the original. GIFs downloaded anew are often stills: use the archive, and
-convert it to mp4 once if decoding limits the speed.
+Hardware of the published values: 512 questions per step, 100 epochs (about 9,800 steps). Time on a
+GPU is not measured by us. The paper (3 frames): Ti 83.5, S 92.7, B 94.3, B at 384 pixels 95.1, B+
+95.5. There is no official validation set: 5 % of the training GIFs are held out (--variant clipbert
+reads ClipBERT's files, which have one). A model that sees the five options and no video exceeds 90
+% here, so high scores prove little about video; the option is never cut off by the text limit, as
+it was in the original. GIFs downloaded anew are often stills: use the archive, and convert it to
+mp4 once if decoding limits the speed.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ BENCHMARK = Benchmark(
         task=ChoiceOptions(head="mlp"),
         train=TuneConfig(global_batch=512, micro_batch=8, lr=1e-4, warmup=0.1),
     ),
-    archives="the GIF archive of TGIF (raingo/TGIF-Release), <gif_name>.gif, or the same files as mp4",
+    archives=(
+        "the GIF archive of TGIF (raingo/TGIF-Release), <gif_name>.gif, or the same files as mp4"
+    ),
 )
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""TVQA: questions on TV clips with five options (Lei et al. 2018), accuracy on the official validation set as in the paper's table; chance 20 %.
+"""TVQA: questions on TV clips with five options (Lei et al. 2018), accuracy on the official
+validation set as in the paper's table; chance 20 %.
 
     deepspeed finetune/tvqa.py --annotations tvqa --media frames_hq --checkpoint base.ckpt --out runs/tvqa
     … --variant timestamps-subtitles --max-text-len 256: with the subtitles of the span
     … --variant whole | whole-subtitles: without the annotated time span
     … --eval-split test: hidden labels, predictions in the form of the test server
 
-Hardware of the published values: 512 questions per step, 100 epochs (about 22,600 steps), 100 tokens. Time on a GPU is not measured by us. The
-paper: S 63.5, B 69.8, 71.3 with 3x3 (--views 3), B+ 71.5, B* 72.0. The original reads the time span and no subtitles, the default here; whether
-the paper's numbers are of that form is not known. 5 % of the training clips are held out to choose the best weights. Media are folders of frames
-at 3 per second: no videos are released.
+Hardware of the published values: 512 questions per step, 100 epochs (about 22,600 steps), 100
+tokens. Time on a GPU is not measured by us. The paper: S 63.5, B 69.8, 71.3 with 3x3 (--views 3),
+B+ 71.5, B* 72.0. The original reads the time span and no subtitles, the default here; whether the
+paper's numbers are of that form is not known. 5 % of the training clips are held out to choose the
+best weights. Media are folders of frames at 3 per second: no videos are released.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ from allinone.finetune.tasks.multiple_choice import ChoiceOptions, MultipleChoic
 
 def options(path: Path, split: Split, outcome: Outcome) -> None:
     """The file of the test server."""
-    ids, chosen = [str(row["id"]) for row in outcome.rows], [row["prediction"] for row in outcome.rows]
+    ids, chosen = (
+        [str(row["id"]) for row in outcome.rows],
+        [row["prediction"] for row in outcome.rows],
+    )
     submissions.tvqa_json(path, ids, chosen, expected=[item.id for item in split.items])
 
 
@@ -40,10 +45,14 @@ BENCHMARK = Benchmark(
     name="tvqa",
     protocol=MultipleChoice,
     load=lambda folder, split, variant: tvqa.load(
-        folder, split, subtitles=variant.endswith("subtitles"), timestamps=variant.startswith("timestamps")
+        folder,
+        split,
+        subtitles=variant.endswith("subtitles"),
+        timestamps=variant.startswith("timestamps"),
     ),
     variants=dict.fromkeys(
-        ("timestamps", "timestamps-subtitles", "whole", "whole-subtitles"), Splits("train", "held-out", "val")
+        ("timestamps", "timestamps-subtitles", "whole", "whole-subtitles"),
+        Splits("train", "held-out", "val"),
     ),
     config=FinetuneConfig(
         max_text_len=100,
@@ -52,7 +61,10 @@ BENCHMARK = Benchmark(
         task=ChoiceOptions(head="mlp"),
         train=TuneConfig(global_batch=512, micro_batch=8, lr=1e-4, warmup=0.1),
     ),
-    archives="frames_hq of TVQA (tvqa.cs.unc.edu, on request): <show>_frames/<vid_name>/00001.jpg at 3 frames per second",
+    archives=(
+        "frames_hq of TVQA (tvqa.cs.unc.edu, on request): <show>_frames/<vid_name>/00001.jpg at 3"
+        " frames per second"
+    ),
     submission=("tvqa_submission.json", options),
 )
 

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""UCF101, linear probe: the backbone is frozen, a classifier is trained on each of the three official folds; the mean of top-1, 5 and 10.
+"""UCF101, linear probe: the backbone is frozen, a classifier is trained on each of the three
+official folds; the mean of top-1, 5 and 10.
 
     deepspeed finetune/ucf101_linear.py --annotations splits --media videos --checkpoint base.ckpt --out runs/ucf101_linear
     … --variant 2: one fold alone; --frames 8
 
-Hardware of the published values: 256 clips per step, 50 epochs per fold, forward passes only. Time on a GPU is not measured by us. The paper: B
-81.1 / 93.8 / 95.5 with 3 frames, 82.8 / 95.1 / 96.9 with 8; B+ with heads not shared 84.1 / 95.7 / 97.8; time average in place of rolling 77.6 /
-86.4 / 90.9. The original has no configuration for it: the values here are those of HMDB51. 5 % of the training groups of each fold are held out
-to choose the best weights.
+Hardware of the published values: 256 clips per step, 50 epochs per fold, forward passes only. Time
+on a GPU is not measured by us. The paper: B 81.1 / 93.8 / 95.5 with 3 frames, 82.8 / 95.1 / 96.9
+with 8; B+ with heads not shared 84.1 / 95.7 / 97.8; time average in place of rolling 77.6 / 86.4 /
+90.9. The original has no configuration for it: the values here are those of HMDB51. 5 % of the
+training groups of each fold are held out to choose the best weights.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Visual commonsense reasoning: Q→A, QA→R, Q→AR on movie stills (Zellers et al. 2019); chance 25, 25, 6.25.
+"""Visual commonsense reasoning: Q→A, QA→R, Q→AR on movie stills (Zellers et al. 2019); chance 25,
+25, 6.25.
 
     deepspeed finetune/vcr.py --annotations vcr1annots --media vcr1images --checkpoint cc3m_coco --out runs/vcr
     … --highlight none: without the coloured persons; --eval-split test: the 20 columns for the server, predictions/vcr.csv
 
-The official val is the test here, as in the paper; 5 % of train (whole movies) choose the best weights. Hardware of the published values: 256
-questions per step, 200 epochs. Time on a GPU is not measured by us. The original cuts texts at 40 tokens and loses rationales; here 160 are read
-(MERLOT reads 184). The paper (Q→A on val): CC3M+COCO with highlighting 60.5; HowTo100M without 65.2, with 68.4. QA→R and Q→AR are not given.
+The official val is the test here, as in the paper; 5 % of train (whole movies) choose the best
+weights. Hardware of the published values: 256 questions per step, 200 epochs. Time on a GPU is not
+measured by us. The original cuts texts at 40 tokens and loses rationales; here 160 are read (MERLOT
+reads 184). The paper (Q→A on val): CC3M+COCO with highlighting 60.5; HowTo100M without 65.2, with
+68.4. QA→R and Q→AR are not given.
 """
 
 from __future__ import annotations
@@ -34,9 +37,19 @@ def columns(path: Path, split: Split, outcome: Outcome) -> None:
     """The file of the test server."""
     shown = [row for row in outcome.rows if row["prediction"] is not None]
     ids: Sequence[str] = [str(row["id"]) for row in shown]
-    answers, rationales = (np.array([row[name] for row in shown], np.float32) for name in ("answer_scores", "rationale_scores"))
+    answers, rationales = (
+        np.array([row[name] for row in shown], np.float32)
+        for name in ("answer_scores", "rationale_scores")
+    )
     expected = [item.id for item in split.items]
-    submissions.vcr_csv(path, ids, answers, rationales, expected=expected, missing=[item.item for item in outcome.missing])
+    submissions.vcr_csv(
+        path,
+        ids,
+        answers,
+        rationales,
+        expected=expected,
+        missing=[item.item for item in outcome.missing],
+    )
 
 
 BENCHMARK = Benchmark(

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""VQAv2: open questions on COCO images with ten answers each, the official accuracy (images are clips of one frame).
+"""VQAv2: open questions on COCO images with ten answers each, the official accuracy (images are
+clips of one frame).
 
     deepspeed finetune/vqav2.py --annotations vqav2 --media coco --checkpoint base.ckpt --out runs/vqav2
     … --variant val: train on train2014 alone, scored on val2014 here instead of on the test server
 
-Hardware of the published values: 256 questions per step, 10 epochs (about 25,500 steps). Time on a GPU is not measured by us. The paper
-configures VQAv2 and reports no figure. As in ViLT, training is on train2014 and val2014 but for about 1,000 images of val2014 that choose the
-best weights; test-dev has hidden labels, its predictions are written in the form of the test server.
+Hardware of the published values: 256 questions per step, 10 epochs (about 25,500 steps). Time on a
+GPU is not measured by us. The paper configures VQAv2 and reports no figure. As in ViLT, training is
+on train2014 and val2014 but for about 1,000 images of val2014 that choose the best weights;
+test-dev has hidden labels, its predictions are written in the form of the test server.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ from allinone.finetune.tasks.open_ended_qa import OpenEndedQA, QAOptions
 
 def answers(path: Path, split: Split, outcome: Outcome) -> None:
     """The file of the test server."""
-    ids, given = [str(row["id"]) for row in outcome.rows], [row["prediction"] for row in outcome.rows]
+    ids, given = (
+        [str(row["id"]) for row in outcome.rows],
+        [row["prediction"] for row in outcome.rows],
+    )
     submissions.vqav2_json(path, ids, given, expected=[item.id for item in split.items])
 
 
@@ -37,7 +42,10 @@ BENCHMARK = Benchmark(
     name="vqav2",
     protocol=OpenEndedQA,
     load=lambda folder, split, variant: vqav2.load(folder, split),
-    variants={"test-dev": Splits("train+val", "held-out", "test-dev"), "val": Splits("train", "", "val")},
+    variants={
+        "test-dev": Splits("train+val", "held-out", "test-dev"),
+        "val": Splits("train", "", "val"),
+    },
     config=FinetuneConfig(
         frames=1,
         max_text_len=40,

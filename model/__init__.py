@@ -1,4 +1,5 @@
-"""The unified transformer and its heads. Knows torch and transformers, nothing else of this project."""
+"""The unified transformer and its heads. Knows torch and transformers, nothing else of this
+project."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
@@ -10,4 +11,11 @@ AutoConfig.register(AllInOneConfig.model_type, AllInOneConfig, exist_ok=True)
 AutoModel.register(AllInOneConfig, AllInOneModel, exist_ok=True)
 AutoModelForPreTraining.register(AllInOneConfig, AllInOneForPreTraining, exist_ok=True)
 
-__all__ = ["SIZES", "AllInOneConfig", "AllInOneForPreTraining", "AllInOneModel", "AllInOneOutput", "parameters_by_part"]
+__all__ = [
+    "SIZES",
+    "AllInOneConfig",
+    "AllInOneForPreTraining",
+    "AllInOneModel",
+    "AllInOneOutput",
+    "parameters_by_part",
+]

@@ -1,7 +1,9 @@
-"""Bytes that a forward pass saves for its backward pass. Read off model/all_in_one.py; tests/engine/planning/test_memory.py holds it against autograd.
+"""Bytes that a forward pass saves for its backward pass. Read off model/all_in_one.py;
+tests/engine/planning/test_memory.py holds it against autograd.
 
-Letters: R sequences (clips x frames; texts), N tokens of a sequence, C width, H heads, s bytes of an activation, m bytes of a dropout mask's element
-(1 on a GPU, s on a CPU), M masked tokens, V vocabulary. A tensor that two operations save counts once; weights do not count.
+Letters: R sequences (clips x frames; texts), N tokens of a sequence, C width, H heads, s bytes of
+an activation, m bytes of a dropout mask's element (1 on a GPU, s on a CPU), M masked tokens, V
+vocabulary. A tensor that two operations save counts once; weights do not count.
 """
 
 from __future__ import annotations
@@ -13,34 +15,62 @@ STATISTICS = 8
 """Bytes of a LayerNorm's mean and reciprocal deviation per token, fp32 on a GPU."""
 
 
-def block_bytes(config: AllInOneConfig, sequences: int, tokens: int, element: int, mask: int) -> float:
+def block_bytes(
+    config: AllInOneConfig, sequences: int, tokens: int, element: int, mask: int
+) -> float:
     """One transformer block.
 
-    Per token: its input (norm 1), norm 1's output, q, k and v, the mixed heads, the input of norm 2 and its output: 8 C s; GELU's input and the
-    second layer's input: 2 mlp_ratio C s. Dropout masks: (2 + mlp_ratio) C m. The attention matrix is never stored.
+    Per token: its input (norm 1), norm 1's output, q, k and v, the mixed heads, the input of norm 2
+    and its output: 8 C s; GELU's input and the second layer's input: 2 mlp_ratio C s. Dropout
+    masks: (2 + mlp_ratio) C m. The attention matrix is never stored.
     """
     width, ratio = config.hidden_size, config.mlp_ratio
     masks = (2 + ratio) * width * mask if config.hidden_dropout else 0
-    return sequences * tokens * ((8 + 2 * ratio) * width * element + masks + 2 * STATISTICS + 4 * config.num_attention_heads)
+    return (
+        sequences
+        * tokens
+        * (
+            (8 + 2 * ratio) * width * element
+            + masks
+            + 2 * STATISTICS
+            + 4 * config.num_attention_heads
+        )
+    )
 
 
 def encoder_bytes(
-    config: AllInOneConfig, sequences: int, tokens: int, element: int, mask: int, checkpointing: bool = False
+    config: AllInOneConfig,
+    sequences: int,
+    tokens: int,
+    element: int,
+    mask: int,
+    checkpointing: bool = False,
 ) -> float:
-    """All blocks and the final norm. With checkpointing a block keeps its input only; `recomputed_bytes` comes back one block at a time."""
+    """All blocks and the final norm. With checkpointing a block keeps its input only;
+    `recomputed_bytes` comes back one block at a time."""
     width = config.hidden_size
-    one = sequences * tokens * width * element if checkpointing else block_bytes(config, sequences, tokens, element, mask)
+    one = (
+        sequences * tokens * width * element
+        if checkpointing
+        else block_bytes(config, sequences, tokens, element, mask)
+    )
     return config.num_hidden_layers * one + sequences * tokens * (width * element + STATISTICS)
 
 
-def pass_shape(config: AllInOneConfig, clips: int, frames: int, text_tokens: int, part: Part = "joint") -> tuple[int, int]:
+def pass_shape(
+    config: AllInOneConfig, clips: int, frames: int, text_tokens: int, part: Part = "joint"
+) -> tuple[int, int]:
     """(sequences, tokens of each) in the blocks of one pass."""
     visual = 1 + config.num_patches
     if part == "text":
         return clips, text_tokens
     if part == "video":
         return clips * frames, visual
-    return (clips, text_tokens + frames * visual) if config.roll == "flatten" else (clips * frames, text_tokens + visual)
+    return (
+        (clips, text_tokens + frames * visual)
+        if config.roll == "flatten"
+        else (clips * frames, text_tokens + visual)
+    )
 
 
 def pass_bytes(
@@ -55,29 +85,43 @@ def pass_bytes(
     checkpointing: bool = False,
     own_pixels: bool = True,
 ) -> float:
-    """One pass of `clips` through the backbone, embeddings included. `own_pixels`: the patch convolution saves a copy of the batch's pixels (another
-    precision, other clips), not the batch's own."""
+    """One pass of `clips` through the backbone, embeddings included. `own_pixels`: the patch
+    convolution saves a copy of the batch's pixels (another precision, other clips), not the batch's
+    own."""
     width, visual = config.hidden_size, 1 + config.num_patches
     dropout = mask if config.hidden_dropout else 0
     text = clips * text_tokens * (width * (element + dropout) + STATISTICS)
     pixels = clips * frames * 3 * config.image_size**2 * element if own_pixels else 0
     video = pixels + clips * frames * visual * width * dropout
-    blocks = encoder_bytes(config, *pass_shape(config, clips, frames, text_tokens, part), element, mask, checkpointing)
+    blocks = encoder_bytes(
+        config, *pass_shape(config, clips, frames, text_tokens, part), element, mask, checkpointing
+    )
     if part == "text":
-        output = clips * text_tokens * width * element  # the final norm's, of which the class token is a view
+        output = (
+            clips * text_tokens * width * element
+        )  # the final norm's, of which the class token is a view
         return text + output + blocks
     return blocks + video + (text if part == "joint" else 0)
 
 
 def mlm_head_bytes(config: AllInOneConfig, masked_tokens: int, element: int = 2) -> float:
-    """The MLM head at M positions: gathered text, GELU's input, norm's input, decoder's input, and fp32 log-probabilities over the vocabulary."""
+    """The MLM head at M positions: gathered text, GELU's input, norm's input, decoder's input, and
+    fp32 log-probabilities over the vocabulary."""
     return masked_tokens * (4 * config.hidden_size * element + 4 * config.vocab_size + STATISTICS)
 
 
 def working_bytes(
-    config: AllInOneConfig, sequences: int, tokens: int, element: int = 2, mask: int = 1, checkpointing: bool = False
+    config: AllInOneConfig,
+    sequences: int,
+    tokens: int,
+    element: int = 2,
+    mask: int = 1,
+    checkpointing: bool = False,
 ) -> float:
-    """What the backward pass of one block holds beside saved tensors: gradients of the MLP's hidden layer, twice, and of the residual stream; with
-    checkpointing also the block's recomputed activations."""
+    """What the backward pass of one block holds beside saved tensors: gradients of the MLP's hidden
+    layer, twice, and of the residual stream; with checkpointing also the block's recomputed
+    activations."""
     gradients = sequences * tokens * (2 * config.mlp_ratio + 2) * config.hidden_size * element
-    return gradients + (block_bytes(config, sequences, tokens, element, mask) if checkpointing else 0)
+    return gradients + (
+        block_bytes(config, sequences, tokens, element, mask) if checkpointing else 0
+    )

@@ -1,7 +1,9 @@
-"""All-in-one: one transformer over raw frames and words (Wang et al., CVPR 2023; numerics after the released code).
+"""All-in-one: one transformer over raw frames and words (Wang et al., CVPR 2023; numerics after the
+released code).
 
-Letters: B clips, T frames, L text tokens, P patches, n = 1 + P visual tokens, N = L + n tokens of a sequence, C width, H heads.
-Every parameter is used inside the forward of the module that owns it, because ZeRO-3 gathers parameters by forward hooks.
+Letters: B clips, T frames, L text tokens, P patches, n = 1 + P visual tokens, N = L + n tokens of a
+sequence, C width, H heads. Every parameter is used inside the forward of the module that owns it,
+because ZeRO-3 gathers parameters by forward hooks.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class AllInOneOutput(ModelOutput):
 
 
 class TextEmbeddings(nn.Module):
-    """BERT's: word + position + token type 0 → norm → dropout. The modality row is added by the caller, outside the norm."""
+    """BERT's: word + position + token type 0 → norm → dropout. The modality row is added by the
+    caller, outside the norm."""
 
     def __init__(self, config: AllInOneConfig) -> None:
         super().__init__()
@@ -52,19 +55,25 @@ class TextEmbeddings(nn.Module):
         length = text_ids.shape[1]
         if length > self.position.num_embeddings:
             raise ValueError(
-                f"text has {length} tokens but max_text_len is {self.position.num_embeddings}; shorten the text, or build the model with a larger "
-                "max_text_len (weights are resized when they are loaded)"
+                f"text has {length} tokens but max_text_len is {self.position.num_embeddings};"
+                " shorten the text, or build the model with a larger max_text_len (weights are"
+                " resized when they are loaded)"
             )
         positions = torch.arange(length, device=text_ids.device)
-        embedded = self.word(text_ids) + self.position(positions) + self.token_type(torch.zeros_like(positions))
+        embedded = (
+            self.word(text_ids)
+            + self.position(positions)
+            + self.token_type(torch.zeros_like(positions))
+        )
         return self.dropout(self.norm(embedded))
 
 
 class VideoEmbeddings(nn.Module):
-    """Patch convolution, class token, position and temporal embedding: [B, T, 3, H, W] → [B*T, 1 + P, C], clip-major.
+    """Patch convolution, class token, position and temporal embedding: [B, T, 3, H, W] → [B*T, 1 +
+    P, C], clip-major.
 
-    The original also derives a padding mask from all-zero pixels. That is left out: it makes the device wait for the host, and frames of a video are
-    never padded here.
+    The original also derives a padding mask from all-zero pixels. That is left out: it makes the
+    device wait for the host, and frames of a video are never padded here.
     """
 
     def __init__(self, config: AllInOneConfig) -> None:
@@ -78,32 +87,44 @@ class VideoEmbeddings(nn.Module):
         self.temporal = nn.Parameter(torch.empty(1, config.num_frames, width))
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, pixels: Tensor, patch_order: Tensor | None = None, rolls: bool = True) -> Tensor:
+    def forward(
+        self, pixels: Tensor, patch_order: Tensor | None = None, rolls: bool = True
+    ) -> Tensor:
         clips, frames = self._check(pixels)
-        pixels = pixels.to(self.patch.weight.dtype)  # the data path hands float32 to models of any precision
+        pixels = pixels.to(
+            self.patch.weight.dtype
+        )  # the data path hands float32 to models of any precision
         patches = self.patch(pixels.flatten(0, 1)).flatten(2).transpose(1, 2) + self.position[:, 1:]
         if frames > 1:  # an image is no clip of one frame: it has no place in time
-            patches = (patches.unflatten(0, (clips, frames)) + self.temporal[:, :frames, None]).flatten(0, 1)
+            patches = (
+                patches.unflatten(0, (clips, frames)) + self.temporal[:, :frames, None]
+            ).flatten(0, 1)
         if rolls:
             patches = self._reorder(patches, frames, patch_order)
         class_token = (self.class_token + self.position[:, :1]).expand(patches.shape[0], -1, -1)
         return self.dropout(torch.cat([class_token, patches], dim=1))
 
     def _check(self, pixels: Tensor) -> tuple[int, int]:
-        if pixels.dim() != 5 or pixels.shape[2] != 3 or pixels.shape[3:] != (self.image_size, self.image_size):
+        if (
+            pixels.dim() != 5
+            or pixels.shape[2] != 3
+            or pixels.shape[3:] != (self.image_size, self.image_size)
+        ):
             raise ValueError(
-                f"pixels must be [B, T, 3, {self.image_size}, {self.image_size}], got {list(pixels.shape)}; see image_size"
+                f"pixels must be [B, T, 3, {self.image_size}, {self.image_size}], got"
+                f" {list(pixels.shape)}; see image_size"
             )
         clips, frames = pixels.shape[:2]
         if frames > self.temporal.shape[1]:
             raise ValueError(
-                f"clip has {frames} frames but num_frames is {self.temporal.shape[1]}; build the model with num_frames={frames} "
-                "(weights are resized when they are loaded)"
+                f"clip has {frames} frames but num_frames is {self.temporal.shape[1]}; build the"
+                f" model with num_frames={frames} (weights are resized when they are loaded)"
             )
         return clips, frames
 
     def _reorder(self, patches: Tensor, frames: int, order: Tensor | None) -> Tensor:
-        """Put patch order[k] into slot k. Attention does not see the order, the roll does: it moves the first and last slots."""
+        """Put patch order[k] into slot k. Attention does not see the order, the roll does: it moves
+        the first and last slots."""
         rows, count, width = patches.shape
         if order is None and (self.patch_order == "raster" or frames == 1):
             return patches
@@ -113,13 +134,16 @@ class VideoEmbeddings(nn.Module):
             else:  # the same choice in every evaluation, unlike the original
                 order = fixed_order(frames, count).to(patches.device).repeat(rows // frames, 1)
         elif order.shape != (rows, count):
-            raise ValueError(f"patch_order must be [B*T, P] = [{rows}, {count}], got {list(order.shape)}")
+            raise ValueError(
+                f"patch_order must be [B*T, P] = [{rows}, {count}], got {list(order.shape)}"
+            )
         return patches.gather(1, order[:, :, None].expand(-1, -1, width))
 
 
 @functools.cache
 def fixed_order(frames: int, patches: int) -> Tensor:
-    """The permutations [T, P] that `patch_order="shuffled"` uses in evaluation: another one for each frame, the same in every run."""
+    """The permutations [T, P] that `patch_order="shuffled"` uses in evaluation: another one for
+    each frame, the same in every run."""
     return torch.rand(frames, patches, generator=torch.Generator().manual_seed(0)).argsort(1)
 
 
@@ -135,7 +159,8 @@ class ModalityEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; qkv is one layer whose outputs are [q heads | k heads | v heads]."""
+    """Multi-head self-attention; qkv is one layer whose outputs are [q heads | k heads | v
+    heads]."""
 
     def __init__(self, config: AllInOneConfig, linear: LinearFactory) -> None:
         super().__init__()
@@ -146,7 +171,9 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)  # each [B*T, H, N, C/H]
+        q, k, v = (
+            self.qkv(x).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
+        )  # each [B*T, H, N, C/H]
         dropout = self.attention_dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
@@ -208,8 +235,11 @@ class Encoder(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, frames: int = 1, text_tokens: int = 0) -> Tensor:
-        """[B*T, N, C] → the same. `frames` > 1 rolls; `mask` is a boolean key mask [B*T, 1, 1, N], True = attend."""
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, frames: int = 1, text_tokens: int = 0
+    ) -> Tensor:
+        """[B*T, N, C] → the same. `frames` > 1 rolls; `mask` is a boolean key mask [B*T, 1, 1, N],
+        True = attend."""
         for block in self.blocks:
             x = self._exchange(x, frames, text_tokens)
             if self.gradient_checkpointing and self.training:
@@ -221,9 +251,13 @@ class Encoder(nn.Module):
     def _exchange(self, x: Tensor, frames: int, text_tokens: int) -> Tensor:
         config = self.config
         if config.roll == "roll":
-            return roll_tokens(x, frames, text_tokens, fold_size(x.shape[1] - text_tokens, config.roll_divisor))
+            return roll_tokens(
+                x, frames, text_tokens, fold_size(x.shape[1] - text_tokens, config.roll_divisor)
+            )
         if config.roll == "channel":
-            return roll_channels(x, frames, text_tokens, fold_size(config.hidden_size, config.roll_divisor))
+            return roll_channels(
+                x, frames, text_tokens, fold_size(config.hidden_size, config.roll_divisor)
+            )
         return x
 
 
@@ -248,9 +282,11 @@ class AllInOnePreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        """N(0, 0.02) for weights and tables, 0 for biases and the temporal embedding; the patch convolution keeps PyTorch's default.
+        """N(0, 0.02) for weights and tables, 0 for biases and the temporal embedding; the patch
+        convolution keeps PyTorch's default.
 
-        The original draws the transformer's weights from a normal truncated at +-2, a hundred deviations out: the same distribution.
+        The original draws the transformer's weights from a normal truncated at +-2, a hundred
+        deviations out: the same distribution.
         """
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02)
@@ -295,20 +331,30 @@ class AllInOneModel(AllInOnePreTrainedModel):
         self.post_init()
 
     def forward(
-        self, pixels: Tensor, text_ids: Tensor, text_mask: Tensor, patch_order: Tensor | None = None, **kwargs: Any
+        self,
+        pixels: Tensor,
+        text_ids: Tensor,
+        text_mask: Tensor,
+        patch_order: Tensor | None = None,
+        **kwargs: Any,
     ) -> AllInOneOutput:
-        """Joint pass. pixels [B, T, 3, H, W] normalised, text_ids [B, L], text_mask [B, L] (1 = token); patch_order [B*T, P]: slot k of row
-        i*T + f holds patch order[k]. Raises ValueError where a shape does not fit the config."""
+        """Joint pass. pixels [B, T, 3, H, W] normalised, text_ids [B, L], text_mask [B, L] (1 =
+        token); patch_order [B*T, P]: slot k of row i*T + f holds patch order[k]. Raises ValueError
+        where a shape does not fit the config."""
         clips, frames = pixels.shape[:2]
         text = self.modality(self.text_embeddings(text_ids), TEXT)
         video = self.modality(self.video_embeddings(pixels, patch_order), VIDEO)
         length = text.shape[1]
         if self.config.roll == "flatten":
-            video = video.unflatten(0, (clips, frames)).flatten(1, 2)  # [B, T*n, C]: one sequence holds all frames
+            video = video.unflatten(0, (clips, frames)).flatten(
+                1, 2
+            )  # [B, T*n, C]: one sequence holds all frames
             x = self.encoder(torch.cat([text, video], 1), _key_mask(text_mask, video.shape[1]))
             text, video = x[:, :length], x[:, length:].unflatten(1, (frames, -1)).mean(1)
         else:
-            text = text.repeat_interleave(frames, 0)  # the text is embedded once, its copies differ from block 0 on
+            text = text.repeat_interleave(
+                frames, 0
+            )  # the text is embedded once, its copies differ from block 0 on
             mask = _key_mask(text_mask, video.shape[1]).repeat_interleave(frames, 0)
             x = self.encoder(torch.cat([text, video], 1), mask, frames, length)
             x = x.unflatten(0, (clips, frames)).mean(1)
@@ -316,12 +362,14 @@ class AllInOneModel(AllInOnePreTrainedModel):
         return AllInOneOutput(text=text, video=video, pooled=self.pooler(text[:, 0]))
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Text-only pass: class token [B, C]. One copy per text: without frames all T copies of the original are equal."""
+        """Text-only pass: class token [B, C]. One copy per text: without frames all T copies of the
+        original are equal."""
         x = self.modality(self.text_embeddings(text_ids), TEXT)
         return self.encoder(x, text_mask[:, None, None].bool())[:, 0]
 
     def encode_video(self, pixels: Tensor) -> Tensor:
-        """Video-only pass without a roll, as in the original: class token after the norm, mean over frames, [B, C]."""
+        """Video-only pass without a roll, as in the original: class token after the norm, mean over
+        frames, [B, C]."""
         clips, frames = pixels.shape[:2]
         x = self.encoder(self.modality(self.video_embeddings(pixels, rolls=False), VIDEO))
         return x[:, 0].unflatten(0, (clips, frames)).mean(1)
@@ -350,13 +398,20 @@ class AllInOneForPreTraining(AllInOnePreTrainedModel):
         self.post_init()
 
     def forward(
-        self, pixels: Tensor, text_ids: Tensor, text_mask: Tensor, patch_order: Tensor | None = None, **kwargs: Any
+        self,
+        pixels: Tensor,
+        text_ids: Tensor,
+        text_mask: Tensor,
+        patch_order: Tensor | None = None,
+        **kwargs: Any,
     ) -> AllInOneOutput:
-        """The joint pass of the backbone; the heads are called by the objective on what they need."""
+        """The joint pass of the backbone; the heads are called by the objective on what they
+        need."""
         return self.backbone(pixels, text_ids, text_mask, patch_order)
 
     def heads(self, frames: int) -> tuple[nn.Module, nn.Module]:
-        """MLM and VTM head for inputs of `frames` frames: images have their own with config.image_heads."""
+        """MLM and VTM head for inputs of `frames` frames: images have their own with
+        config.image_heads."""
         if frames == 1 and self.config.image_heads:
             return self.image_mlm_head, self.image_vtm_head
         return self.mlm_head, self.vtm_head

@@ -1,4 +1,5 @@
-"""Embeddings of the contrastive space, from the uni-modal passes. Letters: B items, D projection width."""
+"""Embeddings of the contrastive space, from the uni-modal passes. Letters: B items, D projection
+width."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ class TwoTower(Protocol):
 
 def embed_text(model: TwoTower, text_ids: Tensor, text_mask: Tensor) -> Tensor:
     """Unit-length text embeddings, float32 [B, D]."""
-    return F.normalize(model.text_projection(model.encode_text(text_ids, text_mask)).float(), dim=-1, eps=1e-8)
+    return F.normalize(
+        model.text_projection(model.encode_text(text_ids, text_mask)).float(), dim=-1, eps=1e-8
+    )
 
 
 def embed_video(model: TwoTower, pixels: Tensor) -> Tensor:

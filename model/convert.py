@@ -1,7 +1,9 @@
-"""Weights of another origin or shape → this model. Tables of another length are resized and reported, never silently re-initialised.
+"""Weights of another origin or shape → this model. Tables of another length are resized and
+reported, never silently re-initialised.
 
-Three tables depend on text length, frame count and resolution: text positions (cut, or continued by the last row), temporal embedding (linearly
-interpolated), patch positions (bicubically interpolated).
+Three tables depend on text length, frame count and resolution: text positions (cut, or continued by
+the last row), temporal embedding (linearly interpolated), patch positions (bicubically
+interpolated).
 """
 
 from __future__ import annotations
@@ -25,14 +27,20 @@ from .weights_file import read_weights
 logger = logging.getLogger(__name__)
 
 _RENAMES = [
-    (r"text_embeddings\.(word|position|token_type)_embeddings\.weight", r"backbone.text_embeddings.\1.weight"),
+    (
+        r"text_embeddings\.(word|position|token_type)_embeddings\.weight",
+        r"backbone.text_embeddings.\1.weight",
+    ),
     (r"text_embeddings\.LayerNorm\.(weight|bias)", r"backbone.text_embeddings.norm.\1"),
     (r"token_type_embeddings\.weight", r"backbone.modality.weight"),
     (r"transformer\.cls_token", r"backbone.video_embeddings.class_token"),
     (r"transformer\.pos_embed", r"backbone.video_embeddings.position"),
     (r"transformer\.temporal_embed", r"backbone.video_embeddings.temporal"),
     (r"transformer\.patch_embed\.proj\.(weight|bias)", r"backbone.video_embeddings.patch.\1"),
-    (r"transformer\.blocks\.(\d+)\.(norm[12]\.\w+|mlp\.fc[12]\.\w+)", r"backbone.encoder.blocks.\1.\2"),
+    (
+        r"transformer\.blocks\.(\d+)\.(norm[12]\.\w+|mlp\.fc[12]\.\w+)",
+        r"backbone.encoder.blocks.\1.\2",
+    ),
     (r"transformer\.blocks\.(\d+)\.attn\.(\w+\.\w+)", r"backbone.encoder.blocks.\1.attention.\2"),
     (r"transformer\.norm\.(weight|bias)", r"backbone.encoder.norm.\1"),
     (r"pooler\.dense\.(weight|bias)", r"backbone.pooler.dense.\1"),
@@ -40,7 +48,10 @@ _RENAMES = [
     (r"mlm_score\.transform\.LayerNorm\.(weight|bias)", r"mlm_head.norm.\1"),
     (r"mlm_score\.decoder\.weight", r"mlm_head.decoder.weight"),
     (r"mlm_score\.bias", r"mlm_head.decoder.bias"),
-    (r"(?:itm|vtm)_score\.fc\.(weight|bias)", r"vtm_head.\1"),  # the co-trained weights call matching vtm
+    (
+        r"(?:itm|vtm)_score\.fc\.(weight|bias)",
+        r"vtm_head.\1",
+    ),  # the co-trained weights call matching vtm
     (r"txt_proj\.(weight|bias)", r"text_projection.\1"),
     (r"vid_proj\.(weight|bias)", r"video_projection.\1"),
 ]
@@ -49,7 +60,11 @@ _DISTILLATION = "transformer.dist_token"
 POSITION = "backbone.video_embeddings.position"
 TEMPORAL = "backbone.video_embeddings.temporal"
 TEXT_POSITION = "backbone.text_embeddings.position.weight"
-CONTRASTIVE = ("text_projection.", "video_projection.", "logit_scale.")  # not in the released pre-training files
+CONTRASTIVE = (
+    "text_projection.",
+    "video_projection.",
+    "logit_scale.",
+)  # not in the released pre-training files
 IMAGE_HEADS = ("image_mlm_head.", "image_vtm_head.")
 HEADS = ("mlm_head.", "vtm_head.", *IMAGE_HEADS, *CONTRASTIVE)
 
@@ -57,13 +72,27 @@ HEADS = ("mlm_head.", "vtm_head.", *IMAGE_HEADS, *CONTRASTIVE)
 class ConversionError(ValueError):
     """A state dict does not fit: lists missing, unexpected and mis-shaped keys."""
 
-    def __init__(self, missing: list[str], unexpected: list[str], misshaped: list[str], hint: str = "", source: str = "") -> None:
+    def __init__(
+        self,
+        missing: list[str],
+        unexpected: list[str],
+        misshaped: list[str],
+        hint: str = "",
+        source: str = "",
+    ) -> None:
         self.missing, self.unexpected, self.misshaped = missing, unexpected, misshaped
         parts = [hint] if hint else []
-        for names, title in ((missing, "missing"), (unexpected, "unexpected"), (misshaped, "mis-shaped")):
+        for names, title in (
+            (missing, "missing"),
+            (unexpected, "unexpected"),
+            (misshaped, "mis-shaped"),
+        ):
             if names:
                 shown = grouped(names)
-                parts.append(f"{len(names)} {title}: {', '.join(shown[:12])}{' …' if len(shown) > 12 else ''}")
+                parts.append(
+                    f"{len(names)} {title}:"
+                    f" {', '.join(shown[:12])}{' …' if len(shown) > 12 else ''}"
+                )
         where = f"{source}: " if source else ""
         super().__init__(f"{where}the weights do not fit the model: {'; '.join(parts)}")
 
@@ -89,13 +118,16 @@ class LoadReport:
 
 
 def grouped(entries: Sequence[str]) -> list[str]:
-    """Entries that differ in the number of the block only, as one with `*` for the number and how many there are."""
+    """Entries that differ in the number of the block only, as one with `*` for the number and how
+    many there are."""
     counts: dict[str, int] = {}
     for entry in entries:
         name, *rest = entry.split(":", 1)
         pattern = ":".join([re.sub(r"(?<=\.)\d+(?=\.)", "*", name), *rest])
         counts[pattern] = counts.get(pattern, 0) + 1
-    return [entry if number == 1 else f"{entry} ({number} tensors)" for entry, number in counts.items()]
+    return [
+        entry if number == 1 else f"{entry} ({number} tensors)" for entry, number in counts.items()
+    ]
 
 
 def reference_name(key: str) -> str | None:
@@ -110,20 +142,24 @@ def resize_rows(table: Tensor, rows: int) -> Tensor:
     """[R, C] → [rows, C] by linear interpolation over the rows; the ends stay."""
     if table.shape[0] == 1 or rows == 1:
         return table[:1].expand(rows, -1).clone()
-    return F.interpolate(table.T[None].float(), size=rows, mode="linear", align_corners=True)[0].T.to(table.dtype)
+    return F.interpolate(table.T[None].float(), size=rows, mode="linear", align_corners=True)[
+        0
+    ].T.to(table.dtype)
 
 
 def continue_rows(table: Tensor, rows: int) -> Tensor:
     """[R, C] → [rows, C]: the learned rows as they are, every further one a copy of the last.
 
-    A word keeps the position it was trained at, so a text that fitted before gives the same as before; interpolated, the rows would all mean other
-    places. What is beyond the longest text of the training begins as its last place and is told apart by fine-tuning.
+    A word keeps the position it was trained at, so a text that fitted before gives the same as
+    before; interpolated, the rows would all mean other places. What is beyond the longest text of
+    the training begins as its last place and is told apart by fine-tuning.
     """
     return torch.cat([table[:rows], table[-1:].expand(max(0, rows - table.shape[0]), -1)])
 
 
 def resize_grid(position: Tensor, patches: int) -> Tensor:
-    """[1, 1 + P, C] → [1, 1 + patches, C]: class row kept, square patch grid interpolated bicubically (as ViT fine-tuning does)."""
+    """[1, 1 + P, C] → [1, 1 + patches, C]: class row kept, square patch grid interpolated
+    bicubically (as ViT fine-tuning does)."""
     old, new = math.isqrt(position.shape[1] - 1), math.isqrt(patches)
     grid = position[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2).float()
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
@@ -131,7 +167,8 @@ def resize_grid(position: Tensor, patches: int) -> Tensor:
 
 
 def _resize(name: str, tensor: Tensor, shape: torch.Size, report: LoadReport) -> Tensor:
-    """Resize one of the three tables that depend on text length, frame count and resolution; anything else stays as it is."""
+    """Resize one of the three tables that depend on text length, frame count and resolution;
+    anything else stays as it is."""
     if tensor.shape == shape or tensor.dim() != len(shape) or tensor.shape[-1] != shape[-1]:
         return tensor
     if name == TEXT_POSITION:
@@ -155,10 +192,11 @@ def assemble(
     unexpected: Sequence[str] = (),
     may_be_new: tuple[str, ...] = (),
 ) -> AllInOneForPreTraining:
-    """The model of `config` with `weights`, whose keys are this model's names; the three tables are resized.
+    """The model of `config` with `weights`, whose keys are this model's names; the three tables are
+    resized.
 
-    Tensors that are absent start anew if their name begins with one of `may_be_new`. Raises ConversionError listing everything that does not fit,
-    the keys of `unexpected` included.
+    Tensors that are absent start anew if their name begins with one of `may_be_new`. Raises
+    ConversionError listing everything that does not fit, the keys of `unexpected` included.
     """
     model = AllInOneForPreTraining(config)
     fit(model, weights, report, unexpected=unexpected, may_be_new=may_be_new)
@@ -177,9 +215,15 @@ def fit(
     own = model.state_dict()
     absent = [name for name in own if name not in weights]
     missing = [name for name in absent if not name.startswith(may_be_new)]
-    report.initialised += [f"{name}: not in the file, new" for name in absent if name.startswith(may_be_new)]
+    report.initialised += [
+        f"{name}: not in the file, new" for name in absent if name.startswith(may_be_new)
+    ]
     surplus = [*unexpected, *(name for name in weights if name not in own)]
-    fitted = {name: _resize(name, tensor, own[name].shape, report) for name, tensor in weights.items() if name in own}
+    fitted = {
+        name: _resize(name, tensor, own[name].shape, report)
+        for name, tensor in weights.items()
+        if name in own
+    }
     misshaped = [
         f"{name} {list(tensor.shape)} instead of {list(own[name].shape)}"
         for name, tensor in fitted.items()
@@ -187,7 +231,11 @@ def fit(
     ]
     if missing or surplus or misshaped:
         raise ConversionError(
-            sorted(missing), sorted(surplus), sorted(misshaped), _size_hint(weights, model.config), report.source
+            sorted(missing),
+            sorted(surplus),
+            sorted(misshaped),
+            _size_hint(weights, model.config),
+            report.source,
         )
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in fitted.values()} - {"float32"}
     if dtypes:
@@ -202,11 +250,16 @@ def _size_hint(weights: Mapping[str, Tensor], config: AllInOneConfig) -> str:
     if width == config.hidden_size:
         return ""
     fitting = [name for name, values in SIZES.items() if values["hidden_size"] == width]
-    return f"the file is {width} wide, the model {config.hidden_size}" + (f": try --size {fitting[0]}" if fitting else "")
+    return f"the file is {width} wide, the model {config.hidden_size}" + (
+        f": try --size {fitting[0]}" if fitting else ""
+    )
 
 
-def rename_reference(state_dict: Mapping[str, Tensor], report: LoadReport) -> tuple[dict[str, Tensor], list[str]]:
-    """(weights under this model's names, keys that have none). The distillation token is dropped together with its position row."""
+def rename_reference(
+    state_dict: Mapping[str, Tensor], report: LoadReport
+) -> tuple[dict[str, Tensor], list[str]]:
+    """(weights under this model's names, keys that have none). The distillation token is dropped
+    together with its position row."""
     renamed: dict[str, Tensor] = {}
     unexpected: list[str] = []
     for key, tensor in state_dict.items():
@@ -214,7 +267,9 @@ def rename_reference(state_dict: Mapping[str, Tensor], report: LoadReport) -> tu
         if key in _IGNORED:
             report.ignored.append(f"{key}: a buffer, not a weight")
         elif key == _DISTILLATION:
-            report.ignored.append(f"{key}: DeiT's distillation token; its position row goes with it")
+            report.ignored.append(
+                f"{key}: DeiT's distillation token; its position row goes with it"
+            )
         elif name is None:
             unexpected.append(key)
         else:
@@ -230,21 +285,29 @@ def without_distillation(position: Tensor) -> Tensor:
 
 
 def convert_reference(
-    state_dict: Mapping[str, Tensor], config: AllInOneConfig, ignore: tuple[str, ...] = (), source: str = ""
+    state_dict: Mapping[str, Tensor],
+    config: AllInOneConfig,
+    ignore: tuple[str, ...] = (),
+    source: str = "",
 ) -> tuple[AllInOneForPreTraining, LoadReport]:
-    """Build the model of `config` with the reference's weights; raises ConversionError listing all that does not fit. Keys that have no place here
-    and begin with one of `ignore` are left out, and reported."""
+    """Build the model of `config` with the reference's weights; raises ConversionError listing all
+    that does not fit. Keys that have no place here and begin with one of `ignore` are left out, and
+    reported."""
     report = LoadReport(source)
     renamed, unexpected = rename_reference(state_dict, report)
     report.ignored += [f"{key}: asked for" for key in unexpected if key.startswith(ignore)]
     unexpected = [key for key in unexpected if not key.startswith(ignore)]
     if TEMPORAL not in renamed:  # some released files predate the temporal embedding
         renamed[TEMPORAL] = torch.zeros(1, config.num_frames, config.hidden_size)
-        report.initialised.append(f"{TEMPORAL}: not in the file, zeros (the model was trained without it)")
+        report.initialised.append(
+            f"{TEMPORAL}: not in the file, zeros (the model was trained without it)"
+        )
     return assemble(config, renamed, report, unexpected=unexpected, may_be_new=CONTRASTIVE), report
 
 
-def from_reference(state_dict: Mapping[str, Tensor], config: AllInOneConfig) -> AllInOneForPreTraining:
+def from_reference(
+    state_dict: Mapping[str, Tensor], config: AllInOneConfig
+) -> AllInOneForPreTraining:
     """convert_reference with its report logged."""
     model, report = convert_reference(state_dict, config)
     logger.info("%s", report)
@@ -252,40 +315,62 @@ def from_reference(state_dict: Mapping[str, Tensor], config: AllInOneConfig) -> 
 
 
 def load_resized(folder: Path, config: AllInOneConfig) -> tuple[AllInOneForPreTraining, LoadReport]:
-    """The model of `config` with the weights of a folder of save_pretrained, whose resolution, frames and text length may differ.
+    """The model of `config` with the weights of a folder of save_pretrained, whose resolution,
+    frames and text length may differ.
 
-    A folder of the bare AllInOneModel serves too: its heads are new. Raises WeightsError where the folder holds no weights, ConversionError where
-    they do not fit.
+    A folder of the bare AllInOneModel serves too: its heads are new. Raises WeightsError where the
+    folder holds no weights, ConversionError where they do not fit.
     """
     file = read_weights(folder)
     report = LoadReport(str(folder), notes=list(file.notes))
     bare = not any(name.startswith("backbone.") for name in file.tensors)
-    weights = {f"backbone.{name}": tensor for name, tensor in file.tensors.items()} if bare else file.tensors
-    model = assemble(config, _fit_image_heads(weights, config, report), report, may_be_new=HEADS if bare else ())
+    weights = (
+        {f"backbone.{name}": tensor for name, tensor in file.tensors.items()}
+        if bare
+        else file.tensors
+    )
+    model = assemble(
+        config, _fit_image_heads(weights, config, report), report, may_be_new=HEADS if bare else ()
+    )
     _compare_configs(file.facts, config, report)
     return model, report
 
 
-def _fit_image_heads(weights: Mapping[str, Tensor], config: AllInOneConfig, report: LoadReport) -> dict[str, Tensor]:
-    """Weights with the heads that images have of their own if config.image_heads: begun as copies of the video's, or left out."""
+def _fit_image_heads(
+    weights: Mapping[str, Tensor], config: AllInOneConfig, report: LoadReport
+) -> dict[str, Tensor]:
+    """Weights with the heads that images have of their own if config.image_heads: begun as copies
+    of the video's, or left out."""
     kept = dict(weights)
     own = [name for name in weights if name.startswith(IMAGE_HEADS)]
     if own and not config.image_heads:
         report.ignored += [f"{name}: the model has no heads of its own for images" for name in own]
         kept = {name: tensor for name, tensor in kept.items() if name not in own}
     elif config.image_heads and not own:
-        copies = {f"image_{name}": tensor for name, tensor in weights.items() if f"image_{name}".startswith(IMAGE_HEADS)}
-        report.initialised += [f"{name}: not in the file, a copy of {name.removeprefix('image_')}" for name in copies]
+        copies = {
+            f"image_{name}": tensor
+            for name, tensor in weights.items()
+            if f"image_{name}".startswith(IMAGE_HEADS)
+        }
+        report.initialised += [
+            f"{name}: not in the file, a copy of {name.removeprefix('image_')}" for name in copies
+        ]
         kept |= copies
     return kept
 
 
 def _compare_configs(saved: Mapping[str, Any], config: AllInOneConfig, report: LoadReport) -> None:
-    """Note what differs without showing in a shape; another number of heads would compute something else from the same weights."""
+    """Note what differs without showing in a shape; another number of heads would compute something
+    else from the same weights."""
     heads = saved.get("num_attention_heads", config.num_attention_heads)
     if heads != config.num_attention_heads:
-        hint = f"they have {heads} attention heads, the model {config.num_attention_heads}; choose the same --size"
+        hint = (
+            f"they have {heads} attention heads, the model {config.num_attention_heads}; choose the"
+            " same --size"
+        )
         raise ConversionError([], [], [], hint, report.source)
     for name in ("roll", "roll_divisor", "patch_order"):
         if name in saved and saved[name] != getattr(config, name):
-            report.notes.append(f"{name}: {saved[name]} in the folder, {getattr(config, name)} here")
+            report.notes.append(
+                f"{name}: {saved[name]} in the folder, {getattr(config, name)} here"
+            )

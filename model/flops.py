@@ -1,4 +1,5 @@
-"""Analytic cost and size. A multiply-add counts as 2 FLOPs; norms, softmax and GELU are not counted, as in torch.utils.flop_counter.
+"""Analytic cost and size. A multiply-add counts as 2 FLOPs; norms, softmax and GELU are not
+counted, as in torch.utils.flop_counter.
 
 Letters: T frames, L text tokens, P patches, n = 1 + P, C width.
 """
@@ -15,18 +16,28 @@ Part = Literal["joint", "video", "text"]
 
 
 def _blocks(config: AllInOneConfig, sequences: int, tokens: int, attention_products: bool) -> int:
-    linear = 2 * tokens * (4 + 2 * config.mlp_ratio) * config.hidden_size**2  # qkv 3, proj 1, fc1 and fc2 mlp_ratio each
-    attention = 2 * 2 * tokens**2 * config.hidden_size if attention_products else 0  # queries x keys, weights x values
+    linear = (
+        2 * tokens * (4 + 2 * config.mlp_ratio) * config.hidden_size**2
+    )  # qkv 3, proj 1, fc1 and fc2 mlp_ratio each
+    attention = (
+        2 * 2 * tokens**2 * config.hidden_size if attention_products else 0
+    )  # queries x keys, weights x values
     return config.num_hidden_layers * sequences * (linear + attention)
 
 
 def forward_flops(
-    config: AllInOneConfig, *, frames: int, text_tokens: int, part: Part = "joint", attention_products: bool = True
+    config: AllInOneConfig,
+    *,
+    frames: int,
+    text_tokens: int,
+    part: Part = "joint",
+    attention_products: bool = True,
 ) -> int:
     """FLOPs of one clip's forward pass through the backbone.
 
-    The paper's 58.7 G for base are multiply-adds without the attention products at 3 frames and 32 words: forward_flops(..., text_tokens=32,
-    attention_products=False) / 2. The pooler counts in the joint pass only.
+    The paper's 58.7 G for base are multiply-adds without the attention products at 3 frames and 32
+    words: forward_flops(..., text_tokens=32, attention_products=False) / 2. The pooler counts in
+    the joint pass only.
     """
     width, visual = config.hidden_size, 1 + config.num_patches
     patches = 2 * frames * config.num_patches * 3 * config.patch_size**2 * width
@@ -36,7 +47,9 @@ def forward_flops(
     if part == "video":
         return patches + _blocks(config, frames, visual, attention_products)
     if config.roll == "flatten":
-        return patches + _blocks(config, 1, text_tokens + frames * visual, attention_products) + pooler
+        return (
+            patches + _blocks(config, 1, text_tokens + frames * visual, attention_products) + pooler
+        )
     return patches + _blocks(config, frames, text_tokens + visual, attention_products) + pooler
 
 
@@ -73,13 +86,15 @@ _PARTS = {
 
 
 def part_of(name: str) -> str | None:
-    """The part that a parameter belongs to by its name, None for a name that neither AllInOneModel nor AllInOneForPreTraining has."""
+    """The part that a parameter belongs to by its name, None for a name that neither AllInOneModel
+    nor AllInOneForPreTraining has."""
     name = name.removeprefix("backbone.")
     return next((title for prefix, title in _PARTS.items() if name.startswith(prefix)), None)
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
-    """Part → number of parameters, for AllInOneModel or AllInOneForPreTraining. Parts add up to the whole."""
+    """Part → number of parameters, for AllInOneModel or AllInOneForPreTraining. Parts add up to the
+    whole."""
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         part = part_of(name)

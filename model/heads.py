@@ -12,7 +12,8 @@ from .norm import LayerNorm
 
 
 class MLMHead(nn.Module):
-    """Hidden states [..., C] → vocabulary logits [..., V]. The decoder is not tied to the word embeddings, as in the original."""
+    """Hidden states [..., C] → vocabulary logits [..., V]. The decoder is not tied to the word
+    embeddings, as in the original."""
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__()
@@ -25,7 +26,8 @@ class MLMHead(nn.Module):
 
 
 class LogitScale(nn.Module):
-    """Learnable inverse temperature of the contrastive loss: exp of the parameter, at most 100 (CLIP, Radford et al. 2021, section 2.5)."""
+    """Learnable inverse temperature of the contrastive loss: exp of the parameter, at most 100
+    (CLIP, Radford et al. 2021, section 2.5)."""
 
     INITIAL = 1 / 0.05  # the original's fixed temperature
     LIMIT = 100.0

@@ -1,4 +1,5 @@
-"""LayerNorm: NVIDIA apex's fused one on CUDA where apex is installed, else torch's. Parameters and state dicts are the same."""
+"""LayerNorm: NVIDIA apex's fused one on CUDA where apex is installed, else torch's. Parameters and
+state dicts are the same."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 @functools.cache
 def _fused_layer_norm() -> type[nn.Module] | None:
-    """apex.normalization.FusedLayerNorm of NVIDIA's apex, or None. PyPI's package of that name is another project and has no FusedAdam."""
+    """apex.normalization.FusedLayerNorm of NVIDIA's apex, or None. PyPI's package of that name is
+    another project and has no FusedAdam."""
     try:
         importlib.import_module("apex.optimizers").FusedAdam  # noqa: B018 - the attribute tells NVIDIA's apex from the other
         return importlib.import_module("apex.normalization").FusedLayerNorm
@@ -26,5 +28,7 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
         fused = None if torch.compiler.is_compiling() or not input.is_cuda else _fused_layer_norm()
         if fused is not None:
-            return fused.forward(self, input)  # apex's forward reads weight, bias, normalized_shape and eps only
+            return fused.forward(
+                self, input
+            )  # apex's forward reads weight, bias, normalized_shape and eps only
         return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)

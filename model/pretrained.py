@@ -1,4 +1,5 @@
-"""Weights of image and language models → parts of this model: ViT and DeiT (timm's and transformers' names), BERT's embeddings."""
+"""Weights of image and language models → parts of this model: ViT and DeiT (timm's and
+transformers' names), BERT's embeddings."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ _VIT_RENAMES = [
     # transformers 5 in memory, and its files, which keep the names of version 4
     (r"(?:encoder\.layer|layers)\.(\d+)\.layernorm_before\.(\w+)", _BLOCK + r".norm1.\2"),
     (r"(?:encoder\.layer|layers)\.(\d+)\.layernorm_after\.(\w+)", _BLOCK + r".norm2.\2"),
-    (r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(\w+)", _BLOCK + r".attention.\2.\3"),
+    (
+        r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(\w+)",
+        _BLOCK + r".attention.\2.\3",
+    ),
     (r"layers\.(\d+)\.attention\.([qkv])_proj\.(\w+)", _BLOCK + r".attention.\2.\3"),
     (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)", _BLOCK + r".attention.proj.\2"),
     (r"layers\.(\d+)\.attention\.o_proj\.(\w+)", _BLOCK + r".attention.proj.\2"),
@@ -42,7 +46,10 @@ _VIT_IGNORED = re.compile(
 _DISTILLATION = ("dist_token", "embeddings.distillation_token")
 _BERT_RENAMES = [
     (r"embeddings\.(word|position|token_type)_embeddings\.weight", TEXT_PART + r"\1.weight"),
-    (r"embeddings\.LayerNorm\.(?:weight|gamma)", TEXT_PART + "norm.weight"),  # gamma and beta: files from before 2019
+    (
+        r"embeddings\.LayerNorm\.(?:weight|gamma)",
+        TEXT_PART + "norm.weight",
+    ),  # gamma and beta: files from before 2019
     (r"embeddings\.LayerNorm\.(?:bias|beta)", TEXT_PART + "norm.bias"),
 ]
 _BERT_IGNORED = re.compile(r"(encoder|pooler|cls)\..*|embeddings\.position_ids")
@@ -55,9 +62,13 @@ def _rename(key: str, renames: list[tuple[str, str]]) -> str | None:
     return None
 
 
-def vit_weights(state_dict: Mapping[str, Tensor], report: LoadReport) -> tuple[dict[str, Tensor], list[str]]:
-    """(weights under this model's names, keys that have none) of a ViT or DeiT. Classifier and distillation token are left out and reported;
-    separate query, key and value are joined. Raises ConversionError where one of the three is missing."""
+def vit_weights(
+    state_dict: Mapping[str, Tensor], report: LoadReport
+) -> tuple[dict[str, Tensor], list[str]]:
+    """(weights under this model's names, keys that have none) of a ViT or DeiT. Classifier and
+    distillation token are left out and reported; separate query, key and value are joined. Raises
+    ConversionError where one of the three is missing.
+    """
     renamed: dict[str, Tensor] = {}
     unexpected: list[str] = []
     distilled = False
@@ -66,7 +77,9 @@ def vit_weights(state_dict: Mapping[str, Tensor], report: LoadReport) -> tuple[d
         name = _rename(key, _VIT_RENAMES)
         if key in _DISTILLATION:
             distilled = True
-            report.ignored.append(f"{full_key}: the distillation token; its position row goes with it")
+            report.ignored.append(
+                f"{full_key}: the distillation token; its position row goes with it"
+            )
         elif name is not None:
             renamed[name] = tensor
         elif _VIT_IGNORED.fullmatch(key):
@@ -79,7 +92,8 @@ def vit_weights(state_dict: Mapping[str, Tensor], report: LoadReport) -> tuple[d
 
 
 def _with_fused_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Join `attention.{q,k,v}` or `.{query,key,value}` of each block into `attention.qkv`: rows of q, then k, then v."""
+    """Join `attention.{q,k,v}` or `.{query,key,value}` of each block into `attention.qkv`: rows of
+    q, then k, then v."""
     fused: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in weights.items():
@@ -95,8 +109,11 @@ def _with_fused_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return fused
 
 
-def bert_weights(state_dict: Mapping[str, Tensor], report: LoadReport) -> tuple[dict[str, Tensor], list[str]]:
-    """(embeddings under this model's names, keys that have none) of a BERT. Its encoder and heads are left out and reported."""
+def bert_weights(
+    state_dict: Mapping[str, Tensor], report: LoadReport
+) -> tuple[dict[str, Tensor], list[str]]:
+    """(embeddings under this model's names, keys that have none) of a BERT. Its encoder and heads
+    are left out and reported."""
     renamed: dict[str, Tensor] = {}
     unexpected: list[str] = []
     left_out: dict[str, int] = {}
@@ -110,5 +127,8 @@ def bert_weights(state_dict: Mapping[str, Tensor], report: LoadReport) -> tuple[
             left_out[part] = left_out.get(part, 0) + 1
         else:
             unexpected.append(full_key)
-    report.ignored += [f"BERT's {part}: {number} tensors; only its embeddings are taken" for part, number in left_out.items()]
+    report.ignored += [
+        f"BERT's {part}: {number} tensors; only its embeddings are taken"
+        for part, number in left_out.items()
+    ]
     return renamed, unexpected

@@ -1,7 +1,9 @@
-"""Weights from files of any origin, read without running anything that they contain: safetensors, and torch.save's zip and legacy formats.
+"""Weights from files of any origin, read without running anything that they contain: safetensors,
+and torch.save's zip and legacy formats.
 
-A pickle is a program. These are read by torch's restricted unpickler, which builds tensors and plain containers and nothing else; every other
-name in the file is refused and printed. No class named in a file is ever imported.
+A pickle is a program. These are read by torch's restricted unpickler, which builds tensors and
+plain containers and nothing else; every other name in the file is refused and printed. No class
+named in a file is ever imported.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ LIGHTNING_CALLBACKS = (
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
     "pytorch_lightning.callbacks.lr_monitor.LearningRateMonitor",
 )
-"""Classes by which Lightning before 1.6 keys the callbacks' states. An empty class of the same name stands in for each."""
+"""Classes by which Lightning before 1.6 keys the callbacks' states. An empty class of the same name
+stands in for each."""
 
 _CONTAINERS = ("state_dict", "model", "module")
 """Keys under which the weights stand: Lightning's, DeiT's, DeepSpeed's."""
@@ -33,7 +36,8 @@ _NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 class WeightsError(ValueError):
-    """A file holds no weights that can be read; the message says what was found and what to give."""
+    """A file holds no weights that can be read; the message says what was found and what to
+    give."""
 
 
 @dataclass
@@ -59,15 +63,18 @@ class _StandIn:
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """Tensors by name, on the CPU, from a .safetensors file, a file of torch.save, or a folder of save_pretrained.
+    """Tensors by name, on the CPU, from a .safetensors file, a file of torch.save, or a folder of
+    save_pretrained.
 
-    Raises WeightsError where nothing is there, where the format is unknown, and by name where a pickle holds anything but tensors and containers.
+    Raises WeightsError where nothing is there, where the format is unknown, and by name where a
+    pickle holds anything but tensors and containers.
     """
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
         raise WeightsError(
-            f"{path} does not exist; give a .safetensors file, a file of torch.save, or a folder of save_pretrained"
+            f"{path} does not exist; give a .safetensors file, a file of torch.save, or a folder of"
+            " save_pretrained"
         )
     if path.suffix == ".safetensors":
         return WeightsFile(path, _read_safetensors(path))
@@ -83,14 +90,24 @@ def _read_folder(folder: Path) -> WeightsFile:
         index = folder / "model.safetensors.index.json"
         if index.is_file():
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            return WeightsFile(folder, {key: t for name in names for key, t in _read_safetensors(folder / name).items()}, facts)
+            return WeightsFile(
+                folder,
+                {key: t for name in names for key, t in _read_safetensors(folder / name).items()},
+                facts,
+            )
     except (json.JSONDecodeError, KeyError) as error:
-        raise WeightsError(f"{folder}: its JSON cannot be read ({error}); copy the folder again") from error
+        raise WeightsError(
+            f"{folder}: its JSON cannot be read ({error}); copy the folder again"
+        ) from error
     for name in _NAMES:
         if (folder / name).is_file():
             inner = read_weights(folder / name)
             return WeightsFile(folder, inner.tensors, {**inner.facts, **facts}, inner.notes)
-    hint = f"; the weights of this checkpoint are in {folder / 'weights'}" if (folder / "weights").is_dir() else ""
+    hint = (
+        f"; the weights of this checkpoint are in {folder / 'weights'}"
+        if (folder / "weights").is_dir()
+        else ""
+    )
     raise WeightsError(f"{folder} holds none of {', '.join(_NAMES)}{hint}")
 
 
@@ -98,11 +115,16 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is no whole safetensors file ({error}); copy it again") from error
+        raise WeightsError(
+            f"{path} is no whole safetensors file ({error}); copy it again"
+        ) from error
 
 
-def read_pickle(path: Path, stand_ins: tuple[str, ...] = LIGHTNING_CALLBACKS) -> tuple[Any, list[str]]:
-    """Content of a torch.save file and notes on what was replaced. Only tensors, plain containers and `stand_ins`; WeightsError names the rest.
+def read_pickle(
+    path: Path, stand_ins: tuple[str, ...] = LIGHTNING_CALLBACKS
+) -> tuple[Any, list[str]]:
+    """Content of a torch.save file and notes on what was replaced. Only tensors, plain containers
+    and `stand_ins`; WeightsError names the rest.
 
     A zip is mapped into memory: optimizer states that nobody asks for are not read from the disk.
     """
@@ -110,14 +132,16 @@ def read_pickle(path: Path, stand_ins: tuple[str, ...] = LIGHTNING_CALLBACKS) ->
     classes = {name: type(name.rsplit(".", 1)[-1], (_StandIn,), {}) for name in stand_ins}
     with torch.serialization.safe_globals([(made, name) for name, made in classes.items()]):
         try:
-            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(str(path)) if zipped else []
+            unsafe = (
+                torch.serialization.get_unsafe_globals_in_checkpoint(str(path)) if zipped else []
+            )
             refuse(path, [name for name in unsafe if name not in classes])
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         except pickle.UnpicklingError as error:
             refuse(path, re.findall(r"GLOBAL ([\w.]+?)(?=\s)", str(error))[:1])
             raise WeightsError(
-                f"{path} cannot be read safely: {_reason(error)}; give a file that torch.save wrote with its default pickle protocol, or "
-                ".safetensors"
+                f"{path} cannot be read safely: {_reason(error)}; give a file that torch.save wrote"
+                " with its default pickle protocol, or .safetensors"
             ) from error
         except (
             RuntimeError,
@@ -133,9 +157,14 @@ def read_pickle(path: Path, stand_ins: tuple[str, ...] = LIGHTNING_CALLBACKS) ->
             if isinstance(error, WeightsError):
                 raise
             raise WeightsError(
-                f"{path} is no whole file of torch.save ({_reason(error)}); copy it again, or give .safetensors"
+                f"{path} is no whole file of torch.save ({_reason(error)}); copy it again, or give"
+                " .safetensors"
             ) from error
-    return content, [f"{name}: an empty class stands in for it" for name, made in classes.items() if _holds(content, made)]
+    return content, [
+        f"{name}: an empty class stands in for it"
+        for name, made in classes.items()
+        if _holds(content, made)
+    ]
 
 
 def _holds(content: Any, made: type) -> bool:
@@ -151,9 +180,10 @@ def refuse(path: Path, names: list[str]) -> None:
     """Raise WeightsError naming what a pickle may not hold; nothing happens without names."""
     if names:
         raise WeightsError(
-            f"{path}: refused: {', '.join(sorted(names))}. Only tensors and plain containers are read, since loading anything else can run "
-            "code. If you trust the file, load it where that class is installed and save its weights alone: "
-            "torch.save({'state_dict': checkpoint['state_dict']}, FILE)"
+            f"{path}: refused: {', '.join(sorted(names))}. Only tensors and plain containers are"
+            " read, since loading anything else can run code. If you trust the file, load it where"
+            " that class is installed and save its weights alone: torch.save({'state_dict':"
+            " checkpoint['state_dict']}, FILE)"
         )
 
 
@@ -161,26 +191,35 @@ def _reason(error: Exception) -> str:
     """The telling line of torch's long messages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = next(
-        (line for line in lines if line.startswith("WeightsUnpickler error")), lines[0] if lines else type(error).__name__
+        (line for line in lines if line.startswith("WeightsUnpickler error")),
+        lines[0] if lines else type(error).__name__,
     )
     return telling.removeprefix("WeightsUnpickler error: ")
 
 
 def _weights_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, plain values beside them) of a checkpoint: the mapping itself or what stands under a known key."""
+    """(tensors, plain values beside them) of a checkpoint: the mapping itself or what stands under
+    a known key."""
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
     found = next((key for key in _CONTAINERS if isinstance(content.get(key), Mapping)), None)
     weights = content if found is None else content[found]
     if not weights:
         raise WeightsError(f"{path} holds no weights: its dictionary is empty")
-    strange = [f"{key} is a {type(value).__name__}" for key, value in weights.items() if not isinstance(value, Tensor)]
+    strange = [
+        f"{key} is a {type(value).__name__}"
+        for key, value in weights.items()
+        if not isinstance(value, Tensor)
+    ]
     if strange:
         given = (
-            f"its keys are {', '.join(map(str, list(content)[:8]))}" if found is None else f"in {found}: {', '.join(strange[:4])}"
+            f"its keys are {', '.join(map(str, list(content)[:8]))}"
+            if found is None
+            else f"in {found}: {', '.join(strange[:4])}"
         )
         raise WeightsError(
-            f"{path} is no dictionary of tensors: {given}; expected the weights themselves, or under {', '.join(_CONTAINERS)}"
+            f"{path} is no dictionary of tensors: {given}; expected the weights themselves, or"
+            f" under {', '.join(_CONTAINERS)}"
         )
     plain = (str, int, float, bool)
     facts = {} if found is None else {str(k): v for k, v in content.items() if isinstance(v, plain)}
@@ -188,25 +227,39 @@ def _weights_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def locate(source: str) -> Path:
-    """The file or folder `source`, or the weights of the hub id `source` (owner/name), fetched by huggingface_hub into its cache.
+    """The file or folder `source`, or the weights of the hub id `source` (owner/name), fetched by
+    huggingface_hub into its cache.
 
     Raises WeightsError where it is neither, and where the hub cannot be reached.
     """
     path = Path(source)
     if path.exists():
         return path
-    if path.suffix or source.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
-        raise WeightsError(f"{source} does not exist; give a file, a folder of save_pretrained, or a hub id such as owner/name")
+    if (
+        path.suffix
+        or source.startswith((".", "/", "~"))
+        or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source)
+    ):
+        raise WeightsError(
+            f"{source} does not exist; give a file, a folder of save_pretrained, or a hub id such"
+            " as owner/name"
+        )
     return _download(source)
 
 
 def _download(source: str) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     failure: Exception | None = None
     for name in _NAMES:
-        reachable = failure is None  # once it is not, only the cache is asked, without the hub's retries
+        reachable = (
+            failure is None
+        )  # once it is not, only the cache is asked, without the hub's retries
         try:
             return Path(hf_hub_download(source, name, local_files_only=not reachable))
         except EntryNotFoundError as error:  # the repository or the cache may have the next
@@ -215,12 +268,16 @@ def _download(source: str) -> Path:
             raise _unreachable(source, error) from error
     if failure is not None:
         raise _unreachable(source, failure)
-    raise WeightsError(f"{source} on the hub has none of {', '.join(_NAMES)}; download its weights and give the file")
+    raise WeightsError(
+        f"{source} on the hub has none of {', '.join(_NAMES)}; download its weights and give the"
+        " file"
+    )
 
 
 def _unreachable(source: str, error: Exception) -> WeightsError:
     lines = str(error).strip().splitlines()
     return WeightsError(
-        f"{source} is no file or folder here, and the model hub did not deliver it ({type(error).__name__}: {lines[0] if lines else ''}); "
-        "without a network, download the weights elsewhere and give the file"
+        f"{source} is no file or folder here, and the model hub did not deliver it"
+        f" ({type(error).__name__}: {lines[0] if lines else ''}); without a network, download the"
+        " weights elsewhere and give the file"
     )

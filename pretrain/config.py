@@ -1,4 +1,5 @@
-"""A pre-training run is this one dataclass: recipe values, changed by options, saved with every checkpoint."""
+"""A pre-training run is this one dataclass: recipe values, changed by options, saved with every
+checkpoint."""
 
 from __future__ import annotations
 
@@ -26,16 +27,19 @@ class ModelOptions:
     max_text_len: int | None = None
     """Tokens per caption, [CLS] and [SEP] included."""
     roll: Literal["roll", "average", "flatten", "channel"] = "roll"
-    """How frames exchange information: temporal token rolling, or one of the paper's alternatives."""
+    """How frames exchange information: temporal token rolling, or one of the paper's
+    alternatives."""
     patch_order: Literal["raster", "shuffled"] | None = None
-    """Which patches roll: those of the first and last rows, or a random choice per clip and step."""
+    """Which patches roll: those of the first and last rows, or a random choice per clip and
+    step."""
     dropout: float | None = None
     """Dropout of hidden states."""
     drop_path: float | None = None
     """Stochastic depth of the last block, linear over depth."""
     init_from: Path | None = None
-    """Start from these weights: a folder written by tools/convert.py or save_pretrained, or `weights/` inside a checkpoint. Another
-    resolution, text length or number of frames is resized and reported."""
+    """Start from these weights: a folder written by tools/convert.py or save_pretrained, or
+    `weights/` inside a checkpoint. Another resolution, text length or number of frames is resized
+    and reported."""
 
     def build_config(self, image_heads: bool = False) -> AllInOneConfig:
         """The model's config; raises ValueError that lists the valid sizes."""
@@ -49,23 +53,29 @@ class ModelOptions:
             "hidden_dropout": self.dropout,
             "drop_path": self.drop_path,
         }
-        return AllInOneConfig.from_size(self.size, **{name: value for name, value in overrides.items() if value is not None})
+        return AllInOneConfig.from_size(
+            self.size, **{name: value for name, value in overrides.items() if value is not None}
+        )
 
 
 @dataclass(frozen=True)
 class CoTrainOptions:
-    """Co-training on images (All-in-one+). Images are clips of one frame: they neither roll nor have a place in time."""
+    """Co-training on images (All-in-one+). Images are clips of one frame: they neither roll nor
+    have a place in time."""
 
     images: tuple[str, ...] = ()
-    """Prepared image sets to train on beside the video, each DIR[:SPLIT][=WEIGHT]; none trains on video only."""
+    """Prepared image sets to train on beside the video, each DIR[:SPLIT][=WEIGHT]; none trains on
+    video only."""
     image_batch: int = 2048
     """Images per step that holds images, over all ranks."""
     image_mode: Literal["joint", "alternate"] = "joint"
-    """joint: video and images in every step, losses added, as the original does. alternate: a step holds one of the two."""
+    """joint: video and images in every step, losses added, as the original does. alternate: a step
+    holds one of the two."""
     image_share: float = 0.5
     """Share of the steps that hold images; used by alternate only."""
     image_heads: Literal["shared", "separate"] = "shared"
-    """Whether images use the MLM and VTM heads of video, or have their own (the paper's rows "Shared" and "Not Shared")."""
+    """Whether images use the MLM and VTM heads of video, or have their own (the paper's rows
+    "Shared" and "Not Shared")."""
     image_workers: int | None = None
     """Reader processes per rank for the images; as many as --workers if not given."""
 
@@ -79,7 +89,8 @@ class PretrainConfig:
     """Everything that a pre-training run depends on."""
 
     out: Path
-    """Folder of the run: checkpoints, TensorBoard, history. The same command on the same folder resumes."""
+    """Folder of the run: checkpoints, TensorBoard, history. The same command on the same folder
+    resumes."""
     data: tuple[str, ...]
     """Prepared data sets to train on, each DIR[:SPLIT][=WEIGHT]."""
     val: tuple[str, ...] = ()
@@ -107,7 +118,9 @@ class PretrainConfig:
 
     def model_config(self) -> AllInOneConfig:
         """The model's config; raises ValueError for values that do not fit together."""
-        return self.model.build_config(image_heads=bool(self.cotrain.images) and self.cotrain.image_heads == "separate")
+        return self.model.build_config(
+            image_heads=bool(self.cotrain.images) and self.cotrain.image_heads == "separate"
+        )
 
     def val_specs(self) -> list[DatasetSpec]:
         """The validation sets."""
@@ -115,7 +128,11 @@ class PretrainConfig:
 
     def clip(self, config: AllInOneConfig) -> ClipConfig:
         """What the loader must deliver for this model."""
-        return ClipConfig(num_frames=config.num_frames, image_size=config.image_size, max_text_len=config.max_text_len)
+        return ClipConfig(
+            num_frames=config.num_frames,
+            image_size=config.image_size,
+            max_text_len=config.max_text_len,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Plain values only, for checkpoints and reports."""

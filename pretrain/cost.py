@@ -1,4 +1,5 @@
-"""What a pre-training run computes and keeps, from its options alone: training FLOPs per clip and the activations of a micro-batch."""
+"""What a pre-training run computes and keeps, from its options alone: training FLOPs per clip and
+the activations of a micro-batch."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from allinone.pretrain.config import PretrainConfig
 from allinone.pretrain.objectives import ObjectiveConfig
 
 MASKED_SHARE = 0.15
-"""Share of the words that MLM masks (data/text.py). Captions are counted as full: max_text_len less [CLS] and [SEP]."""
+"""Share of the words that MLM masks (data/text.py). Captions are counted as full: max_text_len less
+[CLS] and [SEP]."""
 
 
 def masked_tokens(config: AllInOneConfig, clips: int = 1) -> int:
@@ -20,11 +22,16 @@ def masked_tokens(config: AllInOneConfig, clips: int = 1) -> int:
 
 
 def sample_flops(
-    config: AllInOneConfig, objective: ObjectiveConfig, frames: int, masked: int, candidates: int = 1
+    config: AllInOneConfig,
+    objective: ObjectiveConfig,
+    frames: int,
+    masked: int,
+    candidates: int = 1,
 ) -> dict[str, float]:
-    """Objective → FLOPs of one clip's forward and backward pass: a multiply-add is 2, heads count, backward is 2 x forward except for the patch
-    convolution, whose input needs no gradient. `candidates`: clips that VTC contrasts with, over all ranks. Word-patch alignment, losses, norms and
-    the optimizer are left out."""
+    """Objective → FLOPs of one clip's forward and backward pass: a multiply-add is 2, heads count,
+    backward is 2 x forward except for the patch convolution, whose input needs no gradient.
+    `candidates`: clips that VTC contrasts with, over all ranks. Word-patch alignment, losses, norms
+    and the optimizer are left out."""
     words = config.max_text_len
     patches = 2.0 * frames * config.num_patches * 3 * config.patch_size**2 * config.hidden_size
 
@@ -35,12 +42,16 @@ def sample_flops(
     found = {}
     if objective.mlm:
         # MLM does not read the pooled vector: its pooler has a forward pass only
-        found["mlm"] = both("joint") - 4 * config.hidden_size**2 + 3.0 * flops.mlm_flops(config, masked)
+        found["mlm"] = (
+            both("joint") - 4 * config.hidden_size**2 + 3.0 * flops.mlm_flops(config, masked)
+        )
     if objective.vtm:
         found["vtm"] = both("joint") + 3.0 * flops.vtm_flops(config, 1)
     if objective.vtc:
         contrast = 2 * 2 * candidates * config.projection_dim
-        found["vtc"] = both("text") + both("video") + 3.0 * (2 * flops.projection_flops(config, 1) + contrast)
+        found["vtc"] = (
+            both("text") + both("video") + 3.0 * (2 * flops.projection_flops(config, 1) + contrast)
+        )
     return found
 
 
@@ -60,11 +71,14 @@ class SampleCost:
     @property
     def total(self) -> float:
         """FLOPs of a step divided by its global batch, on average over steps."""
-        return self.video_share * sum(self.video.values()) + self.images_per_clip * sum(self.images.values())
+        return self.video_share * sum(self.video.values()) + self.images_per_clip * sum(
+            self.images.values()
+        )
 
 
 def training_cost(config: PretrainConfig, world: int = 1) -> SampleCost:
-    """What one clip costs; images of co-training are spread over the clips. `world` counts for VTC's candidates only."""
+    """What one clip costs; images of co-training are spread over the clips. `world` counts for
+    VTC's candidates only."""
     model, cotrain = config.model_config(), config.cotrain
     candidates = config.train.micro_batch * world
 
@@ -84,20 +98,33 @@ def training_cost(config: PretrainConfig, world: int = 1) -> SampleCost:
 
 
 def training_flops_per_sample(config: PretrainConfig, world: int = 1) -> float:
-    """FLOPs of a step per clip of the global batch: all passes with their heads, forward and backward, FMA = 2."""
+    """FLOPs of a step per clip of the global batch: all passes with their heads, forward and
+    backward, FMA = 2."""
     return training_cost(config, world).total
 
 
 def activations(
-    config: PretrainConfig, element: int, mask: int = 1, *, micro_batch: int | None = None, checkpointing: bool | None = None
+    config: PretrainConfig,
+    element: int,
+    mask: int = 1,
+    *,
+    micro_batch: int | None = None,
+    checkpointing: bool | None = None,
 ) -> Activations:
-    """Bytes that one micro-batch keeps for its backward pass. `element`: bytes of an activation; `mask`: of a dropout mask (1 on a GPU, `element` on
-    a CPU). Images of joint co-training count as passes of one frame beside the video's; alternating ones are smaller than the video's and do not."""
+    """Bytes that one micro-batch keeps for its backward pass. `element`: bytes of an activation;
+    `mask`: of a dropout mask (1 on a GPU, `element` on a CPU). Images of joint co-training count as
+    passes of one frame beside the video's; alternating ones are smaller than the video's and do
+    not.
+    """
     model, cotrain = config.model_config(), config.cotrain
     clips = micro_batch or config.train.micro_batch
     recompute = config.train.activation_checkpointing if checkpointing is None else checkpointing
     joint_images = bool(cotrain.images) and cotrain.image_mode == "joint"
-    images = max(1, round(clips * cotrain.image_batch / config.train.global_batch)) if joint_images else 0
+    images = (
+        max(1, round(clips * cotrain.image_batch / config.train.global_batch))
+        if joint_images
+        else 0
+    )
     return model_activations(model, config.objective, clips, element, mask, recompute, images)
 
 
@@ -115,7 +142,9 @@ def model_activations(
     if images:
         passes += _passes(model, objective, images, 1, element, mask, checkpointing)
     widest = pass_shape(model, clips, model.num_frames, model.max_text_len)
-    return Activations(sum(passes), passes[-1], working_bytes(model, *widest, element, mask, checkpointing))
+    return Activations(
+        sum(passes), passes[-1], working_bytes(model, *widest, element, mask, checkpointing)
+    )
 
 
 def run_activations(config: PretrainConfig) -> Activations:
@@ -124,7 +153,13 @@ def run_activations(config: PretrainConfig) -> Activations:
 
 
 def _passes(
-    model: AllInOneConfig, objective: ObjectiveConfig, clips: int, frames: int, element: int, mask: int, checkpointing: bool
+    model: AllInOneConfig,
+    objective: ObjectiveConfig,
+    clips: int,
+    frames: int,
+    element: int,
+    mask: int,
+    checkpointing: bool,
 ) -> list[float]:
     """Saved bytes of every pass, heads included, in the order of the forward pass."""
 
@@ -144,7 +179,9 @@ def _passes(
     cast = element != 4  # pixels arrive as fp32
     passes = []
     if objective.mlm:
-        passes.append(one("joint", cast) + mlm_head_bytes(model, masked_tokens(model, clips), element))
+        passes.append(
+            one("joint", cast) + mlm_head_bytes(model, masked_tokens(model, clips), element)
+        )
     if objective.vtm:
         passes.append(one("joint", True))
     if objective.vtc:

@@ -1,4 +1,5 @@
-"""Held-out evaluation of pre-training: contrastive retrieval both ways, masked words, matching. Letters: N items, D projection width, B clips."""
+"""Held-out evaluation of pre-training: contrastive retrieval both ways, masked words, matching.
+Letters: N items, D projection width, B clips."""
 
 from __future__ import annotations
 
@@ -54,9 +55,15 @@ class Embeddings:
 
 @torch.inference_mode()
 def embed(
-    model: AllInOneForPreTraining, dataset: EvalSet, device: torch.device, *, batch_size: int = 64, limit: int | None = None
+    model: AllInOneForPreTraining,
+    dataset: EvalSet,
+    device: torch.device,
+    *,
+    batch_size: int = 64,
+    limit: int | None = None,
 ) -> Embeddings:
-    """Run every item once (each data rank its share) and gather the result on all ranks. Items that cannot be decoded are listed in `bad`."""
+    """Run every item once (each data rank its share) and gather the result on all ranks. Items that
+    cannot be decoded are listed in `bad`."""
     layout = topology.current()
     rank, world = layout.data_rank, layout.data_world
     items = min(len(dataset), limit or len(dataset))
@@ -65,7 +72,8 @@ def embed(
     model.eval()
     try:
         computed = [
-            _embed_batch(model, batch, real) for batch, real in _rounds(dataset, rank, world, batch_size, device, rounds, items)
+            _embed_batch(model, batch, real)
+            for batch, real in _rounds(dataset, rank, world, batch_size, device, rounds, items)
         ]
     finally:
         model.train(training)
@@ -78,11 +86,19 @@ def embed(
 
 
 def _rounds(
-    dataset: EvalSet, rank: int, world: int, batch_size: int, device: torch.device, rounds: int, items: int
+    dataset: EvalSet,
+    rank: int,
+    world: int,
+    batch_size: int,
+    device: torch.device,
+    rounds: int,
+    items: int,
 ) -> Iterator[tuple[Batch, bool]]:
-    """The first `items` in exactly `rounds` batches on every rank: with ZeRO-3 every forward is collective, so a rank without items repeats one
-    unrecorded."""
-    batches = dataset.batches(rank=rank, world=world, batch_size=batch_size, device=device, limit=items)
+    """The first `items` in exactly `rounds` batches on every rank: with ZeRO-3 every forward is
+    collective, so a rank without items repeats one unrecorded."""
+    batches = dataset.batches(
+        rank=rank, world=world, batch_size=batch_size, device=device, limit=items
+    )
     last: Batch | None = None
     for _ in range(rounds):
         batch = next(batches, None)
@@ -97,13 +113,21 @@ def _rounds(
 def _embed_batch(model: AllInOneForPreTraining, batch: Batch, real: bool) -> dict[str, Any] | None:
     text = embed_text(model, batch.text_ids, batch.text_mask)
     video = embed_video(model, batch.pixels)
-    tokens = model(batch.pixels, batch.mlm_ids, batch.text_mask).text.flatten(0, 1).index_select(0, batch.mlm_positions)
+    tokens = (
+        model(batch.pixels, batch.mlm_ids, batch.text_mask)
+        .text.flatten(0, 1)
+        .index_select(0, batch.mlm_positions)
+    )
     target = batch.mlm_labels.flatten().index_select(0, batch.mlm_positions)
     mlm_right = (model.mlm_head(tokens).argmax(-1) == target).sum()
-    with torch.random.fork_rng(devices=[] if batch.pixels.device.type == "cpu" else [batch.pixels.device]):
+    with torch.random.fork_rng(
+        devices=[] if batch.pixels.device.type == "cpu" else [batch.pixels.device]
+    ):
         torch.manual_seed(batch.first_position)
         labels, other = draw_matching_pairs(batch.text_ids)
-    pairs = model.vtm_head(model(batch.pixels.index_select(0, other), batch.text_ids, batch.text_mask).pooled)
+    pairs = model.vtm_head(
+        model(batch.pixels.index_select(0, other), batch.text_ids, batch.text_mask).pooled
+    )
     if not real:
         return None
     return {
@@ -118,12 +142,15 @@ def _embed_batch(model: AllInOneForPreTraining, batch: Batch, real: bool) -> dic
 
 
 def _collect(shares: list[dict[str, Any]]) -> Embeddings:
-    """Join the shares in the order of item names, so that the result does not depend on the number of ranks."""
+    """Join the shares in the order of item names, so that the result does not depend on the number
+    of ranks."""
     names = [name for share in shares for name in share["items"]]
     order = sorted(range(len(names)), key=names.__getitem__)
     captions = [caption for share in shares for caption in share["captions"]]
     if not names:
-        raise ValueError("no item of the evaluation set could be decoded; run tools/prepare.py on it again")
+        raise ValueError(
+            "no item of the evaluation set could be decoded; run tools/prepare.py on it again"
+        )
 
     def pick(key: str) -> Tensor:
         return torch.cat([share[key] for share in shares])[order]

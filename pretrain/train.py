@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Pre-train All-in-one: `python pretrain/train.py RECIPE [--options]`.
 
-Starts under plain python, torchrun, deepspeed and srun. The same command on the same --out resumes. `python pretrain/train.py RECIPE --help` lists
-every option with its default in that recipe.
+Starts under plain python, torchrun, deepspeed and srun. The same command on the same --out resumes.
+`python pretrain/train.py RECIPE --help` lists every option with its default in that recipe.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ if __package__ in (None, ""):
 
 from allinone.engine.distributed import launch
 
-launch.prepare_environment()  # before torch's and DeepSpeed's imports: they read the environment once
+# before torch's and DeepSpeed's imports: they read the environment once
+launch.prepare_environment()
 
 import numpy as np
 import torch
@@ -42,7 +43,8 @@ from allinone.pretrain.recipes import RECIPES
 
 
 def build_model(config: PretrainConfig) -> AllInOneForPreTraining:
-    """A new model, or one whose weights come from --init-from, resized where frames, resolution or text length differ; equal on every rank."""
+    """A new model, or one whose weights come from --init-from, resized where frames, resolution or
+    text length differ; equal on every rank."""
     model_config = config.model_config()
     torch.manual_seed(config.train.seed)
     if config.model.init_from is None:
@@ -50,23 +52,34 @@ def build_model(config: PretrainConfig) -> AllInOneForPreTraining:
     model, report = load_resized(config.model.init_from, model_config)
     if launch.find_place(os.environ).rank == 0:
         print(
-            f"weights from {config.model.init_from}: {report}", file=sys.stderr if config.train.json else sys.stdout, flush=True
+            f"weights from {config.model.init_from}: {report}",
+            file=sys.stderr if config.train.json else sys.stdout,
+            flush=True,
         )
     return model
 
 
-def make_evaluation(config: PretrainConfig) -> Callable[[nn.Module, torch.device], dict[str, float]] | None:
+def make_evaluation(
+    config: PretrainConfig,
+) -> Callable[[nn.Module, torch.device], dict[str, float]] | None:
     """A function that the loop calls every --eval-every steps, or None without validation sets."""
     specs = config.val_specs()
     if not specs:
         return None
-    sets = {f"{spec.path.name}_{spec.split}": EvalSet(spec, config.clip(config.model_config()), config.loader) for spec in specs}
+    sets = {
+        f"{spec.path.name}_{spec.split}": EvalSet(
+            spec, config.clip(config.model_config()), config.loader
+        )
+        for spec in specs
+    }
 
     def evaluate(model: nn.Module, device: torch.device) -> dict[str, float]:
         assert isinstance(model, AllInOneForPreTraining)
         results: dict[str, float] = {}
         for name, dataset in sets.items():
-            embeddings = embed(model, dataset, device, batch_size=config.train.micro_batch, limit=config.val_items)
+            embeddings = embed(
+                model, dataset, device, batch_size=config.train.micro_batch, limit=config.val_items
+            )
             if config.objective.mlm:
                 results[f"{name}/mlm_accuracy"] = embeddings.mlm_accuracy
             if config.objective.vtm:
@@ -74,23 +87,36 @@ def make_evaluation(config: PretrainConfig) -> Callable[[nn.Module, torch.device
             if config.objective.vtc:
                 table = retrieval_table(embeddings)
                 for way in ("text_to_video", "video_to_text"):
-                    results.update({f"{name}/{way}_{metric}": value for metric, value in table[way].items()})
+                    results.update(
+                        {f"{name}/{way}_{metric}": value for metric, value in table[way].items()}
+                    )
             results[f"{name}/missing"] = float(len(embeddings.bad))
         return results
 
     return evaluate
 
 
-def make_pictures(config: PretrainConfig) -> Callable[[Batch | CoBatch], dict[str, NDArray[np.uint8]]]:
-    """A function that draws up to six samples of a training batch as the model sees them, for TensorBoard."""
+def make_pictures(
+    config: PretrainConfig,
+) -> Callable[[Batch | CoBatch], dict[str, NDArray[np.uint8]]]:
+    """A function that draws up to six samples of a training batch as the model sees them, for
+    TensorBoard."""
 
     def draw(batch: Batch | CoBatch) -> dict[str, NDArray[np.uint8]]:
         from allinone.data.loading.contact_sheet import contact_sheet  # rank 0 alone draws
 
-        parts = {"video": batch.video, "images": batch.images} if isinstance(batch, CoBatch) else {"video": batch}
+        parts = (
+            {"video": batch.video, "images": batch.images}
+            if isinstance(batch, CoBatch)
+            else {"video": batch}
+        )
         return {
             f"samples/{kind}": np.asarray(
-                contact_sheet(part.first(6), config.loader, f"training samples from position {part.first_position:,}")
+                contact_sheet(
+                    part.first(6),
+                    config.loader,
+                    f"training samples from position {part.first_position:,}",
+                )
             )
             for kind, part in parts.items()
             if part is not None
@@ -128,17 +154,24 @@ def build_data(config: PretrainConfig) -> TrainStream | CoTrainStream:
 
 
 def _refuse_without_negatives(config: PretrainConfig) -> None:
-    """ValueError where VTM would find no false pair: a micro-batch of one clip trains on true pairs only, and says yes to all."""
+    """ValueError where VTM would find no false pair: a micro-batch of one clip trains on true pairs
+    only, and says yes to all."""
     train, images = config.train, config.cotrain.image_batch
     if not config.objective.vtm:
         return
     if train.micro_batch < 2:
-        raise ValueError("VTM draws its false pairs from the micro-batch: --micro-batch must be at least 2 (or set --vtm 0)")
+        raise ValueError(
+            "VTM draws its false pairs from the micro-batch: --micro-batch must be at least 2 (or"
+            " set --vtm 0)"
+        )
     if config.cotrain.images and images * train.micro_batch < 2 * train.global_batch:
         raise ValueError(
-            f"VTM draws its false pairs from the micro-batch, and that of the images would hold --image-batch {images} x --micro-batch "
-            f"{train.micro_batch} / --global-batch {train.global_batch} = {images * train.micro_batch / train.global_batch:g} of them, at least 2 "
-            f"are needed: --image-batch {-(-2 * train.global_batch // train.micro_batch)} or more, or a larger --micro-batch (or --vtm 0)"
+            "VTM draws its false pairs from the micro-batch, and that of the images would hold"
+            f" --image-batch {images} x --micro-batch {train.micro_batch} / --global-batch"
+            f" {train.global_batch} = {images * train.micro_batch / train.global_batch:g} of them,"
+            " at least 2 are needed: --image-batch"
+            f" {-(-2 * train.global_batch // train.micro_batch)} or more, or a larger --micro-batch"
+            " (or --vtm 0)"
         )
 
 
@@ -162,10 +195,13 @@ def build_run(config: PretrainConfig) -> Run:
 
 
 def pretrain(config: PretrainConfig) -> RunResult:
-    """Run a recipe to its end, resuming what stands in `config.out`. Raises ConfigError for options that a user can mend."""
+    """Run a recipe to its end, resuming what stands in `config.out`. Raises ConfigError for options
+    that a user can mend."""
     try:
         run = build_run(config)
-    except ValueError as error:  # while training, a ValueError is a fault of the program and keeps its traceback
+    except (
+        ValueError
+    ) as error:  # while training, a ValueError is a fault of the program and keeps its traceback
         raise ConfigError(str(error)) from error
     return run.train()
 
@@ -175,7 +211,10 @@ def parse(argv: Sequence[str]) -> PretrainConfig:
     refuse_unknown(argv, PretrainConfig, "pretrain/train.py")
     recipes = {name: (text, recipe) for name, (text, recipe) in RECIPES.items()}
     return tyro.extras.overridable_config_cli(
-        recipes, args=list(argv), prog="pretrain/train.py", config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+        recipes,
+        args=list(argv),
+        prog="pretrain/train.py",
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
     )
 
 

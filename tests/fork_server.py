@@ -1,13 +1,16 @@
-"""Ranks that share one import: a server that has imported the heavy modules forks a process for every client, which looks like the rank to srun.
+"""Ranks that share one import: a server that has imported the heavy modules forks a process for
+every client, which looks like the rank to srun.
 
     python fork_server.py serve SOCKET MODULE,MODULE    # prints READY
     python -I -S fork_server.py run SOCKET SCRIPT ARGUMENTS...
 
-The rank has the client's environment, folder and output; signals sent to the client reach the rank; the client ends as the rank does. If the client
-is killed, so is its rank. With it 128 ranks fit in the memory and patience of one machine; nothing of it is used outside the tests.
+The rank has the client's environment, folder and output; signals sent to the client reach the rank;
+the client ends as the rank does. If the client is killed, so is its rank. With it 128 ranks fit in
+the memory and patience of one machine; nothing of it is used outside the tests.
 """
 
-# ruff: noqa: PTH100, PTH109, PTH120, PTH123 - the client starts 128 times; it imports no more than it must
+# ruff: noqa: PTH100, PTH109, PTH120, PTH123 - the client starts 128 times; it imports no more than
+# it must
 from __future__ import annotations
 
 import contextlib
@@ -17,7 +20,14 @@ import socket
 import struct
 import sys
 
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGCONT)
+PASSED_ON = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGHUP,
+    signal.SIGCONT,
+)
 
 
 def receive(connection: socket.socket, number: int) -> bytes:
@@ -36,8 +46,14 @@ def run(path: str, argv: list[str]) -> None:
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(path)
     environment = b"\0".join(name + b"=" + value for name, value in os.environb.items())
-    ignored = b"\0".join(str(int(number)).encode() for number in PASSED_ON if signal.getsignal(number) is signal.SIG_IGN)
-    message = b"\1".join([b"\0".join(map(os.fsencode, argv)), os.fsencode(os.getcwd()), environment, ignored])
+    ignored = b"\0".join(
+        str(int(number)).encode()
+        for number in PASSED_ON
+        if signal.getsignal(number) is signal.SIG_IGN
+    )
+    message = b"\1".join(
+        [b"\0".join(map(os.fsencode, argv)), os.fsencode(os.getcwd()), environment, ignored]
+    )
     socket.send_fds(connection, [struct.pack("!I", len(message))], [0, 1, 2])
     connection.sendall(message)
     pid = struct.unpack("!i", receive(connection, 4))[0]
@@ -55,7 +71,8 @@ def run(path: str, argv: list[str]) -> None:
 
 
 def become_rank(message: bytes, descriptors: list[int]) -> None:
-    """In the forked process: what the interpreter would have done from its start, without the imports. Never returns."""
+    """In the forked process: what the interpreter would have done from its start, without the
+    imports. Never returns."""
     argv, folder, environment, ignored = message.split(b"\1", 3)
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
@@ -65,7 +82,9 @@ def become_rank(message: bytes, descriptors: list[int]) -> None:
     for number in filter(None, ignored.split(b"\0")):
         signal.signal(int(number), signal.SIG_IGN)
     with open("/proc/self/comm", "w") as name:
-        name.write(f"{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SLURM_PROCID', '')}")  # how a test finds a rank
+        name.write(
+            f"{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SLURM_PROCID', '')}"
+        )  # how a test finds a rank
     os.chdir(folder)
     sys.argv = [os.fsdecode(word) for word in argv.split(b"\0")]
     sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
@@ -119,7 +138,11 @@ def serve(path: str, modules: list[str]) -> None:
                 connection, _address = listener.accept()
                 try:
                     header, descriptors, _flags, _from = socket.recv_fds(connection, 4, 3)
-                    message = receive(connection, struct.unpack("!I", header)[0]) if len(header) == 4 else b""
+                    message = (
+                        receive(connection, struct.unpack("!I", header)[0])
+                        if len(header) == 4
+                        else b""
+                    )
                 except ConnectionResetError:
                     message = b""
                 if not message:

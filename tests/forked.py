@@ -1,4 +1,5 @@
-"""A fork server as a test starts it: what stands for `python SCRIPT ARGUMENTS`, without the seconds of imports (tests/fork_server.py)."""
+"""A fork server as a test starts it: what stands for `python SCRIPT ARGUMENTS`, without the seconds
+of imports (tests/fork_server.py)."""
 
 from __future__ import annotations
 
@@ -35,16 +36,23 @@ class ForkServer:
         """Ranks can be started from now on."""
         end = time.monotonic() + timeout_s
         while "READY" not in self._log.read_text():
-            assert self._process.poll() is None, f"the fork server has ended: {self._log.read_text()}"
-            assert time.monotonic() < end, f"after {timeout_s:g} s the fork server is not ready: {self._log.read_text()}"
+            assert self._process.poll() is None, (
+                f"the fork server has ended: {self._log.read_text()}"
+            )
+            assert time.monotonic() < end, (
+                f"after {timeout_s:g} s the fork server is not ready: {self._log.read_text()}"
+            )
             time.sleep(0.1)
 
     def command(self, *words: str) -> list[str]:
-        """Stands for [python, *words], whose first is a script; the process ends as the rank does and passes signals on."""
+        """Stands for [python, *words], whose first is a script; the process ends as the rank does
+        and passes signals on."""
         return [sys.executable, "-I", "-S", str(PROGRAM), "run", str(self._socket), *words]
 
     def close(self) -> None:
         """End the server, and ranks that a failed test has left."""
-        with contextlib.suppress(ProcessLookupError):  # it has ended, and been seen to: the group that it leads has gone with it
+        with contextlib.suppress(
+            ProcessLookupError
+        ):  # it has ended, and been seen to: the group that it leads has gone with it
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -8,8 +8,9 @@
   inspect          parameters, shapes, dtypes, training state of any of these
   diff             two of any of these, largest differences first; exit code 1 where they differ
 
-A model folder is what save_pretrained writes: from_pretrained, the Auto classes and `pretrain/train.py --init-from` read it. Nothing in a file is
-executed, an output folder is written whole or not at all, and a folder that holds anything is never overwritten.
+A model folder is what save_pretrained writes: from_pretrained, the Auto classes and
+`pretrain/train.py --init-from` read it. Nothing in a file is executed, an output folder is written
+whole or not at all, and a folder that holds anything is never overwritten.
 """
 
 from __future__ import annotations
@@ -39,7 +40,15 @@ from allinone.data.processor import AllInOneProcessor
 from allinone.engine.checkpoint.manager import CheckpointError
 from allinone.engine.checkpoint.zero_reader import weights_from_shards
 from allinone.model import SIZES, AllInOneConfig, AllInOneForPreTraining
-from allinone.model.convert import HEADS, TEMPORAL, ConversionError, LoadReport, assemble, convert_reference, load_resized
+from allinone.model.convert import (
+    HEADS,
+    TEMPORAL,
+    ConversionError,
+    LoadReport,
+    assemble,
+    convert_reference,
+    load_resized,
+)
 from allinone.model.pretrained import TEXT_PART, VIDEO_PARTS, bert_weights, vit_weights
 from allinone.model.weights_file import locate, read_weights
 from allinone.tools.inspection.model_inspection import (
@@ -70,13 +79,17 @@ def _overrides(args: argparse.Namespace) -> dict[str, Any]:
 def _check_out(out: Path) -> None:
     """Before any work: refuse a place that would overwrite something."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out {out} exists and is not an empty folder; give a new one, or remove it")
+        raise ValueError(
+            f"--out {out} exists and is not an empty folder; give a new one, or remove it"
+        )
 
 
 def _publish(model: AllInOneForPreTraining, report: LoadReport, out: Path) -> int:
     """Write the model folder and say what happened."""
     config = model.config
-    processor = AllInOneProcessor(ClipConfig(config.num_frames, config.image_size, config.max_text_len))
+    processor = AllInOneProcessor(
+        ClipConfig(config.num_frames, config.image_size, config.max_text_len)
+    )
 
     def fill(folder: Path) -> None:
         model.save_pretrained(folder)
@@ -94,7 +107,9 @@ def _from_reference(args: argparse.Namespace) -> int:
     config = AllInOneConfig.from_size(args.size, **{"patch_order": "shuffled", **_overrides(args)})
     torch.manual_seed(args.seed)
     try:
-        model, report = convert_reference(file.tensors, config, tuple(args.ignore), str(args.source))
+        model, report = convert_reference(
+            file.tensors, config, tuple(args.ignore), str(args.source)
+        )
     except ConversionError as error:
         hint = "; --ignore PREFIX … leaves unexpected keys out" if error.unexpected else ""
         raise ValueError(f"{error}{hint}") from error
@@ -114,7 +129,9 @@ def _from_vit(args: argparse.Namespace) -> int:
         weights, unexpected = {**weights, **text}, [*unexpected, *surplus]
         new = (TEMPORAL, *_JOINT)
     torch.manual_seed(args.seed)
-    return _publish(assemble(config, weights, report, unexpected=unexpected, may_be_new=new), report, args.out)
+    return _publish(
+        assemble(config, weights, report, unexpected=unexpected, may_be_new=new), report, args.out
+    )
 
 
 def _from_bert(args: argparse.Namespace) -> int:
@@ -132,15 +149,22 @@ def _from_bert(args: argparse.Namespace) -> int:
     else:
         config = AllInOneConfig.from_size(args.size, **_overrides(args))
     text, unexpected = bert_weights(read_weights(locate(args.source)).tensors, report)
-    return _publish(assemble(config, {**kept, **text}, report, unexpected=unexpected, may_be_new=new), report, args.out)
+    return _publish(
+        assemble(config, {**kept, **text}, report, unexpected=unexpected, may_be_new=new),
+        report,
+        args.out,
+    )
 
 
 def _to_safetensors(args: argparse.Namespace) -> int:
     _check_out(args.out)
-    folder = find_checkpoint(args.checkpoint, without="weights/model.safetensors" if args.from_shards else "")
+    folder = find_checkpoint(
+        args.checkpoint, without="weights/model.safetensors" if args.from_shards else ""
+    )
     if folder is None:
         raise CheckpointError(
-            f"{args.checkpoint} is no checkpoint of this program: it has no manifest.json; give runs/NAME/checkpoints/step-… or runs/NAME"
+            f"{args.checkpoint} is no checkpoint of this program: it has no manifest.json; give"
+            " runs/NAME/checkpoints/step-… or runs/NAME"
         )
     processor = AllInOneProcessor.from_pretrained(folder / "weights")
     shards = weights_from_shards(folder) if args.from_shards else None
@@ -174,52 +198,102 @@ def _diff(args: argparse.Namespace) -> int:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that build a model."""
     for name, (flag, text) in _SHAPE_OPTIONS.items():
-        parser.add_argument(flag, dest=name, type=int, default=None, metavar="N", help=f"{text} (default: the size's)")
-    parser.add_argument("--patch-order", choices=("raster", "shuffled"), default=None, help="which patches roll")
-    parser.add_argument("--seed", type=int, default=0, help="for what starts anew (default: %(default)s)")
+        parser.add_argument(
+            flag,
+            dest=name,
+            type=int,
+            default=None,
+            metavar="N",
+            help=f"{text} (default: the size's)",
+        )
+    parser.add_argument(
+        "--patch-order", choices=("raster", "shuffled"), default=None, help="which patches roll"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="for what starts anew (default: %(default)s)"
+    )
     _add_out(parser)
 
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="model folder to write; new or empty")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="model folder to write; new or empty"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tools/convert.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="tools/convert.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         return sub
 
     sizes, hub = tuple(SIZES), "file, folder of save_pretrained, or hub id"
-    sub = command("from-reference", _from_reference, "Lightning checkpoint of the original code (also co-trained) → model folder")
+    sub = command(
+        "from-reference",
+        _from_reference,
+        "Lightning checkpoint of the original code (also co-trained) → model folder",
+    )
     sub.add_argument("source", type=Path, metavar="FILE")
     sub.add_argument("--size", choices=("tiny", "small", "base"), required=True)
     sub.add_argument(
-        "--ignore", nargs="+", default=[], metavar="PREFIX", help="leave out keys that begin so, such as vqa_classifier."
+        "--ignore",
+        nargs="+",
+        default=[],
+        metavar="PREFIX",
+        help="leave out keys that begin so, such as vqa_classifier.",
     )
     _add_output(sub)
-    sub = command("from-vit", _from_vit, "ImageNet weights of a ViT or DeiT, timm's or transformers' → model folder")
+    sub = command(
+        "from-vit",
+        _from_vit,
+        "ImageNet weights of a ViT or DeiT, timm's or transformers' → model folder",
+    )
     sub.add_argument("source", metavar="SOURCE", help=hub)
     sub.add_argument("--size", choices=sizes, required=True)
-    sub.add_argument("--bert", default=None, metavar="SOURCE", help=f"take the text embeddings from this BERT: {hub}")
+    sub.add_argument(
+        "--bert",
+        default=None,
+        metavar="SOURCE",
+        help=f"take the text embeddings from this BERT: {hub}",
+    )
     _add_output(sub)
-    sub = command("from-bert", _from_bert, "word, position and type embeddings of a BERT → model folder")
+    sub = command(
+        "from-bert", _from_bert, "word, position and type embeddings of a BERT → model folder"
+    )
     sub.add_argument("source", metavar="SOURCE", help=hub)
     base = sub.add_mutually_exclusive_group(required=True)
     base.add_argument("--size", choices=sizes, help="start a new model")
-    base.add_argument("--model", type=Path, metavar="DIR", help="keep the other weights of this model folder (it is not changed)")
+    base.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="keep the other weights of this model folder (it is not changed)",
+    )
     _add_output(sub)
-    sub = command("to-safetensors", _to_safetensors, "training checkpoint, any ZeRO stage and world size → model folder")
-    sub.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="runs/NAME/checkpoints/step-…, or runs/NAME for its newest whole one"
+    sub = command(
+        "to-safetensors",
+        _to_safetensors,
+        "training checkpoint, any ZeRO stage and world size → model folder",
     )
     sub.add_argument(
-        "--from-shards", action="store_true", help="join ZeRO's partitions instead of copying weights/, which may then be lost"
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="runs/NAME/checkpoints/step-…, or runs/NAME for its newest whole one",
+    )
+    sub.add_argument(
+        "--from-shards",
+        action="store_true",
+        help="join ZeRO's partitions instead of copying weights/, which may then be lost",
     )
     _add_out(sub)
     forms = "run, checkpoint, model folder, .safetensors or torch.save file"
@@ -229,13 +303,19 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("diff", _diff, "compare two; exit code 0 equal, 1 different, 2 trouble")
     sub.add_argument("a", type=Path, metavar="A", help=forms)
     sub.add_argument("b", type=Path, metavar="B", help=forms)
-    sub.add_argument("--limit", type=int, default=20, help="rows of differing values, 0 for all (default: %(default)s)")
+    sub.add_argument(
+        "--limit",
+        type=int,
+        default=20,
+        help="rows of differing values, 0 for all (default: %(default)s)",
+    )
     sub.add_argument("--json", action="store_true", help="print one JSON line")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit code: 0 done, 1 `diff` found differences, 2 an error that you can mend."""
+    """Command line entry; returns the exit code: 0 done, 1 `diff` found differences, 2 an error
+    that you can mend."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

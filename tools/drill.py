@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Faults as a command: short real trainings in which one thing goes wrong, beside one in which nothing does.
+"""Faults as a command: short real trainings in which one thing goes wrong, beside one in which
+nothing does.
 
     python tools/drill.py [--only kill hang] [--ranks 2] [--out DIR] [--json] [--markdown]
 
-Each drill runs pretrain/train.py (nano, 32 pixels, 14 steps of embedded clips) on this machine's CPU with two ranks, makes its fault, starts the same
-command again where it ended, and compares losses, clips and final weights with the undisturbed run, bit by bit. Exit code 0 only if every drill went
-as it must. About 3 minutes on two idle cores.
+Each drill runs pretrain/train.py (nano, 32 pixels, 14 steps of embedded clips) on this machine's
+CPU with two ranks, makes its fault, starts the same command again where it ended, and compares
+losses, clips and final weights with the undisturbed run, bit by bit. Exit code 0 only if every
+drill went as it must. About 3 minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -37,15 +39,16 @@ from allinone.tools.cluster.rank_server import Ranks, preload
 
 STEPS, SAVE_EVERY, MICRO_BATCH = 14, 4, 4
 HANG_TIMEOUT_S, PATIENT_TIMEOUT_S = 12.0, 100.0
-"""--hang-timeout-s where a hang is made (or the time of two steps of the undisturbed run, on a busy machine), and elsewhere; a real run has 1800."""
+"""--hang-timeout-s where a hang is made (or the time of two steps of the undisturbed run, on a busy
+machine), and elsewhere; a real run has 1800."""
 DISK_BYTES = 1 << 20
 """Largest file that the full disk takes: history and logs fit, a checkpoint of 35 MB does not."""
 LIMIT_S = 150.0
 """Seconds after which a launch that neither ends nor fails counts as lost."""
 CLIPS, SHARD_CLIPS = 56, 8
 OPTIONS = (
-    f"--image-size 32 --micro-batch {MICRO_BATCH} --steps {STEPS} --save-every {SAVE_EVERY} --log-every 1 --eval-every 0 --keep-last 9 "
-    "--dropout 0.1 --lr 1e-3 --workers 0"
+    f"--image-size 32 --micro-batch {MICRO_BATCH} --steps {STEPS} --save-every {SAVE_EVERY}"
+    " --log-every 1 --eval-every 0 --keep-last 9 --dropout 0.1 --lr 1e-3 --workers 0"
 ).split()
 
 
@@ -77,8 +80,15 @@ class Site:
     reference: Path
     reference_s: float = 0.0
 
-    def start(self, run: Path, bad: int | None = None, bad_once: int | None = None, hang_s: float = PATIENT_TIMEOUT_S) -> Ranks:
-        """The training's command on the folder `run`; `bad` and `bad_once` are positions of clips with NaN in their pixels."""
+    def start(
+        self,
+        run: Path,
+        bad: int | None = None,
+        bad_once: int | None = None,
+        hang_s: float = PATIENT_TIMEOUT_S,
+    ) -> Ranks:
+        """The training's command on the folder `run`; `bad` and `bad_once` are positions of clips
+        with NaN in their pixels."""
         number = len(list(run.parent.glob(f"{run.name}-start-*"))) + 1
         argv = [
             "demo",
@@ -102,7 +112,8 @@ class Site:
 
 
 def _poison(bad: int | None, bad_once: int | None) -> None:
-    """In a rank: NaN in the pixels of the clip at position `bad`, and of that at `bad_once` when it is read for the first time."""
+    """In a rank: NaN in the pixels of the clip at position `bad`, and of that at `bad_once` when it
+    is read for the first time."""
     from allinone.data.loading.loader import TrainStream
 
     plain = TrainStream.batches
@@ -161,7 +172,9 @@ def compare(run: Path, reference: Path, upto: int = STEPS) -> str:
                 return f"{key} of step {step} differs"
     if upto < STEPS:
         return "yes"
-    ours, others = (load_file(newest_weights(path) / "model.safetensors") for path in (run, reference))
+    ours, others = (
+        load_file(newest_weights(path) / "model.safetensors") for path in (run, reference)
+    )
     different = [name for name in others if not torch.equal(ours[name], others[name])]
     return f"weights differ: {different[0]}" if different else "yes"
 
@@ -188,7 +201,10 @@ def continued(site: Site, run: Path, checks: Checks) -> tuple[int, str]:
     began = again[0]["step"] if again else done  # a run that is done says so and starts nothing
     equal = compare(run, site.reference) if not any(codes) else "no: it did not reach the end"
     checks.expect(equal == "yes", f"not equal: {equal}")
-    checks.expect(done - began < max(SAVE_EVERY, 1) + 1, f"{done - began} steps lost, checkpoints are every {SAVE_EVERY}")
+    checks.expect(
+        done - began < max(SAVE_EVERY, 1) + 1,
+        f"{done - began} steps lost, checkpoints are every {SAVE_EVERY}",
+    )
     return done - began, equal
 
 
@@ -202,12 +218,23 @@ def drill_kill(site: Site, run: Path) -> Outcome:
     codes = ranks.finish(LIMIT_S)
     survivors = [ranks.ended[rank] - fault for rank in ranks.ended if rank != victim]
     checks.expect(codes[victim] == -signal.SIGKILL, f"the killed rank ended with {codes[victim]}")
-    checks.expect(all(code == EXIT_PEER for k, code in enumerate(codes) if k != victim), f"others ended with {codes}")
-    checks.expect("Traceback" not in ranks.output(), f"a traceback instead of a message; see {ranks.logs}")
+    checks.expect(
+        all(code == EXIT_PEER for k, code in enumerate(codes) if k != victim),
+        f"others ended with {codes}",
+    )
+    checks.expect(
+        "Traceback" not in ranks.output(), f"a traceback instead of a message; see {ranks.logs}"
+    )
     lost, equal = continued(site, run, checks)
     detected = max(survivors, default=0.0)
     return Outcome(
-        "kill", f"kill -9 of rank {victim} after step {step}", detected, f"exit codes {codes}", lost, equal, checks.wrong
+        "kill",
+        f"kill -9 of rank {victim} after step {step}",
+        detected,
+        f"exit codes {codes}",
+        lost,
+        equal,
+        checks.wrong,
     )
 
 
@@ -220,16 +247,28 @@ def drill_hang(site: Site, run: Path) -> Outcome:
     ranks.signal(victim, signal.SIGSTOP)
     fault = time.monotonic()
     codes = ranks.finish(LIMIT_S)
-    detected = min((ranks.ended[rank] - fault for rank in ranks.ended if rank != victim), default=0.0)
+    detected = min(
+        (ranks.ended[rank] - fault for rank in ranks.ended if rank != victim), default=0.0
+    )
     said = ranks.output()
-    checks.expect(detected < timeout_s + 15, f"noticed after {detected:.1f} s, time-out {timeout_s:g} s")
+    checks.expect(
+        detected < timeout_s + 15, f"noticed after {detected:.1f} s, time-out {timeout_s:g} s"
+    )
     checks.expect("hangs: " in said, f"no rank said where it hangs; see {ranks.logs}")
-    checks.expect(f"no sign of life from rank {victim} on " in said, f"the stopped rank is not named; see {ranks.logs}")
+    checks.expect(
+        f"no sign of life from rank {victim} on " in said,
+        f"the stopped rank is not named; see {ranks.logs}",
+    )
     others = {code for k, code in enumerate(codes) if k != victim}
-    checks.expect(EXIT_HANG in others and others <= {EXIT_HANG, EXIT_PEER}, f"others ended with {codes} instead of {EXIT_HANG}")
+    checks.expect(
+        EXIT_HANG in others and others <= {EXIT_HANG, EXIT_PEER},
+        f"others ended with {codes} instead of {EXIT_HANG}",
+    )
     lost, equal = continued(site, run, checks)
     fault_text = f"SIGSTOP of rank {victim} after step {step}, time-out {timeout_s:g} s"
-    return Outcome("hang", fault_text, detected, f"exit codes {codes}, rank named", lost, equal, checks.wrong)
+    return Outcome(
+        "hang", fault_text, detected, f"exit codes {codes}, rank named", lost, equal, checks.wrong
+    )
 
 
 def drill_nan(site: Site, run: Path) -> Outcome:
@@ -244,23 +283,41 @@ def drill_nan(site: Site, run: Path) -> Outcome:
     found = {event["of_step"]: event for event in events(run, "dossier")}
     checks.expect(sorted(found) == [bad_step, once_step], f"dossiers on steps {sorted(found)}")
     mine, theirs = records(run), records(site.reference)
-    checks.expect(mine[STEPS]["skipped_steps"] == 2, f"{mine[STEPS]['skipped_steps']} steps skipped")
     checks.expect(
-        all(mine[step]["digest"] == theirs[step]["digest"] for step in theirs), "other clips than in the undisturbed run"
+        mine[STEPS]["skipped_steps"] == 2, f"{mine[STEPS]['skipped_steps']} steps skipped"
+    )
+    checks.expect(
+        all(mine[step]["digest"] == theirs[step]["digest"] for step in theirs),
+        "other clips than in the undisturbed run",
     )
     for step, again in ((bad_step, True), (once_step, False)):
         if step in found:
             rerun = json.loads((Path(found[step]["path"]) / "dossier.json").read_text())["rerun"]
-            checks.expect(rerun["reproduced"] is again, f"verdict on step {step}: {rerun['verdict']}")
+            checks.expect(
+                rerun["reproduced"] is again, f"verdict on step {step}: {rerun['verdict']}"
+            )
             positions = [entry["position"] for entry in rerun["guilty"]]
-            checks.expect(positions == ([bad] if again else []), f"clips blamed for step {step}: positions {positions}")
+            checks.expect(
+                positions == ([bad] if again else []),
+                f"clips blamed for step {step}: positions {positions}",
+            )
     equal = compare(run, site.reference, upto=bad_step - 1)
     checks.expect(equal == "yes", equal)
     detected = found[bad_step]["time"] - mine[bad_step - 1]["time"] if bad_step in found else None
-    equal = f"yes to step {bad_step - 1}; then without 2 updates, same clips" if equal == "yes" else equal
+    equal = (
+        f"yes to step {bad_step - 1}; then without 2 updates, same clips"
+        if equal == "yes"
+        else equal
+    )
     by = "clip named; second one told as not reproduced"
     return Outcome(
-        "nan", f"NaN in a clip of step {bad_step}; once only at step {once_step}", detected, by, 0, equal, checks.wrong
+        "nan",
+        f"NaN in a clip of step {bad_step}; once only at step {once_step}",
+        detected,
+        by,
+        0,
+        equal,
+        checks.wrong,
     )
 
 
@@ -269,7 +326,9 @@ def drill_corrupt(site: Site, run: Path) -> Outcome:
     checks = Checks()
     shutil.copytree(site.reference, run)
     newest = run / "checkpoints" / f"step-{STEPS:08d}"
-    victim = site.random.choice(sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size > 4096))
+    victim = site.random.choice(
+        sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size > 4096)
+    )
     content = bytearray(victim.read_bytes())
     content[site.random.randrange(len(content))] ^= 1 << site.random.randrange(8)
     victim.write_bytes(content)
@@ -277,10 +336,15 @@ def drill_corrupt(site: Site, run: Path) -> Outcome:
     lost, equal = continued(site, run, checks)
     named = [event for event in events(run, "damaged") if victim.name in event["problem"]]
     checks.expect(bool(named), f"{victim.name} is not named as damaged")
-    checks.expect((run / "checkpoints" / f"damaged-{newest.name}").is_dir(), "the damaged checkpoint was not set aside")
+    checks.expect(
+        (run / "checkpoints" / f"damaged-{newest.name}").is_dir(),
+        "the damaged checkpoint was not set aside",
+    )
     detected = named[0]["time"] - start if named else None
     fault = f"one bit of {victim.relative_to(newest)} flipped"
-    return Outcome("corrupt", fault, detected, "file named, checkpoint before used", lost, equal, checks.wrong)
+    return Outcome(
+        "corrupt", fault, detected, "file named, checkpoint before used", lost, equal, checks.wrong
+    )
 
 
 def drill_shard(site: Site, run: Path) -> Outcome:
@@ -297,9 +361,13 @@ def drill_shard(site: Site, run: Path) -> Outcome:
         aside.rename(shard)
     said = ranks.output()
     checks.expect(
-        EXIT_USER in codes and set(codes) <= {EXIT_USER, EXIT_PEER}, f"exit codes {codes}, {EXIT_USER} is for wrong data"
+        EXIT_USER in codes and set(codes) <= {EXIT_USER, EXIT_PEER},
+        f"exit codes {codes}, {EXIT_USER} is for wrong data",
     )
-    checks.expect(f"{shard.name} cannot be opened" in said, f"the missing shard is not named; see {ranks.logs}")
+    checks.expect(
+        f"{shard.name} cannot be opened" in said,
+        f"the missing shard is not named; see {ranks.logs}",
+    )
     checks.expect("Traceback" not in said, f"a traceback instead of a message; see {ranks.logs}")
     detected = min(ranks.ended.values()) - ranks.started
     lost, equal = continued(site, run, checks)
@@ -335,11 +403,18 @@ def drill_disk(site: Site, run: Path) -> Outcome:
     done = max(records(run))
     checks.expect(codes == [EXIT_DISK] * site.world, f"exit codes {codes} instead of {EXIT_DISK}")
     said = ranks.output()
-    checks.expect(f"step-{2 * SAVE_EVERY:08d} could not be written" in said, f"the checkpoint is not named; see {ranks.logs}")
-    detected = max(ranks.ended.values()) - (time.monotonic() - (time.time() - records(run)[done]["time"]))
+    checks.expect(
+        f"step-{2 * SAVE_EVERY:08d} could not be written" in said,
+        f"the checkpoint is not named; see {ranks.logs}",
+    )
+    detected = max(ranks.ended.values()) - (
+        time.monotonic() - (time.time() - records(run)[done]["time"])
+    )
     lost, equal = continued(site, run, checks)
     fault = f"disk full from step {step} on (RLIMIT_FSIZE {DISK_BYTES >> 20} MiB)"
-    return Outcome("disk", fault, detected, f"exit codes {codes}, checkpoint named", lost, equal, checks.wrong)
+    return Outcome(
+        "disk", fault, detected, f"exit codes {codes}, checkpoint named", lost, equal, checks.wrong
+    )
 
 
 def drill_sigterm(site: Site, run: Path) -> Outcome:
@@ -362,7 +437,9 @@ def drill_sigterm(site: Site, run: Path) -> Outcome:
     lost, equal = continued(site, run, checks)
     checks.expect(lost == 0, f"{lost} steps were lost though there was time to save")
     fault_text = f"SIGTERM to rank {receiver}, {after:.2f} s after step {step}"
-    return Outcome("sigterm", fault_text, detected, f"exit codes {codes}, saved", lost, equal, checks.wrong)
+    return Outcome(
+        "sigterm", fault_text, detected, f"exit codes {codes}, saved", lost, equal, checks.wrong
+    )
 
 
 DRILLS: dict[str, Callable[[Site, Path], Outcome]] = {
@@ -377,7 +454,8 @@ DRILLS: dict[str, Callable[[Site, Path], Outcome]] = {
 
 
 def prepare_clips(out: Path) -> Path:
-    """A few embedded clips in several shards. In a child, so that this process has no threads when ranks are forked."""
+    """A few embedded clips in several shards. In a child, so that this process has no threads when
+    ranks are forked."""
     source = out / "source"
     source.mkdir()
     lines = (ROOT / "data/demo/results_demo_train.csv").read_text().splitlines()
@@ -397,7 +475,9 @@ def prepare_clips(out: Path) -> Path:
     return made
 
 
-def drill(names: Sequence[str], out: Path, world: int, seed: int, say: Callable[[str], None]) -> list[Outcome]:
+def drill(
+    names: Sequence[str], out: Path, world: int, seed: int, say: Callable[[str], None]
+) -> list[Outcome]:
     """Run the undisturbed training and the named drills in the empty folder `out`."""
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", DS_ACCELERATOR="cpu")
     start = time.monotonic()
@@ -414,9 +494,21 @@ def drill(names: Sequence[str], out: Path, world: int, seed: int, say: Callable[
     for name in names:
         begin = time.monotonic()
         try:
-            found.append(DRILLS[name](replace(site, random=random.Random(f"{seed} {name}")), out / name))
+            found.append(
+                DRILLS[name](replace(site, random=random.Random(f"{seed} {name}")), out / name)
+            )
         except (RuntimeError, OSError) as error:  # this drill could not be held; the others can
-            found.append(Outcome(name, str(DRILLS[name].__doc__), None, "", None, "", [f"{type(error).__name__}: {error}"]))
+            found.append(
+                Outcome(
+                    name,
+                    str(DRILLS[name].__doc__),
+                    None,
+                    "",
+                    None,
+                    "",
+                    [f"{type(error).__name__}: {error}"],
+                )
+            )
         state = "as it must be" if not found[-1].wrong else f"WRONG: {'; '.join(found[-1].wrong)}"
         say(f"{name}: {state} ({duration(time.monotonic() - begin)})")
     return found
@@ -431,13 +523,19 @@ def table(found: Sequence[Outcome]) -> str:
     for one in found:
         after = "–" if one.detected_s is None else duration(one.detected_s)
         fine = "yes" if not one.wrong else "no: " + "; ".join(one.wrong)
-        lines.append(f"| {one.fault} | {after} | {one.noticed_by} | {one.steps_lost} | {one.equal} | {fine} |")
+        lines.append(
+            f"| {one.fault} | {after} | {one.noticed_by} | {one.steps_lost} | {one.equal} |"
+            f" {fine} |"
+        )
     return "\n".join(lines)
 
 
 def _run(args: argparse.Namespace) -> int:
     if args.ranks < 2:
-        raise InputError(f"--ranks must be at least 2, got {args.ranks}: a fault of one rank must be noticed by another")
+        raise InputError(
+            f"--ranks must be at least 2, got {args.ranks}: a fault of one rank must be noticed by"
+            " another"
+        )
     if args.out is not None and args.out.exists() and any(args.out.iterdir()):
         raise InputError(f"--out {args.out} is not empty; give a new folder")
     out = Path(tempfile.mkdtemp(prefix="drill-")) if args.out is None else args.out.absolute()
@@ -445,7 +543,11 @@ def _run(args: argparse.Namespace) -> int:
     start = time.monotonic()
     try:
         found = drill(
-            args.only or list(DRILLS), out, args.ranks, args.seed, lambda text: print(text, file=sys.stderr, flush=True)
+            args.only or list(DRILLS),
+            out,
+            args.ranks,
+            args.seed,
+            lambda text: print(text, file=sys.stderr, flush=True),
         )
     finally:
         if args.out is None:
@@ -460,16 +562,32 @@ def _run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--only", nargs="+", choices=list(DRILLS), metavar="NAME", help=f"which of {', '.join(DRILLS)} (default: all)"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--ranks", type=int, default=2, help="ranks of each training (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="empty folder to keep all runs and logs in; without it they are deleted")
-    parser.add_argument("--seed", type=int, default=0, help="of the random victims and times (default: %(default)s)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(DRILLS),
+        metavar="NAME",
+        help=f"which of {', '.join(DRILLS)} (default: all)",
+    )
+    parser.add_argument(
+        "--ranks", type=int, default=2, help="ranks of each training (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="empty folder to keep all runs and logs in; without it they are deleted",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the random victims and times (default: %(default)s)"
+    )
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    shown.add_argument("--markdown", action="store_true", help="print the Markdown table (the default)")
+    shown.add_argument(
+        "--markdown", action="store_true", help="print the Markdown table (the default)"
+    )
     args = parser.parse_args(argv)
     return run_tool(lambda: _run(args))
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What a thing will cost, computed before it is started.
 
-model     parameters and operations of every size, beside the paper's numbers
-data      can this prepared data feed that training, and what would mend it
-train     what a recipe needs on GPUs: memory, traffic, time, energy, and which configuration to take
+model parameters and operations of every size, beside the paper's numbers data can this prepared
+data feed that training, and what would mend it train what a recipe needs on GPUs: memory, traffic,
+time, energy, and which configuration to take
 
     python tools/plan.py model
     python tools/plan.py model --frames 8 --image-size 384 --markdown
@@ -33,15 +33,17 @@ from allinone.tools.planning.data_plan import add_data_parser
 from allinone.tools.planning.train_plan import add_train_parser
 
 PAPER_TEXT_TOKENS = 32
-"""The text length that reproduces the paper's 58.7 G; its code reads 40 tokens, with which no convention gives that number."""
+"""The text length that reproduces the paper's 58.7 G; its code reads 40 tokens, with which no
+convention gives that number."""
 PAPER_PARAMETERS = {"tiny": "12M", "small": "33M", "base": "110M"}
 PAPER_MACS = {"base": "58.7G"}
 HEADS = ("MLM head", "VTM head", "contrastive projections")
 CONVENTION = (
-    "Parameters: the paper counts the model without heads. MACs: multiply-adds of linear layers and patch convolution in one joint forward of one "
-    "clip, without the two attention products (what `thop` sees): the convention of the paper's 58.7G, which is met at 3 frames of 224 x 224 and "
-    "32 text tokens. FLOPs: the same pass with a multiply-add as 2 and the attention products included, as in the log of a run. Norms, softmax and "
-    "GELU are left out of both."
+    "Parameters: the paper counts the model without heads. MACs: multiply-adds of linear layers and"
+    " patch convolution in one joint forward of one clip, without the two attention products (what"
+    " `thop` sees): the convention of the paper's 58.7G, which is met at 3 frames of 224 x 224 and"
+    " 32 text tokens. FLOPs: the same pass with a multiply-add as 2 and the attention products"
+    " included, as in the log of a run. Norms, softmax and GELU are left out of both."
 )
 
 
@@ -70,15 +72,21 @@ class SizeCost:
     """Only where `frames`, `image_size` and `text_tokens` are the paper's."""
 
 
-def cost_of(size: str, frames: int = 3, image_size: int | None = None, text_tokens: int | None = None) -> SizeCost:
-    """The cost of a size; None takes the size's own image size and the paper's 32 tokens (at most the size's own text length).
+def cost_of(
+    size: str, frames: int = 3, image_size: int | None = None, text_tokens: int | None = None
+) -> SizeCost:
+    """The cost of a size; None takes the size's own image size and the paper's 32 tokens (at most
+    the size's own text length).
 
     Raises ValueError for shapes that the model cannot have.
     """
     own = AllInOneConfig.from_size(size)
     tokens = text_tokens or min(PAPER_TEXT_TOKENS, own.max_text_len)
     config = AllInOneConfig.from_size(
-        size, num_frames=frames, image_size=image_size or own.image_size, max_text_len=max(own.max_text_len, tokens)
+        size,
+        num_frames=frames,
+        image_size=image_size or own.image_size,
+        max_text_len=max(own.max_text_len, tokens),
     )
     with torch.device("meta"):  # shapes only: huge would take 3 GB
         parts = parameters_by_part(AllInOneForPreTraining(config))
@@ -94,7 +102,8 @@ def cost_of(size: str, frames: int = 3, image_size: int | None = None, text_toke
         parts=parts,
         parameters_without_heads=sum(number for part, number in parts.items() if part not in HEADS),
         parameters=sum(parts.values()),
-        macs=forward_flops(config, frames=frames, text_tokens=tokens, attention_products=False) // 2,
+        macs=forward_flops(config, frames=frames, text_tokens=tokens, attention_products=False)
+        // 2,
         flops=forward_flops(config, frames=frames, text_tokens=tokens),
         paper_parameters=PAPER_PARAMETERS.get(size),
         paper_macs=PAPER_MACS.get(size) if as_paper else None,
@@ -111,7 +120,10 @@ def _giga(number: int) -> str:
 
 def size_table(costs: Sequence[SizeCost]) -> list[list[str]]:
     """Parameters per part, a row per part and a column per size; the first row holds the titles."""
-    shape = ["width x blocks x heads", *(f"{cost.width} x {cost.blocks} x {cost.heads}" for cost in costs)]
+    shape = [
+        "width x blocks x heads",
+        *(f"{cost.width} x {cost.blocks} x {cost.heads}" for cost in costs),
+    ]
     body = [part for part in costs[0].parts if part not in HEADS]
     rows = [["parameters", *(cost.size for cost in costs)], shape]
     rows += [[part, *(_short(cost.parts[part]) for cost in costs)] for part in body]
@@ -123,7 +135,8 @@ def size_table(costs: Sequence[SizeCost]) -> list[list[str]]:
 
 
 def cost_table(costs: Sequence[SizeCost]) -> list[list[str]]:
-    """One clip's joint forward, a row per number and a column per size; the first row holds the titles."""
+    """One clip's joint forward, a row per number and a column per size; the first row holds the
+    titles."""
     return [
         ["one clip, joint forward", *(cost.size for cost in costs)],
         ["frames x pixels", *(f"{cost.frames} x {cost.image_size}²" for cost in costs)],
@@ -150,13 +163,26 @@ def plan_model(args: argparse.Namespace) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """One sub-command per thing that is planned; each sets `plan` to its function."""
     parser = argparse.ArgumentParser(
-        prog="tools/plan.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="tools/plan.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     things = parser.add_subparsers(required=True, metavar="THING")
     model = things.add_parser("model", help="parameters and operations of every size")
     model.set_defaults(plan=plan_model)
-    model.add_argument("--frames", type=at_least_one, default=3, metavar="T", help="frames per clip (default: %(default)s)")
-    model.add_argument("--image-size", type=at_least_one, metavar="PX", help="side of a frame, pixels (default: the size's own)")
+    model.add_argument(
+        "--frames",
+        type=at_least_one,
+        default=3,
+        metavar="T",
+        help="frames per clip (default: %(default)s)",
+    )
+    model.add_argument(
+        "--image-size",
+        type=at_least_one,
+        metavar="PX",
+        help="side of a frame, pixels (default: the size's own)",
+    )
     model.add_argument(
         "--text-tokens",
         type=at_least_one,
@@ -172,7 +198,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit code: 0 done, 1 the plan does not hold, 2 an error that you can mend."""
+    """Command line entry; returns the exit code: 0 done, 1 the plan does not hold, 2 an error that
+    you can mend."""
     parser = build_parser()
     args, unknown = parser.parse_known_args(argv)
     args.recipe_options = unknown

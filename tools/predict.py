@@ -28,7 +28,15 @@ from allinone.common.command import InputError, at_least_one, run_tool
 from allinone.model.contrast import embed_text, embed_video
 from allinone.tools.inspection.checkpoints import Loaded, load_checkpoint
 from allinone.tools.inspection.fill_mask import fill_gaps
-from allinone.tools.inspection.media_inputs import GAP, Clip, ClipReader, TextReader, Words, media_files, read_lines
+from allinone.tools.inspection.media_inputs import (
+    GAP,
+    Clip,
+    ClipReader,
+    TextReader,
+    Words,
+    media_files,
+    read_lines,
+)
 
 CONTRAST = "contrastive: cosine similarity of two uni-modal passes (VTC)"
 MATCH = "matching: probability of the joint pass (VTM)"
@@ -48,7 +56,9 @@ class Predictor:
         """Probability that the two belong together, from the VTM head on the joint pass."""
         self.loaded.needs("vtm_head")
         device = self.loaded.device
-        pooled = self.loaded.model(clip.pixels.to(device), words.ids.to(device), words.mask.to(device)).pooled
+        pooled = self.loaded.model(
+            clip.pixels.to(device), words.ids.to(device), words.mask.to(device)
+        ).pooled
         return float(self.loaded.model.vtm_head(pooled).softmax(-1)[0, 1])
 
     @torch.inference_mode()
@@ -57,7 +67,9 @@ class Predictor:
         self.loaded.needs("text_projection", "video_projection")
         model, device = self.loaded.model, self.loaded.device
         video = torch.cat([embed_video(model, clip.pixels.to(device)) for clip in clips])
-        text = torch.cat([embed_text(model, words.ids.to(device), words.mask.to(device)) for words in texts])
+        text = torch.cat(
+            [embed_text(model, words.ids.to(device), words.mask.to(device)) for words in texts]
+        )
         return (video @ text.T).tolist()
 
 
@@ -67,7 +79,9 @@ def retrieve(predictor: Predictor, args: argparse.Namespace) -> dict[str, Any]:
     if not texts:
         raise InputError("give the texts to rank: --text T [T …] or --texts FILE (one a line)")
     if args.videos is not None and len(texts) != 1:
-        raise InputError(f"--videos ranks clips for one text, but {len(texts)} were given; give one --text")
+        raise InputError(
+            f"--videos ranks clips for one text, but {len(texts)} were given; give one --text"
+        )
     words = [predictor.read_text(text) for text in texts]
     skipped: list[str] = []
     if args.video is not None:
@@ -75,14 +89,20 @@ def retrieve(predictor: Predictor, args: argparse.Namespace) -> dict[str, Any]:
     else:
         clips, skipped = _readable(predictor, args.videos)
         names = [str(clip.path) for clip in clips]
-    by = args.by if args.by != "auto" else ("match" if predictor.loaded.untrained("vtc") else "contrast")
+    by = (
+        args.by
+        if args.by != "auto"
+        else ("match" if predictor.loaded.untrained("vtc") else "contrast")
+    )
     if by == "contrast":
         table = predictor.similarity(clips, words)
     else:
         table = [[predictor.match_probability(clip, text) for text in words] for clip in clips]
     scores = [score for row in table for score in row]
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[: args.top]
-    ranked = [{"rank": place + 1, "score": scores[i], "name": names[i]} for place, i in enumerate(order)]
+    ranked = [
+        {"rank": place + 1, "score": scores[i], "name": names[i]} for place, i in enumerate(order)
+    ]
     notes = [f"skipped {path}" for path in skipped]
     notes += _untrained(predictor.loaded, "vtc" if by == "contrast" else "vtm")
     return {
@@ -102,7 +122,9 @@ def _readable(predictor: Predictor, folder: Path) -> tuple[list[Clip], list[str]
         except InputError as error:
             skipped.append(str(error).removeprefix("file "))
     if not clips:
-        raise InputError(f"--videos {folder}: none of {len(skipped)} files can be used, first: {skipped[0]}")
+        raise InputError(
+            f"--videos {folder}: none of {len(skipped)} files can be used, first: {skipped[0]}"
+        )
     return clips, skipped
 
 
@@ -122,7 +144,9 @@ def match(predictor: Predictor, args: argparse.Namespace) -> dict[str, Any]:
 def fill(predictor: Predictor, args: argparse.Namespace) -> dict[str, Any]:
     """Words for every gap of --text."""
     words = predictor.read_text.with_gaps(args.text)
-    gaps = fill_gaps(predictor.loaded, predictor.read_text, predictor.read_clip(args.video), words, args.top)
+    gaps = fill_gaps(
+        predictor.loaded, predictor.read_text, predictor.read_clip(args.video), words, args.top
+    )
     return {
         "task": "fill",
         "text": words.text,
@@ -136,27 +160,42 @@ def answer(predictor: Predictor, args: argparse.Namespace) -> dict[str, Any]:
     if predictor.loaded.unknown:
         names = ", ".join(sorted({name.rsplit(".", 1)[0] for name in predictor.loaded.unknown})[:4])
         raise InputError(
-            f"--checkpoint {predictor.loaded.weights} has a head that this version does not know ({names}); the heads of pre-training "
-            "would give other answers than it, so none is given"
+            f"--checkpoint {predictor.loaded.weights} has a head that this version does not know"
+            f" ({names}); the heads of pre-training would give other answers than it, so none is"
+            " given"
         )
     clip = predictor.read_clip(args.video)
     if args.choices:
         scored = [
-            (predictor.match_probability(clip, predictor.read_text(f"{args.question} {choice}")), choice)
+            (
+                predictor.match_probability(clip, predictor.read_text(f"{args.question} {choice}")),
+                choice,
+            )
             for choice in args.choices
         ]
         scored.sort(key=lambda pair: -pair[0])
         head = "VTM head on “question choice”, one joint pass per choice"
-        results = [{"rank": place + 1, "score": score, "name": choice} for place, (score, choice) in enumerate(scored)]
+        results = [
+            {"rank": place + 1, "score": score, "name": choice}
+            for place, (score, choice) in enumerate(scored)
+        ]
         trained = _untrained(predictor.loaded, "vtm")
     else:
-        question = args.question if GAP.lower() in args.question.lower() else f"{args.question} {GAP}"
+        question = (
+            args.question if GAP.lower() in args.question.lower() else f"{args.question} {GAP}"
+        )
         words = predictor.read_text.with_gaps(question, "--question")
         if len(words.gaps) > 1:
-            raise InputError(f"--question {question!r} has {len(words.gaps)} {GAP}; an answer is one word (task fill takes more)")
+            raise InputError(
+                f"--question {question!r} has {len(words.gaps)} {GAP}; an answer is one word (task"
+                " fill takes more)"
+            )
         guesses = fill_gaps(predictor.loaded, predictor.read_text, clip, words, args.top)[0]
         head = f"MLM head on “{words.text}”"
-        results = [{"rank": place + 1, "score": guess.probability, "name": guess.word} for place, guess in enumerate(guesses)]
+        results = [
+            {"rank": place + 1, "score": guess.probability, "name": guess.word}
+            for place, guess in enumerate(guesses)
+        ]
         trained = _untrained(predictor.loaded, "mlm")
     return {"task": "answer", "head": head, "results": results, "notes": [NOT_FOR_QA, *trained]}
 
@@ -164,7 +203,10 @@ def answer(predictor: Predictor, args: argparse.Namespace) -> dict[str, Any]:
 def _untrained(loaded: Loaded, objective: str) -> list[str]:
     if not loaded.untrained(objective):
         return []
-    return [f"the run of this checkpoint trained without {objective.upper()}: its head gives random scores"]
+    return [
+        f"the run of this checkpoint trained without {objective.upper()}: its head gives random"
+        " scores"
+    ]
 
 
 TASKS = {"retrieve": retrieve, "match": match, "fill": fill, "answer": answer}
@@ -181,9 +223,15 @@ def show(result: dict[str, Any]) -> None:
             print(f"{100 * guess['probability']:>7.2f}  {guess['word']}")
     if rows := result.get("results"):
         ranked = "rank" in rows[0]
-        print(f"\n{'rank  ' if ranked else ''}{'score':>8}  {'of ' + str(result['of']) if 'of' in result else ''}".rstrip())
+        print(
+            f"\n{'rank  ' if ranked else ''}{'score':>8} "
+            f" {'of ' + str(result['of']) if 'of' in result else ''}".rstrip()
+        )
         for row in rows:
-            print(f"{str(row['rank']).rjust(4) + '  ' if ranked else ''}{row['score']:>8.4f}  {row['name']}")
+            print(
+                f"{str(row['rank']).rjust(4) + '  ' if ranked else ''}{row['score']:>8.4f} "
+                f" {row['name']}"
+            )
     for note in result["notes"]:
         print(f"note: {note}")
 
@@ -191,7 +239,9 @@ def show(result: dict[str, Any]) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """One sub-command per task."""
     parser = argparse.ArgumentParser(
-        prog="tools/predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="tools/predict.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     common = argparse.ArgumentParser(add_help=False)
@@ -202,29 +252,58 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="save_pretrained folder, checkpoint, or run (its newest checkpoint)",
     )
-    common.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
-    common.add_argument("--top", type=at_least_one, default=5, metavar="K", help="rows shown (default: %(default)s)")
+    common.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s"
+    )
+    common.add_argument(
+        "--top", type=at_least_one, default=5, metavar="K", help="rows shown (default: %(default)s)"
+    )
     common.add_argument("--json", action="store_true", help="print one JSON line")
 
-    ranking = tasks.add_parser("retrieve", parents=[common], help="rank texts for a video, or videos of a folder for a text")
+    ranking = tasks.add_parser(
+        "retrieve",
+        parents=[common],
+        help="rank texts for a video, or videos of a folder for a text",
+    )
     source = ranking.add_mutually_exclusive_group(required=True)
     source.add_argument("--video", type=Path, metavar="FILE", help="rank the texts for this video")
-    source.add_argument("--videos", type=Path, metavar="DIR", help="rank the videos below this folder for one --text")
+    source.add_argument(
+        "--videos",
+        type=Path,
+        metavar="DIR",
+        help="rank the videos below this folder for one --text",
+    )
     ranking.add_argument("--text", nargs="+", metavar="T", help="texts")
     ranking.add_argument("--texts", type=Path, metavar="FILE", help="texts, one a line")
     ranking.add_argument(
         "--by",
         choices=("auto", "contrast", "match"),
         default="auto",
-        help="contrast: VTC embeddings; match: VTM, a joint pass per pair; auto: contrast unless the run trained without VTC",
+        help=(
+            "contrast: VTC embeddings; match: VTM, a joint pass per pair; auto: contrast unless the"
+            " run trained without VTC"
+        ),
     )
-    for name, description in (("match", "score of a pair"), ("fill", "words for the gaps of a text")):
+    for name, description in (
+        ("match", "score of a pair"),
+        ("fill", "words for the gaps of a text"),
+    ):
         task = tasks.add_parser(name, parents=[common], help=description)
         task.add_argument("--video", type=Path, required=True, metavar="FILE")
-        task.add_argument("--text", required=True, metavar="T", help=f"with {GAP} for each gap" if name == "fill" else None)
+        task.add_argument(
+            "--text",
+            required=True,
+            metavar="T",
+            help=f"with {GAP} for each gap" if name == "fill" else None,
+        )
     question = tasks.add_parser("answer", parents=[common], help="answer a question")
     question.add_argument("--video", type=Path, required=True, metavar="FILE")
-    question.add_argument("--question", required=True, metavar="Q", help=f"{GAP} is added at the end where it has none")
+    question.add_argument(
+        "--question",
+        required=True,
+        metavar="Q",
+        help=f"{GAP} is added at the end where it has none",
+    )
     question.add_argument("--choices", nargs="+", metavar="A", help="rank these answers")
     return parser
 

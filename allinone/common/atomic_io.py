@@ -1,4 +1,5 @@
-"""Files that are either whole or absent: write beside the target, fsync, rename. The only file writer of the project."""
+"""Files that are either whole or absent: write beside the target, fsync, rename. The only file
+writer of the project."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def _temporary(target: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target`; on a clean exit it is fsynced and renamed over the target, else removed."""
+    """Yield a temporary path beside `target`; on a clean exit it is fsynced and renamed over the
+    target, else removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(target)
     try:
@@ -62,7 +64,8 @@ def content_hash(content: bytes) -> str:
 
 
 def publish_dir(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a temporary folder, fsync every file in it and rename it to `target`, which must not exist."""
+    """Fill a temporary folder, fsync every file in it and rename it to `target`, which must not
+    exist."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(target)
     temporary.mkdir()

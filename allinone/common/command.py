@@ -1,4 +1,5 @@
-"""What the command lines of the tools share: errors that a user can mend, exit codes, types of options."""
+"""What the command lines of the tools share: errors that a user can mend, exit codes, types of
+options."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ class InputError(ValueError):
 
 
 def run_tool(tool: Callable[[], int | None]) -> int:
-    """Exit code of a tool: its own or 0, and 2 after an InputError or a DataError, which is printed without a traceback."""
+    """Exit code of a tool: its own or 0, and 2 after an InputError or a DataError, which is printed
+    without a traceback."""
     try:
         return tool() or 0
     except (InputError, DataError) as error:

@@ -1,4 +1,5 @@
-"""HTML pages that need no other file and no network: the frame and the style that all reports share."""
+"""HTML pages that need no other file and no network: the frame and the style that all reports
+share."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ img {{ max-width: 100% }} pre {{ background: #f6f8fa; padding: .8rem; overflow-x
 def page(title: str, body: str, style: str = "") -> str:
     """A whole document; `body` is HTML and begins with its h1, `title` is text."""
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">\n'
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport"'
+        ' content="width=device-width">\n'
         f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style>\n{body}</html>\n"
     )
 

@@ -9,15 +9,16 @@ from torch import Tensor
 
 RECALLS = (1, 5, 10)
 _CHUNK = 1 << 24
-"""Scores that are compared at once: bounds the memory for masks at about 200 MB, whatever Q and N."""
+"""Scores that are compared at once: bounds the memory for masks at about 200 MB, whatever Q and
+N."""
 
 
 @dataclass(frozen=True)
 class Ranks:
     """Where the best relevant candidate of each query stands, with its ties.
 
-    Ties: candidates with equal scores stand in a random order, and what is reported is the expectation over all orders. A model that scores
-    everything alike thus gets chance, not 100 %.
+    Ties: candidates with equal scores stand in a random order, and what is reported is the
+    expectation over all orders. A model that scores everything alike thus gets chance, not 100 %.
     """
 
     above: Tensor
@@ -29,11 +30,13 @@ class Ranks:
 
     @property
     def expected(self) -> Tensor:
-        """Expected 1-based rank, float64 [Q]. With one relevant candidate a tied wrong one counts half a place: two equal ones give rank 1.5."""
+        """Expected 1-based rank, float64 [Q]. With one relevant candidate a tied wrong one counts
+        half a place: two equal ones give rank 1.5."""
         return 1 + self.above + self.tied.double() / (self.right + 1)
 
     def hits(self, k: int) -> Tensor:
-        """Probability that a relevant candidate is among the first k, float64 [Q]: 0 or 1 without ties."""
+        """Probability that a relevant candidate is among the first k, float64 [Q]: 0 or 1 without
+        ties."""
         tied = self.tied + self.right
         places = (k - self.above).clamp(min=0).minimum(tied)
         missed = torch.ones_like(self.above, dtype=torch.float64)
@@ -44,15 +47,20 @@ class Ranks:
 
 
 def ranked(similarity: Tensor, relevant: Tensor | None = None) -> Ranks:
-    """`Ranks` from scores [Q, N] as given; `relevant` is bool [Q, N], default the diagonal. NaN is the lowest score, never a hit by itself."""
+    """`Ranks` from scores [Q, N] as given; `relevant` is bool [Q, N], default the diagonal. NaN is
+    the lowest score, never a hit by itself."""
     if relevant is None:
         if similarity.shape[0] != similarity.shape[1]:
-            raise ValueError(f"without `relevant` the similarity must be square, got {list(similarity.shape)}")
+            raise ValueError(
+                f"without `relevant` the similarity must be square, got {list(similarity.shape)}"
+            )
         relevant = torch.eye(similarity.shape[0], dtype=torch.bool, device=similarity.device)
     if not relevant.any(1).all():
         raise ValueError("every query needs at least one relevant candidate")
     rows = max(1, _CHUNK // max(similarity.shape[1], 1))
-    parts = [_ranked(*part) for part in zip(similarity.split(rows), relevant.split(rows), strict=True)]
+    parts = [
+        _ranked(*part) for part in zip(similarity.split(rows), relevant.split(rows), strict=True)
+    ]
     return Ranks(*(torch.cat(counts) for counts in zip(*parts, strict=True)))
 
 
@@ -77,4 +85,7 @@ def retrieval_metrics(similarity: Tensor, relevant: Tensor | None = None) -> dic
 
 def chance_metrics(candidates: int) -> dict[str, float]:
     """What a random order scores with one right candidate."""
-    return {**{f"R@{k}": 100 * min(k / candidates, 1.0) for k in RECALLS}, "MdR": (candidates + 1) / 2}
+    return {
+        **{f"R@{k}": 100 * min(k / candidates, 1.0) for k in RECALLS},
+        "MdR": (candidates + 1) / 2,
+    }

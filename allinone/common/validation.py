@@ -10,7 +10,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Bounds:
-    """A range of numbers; `low` and `high` belong to it unless `above` and `below` say otherwise. Infinity and NaN never do."""
+    """A range of numbers; `low` and `high` belong to it unless `above` and `below` say otherwise.
+    Infinity and NaN never do."""
 
     low: float = 0
     high: float = math.inf
@@ -27,7 +28,11 @@ class Bounds:
 
     def __str__(self) -> str:
         low = f"{'above' if self.above else 'at least'} {self.low:g}"
-        return low if self.high == math.inf else f"{low} and {'below' if self.below else 'at most'} {self.high:g}"
+        return (
+            low
+            if self.high == math.inf
+            else f"{low} and {'below' if self.below else 'at most'} {self.high:g}"
+        )
 
 
 COUNT = Bounds(1)
@@ -37,7 +42,8 @@ SHARE = Bounds(0, 1)
 
 
 def require(config: Any, bounds: Bounds, names: Iterable[str]) -> None:
-    """ValueError that names the option where a value (each of a tuple; None stands for a default) lies outside."""
+    """ValueError that names the option where a value (each of a tuple; None stands for a default)
+    lies outside."""
     for name in names:
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):

@@ -1,4 +1,5 @@
-"""Chosen frames of a clip, by PyAV: seek to the last keyframe that is safe, skip what no other frame refers to, stop after the last wanted frame."""
+"""Chosen frames of a clip, by PyAV: seek to the last keyframe that is safe, skip what no other
+frame refers to, stop after the last wanted frame."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ class Timeline:
         return self.times[number] if self.times is not None else number / self.rate
 
     def number(self, second: float) -> int | None:
-        """The frame shown at `second`, or None where none is (to a tenth of the gap to its neighbour)."""
+        """The frame shown at `second`, or None where none is (to a tenth of the gap to its
+        neighbour)."""
         if self.times is None:
             number = round(second * self.rate)
             return number if abs(second * self.rate - number) < 0.1 else None
@@ -60,14 +62,19 @@ class Timeline:
         for number in (place - 1, place):
             if 0 <= number < len(self.times):
                 other = number + 1 if number + 1 < len(self.times) else number - 1
-                gap = abs(self.times[other] - self.times[number]) if 0 <= other < len(self.times) else 1.0
+                gap = (
+                    abs(self.times[other] - self.times[number])
+                    if 0 <= other < len(self.times)
+                    else 1.0
+                )
                 if abs(self.times[number] - second) <= 0.1 * gap:
                     return number
         return None
 
     def seek_to(self, number: int, tick_s: float) -> int:
-        """Ticks from the first frame at which a seek finds frame `number`, a keyframe. Its own time may be rounded where the rate is constant: two
-        ticks later it has begun for certain, unless those are much of a frame."""
+        """Ticks from the first frame at which a seek finds frame `number`, a keyframe. Its own time
+        may be rounded where the rate is constant: two ticks later it has begun for certain, unless
+        those are much of a frame."""
         ticks = round(self.second(number) / tick_s)
         return ticks + min(2, int(0.4 / (self.rate * tick_s))) if self.times is None else ticks
 
@@ -77,21 +84,31 @@ class Timeline:
 
 
 def decode_frames(
-    content: bytes | Path, wanted: Sequence[int], timeline: Timeline | None = None, *, timeout_s: float = 30.0
+    content: bytes | Path,
+    wanted: Sequence[int],
+    timeline: Timeline | None = None,
+    *,
+    timeout_s: float = 30.0,
 ) -> NDArray[np.uint8]:
-    """RGB frames uint8 [T, H, W, 3] with display-order numbers `wanted` of a file's content, or of a file that is not read as a whole; upright, in
-    BT.601 as DALI converts.
+    """RGB frames uint8 [T, H, W, 3] with display-order numbers `wanted` of a file's content, or of
+    a file that is not read as a whole; upright, in BT.601 as DALI converts.
 
-    With a timeline only what the wanted frames need is decoded; without one, all that comes before them. Raises DecodeError, also where
-    decoding takes longer than `timeout_s` (looked at between two frames), or hangs within a frame for OVERTIME_S longer.
+    With a timeline only what the wanted frames need is decoded; without one, all that comes before
+    them. Raises DecodeError, also where decoding takes longer than `timeout_s` (looked at between
+    two frames), or hangs within a frame for OVERTIME_S longer.
     """
     try:
-        return within(timeout_s + OVERTIME_S, lambda: _decode(content, wanted, timeline, time.monotonic() + timeout_s))
+        return within(
+            timeout_s + OVERTIME_S,
+            lambda: _decode(content, wanted, timeline, time.monotonic() + timeout_s),
+        )
     except TimeoutError as error:
         raise DecodeError("hangs in the decoder; given up after --clip-timeout-s") from error
 
 
-def _decode(content: bytes | Path, wanted: Sequence[int], timeline: Timeline | None, deadline: float) -> NDArray[np.uint8]:
+def _decode(
+    content: bytes | Path, wanted: Sequence[int], timeline: Timeline | None, deadline: float
+) -> NDArray[np.uint8]:
     targets = sorted(set(wanted))
     try:
         found = None
@@ -105,7 +122,10 @@ def _decode(content: bytes | Path, wanted: Sequence[int], timeline: Timeline | N
     if missing:
         raise DecodeError(f"frame {missing[0]} does not decode")
     if len({frame.shape for frame in found.values()}) > 1:
-        raise DecodeError("the picture changes its size in mid-stream; tools/prepare.py --short-side makes it one size")
+        raise DecodeError(
+            "the picture changes its size in mid-stream; tools/prepare.py --short-side makes it one"
+            " size"
+        )
     return np.stack([found[number] for number in wanted])
 
 
@@ -125,16 +145,26 @@ def _sparse(
         for start, group in _groups(targets, timeline):
             if start:
                 container.seek(begin + timeline.seek_to(start, base), stream=stream)
-            if not _walk(container, stream, set(group), lambda pts: timeline.number((pts - begin) * base), found, deadline):
+            if not _walk(
+                container,
+                stream,
+                set(group),
+                lambda pts: timeline.number((pts - begin) * base),
+                found,
+                deadline,
+            ):
                 return None
     return found
 
 
 def _open(content: bytes | Path) -> Any:
-    """The file, without what FFmpeg does to guess at a stream: it decodes frames for that, 20 ms of a 720p file. ISO files state what is needed."""
+    """The file, without what FFmpeg does to guess at a stream: it decodes frames for that, 20 ms of
+    a 720p file. ISO files state what is needed."""
     if _head(content)[4:8] != ISO_MEDIA:
         return av.open(_source(content), "r")
-    return av.open(_source(content), "r", options={"probesize": "32"}, stream_options=[{"skip_frame": "all"}])  # type: ignore[call-overload]
+    return av.open(
+        _source(content), "r", options={"probesize": "32"}, stream_options=[{"skip_frame": "all"}]
+    )  # type: ignore[call-overload]
 
 
 def _head(content: bytes | Path) -> bytes:
@@ -148,7 +178,8 @@ def _head(content: bytes | Path) -> bytes:
 
 
 def _groups(targets: list[int], timeline: Timeline) -> list[tuple[int, list[int]]]:
-    """Targets by the keyframe that decoding starts from; a target behind the next keyframe is worth a seek of its own."""
+    """Targets by the keyframe that decoding starts from; a target behind the next keyframe is worth
+    a seek of its own."""
     groups: dict[int, list[int]] = {}
     for target in targets:
         groups.setdefault(timeline.start(target), []).append(target)
@@ -156,12 +187,19 @@ def _groups(targets: list[int], timeline: Timeline) -> list[tuple[int, list[int]
 
 
 def _walk(
-    container: Any, stream: Any, targets: set[int], number_of: Any, found: dict[int, NDArray[np.uint8]], deadline: float
+    container: Any,
+    stream: Any,
+    targets: set[int],
+    number_of: Any,
+    found: dict[int, NDArray[np.uint8]],
+    deadline: float,
 ) -> bool:
     """Decode forward until all targets are found; False where one cannot be."""
     context = stream.codec_context
     missing = set(targets)  # whose packets have not come yet
-    with closing(container.demux(stream)) as packets:  # one that is left half-way and not closed leaks (PyAV 18.1)
+    with closing(
+        container.demux(stream)
+    ) as packets:  # one that is left half-way and not closed leaks (PyAV 18.1)
         for packet in packets:
             last = packet.pts is None
             number = None if last else number_of(packet.pts)
@@ -171,11 +209,15 @@ def _walk(
             missing.discard(number)
             if (
                 not missing and not last
-            ):  # what the targets need has been decoded: they come out now, not behind the frames shown before them
+                # what the targets need has been decoded: they come out now, not behind the frames shown
+                # before them
+            ):
                 frames, last = [*frames, *context.decode(None)], True
             for frame in frames:
                 number = None if frame.pts is None else number_of(frame.pts)
-                if number in targets and number not in found and not frame.interlaced_frame:  # its second field may not have come
+                if (
+                    number in targets and number not in found and not frame.interlaced_frame
+                ):  # its second field may not have come
                     found[number] = _upright(frame)
             if last:
                 return targets <= found.keys()
@@ -184,7 +226,9 @@ def _walk(
     return False
 
 
-def _from_start(content: bytes | Path, targets: list[int], deadline: float) -> dict[int, NDArray[np.uint8]]:
+def _from_start(
+    content: bytes | Path, targets: list[int], deadline: float
+) -> dict[int, NDArray[np.uint8]]:
     found: dict[int, NDArray[np.uint8]] = {}
     with av.open(_source(content), "r") as container:
         container.streams.video[0].codec_context.thread_count = 1
@@ -203,8 +247,11 @@ def _from_start(content: bytes | Path, targets: list[int], deadline: float) -> d
 def _upright(frame: Any) -> NDArray[np.uint8]:
     if not hasattr(_local, "reformatter"):
         _local.reformatter = VideoReformatter()
-    # one converter per thread: making one costs a millisecond, converting a 128 px frame 12 microseconds
-    rgb = _local.reformatter.reformat(frame, format="rgb24", src_colorspace="ITU601", dst_colorspace="ITU601", threads=1)
+    # one converter per thread: making one costs a millisecond, converting a 128 px frame 12
+    # microseconds
+    rgb = _local.reformatter.reformat(
+        frame, format="rgb24", src_colorspace="ITU601", dst_colorspace="ITU601", threads=1
+    )
     turns = rotation_of(frame) // 90
     pixels = rgb.to_ndarray()
     return np.ascontiguousarray(np.rot90(pixels, -turns)) if turns else pixels

@@ -1,4 +1,5 @@
-"""The part of a long stored video that some frames need, read without the rest: a video of an hour is not fetched for three frames of it."""
+"""The part of a long stored video that some frames need, read without the rest: a video of an hour
+is not fetched for three frames of it."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from allinone.data.decoding.frames import Timeline
 from allinone.data.decoding.gop_trim import CONTAINERS, remux
 
 BUFFER = 1 << 18
-"""Bytes read at a time; storage over a network answers few large reads sooner than many small ones."""
+"""Bytes read at a time; storage over a network answers few large reads sooner than many small
+ones."""
 
 
 class Region(io.RawIOBase):
@@ -42,7 +44,9 @@ class Region(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         left = max(0, self._size - self._position)
-        content = os.pread(self._descriptor, left if size < 0 else min(size, left), self._offset + self._position)
+        content = os.pread(
+            self._descriptor, left if size < 0 else min(size, left), self._offset + self._position
+        )
         self._position += len(content)
         self.bytes_read += len(content)
         return content
@@ -59,9 +63,12 @@ class Piece:
     timeline: Timeline
 
 
-def read_piece(region: Region, wanted: Sequence[int], frames: int, timeline: Timeline) -> Piece | None:
-    """The GOPs that hold the display-order numbers `wanted` of a video of `frames` frames, and those between them. None where the file's index does
-    not lead there, or its packets are not one per frame: then the whole is to be read."""
+def read_piece(
+    region: Region, wanted: Sequence[int], frames: int, timeline: Timeline
+) -> Piece | None:
+    """The GOPs that hold the display-order numbers `wanted` of a video of `frames` frames, and
+    those between them. None where the file's index does not lead there, or its packets are not one
+    per frame: then the whole is to be read."""
     first = timeline.start(min(wanted))
     stop = min((key for key in timeline.keyframes if key > max(wanted)), default=frames)
     if first == 0 and stop == frames:
@@ -76,14 +83,24 @@ def read_piece(region: Region, wanted: Sequence[int], frames: int, timeline: Tim
             if packets is None:
                 return None
             content = remux(packets, stream, CONTAINERS[codec])
-    except (av.error.FFmpegError, ValueError, IndexError):  # the whole file is judged by its own decoding
+    except (
+        av.error.FFmpegError,
+        ValueError,
+        IndexError,
+    ):  # the whole file is judged by its own decoding
         return None
-    times = None if timeline.times is None else [time - timeline.times[first] for time in timeline.times[first:stop]]
+    times = (
+        None
+        if timeline.times is None
+        else [time - timeline.times[first] for time in timeline.times[first:stop]]
+    )
     keyframes = [key - first for key in timeline.keyframes if first <= key < stop]
     return Piece(content, first, stop - first, Timeline(keyframes, times, timeline.rate))
 
 
-def _packets(container: Any, stream: Any, first: int, stop: int, timeline: Timeline) -> list[Any] | None:
+def _packets(
+    container: Any, stream: Any, first: int, stop: int, timeline: Timeline
+) -> list[Any] | None:
     """Packets of the frames first to stop - 1, each exactly once, or None."""
     base, begin = float(stream.time_base), stream.start_time or 0
     if first:
@@ -94,9 +111,13 @@ def _packets(container: Any, stream: Any, first: int, stop: int, timeline: Timel
         if not packet.size or packet.pts is None:
             break
         number = timeline.number((packet.pts - begin) * base)
-        if not packets and number is not None and number < first:  # at a variable rate a seek may end a GOP early
+        if (
+            not packets and number is not None and number < first
+        ):  # at a variable rate a seek may end a GOP early
             continue
-        if number == stop:  # a keyframe from which decoding may start: what is shown before it has come before it
+        if (
+            number == stop
+        ):  # a keyframe from which decoding may start: what is shown before it has come before it
             break
         if number is None or not first <= number < stop or number in numbers:
             return None

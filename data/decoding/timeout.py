@@ -1,4 +1,5 @@
-"""Work in native code that may never come back, with a time limit: the caller goes on without it."""
+"""Work in native code that may never come back, with a time limit: the caller goes on without
+it."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ ResultT = TypeVar("ResultT")
 _Task = tuple[Callable[[], Any], SimpleQueue[Any]]
 
 _local = threading.local()
-os.register_at_fork(after_in_child=lambda: vars(_local).clear())  # a fork has its parent's objects, not its threads
+os.register_at_fork(
+    after_in_child=lambda: vars(_local).clear()
+)  # a fork has its parent's objects, not its threads
 
 
 class _Helper:
@@ -42,10 +45,12 @@ def _work(tasks: SimpleQueue[_Task | None]) -> None:
 
 
 def within(seconds: float, work: Callable[[], ResultT]) -> ResultT:
-    """What `work` returns or raises, done in a thread that this thread keeps for that; TimeoutError after `seconds`.
+    """What `work` returns or raises, done in a thread that this thread keeps for that; TimeoutError
+    after `seconds`.
 
-    Nothing can stop a thread that hangs in native code. It is left behind, with the memory it holds and at worst a core, until the process ends; the
-    next call gets a new one. Native code that keeps Python's lock while it hangs holds up this thread as well.
+    Nothing can stop a thread that hangs in native code. It is left behind, with the memory it holds
+    and at worst a core, until the process ends; the next call gets a new one. Native code that
+    keeps Python's lock while it hangs holds up this thread as well.
     """
     if not hasattr(_local, "helper"):
         _local.helper = _Helper()

@@ -20,7 +20,8 @@ class BadClipShareError(DataError):
 
 
 class Ledger:
-    """One JSON line per bad clip and epoch in `folder`/rank-N.jsonl, also over restarts; raises BadClipShareError above the share."""
+    """One JSON line per bad clip and epoch in `folder`/rank-N.jsonl, also over restarts; raises
+    BadClipShareError above the share."""
 
     def __init__(self, folder: Path | None, rank: int, max_share: float) -> None:
         self._path = folder / f"rank-{rank}.jsonl" if folder else None
@@ -40,21 +41,26 @@ class Ledger:
             if self._is_new(clip.dataset, clip.clip, clip.epoch):
                 self._write(vars(clip))
         if self._seen >= ENOUGH and self._bad > self._most():
-            worst = ", ".join(f"{reason} ({number})" for reason, number in self._reasons.most_common(3))
+            worst = ", ".join(
+                f"{reason} ({number})" for reason, number in self._reasons.most_common(3)
+            )
             raise BadClipShareError(
-                f"{self._bad} of {self._seen} clips are bad, clearly more than --max-bad-share {self._max_share}: {worst}. They are named in "
-                f"{self._path}; prepare the "
-                "data again, or raise the option"
+                f"{self._bad} of {self._seen} clips are bad, clearly more than --max-bad-share"
+                f" {self._max_share}: {worst}. They are named in {self._path}; prepare the data"
+                " again, or raise the option"
             )
 
     def _most(self) -> float:
-        """Bad clips among those seen that chance may give at the share allowed: five standard deviations of a Poisson number above what is expected.
-        Every rank judges for itself; without that room, one of 128 ends a run of healthy data after a few hundred clips."""
+        """Bad clips among those seen that chance may give at the share allowed: five standard
+        deviations of a Poisson number above what is expected. Every rank judges for itself; without
+        that room, one of 128 ends a run of healthy data after a few hundred clips.
+        """
         expected = self._max_share * self._seen
         return expected + 5 * math.sqrt(expected)
 
     def _recall(self) -> None:
-        """What an earlier process of this rank has named; a line that its end cut short counts as none."""
+        """What an earlier process of this rank has named; a line that its end cut short counts as
+        none."""
         if self._path and self._path.exists():
             for line in self._path.read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(ValueError, KeyError):
@@ -65,7 +71,9 @@ class Ledger:
         """Whether it is met for the first time in this epoch; remembers it."""
         epochs = self._named.setdefault(dataset, {})
         clips = epochs.setdefault(epoch, set())
-        for old in [known for known in epochs if known < epoch - 1]:  # positions of two epochs are never further apart
+        for old in [
+            known for known in epochs if known < epoch - 1
+        ]:  # positions of two epochs are never further apart
             del epochs[old]
         if clip in clips:
             return False

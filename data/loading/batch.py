@@ -35,7 +35,8 @@ class Batch:
     mlm_labels: Tensor
     """int64 [B, L], the original id where a token was chosen, -100 elsewhere."""
     mlm_positions: Tensor
-    """int64 [M], flat positions b * L + l of the chosen tokens, ascending; found on the host, so that the step waits for no device."""
+    """int64 [M], flat positions b * L + l of the chosen tokens, ascending; found on the host, so
+    that the step waits for no device."""
     dataset_ids: Tensor
     """int64 [B], index into dataset_names."""
     dataset_names: tuple[str, ...]
@@ -45,7 +46,8 @@ class Batch:
     first_position: int
     """Global position of the first sample; the batch holds consecutive positions."""
     digest: int = 0
-    """Sum modulo 2**63 of the hashes of every sample's choices: equal over world sizes, restarts and devices."""
+    """Sum modulo 2**63 of the hashes of every sample's choices: equal over world sizes, restarts
+    and devices."""
     bad: tuple[BadClip, ...] = ()
     """Clips that were replaced (training) or left out (evaluation) while making this batch."""
 
@@ -76,14 +78,17 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
         }
         return replace(self, **moved)
 
 
 @dataclass(frozen=True)
 class CoBatch:
-    """A video and an image micro-batch of one co-training step; either may be missing where steps alternate."""
+    """A video and an image micro-batch of one co-training step; either may be missing where steps
+    alternate."""
 
     video: Batch | None
     images: Batch | None

@@ -1,4 +1,5 @@
-"""Co-training on video and images: two streams, each with its own batch size, joined into steps by a rule that depends on the step only."""
+"""Co-training on video and images: two streams, each with its own batch size, joined into steps by
+a rule that depends on the step only."""
 
 from __future__ import annotations
 
@@ -15,18 +16,28 @@ Mode = Literal["joint", "alternate"]
 
 
 class CoTrainStream:
-    """Batches of both streams. `joint`: every step holds a global batch of each. `alternate`: of every 1 / `image_share` steps, one holds images only
-    and the others video only, evenly spread.
+    """Batches of both streams. `joint`: every step holds a global batch of each. `alternate`: of
+    every 1 / `image_share` steps, one holds images only and the others video only, evenly spread.
 
-    A step accumulates as many micro-batches of images as of video, so the image micro-batch is image_batch / (ranks x accumulation). What a
-    step holds depends on its number alone: resume is exact, and elastic where both batches divide.
+    A step accumulates as many micro-batches of images as of video, so the image micro-batch is
+    image_batch / (ranks x accumulation). What a step holds depends on its number alone: resume is
+    exact, and elastic where both batches divide.
     """
 
     def __init__(
-        self, video: TrainStream, images: TrainStream, *, global_batch: int, image_batch: int, mode: Mode, image_share: float
+        self,
+        video: TrainStream,
+        images: TrainStream,
+        *,
+        global_batch: int,
+        image_batch: int,
+        mode: Mode,
+        image_share: float,
     ) -> None:
         if mode == "alternate" and not 0 < image_share < 1:
-            raise ValueError(f"--image-share is the share of steps on images, between 0 and 1, got {image_share}")
+            raise ValueError(
+                f"--image-share is the share of steps on images, between 0 and 1, got {image_share}"
+            )
         if image_batch < 1:
             raise ValueError(f"--image-batch must be at least 1, got {image_batch}")
         self._video, self._images = video, images
@@ -41,7 +52,10 @@ class CoTrainStream:
             if self._mode == "joint"
             else f"{100 * self.image_share:g} % of the steps are on images, the others on video"
         )
-        return f"{self._video.describe()}\nimages, {self._image_batch:,} per step, {how}:\n{self._images.describe()}"
+        return (
+            f"{self._video.describe()}\nimages, {self._image_batch:,} per step,"
+            f" {how}:\n{self._images.describe()}"
+        )
 
     def image_steps_before(self, step: int) -> int:
         """How many of the steps 0 .. step - 1 hold images."""
@@ -51,18 +65,25 @@ class CoTrainStream:
         """How many of the steps 0 .. step - 1 hold video."""
         return step if self._mode == "joint" else step - self.image_steps_before(step)
 
-    def batches(self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device) -> Iterator[CoBatch]:
-        """Endless. `first` is the nominal position, step x global batch. Raises DataError where the image batch does not divide."""
+    def batches(
+        self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device
+    ) -> Iterator[CoBatch]:
+        """Endless. `first` is the nominal position, step x global batch. Raises DataError where the
+        image batch does not divide."""
         rounds, step = self._global_batch // (micro_batch * world), first // self._global_batch
         if self._image_batch % (world * rounds):
             raise DataError(
-                f"--image-batch {self._image_batch} is not a multiple of {world} ranks x {rounds} accumulated micro-batches; "
-                f"the nearest that are: {self._image_batch // (world * rounds) * world * rounds} and "
-                f"{(self._image_batch // (world * rounds) + 1) * world * rounds}"
+                f"--image-batch {self._image_batch} is not a multiple of {world} ranks x {rounds}"
+                " accumulated micro-batches; the nearest that are:"
+                f" {self._image_batch // (world * rounds) * world * rounds} and"
+                f" {(self._image_batch // (world * rounds) + 1) * world * rounds}"
             )
         place = {"rank": rank, "world": world}
         video = self._video.batches(
-            first=self.video_steps_before(step) * self._global_batch, micro_batch=micro_batch, device=device, **place
+            first=self.video_steps_before(step) * self._global_batch,
+            micro_batch=micro_batch,
+            device=device,
+            **place,
         )
         images = self._images.batches(
             first=self.image_steps_before(step) * self._image_batch,

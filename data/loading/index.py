@@ -1,7 +1,8 @@
 """The index of a prepared data set, in two tables that refer to each other: stored files and clips.
 
-Clips of long videos are windows into one stored file. What holds for the file (where it lies, its keyframes, its frame times: 400 kB for an hour at a
-variable rate) is stored once, not with each of its hundreds of captions: a clip of HowTo100M's 136 million takes about 100 bytes, its caption
+Clips of long videos are windows into one stored file. What holds for the file (where it lies, its
+keyframes, its frame times: 400 kB for an hour at a variable rate) is stored once, not with each of
+its hundreds of captions: a clip of HowTo100M's 136 million takes about 100 bytes, its caption
 included.
 
     index.parquet   a row per clip, bad ones included: for people and tools
@@ -55,14 +56,20 @@ SCHEMA = pa.schema(
         ("split", pa.string()),
         ("captions", pa.list_(pa.string())),
         ("video", pa.int64()),  # row of videos.parquet; null where the file is bad
-        ("first_frame", pa.int32()),  # display-order numbers of the window in the stored file, both included; null = the whole
+        (
+            "first_frame",
+            pa.int32(),
+            # display-order numbers of the window in the stored file, both included; null = the whole
+        ),
         ("last_frame", pa.int32()),
         ("reason", pa.string()),  # null = good
         ("detail", pa.string()),
         ("source", pa.string()),
     ]
 )
-LOADER_SCHEMA = pa.schema([SCHEMA.field(name) for name in ("key", "captions", "video", "first_frame", "last_frame")])
+LOADER_SCHEMA = pa.schema(
+    [SCHEMA.field(name) for name in ("key", "captions", "video", "first_frame", "last_frame")]
+)
 
 
 @dataclass
@@ -103,9 +110,16 @@ class Clip:
     detail: str | None = None
 
 
-def write_mapped(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], rows_per_batch: int) -> None:
-    """Arrow IPC with record batches of one size, whatever the sizes of `tables`; whole or absent."""
-    with atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+def write_mapped(
+    path: Path, schema: pa.Schema, tables: Iterable[pa.Table], rows_per_batch: int
+) -> None:
+    """Arrow IPC with record batches of one size, whatever the sizes of `tables`; whole or
+    absent."""
+    with (
+        atomic_path(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+    ):
         waiting = schema.empty_table()
         for table in tables:
             waiting = pa.concat_tables([waiting, table])
@@ -122,7 +136,8 @@ def _write_batch(writer: Any, table: pa.Table) -> None:
 
 
 class _Mapped:
-    """Rows of an Arrow file of equal record batches, memory-mapped; sent to another process, it opens the file anew and copies nothing."""
+    """Rows of an Arrow file of equal record batches, memory-mapped; sent to another process, it
+    opens the file anew and copies nothing."""
 
     def __init__(self, path: Path, rows_per_batch: int) -> None:
         self._path, self._size = path, rows_per_batch
@@ -140,12 +155,16 @@ class _Mapped:
 
 
 class Index:
-    """The good clips of one split, memory-mapped: ranks and workers of a machine share the pages."""
+    """The good clips of one split, memory-mapped: ranks and workers of a machine share the
+    pages."""
 
     def __init__(self, folder: Path, split: str) -> None:
         facts = dataset_facts(folder)
         if not facts["clips"].get(split):
-            splits = ", ".join(sorted(name for name, number in facts["clips"].items() if number)) or "none"
+            splits = (
+                ", ".join(sorted(name for name, number in facts["clips"].items() if number))
+                or "none"
+            )
             raise DataError(f"{folder} has no good clip in split {split!r}; splits: {splits}")
         names = list(facts["clips"])
         self._first = sum(facts["clips"][name] for name in names[: names.index(split)])
@@ -157,7 +176,8 @@ class Index:
             if isinstance(error, OSError) and error.errno not in LASTING:
                 raise
             raise DataError(
-                f"the index of {folder} cannot be read ({error}); the command that prepared it, with --merge, makes it anew"
+                f"the index of {folder} cannot be read ({error}); the command that prepared it,"
+                " with --merge, makes it anew"
             ) from error
         self.folder, self.split = folder, split
 
@@ -173,16 +193,19 @@ class Index:
 
 
 def dataset_facts(folder: Path) -> dict[str, Any]:
-    """dataset.json of a finished prepared folder; DataError where there is none, or one of another layout."""
+    """dataset.json of a finished prepared folder; DataError where there is none, or one of another
+    layout."""
     path = folder / "dataset.json"
     if not path.is_file():
         raise DataError(
-            f"{folder} is no finished prepared data set (no dataset.json); run: python tools/prepare.py SOURCE --out {folder}"
+            f"{folder} is no finished prepared data set (no dataset.json); run: python"
+            f" tools/prepare.py SOURCE --out {folder}"
         )
     facts: dict[str, Any] = json.loads(path.read_text())
     if facts.get("layout") != LAYOUT:
         raise DataError(
-            f"{folder} has layout {facts.get('layout', 1)}, this version reads {LAYOUT}; prepare it again, into a new folder"
+            f"{folder} has layout {facts.get('layout', 1)}, this version reads {LAYOUT}; prepare it"
+            " again, into a new folder"
         )
     return facts
 

@@ -1,4 +1,5 @@
-"""Prepared data → batches. Worker processes read, choose, decode, tokenise and mask; data.stream runs the DALI graph ahead of training."""
+"""Prepared data → batches. Worker processes read, choose, decode, tokenise and mask; data.stream
+runs the DALI graph ahead of training."""
 
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ class Sample:
 class Source:
     """Reads and decodes rows of one prepared split."""
 
-    def __init__(self, spec: DatasetSpec, clip: ClipConfig, config: DataConfig, number: int = 0) -> None:
+    def __init__(
+        self, spec: DatasetSpec, clip: ClipConfig, config: DataConfig, number: int = 0
+    ) -> None:
         self.index = Index(spec.path, spec.split)
         self.name = spec.name
         self._clip, self._config, self._number = clip, config, number
@@ -80,15 +83,22 @@ class Source:
         content = self._open(row).read(row["offset"], row["size"])
         if len(content) != row["size"]:
             raise DataError(
-                f"shard {self.index.folder / row['shard']} is shorter than its index says; delete it, and run again what prepared it"
+                f"shard {self.index.folder / row['shard']} is shorter than its index says; delete"
+                " it, and run again what prepared it"
             )
         return content
 
     def piece(self, row: dict[str, Any], wanted: Sequence[int], timeline: Timeline) -> Piece:
-        """What the frames `wanted` need: the whole of a clip's own file, or a part of a long video."""
+        """What the frames `wanted` need: the whole of a clip's own file, or a part of a long
+        video."""
         if row["first_frame"] is not None:
             shard = self._open(row)
-            piece = read_piece(Region(shard.descriptor, row["offset"], row["size"]), wanted, row["frames"], timeline)
+            piece = read_piece(
+                Region(shard.descriptor, row["offset"], row["size"]),
+                wanted,
+                row["frames"],
+                timeline,
+            )
             if piece is not None:
                 return piece
         return Piece(self.read(row), 0, row["frames"], timeline)
@@ -109,8 +119,17 @@ class Source:
         self._tokenizer = self._tokenizer or Tokenizer()
         tokenizer, clip, config, row = self._tokenizer, self._clip, self._config, self.index[item]
         first, available = window(row)
-        shape = {"frames": available, "width": row["width"], "height": row["height"], "wanted": clip.num_frames}
-        choices = draw(config, random, captions=len(row["captions"]), **shape) if train else fixed(config, **shape)
+        shape = {
+            "frames": available,
+            "width": row["width"],
+            "height": row["height"],
+            "wanted": clip.num_frames,
+        }
+        choices = (
+            draw(config, random, captions=len(row["captions"]), **shape)
+            if train
+            else fixed(config, **shape)
+        )
         timeline = Timeline.of(row)
         if config.frames_from == "key":
             inside = [key - first for key in row["keyframes"] if first <= key < first + available]
@@ -122,14 +141,24 @@ class Source:
         if self.codecs and dali_reads(row, self.codecs):
             media = trim(piece.content, wanted, piece.frames, piece.timeline)
         else:
-            media = decode_frames(piece.content, wanted, piece.timeline, timeout_s=config.clip_timeout_s)
+            media = decode_frames(
+                piece.content, wanted, piece.timeline, timeout_s=config.clip_timeout_s
+            )
         caption = row["captions"][choices.caption]
         ids, mask, words = tokenizer.encode(caption, clip.max_text_len)
         mlm_ids, labels = mask_words(
-            ids, words, config.mask_prob, random, tokenizer.mask_id, tokenizer.first_word_id, tokenizer.size
+            ids,
+            words,
+            config.mask_prob,
+            random,
+            tokenizer.mask_id,
+            tokenizer.first_word_id,
+            tokenizer.size,
         )
         digest = choices.digest(row["key"], mlm_ids, labels)
-        return Sample(row["key"], caption, media, choices, ids, mask, mlm_ids, labels, self._number, digest)
+        return Sample(
+            row["key"], caption, media, choices, ids, mask, mlm_ids, labels, self._number, digest
+        )
 
 
 class _ClipBatches(Batches[MicroBatch[Sample], Batch | None]):
@@ -193,26 +222,43 @@ class _EvalBatches(_ClipBatches):
         items = self._items[k * self._size : (k + 1) * self._size]
         for item in items:
             try:
-                samples.append(self._source.sample(item, generator(0, self._source.name, 0, item), train=False))
+                samples.append(
+                    self._source.sample(item, generator(0, self._source.name, 0, item), train=False)
+                )
             except DecodeError as error:
                 bad.append(BadClip(self._source.name, self._source.key(item), str(error)))
         return MicroBatch(samples, tuple(bad), items[0])
 
     def without(self, raw: MicroBatch[Sample], failed: dict[int, str]) -> MicroBatch[Sample]:
         """In evaluation nothing is replaced: the samples are left out and named."""
-        bad = [BadClip(self._source.name, raw.samples[i].name, reason) for i, reason in failed.items()]
+        bad = [
+            BadClip(self._source.name, raw.samples[i].name, reason) for i, reason in failed.items()
+        ]
         samples = [sample for i, sample in enumerate(raw.samples) if i not in failed]
         return replace(raw, samples=samples, bad=(*raw.bad, *bad))
 
 
 class TrainStream:
-    """The endless, deterministic, elastic stream of training batches over a mixture of prepared data sets."""
+    """The endless, deterministic, elastic stream of training batches over a mixture of prepared
+    data sets."""
 
     def __init__(
-        self, datasets: Sequence[DatasetSpec], clip: ClipConfig, config: DataConfig, *, seed: int, ledger: Path | None = None
+        self,
+        datasets: Sequence[DatasetSpec],
+        clip: ClipConfig,
+        config: DataConfig,
+        *,
+        seed: int,
+        ledger: Path | None = None,
     ) -> None:
         self._sources = [Source(spec, clip, config, number) for number, spec in enumerate(datasets)]
-        self._specs, self._clip, self.config, self._seed, self._ledger = list(datasets), clip, config, seed, ledger
+        self._specs, self._clip, self.config, self._seed, self._ledger = (
+            list(datasets),
+            clip,
+            config,
+            seed,
+            ledger,
+        )
         sizes = [len(source.index) for source in self._sources]
         self._order = Order(sizes, [spec.weight for spec in datasets], seed, config.shuffle_window)
         self.dataset_names = tuple(source.name for source in self._sources)
@@ -223,13 +269,19 @@ class TrainStream:
         total = sum(spec.weight for spec in self._specs)
         rows = zip(self._sources, self._specs, strict=True)
         return "\n".join(
-            f"data: {source.name} {len(source.index):,} clips, {100 * spec.weight / total:.1f} % of the samples"
+            f"data: {source.name} {len(source.index):,} clips, {100 * spec.weight / total:.1f} % of"
+            " the samples"
             for source, spec in rows
         )
 
-    def batches(self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device) -> Iterator[Batch]:
-        """Endless; the k-th batch of a rank holds the positions from first + (k * world + rank) * micro_batch on."""
-        from allinone.data.loading.dali_pipeline import augments_for  # here, so that reader processes do not load DALI
+    def batches(
+        self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device
+    ) -> Iterator[Batch]:
+        """Endless; the k-th batch of a rank holds the positions from first + (k * world + rank) *
+        micro_batch on."""
+        from allinone.data.loading.dali_pipeline import (
+            augments_for,
+        )  # here, so that reader processes do not load DALI
 
         augments = augments_for(self._clip, self.config, device, micro_batch)
         for source in self._sources:
@@ -245,7 +297,8 @@ class TrainStream:
 
 
 class EvalSet:
-    """A prepared split for evaluation: every item exactly once, middle frames, central crop, nothing replaced."""
+    """A prepared split for evaluation: every item exactly once, middle frames, central crop,
+    nothing replaced."""
 
     def __init__(self, dataset: DatasetSpec, clip: ClipConfig, config: DataConfig) -> None:
         self._source = Source(dataset, clip, config)
@@ -256,11 +309,20 @@ class EvalSet:
         return len(self._source.index)
 
     def batches(
-        self, *, rank: int, world: int, batch_size: int, device: torch.device, limit: int | None = None
+        self,
+        *,
+        rank: int,
+        world: int,
+        batch_size: int,
+        device: torch.device,
+        limit: int | None = None,
     ) -> Iterator[Batch]:
-        """Of the first `limit` items, if given, rank, rank + world, …; the last batch may be short. A clip that cannot be decoded is left out and
-        named in `bad` of its batch; a batch of bad clips only is an error."""
-        from allinone.data.loading.dali_pipeline import augments_for  # here, so that reader processes do not load DALI
+        """Of the first `limit` items, if given, rank, rank + world, …; the last batch may be short.
+        A clip that cannot be decoded is left out and named in `bad` of its batch; a batch of bad
+        clips only is an error."""
+        from allinone.data.loading.dali_pipeline import (
+            augments_for,
+        )  # here, so that reader processes do not load DALI
 
         augments = augments_for(self._clip, self.config, device, batch_size)
         self._source.codecs = augments[0].codecs
@@ -270,6 +332,7 @@ class EvalSet:
         for raw, batch in ready(batches, self.config, augments):
             if batch is None:
                 raise DataError(
-                    f"no clip of a whole batch of {self.name} can be decoded, first: {raw.bad[0].clip} ({raw.bad[0].reason})"
+                    f"no clip of a whole batch of {self.name} can be decoded, first:"
+                    f" {raw.bad[0].clip} ({raw.bad[0].reason})"
                 )
             yield batch

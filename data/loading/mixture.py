@@ -1,4 +1,5 @@
-"""Which clip stands at which position: a pure function of (seed, position), by grain's MapDataset. The state of a run is one integer."""
+"""Which clip stands at which position: a pure function of (seed, position), by grain's MapDataset.
+The state of a run is one integer."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from typing import Any
 
 from absl import logging
 
-logging.set_verbosity(logging.ERROR)  # else grain warns, when it is imported, that it found no jax, which it does not need
+logging.set_verbosity(
+    logging.ERROR
+)  # else grain warns, when it is imported, that it found no jax, which it does not need
 import grain.experimental  # noqa: E402
 import grain.python as grain  # noqa: E402
 import numpy as np  # noqa: E402
@@ -46,8 +49,9 @@ def _windows(rows: int, windows: int, seed: int, epoch: int) -> tuple[int, NDArr
 
 
 class _WindowShuffle(grain.MapDataset[tuple[int, int]]):
-    """Rows in windows of neighbours: the windows in an order of their own in every epoch, and the rows of each. They begin elsewhere in each,
-    so that other rows meet; what they leave over comes last. (Grain's shuffle of that name keeps the order of the windows, and reads beyond the last
+    """Rows in windows of neighbours: the windows in an order of their own in every epoch, and the
+    rows of each. They begin elsewhere in each, so that other rows meet; what they leave over comes
+    last. (Grain's shuffle of that name keeps the order of the windows, and reads beyond the last
     row where they do not divide the rows.)"""
 
     def __init__(self, parent: grain.MapDataset[tuple[int, int]], window: int, seed: int) -> None:
@@ -62,7 +66,11 @@ class _WindowShuffle(grain.MapDataset[tuple[int, int]]):
         turn, inside = divmod(place, self._window)
         full = self._rows // self._window
         start, order = _windows(self._rows, full, self._seed, epoch)
-        window, size = (int(order[turn]), self._window) if turn < full else (full, self._rows - full * self._window)
+        window, size = (
+            (int(order[turn]), self._window)
+            if turn < full
+            else (full, self._rows - full * self._window)
+        )
         seed = (self._seed + epoch * full + window) % 2**32
         inside = grain.experimental.index_shuffle(inside, max_index=size - 1, seed=seed, rounds=4)
         return self._parent[(start + window * self._window + inside) % self._rows]
@@ -72,7 +80,8 @@ LONGEST_PERIOD = 1 << 16
 
 
 class _Mixture:
-    """Which data set stands at a position, and how many positions it had before: a pattern that repeats, in which every data set is spread evenly."""
+    """Which data set stands at a position, and how many positions it had before: a pattern that
+    repeats, in which every data set is spread evenly."""
 
     def __init__(self, weights: Sequence[float]) -> None:
         shares = np.array(weights) / sum(weights)
@@ -92,7 +101,9 @@ class _Mixture:
     def _period(shares: NDArray[np.float64]) -> int:
         """The shortest in which all shares are whole numbers of positions, else the longest."""
         places = np.arange(1, LONGEST_PERIOD + 1)[:, None] * shares
-        whole = (np.abs(places - places.round()) < 1e-9 * LONGEST_PERIOD).all(1) & (places.round() >= 1).all(1)
+        whole = (np.abs(places - places.round()) < 1e-9 * LONGEST_PERIOD).all(1) & (
+            places.round() >= 1
+        ).all(1)
         return int(whole.argmax()) + 1 if whole.any() else LONGEST_PERIOD
 
     def __getitem__(self, position: int) -> tuple[int, int]:
@@ -103,16 +114,24 @@ class _Mixture:
 
 
 class Order:
-    """An endless sequence over data sets of the given sizes: each is reshuffled every epoch, each row once per epoch, mixed by weights (to
-    1/65,536 of the samples). With a window (clips), neighbours in the index stay near each other."""
+    """An endless sequence over data sets of the given sizes: each is reshuffled every epoch, each
+    row once per epoch, mixed by weights (to 1/65,536 of the samples). With a window (clips),
+    neighbours in the index stay near each other.
+    """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, window: int = 0) -> None:
+    def __init__(
+        self, sizes: Sequence[int], weights: Sequence[float], seed: int, window: int = 0
+    ) -> None:
         if not sizes or min(sizes) < 1:
             raise ValueError(f"every data set needs at least one clip, got sizes {list(sizes)}")
         parts = []
         for index, rows in enumerate(sizes):
             dataset = grain.MapDataset.source(_Places(index, rows)).seed(seed * 1009 + index)
-            shuffled = _WindowShuffle(dataset, min(window, rows), seed * 1009 + index) if window else dataset.shuffle()
+            shuffled = (
+                _WindowShuffle(dataset, min(window, rows), seed * 1009 + index)
+                if window
+                else dataset.shuffle()
+            )
             parts.append(shuffled.repeat(None))
         self._parts, self._sizes, self._mixture = parts, list(sizes), _Mixture(weights)
         self.samples_per_epoch = sum(sizes)

@@ -1,6 +1,8 @@
-"""From micro-batches by number to tensors: worker processes make them, threads run the DALI graph some micro-batches ahead of their use.
+"""From micro-batches by number to tensors: worker processes make them, threads run the DALI graph
+some micro-batches ahead of their use.
 
-What a micro-batch is, is the business of whoever fills in `Batches`: prepared data sets (data/loading/loader.py), benchmarks (finetune/inputs/loader.py).
+What a micro-batch is, is the business of whoever fills in `Batches`: prepared data sets
+(data/loading/loader.py), benchmarks (finetune/inputs/loader.py).
 """
 
 from __future__ import annotations
@@ -40,26 +42,33 @@ BatchT = TypeVar("BatchT")
 
 
 class Batches(Dataset[RawT], Generic[RawT, BatchT]):
-    """Micro-batches by number. `__getitem__` runs in the worker processes, all else in the training process."""
+    """Micro-batches by number. `__getitem__` runs in the worker processes, all else in the training
+    process."""
 
     def visuals(self, raw: RawT) -> Sequence[Visual]:
         """The clips that the graph turns into pixels, in order."""
         raise NotImplementedError
 
     def without(self, raw: RawT, failed: dict[int, str]) -> RawT:
-        """The micro-batch after the graph has refused some clips (number among `visuals` → reason)."""
+        """The micro-batch after the graph has refused some clips (number among `visuals` →
+        reason)."""
         raise NotImplementedError
 
     def finish(self, raw: RawT, pixels: Tensor | None) -> BatchT:
-        """The batch of a micro-batch and its pixels [clips, T, 3, S, S]; None where it has no clip."""
+        """The batch of a micro-batch and its pixels [clips, T, 3, S, S]; None where it has no
+        clip."""
         raise NotImplementedError
 
 
-def _pixels(raw: RawT, batches: Batches[RawT, BatchT], augment: Augment) -> tuple[RawT, Tensor | None]:
+def _pixels(
+    raw: RawT, batches: Batches[RawT, BatchT], augment: Augment
+) -> tuple[RawT, Tensor | None]:
     """Run the graph, without the clips that it refuses; None where none is left."""
     while visuals := batches.visuals(raw):
         try:
-            return raw, augment([visual.media for visual in visuals], [visual.choices for visual in visuals])
+            return raw, augment(
+                [visual.media for visual in visuals], [visual.choices for visual in visuals]
+            )
         except GraphError as error:
             raw = batches.without(raw, error.bad)
     return raw, None
@@ -76,9 +85,13 @@ class Endless(Sampler[int]):
 
 
 def ready(
-    batches: Batches[RawT, BatchT], config: DataConfig, augments: Sequence[Augment], sampler: Sampler[int] | None = None
+    batches: Batches[RawT, BatchT],
+    config: DataConfig,
+    augments: Sequence[Augment],
+    sampler: Sampler[int] | None = None,
 ) -> Iterator[tuple[RawT, BatchT]]:
-    """Run the graphs in threads, in turn, and hand over in order, two micro-batches per graph ahead. Errors of workers and graphs come out here."""
+    """Run the graphs in threads, in turn, and hand over in order, two micro-batches per graph
+    ahead. Errors of workers and graphs come out here."""
     loader = _loader(batches, config, sampler)
     threads = [ThreadPoolExecutor(1, thread_name_prefix="augment") for _ in augments]
     done: queue.Queue[Any] = queue.Queue(maxsize=2 * len(augments))
@@ -110,7 +123,9 @@ def ready(
     reader = threading.Thread(target=work, name="read", daemon=True)
     reader.start()
 
-    @atexit.register  # after an error somewhere else, nobody closes this generator before the modules that it needs are gone
+    # after an error somewhere else, nobody closes this generator before the modules that it needs
+    # are gone
+    @atexit.register
     def end() -> None:
         if not stop.is_set():
             stop.set()
@@ -128,10 +143,16 @@ def ready(
         end()
 
 
-def _loader(batches: Batches[RawT, BatchT], config: DataConfig, sampler: Sampler[int] | None) -> DataLoader[RawT]:
+def _loader(
+    batches: Batches[RawT, BatchT], config: DataConfig, sampler: Sampler[int] | None
+) -> DataLoader[RawT]:
     options: dict[str, Any] = {}
     if config.workers:
         options.update(
-            multiprocessing_context=forkserver_context(), prefetch_factor=config.prefetch, worker_init_fn=live_and_die_with_parent
+            multiprocessing_context=forkserver_context(),
+            prefetch_factor=config.prefetch,
+            worker_init_fn=live_and_die_with_parent,
         )
-    return DataLoader(batches, batch_size=None, num_workers=config.workers, sampler=sampler, **options)
+    return DataLoader(
+        batches, batch_size=None, num_workers=config.workers, sampler=sampler, **options
+    )

@@ -1,4 +1,5 @@
-"""Positions of the training order → the samples of a rank's micro-batches; what cannot be used is replaced, as a function of the position."""
+"""Positions of the training order → the samples of a rank's micro-batches; what cannot be used is
+replaced, as a function of the position."""
 
 from __future__ import annotations
 
@@ -57,10 +58,19 @@ class MicroBatch(Generic[SampleT]):
 
 
 class Positions(Generic[SampleT]):
-    """The k-th micro-batch of one rank, as a pure function of k: it holds the positions from first + (k * world + rank) * micro_batch on."""
+    """The k-th micro-batch of one rank, as a pure function of k: it holds the positions from first
+    + (k * world + rank) * micro_batch on."""
 
     def __init__(
-        self, sources: Sequence[Drawn[SampleT]], order: Order, *, seed: int, first: int, rank: int, world: int, micro_batch: int
+        self,
+        sources: Sequence[Drawn[SampleT]],
+        order: Order,
+        *,
+        seed: int,
+        first: int,
+        rank: int,
+        world: int,
+        micro_batch: int,
     ) -> None:
         self._sources, self._order, self._seed = sources, order, seed
         self._first, self._rank, self._world, self._micro_batch = first, rank, world, micro_batch
@@ -77,7 +87,9 @@ class Positions(Generic[SampleT]):
         source, row = self._sources[place.dataset], place.row
         for attempt in range(first_attempt, ATTEMPTS):
             random = generator(self._seed, source.name, place.epoch, place.row, attempt)
-            if attempt:  # a replacement from the same source, as a function of the position's own key
+            if (
+                attempt
+            ):  # a replacement from the same source, as a function of the position's own key
                 row = int(random.integers(len(source)))
             try:
                 sample = source.drawn(row, random)
@@ -87,15 +99,18 @@ class Positions(Generic[SampleT]):
                 sample.attempt = attempt
                 return sample
         raise DataError(
-            f"{ATTEMPTS} samples in a row of {source.name} cannot be used, the last: {bad[-1].clip} ({bad[-1].reason}); "
-            f"mend its files (prepared data: prepare it again)"
+            f"{ATTEMPTS} samples in a row of {source.name} cannot be used, the last: {bad[-1].clip}"
+            f" ({bad[-1].reason}); mend its files (prepared data: prepare it again)"
         )
 
     def without(self, raw: MicroBatch[SampleT], failed: dict[int, str]) -> MicroBatch[SampleT]:
-        """The micro-batch with the samples replaced (number → reason) that the graph could not decode."""
+        """The micro-batch with the samples replaced (number → reason) that the graph could not
+        decode."""
         samples, bad = list(raw.samples), list(raw.bad)
         for i, reason in failed.items():
             place = self._order[raw.first_position + i]
-            bad.append(BadClip(self._sources[place.dataset].name, samples[i].name, reason, place.epoch))
+            bad.append(
+                BadClip(self._sources[place.dataset].name, samples[i].name, reason, place.epoch)
+            )
             samples[i] = self._sample(raw.first_position + i, bad, samples[i].attempt + 1)
         return replace(raw, samples=samples, bad=tuple(bad))

@@ -1,4 +1,5 @@
-"""Can this prepared data feed that training? Measured on a sample of its own clips: what is read, what decoding costs, what trimming saves."""
+"""Can this prepared data feed that training? Measured on a sample of its own clips: what is read,
+what decoding costs, what trimming saves."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class ClipCost:
     gop: float
     """Frames per GOP; the whole clip where it has one keyframe."""
     size_bytes: int
-    """Read from the shard, on average: the whole file, or the part of a long video that holds the clip."""
+    """Read from the shard, on average: the whole file, or the part of a long video that holds the
+    clip."""
     trimmed_share: float
     """Bytes left after GOP trimming, as a share."""
     read_ms: float
@@ -51,7 +53,8 @@ class ClipCost:
     slowest_decode_ms: float
     """99th percentile."""
     trim_ms: float
-    """Trimming and remuxing for DALI's decoder, which then stands in place of decoding on the host."""
+    """Trimming and remuxing for DALI's decoder, which then stands in place of decoding on the
+    host."""
     augment_ms: float
     """Crop, resize and normalise in the DALI graph, one thread."""
     on_gpu_share: float
@@ -87,23 +90,39 @@ class _Choice:
     read_s: float
 
 
-def _chosen(spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int, seed: int) -> Iterator[_Choice]:
+def _chosen(
+    spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int, seed: int
+) -> Iterator[_Choice]:
     source = Source(spec, clip, config)
     index = source.index
     items = np.random.default_rng(seed).choice(len(index), min(clips, len(index)), replace=False)
     for item in map(int, items):
         row = index[item]
         first, available = window(row)
-        shape = {"frames": available, "width": row["width"], "height": row["height"], "wanted": clip.num_frames}
+        shape = {
+            "frames": available,
+            "width": row["width"],
+            "height": row["height"],
+            "wanted": clip.num_frames,
+        }
         choices = draw(config, generator(seed, "feed", 0, item), captions=1, **shape).later(first)
         start = time.perf_counter()
         piece = source.piece(row, choices.frames, Timeline.of(row))
-        yield _Choice(row, choices, piece, [number - piece.first for number in choices.frames], time.perf_counter() - start)
+        yield _Choice(
+            row,
+            choices,
+            piece,
+            [number - piece.first for number in choices.frames],
+            time.perf_counter() - start,
+        )
 
 
-def measure(spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int, seed: int = 0) -> ClipCost:
-    """Measure `clips` random clips of a prepared split in this process; raises DataError where none decodes. Decoding and augmenting are told in CPU
-    time: on a machine that does other work, too, the clock on the wall would count that."""
+def measure(
+    spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int, seed: int = 0
+) -> ClipCost:
+    """Measure `clips` random clips of a prepared split in this process; raises DataError where none
+    decodes. Decoding and augmenting are told in CPU time: on a machine that does other work, too,
+    the clock on the wall would count that."""
     from allinone.data.loading.dali_pipeline import Augment
 
     torch.set_num_threads(1)
@@ -112,7 +131,9 @@ def measure(spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int,
     for chosen in _chosen(spec, clip, config, clips, seed):
         piece, start = chosen.piece, time.process_time()
         try:
-            frames = decode_frames(piece.content, chosen.wanted, piece.timeline, timeout_s=config.clip_timeout_s)
+            frames = decode_frames(
+                piece.content, chosen.wanted, piece.timeline, timeout_s=config.clip_timeout_s
+            )
             decode = time.process_time() - start
             trimmed = trim(piece.content, chosen.wanted, piece.frames, piece.timeline)
             trims.append(time.process_time() - start - decode)
@@ -128,7 +149,10 @@ def measure(spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int,
         sizes.append(len(piece.content))
         shares.append(len(trimmed.content) / len(piece.content))
     if not rows:
-        raise DataError(f"none of {len(bad)} clips of {spec.path} decodes, the first: {bad[0]}; run tools/check_data.py on it")
+        raise DataError(
+            f"none of {len(bad)} clips of {spec.path} decodes, the first: {bad[0]}; run"
+            " tools/check_data.py on it"
+        )
     return ClipCost(
         clips=len(rows),
         codecs=dict(Counter(row["codec"] for row in rows)),
@@ -147,8 +171,16 @@ def measure(spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int,
     )
 
 
-def cured(cost: ClipCost, spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int = 4, seed: int = 0) -> ClipCost:
-    """What clips will cost that are prepared as `cure` says: a few of those that `cost` was measured on are encoded, and measured anew."""
+def cured(
+    cost: ClipCost,
+    spec: DatasetSpec,
+    clip: ClipConfig,
+    config: DataConfig,
+    clips: int = 4,
+    seed: int = 0,
+) -> ClipCost:
+    """What clips will cost that are prepared as `cure` says: a few of those that `cost` was
+    measured on are encoded, and measured anew."""
     from allinone.data.loading.dali_pipeline import Augment
 
     augment = Augment(clip, DataConfig(backend="cpu", dali_threads=1), torch.device("cpu"), 1)
@@ -156,12 +188,16 @@ def cured(cost: ClipCost, spec: DatasetSpec, clip: ClipConfig, config: DataConfi
     for chosen in _chosen(spec, clip, config, clips, seed):
         piece = chosen.piece
         try:
-            found, content = encoded(piece.content, chosen.row["container"], Limits(1, float("inf")), _encoding(clip))
+            found, content = encoded(
+                piece.content, chosen.row["container"], Limits(1, float("inf")), _encoding(clip)
+            )
         except ProbeError:  # it was named when it was measured
             continue
         content = content or piece.content
         start = time.process_time()
-        wanted = [min(number, found["frames"] - 1) for number in chosen.wanted]  # of a variable rate there may be fewer
+        wanted = [
+            min(number, found["frames"] - 1) for number in chosen.wanted
+        ]  # of a variable rate there may be fewer
         frames = decode_frames(content, wanted, Timeline.of(found))
         decodes.append(time.process_time() - start)
         start = time.process_time()
@@ -176,7 +212,9 @@ def cured(cost: ClipCost, spec: DatasetSpec, clip: ClipConfig, config: DataConfi
         codecs=dict(Counter(found["codec"] for found in columns)),
         width=int(statistics.median(found["width"] for found in columns)),
         height=int(statistics.median(found["height"] for found in columns)),
-        gop=statistics.median(found["frames"] / max(1, len(found["keyframes"])) for found in columns),
+        gop=statistics.median(
+            found["frames"] / max(1, len(found["keyframes"])) for found in columns
+        ),
         size_bytes=int(cost.size_bytes * share),
         read_ms=cost.read_ms * share,
         decode_ms=1e3 * statistics.fmean(decodes),
@@ -190,31 +228,61 @@ def _encoding(clip: ClipConfig) -> Encoding:
     return Encoding("h264", max(256, clip.image_size))
 
 
-def plan(cost: ClipCost, *, samples_per_s: float, gpus: int, gpus_per_node: int, cores: int, storage_mb_per_s: float) -> Feed:
-    """Whether one node's cores and storage keep up; `samples_per_s` is of the whole training, storage 0 = not judged.
+def plan(
+    cost: ClipCost,
+    *,
+    samples_per_s: float,
+    gpus: int,
+    gpus_per_node: int,
+    cores: int,
+    storage_mb_per_s: float,
+) -> Feed:
+    """Whether one node's cores and storage keep up; `samples_per_s` is of the whole training,
+    storage 0 = not judged.
 
-    Judged is the host path: PyAV in reader processes, DALI's graph on the CPU. What NVDEC would take over cannot be measured without a GPU.
+    Judged is the host path: PyAV in reader processes, DALI's graph on the CPU. What NVDEC would
+    take over cannot be measured without a GPU.
     """
     per_node = samples_per_s / max(1.0, gpus / gpus_per_node)
     busy = per_node * (cost.read_ms + cost.decode_ms + cost.augment_ms) / 1e3
     volume = per_node * cost.size_bytes
     limits = []
     if busy > 0.8 * cores:  # the rest is for Python, NCCL and the training processes themselves
-        limits.append(f"decoding on the host keeps {busy:.1f} cores busy, a node has {cores} (80 % of them usable)")
+        limits.append(
+            f"decoding on the host keeps {busy:.1f} cores busy, a node has {cores} (80 % of them"
+            " usable)"
+        )
     if storage_mb_per_s and volume > storage_mb_per_s * 1e6:
-        limits.append(f"{volume / 1e6:.0f} MB/s are read per node, the storage gives {storage_mb_per_s:.0f}")
+        limits.append(
+            f"{volume / 1e6:.0f} MB/s are read per node, the storage gives {storage_mb_per_s:.0f}"
+        )
     return Feed(per_node, cores, busy, volume, not limits, tuple(limits))
 
 
 def cure(cost: ClipCost, prepared: Mapping[str, Any], out: Path, clip: ClipConfig) -> str | None:
-    """The prepare command that makes clips cheaper, or None where they are as cheap as it makes them. `prepared`: options that the data was prepared
-    with (dataset.json)."""
+    """The prepare command that makes clips cheaper, or None where they are as cheap as it makes
+    them. `prepared`: options that the data was prepared with (dataset.json)."""
     encoding = _encoding(clip)
-    if min(cost.width, cost.height) <= (encoding.short_side or 0) and cost.gop <= encoding.gop * 1.2:
+    if (
+        min(cost.width, cost.height) <= (encoding.short_side or 0)
+        and cost.gop <= encoding.gop * 1.2
+    ):
         return None
     words = ["python", "tools/prepare.py", str(prepared["source"]), "--out", str(out)]
-    for option, name in (("--format", "kind"), ("--videos", "videos"), ("--names", "names"), ("--exclude", "exclude")):
+    for option, name in (
+        ("--format", "kind"),
+        ("--videos", "videos"),
+        ("--names", "names"),
+        ("--exclude", "exclude"),
+    ):
         if prepared.get(name) is not None:
             words += [option, str(prepared[name])]
-    words += ["--short-side", str(encoding.short_side), "--gop", str(encoding.gop), "--codec", encoding.codec]
+    words += [
+        "--short-side",
+        str(encoding.short_side),
+        "--gop",
+        str(encoding.gop),
+        "--codec",
+        encoding.codec,
+    ]
     return shlex.join(words)

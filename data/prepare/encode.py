@@ -1,9 +1,12 @@
-"""Videos and images as training wants them: small, quick to decode, few frames between two starting points.
+"""Videos and images as training wants them: small, quick to decode, few frames between two starting
+points.
 
-Sparse sampling decodes a whole GOP to use one frame of it, so GOPs are short and closed. The rate is constant, the source's own on average. At a
-constant rate every frame comes out once, in its place; at a variable one, frames are shown again where the source pauses, and left out where it has
-more than the rate holds, so that each moment shows what it showed. Rotation is baked in, colours become BT.601 in limited range, which is what DALI
-assumes whatever the file says, and there is no audio.
+Sparse sampling decodes a whole GOP to use one frame of it, so GOPs are short and closed. The rate
+is constant, the source's own on average. At a constant rate every frame comes out once, in its
+place; at a variable one, frames are shown again where the source pauses, and left out where it has
+more than the rate holds, so that each moment shows what it showed. Rotation is baked in, colours
+become BT.601 in limited range, which is what DALI assumes whatever the file says, and there is no
+audio.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ class Encoding:
     """How files are encoded anew."""
 
     codec: str = "h264"
-    """One of CODECS. DALI's CPU decoder reads vp9 and mjpeg, its GPU decoder all of them; h264 and hevc are tuned for quick decoding."""
+    """One of CODECS. DALI's CPU decoder reads vp9 and mjpeg, its GPU decoder all of them; h264 and
+    hevc are tuned for quick decoding."""
     short_side: int | None = 256
     """Pixels of the shorter side; smaller videos keep their size. None: no video is scaled."""
     gop: int = 25
@@ -45,14 +49,21 @@ class Encoding:
 
 
 def _encoder(encoding: Encoding) -> tuple[str, str, dict[str, str]]:
-    """(encoder, pixel format, options). One thread each: clips are encoded side by side, and the bytes do not depend on the machine's cores."""
+    """(encoder, pixel format, options). One thread each: clips are encoded side by side, and the
+    bytes do not depend on the machine's cores."""
     gop = encoding.gop
     keys = f"keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0"
     return {
         "h264": (
             "libx264",
             "yuv420p",
-            {"preset": "medium", "tune": "fastdecode", "crf": "23", "x264-params": keys, "threads": "1"},
+            {
+                "preset": "medium",
+                "tune": "fastdecode",
+                "crf": "23",
+                "x264-params": keys,
+                "threads": "1",
+            },
         ),
         "hevc": (
             "libx265",
@@ -64,7 +75,8 @@ def _encoder(encoding: Encoding) -> tuple[str, str, dict[str, str]]:
                 "x265-params": f"{keys}:pools=none:frame-threads=1:log-level=none",
             },
         ),
-        # no alternate reference frames: they are packets without a picture, and frames could not be counted by packets
+        # no alternate reference frames: they are packets without a picture, and frames could not be
+        # counted by packets
         "vp9": (
             "libvpx-vp9",
             "yuv420p",
@@ -84,7 +96,8 @@ def _encoder(encoding: Encoding) -> tuple[str, str, dict[str, str]]:
 
 
 class Encoder:
-    """Takes decoded frames in order of display; `finish` gives the file. `rate` is the constant one to come, frames per second."""
+    """Takes decoded frames in order of display; `finish` gives the file. `rate` is the constant one
+    to come, frames per second."""
 
     def __init__(self, encoding: Encoding, rate: float) -> None:
         self.frames = 0
@@ -104,7 +117,9 @@ class Encoder:
         """One frame of the source, to be shown from its time on."""
         if self._output is None:
             self._open(frame)
-        moment = float(frame.time) if frame.time is not None else self._first + self._count / self._rate
+        moment = (
+            float(frame.time) if frame.time is not None else self._first + self._count / self._rate
+        )
         place = round((moment - self._first) * self._rate)
         self._count += 1
         if self._before is not None:
@@ -115,7 +130,11 @@ class Encoder:
     def _show_until(self, place: int) -> None:
         while self.frames < place:
             picture = self._before
-            picture.pts, picture.time_base, picture.pict_type = round(self.frames * TICKS / self._rate), Fraction(1, TICKS), 0
+            picture.pts, picture.time_base, picture.pict_type = (
+                round(self.frames * TICKS / self._rate),
+                Fraction(1, TICKS),
+                0,
+            )
             self._output.mux(self._stream.encode(picture))
             self.frames += 1
 
@@ -159,7 +178,12 @@ class Encoder:
             )
             steps.append(f"format={'yuvj420p' if full else 'yuv420p'}")
             graph = av.filter.Graph()
-            last = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, TICKS))
+            last = graph.add_buffer(
+                width=frame.width,
+                height=frame.height,
+                format=frame.format,
+                time_base=Fraction(1, TICKS),
+            )
             for step in ",".join(steps).split(","):
                 name, _, arguments = step.partition("=")
                 following = graph.add(name, arguments)
@@ -175,8 +199,9 @@ class Encoder:
 
 
 def encode_image(content: bytes, short_side: int | None) -> bytes:
-    """An image as JPEG with the short side wanted, upright by its EXIF tag; transparency over white. As it is where nothing is to be done. Pillow's
-    errors (data.probe.UNREADABLE_IMAGE) where it cannot be read."""
+    """An image as JPEG with the short side wanted, upright by its EXIF tag; transparency over
+    white. As it is where nothing is to be done. Pillow's errors (data.probe.UNREADABLE_IMAGE) where
+    it cannot be read."""
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(content)) as image:

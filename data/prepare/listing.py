@@ -1,4 +1,5 @@
-"""How many files a source lists. Counting the largest lists takes half an hour; only the progress display waits for it, not the work."""
+"""How many files a source lists. Counting the largest lists takes half an hour; only the progress
+display waits for it, not the work."""
 
 from __future__ import annotations
 
@@ -19,8 +20,10 @@ Counts = dict[str, int]
 
 
 class Listing:
-    """A source's rows, and their counts in `path` once somebody has come to their end: this process in its work, one of its own that does nothing
-    else, or another part of the same preparation. `read` goes to another process: a function of a module, or a partial of one."""
+    """A source's rows, and their counts in `path` once somebody has come to their end: this process
+    in its work, one of its own that does nothing else, or another part of the same preparation.
+    `read` goes to another process: a function of a module, or a partial of one.
+    """
 
     def __init__(self, source: Path, read: Callable[[], Iterator[Row]], path: Path) -> None:
         self._source, self._read, self._path = source, read, path
@@ -29,7 +32,8 @@ class Listing:
         self.look()
 
     def rows(self) -> Iterator[Row]:
-        """Every row. DataError at their end where they are not those that were counted before, or none."""
+        """Every row. DataError at their end where they are not those that were counted before, or
+        none."""
         counts: Counts = {}
         for row in self._read():
             counts[row.split] = counts.get(row.split, 0) + 1
@@ -44,7 +48,8 @@ class Listing:
         return self.counts
 
     def count_beside(self) -> None:
-        """Let another process count what nobody has counted; `look` tells. It finds what is wrong with a list long before the work comes to it."""
+        """Let another process count what nobody has counted; `look` tells. It finds what is wrong
+        with a list long before the work comes to it."""
         if self.counts is None:
             context = forkserver_context()
             pipe, theirs = context.Pipe(duplex=False)
@@ -77,7 +82,8 @@ class Listing:
             self.counts = counts
         elif known != counts:
             raise DataError(
-                f"{self._source} lists {counts} now, and listed {known} when {self._path.parent} was begun; prepare it into another --out"
+                f"{self._source} lists {counts} now, and listed {known} when {self._path.parent}"
+                " was begun; prepare it into another --out"
             )
 
     def close(self) -> None:

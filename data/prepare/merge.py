@@ -1,4 +1,5 @@
-"""Fragments of all shards → one index, counts and the list of bad clips. Reads a shard's fragment at a time: HowTo100M has 136 million clips."""
+"""Fragments of all shards → one index, counts and the list of bad clips. Reads a shard's fragment
+at a time: HowTo100M has 136 million clips."""
 
 from __future__ import annotations
 
@@ -28,11 +29,13 @@ from allinone.data.loading.index import (
 )
 
 PLACEHOLDER_COPIES = 20
-"""An image that so many rows share is no photo but what a site shows for a deleted one (Flickr's in SBU): none of its rows is used."""
+"""An image that so many rows share is no photo but what a site shows for a deleted one (Flickr's in
+SBU): none of its rows is used."""
 
 
 def fragment_paths(out: Path, name: str) -> tuple[Path, Path]:
-    """(stored files, clips) of one shard. The second is written last: where it stands, the shard is whole."""
+    """(stored files, clips) of one shard. The second is written last: where it stands, the shard is
+    whole."""
     return out / "parts" / f"{name}.videos.parquet", out / "parts" / f"{name}.parquet"
 
 
@@ -40,15 +43,21 @@ def write_fragment(out: Path, name: str, videos: list[Video], clips: list[Clip])
     """Both tables of one shard; a clip's `video` counts inside the shard."""
     for_videos, for_clips = fragment_paths(out, name)
     with atomic_path(for_videos) as temporary:
-        pq.write_table(pa.Table.from_pylist([vars(video) for video in videos], schema=VIDEO_SCHEMA), temporary)
+        pq.write_table(
+            pa.Table.from_pylist([vars(video) for video in videos], schema=VIDEO_SCHEMA), temporary
+        )
     with atomic_path(for_clips) as temporary:
-        pq.write_table(pa.Table.from_pylist([vars(clip) for clip in clips], schema=SCHEMA), temporary)
+        pq.write_table(
+            pa.Table.from_pylist([vars(clip) for clip in clips], schema=SCHEMA), temporary
+        )
 
 
 def bad_files(out: Path, name: str) -> dict[str, str]:
     """Key → reason of a shard's files that are not stored."""
     table = pq.read_table(fragment_paths(out, name)[1], columns=["key", "video", "reason"])
-    return {row["key"]: row["reason"] for row in table.filter(pc.is_null(table["video"])).to_pylist()}
+    return {
+        row["key"]: row["reason"] for row in table.filter(pc.is_null(table["video"])).to_pylist()
+    }
 
 
 @dataclass(frozen=True)
@@ -67,26 +76,38 @@ class Merged:
 
     @property
     def kept_share(self) -> float:
-        """Share of the listed clips that can be used. How many a lost long video had is not known: as many as the others, is assumed."""
+        """Share of the listed clips that can be used. How many a lost long video had is not known:
+        as many as the others, is assumed."""
         (stored, listed), (good, all_clips) = self.files, self.captions
         return stored / max(listed, 1) * good / max(all_clips, 1)
 
 
 def merge_fragments(out: Path, names: list[str]) -> Merged:
-    """Write index and videos, Parquet and Arrow, and bad_clips.jsonl; equal bytes whoever made the fragments. DataError where one is missing."""
+    """Write index and videos, Parquet and Arrow, and bad_clips.jsonl; equal bytes whoever made the
+    fragments. DataError where one is missing."""
     missing = [
-        name for name in names if not all(path.is_file() for path in (out / "shards" / f"{name}.tar", *fragment_paths(out, name)))
+        name
+        for name in names
+        if not all(
+            path.is_file() for path in (out / "shards" / f"{name}.tar", *fragment_paths(out, name))
+        )
     ]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(names)} shards of {out} are not prepared yet, first: {', '.join(missing[:5])}; run the parts that make them "
-            "(--part i/n, the same n as before), or the command without --part, which makes what is missing"
+            f"{len(missing)} of {len(names)} shards of {out} are not prepared yet, first:"
+            f" {', '.join(missing[:5])}; run the parts that make them (--part i/n, the same n as"
+            " before), or the command without --part, which makes what is missing"
         )
     for folder in (out, out / "shards", out / "parts"):
         remove_leftovers(folder)
     placeholders = _placeholders(out, names)
-    write_mapped(out / "videos.arrow", VIDEO_SCHEMA, (_videos(out, name) for name in names), VIDEOS_PER_BATCH)
-    with atomic_path(out / "videos.parquet") as path, pq.ParquetWriter(path, VIDEO_SCHEMA, compression="zstd") as writer:
+    write_mapped(
+        out / "videos.arrow", VIDEO_SCHEMA, (_videos(out, name) for name in names), VIDEOS_PER_BATCH
+    )
+    with (
+        atomic_path(out / "videos.parquet") as path,
+        pq.ParquetWriter(path, VIDEO_SCHEMA, compression="zstd") as writer,
+    ):
         for name in names:
             writer.write_table(_videos(out, name))
     clips: Counter[str] = Counter()
@@ -111,8 +132,12 @@ def merge_fragments(out: Path, names: list[str]) -> Merged:
             lost_files += table["video"].null_count
             stored += videos.num_rows
             total += (out / "shards" / f"{name}.tar").stat().st_size
-    write_mapped(out / "index.arrow", LOADER_SCHEMA, _good_clips(out / "index.parquet"), CLIPS_PER_BATCH)
-    return Merged(dict(clips), dict(bad), (stored, stored + lost_files), (sum(clips.values()), cuts), total)
+    write_mapped(
+        out / "index.arrow", LOADER_SCHEMA, _good_clips(out / "index.parquet"), CLIPS_PER_BATCH
+    )
+    return Merged(
+        dict(clips), dict(bad), (stored, stored + lost_files), (sum(clips.values()), cuts), total
+    )
 
 
 def _videos(out: Path, name: str) -> pa.Table:
@@ -125,9 +150,18 @@ def _clips(out: Path, name: str, videos: pa.Table, base: int, placeholders: pa.A
     local = table["video"]
     if len(placeholders):
         shared = pc.fill_null(pc.is_in(videos["hash"].take(local), value_set=placeholders), False)
-        for column, text in (("reason", "placeholder"), ("detail", f"at least {PLACEHOLDER_COPIES} rows share this very image")):
-            table = table.set_column(table.schema.get_field_index(column), column, pc.if_else(shared, text, table[column]))
-    return table.set_column(table.schema.get_field_index("video"), "video", pc.add(local, base)).cast(SCHEMA)
+        for column, text in (
+            ("reason", "placeholder"),
+            ("detail", f"at least {PLACEHOLDER_COPIES} rows share this very image"),
+        ):
+            table = table.set_column(
+                table.schema.get_field_index(column),
+                column,
+                pc.if_else(shared, text, table[column]),
+            )
+    return table.set_column(
+        table.schema.get_field_index("video"), "video", pc.add(local, base)
+    ).cast(SCHEMA)
 
 
 def _placeholders(out: Path, names: list[str]) -> pa.Array:
@@ -137,17 +171,25 @@ def _placeholders(out: Path, names: list[str]) -> pa.Array:
         table = pq.read_table(fragment_paths(out, name)[0], columns=["hash", "media"])
         seen.append(table.filter(pc.equal(table["media"], "image"))["hash"].combine_chunks())
     counted = pa.chunked_array(seen, pa.string()).value_counts()
-    return counted.field("values").filter(pc.greater_equal(counted.field("counts"), PLACEHOLDER_COPIES))
+    return counted.field("values").filter(
+        pc.greater_equal(counted.field("counts"), PLACEHOLDER_COPIES)
+    )
 
 
 def _good_clips(path: Path) -> Iterator[pa.Table]:
     """Clips without a reason; the shards' order keeps splits together."""
     for batch in pq.ParquetFile(path).iter_batches(CLIPS_PER_BATCH):
         table = pa.Table.from_batches([batch])
-        yield table.filter(pc.is_null(table["reason"])).select(LOADER_SCHEMA.names).cast(LOADER_SCHEMA)
+        yield (
+            table.filter(pc.is_null(table["reason"]))
+            .select(LOADER_SCHEMA.names)
+            .cast(LOADER_SCHEMA)
+        )
 
 
-def write_facts(out: Path, merged: Merged, kind: str, options: dict[str, Any], official: list[str]) -> None:
+def write_facts(
+    out: Path, merged: Merged, kind: str, options: dict[str, Any], official: list[str]
+) -> None:
     """dataset.json, the last file of preparing."""
     facts = {
         "layout": LAYOUT,

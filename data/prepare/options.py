@@ -32,7 +32,8 @@ RETRIED = (
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What to prepare and how. None stands for the format's own default: short clips, or videos of minutes to hours."""
+    """What to prepare and how. None stands for the format's own default: short clips, or videos of
+    minutes to hours."""
 
     source: Path
     out: Path
@@ -46,7 +47,8 @@ class PrepareOptions:
     max_duration_s: float | None = None
     timeout_s: float | None = None
     codec: str | None = None
-    """Encode anew (data.encode.CODECS); None copies the stream, unless short_side or gop is given."""
+    """Encode anew (data.encode.CODECS); None copies the stream, unless short_side or gop is
+    given."""
     short_side: int | None = None
     gop: int | None = None
     part: tuple[int, int] | None = None
@@ -65,7 +67,9 @@ class PrepareOptions:
             raise DataError(f"--part {self.part[0]}/{self.part[1]}: i must be from 1 to n")
         unknown = [reason for reason in self.retry if reason not in RETRIED]
         if unknown:
-            raise DataError(f"--retry {','.join(self.retry)}: {unknown[0]!r} is none of {', '.join(RETRIED)}")
+            raise DataError(
+                f"--retry {','.join(self.retry)}: {unknown[0]!r} is none of {', '.join(RETRIED)}"
+            )
         try:
             require(self, COUNT, ("workers", "shard_clips", "min_frames", "gop"))
             require(self, Bounds(16), ("short_side",))
@@ -90,9 +94,15 @@ class PrepareOptions:
 
     def fingerprint(self) -> dict[str, Any]:
         """The options that change the result."""
-        values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        values = {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in asdict(self).items()
+        }
         ignored = ("out", "workers", "timeout_s", "part", "merge", "retry")
-        return {"layout": LAYOUT, **{key: value for key, value in values.items() if key not in ignored}}
+        return {
+            "layout": LAYOUT,
+            **{key: value for key, value in values.items() if key not in ignored},
+        }
 
 
 def rows_of(options: PrepareOptions) -> Iterator[Row]:
@@ -104,4 +114,8 @@ def rows_of(options: PrepareOptions) -> Iterator[Row]:
 def shard_names(options: PrepareOptions, counts: dict[str, int]) -> list[str]:
     """Of the rows per split."""
     clips = options.shard_clips or 1
-    return [f"{split}-{number:05d}" for split, rows in counts.items() for number in range(-(-rows // clips))]
+    return [
+        f"{split}-{number:05d}"
+        for split, rows in counts.items()
+        for number in range(-(-rows // clips))
+    ]

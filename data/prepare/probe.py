@@ -21,10 +21,12 @@ from allinone.common.processes import UNGUARDED, forkserver_context
 from allinone.data.decoding.codecs import IMAGES, codec_of, idr_packet, rotation_of
 
 CONSTANT_RATE_TOLERANCE = 0.02
-"""Largest deviation of a frame's time from its place at a constant rate, in frames, that still counts as constant."""
+"""Largest deviation of a frame's time from its place at a constant rate, in frames, that still
+counts as constant."""
 ROUNDED = 1.05, 0.09
-"""The same where a file's clock is coarse (a millisecond in WebM and Matroska), so that the times of a constant rate come rounded: ticks of the
-clock, and frames at most, since frames.Timeline takes a tenth of a frame."""
+"""The same where a file's clock is coarse (a millisecond in WebM and Matroska), so that the times
+of a constant rate come rounded: ticks of the clock, and frames at most, since frames.Timeline takes
+a tenth of a frame."""
 
 
 UNREADABLE_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -48,7 +50,9 @@ class ProbeError(Exception):
         self.reason, self.detail = reason, detail
 
 
-def probe(content: bytes, extension: str, limits: Limits, sink: Callable[[Any], None] | None = None) -> dict[str, Any]:
+def probe(
+    content: bytes, extension: str, limits: Limits, sink: Callable[[Any], None] | None = None
+) -> dict[str, Any]:
     """Columns of the index for one file; raises ProbeError. `sink` is given every decoded frame."""
     import av
 
@@ -57,7 +61,10 @@ def probe(content: bytes, extension: str, limits: Limits, sink: Callable[[Any], 
     head = content[:256].lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml", b"{", b"<error")):
         kind = "an image" if extension in IMAGES else "a video"
-        raise ProbeError(f"not_{kind.replace(' ', '_')}", f"a text file, not {kind}: {head[:40].decode(errors='replace')!r}")
+        raise ProbeError(
+            f"not_{kind.replace(' ', '_')}",
+            f"a text file, not {kind}: {head[:40].decode(errors='replace')!r}",
+        )
     if extension in ("jpg", "jpeg"):
         _check_jpeg(content)
     try:
@@ -78,7 +85,9 @@ def _check_jpeg(content: bytes) -> None:
         raise ProbeError("undecodable", f"{type(error).__name__}: {error}") from error
 
 
-def _decode(container: Any, extension: str, limits: Limits, sink: Callable[[Any], None] | None) -> dict[str, Any]:
+def _decode(
+    container: Any, extension: str, limits: Limits, sink: Callable[[Any], None] | None
+) -> dict[str, Any]:
     if not container.streams.video:
         if container.streams.audio:
             raise ProbeError("no_video_track", "the file holds sound and no pictures")
@@ -87,13 +96,19 @@ def _decode(container: Any, extension: str, limits: Limits, sink: Callable[[Any]
     stream.codec_context.thread_count = 1  # clips run side by side in processes
     duration = (container.duration or 0) / 1e6
     if duration > limits.max_duration_s:
-        raise ProbeError("too_long", f"{duration:.0f} s by its header, more than --max-duration-s {limits.max_duration_s:.0f}")
+        raise ProbeError(
+            "too_long",
+            f"{duration:.0f} s by its header, more than --max-duration-s"
+            f" {limits.max_duration_s:.0f}",
+        )
     image = extension in IMAGES
     codec = codec_of(stream)
     times: list[float] = []
     starts: set[int] = set()
     first, damaged = None, 0
-    with closing(container.demux(stream)) as packets:  # one that an error leaves half-way leaks if it is not closed (PyAV 18.1)
+    with closing(
+        container.demux(stream)
+    ) as packets:  # one that an error leaves half-way leaks if it is not closed (PyAV 18.1)
         for packet in packets:
             if packet.pts is not None and idr_packet(codec, packet):
                 starts.add(packet.pts)
@@ -112,11 +127,15 @@ def _decode(container: Any, extension: str, limits: Limits, sink: Callable[[Any]
     return _columns(times, starts, first, stream, extension, image)
 
 
-def _columns(times: list[float], starts: set[int], first: Any, stream: Any, extension: str, image: bool) -> dict[str, Any]:
+def _columns(
+    times: list[float], starts: set[int], first: Any, stream: Any, extension: str, image: bool
+) -> dict[str, Any]:
     rotation = rotation_of(first)
     width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
     rate = (
-        (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else float(stream.average_rate or 0)
+        (len(times) - 1) / (times[-1] - times[0])
+        if len(times) > 1 and times[-1] > times[0]
+        else float(stream.average_rate or 0)
     )
     base, tick = times[0], float(stream.time_base or 0)
     tolerance = max(CONSTANT_RATE_TOLERANCE, min(ROUNDED[0] * tick * rate, ROUNDED[1]))
@@ -143,16 +162,23 @@ PACKET_CODECS = frozenset({"h264", "hevc", "vp9", "av1"})
 
 
 def probe_packets(content: bytes | Path, extension: str, limits: Limits) -> dict[str, Any] | None:
-    """The columns that `probe` would find, from the packets and one decoded frame: what a video of hours holds, in seconds. Damage inside the
-    frames is not seen. None where the packets do not tell the frames one by one, and the video must be decoded; ProbeError as `probe`."""
+    """The columns that `probe` would find, from the packets and one decoded frame: what a video of
+    hours holds, in seconds. Damage inside the frames is not seen. None where the packets do not
+    tell the frames one by one, and the video must be decoded; ProbeError as `probe`.
+    """
     import av
 
     times: list[int] = []
     starts: set[int] = set()
     first = None
     try:
-        with av.open(str(content) if isinstance(content, Path) else io.BytesIO(content), "r") as container:
-            if not container.streams.video or codec_of(container.streams.video[0]) not in PACKET_CODECS:
+        with av.open(
+            str(content) if isinstance(content, Path) else io.BytesIO(content), "r"
+        ) as container:
+            if (
+                not container.streams.video
+                or codec_of(container.streams.video[0]) not in PACKET_CODECS
+            ):
                 return None
             stream = container.streams.video[0]
             demuxing: Any = container.demux(stream)
@@ -177,10 +203,15 @@ def probe_packets(content: bytes | Path, extension: str, limits: Limits) -> dict
 
 def _check_length(decoded: int, container: Any, stream: Any, limits: Limits) -> None:
     if decoded < limits.min_frames:
-        raise ProbeError("too_few_frames", f"{decoded} frame(s) decode, fewer than --min-frames {limits.min_frames}")
+        raise ProbeError(
+            "too_few_frames",
+            f"{decoded} frame(s) decode, fewer than --min-frames {limits.min_frames}",
+        )
     announced = stream.frames
     seconds = float(stream.duration * stream.time_base) if stream.duration else 0.0
-    if not seconds and len(container.streams) == 1:  # Matroska and WebM state the length of the file only
+    if (
+        not seconds and len(container.streams) == 1
+    ):  # Matroska and WebM state the length of the file only
         seconds = (container.duration or 0) / 1e6
     if not announced and stream.average_rate:
         announced = int(seconds * float(stream.average_rate)) - 1
@@ -189,7 +220,8 @@ def _check_length(decoded: int, container: Any, stream: Any, limits: Limits) -> 
 
 
 STARTING_S = 300.0
-"""Seconds that a process may take until it can work: it imports, perhaps from a slow network disk."""
+"""Seconds that a process may take until it can work: it imports, perhaps from a slow network
+disk."""
 
 
 def _serve(target: Callable[[Connection, Limits], None], pipe: Connection, limits: Limits) -> None:
@@ -198,9 +230,10 @@ def _serve(target: Callable[[Connection, Limits], None], pipe: Connection, limit
 
 
 class ProbePool:
-    """Processes that run `target`(pipe, limits), which answers tasks. One that hangs or dies costs its clip only: it is killed and another one takes
-    its place. One that somebody else kills, as the kernel does for want of memory, has its clip tried once more. One that dies before it can work is
-    no clip's fault: DataError."""
+    """Processes that run `target`(pipe, limits), which answers tasks. One that hangs or dies costs
+    its clip only: it is killed and another one takes its place. One that somebody else kills, as
+    the kernel does for want of memory, has its clip tried once more. One that dies before it can
+    work is no clip's fault: DataError."""
 
     def __init__(self, workers: int, limits: Limits, target: Any) -> None:
         self._context = forkserver_context()
@@ -210,21 +243,26 @@ class ProbePool:
 
     def _start(self) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(self._target, theirs, self._limits), daemon=True)
+        process = self._context.Process(
+            target=_serve, args=(self._target, theirs, self._limits), daemon=True
+        )
         process.start()
         theirs.close()
         return process, ours
 
     def map(self, tasks: Iterable[Any]) -> Iterator[tuple[int, str | None, Any]]:
-        """(number of the task, reason or None, detail or columns), in the order of completion. Raises what the storage did to a worker (OSError):
-        that says nothing about the clip."""
+        """(number of the task, reason or None, detail or columns), in the order of completion.
+        Raises what the storage did to a worker (OSError): that says nothing about the clip."""
         again: deque[tuple[int, Any]] = deque()
         killed: set[int] = set()
         numbered, free = enumerate(tasks), deque(range(len(self._workers)))
         running: dict[int, tuple[int, float]] = {}
         sent: dict[int, Any] = {}
         while True:
-            while free and (following := again.popleft() if again else next(numbered, None)) is not None:
+            while (
+                free
+                and (following := again.popleft() if again else next(numbered, None)) is not None
+            ):
                 slot, (number, task) = free.popleft(), following
                 self._send(slot, task)
                 running[slot], sent[number] = (number, self._deadline(slot)), task
@@ -233,7 +271,10 @@ class ProbePool:
             slots: dict[Any, int] = {self._workers[slot][1]: slot for slot in running}
             ready = {
                 slots[pipe]
-                for pipe in wait(list(slots), timeout=max(0.0, min(end for _, end in running.values()) - time.monotonic()))
+                for pipe in wait(
+                    list(slots),
+                    timeout=max(0.0, min(end for _, end in running.values()) - time.monotonic()),
+                )
             }
             for slot in list(running):
                 number, deadline = running[slot]
@@ -258,7 +299,10 @@ class ProbePool:
                         if by_signal_9:
                             answer = (
                                 "killed",
-                                "the decoding process was killed twice, for want of memory? Fewer --workers, then --retry killed",
+                                (
+                                    "the decoding process was killed twice, for want of memory?"
+                                    " Fewer --workers, then --retry killed"
+                                ),
                             )
                     if isinstance(answer[1], OSError):
                         raise answer[1]
@@ -266,10 +310,15 @@ class ProbePool:
                 elif time.monotonic() >= deadline:
                     if slot in self._starting:
                         raise DataError(
-                            f"a decoding process was not ready after {STARTING_S:.0f} s; use fewer --workers, or a faster disk"
+                            f"a decoding process was not ready after {STARTING_S:.0f} s; use fewer"
+                            " --workers, or a faster disk"
                         )
                     self._restart(slot)
-                    yield number, "timeout", f"not decoded within --timeout-s {self._limits.timeout_s:g}"
+                    yield (
+                        number,
+                        "timeout",
+                        f"not decoded within --timeout-s {self._limits.timeout_s:g}",
+                    )
                 else:
                     continue
                 del running[slot], sent[number]
@@ -279,7 +328,9 @@ class ProbePool:
         return time.monotonic() + (STARTING_S if slot in self._starting else self._limits.timeout_s)
 
     def _send(self, slot: int, task: Any) -> None:
-        with contextlib.suppress(ConnectionError):  # it died: its end of the pipe tells, and so does its answer
+        with contextlib.suppress(
+            ConnectionError
+        ):  # it died: its end of the pipe tells, and so does its answer
             self._workers[slot][1].send(task)
 
     def _started(self, slot: int) -> None:
@@ -289,8 +340,8 @@ class ProbePool:
         except (EOFError, ConnectionError) as error:
             process.join(1)
             raise DataError(
-                f"a decoding process ended before it could work (exit code {process.exitcode}); what it said stands above. In a program of your own: "
-                f"{UNGUARDED}"
+                f"a decoding process ended before it could work (exit code {process.exitcode});"
+                f" what it said stands above. In a program of your own: {UNGUARDED}"
             ) from error
         self._starting.remove(slot)
 

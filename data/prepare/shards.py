@@ -1,4 +1,5 @@
-"""All shards of a source, or of a part of them: rows out, files decoded in processes, shards written meanwhile."""
+"""All shards of a source, or of a part of them: rows out, files decoded in processes, shards
+written meanwhile."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def make_shards(options: PrepareOptions, listing: Listing, progress: bool) -> Ma
 
 
 class _Making:
-    """Workers go on to the next shards while the last files of one are decoded, which may take them half an hour, and while it is written."""
+    """Workers go on to the next shards while the last files of one are decoded, which may take them
+    half an hour, and while it is written."""
 
     def __init__(self, options: PrepareOptions, listing: Listing, progress: bool) -> None:
         self._options, self._listing, self._made = options, listing, Made()
@@ -92,7 +94,8 @@ class _Making:
             if name in self._standing and not to_retry(self._options, name, rows):
                 self._show.skip(len(rows))
                 continue
-            # of a run that was killed; and no fragment stands beside a tar that it does not describe
+            # of a run that was killed; and no fragment stands beside a tar that it does not
+            # describe
             for path in (*self._leftovers.get(name, ()), *fragment_paths(self._options.out, name)):
                 path.unlink(missing_ok=True)
             shard = Shard(name, rows)
@@ -108,7 +111,8 @@ class _Making:
                 yield task_of(self._options, name, number, rows[number])
 
     def _write(self, waiting: int) -> None:
-        """Begin to write what is whole, and wait until no more than `waiting` shards are not written yet. Raises what writing met."""
+        """Begin to write what is whole, and wait until no more than `waiting` shards are not
+        written yet. Raises what writing met."""
         while self._whole and self._media.found:
             shard = self._whole.popleft()
             self._made.shards += 1
@@ -124,9 +128,12 @@ def _shards_of_part(options: PrepareOptions, listing: Listing) -> Iterator[tuple
     names = None if listing.counts is None else set(shard_names(options, listing.counts))
     for ordinal, (name, rows) in enumerate(_shards(listing.rows(), options.shard_clips or 1)):
         listing.look()
-        if names is not None and name not in names:  # the end of the list would tell as well, after all the work
+        if (
+            names is not None and name not in names
+        ):  # the end of the list would tell as well, after all the work
             raise DataError(
-                f"{options.source} lists more than {listing.counts}, as it did when {options.out} was begun; prepare it into another --out"
+                f"{options.source} lists more than {listing.counts}, as it did when {options.out}"
+                " was begun; prepare it into another --out"
             )
         if ordinal % parts == turn - 1:
             yield name, rows
@@ -173,8 +180,16 @@ class Progress:
                 text = f"{ready:,} files  {text}  the list is still being counted"
             else:
                 total = -(-sum(counts.values()) // self._parts)
-                text = f"{ready:,}/{total:,} files  {text}  ETA {duration(max(total - ready, 0) / max(rate, 1e-9))}"
-            print(f"\r\033[K{text}" if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
+                text = (
+                    f"{ready:,}/{total:,} files  {text}  ETA"
+                    f" {duration(max(total - ready, 0) / max(rate, 1e-9))}"
+                )
+            print(
+                f"\r\033[K{text}" if self._terminal else text,
+                end="" if self._terminal else "\n",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def end(self) -> None:
         if self._on and self._terminal:

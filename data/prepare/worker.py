@@ -1,4 +1,5 @@
-"""What a preparing process does with one file: read, decode to the end, cut its captions into windows. It can be killed at any moment."""
+"""What a preparing process does with one file: read, decode to the end, cut its captions into
+windows. It can be killed at any moment."""
 
 from __future__ import annotations
 
@@ -14,7 +15,14 @@ from allinone.common.errors import LASTING
 from allinone.common.processes import live_and_die_with_parent
 from allinone.data.decoding.codecs import IMAGES
 from allinone.data.prepare.encode import Encoder, Encoding, encode_image
-from allinone.data.prepare.probe import CONSTANT_RATE_TOLERANCE, UNREADABLE_IMAGE, Limits, ProbeError, probe, probe_packets
+from allinone.data.prepare.probe import (
+    CONSTANT_RATE_TOLERANCE,
+    UNREADABLE_IMAGE,
+    Limits,
+    ProbeError,
+    probe,
+    probe_packets,
+)
 from allinone.data.sources import Line, Narration
 
 MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"BM": "bmp", b"GIF8": "gif"}
@@ -38,7 +46,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Cut:
-    """One caption of a long video: display-order numbers of its first and last frame, or why it is skipped."""
+    """One caption of a long video: display-order numbers of its first and last frame, or why it is
+    skipped."""
 
     caption: str
     first: int = 0
@@ -63,7 +72,8 @@ class Found:
 def frames_between(
     start_s: float, end_s: float, frames: int, rate: float, times: Sequence[float] | None
 ) -> tuple[int, int] | None:
-    """(first, last) display-order number of the frames that are on screen in [start_s, end_s), seconds from the first frame; None beyond the end."""
+    """(first, last) display-order number of the frames that are on screen in [start_s, end_s),
+    seconds from the first frame; None beyond the end."""
     if times is not None:
         duration = times[-1] + (times[-1] - times[0]) / max(frames - 1, 1)
         first = bisect.bisect_right(times, start_s + 1e-6) - 1
@@ -89,7 +99,13 @@ def cut(lines: Sequence[Line], columns: dict[str, Any]) -> tuple[Cut, ...]:
         if not text:
             cuts.append(Cut("", reason="no_caption", detail=f"no text at {line.start_s:g} s"))
             continue
-        found = frames_between(line.start_s, line.end_s, columns["frames"], columns["frame_rate"], columns["frame_times"])
+        found = frames_between(
+            line.start_s,
+            line.end_s,
+            columns["frames"],
+            columns["frame_rate"],
+            columns["frame_times"],
+        )
         if found is None:
             detail = f"from {line.start_s:g} s on, the video ends at {columns['duration_s']:.1f} s"
             cuts.append(Cut(text, reason="beyond_end", detail=detail))
@@ -103,7 +119,8 @@ LARGEST = 8 << 30
 
 
 def examine(task: Task, limits: Limits) -> Found:
-    """Decode one file to its end; raises ProbeError for a bad one, OSError where it cannot be read."""
+    """Decode one file to its end; raises ProbeError for a bad one, OSError where it cannot be
+    read."""
     path = next((path for path in task.paths if path.is_file()), task.paths[0])
     with path.open("rb") as file:
         file.seek(task.offset)
@@ -111,7 +128,9 @@ def examine(task: Task, limits: Limits) -> Found:
     lines = _lines(task.narration)
     extension = task.extension
     if extension in IMAGES:
-        extension = next((kind for magic, kind in MAGIC.items() if content.startswith(magic)), extension)
+        extension = next(
+            (kind for magic, kind in MAGIC.items() if content.startswith(magic)), extension
+        )
     if task.encoding is None or task.target is None:
         columns, made = probe(content, extension, limits), None
     else:
@@ -119,10 +138,15 @@ def examine(task: Task, limits: Limits) -> Found:
         extension = columns["container"]
     cuts = cut(lines, columns)
     if cuts and all(found.reason for found in cuts):
-        raise ProbeError(str(cuts[0].reason), f"none of {len(cuts)} caption lines can be used, the first: {cuts[0].detail}")
+        raise ProbeError(
+            str(cuts[0].reason),
+            f"none of {len(cuts)} caption lines can be used, the first: {cuts[0].detail}",
+        )
     if len(made or content) >= LARGEST:
         raise ProbeError(
-            "too_large", f"{len(made or content):,} bytes, a member of a tar has less than {LARGEST:,}; encode it (--short-side)"
+            "too_large",
+            f"{len(made or content):,} bytes, a member of a tar has less than {LARGEST:,}; encode"
+            " it (--short-side)",
         )
     if made is None or task.target is None:
         return Found(path, task.offset, task.size, extension, columns, cuts)
@@ -138,13 +162,18 @@ def _lines(narration: Narration | None) -> list[Line]:
     if not lines:
         raise ProbeError("no_caption", "the video has no caption lines")
     if all(line.reason for line in lines):
-        raise ProbeError(str(lines[0].reason), f"none of {len(lines)} caption lines can be used, the first: {lines[0].detail}")
+        raise ProbeError(
+            str(lines[0].reason),
+            f"none of {len(lines)} caption lines can be used, the first: {lines[0].detail}",
+        )
     return lines
 
 
-def encoded(content: bytes, extension: str, limits: Limits, encoding: Encoding) -> tuple[dict[str, Any], bytes | None]:
-    """Columns of the file encoded anew, and its bytes, None where they are the source's own. The source is judged as without encoding; the result is
-    decoded once more."""
+def encoded(
+    content: bytes, extension: str, limits: Limits, encoding: Encoding
+) -> tuple[dict[str, Any], bytes | None]:
+    """Columns of the file encoded anew, and its bytes, None where they are the source's own. The
+    source is judged as without encoding; the result is decoded once more."""
     if extension in IMAGES:
         probe(content, extension, limits)
         try:
@@ -162,7 +191,8 @@ def encoded(content: bytes, extension: str, limits: Limits, encoding: Encoding) 
 
 
 def _rate(content: bytes, extension: str, limits: Limits) -> float:
-    """Frames per second on average: by the times of the packets, or, where those do not tell the frames, by decoding once more."""
+    """Frames per second on average: by the times of the packets, or, where those do not tell the
+    frames, by decoding once more."""
     try:
         columns = probe_packets(content, extension, limits)
     except ProbeError:  # decoding judges

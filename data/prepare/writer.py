@@ -21,7 +21,11 @@ class Shard:
 
     def __init__(self, name: str, rows: list[Row]) -> None:
         self.name, self.rows = name, rows
-        self.reasons = {number: (row.reason, row.detail) for number, row in enumerate(rows) if row.reason is not None}
+        self.reasons = {
+            number: (row.reason, row.detail)
+            for number, row in enumerate(rows)
+            if row.reason is not None
+        }
         self.found: dict[int, Found] = {}
 
     @property
@@ -43,7 +47,16 @@ def write_shard(options: PrepareOptions, shard: Shard) -> None:
             if number not in found:
                 reason, detail = shard.reasons[number]
                 captions = list(row.captions)
-                clips.append(Clip(f"{row.split}/{row.id}", row.split, captions, row.source, reason=reason, detail=detail))
+                clips.append(
+                    Clip(
+                        f"{row.split}/{row.id}",
+                        row.split,
+                        captions,
+                        row.source,
+                        reason=reason,
+                        detail=detail,
+                    )
+                )
                 continue
             cuts = clips_of(row, found[number], len(videos))
             video = Video(f"shards/{name}.tar", row.source, **found[number].columns)
@@ -63,7 +76,15 @@ def unfinished(out: Path, name: str, number: int) -> Path:
 def task_of(options: PrepareOptions, name: str, number: int, row: Row) -> Task:
     """What a worker is to do with a row."""
     target = unfinished(options.out, name, number)
-    return Task((row.path, *row.others), row.offset, row.size, row.extension, row.narration, options.encoding, target)
+    return Task(
+        (row.path, *row.others),
+        row.offset,
+        row.size,
+        row.extension,
+        row.narration,
+        options.encoding,
+        target,
+    )
 
 
 def clips_of(row: Row, found: Found, video: int) -> list[Clip]:
@@ -87,16 +108,25 @@ def clips_of(row: Row, found: Found, video: int) -> list[Clip]:
     ]
 
 
-def _add_video(archive: tarfile.TarFile, key: str, row: Row, found: Found, video: Video, clips: list[Clip]) -> None:
+def _add_video(
+    archive: tarfile.TarFile, key: str, row: Row, found: Found, video: Video, clips: list[Clip]
+) -> None:
     with found.path.open("rb") as file:
         file.seek(found.offset)
         content = file.read() if found.size is None else file.read(found.size)
     archive.addfile(*_member(f"{key}.{found.extension}", content))
     video.size = len(content)
     video.hash = content_hash(content)
-    video.offset = archive.offset - -(-len(content) // 512) * 512  # the archive stands behind the padded content now
+    video.offset = (
+        archive.offset - -(-len(content) // 512) * 512
+    )  # the archive stands behind the padded content now
     good = [clip for clip in clips if clip.reason is None]
-    facts: dict[str, Any] = {"key": f"{row.split}/{row.id}", "width": video.width, "height": video.height, "frames": video.frames}
+    facts: dict[str, Any] = {
+        "key": f"{row.split}/{row.id}",
+        "width": video.width,
+        "height": video.height,
+        "frames": video.frames,
+    }
     if row.narration is None:
         archive.addfile(*_member(f"{key}.txt", row.captions[0].encode()))
         facts["captions"] = row.captions

@@ -1,4 +1,5 @@
-"""Official formats → rows. One module per data set; this is the registry, and what holds for all of them."""
+"""Official formats → rows. One module per data set; this is the registry, and what holds for all of
+them."""
 
 from __future__ import annotations
 
@@ -7,10 +8,41 @@ from dataclasses import replace
 from pathlib import Path
 
 from allinone.common.errors import DataError
-from allinone.data.sources import conceptual, howto100m, karpathy, own_csv, sbu, visual_genome, webdataset, webvid, yttemporal
-from allinone.data.sources.base import NAME_FIELDS, SPLIT, Format, Line, Narration, ReadOptions, Row, clean, key_hash
+from allinone.data.sources import (
+    conceptual,
+    howto100m,
+    karpathy,
+    own_csv,
+    sbu,
+    visual_genome,
+    webdataset,
+    webvid,
+    yttemporal,
+)
+from allinone.data.sources.base import (
+    NAME_FIELDS,
+    SPLIT,
+    Format,
+    Line,
+    Narration,
+    ReadOptions,
+    Row,
+    clean,
+    key_hash,
+)
 
-__all__ = ["FORMATS", "NAME_FIELDS", "Format", "Line", "Narration", "ReadOptions", "Row", "detect", "excluded_ids", "read"]
+__all__ = [
+    "FORMATS",
+    "NAME_FIELDS",
+    "Format",
+    "Line",
+    "Narration",
+    "ReadOptions",
+    "Row",
+    "detect",
+    "excluded_ids",
+    "read",
+]
 
 FORMATS: dict[str, Format] = {
     known.name: known
@@ -42,8 +74,8 @@ def detect(source: Path) -> str:
 
 
 def excluded_ids(path: Path | None, source: Path, kind: str) -> frozenset[str]:
-    """Ids of a text file, one a line; for Visual Genome also a Karpathy file, whose val and test images are meant. DataError where it cannot be
-    read."""
+    """Ids of a text file, one a line; for Visual Genome also a Karpathy file, whose val and test
+    images are meant. DataError where it cannot be read."""
     if path is None:
         return frozenset()
     if not path.is_file():
@@ -51,18 +83,24 @@ def excluded_ids(path: Path | None, source: Path, kind: str) -> frozenset[str]:
     if path.suffix == ".json":
         if kind != "vg":
             raise DataError(
-                f"--exclude {path}: a Karpathy file goes with --format vg; for {kind} give a text file with an id a line"
+                f"--exclude {path}: a Karpathy file goes with --format vg; for {kind} give a text"
+                " file with an id a line"
             )
         images = karpathy.images_of(path)
-        return visual_genome.coco_overlap(source, {str(i.get("cocoid")) for i in images if i.get("split") in ("val", "test")})
+        return visual_genome.coco_overlap(
+            source, {str(i.get("cocoid")) for i in images if i.get("split") in ("val", "test")}
+        )
     try:
-        return frozenset(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        return frozenset(
+            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+        )
     except UnicodeDecodeError as error:
         raise DataError(f"--exclude {path} is not UTF-8 text ({error})") from error
 
 
 def read(source: Path, kind: str, options: ReadOptions) -> Iterator[Row]:
-    """All rows in the source's order, texts made clean; what cannot be used is marked with a reason."""
+    """All rows in the source's order, texts made clean; what cannot be used is marked with a
+    reason."""
     seen: set[int] = set()
     for number, row in enumerate(FORMATS[kind].read(source, options)):
         yield _checked(row, number, options.exclude, seen)
@@ -72,7 +110,11 @@ def _checked(row: Row, number: int, exclude: frozenset[str], seen: set[int]) -> 
     captions = tuple(text for text in map(clean, row.captions) if text)
     name, split, reason, detail = clean(row.id), row.split, row.reason, row.detail
     if not SPLIT.fullmatch(split):
-        reason, detail, split = "bad_row", f"split {clean(split)!r} is no word of letters, digits, - and _", "train"
+        reason, detail, split = (
+            "bad_row",
+            f"split {clean(split)!r} is no word of letters, digits, - and _",
+            "train",
+        )
     if reason is None and not name:
         reason, detail = "bad_row", "the id is empty"
     if reason is None and name in exclude:
@@ -85,4 +127,12 @@ def _checked(row: Row, number: int, exclude: frozenset[str], seen: set[int]) -> 
         reason, detail = "no_caption", "the caption is missing or empty"
     seen.add(key_hash(split, name))
     detail = clean(detail) if detail else detail
-    return replace(row, split=split, id=name, captions=captions, source=clean(row.source), reason=reason, detail=detail)
+    return replace(
+        row,
+        split=split,
+        id=name,
+        captions=captions,
+        source=clean(row.source),
+        reason=reason,
+        detail=detail,
+    )

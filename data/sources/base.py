@@ -1,4 +1,5 @@
-"""What every reader of an official format yields, and the parsing that they share. Nothing here opens a video."""
+"""What every reader of an official format yields, and the parsing that they share. Nothing here
+opens a video."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Line:
-    """One timed caption of a long video; seconds from its first frame. With a reason it is skipped and counted."""
+    """One timed caption of a long video; seconds from its first frame. With a reason it is skipped
+    and counted."""
 
     start_s: float
     end_s: float
@@ -36,7 +38,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Narration:
-    """The timed captions of one long video, parsed and cut into clips by the process that decodes the video."""
+    """The timed captions of one long video, parsed and cut into clips by the process that decodes
+    the video."""
 
     lines: Callable[[Narration], list[Line]]
     """A function of a module, so that it can be sent to a process."""
@@ -63,7 +66,8 @@ class Row:
     detail: str | None = None
     narration: Narration | None = None
     others: tuple[Path, ...] = ()
-    """Tried in this order where `path` is missing. The reader asks the file system nothing: a list may have millions of rows."""
+    """Tried in this order where `path` is missing. The reader asks the file system nothing: a list
+    may have millions of rows."""
 
 
 @dataclass(frozen=True)
@@ -86,24 +90,30 @@ class Format:
     wanted: str
     """What a source of this format looks like, for messages."""
     files: Callable[[Path], list[Path]]
-    """The official files of a source, in reading order; empty where the source is of another format."""
+    """The official files of a source, in reading order; empty where the source is of another
+    format."""
     read: Callable[[Path, ReadOptions], Iterator[Row]]
     official: dict[str, dict[str, tuple[int, bool]]] = field(default_factory=dict)
-    """File name → split → (rows, whether the number is exact), from the data set's page or paper."""
+    """File name → split → (rows, whether the number is exact), from the data set's page or
+    paper."""
     whole: dict[str, int] = field(default_factory=dict)
-    """Of a source whose lists vary: about how many "videos", and "captions" of all of them, there are officially."""
+    """Of a source whose lists vary: about how many "videos", and "captions" of all of them, there
+    are officially."""
     narrated: bool = False
     """Minutes to hours long, cut into clips by its captions."""
 
 
 def clean(text: str) -> str:
-    """One line of valid Unicode: runs of white space become a space, lone surrogates and NULs a question mark."""
+    """One line of valid Unicode: runs of white space become a space, lone surrogates and NULs a
+    question mark."""
     return " ".join(text.encode("utf-8", "replace").decode().replace("\0", "?").split())
 
 
 def key_hash(split: str, name: str) -> int:
     """64 bits that stand for a key in a set of millions."""
-    return int.from_bytes(blake2b(f"{split}/{name}".encode("utf-8", "replace"), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        blake2b(f"{split}/{name}".encode("utf-8", "replace"), digest_size=8).digest(), "little"
+    )
 
 
 def unsafe(relative: Path) -> bool:
@@ -111,7 +121,9 @@ def unsafe(relative: Path) -> bool:
     return relative.is_absolute() or ".." in relative.parts or "\0" in str(relative)
 
 
-def bad(split: str, name: str, path: Path, source: str, detail: str, reason: str = "bad_row") -> Row:
+def bad(
+    split: str, name: str, path: Path, source: str, detail: str, reason: str = "bad_row"
+) -> Row:
     """A row that is counted and named, but not read."""
     return Row(split, name, (), path, source, reason=reason, detail=detail)
 
@@ -127,26 +139,46 @@ def media_row(
     default: str = "mp4",
     absolute: bool = False,
 ) -> Row:
-    """A row of the file `relative` below `root`, named in line or record `place` of the file `listed`. An image (`default` "jpg") whose name has no
-    extension may have one on the disk. `absolute` allows a path that does not start from `root`: a list that someone wrote for this machine."""
-    if unsafe(Path(*relative.parts[1:]) if absolute and relative.is_absolute() else relative) or not relative.name:
+    """A row of the file `relative` below `root`, named in line or record `place` of the file
+    `listed`. An image (`default` "jpg") whose name has no extension may have one on the disk.
+    `absolute` allows a path that does not start from `root`: a list that someone wrote for this
+    machine.
+    """
+    if (
+        unsafe(Path(*relative.parts[1:]) if absolute and relative.is_absolute() else relative)
+        or not relative.name
+    ):
         return bad(
             split,
             place,
             listed,
             str(relative),
-            f"the path is empty, absolute or leaves {root}; give paths below it (--videos names another folder)",
+            f"the path is empty, absolute or leaves {root}; give paths below it (--videos names"
+            " another folder)",
         )
     extension = relative.suffix[1:].lower()
     known = extension in IMAGES | VIDEOS
-    others = () if known or default != "jpg" else tuple(root / relative.with_name(f"{relative.name}.{e}") for e in IMAGE_ENDS)
+    others = (
+        ()
+        if known or default != "jpg"
+        else tuple(root / relative.with_name(f"{relative.name}.{e}") for e in IMAGE_ENDS)
+    )
     return Row(
-        split, name, captions, root / relative, relative.as_posix(), extension=extension if known else default, others=others
+        split,
+        name,
+        captions,
+        root / relative,
+        relative.as_posix(),
+        extension=extension if known else default,
+        others=others,
     )
 
 
 def _not_utf8(values: list[str | None]) -> bool:
-    return any(value is not None and not value.isascii() and any("\udc80" <= c <= "\udcff" for c in value) for value in values)
+    return any(
+        value is not None and not value.isascii() and any("\udc80" <= c <= "\udcff" for c in value)
+        for value in values
+    )
 
 
 def header(path: Path) -> list[str]:
@@ -155,8 +187,11 @@ def header(path: Path) -> list[str]:
         return next(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","), [])
 
 
-def records(path: Path, needed: list[tuple[str, ...]]) -> Iterator[tuple[int, dict[str, str] | str]]:
-    """(line, fields by column name, or what is wrong with the row). Columns are found by name; DataError where one of `needed` is missing."""
+def records(
+    path: Path, needed: list[tuple[str, ...]]
+) -> Iterator[tuple[int, dict[str, str] | str]]:
+    """(line, fields by column name, or what is wrong with the row). Columns are found by name;
+    DataError where one of `needed` is missing."""
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
@@ -164,16 +199,30 @@ def records(path: Path, needed: list[tuple[str, ...]]) -> Iterator[tuple[int, di
             missing = ["/".join(names) for names in needed if not set(names) & set(columns)]
             if missing:
                 found = clean(", ".join(columns))[:200] or "an empty file"
-                raise DataError(f"{path}: column {', '.join(missing)} is missing; found: {found}. --format names another format")
+                raise DataError(
+                    f"{path}: column {', '.join(missing)} is missing; found: {found}. --format"
+                    " names another format"
+                )
             for record in reader:
                 if None in record or any(value is None for value in record.values()):
-                    yield reader.line_num, f"line {reader.line_num} does not have the header's {len(columns)} fields"
+                    yield (
+                        reader.line_num,
+                        f"line {reader.line_num} does not have the header's {len(columns)} fields",
+                    )
                 elif _not_utf8(list(record.values())):
-                    yield reader.line_num, f"line {reader.line_num} is not UTF-8 text; convert the file, for example with iconv"
+                    yield (
+                        reader.line_num,
+                        (
+                            f"line {reader.line_num} is not UTF-8 text; convert the file, for"
+                            " example with iconv"
+                        ),
+                    )
                 else:
                     yield reader.line_num, record
     except csv.Error as error:
-        raise DataError(f"{path} cannot be read as CSV: {error}; repair or download it again") from error
+        raise DataError(
+            f"{path} cannot be read as CSV: {error}; repair or download it again"
+        ) from error
 
 
 def tab_lines(path: Path, fields: int) -> Iterator[tuple[int, list[str] | str]]:
@@ -181,11 +230,20 @@ def tab_lines(path: Path, fields: int) -> Iterator[tuple[int, list[str] | str]]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             try:
-                values = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n").split("\t")
+                values = (
+                    raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n").split("\t")
+                )
             except UnicodeDecodeError as error:
                 yield number, f"line {number} is not UTF-8 text ({error.reason})"
                 continue
-            yield number, values if len(values) == fields else f"line {number} has {len(values)} fields, not {fields}"
+            yield (
+                number,
+                (
+                    values
+                    if len(values) == fields
+                    else f"line {number} has {len(values)} fields, not {fields}"
+                ),
+            )
 
 
 def load_json(path: Path) -> Any:
@@ -197,13 +255,17 @@ def load_json(path: Path) -> Any:
 
 
 def stream_json(path: Path) -> Iterator[tuple[str, Any]]:
-    """(key, value) of a top-level object, or (number, item) of a top-level array, one at a time: the file may be larger than the memory."""
+    """(key, value) of a top-level object, or (number, item) of a top-level array, one at a time:
+    the file may be larger than the memory."""
     decoder = json.JSONDecoder()
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         text, position = file.read(CHUNK), 0
 
         def fail(why: str) -> DataError:
-            return DataError(f"{path} is damaged or cut short near character {file.tell():,} ({why}); download it again")
+            return DataError(
+                f"{path} is damaged or cut short near character {file.tell():,} ({why}); download"
+                " it again"
+            )
 
         def peek() -> str:
             """The next character that is no white space."""
@@ -233,7 +295,11 @@ def stream_json(path: Path) -> Iterator[tuple[str, Any]]:
                 more = file.read(wanted)
                 if not more:
                     raise fail(error)
-                text, position, wanted = text[position:] + more, 0, 2 * wanted  # doubling: no value is parsed too often
+                text, position, wanted = (
+                    text[position:] + more,
+                    0,
+                    2 * wanted,
+                )  # doubling: no value is parsed too often
 
         closing = {"{": "}", "[": "]"}.get(peek())
         if closing is None:
@@ -260,7 +326,8 @@ def _raise(error: OSError) -> None:
 
 
 class MediaFiles:
-    """Videos of a folder by id (the file name up to its last dot), whatever the sub-folders; the first in sorted order counts."""
+    """Videos of a folder by id (the file name up to its last dot), whatever the sub-folders; the
+    first in sorted order counts."""
 
     def __init__(self, root: Path, needs: str) -> None:
         if not root.is_dir():
@@ -268,7 +335,8 @@ class MediaFiles:
         self.root = root
         self._paths: dict[str, str] = {}
         seen: set[str] = set()
-        # links, since parts of a large set often lie on other disks; a folder that cannot be read is no folder without videos
+        # links, since parts of a large set often lie on other disks; a folder that cannot be read
+        # is no folder without videos
         for folder, folders, files in os.walk(root, onerror=_raise, followlinks=True):
             real = os.path.realpath(folder)
             if real in seen:  # a link to a folder above it
@@ -285,16 +353,27 @@ class MediaFiles:
         """The row of video `name`, marked where no file has that id."""
         relative = self._paths.get(name)
         if relative is None:
-            return bad(split, name, self.root, name, f"no video {name}.* below {self.root}", "missing")
+            return bad(
+                split, name, self.root, name, f"no video {name}.* below {self.root}", "missing"
+            )
         extension = relative.rpartition(".")[2].lower()
-        return Row(split, name, (), self.root / relative, relative, extension=extension, narration=narration)
+        return Row(
+            split,
+            name,
+            (),
+            self.root / relative,
+            relative,
+            extension=extension,
+            narration=narration,
+        )
 
 
 NAME_FIELDS = "{split}, {number} (line, from 0), {crc32}, {md5}, {basename}"
 
 
 def image_of(template: str, split: str, number: int, url: str) -> Path:
-    """Path below `root` of the image that was downloaded from `url`; DataError for a template with unknown fields."""
+    """Path below `root` of the image that was downloaded from `url`; DataError for a template with
+    unknown fields."""
     encoded = url.encode("utf-8", "replace")
     values = {
         "split": split,
@@ -306,4 +385,6 @@ def image_of(template: str, split: str, number: int, url: str) -> Path:
     try:
         return Path(template.format(**values))
     except (KeyError, ValueError, IndexError) as error:
-        raise DataError(f"--names {template!r} is no template over {NAME_FIELDS}: {error!r}") from error
+        raise DataError(
+            f"--names {template!r} is no template over {NAME_FIELDS}: {error!r}"
+        ) from error

@@ -1,10 +1,10 @@
-"""COCO captions with Karpathy's splits: dataset_coco.json (Karpathy and Fei-Fei, CVPR 2015) beside train2014/ and val2014/;
-dataset_flickr30k.json, of
-the same shape without filepath, beside flickr30k-images/.
+"""COCO captions with Karpathy's splits: dataset_coco.json (Karpathy and Fei-Fei, CVPR 2015) beside
+train2014/ and val2014/; dataset_flickr30k.json, of the same shape without filepath, beside
+flickr30k-images/.
 
-All of an image's captions are kept (five, for some COCO images six or seven). The four splits stay apart: train on DIR:train, and on DIR:restval
-where
-a recipe wants its 30,504 images too; never on val or test, whose images also lie in val2014/.
+All of an image's captions are kept (five, for some COCO images six or seven). The four splits stay
+apart: train on DIR:train, and on DIR:restval where a recipe wants its 30,504 images too; never on
+val or test, whose images also lie in val2014/.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def images_of(path: Path) -> list[Any]:
     content = load_json(path)
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list):
-        raise DataError(f"{path} has no list under 'images'; it is no Karpathy file, or a damaged one")
+        raise DataError(
+            f"{path} has no list under 'images'; it is no Karpathy file, or a damaged one"
+        )
     return images
 
 
@@ -45,9 +47,17 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
                 captions = tuple(str(sentence["raw"]) for sentence in image["sentences"])
                 relative = Path(image.get("filepath", default)) / image["filename"]
             except (KeyError, TypeError, AttributeError) as error:
-                yield bad("train", place, path, place, f"image {number} lacks a field of Karpathy's files: {error}")
+                yield bad(
+                    "train",
+                    place,
+                    path,
+                    place,
+                    f"image {number} lacks a field of Karpathy's files: {error}",
+                )
                 continue
-            yield media_row(split, name, captions, options.media or base, relative, path, place, "jpg")
+            yield media_row(
+                split, name, captions, options.media or base, relative, path, place, "jpg"
+            )
 
 
 FORMAT = Format(
@@ -56,7 +66,12 @@ FORMAT = Format(
     _files,
     _read,
     {
-        NAMES[0]: {"train": (82_783, True), "restval": (30_504, True), "val": (5000, True), "test": (5000, True)},
+        NAMES[0]: {
+            "train": (82_783, True),
+            "restval": (30_504, True),
+            "val": (5000, True),
+            "test": (5000, True),
+        },
         NAMES[1]: {"train": (29_000, True), "val": (1014, True), "test": (1000, True)},
     },
 )

@@ -1,4 +1,5 @@
-"""A user's own list: a CSV or TSV with a path, a caption and, if wanted, a split. Paths start from the list's folder, or are absolute."""
+"""A user's own list: a CSV or TSV with a path, a caption and, if wanted, a split. Paths start from
+the list's folder, or are absolute."""
 
 from __future__ import annotations
 
@@ -25,7 +26,21 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
         relative = Path(next(record[column] for column in PATH_COLUMNS if column in record))
         caption = next(record[column] for column in CAPTION_COLUMNS if column in record)
         name = relative.as_posix() if relative.name else ""
-        yield media_row(record.get("split") or "train", name, (caption,), root, relative, source, f"line-{line}", absolute=True)
+        yield media_row(
+            record.get("split") or "train",
+            name,
+            (caption,),
+            root,
+            relative,
+            source,
+            f"line-{line}",
+            absolute=True,
+        )
 
 
-FORMAT = Format("csv", f"a CSV with the columns {'/'.join(PATH_COLUMNS)} and {'/'.join(CAPTION_COLUMNS)}", _files, _read)
+FORMAT = Format(
+    "csv",
+    f"a CSV with the columns {'/'.join(PATH_COLUMNS)} and {'/'.join(CAPTION_COLUMNS)}",
+    _files,
+    _read,
+)

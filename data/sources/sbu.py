@@ -1,8 +1,10 @@
-"""SBU Captioned Photos (Ordonez et al., NeurIPS 2011): sbu-captions-all.json with the parallel lists image_urls, user_ids and captions, or the older
-SBU_captioned_photo_dataset_urls.txt and ..._captions.txt, aligned by line.
+"""SBU Captioned Photos (Ordonez et al., NeurIPS 2011): sbu-captions-all.json with the parallel
+lists image_urls, user_ids and captions, or the older SBU_captioned_photo_dataset_urls.txt and
+..._captions.txt, aligned by line.
 
-Images are looked for by the file name of their URL (--names is a template over it). Photos that were deleted at Flickr come as one placeholder image;
-preparing refuses an image that many rows share.
+Images are looked for by the file name of their URL (--names is a template over it). Photos that
+were deleted at Flickr come as one placeholder image; preparing refuses an image that many rows
+share.
 """
 
 from __future__ import annotations
@@ -28,15 +30,30 @@ def _pairs(path: Path) -> list[tuple[str, str]]:
     columns: list[Any]
     if path.suffix == ".json":
         content = load_json(path)
-        columns = [content.get(name) for name in ("image_urls", "captions")] if isinstance(content, dict) else []
+        columns = (
+            [content.get(name) for name in ("image_urls", "captions")]
+            if isinstance(content, dict)
+            else []
+        )
     else:
         other = path.with_name(TEXT_FILES[1])
         if not other.is_file():
-            raise DataError(f"{other} is missing; it stands beside {path.name} in the official archive")
+            raise DataError(
+                f"{other} is missing; it stands beside {path.name} in the official archive"
+            )
         # not splitlines: captions may hold characters that it takes for line ends
-        columns = [file.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n") for file in (path, other)]
-    if len(columns) != 2 or not all(isinstance(column, list) for column in columns) or len(columns[0]) != len(columns[1]):
-        raise DataError(f"{path}: image_urls and captions are no two lists of one length; download it again")
+        columns = [
+            file.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+            for file in (path, other)
+        ]
+    if (
+        len(columns) != 2
+        or not all(isinstance(column, list) for column in columns)
+        or len(columns[0]) != len(columns[1])
+    ):
+        raise DataError(
+            f"{path}: image_urls and captions are no two lists of one length; download it again"
+        )
     return list(zip(*columns, strict=True))
 
 
@@ -49,7 +66,9 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
                 yield bad("train", place, path, place, f"record {number} is no pair of texts")
                 continue
             relative = image_of(options.names or "{basename}", "train", number, url)
-            yield media_row("train", relative.as_posix(), (caption,), root, relative, path, place, "jpg")
+            yield media_row(
+                "train", relative.as_posix(), (caption,), root, relative, path, place, "jpg"
+            )
 
 
 FORMAT = Format(

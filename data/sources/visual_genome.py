@@ -1,9 +1,11 @@
-"""Visual Genome's region descriptions (Krishna et al., IJCV 2017): region_descriptions.json beside VG_100K/ and VG_100K_2/.
+"""Visual Genome's region descriptions (Krishna et al., IJCV 2017): region_descriptions.json beside
+VG_100K/ and VG_100K_2/.
 
-One row per image with all its phrases as captions: an epoch shows each image once, with another phrase each time, and the index holds 108
-thousand rows
-instead of 5.4 million. Boxes are not used, as in All-in-one. About half the images are COCO's too, of all its splits: with --exclude
-dataset_coco.json those of Karpathy's val and test are left out (image_data.json tells which they are).
+One row per image with all its phrases as captions: an epoch shows each image once, with another
+phrase each time, and the index holds 108 thousand rows instead of 5.4 million. Boxes are not used,
+as in All-in-one. About half the images are COCO's too, of all its splits: with --exclude
+dataset_coco.json those of Karpathy's val and test are left out (image_data.json tells which they
+are).
 """
 
 from __future__ import annotations
@@ -13,7 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from allinone.common.errors import DataError
-from allinone.data.sources.base import Format, ReadOptions, Row, bad, load_json, media_row, stream_json
+from allinone.data.sources.base import (
+    Format,
+    ReadOptions,
+    Row,
+    bad,
+    load_json,
+    media_row,
+    stream_json,
+)
 
 NAME, FOLDERS = "region_descriptions.json", ("VG_100K", "VG_100K_2")
 
@@ -24,14 +34,22 @@ def _files(source: Path) -> list[Path]:
 
 
 def coco_overlap(source: Path, coco_ids: set[str]) -> frozenset[str]:
-    """Visual Genome's ids of images with these COCO ids, by image_data.json; DataError where that is not there."""
+    """Visual Genome's ids of images with these COCO ids, by image_data.json; DataError where that
+    is not there."""
     path = (source.parent if source.is_file() else source) / "image_data.json"
     if not path.is_file():
-        raise DataError(f"{path} is needed to know which images are COCO's; download it, or give --exclude a text file of ids")
+        raise DataError(
+            f"{path} is needed to know which images are COCO's; download it, or give --exclude a"
+            " text file of ids"
+        )
     images = load_json(path)
-    if not isinstance(images, list) or not all(isinstance(image, dict) and "image_id" in image for image in images):
+    if not isinstance(images, list) or not all(
+        isinstance(image, dict) and "image_id" in image for image in images
+    ):
         raise DataError(f"{path} is no list of images with image_id; download it again")
-    return frozenset(str(image["image_id"]) for image in images if str(image.get("coco_id")) in coco_ids)
+    return frozenset(
+        str(image["image_id"]) for image in images if str(image.get("coco_id")) in coco_ids
+    )
 
 
 def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
@@ -44,11 +62,23 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
                 # the same phrase may describe two regions; the first of each, in the file's order
                 phrases = tuple(dict.fromkeys(str(region["phrase"]) for region in image["regions"]))
             except (KeyError, IndexError, TypeError, AttributeError) as error:
-                yield bad("train", place, path, place, f"image {number} lacks a field of region_descriptions.json: {error!r}")
+                yield bad(
+                    "train",
+                    place,
+                    path,
+                    place,
+                    f"image {number} lacks a field of region_descriptions.json: {error!r}",
+                )
                 continue
             first, second = (Path(folder) / f"{name}.jpg" for folder in FOLDERS)
             row = media_row("train", name, phrases, root, first, path, place, "jpg")
             yield row if row.reason else replace(row, others=(root / second,))
 
 
-FORMAT = Format("vg", f"{NAME} beside {FOLDERS[0]}/ and {FOLDERS[1]}/", _files, _read, {NAME: {"train": (108_077, True)}})
+FORMAT = Format(
+    "vg",
+    f"{NAME} beside {FOLDERS[0]}/ and {FOLDERS[1]}/",
+    _files,
+    _read,
+    {NAME: {"train": (108_077, True)}},
+)

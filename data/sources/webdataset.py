@@ -1,4 +1,5 @@
-"""Tars as video2dataset and img2dataset write them: <key>.mp4|jpg|…, <key>.txt, <key>.json per sample (github.com/webdataset/webdataset)."""
+"""Tars as video2dataset and img2dataset write them: <key>.mp4|jpg|…, <key>.txt, <key>.json per
+sample (github.com/webdataset/webdataset)."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ def _files(source: Path) -> list[Path]:
 
 
 def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
-    """Members are read by offset inside the tar; their names serve as keys only and never become paths. A key is the name up to the first dot behind
-    the last slash, as WebDataset has it."""
+    """Members are read by offset inside the tar; their names serve as keys only and never become
+    paths. A key is the name up to the first dot behind the last slash, as WebDataset has it."""
     for path in _files(source):
         samples: dict[str, dict[str, tarfile.TarInfo]] = {}
         again: list[Row] = []
@@ -36,12 +37,21 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
                             if extension.lower() in members:
                                 name = f"{path.stem}/{member.name}"
                                 again.append(
-                                    bad("train", name, path, name, f"{member.name} stands twice in the tar", "duplicate")
+                                    bad(
+                                        "train",
+                                        name,
+                                        path,
+                                        name,
+                                        f"{member.name} stands twice in the tar",
+                                        "duplicate",
+                                    )
                                 )
                             else:
                                 members[extension.lower()] = member
             except (tarfile.TarError, EOFError) as error:
-                raise DataError(f"{path} is no readable tar ({error}); delete or repair it") from error
+                raise DataError(
+                    f"{path} is no readable tar ({error}); delete or repair it"
+                ) from error
             for key, members in samples.items():
                 yield _row(path, file, key, members)
         yield from again
@@ -64,7 +74,18 @@ def _row(path: Path, file: IO[bytes], key: str, members: dict[str, tarfile.TarIn
     media = next((extension for extension in members if extension in VIDEOS | IMAGES), None)
     if media is None:
         return bad("train", name, path, name, "the sample has no media file", "missing")
-    return Row("train", name, (caption,), path, name, members[media].offset_data, members[media].size, media)
+    return Row(
+        "train",
+        name,
+        (caption,),
+        path,
+        name,
+        members[media].offset_data,
+        members[media].size,
+        media,
+    )
 
 
-FORMAT = Format("webdataset", "a .tar of video2dataset or img2dataset, or a folder of them", _files, _read)
+FORMAT = Format(
+    "webdataset", "a .tar of video2dataset or img2dataset, or a folder of them", _files, _read
+)

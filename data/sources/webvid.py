@@ -1,4 +1,5 @@
-"""WebVid-2.5M and WebVid-10M: results_2M_train.csv and its like beside videos/<page_dir>/<videoid>.mp4 (github.com/m-bain/webvid)."""
+"""WebVid-2.5M and WebVid-10M: results_2M_train.csv and its like beside
+videos/<page_dir>/<videoid>.mp4 (github.com/m-bain/webvid)."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ def _files(source: Path) -> list[Path]:
 
 
 def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
-    """Columns by name, since a variant with another order is about. A row without page_dir has its file directly below videos/."""
+    """Columns by name, since a variant with another order is about. A row without page_dir has its
+    file directly below videos/."""
     root = options.media or (source.parent if source.is_file() else source) / "videos"
     for path in _files(source) or [source]:
         match = re.fullmatch(r"results_[^_]+_(\w+)", path.stem)
@@ -29,7 +31,9 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
                 continue
             relative = Path(record.get("page_dir") or "") / f"{record['videoid'].strip()}.mp4"
             caption = next(record[column] for column in CAPTION_COLUMNS if column in record)
-            yield media_row(split, record["videoid"].strip(), (caption,), root, relative, path, f"line-{line}")
+            yield media_row(
+                split, record["videoid"].strip(), (caption,), root, relative, path, f"line-{line}"
+            )
 
 
 FORMAT = Format(

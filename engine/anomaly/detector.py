@@ -1,4 +1,5 @@
-"""When is a step worth a dossier? Non-finite ones always; finite ones by a robust rule that no single outlier can move."""
+"""When is a step worth a dossier? Non-finite ones always; finite ones by a robust rule that no
+single outlier can move."""
 
 from __future__ import annotations
 
@@ -12,11 +13,13 @@ from allinone.engine.monitoring.accumulator import Report
 WINDOW = 200
 """Steps whose values say what is usual."""
 ENOUGH = 30
-"""Steps that must have been seen before a value can be unusual; also after a restart, which begins with an empty window."""
+"""Steps that must have been seen before a value can be unusual; also after a restart, which begins
+with an empty window."""
 SCALE = 1.4826
 """MAD x this = standard deviation of a normal distribution."""
 FLOOR = 0.05
-"""The deviation is never taken for smaller than this share of the median: a curve without noise has no MAD."""
+"""The deviation is never taken for smaller than this share of the median: a curve without noise has
+no MAD."""
 
 
 def _log(value: float) -> float:
@@ -33,14 +36,17 @@ class Suspect:
     value: float
     """Loss or gradient norm; nan where not finite."""
     usual: dict[str, float]
-    """Of a spike: median, mad (of a gradient norm: of its logarithm), deviations (how many the value lies above the median), threshold."""
+    """Of a spike: median, mad (of a gradient norm: of its logarithm), deviations (how many the
+    value lies above the median), threshold."""
 
 
 class SpikeRule:
-    """A value is a spike if it lies more than `threshold` deviations above the median of the last `WINDOW` finite values.
+    """A value is a spike if it lies more than `threshold` deviations above the median of the last
+    `WINDOW` finite values.
 
-    One deviation is 1.4826 x the median absolute deviation, at least 5 % of the median. Spikes enter the window too: after a lasting change
-    of level the rule gets used to it. `threshold` 0 finds none. With `multiplicative`, logarithms are judged: gradient norms of a healthy run
+    One deviation is 1.4826 x the median absolute deviation, at least 5 % of the median. Spikes
+    enter the window too: after a lasting change of level the rule gets used to it. `threshold` 0
+    finds none. With `multiplicative`, logarithms are judged: gradient norms of a healthy run
     scatter by factors, and four times the median is nothing unusual in small batches.
     """
 
@@ -71,7 +77,8 @@ class SpikeRule:
 
 
 class Suspicion:
-    """Goes through the steps of each logging interval; the same on every rank, since reports are."""
+    """Goes through the steps of each logging interval; the same on every rank, since reports
+    are."""
 
     def __init__(self, threshold: float, loss_scaling: bool) -> None:
         self._loss, self._norm = SpikeRule(threshold), SpikeRule(threshold, multiplicative=True)

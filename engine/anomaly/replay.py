@@ -1,4 +1,5 @@
-"""A step computed again: the same micro-batches, made anew from seed and position, beside DeepSpeed's engine: its weights and gradients stay."""
+"""A step computed again: the same micro-batches, made anew from seed and position, beside
+DeepSpeed's engine: its weights and gradients stay."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from allinone.engine.objective import seed_of
 SHOWN = 5
 """Clips with the highest losses that a loss spike's dossier names."""
 MAX_UNCLEAR = 4
-"""Rows that are not finite on every rank at once and are tried rank by rank; each costs a forward pass per rank."""
+"""Rows that are not finite on every rank at once and are tried rank by rank; each costs a forward
+pass per rank."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Scene:
     """Where a step happened, and what is needed to compute it again."""
 
     module: nn.Module
-    """Called with a batch, returns (loss, metrics); the module that DeepSpeed drives, without its engine."""
+    """Called with a batch, returns (loss, metrics); the module that DeepSpeed drives, without its
+    engine."""
     batches_from: Callable[[int], Iterator[Any]]
     """This rank's micro-batches from a step (1, 2, …) on, made anew."""
     seed: int
@@ -38,12 +41,16 @@ class Scene:
     updates_since: int
     """Steps after this one that changed the weights."""
     whole_gradients: bool
-    """False under ZeRO 3 and tensor parallelism, where a rank has not all of a layer: no gradients by layer."""
+    """False under ZeRO 3 and tensor parallelism, where a rank has not all of a layer: no gradients
+    by layer."""
     device: str
 
 
-def rerun(suspect: Suspect, kept: Sequence[Micro], scene: Scene, dossier: dict[str, Any]) -> dict[str, Any]:
-    """Compute the step again and say whether the fault came back. Collective. `dossier` holds what was seen the first time."""
+def rerun(
+    suspect: Suspect, kept: Sequence[Micro], scene: Scene, dossier: dict[str, Any]
+) -> dict[str, Any]:
+    """Compute the step again and say whether the fault came back. Collective. `dossier` holds what
+    was seen the first time."""
     weights = {
         "updates_since": scene.updates_since,
         "exact": scene.updates_since == 0,
@@ -51,19 +58,31 @@ def rerun(suspect: Suspect, kept: Sequence[Micro], scene: Scene, dossier: dict[s
     made, problem = _make_again(suspect.step, len(kept), scene)
     problems = [text for text in gathered(problem) if text]
     if problems:
-        return {"weights": weights, "reproduced": None, "verdict": f"the batch could not be made again: {problems[0]}"}
-    same_clips = all(gathered([tuple(batch.clips) for batch in made] == [micro.clips for micro in kept]))
+        return {
+            "weights": weights,
+            "reproduced": None,
+            "verdict": f"the batch could not be made again: {problems[0]}",
+        }
+    same_clips = all(
+        gathered([tuple(batch.clips) for batch in made] == [micro.clips for micro in kept])
+    )
     try:
         if scene.device != "cpu":
             torch.cuda.empty_cache()
         losses, metrics, gradients = _compute(made, scene)
     except torch.OutOfMemoryError as error:
         if dist.get_world_size() > 1 and (contrastive.in_use() or not scene.whole_gradients):
-            raise  # the others wait in this very pass and would not come to the next line: better a restart than a hang
+            # the others wait in this very pass and would not come to the next line: better a
+            # restart than a hang
+            raise
         losses, metrics, gradients, problem = [], [], None, str(error).splitlines()[0]
     problems = [text for text in gathered(problem) if text]
     if problems:
-        return {"weights": weights, "reproduced": None, "verdict": f"the step could not be computed again: {problems[0]}"}
+        return {
+            "weights": weights,
+            "reproduced": None,
+            "verdict": f"the step could not be computed again: {problems[0]}",
+        }
     everywhere = topology.of_data_ranks(losses)
     layers = _layers(scene.module, gradients) if gradients is not None else None
     flat = [loss for part in everywhere for loss in part]
@@ -71,7 +90,9 @@ def rerun(suspect: Suspect, kept: Sequence[Micro], scene: Scene, dossier: dict[s
     result: dict[str, Any] = {
         "weights": weights,
         "same_clips": same_clips,
-        "same_losses": all(a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(flat, seen, strict=True)),
+        "same_losses": all(
+            a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(flat, seen, strict=True)
+        ),
         "loss": sum(flat) / len(flat),
         "objectives": over_ranks(sums_of(metrics)),
         "losses_by_rank": everywhere,
@@ -100,8 +121,11 @@ def _make_again(step: int, number: int, scene: Scene) -> tuple[list[Any], str]:
             batches.close()
 
 
-def _compute(made: Sequence[Any], scene: Scene) -> tuple[list[float], list[dict[str, Tensor]], list[Tensor | None] | None]:
-    """(losses, metrics, mean gradient of this rank per parameter). DeepSpeed's own gradients and hooks are not touched."""
+def _compute(
+    made: Sequence[Any], scene: Scene
+) -> tuple[list[float], list[dict[str, Tensor]], list[Tensor | None] | None]:
+    """(losses, metrics, mean gradient of this rank per parameter). DeepSpeed's own gradients and
+    hooks are not touched."""
     parameters = [parameter for parameter in scene.module.parameters() if parameter.requires_grad]
     losses, metrics = [], []
     total: list[Tensor | None] | None = [None] * len(parameters) if scene.whole_gradients else None
@@ -124,18 +148,26 @@ def _plus(before: Tensor | None, new: Tensor | None) -> Tensor | None:
 
 
 def layer_of(name: str) -> str:
-    """A parameter's layer: its name up to the first number, or without the last part: model.blocks.3.attn.q.weight → model.blocks.3."""
+    """A parameter's layer: its name up to the first number, or without the last part:
+    model.blocks.3.attn.q.weight → model.blocks.3."""
     match = re.match(r"(?:.*?\.)?\d+(?=\.)", name)
     return match[0] if match else name.rpartition(".")[0] or name
 
 
 def _layers(module: nn.Module, gradients: Sequence[Tensor | None]) -> list[dict[str, Any]]:
     """Norm of the gradient per layer: of the mean over ranks, and of each rank's own."""
-    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    named = [
+        (name, parameter)
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    ]
     own: dict[str, float] = {}
     mean: dict[str, float] = {}
     world = dist.get_world_size()
-    used = [any(column) for column in zip(*gathered([gradient is not None for gradient in gradients]), strict=True)]
+    used = [
+        any(column)
+        for column in zip(*gathered([gradient is not None for gradient in gradients]), strict=True)
+    ]
     for (name, parameter), gradient, somewhere in zip(named, gradients, used, strict=True):
         if not somewhere:
             continue
@@ -148,7 +180,12 @@ def _layers(module: nn.Module, gradients: Sequence[Tensor | None]) -> list[dict[
         mean[layer] = mean.get(layer, 0.0) + float(local.double().square().sum())
     by_rank = gathered(own)
     return [
-        {"name": layer, "norm": math.sqrt(mean[layer]), "by_rank": [math.sqrt(part[layer]) for part in by_rank]} for layer in own
+        {
+            "name": layer,
+            "norm": math.sqrt(mean[layer]),
+            "by_rank": [math.sqrt(part[layer]) for part in by_rank],
+        }
+        for layer in own
     ]
 
 
@@ -163,8 +200,9 @@ Place = tuple[int, int]
 def _guilty(made: Sequence[Any], scene: Scene) -> list[dict[str, Any]]:
     """Clips whose loss is not finite when computed alone, over all ranks.
 
-    Every rank computes the same number of single clips, because losses may gather over ranks (VTC). If a row is not finite on all ranks at once, one
-    rank's clip may have spoilt the others' loss: then each rank's clip is tried beside the others' clean ones.
+    Every rank computes the same number of single clips, because losses may gather over ranks (VTC).
+    If a row is not finite on all ranks at once, one rank's clip may have spoilt the others' loss:
+    then each rank's clip is tried beside the others' clean ones.
     """
     alone = {place: _alone(made, place, scene) for place in _places(made)}
     bad = {place for place, loss in alone.items() if not math.isfinite(loss)}
@@ -221,18 +259,29 @@ def _data_sets(batch: Any) -> list[str | None]:
     names: list[str | None] = []
     for part in getattr(batch, "parts", (batch,)):
         known = hasattr(part, "dataset_ids")
-        names += [part.dataset_names[k] for k in part.dataset_ids.tolist()] if known else [None] * len(part.clips)
+        names += (
+            [part.dataset_names[k] for k in part.dataset_ids.tolist()]
+            if known
+            else [None] * len(part.clips)
+        )
     return names
 
 
 def _verdict(suspect: Suspect, dossier: dict[str, Any], rerun: dict[str, Any]) -> dict[str, Any]:
     """(reproduced, verdict in words)."""
     exact, guilty = rerun["weights"]["exact"], rerun["guilty"]
-    later = "" if exact else f" (with the weights {_count(rerun['weights']['updates_since'], 'update')} later)"
+    later = (
+        ""
+        if exact
+        else f" (with the weights {_count(rerun['weights']['updates_since'], 'update')} later)"
+    )
     if not rerun["same_clips"]:
         return {
             "reproduced": None,
-            "verdict": "the data stream gave other clips the second time: its files or options have changed",
+            "verdict": (
+                "the data stream gave other clips the second time: its files or options have"
+                " changed"
+            ),
         }
     if suspect.reason == "loss not finite":
         again, what = not math.isfinite(rerun["loss"]), "a loss that is not finite"
@@ -240,48 +289,81 @@ def _verdict(suspect: Suspect, dossier: dict[str, Any], rerun: dict[str, Any]) -
         norm = rerun["gradient_norm"]
         again, what = norm is not None and not math.isfinite(norm), "a gradient that is not finite"
         if norm is None:
-            return {"reproduced": None, "verdict": "gradients cannot be computed outside of the engine under ZeRO 3"}
+            return {
+                "reproduced": None,
+                "verdict": "gradients cannot be computed outside of the engine under ZeRO 3",
+            }
     else:
         value = rerun["loss"] if suspect.reason == "loss spike" else rerun["gradient_norm"]
         if value is None:
-            return {"reproduced": None, "verdict": "gradients cannot be computed outside of the engine under ZeRO 3"}
-        # with dropout and clips the same, equal weights give the same value up to the order of sums; later ones a similar one
+            return {
+                "reproduced": None,
+                "verdict": "gradients cannot be computed outside of the engine under ZeRO 3",
+            }
+        # with dropout and clips the same, equal weights give the same value up to the order of
+        # sums; later ones a similar one
         middle = suspect.usual["median"] + (suspect.value - suspect.usual["median"]) / 2
-        again, what = bool(value > middle), f"a {suspect.reason} ({value:.4g}, usual {suspect.usual['median']:.4g})"
+        again, what = (
+            bool(value > middle),
+            f"a {suspect.reason} ({value:.4g}, usual {suspect.usual['median']:.4g})",
+        )
     if again:
         cause = "the cause is in the data or the loss"
         if rerun["highest"]:
             first = rerun["highest"][0]
-            cause = f"highest alone: clip {first['clip']}{_owner(first)}, rank {first['rank']}, {first['loss']:.4g}"
+            cause = (
+                f"highest alone: clip {first['clip']}{_owner(first)}, rank {first['rank']},"
+                f" {first['loss']:.4g}"
+            )
         if guilty:
             first = guilty[0]
             more = f" and {len(guilty) - 1} more" if len(guilty) > 1 else ""
-            cause = f"the loss of clip {first['clip']}{_owner(first)} (rank {first['rank']}) is not finite even alone{more}"
+            cause = (
+                f"the loss of clip {first['clip']}{_owner(first)} (rank {first['rank']}) is not"
+                f" finite even alone{more}"
+            )
         elif suspect.reason == "loss not finite":
             cause = "no clip alone gives it: look at the combination, or at the weights"
         elif suspect.reason == "gradient not finite" and rerun["layers"]:
             bad = [layer["name"] for layer in rerun["layers"] if not math.isfinite(layer["norm"])]
             cause = f"the backward pass overflows; layers that are not finite: {', '.join(bad[:4])}"
-        return {"reproduced": True, "verdict": f"reproduced: the same micro-batches give {what} again{later}; {cause}"}
+        return {
+            "reproduced": True,
+            "verdict": f"reproduced: the same micro-batches give {what} again{later}; {cause}",
+        }
     if not exact:
         return {
             "reproduced": False,
-            "verdict": f"not reproduced{later}: a fault that happened once, or one that needed the weights of the step; to tell, "
-            "continue a copy of the checkpoint before it with --log-every 1",
+            "verdict": (
+                f"not reproduced{later}: a fault that happened once, or one that needed the weights"
+                " of the step; to tell, continue a copy of the checkpoint before it with"
+                " --log-every 1"
+            ),
         }
-    bad = [r for r in dossier["ranks"] if not all(math.isfinite(m["loss"]) for m in r["micro_batches"])]
-    where = f"; it was seen on rank {bad[0]['rank']}, host {bad[0]['host']}, {bad[0]['device']}" if bad else ""
+    bad = [
+        r for r in dossier["ranks"] if not all(math.isfinite(m["loss"]) for m in r["micro_batches"])
+    ]
+    where = (
+        f"; it was seen on rank {bad[0]['rank']}, host {bad[0]['host']}, {bad[0]['device']}"
+        if bad
+        else ""
+    )
     return {
         "reproduced": False,
-        "verdict": "not reproduced: the same weights, clips and random numbers now give a usual result. A fault of the hardware, or of a "
-        f"kernel that is not deterministic{where}",
+        "verdict": (
+            "not reproduced: the same weights, clips and random numbers now give a usual result. A"
+            f" fault of the hardware, or of a kernel that is not deterministic{where}"
+        ),
     }
 
 
 def sums_of(metrics: Sequence[Any]) -> dict[str, list[float]]:
     """Name → [sum, count] over micro-batches."""
     names = {name: None for one in metrics for name in one}
-    return {name: torch.stack([one[name].double() for one in metrics if name in one]).sum(0).tolist() for name in names}
+    return {
+        name: torch.stack([one[name].double() for one in metrics if name in one]).sum(0).tolist()
+        for name in names
+    }
 
 
 def _ratios(sums: dict[str, list[float]]) -> dict[str, float]:

@@ -1,11 +1,13 @@
 """A dossier on a step that went wrong, and the same micro-batches computed again.
 
-OUT/dossiers/step-00000013/dossier.json is written in two goes, each atomic: first what was seen, then `rerun`. A machine that dies in the second go
-leaves the first, and the step is not tried again. Nothing but the run's seed and a position is needed to make a batch and its random numbers again.
-docs/monitoring.md lists the fields.
+OUT/dossiers/step-00000013/dossier.json is written in two goes, each atomic: first what was seen,
+then `rerun`. A machine that dies in the second go leaves the first, and the step is not tried
+again. Nothing but the run's seed and a position is needed to make a batch and its random numbers
+again. docs/monitoring.md lists the fields.
 
-The re-run happens on the logging step that found the fault. A skipped step leaves the weights bit-equal, so they are those of the step exactly unless
-a later step of the interval moved them; `weights.updates_since` counts those. --log-every 1 makes every dossier exact.
+The re-run happens on the logging step that found the fault. A skipped step leaves the weights
+bit-equal, so they are those of the step exactly unless a later step of the interval moved them;
+`weights.updates_since` counts those. --log-every 1 makes every dossier exact.
 """
 
 from __future__ import annotations
@@ -59,14 +61,25 @@ class Dossiers:
         batches_from: Callable[[int], Iterator[Any]],
         alive: Callable[[str], None],
     ) -> None:
-        """`engine` is DeepSpeed's, `ds` its options; `batches_from` makes this rank's micro-batches from a step on anew; `alive` tells the
-        watchdog."""
-        self._out, self._config, self._engine, self._batches_from, self._alive = out, config, engine, batches_from, alive
+        """`engine` is DeepSpeed's, `ds` its options; `batches_from` makes this rank's micro-batches
+        from a step on anew; `alive` tells the watchdog."""
+        self._out, self._config, self._engine, self._batches_from, self._alive = (
+            out,
+            config,
+            engine,
+            batches_from,
+            alive,
+        )
         self._whole_gradients = ds_config.stage(ds) < 3 and topology.current().tensor == 1
-        self._suspicion = Suspicion(config.spike_deviations, loss_scaling=ds_config.precision(ds) == "fp16")
+        self._suspicion = Suspicion(
+            config.spike_deviations, loss_scaling=ds_config.precision(ds) == "fp16"
+        )
 
-    def look_into(self, report: Report, kept: Mapping[int, Sequence[Micro]], monitor: Monitor | None) -> None:
-        """Collective. `kept` are this rank's micro-batches of the interval; `monitor` is rank 0's."""
+    def look_into(
+        self, report: Report, kept: Mapping[int, Sequence[Micro]], monitor: Monitor | None
+    ) -> None:
+        """Collective. `kept` are this rank's micro-batches of the interval; `monitor` is rank
+        0's."""
         if not self._config.max_dossiers:
             return
         for suspect in self._suspicion.suspects(report)[:PER_INTERVAL]:
@@ -79,11 +92,18 @@ class Dossiers:
 
     def _has_room(self, step: int) -> bool:
         """One dossier per step, --max-dossiers per run."""
-        return not folder_of(self._out, step).exists() and len(dossiers(self._out)) < self._config.max_dossiers
+        return (
+            not folder_of(self._out, step).exists()
+            and len(dossiers(self._out)) < self._config.max_dossiers
+        )
 
     def _scene(self, suspect: Suspect, report: Report) -> Scene:
         device = next(self._engine.module.parameters()).device
-        moved = [step for step, skip in zip(report.steps, report.skips, strict=True) if not skip and step >= suspect.step]
+        moved = [
+            step
+            for step, skip in zip(report.steps, report.skips, strict=True)
+            if not skip and step >= suspect.step
+        ]
         return Scene(
             module=self._engine.module,
             batches_from=self._batches_from,
@@ -91,18 +111,36 @@ class Dossiers:
             lr=learning_rate(self._config, suspect.step),
             updates_since=len(moved),
             whole_gradients=self._whole_gradients,
-            device=str(device) if device.type == "cpu" else f"{device} {torch.cuda.get_device_name(device)}",
+            device=(
+                str(device)
+                if device.type == "cpu"
+                else f"{device} {torch.cuda.get_device_name(device)}"
+            ),
         )
 
     def _tell(self, monitor: Monitor, step: int, dossier: dict[str, Any]) -> None:
         path, verdict = folder_of(self._out, dossier["step"]), dossier["rerun"]["verdict"]
-        monitor.event("dossier", step, of_step=dossier["step"], path=str(path), reason=dossier["reason"], verdict=verdict)
-        monitor.board.notes(dossier["step"], "run/dossiers", [f"step {dossier['step']}: {dossier['reason']}", verdict])
-        monitor.say(f"warning: step {dossier['step']}: {dossier['reason']}; {verdict} (dossier: {path})")
+        monitor.event(
+            "dossier",
+            step,
+            of_step=dossier["step"],
+            path=str(path),
+            reason=dossier["reason"],
+            verdict=verdict,
+        )
+        monitor.board.notes(
+            dossier["step"],
+            "run/dossiers",
+            [f"step {dossier['step']}: {dossier['reason']}", verdict],
+        )
+        monitor.say(
+            f"warning: step {dossier['step']}: {dossier['reason']}; {verdict} (dossier: {path})"
+        )
 
 
 def write(out: Path, suspect: Suspect, kept: Sequence[Micro], scene: Scene) -> dict[str, Any]:
-    """Write what was seen, compute the step again, add the verdict. Collective; returns the dossier."""
+    """Write what was seen, compute the step again, add the verdict. Collective; returns the
+    dossier."""
     mine: dict[str, Any] = {
         "rank": dist.get_rank(),
         "host": socket.gethostname(),
@@ -127,13 +165,18 @@ def write(out: Path, suspect: Suspect, kept: Sequence[Micro], scene: Scene) -> d
         "time": time.time(),
         "lr": scene.lr,
         "seed": scene.seed,
-        "loss": sum(m["loss"] for r in ranks for m in r["micro_batches"]) / sum(len(r["micro_batches"]) for r in ranks),
+        "loss": (
+            sum(m["loss"] for r in ranks for m in r["micro_batches"])
+            / sum(len(r["micro_batches"]) for r in ranks)
+        ),
         "objectives": over_ranks(sums_of([micro.metrics for micro in kept])),
         "ranks": ranks,
         "rerun": None,
     }
     folder = folder_of(out, suspect.step)
-    decided_by_rank_0(lambda: publish_dir(folder, lambda inside: _store(inside / "dossier.json", dossier)))
+    decided_by_rank_0(
+        lambda: publish_dir(folder, lambda inside: _store(inside / "dossier.json", dossier))
+    )
     start = time.perf_counter()
     again = rerun(suspect, kept, scene, dossier)
     dossier["rerun"] = {**again, "seconds": time.perf_counter() - start}

@@ -19,7 +19,8 @@ class Selection:
 
     metric: str
     patience: int = 0
-    """Evaluations in a row without a better value after which training stops; 0 never stops early."""
+    """Evaluations in a row without a better value after which training stops; 0 never stops
+    early."""
 
 
 @dataclass
@@ -33,15 +34,21 @@ class _State:
 
 
 class Best:
-    """The best evaluation so far. Its state is saved with every checkpoint, and in OUT/best.json after every evaluation (OUT/evaluated.json where
-    nothing is selected): a run that was killed between a checkpoint and the evaluation of the same step makes up for it."""
+    """The best evaluation so far. Its state is saved with every checkpoint, and in OUT/best.json
+    after every evaluation (OUT/evaluated.json where nothing is selected): a run that was killed
+    between a checkpoint and the evaluation of the same step makes up for it.
+    """
 
     def __init__(self, selection: Selection | None, out: Path) -> None:
-        self._selection, self._file = selection, out / ("best.json" if selection else "evaluated.json")
+        self._selection, self._file = (
+            selection,
+            out / ("best.json" if selection else "evaluated.json"),
+        )
         self._state = _State()
 
     def restore(self, saved: Mapping[str, Any] | None, step: int) -> None:
-        """Take the state of the checkpoint of this step, or that of a later evaluation of the very same step. Collective."""
+        """Take the state of the checkpoint of this step, or that of a later evaluation of the very
+        same step. Collective."""
         if self._selection and saved:
             self._state = _State(**saved)
         self._state = decided_by_rank_0(lambda: self._later(step)) or self._state
@@ -67,12 +74,16 @@ class Best:
         return 0 < patience <= self._state.worse
 
     def judge(self, step: int, results: Mapping[str, float]) -> bool:
-        """Whether these results are the best so far. ConfigError where the metric is not among them."""
+        """Whether these results are the best so far. ConfigError where the metric is not among
+        them."""
         if self._selection is None:
             self._state.evaluated = step
             return False
         if self._selection.metric not in results:
-            raise ConfigError(f"the evaluation gives no {self._selection.metric!r} to select by; it gives: {', '.join(results)}")
+            raise ConfigError(
+                f"the evaluation gives no {self._selection.metric!r} to select by; it gives:"
+                f" {', '.join(results)}"
+            )
         state, value = self._state, float(results[self._selection.metric])
         state.evaluated = step
         better = value == value and (state.value is None or value > state.value)

@@ -1,11 +1,12 @@
-"""Checkpoints that are whole or absent: DeepSpeed's ZeRO state, fp32 weights, the run's options, a manifest; published by one rename.
+"""Checkpoints that are whole or absent: DeepSpeed's ZeRO state, fp32 weights, the run's options, a
+manifest; published by one rename.
 
 OUT/checkpoints/step-00001000/
-  manifest.json        sizes and sha256 of every other file; a folder without it is unfinished
-  run.json             options, step, samples consumed, world size, versions
-  layout.json          who held what: ZeRO stage, data ranks, tensor parallel size, what engine/checkpoint/zero_reader.py needs to join the partitions
-  weights/             fp32 weights as safetensors with the model's config.json: what every other tool reads; the same at every layout
-  deepspeed/           optimizer state and partitions, one file per rank
+  manifest.json sizes and sha256 of every other file; a folder without it is unfinished run.json
+  options, step, samples consumed, world size, versions layout.json who held what: ZeRO stage, data
+  ranks, tensor parallel size, what engine/checkpoint/zero_reader.py needs to join the partitions
+  weights/ fp32 weights as safetensors with the model's config.json: what every other tool reads;
+  the same at every layout deepspeed/ optimizer state and partitions, one file per rank
 """
 
 from __future__ import annotations
@@ -61,13 +62,16 @@ def write_manifest(folder: Path) -> None:
         fsync_file(path)
     for path in (path for path in folder.rglob("*") if path.is_dir()):
         fsync_dir(path)
-    entries = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _hash(path)} for path in files}
+    entries = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _hash(path)}
+        for path in files
+    }
     write_atomic(folder / "manifest.json", json.dumps(entries, indent=1) + "\n")
 
 
 def damage(folder: Path, without: str = "") -> str | None:
-    """What is wrong with a checkpoint, in words, or None. Every file's size and hash is compared with the manifest; `without` names one file
-    that is not looked at."""
+    """What is wrong with a checkpoint, in words, or None. Every file's size and hash is compared
+    with the manifest; `without` names one file that is not looked at."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         return "has no manifest.json: it was not finished"
@@ -95,7 +99,8 @@ def step_of(folder: Path) -> int:
 
 
 def checkpoints(out: Path, kind: str = "checkpoints") -> list[Path]:
-    """Published checkpoints of a run (or, with BEST, its best weights), newest first; whole or not."""
+    """Published checkpoints of a run (or, with BEST, its best weights), newest first; whole or
+    not."""
     folders = [path for path in (out / kind).glob("step-*") if step_of(path) >= 0]
     return sorted(folders, key=step_of, reverse=True)
 
@@ -112,14 +117,19 @@ def newest_whole(out: Path, kind: str = "checkpoints") -> tuple[Path | None, lis
 
 
 def newest_for_resume(out: Path) -> tuple[Path | None, list[str]]:
-    """As `newest_whole`, and damaged checkpoints are renamed to damaged-step-*, so that they count as none when old ones are deleted.
+    """As `newest_whole`, and damaged checkpoints are renamed to damaged-step-*, so that they count
+    as none when old ones are deleted.
 
-    Raises CheckpointError if there are checkpoints and none is whole: starting again from step 0 is for a person to decide.
+    Raises CheckpointError if there are checkpoints and none is whole: starting again from step 0 is
+    for a person to decide.
     """
     folder, notes = newest_whole(out)
     if folder is None:
         if notes:
-            raise CheckpointError(f"{'; '.join(notes)}: none is left. Delete {out / 'checkpoints'} to start again from step 0")
+            raise CheckpointError(
+                f"{'; '.join(notes)}: none is left. Delete {out / 'checkpoints'} to start again"
+                " from step 0"
+            )
         return None, []
     for bad in (path for path in checkpoints(out) if step_of(path) > step_of(folder)):
         aside = bad.with_name(f"damaged-{bad.name}")
@@ -130,10 +140,13 @@ def newest_for_resume(out: Path) -> tuple[Path | None, list[str]]:
 
 
 def newest_weights(out: Path) -> Path:
-    """Folder with the fp32 weights of a run's newest whole checkpoint, for from_pretrained; CheckpointError if there is none."""
+    """Folder with the fp32 weights of a run's newest whole checkpoint, for from_pretrained;
+    CheckpointError if there is none."""
     folder, notes = newest_whole(out)
     if folder is None:
-        raise CheckpointError("; ".join([*notes, f"no checkpoint in {out / 'checkpoints'}; train first"]))
+        raise CheckpointError(
+            "; ".join([*notes, f"no checkpoint in {out / 'checkpoints'}; train first"])
+        )
     return folder / "weights"
 
 
@@ -146,20 +159,29 @@ def best_weights(out: Path) -> Path:
 
 
 def find_weights(path: Path) -> Path:
-    """The folder to give to from_pretrained: `path` itself, `weights/` of a checkpoint, or those of a run: its best ones where a validation chose
-    them, else those of the newest whole checkpoint.
+    """The folder to give to from_pretrained: `path` itself, `weights/` of a checkpoint, or those of
+    a run: its best ones where a validation chose them, else those of the newest whole checkpoint.
 
-    Raises CheckpointError for anything else, and for a checkpoint that is damaged; its message goes on from the name of the path.
+    Raises CheckpointError for anything else, and for a checkpoint that is damaged; its message goes
+    on from the name of the path.
     """
     if not path.is_dir():
-        raise CheckpointError(f"{path} {'is a file; give the folder that holds it' if path.is_file() else 'does not exist'}")
+        raise CheckpointError(
+            f"{path}"
+            f" {'is a file; give the folder that holds it' if path.is_file() else 'does not exist'}"
+        )
     if (path / "config.json").is_file():
         if not any((path / name).is_file() for name in WEIGHT_FILES):
-            raise CheckpointError(f"{path} has a config.json but no weights ({' or '.join(WEIGHT_FILES)})")
+            raise CheckpointError(
+                f"{path} has a config.json but no weights ({' or '.join(WEIGHT_FILES)})"
+            )
         return path
     if (path / "manifest.json").is_file():
         if problem := damage(path):
-            raise CheckpointError(f"{path} is damaged: it {problem}; give another checkpoint of the run, or the run's folder")
+            raise CheckpointError(
+                f"{path} is damaged: it {problem}; give another checkpoint of the run, or the run's"
+                " folder"
+            )
         return find_weights(path / "weights")
     if (path / BEST).is_dir() or (path / "checkpoints").is_dir():
         try:
@@ -167,8 +189,9 @@ def find_weights(path: Path) -> Path:
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
     raise CheckpointError(
-        f"{path} holds no weights; give a folder of save_pretrained (config.json and model.safetensors), a checkpoint "
-        "(step-…, with weights/), or a run's folder (with checkpoints/)"
+        f"{path} holds no weights; give a folder of save_pretrained (config.json and"
+        " model.safetensors), a checkpoint (step-…, with weights/), or a run's folder (with"
+        " checkpoints/)"
     )
 
 
@@ -184,16 +207,25 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def changed_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`name: old → new` for every option that changes the result and differs."""
     before, now = flatten(old), flatten(new)
-    names = sorted(name for name in before.keys() | now.keys() if name.rsplit(".", 1)[-1] not in HARMLESS)
-    return [f"{name}: {before.get(name)} → {now.get(name)}" for name in names if not _same(name, before.get(name), now.get(name))]
+    names = sorted(
+        name for name in before.keys() | now.keys() if name.rsplit(".", 1)[-1] not in HARMLESS
+    )
+    return [
+        f"{name}: {before.get(name)} → {now.get(name)}"
+        for name in names
+        if not _same(name, before.get(name), now.get(name))
+    ]
 
 
 def _same(name: str, old: Any, new: Any) -> bool:
-    """Equal, or two DeepSpeed files that compute alike: ZeRO stage, buckets and offload may change."""
+    """Equal, or two DeepSpeed files that compute alike: ZeRO stage, buckets and offload may
+    change."""
     if old == new or name.rsplit(".", 1)[-1] != "ds_config" or None in (old, new):
         return old == new
     try:
-        return ds_config.arithmetic(ds_config.load(old)) == ds_config.arithmetic(ds_config.load(new))
+        return ds_config.arithmetic(ds_config.load(old)) == ds_config.arithmetic(
+            ds_config.load(new)
+        )
     except ConfigError:  # the old file is gone
         return False
 
@@ -207,13 +239,23 @@ def _masters(optimizer: Any) -> dict[nn.Parameter, torch.Tensor]:
 
 
 def full_weights(module: nn.Module, optimizer: Any) -> dict[str, torch.Tensor]:
-    """fp32 weights of the wrapped model on the CPU, gathered over ZeRO's partitions and tensor-parallel ranks, so that they are the same at every
-    layout. Collective over all ranks; the others than rank 0 get {}."""
-    weights, keep, layout, masters = {}, dist.get_rank() == 0, topology.current(), _masters(optimizer)
+    """fp32 weights of the wrapped model on the CPU, gathered over ZeRO's partitions and
+    tensor-parallel ranks, so that they are the same at every layout. Collective over all ranks; the
+    others than rank 0 get {}."""
+    weights, keep, layout, masters = (
+        {},
+        dist.get_rank() == 0,
+        topology.current(),
+        _masters(optimizer),
+    )
     for name, parameter in module.named_parameters():
         partitioned = hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")
         full = _whole(parameter) if partitioned else masters.get(parameter)
-        value = (parameter if full is None else full).detach().reshape(getattr(parameter, "ds_shape", parameter.shape))
+        value = (
+            (parameter if full is None else full)
+            .detach()
+            .reshape(getattr(parameter, "ds_shape", parameter.shape))
+        )
         if (division := topology.division_of(parameter)) is not None:
             value = topology.gather(value, division, layout)
         if keep:
@@ -225,30 +267,37 @@ def _whole(parameter: nn.Parameter) -> torch.Tensor | None:
     from deepspeed import zero
     from deepspeed.utils import safe_get_full_fp32_param
 
-    if hasattr(parameter, "ds_id") and not parameter.requires_grad:  # ZeRO 3 keeps no fp32 copy of what is frozen
+    if (
+        hasattr(parameter, "ds_id") and not parameter.requires_grad
+    ):  # ZeRO 3 keeps no fp32 copy of what is frozen
         with zero.GatheredParameters([parameter]):
             return parameter.detach().clone()
     return safe_get_full_fp32_param(parameter)
 
 
 class StateWriter:
-    """Makes DeepSpeed's save_checkpoint safe on a full disk: a failed write is remembered instead of raised.
+    """Makes DeepSpeed's save_checkpoint safe on a full disk: a failed write is remembered instead
+    of raised.
 
-    save_checkpoint holds barriers after its writes. A rank that raised in between would leave the others waiting in them until the time-out.
+    save_checkpoint holds barriers after its writes. A rank that raised in between would leave the
+    others waiting in them until the time-out.
     """
 
     def __init__(self, engine: Any) -> None:
         self.error = ""
         self._write = engine.checkpoint_engine.save
         engine.checkpoint_engine.save = self._save
-        engine._copy_recovery_script = lambda save_path: None  # zero_to_fp32.py in each checkpoint: weights/ serves its purpose
+        engine._copy_recovery_script = lambda save_path: (
+            None
+        )  # zero_to_fp32.py in each checkpoint: weights/ serves its purpose
 
     def _save(self, state_dict: Any, path: str) -> None:
         self.error = self.error or attempt(lambda: self._write(state_dict, path))
 
 
 def attempt(action: Callable[[], object]) -> str:
-    """What went wrong with a write, or ''. A full disk is an OSError, to torch a RuntimeError, to safetensors an error of its own."""
+    """What went wrong with a write, or ''. A full disk is an OSError, to torch a RuntimeError, to
+    safetensors an error of its own."""
     try:
         action()
     except (OSError, RuntimeError, SafetensorError) as failure:
@@ -263,10 +312,19 @@ def code_version() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
         version = "not installed"
     try:
-        found = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        found = subprocess.run(
+            ["git", "-C", str(ROOT), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     except OSError:  # no git on this machine
         return {"version": version}
-    return {"version": version, "commit": found.stdout.strip()} if found.returncode == 0 else {"version": version}
+    return (
+        {"version": version, "commit": found.stdout.strip()}
+        if found.returncode == 0
+        else {"version": version}
+    )
 
 
 def _save_weights(module: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:
@@ -279,13 +337,22 @@ def _save_weights(module: nn.Module, weights: dict[str, torch.Tensor], folder: P
         from safetensors.torch import save_file
 
         folder.mkdir()
-        save_file({name: value.contiguous() for name, value in weights.items()}, folder / "model.safetensors")
+        save_file(
+            {name: value.contiguous() for name, value in weights.items()},
+            folder / "model.safetensors",
+        )
 
 
 def save(
-    engine: Any, writer: StateWriter, module: nn.Module, out: Path, facts: Mapping[str, Any], layout: Mapping[str, Any]
+    engine: Any,
+    writer: StateWriter,
+    module: nn.Module,
+    out: Path,
+    facts: Mapping[str, Any],
+    layout: Mapping[str, Any],
 ) -> Path:
-    """Write a checkpoint with all ranks and publish it. A failure leaves the earlier ones alone and raises CheckpointError on every rank."""
+    """Write a checkpoint with all ranks and publish it. A failure leaves the earlier ones alone and
+    raises CheckpointError on every rank."""
     target = out / "checkpoints" / f"step-{facts['step']:08d}"
     temporary = target.with_name(f".tmp-{target.name}")
     first = dist.get_rank() == 0
@@ -294,24 +361,34 @@ def save(
         weights = full_weights(module, engine.optimizer)
         writer.error = ""
         engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False)
-        error = _first_error(writer.error)  # before rank 0 publishes: all partitions must have been written
+        error = _first_error(
+            writer.error
+        )  # before rank 0 publishes: all partitions must have been written
     if not error:
         error = _first_error(
-            attempt(lambda: _finish(temporary, target, module, weights, {"run.json": facts, LAYOUT: layout})) if first else ""
+            attempt(
+                lambda: _finish(
+                    temporary, target, module, weights, {"run.json": facts, LAYOUT: layout}
+                )
+            )
+            if first
+            else ""
         )
     if error:
         if first:
             shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"checkpoint {target.name} could not be written ({error}); most often the disk or a quota is full: "
-            f"{size(shutil.disk_usage(out).free)} are free in {out}. Earlier checkpoints are whole: free space, then run the same command again",
+            f"checkpoint {target.name} could not be written ({error}); most often the disk or a"
+            f" quota is full: {size(shutil.disk_usage(out).free)} are free in {out}. Earlier"
+            " checkpoints are whole: free space, then run the same command again",
             disk=True,
         )
     return target
 
 
 def save_best(module: nn.Module, optimizer: Any, out: Path, facts: Mapping[str, Any]) -> Path:
-    """Publish the weights of this step as the run's best ones, with all ranks; older ones are deleted then. Fails as `save` does."""
+    """Publish the weights of this step as the run's best ones, with all ranks; older ones are
+    deleted then. Fails as `save` does."""
     target = out / BEST / f"step-{facts['step']:08d}"
     temporary = target.with_name(f".tmp-{target.name}")
     weights = full_weights(module, optimizer)
@@ -326,7 +403,10 @@ def save_best(module: nn.Module, optimizer: Any, out: Path, facts: Mapping[str, 
 
     error = _first_error(attempt(publish) if dist.get_rank() == 0 else "")
     if error:
-        raise CheckpointError(f"{target} could not be written ({error}); free space, then run the same command again", disk=True)
+        raise CheckpointError(
+            f"{target} could not be written ({error}); free space, then run the same command again",
+            disk=True,
+        )
     return target
 
 
@@ -337,9 +417,14 @@ def _make_folder(temporary: Path) -> None:
 
 
 def _finish(
-    temporary: Path, target: Path, module: nn.Module, weights: dict[str, torch.Tensor], notes: Mapping[str, Mapping[str, Any]]
+    temporary: Path,
+    target: Path,
+    module: nn.Module,
+    weights: dict[str, torch.Tensor],
+    notes: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Rank 0's part after all partitions are written: weights, notes (file name → content), manifest, rename."""
+    """Rank 0's part after all partitions are written: weights, notes (file name → content),
+    manifest, rename."""
     _save_weights(module, weights, temporary / "weights")
     for name, content in notes.items():
         write_atomic(temporary / name, json.dumps(content, indent=1) + "\n")
@@ -353,17 +438,22 @@ def _first_error(error: str) -> str:
     return next((text for text in gathered(error) if text), "")
 
 
-def load(engine: Any, module: nn.Module, folder: Path, layout: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Restore the state of a verified checkpoint; returns run.json, and in words what has changed in the layout since.
+def load(
+    engine: Any, module: nn.Module, folder: Path, layout: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """Restore the state of a verified checkpoint; returns run.json, and in words what has changed
+    in the layout since.
 
-    At the layout that wrote it DeepSpeed loads its own files, bit for bit; at another one engine/checkpoint/reshard.py joins and divides the partitions.
+    At the layout that wrote it DeepSpeed loads its own files, bit for bit; at another one
+    engine/checkpoint/reshard.py joins and divides the partitions.
     """
     from allinone.engine.checkpoint import reshard
 
     facts = json.loads((folder / "run.json").read_text())
     if not (folder / LAYOUT).is_file():
         raise CheckpointError(
-            f"{folder} was written by an earlier version, without {LAYOUT}; begin a new run from its weights in {folder / 'weights'}"
+            f"{folder} was written by an earlier version, without {LAYOUT}; begin a new run from"
+            f" its weights in {folder / 'weights'}"
         )
     before = json.loads((folder / LAYOUT).read_text())
     changed = reshard.difference(before, layout)
@@ -373,7 +463,9 @@ def load(engine: Any, module: nn.Module, folder: Path, layout: Mapping[str, Any]
         return facts, changed
     path, _ = engine.load_checkpoint(str(folder), tag=STATE)
     if path is None:
-        raise CheckpointError(f"DeepSpeed could not load {folder}; was it written with another ds_config?")
+        raise CheckpointError(
+            f"DeepSpeed could not load {folder}; was it written with another ds_config?"
+        )
     if before["offload"] == "nvme":
         reshard.load_kept_in_memory(engine, folder)
     return facts, ""
@@ -384,9 +476,12 @@ DOOMED = ".tmp-old-"
 
 
 def prune(out: Path, keep_last: int, keep_every: int) -> None:
-    """Delete old checkpoints: the newest `keep_last` stay, and those at multiples of `keep_every` steps."""
+    """Delete old checkpoints: the newest `keep_last` stay, and those at multiples of `keep_every`
+    steps."""
     for folder in checkpoints(out)[keep_last:]:
         if not keep_every or step_of(folder) % keep_every:
             folder.rename(folder.with_name(f"{DOOMED}{folder.name}"))
     for doomed in (out / "checkpoints").glob(f"{DOOMED}*"):
-        shutil.rmtree(doomed, ignore_errors=True)  # NFS keeps what somebody still reads; the next time
+        shutil.rmtree(
+            doomed, ignore_errors=True
+        )  # NFS keeps what somebody still reads; the next time

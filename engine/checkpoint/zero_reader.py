@@ -1,8 +1,11 @@
-"""Weights and AdamW's moments from a checkpoint's partitions on the disk, by parameter name, without DeepSpeed and without a process group.
+"""Weights and AdamW's moments from a checkpoint's partitions on the disk, by parameter name,
+without DeepSpeed and without a process group.
 
-`weights/` of a checkpoint holds the fp32 weights already gathered; this is for a checkpoint whose weights/ is lost, for an independent look at
-it, and for a run that continues at another layout (engine/checkpoint/reshard.py). Files are mapped into memory: only the numbers that are asked for are read
-from the disk. Layout of the partitions: DeepSpeed 0.19, deepspeed/utils/zero_to_fp32.py; of tensor-parallel parts: layout.json beside the manifest.
+`weights/` of a checkpoint holds the fp32 weights already gathered; this is for a checkpoint whose
+weights/ is lost, for an independent look at it, and for a run that continues at another layout
+(engine/checkpoint/reshard.py). Files are mapped into memory: only the numbers that are asked for
+are read from the disk. Layout of the partitions: DeepSpeed 0.19, deepspeed/utils/zero_to_fp32.py;
+of tensor-parallel parts: layout.json beside the manifest.
 """
 
 from __future__ import annotations
@@ -36,16 +39,19 @@ _PREFIX = "model."  # engine.objective.StepModule's
 
 @dataclass
 class _Place:
-    """Where a parameter lies: pieces (which data rank, which of its flat tensors, from, to) that follow one another."""
+    """Where a parameter lies: pieces (which data rank, which of its flat tensors, from, to) that
+    follow one another."""
 
     shape: torch.Size
     pieces: list[tuple[int, int, int, int]] = field(default_factory=list)
 
 
 class SavedState:
-    """What a checkpoint holds, at whatever ZeRO stage, number of ranks and tensor-parallel size it was written.
+    """What a checkpoint holds, at whatever ZeRO stage, number of ranks and tensor-parallel size it
+    was written.
 
-    Raises CheckpointError where files of a rank are missing, and for frozen or shared parameters, which partitions hold elsewhere.
+    Raises CheckpointError where files of a rank are missing, and for frozen or shared parameters,
+    which partitions hold elsewhere.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -56,20 +62,30 @@ class SavedState:
         folder = checkpoint / STATE
         models = [self._model(folder, 0)]
         models += [self._model(folder, number) for number in range(1, models[0]["mp_world_size"])]
-        self._parts = [_Part(folder, number, model, self._facts) for number, model in enumerate(models)]
+        self._parts = [
+            _Part(folder, number, model, self._facts) for number, model in enumerate(models)
+        ]
 
     @staticmethod
     def _model(folder: Path, part: int) -> dict[str, Any]:
         files = sorted(folder.glob(f"*mp_rank_{part:02d}_model_states.pt"), key=_data_rank)
         if not files:
-            missing = f"tensor-parallel part {part}: no *mp_rank_{part:02d}_model_states.pt" if part else "no *_model_states.pt"
+            missing = (
+                f"tensor-parallel part {part}: no *mp_rank_{part:02d}_model_states.pt"
+                if part
+                else "no *_model_states.pt"
+            )
             raise CheckpointError(
-                f"{folder} holds {missing}; give a whole checkpoint of this program (runs/NAME/checkpoints/step-…)"
+                f"{folder} holds {missing}; give a whole checkpoint of this program"
+                " (runs/NAME/checkpoints/step-…)"
             )
         model = {"mp_world_size": 1, **read_pickle(files[0], STAND_INS)[0]}
         special = [name for name in ("frozen_param_shapes", "shared_params") if model.get(name)]
         if special:
-            raise CheckpointError(f"{folder} has {' and '.join(special)}, which partitions hold elsewhere; use weights/")
+            raise CheckpointError(
+                f"{folder} has {' and '.join(special)}, which partitions hold elsewhere; use"
+                " weights/"
+            )
         return model
 
     @property
@@ -85,19 +101,28 @@ class SavedState:
     def whole(self, name: str, key: Key) -> Tensor:
         """A parameter's fp32 weight or moment in its full shape, at tensor parallel 1."""
         parts = [part.read(name, key) for part in self._parts]
-        return parts[0] if name not in self._divisions or len(parts) == 1 else self._divisions[name].join(parts)
+        return (
+            parts[0]
+            if name not in self._divisions or len(parts) == 1
+            else self._divisions[name].join(parts)
+        )
 
 
 class _Part:
     """The files of the data ranks that share one tensor-parallel part of the model."""
 
-    def __init__(self, folder: Path, number: int, model: dict[str, Any], facts: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, number: int, model: dict[str, Any], facts: dict[str, Any]
+    ) -> None:
         self._folder, self._model, self._facts = folder, model, facts
         self._mapped: dict[Key, Sequence[Sequence[Tensor]]] = {}
         files = sorted(folder.glob(f"*mp_rank_{number:02d}_optim_states.pt"), key=_data_rank)
         ranks = [_data_rank(path) for path in files]
         if files and ranks != list(range(model["dp_world_size"])):
-            raise CheckpointError(f"{folder} holds the partitions of ranks {ranks}, but {model['dp_world_size']} ranks wrote it")
+            raise CheckpointError(
+                f"{folder} holds the partitions of ranks {ranks}, but {model['dp_world_size']}"
+                " ranks wrote it"
+            )
         self._ranks = [read_pickle(path, STAND_INS)[0]["optimizer_state_dict"] for path in files]
 
     @cached_property
@@ -116,16 +141,25 @@ class _Part:
     @cached_property
     def _groups(self) -> list[dict[str, torch.Size]]:
         if self._ranks:
-            return [{_own(name): shape for name, shape in group.items()} for group in self._model["param_shapes"]]
-        weights = {_own(name): value for name, value in self._model["module"].items() if value is not None}
+            return [
+                {_own(name): shape for name, shape in group.items()}
+                for group in self._model["param_shapes"]
+            ]
+        weights = {
+            _own(name): value for name, value in self._model["module"].items() if value is not None
+        }
         if "groups" not in self._facts:
             if "fp32_groups" in (self._model["optimizer"] or {}):
-                raise CheckpointError(f"{self._folder} lies beside no {LAYOUT}, which names its fp32 weights; use weights/")
+                raise CheckpointError(
+                    f"{self._folder} lies beside no {LAYOUT}, which names its fp32 weights; use"
+                    " weights/"
+                )
             return [{name: value.shape for name, value in weights.items()}]
         return [{name: weights[name].shape for name in group} for group in self._facts["groups"]]
 
     def _places_per_group(self) -> dict[str, _Place]:
-        """ZeRO 1, 2: each group is one flat tensor, cut into a piece of equal size per rank. ZeRO 0: one tensor per parameter."""
+        """ZeRO 1, 2: each group is one flat tensor, cut into a piece of equal size per rank. ZeRO
+        0: one tensor per parameter."""
         found: dict[str, _Place] = {}
         for number, group in enumerate(self._groups):
             size = self._flats("weight")[0][number].numel() if self._kind != "whole" else 0
@@ -145,7 +179,8 @@ class _Part:
         return found
 
     def _places_per_parameter(self) -> dict[str, _Place]:
-        """ZeRO 3: each parameter is cut into a piece per rank, the last one padded; a rank's pieces follow one another."""
+        """ZeRO 3: each parameter is cut into a piece per rank, the last one padded; a rank's pieces
+        follow one another."""
         found: dict[str, _Place] = {}
         flats = self._flats("weight")
         flat = offset = 0
@@ -154,7 +189,9 @@ class _Part:
                 if offset == flats[0][flat].numel():
                     flat, offset = flat + 1, 0
                 piece = math.ceil(shape.numel() / len(flats))
-                found[name] = _Place(shape, [(rank, flat, offset, offset + piece) for rank in range(len(flats))])
+                found[name] = _Place(
+                    shape, [(rank, flat, offset, offset + piece) for rank in range(len(flats))]
+                )
                 offset += piece
         return found
 
@@ -166,12 +203,20 @@ class _Part:
     def _states(self, rank: dict[str, Any] | None) -> list[dict[str, Any]]:
         """AdamW's state of a rank: one entry per flat tensor, or per parameter."""
         if rank is not None:
-            optimizer = rank["optimizer_state_dict"] if self._kind == "per parameter" else rank["base_optimizer_state"]
+            optimizer = (
+                rank["optimizer_state_dict"]
+                if self._kind == "per parameter"
+                else rank["base_optimizer_state"]
+            )
         else:
-            optimizer = self._model["optimizer"].get("optimizer_state_dict", self._model["optimizer"])  # 16 bits, fp32
+            optimizer = self._model["optimizer"].get(
+                "optimizer_state_dict", self._model["optimizer"]
+            )  # 16 bits, fp32
         state = optimizer["state"]
         if not state:
-            raise CheckpointError(f"{self._folder} holds no optimizer state: it was written before the first step")
+            raise CheckpointError(
+                f"{self._folder} holds no optimizer state: it was written before the first step"
+            )
         return [state[index] for index in sorted(state)]
 
     def _flats(self, key: Key) -> Sequence[Sequence[Tensor]]:
@@ -182,10 +227,16 @@ class _Part:
 
     def _find_flats(self, key: Key) -> Sequence[Sequence[Tensor]]:
         if key != "weight":
-            return [[state[key] for state in self._states(rank)] for rank in (self._ranks or [None])]
+            return [[state[key] for state in self._states(rank)] for rank in self._ranks or [None]]
         if self._ranks:
             return [
-                rank["fp32_flat_groups" if self._kind == "per parameter" else "single_partition_of_fp32_groups"]
+                rank[
+                    (
+                        "fp32_flat_groups"
+                        if self._kind == "per parameter"
+                        else "single_partition_of_fp32_groups"
+                    )
+                ]
                 for rank in self._ranks
             ]
         if masters := (self._model["optimizer"] or {}).get("fp32_groups"):
@@ -196,16 +247,24 @@ class _Part:
     def read(self, name: str, key: Key) -> Tensor:
         """This part's numbers of a parameter, in fp32."""
         if name not in self.places:
-            raise CheckpointError(f"{self._folder} holds no parameter {name}; was it written by another model?")
+            raise CheckpointError(
+                f"{self._folder} holds no parameter {name}; was it written by another model?"
+            )
         place, flats = self.places[name], self._flats(key)
-        pieces = [flats[rank][flat].detach().flatten()[start:stop] for rank, flat, start, stop in place.pieces]
+        pieces = [
+            flats[rank][flat].detach().flatten()[start:stop]
+            for rank, flat, start, stop in place.pieces
+        ]
         found = torch.cat(pieces)[: place.shape.numel()] if pieces else torch.empty(0)
         if found.numel() != place.shape.numel():
             raise CheckpointError(
-                f"the partitions end before {name}: {found.numel()} of its {place.shape.numel()} numbers are there"
+                f"the partitions end before {name}: {found.numel()} of its {place.shape.numel()}"
+                " numbers are there"
             )
         if found.dtype != torch.float32:
-            raise CheckpointError(f"{self._folder} holds {name} in {found.dtype} only; use weights/")
+            raise CheckpointError(
+                f"{self._folder} holds {name} in {found.dtype} only; use weights/"
+            )
         return found.view(place.shape)
 
 
@@ -219,6 +278,7 @@ def _own(name: str) -> str:
 
 
 def weights_from_shards(checkpoint: Path) -> dict[str, Tensor]:
-    """Parameter name (of the model, as in weights/) → fp32 tensor, of a checkpoint of any layout. Raises CheckpointError as SavedState does."""
+    """Parameter name (of the model, as in weights/) → fp32 tensor, of a checkpoint of any layout.
+    Raises CheckpointError as SavedState does."""
     saved = SavedState(checkpoint)
     return {name: saved.whole(name, "weight") for name in saved.names}

@@ -1,4 +1,5 @@
-"""The contrastive loss over the clips of all data ranks. Letters: B clips of the micro-batch, D projection width, W data ranks."""
+"""The contrastive loss over the clips of all data ranks. Letters: B clips of the micro-batch, D
+projection width, W data ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from allinone.engine.distributed import topology
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather over the data ranks. torch.distributed.nn has one, whose backward with gloo takes ranks of a group for global ones."""
+    """All-gather over the data ranks. torch.distributed.nn has one, whose backward with gloo takes
+    ranks of a group for global ones."""
 
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:
@@ -28,7 +30,8 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_with_gradient(local: Tensor) -> Tensor:
-    """Concatenate [B, D] of all data ranks in their order to [W * B, D]; the gradient of every rank's loss flows back to its owner."""
+    """Concatenate [B, D] of all data ranks in their order to [W * B, D]; the gradient of every
+    rank's loss flows back to its owner."""
     return local if topology.current().data_world == 1 else _Gather.apply(local)
 
 
@@ -62,9 +65,11 @@ def in_use() -> bool:
 
 
 def contrast(text: Tensor, video: Tensor, scale: Tensor, groups: Tensor | None = None) -> Contrast:
-    """InfoNCE of unit-length embeddings [B, D] of pairs, whose negatives are all pairs of the same micro-batch on all ranks.
+    """InfoNCE of unit-length embeddings [B, D] of pairs, whose negatives are all pairs of the same
+    micro-batch on all ranks.
 
-    `groups` int64 [B]: pairs of one group (two captions of one video) are no negatives of each other.
+    `groups` int64 [B]: pairs of one group (two captions of one video) are no negatives of each
+    other.
     """
     global _in_use
     _in_use = True
@@ -74,6 +79,11 @@ def contrast(text: Tensor, video: Tensor, scale: Tensor, groups: Tensor | None =
     if groups is not None:
         same = groups[:, None] == _gather(groups)[None]
         same[torch.arange(len(text), device=text.device), target] = False
-        to_video, to_text = (logits.masked_fill(same, float("-inf")) for logits in (to_video, to_text))
-    losses = (F.cross_entropy(to_video, target, reduction="none") + F.cross_entropy(to_text, target, reduction="none")) / 2
+        to_video, to_text = (
+            logits.masked_fill(same, float("-inf")) for logits in (to_video, to_text)
+        )
+    losses = (
+        F.cross_entropy(to_video, target, reduction="none")
+        + F.cross_entropy(to_text, target, reduction="none")
+    ) / 2
     return Contrast(losses, to_video.argmax(-1) == target, to_text.argmax(-1) == target)

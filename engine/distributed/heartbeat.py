@@ -1,5 +1,5 @@
-"""Who is missing when a run hangs. Every rank tells the rendezvous store every two seconds that it lives, and what it does; a rank whose watchdog has
-run out asks who has fallen silent."""
+"""Who is missing when a run hangs. Every rank tells the rendezvous store every two seconds that it
+lives, and what it does; a rank whose watchdog has run out asks who has fallen silent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 PERIOD_S = 2.0
 LISTEN_S = 5.0
-"""A rank whose count has not moved for so long is silent. Counts, not clocks: those of two hosts differ."""
+"""A rank whose count has not moved for so long is silent. Counts, not clocks: those of two hosts
+differ."""
 PATIENCE_S = 10.0
 """The store itself may be what hangs."""
 
@@ -31,18 +32,33 @@ class Sign:
 def verdict(before: dict[int, Sign], after: dict[int, Sign], world: int) -> str:
     """Who is missing, from two looks at all ranks' signs."""
     silent = [
-        rank for rank in range(world) if rank not in after or (rank in before and after[rank].number == before[rank].number)
+        rank
+        for rank in range(world)
+        if rank not in after or (rank in before and after[rank].number == before[rank].number)
     ]
     if silent:
         named = []
         for rank in silent[:8]:
             sign = after.get(rank)
-            named.append(f"rank {rank} on {sign.host} (pid {sign.pid}), last in {sign.doing}" if sign else f"rank {rank}")
+            named.append(
+                f"rank {rank} on {sign.host} (pid {sign.pid}), last in {sign.doing}"
+                if sign
+                else f"rank {rank}"
+            )
         more = f" and {len(silent) - 8} more" if len(silent) > 8 else ""
-        return f"no sign of life from {'; '.join(named)}{more}: stopped, dead, or its host is out of reach"
+        return (
+            f"no sign of life from {'; '.join(named)}{more}: stopped, dead, or its host is out of"
+            " reach"
+        )
     usual = Counter(sign.doing for sign in after.values()).most_common(1)[0][0]
-    elsewhere = [f"rank {rank} on {sign.host} in {sign.doing}" for rank, sign in after.items() if sign.doing != usual]
-    return f"all ranks live, most in {usual}" + (f"; elsewhere: {'; '.join(elsewhere[:8])}" if elsewhere else "")
+    elsewhere = [
+        f"rank {rank} on {sign.host} in {sign.doing}"
+        for rank, sign in after.items()
+        if sign.doing != usual
+    ]
+    return f"all ranks live, most in {usual}" + (
+        f"; elsewhere: {'; '.join(elsewhere[:8])}" if elsewhere else ""
+    )
 
 
 class RollCall:
@@ -68,9 +84,12 @@ class RollCall:
             number += 1
             try:
                 self._store.set(
-                    f"sign/{self._rank}", "\t".join((str(number), socket.gethostname(), str(os.getpid()), self._doing()))
+                    f"sign/{self._rank}",
+                    "\t".join((str(number), socket.gethostname(), str(os.getpid()), self._doing())),
                 )
-            except RuntimeError:  # the store has gone with its rank; that rank's end will be noticed
+            except (
+                RuntimeError
+            ):  # the store has gone with its rank; that rank's end will be noticed
                 return
             if self._ended.wait(PERIOD_S):
                 return
@@ -98,10 +117,15 @@ class RollCall:
         asking = threading.Thread(target=ask, daemon=True)
         asking.start()
         asking.join(LISTEN_S + PATIENCE_S)
-        time.sleep(PERIOD_S)  # others ask at about the same time: they should still find this rank, and the store if it keeps it
+        time.sleep(
+            PERIOD_S
+            # others ask at about the same time: they should still find this rank, and the store if it
+            # keeps it
+        )
         return found[0]
 
     def stop(self) -> None:
-        """The run has ended. A thread inside the store when the interpreter ends makes it abort; it gets PATIENCE_S to come back."""
+        """The run has ended. A thread inside the store when the interpreter ends makes it abort; it
+        gets PATIENCE_S to come back."""
         self._ended.set()
         self._thread.join(PATIENCE_S)

@@ -20,13 +20,16 @@ T = TypeVar("T")
 
 EXIT_HANG = 5
 GRACE_S = 30.0
-"""So much later than a watchdog come the time-out of collectives, which would end a waiting rank without a word on which one it waits for, and
-faulthandler's own timer, which needs no Python thread to run, for a hang that holds the interpreter's lock."""
+"""So much later than a watchdog come the time-out of collectives, which would end a waiting rank
+without a word on which one it waits for, and faulthandler's own timer, which needs no Python thread
+to run, for a hang that holds the interpreter's lock."""
 STOOD_STILL_S = 5.0
-"""A watchdog that looks so much later than it meant to was stopped with its whole process (SIGSTOP, a frozen container), or kept from the
-interpreter: what it then finds overdue is no sign that others hang."""
+"""A watchdog that looks so much later than it meant to was stopped with its whole process (SIGSTOP,
+a frozen container), or kept from the interpreter: what it then finds overdue is no sign that others
+hang."""
 START_S = 180.0
-"""Starting, up to the end of the first step, has at least so long, however short --hang-timeout-s is: it imports, reads a checkpoint, opens data."""
+"""Starting, up to the end of the first step, has at least so long, however short --hang-timeout-s
+is: it imports, reads a checkpoint, opens data."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -44,7 +47,8 @@ class TooManySkipped(RuntimeError):  # noqa: N818 - says what happened
 
 
 class StopSignals:
-    """Remembers SIGTERM, SIGUSR1 and SIGINT for the loop, which looks between two steps. A second SIGINT ends at once."""
+    """Remembers SIGTERM, SIGUSR1 and SIGINT for the loop, which looks between two steps. A second
+    SIGINT ends at once."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -62,10 +66,11 @@ class StopSignals:
 
 
 class Agreement:
-    """Tells every rank about a signal that any rank got, one step later, without waiting for the device or for slower ranks.
+    """Tells every rank about a signal that any rank got, one step later, without waiting for the
+    device or for slower ranks.
 
-    The exchange runs over a group of its own between hosts (gloo), beside the next step; NCCL would put it on the device and make the
-    host wait there.
+    The exchange runs over a group of its own between hosts (gloo), beside the next step; NCCL would
+    put it on the device and make the host wait there.
     """
 
     _NAMES = (None, *(number.name for number in SIGNALS))
@@ -77,22 +82,31 @@ class Agreement:
         self._pending: tuple[Any, Any] | None = None
         several = dist.get_world_size() > 1
         self._group = (
-            dist.new_group(backend="gloo", timeout=timedelta(seconds=collective_timeout_s(timeout_s))) if several else None
+            dist.new_group(
+                backend="gloo", timeout=timedelta(seconds=collective_timeout_s(timeout_s))
+            )
+            if several
+            else None
         )
 
     def share(self, received: str | None) -> str | None:
-        """Call once per step on every rank: what was received up to the step before, the same on all."""
+        """Call once per step on every rank: what was received up to the step before, the same on
+        all."""
         import torch
 
         if self._group is None:
             return received
         before = self.settle()
         code = torch.tensor(self._NAMES.index(received))
-        self._pending = (self._dist.all_reduce(code, self._dist.ReduceOp.MAX, group=self._group, async_op=True), code)
+        self._pending = (
+            self._dist.all_reduce(code, self._dist.ReduceOp.MAX, group=self._group, async_op=True),
+            code,
+        )
         return before
 
     def settle(self) -> str | None:
-        """Wait for the exchange that is under way; no later one may be open when the process group closes."""
+        """Wait for the exchange that is under way; no later one may be open when the process group
+        closes."""
         if self._pending is None:
             return None
         work, code = self._pending
@@ -102,7 +116,8 @@ class Agreement:
 
 
 def decided_by_rank_0(action: Callable[[], T]) -> T:
-    """Result of `action` on rank 0, given to every rank. Its error is raised on every rank, so that none waits for one that has left."""
+    """Result of `action` on rank 0, given to every rank. Its error is raised on every rank, so that
+    none waits for one that has left."""
     import torch.distributed as dist
 
     box: list[Any] = [None, None]
@@ -139,8 +154,8 @@ def beat() -> None:
 
 
 class Watchdog:
-    """Ends the process if nothing finishes within the time-out, whatever it waits for, and says on which rank, in what, where in the code, and which
-    ranks give no sign of life."""
+    """Ends the process if nothing finishes within the time-out, whatever it waits for, and says on
+    which rank, in what, where in the code, and which ranks give no sign of life."""
 
     def __init__(self, timeout_s: float, rank: int, world: int) -> None:
         self._timeout_s, self._rank = timeout_s, rank
@@ -154,7 +169,8 @@ class Watchdog:
         _watchdogs.append(self)
 
     def alive(self, doing: str, starting: bool = False) -> None:
-        """Something has finished; start the time anew for what comes next. What is `starting` has at least START_S."""
+        """Something has finished; start the time anew for what comes next. What is `starting` has
+        at least START_S."""
         self._allowed_s = max(self._timeout_s, START_S) if starting else self._timeout_s
         self._doing, self._deadline = doing, time.monotonic() + self._allowed_s
         faulthandler.dump_traceback_later(self._allowed_s + GRACE_S, exit=True)
@@ -164,8 +180,9 @@ class Watchdog:
         self.alive(self._doing)
 
     def stop(self) -> None:
-        """The run has ended. A hang that is being reported ends the process itself, also where a peer that left has freed this rank meanwhile: the
-        report is wanted whole, and the exit code says who waited."""
+        """The run has ended. A hang that is being reported ends the process itself, also where a
+        peer that left has freed this rank meanwhile: the report is wanted whole, and the exit code
+        says who waited."""
         if self._reporting:
             self._thread.join()
         self._ended.set()
@@ -183,7 +200,8 @@ class Watchdog:
             if late > STOOD_STILL_S:
                 self._deadline += late
                 print(
-                    f"rank {self._rank} on {socket.gethostname()} (pid {os.getpid()}) stood still for {late:.0f} s",
+                    f"rank {self._rank} on {socket.gethostname()} (pid {os.getpid()}) stood still"
+                    f" for {late:.0f} s",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -191,15 +209,22 @@ class Watchdog:
                 self._reporting = True
                 host = socket.gethostname()
                 allowed = (
-                    f"--hang-timeout-s {self._timeout_s:g}" if self._allowed_s == self._timeout_s else f"{self._allowed_s:g} s"
+                    f"--hang-timeout-s {self._timeout_s:g}"
+                    if self._allowed_s == self._timeout_s
+                    else f"{self._allowed_s:g} s"
                 )
                 print(
-                    f"error: rank {self._rank} on {host} (pid {os.getpid()}) hangs: {self._doing} did not finish within {allowed}. "
-                    "Ranks that wait in a collective wait for one that shows another place, or none:",
+                    f"error: rank {self._rank} on {host} (pid {os.getpid()}) hangs: {self._doing}"
+                    f" did not finish within {allowed}. Ranks that wait in a collective wait for"
+                    " one that shows another place, or none:",
                     file=sys.stderr,
                     flush=True,
                 )
                 faulthandler.dump_traceback(all_threads=True)
                 if self._roll_call:
-                    print(f"error: rank {self._rank} called the roll: {self._roll_call.missing()}", file=sys.stderr, flush=True)
+                    print(
+                        f"error: rank {self._rank} called the roll: {self._roll_call.missing()}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                 os._exit(EXIT_HANG)

@@ -1,4 +1,5 @@
-"""What adds up on a rank between two logging steps, and its sum over ranks. Device values stay tensors until `collect`."""
+"""What adds up on a rank between two logging steps, and its sum over ranks. Device values stay
+tensors until `collect`."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class SkippedStep:
 
     step: int
     clips: tuple[str, ...]
-    """Clips of the micro-batches whose loss was not finite, over all ranks; of the whole step if every loss was finite."""
+    """Clips of the micro-batches whose loss was not finite, over all ranks; of the whole step if
+    every loss was finite."""
     loss_finite: bool
     """True: the losses were finite, the gradient overflowed in the backward pass."""
 
@@ -33,7 +35,8 @@ class Micro:
     """One micro-batch of this rank. Tensors stay on the device."""
 
     position: int
-    """Global position of its first clip: with the run's seed it makes the batch and its random numbers again."""
+    """Global position of its first clip: with the run's seed it makes the batch and its random
+    numbers again."""
     clips: tuple[str, ...]
     loss: Tensor
     """Scalar, detached."""
@@ -60,7 +63,8 @@ class Report:
     wait_s: list[float]
     """Time that each rank waited for data."""
     own_s: list[float]
-    """Time that each rank needed until it had its losses: waiting for data and the forward pass (engine/monitoring/straggler.py says why)."""
+    """Time that each rank needed until it had its losses: waiting for data and the forward pass
+    (engine/monitoring/straggler.py says why)."""
     memory_bytes: int
     """Largest memory of a rank."""
 
@@ -79,7 +83,8 @@ class _Step:
 
 
 class Tally:
-    """Sums of one rank. `digest` and `bad_clips` run over the whole training, the rest since the last `collect`."""
+    """Sums of one rank. `digest` and `bad_clips` run over the whole training, the rest since the
+    last `collect`."""
 
     def __init__(self) -> None:
         self.digest = 0
@@ -96,7 +101,8 @@ class Tally:
         return len(self._steps)
 
     def add(self, batch: Any, loss: Tensor, metrics: Mapping[str, Tensor]) -> None:
-        """One micro-batch. Metrics that are not finite are left out: one bad clip must not blank the curve of a whole logging interval."""
+        """One micro-batch. Metrics that are not finite are left out: one bad clip must not blank
+        the curve of a whole logging interval."""
         self.digest = (self.digest + batch.digest) % 2**DIGEST_BITS
         self.bad_clips += len(batch.bad)
         self._micro.append(Micro(batch.first_position, tuple(batch.clips), loss.detach(), metrics))
@@ -105,16 +111,20 @@ class Tally:
             self._sums[name] = self._sums[name] + usable if name in self._sums else usable
 
     def end_step(self, step: int, skipped: Tensor, norm: Tensor) -> None:
-        """The optimizer step after the micro-batches added since the last one; device scalars: 1 if it changed nothing, and the gradient's norm."""
+        """The optimizer step after the micro-batches added since the last one; device scalars: 1 if
+        it changed nothing, and the gradient's norm."""
         self._steps.append(_Step(step, self._micro, skipped, norm))
         self._micro = []
 
     def collect(self, memory_bytes: int, forward_s: float) -> Report:
-        """Wait for the device, add up over ranks (collective), and begin anew. `forward_s` is this rank's time in forward passes."""
+        """Wait for the device, add up over ranks (collective), and begin anew. `forward_s` is this
+        rank's time in forward passes."""
         steps = self._steps
         numbers = torch.stack([step.numbers() for step in steps]).tolist() if steps else []
         skips = [bool(skipped) for skipped, _, _ in numbers]
-        named = {step.number: _clips(step.micro) for step, skip in zip(steps, skips, strict=True) if skip}
+        named = {
+            step.number: _clips(step.micro) for step, skip in zip(steps, skips, strict=True) if skip
+        }
         mine: dict[str, Any] = {
             "sums": {name: value.double().tolist() for name, value in self._sums.items()},
             "named": named,
@@ -127,14 +137,25 @@ class Tally:
             "memory": memory_bytes,
         }
         parts = gathered(mine)
-        wait_s, own_s, memory = ([part[name] for part in parts] for name in ("wait", "own", "memory"))
+        wait_s, own_s, memory = (
+            [part[name] for part in parts] for name in ("wait", "own", "memory")
+        )
         parts = topology.current().one_per_data_rank(parts)
-        totals = {name: [sum(part["sums"][name][i] for part in parts) for i in (0, 1)] for name in self._sums}
+        totals = {
+            name: [sum(part["sums"][name][i] for part in parts) for i in (0, 1)]
+            for name in self._sums
+        }
         report = Report(
             steps=[step.number for step in steps],
-            metrics={name: total / count if count else float("nan") for name, (total, count) in totals.items()},
+            metrics={
+                name: total / count if count else float("nan")
+                for name, (total, count) in totals.items()
+            },
             skips=skips,
-            losses=[sum(column) / len(parts) for column in zip(*(part["losses"] for part in parts), strict=True)],
+            losses=[
+                sum(column) / len(parts)
+                for column in zip(*(part["losses"] for part in parts), strict=True)
+            ],
             norms=parts[0]["norms"],  # the same everywhere; one rank's, so that all judge alike
             skipped=[_merge(step, [part["named"][step] for part in parts]) for step in named],
             digest=sum(part["digest"] for part in parts) % 2**DIGEST_BITS,
@@ -156,4 +177,6 @@ def _clips(micro: Sequence[Micro]) -> tuple[list[str], list[str]]:
 
 def _merge(step: int, parts: list[tuple[list[str], list[str]]]) -> SkippedStep:
     guilty = [clip for part in parts for clip in part[0]]
-    return SkippedStep(step, tuple(guilty or [clip for part in parts for clip in part[1]]), loss_finite=not guilty)
+    return SkippedStep(
+        step, tuple(guilty or [clip for part in parts for clip in part[1]]), loss_finite=not guilty
+    )

@@ -12,7 +12,8 @@ from allinone.engine.planning.hardware import peak_of_card
 
 @functools.cache
 def measured_matmul_rate(seconds: float = 0.3, order: int = 1024) -> float:
-    """FLOP/s of square fp32 matrix products on this machine's CPU with the current number of threads."""
+    """FLOP/s of square fp32 matrix products on this machine's CPU with the current number of
+    threads."""
     a, b = torch.randn(order, order), torch.randn(order, order)
     a @ b
     best, end = 0.0, time.perf_counter() + seconds
@@ -24,7 +25,8 @@ def measured_matmul_rate(seconds: float = 0.3, order: int = 1024) -> float:
 
 
 def peak_rate(device: torch.device, precision: str) -> tuple[float, str]:
-    """(FLOP/s of one rank in fp32, bf16 or fp16, where the figure comes from); nan for an unknown GPU."""
+    """(FLOP/s of one rank in fp32, bf16 or fp16, where the figure comes from); nan for an unknown
+    GPU."""
     if device.type == "cpu":
         return measured_matmul_rate(), "measured fp32 matrix product"
     name = torch.cuda.get_device_name(device)

@@ -1,19 +1,24 @@
 """What a run tells: progress line or JSON lines, history.jsonl, TensorBoard. Rank 0 only.
 
-OUT/history.jsonl has one JSON object per line, of three kinds; numbers that are not finite are null. Every line has `step` and `time` (Unix seconds).
+OUT/history.jsonl has one JSON object per line, of three kinds; numbers that are not finite are
+null. Every line has `step` and `time` (Unix seconds).
 
-- a record, one per logging interval, has `metrics`: means over the interval, all micro-batches and ranks. `samples` consumed so far; `lr`; `loss` and
-  `grad_norm` of the newest step, the norm before clipping; `samples_per_s`, `step_s`, `mfu`, `eta_s`; `elapsed_s` of the interval without checkpoints
-  and evaluations; `data_wait`, the largest share of it that a rank waited for data; `own_s` and `wait_s`, own work (waiting and forward pass) and
-  waiting per step as {min, median, max} over ranks; `ranks`, the same per rank in a list; `slowest` {rank, host, own_s, ratio to the others' median},
-  null with one rank; `memory_bytes` of the largest rank; `skipped_steps` and `bad_clips` since step 0; `skipped`, the interval's skipped
-  steps with their clips; `digest` of all clips and choices so far.
+- a record, one per logging interval, has `metrics`: means over the interval, all micro-batches and
+  ranks. `samples` consumed so far; `lr`; `loss` and `grad_norm` of the newest step, the norm before
+  clipping; `samples_per_s`, `step_s`, `mfu`, `eta_s`; `elapsed_s` of the interval without
+  checkpoints and evaluations; `data_wait`, the largest share of it that a rank waited for data;
+  `own_s` and `wait_s`, own work (waiting and forward pass) and waiting per step as {min, median,
+  max} over ranks; `ranks`, the same per rank in a list; `slowest` {rank, host, own_s, ratio to the
+  others' median}, null with one rank; `memory_bytes` of the largest rank; `skipped_steps` and
+  `bad_clips` since step 0; `skipped`, the interval's skipped steps with their clips; `digest` of
+  all clips and choices so far.
 - an evaluation has `evaluation` {name: value} and `seconds`.
-- an event has `event`: start (host, pid, ranks, hosts, launcher, slurm_job, mfu_convention, steps, global_batch, log_every, hang_timeout_s),
-  checkpoint (path, bytes, seconds), damaged (problem), straggler (text), dossier (of_step, path, reason, verdict),
-  stop (reason), error (reason), finish.
+- an event has `event`: start (host, pid, ranks, hosts, launcher, slurm_job, mfu_convention, steps,
+  global_batch, log_every, hang_timeout_s), checkpoint (path, bytes, seconds), damaged (problem),
+  straggler (text), dossier (of_step, path, reason, verdict), stop (reason), error (reason), finish.
 
-After a restart, records and evaluations of steps that are run again are cut; events stay: they happened.
+After a restart, records and evaluations of steps that are run again are cut; events stay: they
+happened.
 """
 
 from __future__ import annotations
@@ -44,7 +49,8 @@ HISTORY = "history.jsonl"
 
 
 class Monitor:
-    """Writes one record per logging step. After a restart, records of steps that are run again are cut from the history."""
+    """Writes one record per logging step. After a restart, records of steps that are run again are
+    cut from the history."""
 
     def __init__(
         self,
@@ -56,13 +62,22 @@ class Monitor:
         flops_per_sample: float,
         peak: tuple[float, str],
     ) -> None:
-        """`hosts` are those of all ranks; `peak` is a rank's rate in FLOP/s and where the figure comes from."""
-        self._config, self._hosts, self._flops_per_sample, self._peak = config, hosts, flops_per_sample, peak[0]
+        """`hosts` are those of all ranks; `peak` is a rank's rate in FLOP/s and where the figure
+        comes from."""
+        self._config, self._hosts, self._flops_per_sample, self._peak = (
+            config,
+            hosts,
+            flops_per_sample,
+            peak[0],
+        )
         self._alarm = StragglerAlarm(config.straggler_ratio)
         self._history_path = out / HISTORY
         self._cut(start_step)
         self._history = self._history_path.open("a", encoding="utf-8")
-        convention = f"FMA = 2, all passes, forward and backward; 1 = {count(peak[0])}FLOP/s per rank: {peak[1]}"
+        convention = (
+            f"FMA = 2, all passes, forward and backward; 1 = {count(peak[0])}FLOP/s per rank:"
+            f" {peak[1]}"
+        )
         self.board = Board(out / "tensorboard", start_step, convention)
         self.event(
             "start",
@@ -74,7 +89,10 @@ class Monitor:
             launcher=place.launcher,
             slurm_job=os.environ.get("SLURM_JOB_ID"),
             mfu_convention=convention,
-            **{name: getattr(config, name) for name in ("steps", "global_batch", "log_every", "hang_timeout_s")},
+            **{
+                name: getattr(config, name)
+                for name in ("steps", "global_batch", "log_every", "hang_timeout_s")
+            },
         )
 
     def _cut(self, start_step: int) -> None:
@@ -91,7 +109,8 @@ class Monitor:
         write_atomic(self._history_path, "".join(f"{line}\n" for line in kept))
 
     def log(self, step: int, report: Report, elapsed_s: float, skipped_steps: int) -> None:
-        """One logging interval: `elapsed_s` seconds without checkpoints and evaluations, `skipped_steps` since step 0."""
+        """One logging interval: `elapsed_s` seconds without checkpoints and evaluations,
+        `skipped_steps` since step 0."""
         record = self._record(step, report, elapsed_s, skipped_steps)
         self._write(record)
         self.board.record(record)
@@ -105,27 +124,38 @@ class Monitor:
                 if skipped["loss_finite"]
                 else "loss not finite; clips"
             )
-            self.say(f"warning: step {skipped['step']} skipped, its {cause}: {', '.join(skipped['clips'])}")
+            self.say(
+                f"warning: step {skipped['step']} skipped, its {cause}:"
+                f" {', '.join(skipped['clips'])}"
+            )
         if self._config.json:
             print(json.dumps(finite(record)), flush=True)
             return
         losses = "  ".join(
-            f"{name.removesuffix('_loss')} {value:.3f}" for name, value in record["metrics"].items() if name.endswith("_loss")
+            f"{name.removesuffix('_loss')} {value:.3f}"
+            for name, value in record["metrics"].items()
+            if name.endswith("_loss")
         )
         line = (
-            f"step {step}/{self._config.steps}  {losses}  lr {record['lr']:.1e}  {record['samples_per_s']:.1f} clips/s  "
-            f"MFU {100 * record['mfu']:.0f} %  data wait {100 * record['data_wait']:.1f} %  "
-            f"{size(record['memory_bytes'])}  ETA {duration(record['eta_s'])}"
+            f"step {step}/{self._config.steps}  {losses}  lr {record['lr']:.1e} "
+            f" {record['samples_per_s']:.1f} clips/s  MFU {100 * record['mfu']:.0f} %  data wait"
+            f" {100 * record['data_wait']:.1f} %  {size(record['memory_bytes'])}  ETA"
+            f" {duration(record['eta_s'])}"
         )
         tail = [f"skipped {record['skipped_steps']}"] * bool(record["skipped_steps"]) + [
             f"bad clips {record['bad_clips']}"
         ] * bool(record["bad_clips"])
         print("  ".join([line, *tail]), flush=True)
 
-    def _record(self, step: int, report: Report, elapsed_s: float, skipped_steps: int) -> dict[str, Any]:
+    def _record(
+        self, step: int, report: Report, elapsed_s: float, skipped_steps: int
+    ) -> dict[str, Any]:
         config, steps = self._config, len(report.steps)
         samples_per_s = steps * config.global_batch / elapsed_s
-        own_s, wait_s = ([round(value / steps, 6) for value in values] for values in (report.own_s, report.wait_s))
+        own_s, wait_s = (
+            [round(value / steps, 6) for value in values]
+            for values in (report.own_s, report.wait_s)
+        )
         last = slowest(own_s, self._hosts)
         return {
             "step": step,
@@ -178,7 +208,11 @@ class Monitor:
         """How the run ended (`stopped`: by a signal, after saving), and flush everything."""
         try:
             kind = "finish" if reason is None else "stop" if stopped else "error"
-            self.event(kind, step, **({} if reason is None else {"reason": f"{type(reason).__name__}: {reason}"}))
+            self.event(
+                kind,
+                step,
+                **({} if reason is None else {"reason": f"{type(reason).__name__}: {reason}"}),
+            )
             self._history.close()
             self.board.close()
         except OSError:
@@ -192,7 +226,11 @@ class Monitor:
 
 def memory_bytes(device: torch.device) -> int:
     """Peak allocated memory of the GPU, or resident memory of the process on a CPU."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    return (
+        torch.cuda.max_memory_allocated(device)
+        if device.type == "cuda"
+        else psutil.Process().memory_info().rss
+    )
 
 
 def finite(value: Any) -> Any:

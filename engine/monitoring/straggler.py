@@ -1,8 +1,10 @@
-"""Which rank is slow: time that each needs for its own work, measured without waiting for the device.
+"""Which rank is slow: time that each needs for its own work, measured without waiting for the
+device.
 
-A step takes the same time on every rank, since the fast ones wait for the slow one where gradients are summed: in the backward pass and in the
-update. What tells ranks apart is their own work before that: waiting for data and the forward pass. With ZeRO 3, and with VTC, ranks wait for each
-other in the forward pass too, and the figure says less.
+A step takes the same time on every rank, since the fast ones wait for the slow one where gradients
+are summed: in the backward pass and in the update. What tells ranks apart is their own work before
+that: waiting for data and the forward pass. With ZeRO 3, and with VTC, ranks wait for each other in
+the forward pass too, and the figure says less.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ SHARE_OF_STEP = 0.1
 
 
 class Stopwatch:
-    """Adds up times of a piece of code: host times on a CPU, CUDA events on a GPU, which are read when the device has come to rest anyway."""
+    """Adds up times of a piece of code: host times on a CPU, CUDA events on a GPU, which are read
+    when the device has come to rest anyway."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -42,10 +45,13 @@ class Stopwatch:
         self._events.append((before, after))
 
     def take(self) -> float:
-        """Seconds since the last call. On a GPU the last event is waited for: to be called on logging steps only."""
+        """Seconds since the last call. On a GPU the last event is waited for: to be called on
+        logging steps only."""
         if self._events:
             self._events[-1][1].synchronize()
-        total = self._seconds + sum(before.elapsed_time(after) for before, after in self._events) / 1e3
+        total = (
+            self._seconds + sum(before.elapsed_time(after) for before, after in self._events) / 1e3
+        )
         self._seconds, self._events = 0.0, []
         return total
 
@@ -77,7 +83,8 @@ def slowest(own_s: Sequence[float], hosts: Sequence[str]) -> Slowest | None:
 
 
 class StragglerAlarm:
-    """Says once that a rank lags: two logging intervals in a row above `ratio` and above a tenth of the step's time."""
+    """Says once that a rank lags: two logging intervals in a row above `ratio` and above a tenth of
+    the step's time."""
 
     def __init__(self, ratio: float) -> None:
         self._ratio = ratio
@@ -87,7 +94,11 @@ class StragglerAlarm:
     def judge(self, found: Slowest | None, step_s: float) -> str | None:
         """A warning, or None. `step_s` is the time of a whole step."""
         slow = found is not None and self._ratio > 0 and found.ratio > self._ratio
-        if found is None or not slow or found.own_s * (1 - 1 / found.ratio) < SHARE_OF_STEP * step_s:
+        if (
+            found is None
+            or not slow
+            or found.own_s * (1 - 1 / found.ratio) < SHARE_OF_STEP * step_s
+        ):
             self._suspect = self._named = None
             return None
         again, self._suspect = self._suspect == found.rank, found.rank
@@ -95,6 +106,7 @@ class StragglerAlarm:
             return None
         self._named = found.rank
         return (
-            f"rank {found.rank} on {found.host} lags: {found.own_s:.3g} s of own work per step, {found.ratio:.1f} times the median of the "
-            f"others, in two logging intervals (warned of above {self._ratio:g} times and a tenth of the step; --straggler-ratio)"
+            f"rank {found.rank} on {found.host} lags: {found.own_s:.3g} s of own work per step,"
+            f" {found.ratio:.1f} times the median of the others, in two logging intervals (warned"
+            f" of above {self._ratio:g} times and a tenth of the step; --straggler-ratio)"
         )

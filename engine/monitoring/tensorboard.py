@@ -1,7 +1,9 @@
-"""TensorBoard of a run: curves, arranged as custom scalars; pictures of samples; options and derived facts as text.
+"""TensorBoard of a run: curves, arranged as custom scalars; pictures of samples; options and
+derived facts as text.
 
-Tags: train/<metric>[/<data set>] means over the logging interval; run/<fact>; ranks/<time>/<min|median|max> over ranks; eval/<set>/<metric>.
-docs/monitoring.md explains every curve.
+Tags: train/<metric>[/<data set>] means over the logging interval; run/<fact>;
+ranks/<time>/<min|median|max> over ranks; eval/<set>/<metric>. docs/monitoring.md explains every
+curve.
 """
 
 from __future__ import annotations
@@ -16,7 +18,17 @@ from numpy.typing import NDArray
 
 from allinone.engine.checkpoint.manager import flatten
 
-RUN_FACTS = ("lr", "grad_norm", "samples_per_s", "step_s", "mfu", "data_wait", "memory_bytes", "skipped_steps", "bad_clips")
+RUN_FACTS = (
+    "lr",
+    "grad_norm",
+    "samples_per_s",
+    "step_s",
+    "mfu",
+    "data_wait",
+    "memory_bytes",
+    "skipped_steps",
+    "bad_clips",
+)
 """Keys of a history record that become curves run/<key>."""
 RANK_FACTS = ("own_s", "wait_s")
 """Keys of a history record with a spread over ranks, which become ranks/<key>/<min|median|max>."""
@@ -29,19 +41,27 @@ def _exactly(*tags: str) -> list[Any]:
 
 
 def layout(metrics: Iterable[str], mfu_convention: str) -> Layout:
-    """Category → chart → what add_custom_scalars wants. `metrics` are the objectives' names, with /<data set> where there are several.
+    """Category → chart → what add_custom_scalars wants. `metrics` are the objectives' names, with
+    /<data set> where there are several.
 
     Charts of evaluation metrics are written as patterns, since validation sets are known later.
     """
     names = sorted(metrics)
     whole = [name for name in names if "/" not in name]
-    losses, others = [n for n in whole if n.endswith("_loss")], [n for n in whole if not n.endswith("_loss")]
-    charts: dict[str, list[Any]] = {"losses of the objectives": _exactly(*(f"train/{name}" for name in losses))}
+    losses, others = (
+        [n for n in whole if n.endswith("_loss")],
+        [n for n in whole if not n.endswith("_loss")],
+    )
+    charts: dict[str, list[Any]] = {
+        "losses of the objectives": _exactly(*(f"train/{name}" for name in losses))
+    }
     for name in sorted({name.split("/")[0] for name in names if "/" in name}):
         charts[f"{name} by data set"] = ["Multiline", [f"^train/{re.escape(name)}/"]]
     accuracies = [name for name in others if name.endswith("accuracy")]
     if accuracies:
-        charts["accuracies on training samples (0 to 1)"] = _exactly(*(f"train/{name}" for name in accuracies))
+        charts["accuracies on training samples (0 to 1)"] = _exactly(
+            *(f"train/{name}" for name in accuracies)
+        )
     for name in others:
         if name not in accuracies:
             charts[name] = _exactly(f"train/{name}")
@@ -83,7 +103,8 @@ def options_table(options: Mapping[str, Any]) -> str:
 
 
 class Board:
-    """Writes event files into `folder`; what an earlier process wrote after `start_step` is hidden."""
+    """Writes event files into `folder`; what an earlier process wrote after `start_step` is
+    hidden."""
 
     def __init__(self, folder: Path, start_step: int, mfu_convention: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -95,12 +116,16 @@ class Board:
     def describe(self, options: Mapping[str, Any], facts: str, step: int) -> None:
         """The text tab: the run's options and what was derived from them."""
         self._writer.add_text("run/options", options_table(options), step)
-        self._writer.add_text("run/derived", "\n".join(f"    {line}" for line in facts.splitlines()), step)
+        self._writer.add_text(
+            "run/derived", "\n".join(f"    {line}" for line in facts.splitlines()), step
+        )
 
     def record(self, record: Mapping[str, Any]) -> None:
         """The curves of one record of the history."""
         names, step = set(record["metrics"]), record["step"]
-        if not names <= self._arranged:  # with alternating co-training, some objectives appear later
+        if (
+            not names <= self._arranged
+        ):  # with alternating co-training, some objectives appear later
             self._arranged |= names
             self._writer.add_custom_scalars(layout(self._arranged, self._convention))
         for name, value in record["metrics"].items():

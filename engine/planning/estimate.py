@@ -1,4 +1,5 @@
-"""What a run is expected to need, before it starts, and what it got, at its end: OUT/plan.json and the lines "planned … got …"."""
+"""What a run is expected to need, before it starts, and what it got, at its end: OUT/plan.json and
+the lines "planned … got …"."""
 
 from __future__ import annotations
 
@@ -21,9 +22,14 @@ from allinone.engine.monitoring.peak_flops import peak_rate
 from allinone.engine.planning.memory import Groups, Zero, state_memory, traffic
 
 ASSUMED_MFU = {"cuda": 0.4, "cpu": 0.35}
-"""Share of the peak rate that a plan assumes: of a GPU's data-sheet rate, of a CPU's measured matrix product."""
+"""Share of the peak rate that a plan assumes: of a GPU's data-sheet rate, of a CPU's measured
+matrix product."""
 FILE = "plan.json"
-MOMENTS = {"between": "between steps", "backward": "in the backward pass", "update": "in the update"}
+MOMENTS = {
+    "between": "between steps",
+    "backward": "in the backward pass",
+    "update": "in the update",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ class Activations:
 
 
 def element_sizes(config: TrainConfig) -> tuple[int, int]:
-    """Bytes of an activation and of an element of a dropout mask, in a run on this machine's kind of device."""
+    """Bytes of an activation and of an element of a dropout mask, in a run on this machine's kind
+    of device."""
     element = Zero.from_config(ds_config.load(config.ds_config)).element
     on_gpu = torch.cuda.is_available() and config.device != "cpu"
     return element, 1 if on_gpu else element
@@ -46,7 +53,8 @@ def element_sizes(config: TrainConfig) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The plan of one run. The first keys are flat: readers of OUT/plan.json compare them with a run's records."""
+    """The plan of one run. The first keys are flat: readers of OUT/plan.json compare them with a
+    run's records."""
 
     samples_per_s: float
     step_s: float
@@ -59,7 +67,8 @@ class RunPlan:
     flops_per_step: float
     """Of all ranks."""
     bytes_per_step: float
-    """Handed to DeepSpeed's collectives by one rank: whole tensors that are reduced, gathered or scattered; without tensor parallelism's."""
+    """Handed to DeepSpeed's collectives by one rank: whole tensors that are reduced, gathered or
+    scattered; without tensor parallelism's."""
     parameters: int
     world: int
     global_batch: int
@@ -69,7 +78,8 @@ class RunPlan:
     peak_source: str
     activations: Activations
     state: dict[str, Any]
-    """Weights, gradients, optimizer state and buckets between steps, in the backward pass and in the update; bytes."""
+    """Weights, gradients, optimizer state and buckets between steps, in the backward pass and in
+    the update; bytes."""
     collectives: list[dict[str, Any]]
     got: dict[str, float | None] = field(default_factory=dict)
     """The same keys, measured by this process; empty until the run logs."""
@@ -84,8 +94,9 @@ def plan_run(
     flops_per_sample: float,
     activations: Activations,
 ) -> RunPlan:
-    """The plan of a run that is about to start here. `groups`: parameters that a rank holds. Tensor parallel divides them and the FLOPs;
-    that it divides part of the activations, and its own all-reduces, are left out."""
+    """The plan of a run that is about to start here. `groups`: parameters that a rank holds. Tensor
+    parallel divides them and the FLOPs; that it divides part of the activations, and its own
+    all-reduces, are left out."""
     world = layout.data_world
     parameters, accumulation = sum(map(sum, groups)), config.accumulation(world)
     zero = Zero.from_config(ds)
@@ -93,14 +104,22 @@ def plan_run(
     collectives = traffic(groups, world, zero, accumulation)
     rate, source = peak_rate(device, zero.precision)
     mfu = ASSUMED_MFU[device.type]
-    samples_per_s = mfu * rate * layout.world / flops_per_sample if flops_per_sample else float("nan")
+    samples_per_s = (
+        mfu * rate * layout.world / flops_per_sample if flops_per_sample else float("nan")
+    )
     resident = 0.0
     if device.type == "cpu":  # of a bucket, only the pages that are written to take memory
-        touched = replace(zero, bucket=min(zero.bucket, parameters), overlap=zero.overlap and zero.bucket < parameters)
+        touched = replace(
+            zero,
+            bucket=min(zero.bucket, parameters),
+            overlap=zero.overlap and zero.bucket < parameters,
+        )
         peak = state_memory(groups, world, touched, accumulation).peak(
             activations.total, activations.last_pass, activations.working
         )
-        resident = psutil.Process().memory_info().rss - 4.0 * parameters  # the fp32 model, which stands already
+        resident = (
+            psutil.Process().memory_info().rss - 4.0 * parameters
+        )  # the fp32 model, which stands already
     else:
         peak = planned.peak(activations.total, activations.last_pass, activations.working)
     return RunPlan(
@@ -125,7 +144,8 @@ def plan_run(
 
 
 class BytesCounter:
-    """Adds up what DeepSpeed hands to collectives, without waiting for the device (its own logger waits at every call)."""
+    """Adds up what DeepSpeed hands to collectives, without waiting for the device (its own logger
+    waits at every call)."""
 
     NAMES = (
         "all_reduce",
@@ -145,13 +165,19 @@ class BytesCounter:
         for name in self.NAMES:
             if comm.cdb is not None and hasattr(comm.cdb, name):
                 found = getattr(comm.cdb, name)
-                setattr(comm.cdb, name, self._counted(getattr(found, "uncounted", found)))  # not over an earlier run's counter
+                setattr(
+                    comm.cdb, name, self._counted(getattr(found, "uncounted", found))
+                )  # not over an earlier run's counter
 
     def _counted(self, collective: Any) -> Any:
         def counted(*args: Any, **kwargs: Any) -> Any:
-            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+            tensors = [
+                value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)
+            ]
             if self.on:
-                self.total += max((tensor.numel() * tensor.element_size() for tensor in tensors), default=0)
+                self.total += max(
+                    (tensor.numel() * tensor.element_size() for tensor in tensors), default=0
+                )
             return collective(*args, **kwargs)
 
         counted.uncounted = collective  # type: ignore[attr-defined]
@@ -159,7 +185,8 @@ class BytesCounter:
 
 
 class Planned:
-    """The plan beside what the run's records say. Rank 0 writes OUT/plan.json at the start and at the end."""
+    """The plan beside what the run's records say. Rank 0 writes OUT/plan.json at the start and at
+    the end."""
 
     def __init__(self, plan: RunPlan) -> None:
         self.plan = plan
@@ -183,15 +210,21 @@ class Planned:
     def lines(self) -> list[str]:
         """For the log, before training."""
         plan = self.plan
-        moments = [f"{size(sum(plan.state[name].values()))} {title}" for name, title in MOMENTS.items()]
+        moments = [
+            f"{size(sum(plan.state[name].values()))} {title}" for name, title in MOMENTS.items()
+        ]
         lines = [
-            f"planned memory per rank: {size(plan.memory_bytes)} at the peak (model state: {', '.join(moments)}; activations "
-            f"{size(plan.activations.total)}); each rank hands {size(plan.bytes_per_step)} to DeepSpeed's collectives per step",
+            (
+                f"planned memory per rank: {size(plan.memory_bytes)} at the peak (model state:"
+                f" {', '.join(moments)}; activations {size(plan.activations.total)}); each rank"
+                f" hands {size(plan.bytes_per_step)} to DeepSpeed's collectives per step"
+            ),
         ]
         if plan.samples_per_s == plan.samples_per_s:
             lines.append(
-                f"planned: {plan.samples_per_s:,.1f} clips/s and {duration(3600 * plan.hours)} for the whole run at MFU {plan.mfu:g} of "
-                f"{count(plan.peak_flops)}FLOP/s per rank ({plan.peak_source})"
+                f"planned: {plan.samples_per_s:,.1f} clips/s and {duration(3600 * plan.hours)} for"
+                f" the whole run at MFU {plan.mfu:g} of {count(plan.peak_flops)}FLOP/s per rank"
+                f" ({plan.peak_source})"
             )
         return lines
 
@@ -201,13 +234,18 @@ class Planned:
         self._memory = max(self._memory, memory)
 
     def got(self) -> dict[str, float | None]:
-        """What was measured, by the plan's keys; the first interval, which warms up, is left out of the rates if there are more."""
+        """What was measured, by the plan's keys; the first interval, which warms up, is left out of
+        the rates if there are more."""
         plan, counted = self.plan, self._intervals[1:] or self._intervals
         steps, seconds = sum(steps for steps, _ in counted), sum(seconds for _, seconds in counted)
         if not steps:
             return {}
         step_s, flops = seconds / steps, plan.flops_per_step
-        sent = self._counter.total / sum(steps for steps, _ in self._intervals) if self._counter else None
+        sent = (
+            self._counter.total / sum(steps for steps, _ in self._intervals)
+            if self._counter
+            else None
+        )
         if not plan.collectives:  # DeepSpeed calls them in a group of one rank too; nothing moves
             sent = 0.0
         return {
@@ -229,9 +267,19 @@ class Planned:
         plan, got = self.plan, self.got()
         pairs = [
             ("memory per rank", plan.memory_bytes, got.get("memory_bytes"), size),
-            ("clips/s", plan.samples_per_s, got.get("samples_per_s"), lambda value: f"{value:,.1f}"),
+            (
+                "clips/s",
+                plan.samples_per_s,
+                got.get("samples_per_s"),
+                lambda value: f"{value:,.1f}",
+            ),
             ("MFU", plan.mfu, got.get("mfu"), lambda value: f"{value:.2f}"),
-            ("bytes of DeepSpeed's collectives per rank and step", plan.bytes_per_step, got.get("bytes_per_step"), size),
+            (
+                "bytes of DeepSpeed's collectives per rank and step",
+                plan.bytes_per_step,
+                got.get("bytes_per_step"),
+                size,
+            ),
             ("hours of the whole run", plan.hours, got.get("hours"), lambda value: f"{value:.2f}"),
         ]
         return "\n".join(

@@ -1,6 +1,7 @@
 """GPUs and networks that plans are made for: figures of data sheets, with their source.
 
-Memory is the data sheet's number taken as 10**9 bytes per GB; drivers report 0 to 7 % more, which is left as a margin.
+Memory is the data sheet's number taken as 10**9 bytes per GB; drivers report 0 to 7 % more, which
+is left as a margin.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Device:
     bandwidth: float
     """Bytes/s of the GPU's memory."""
     link: float
-    """Bytes/s per direction to the other GPUs of its node: NVLink, or PCIe 4.0 x16 where there is none."""
+    """Bytes/s per direction to the other GPUs of its node: NVLink, or PCIe 4.0 x16 where there is
+    none."""
     watts: float
     """Thermal design power."""
     source: str
@@ -50,8 +52,13 @@ DEVICES = {
 }  # fmt: skip
 """Planning names → GPUs."""
 
-OTHER_PEAKS = {"A10": (125 * TERA, 31.2 * TERA), "H100 PCIe": (756.5 * TERA, 51 * TERA), "H100 NVL": (835.5 * TERA, 60 * TERA)}
-"""(dense 16-bit, fp32) rates of further cards by CUDA's name, from their data sheets; the planner has no other figure of them."""
+OTHER_PEAKS = {
+    "A10": (125 * TERA, 31.2 * TERA),
+    "H100 PCIe": (756.5 * TERA, 51 * TERA),
+    "H100 NVL": (835.5 * TERA, 60 * TERA),
+}
+"""(dense 16-bit, fp32) rates of further cards by CUDA's name, from their data sheets; the planner
+has no other figure of them."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,8 @@ class Network:
     node_bandwidth: float
     """Bytes/s per direction of one node of 8 GPUs, all adapters together, at line rate."""
     efficiency: float
-    """Share of the line rate that large collectives reach: an assumption, stated with every plan."""
+    """Share of the line rate that large collectives reach: an assumption, stated with every
+    plan."""
     latency: float
     """Seconds per message: an assumption."""
     source: str
@@ -81,7 +89,13 @@ NETWORKS = {
 }  # fmt: skip
 """Planning names → networks between nodes."""
 
-USUAL_NETWORK = {"h100-80g": "ib-ndr", "h200-141g": "ib-ndr", "b200": "ib-ndr", "l40s": "eth-100", "a6000": "eth-100"}
+USUAL_NETWORK = {
+    "h100-80g": "ib-ndr",
+    "h200-141g": "ib-ndr",
+    "b200": "ib-ndr",
+    "l40s": "eth-100",
+    "a6000": "eth-100",
+}
 """The network that a device's plan assumes if none is named; ib-hdr for the others."""
 LINK_EFFICIENCY, LINK_LATENCY = 0.8, 3e-6
 """The same assumptions inside a node."""
@@ -102,8 +116,11 @@ def find_network(name: str) -> Network:
 
 
 def peak_of_card(cuda_name: str, precision: str) -> tuple[float, str] | None:
-    """(FLOP/s in fp32, or in bf16 and fp16, product) of the card that CUDA names so; None for an unknown one."""
-    known = {device.product: (device.rate, device.rate_fp32) for device in DEVICES.values()} | OTHER_PEAKS
+    """(FLOP/s in fp32, or in bf16 and fp16, product) of the card that CUDA names so; None for an
+    unknown one."""
+    known = {
+        device.product: (device.rate, device.rate_fp32) for device in DEVICES.values()
+    } | OTHER_PEAKS
     for product in sorted(known, key=len, reverse=True):  # H100 PCIe before H100
         if re.search(rf"\b{product}\b", cuda_name):  # neither an A100 nor an A10G is an A10
             return known[product][precision == "fp32"], product

@@ -1,7 +1,10 @@
-"""How much memory a rank needs for weights, gradients and optimizer, by ZeRO stage; what it sends; activations come on top (model/activations.py).
+"""How much memory a rank needs for weights, gradients and optimizer, by ZeRO stage; what it sends;
+activations come on top (model/activations.py).
 
-Read off DeepSpeed 0.19.8 (runtime/zero/stage_1_and_2.py, stage3.py, fp16/unfused_optimizer.py) with this project's ds_configs/ and fused AdamW, and
-held against its live tensors and collectives by tests/engine/planning/test_memory.py and tests/benchmarks/plan_check.py. docs/planning.md derives the formulas.
+Read off DeepSpeed 0.19.8 (runtime/zero/stage_1_and_2.py, stage3.py, fp16/unfused_optimizer.py) with
+this project's ds_configs/ and fused AdamW, and held against its live tensors and collectives by
+tests/engine/planning/test_memory.py and tests/benchmarks/plan_check.py. docs/planning.md derives
+the formulas.
 
 Letters: P parameters, N ranks, s bytes of a weight, b bucket elements, S activations.
 """
@@ -25,14 +28,19 @@ Groups = Sequence[Sequence[int]]
 ALL_REDUCE_CHUNK = 500_000_000
 """Elements that DeepSpeed flattens at a time without ZeRO."""
 CONTEXT_BYTES = 1.5 * 2**30
-"""Held back on a GPU for the CUDA context, cuBLAS's workspace and NCCL's buffers: an assumption, not measured here."""
+"""Held back on a GPU for the CUDA context, cuBLAS's workspace and NCCL's buffers: an assumption,
+not measured here."""
 FRAGMENTATION = 0.05
-"""Share of all tensors held back for what torch's caching allocator cannot use: an assumption, not measured here."""
+"""Share of all tensors held back for what torch's caching allocator cannot use: an assumption, not
+measured here."""
 
 
 def groups_of(module: nn.Module) -> list[list[int]]:
     """Parameter sizes by optimizer group; the module may live on the meta device."""
-    return [[parameter.numel() for parameter in group["params"]] for group in parameter_groups(module, 0.01)]
+    return [
+        [parameter.numel() for parameter in group["params"]]
+        for group in parameter_groups(module, 0.01)
+    ]
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,8 @@ class Memory:
     start: float
     """Bytes when the backward pass begins: activations come on top."""
     pending: float
-    """Gradients of the passes that are done, which autograd keeps until a parameter's last use: the model is used by several passes."""
+    """Gradients of the passes that are done, which autograd keeps until a parameter's last use: the
+    model is used by several passes."""
     reduce: float
     """Peak of the reductions at the end of the backward pass, with flattened copies."""
     step: float
@@ -109,9 +118,14 @@ class Memory:
     """On the host, with offloading."""
 
     def peak(self, activations: float = 0.0, last_pass: float = 0.0, working: float = 0.0) -> float:
-        """The highest moment. `activations`: bytes saved by all passes of a micro-batch; `last_pass`: of them, the pass that runs last and so is
-        freed first; `working`: what the backward pass of one block needs beside. Activations are gone when the optimizer steps."""
-        in_backward = max(self.start + activations + working, self.start + activations - last_pass + self.pending + working)
+        """The highest moment. `activations`: bytes saved by all passes of a micro-batch;
+        `last_pass`: of them, the pass that runs last and so is freed first; `working`: what the
+        backward pass of one block needs beside. Activations are gone when the optimizer steps.
+        """
+        in_backward = max(
+            self.start + activations + working,
+            self.start + activations - last_pass + self.pending + working,
+        )
         return max(in_backward, self.reduce, self.step)
 
 
@@ -122,8 +136,9 @@ def padded(elements: int, world: int) -> int:
 
 @functools.lru_cache(64)
 def owned(groups: tuple[tuple[int, ...], ...], world: int) -> tuple[list[set[int]], int]:
-    """Stages 1 and 2: per rank, the parameters (by number over all groups) that its partitions touch, each of which it keeps whole however small the
-    overlap; and the elements of the largest piece of a parameter that one rank owns."""
+    """Stages 1 and 2: per rank, the parameters (by number over all groups) that its partitions
+    touch, each of which it keeps whole however small the overlap; and the elements of the largest
+    piece of a parameter that one rank owns."""
     touched: list[set[int]] = [set() for _ in range(world)]
     largest, number = 0, 0
     for group in groups:
@@ -146,7 +161,8 @@ def state_memory(groups: Groups, world: int, zero: Zero, accumulation: int = 1) 
 
 
 def _replicated(groups: Groups, zero: Zero) -> Memory:
-    """ZeRO 0. 16-bit weights have an fp32 copy; the whole gradient is flattened once for its all-reduce."""
+    """ZeRO 0. 16-bit weights have an fp32 copy; the whole gradient is flattened once for its
+    all-reduce."""
     s, parameters = zero.element, sum(map(sum, groups))
     weights, optimizer = s * parameters, (8 if s == 4 else 12) * parameters
     gradients = s * parameters
@@ -163,7 +179,8 @@ def _replicated(groups: Groups, zero: Zero) -> Memory:
 
 
 def _partitioned_optimizer(groups: Groups, world: int, zero: Zero, accumulation: int) -> Memory:
-    """ZeRO 1 and 2. Both all-reduce buckets and keep of the result the parameters that touch the rank's partition."""
+    """ZeRO 1 and 2. Both all-reduce buckets and keep of the result the parameters that touch the
+    rank's partition."""
     s, b = zero.element, zero.bucket
     shares = [padded(sum(group), world) // world for group in groups]
     parameters, share, largest_group = sum(map(sum, groups)), sum(shares), max(shares)
@@ -186,11 +203,19 @@ def _partitioned_optimizer(groups: Groups, world: int, zero: Zero, accumulation:
     base = weights + optimizer
     left = max(parameters - b, 0) * s if zero.stage == 1 and accumulation > 1 else 0
     flat = s * min(b, parameters)
-    at_end = left + (flat + own if parameters > b else max(flat, own)) + (own if zero.stage == 2 and accumulation > 1 else 0)
+    at_end = (
+        left
+        + (flat + own if parameters > b else max(flat, own))
+        + (own if zero.stage == 2 and accumulation > 1 else 0)
+    )
     at_end += s * max(loose)
     converted = (s + 4 if s == 2 else 4) * largest_group
     # a group's fp32 gradient, while the own part waits for the groups after it
-    at_update = 0 if zero.offload else max(4 * part + own * (group < len(shares) - 1) for group, part in enumerate(shares))
+    at_update = (
+        0
+        if zero.offload
+        else max(4 * part + own * (group < len(shares) - 1) for group, part in enumerate(shares))
+    )
     at_step = own + max(8 * piece, 0 if zero.offload else converted)
     host = (12 + 4 + s) * share + s * max(max(group) for group in groups) if zero.offload else 0
     return Memory(
@@ -206,25 +231,35 @@ def _partitioned_optimizer(groups: Groups, world: int, zero: Zero, accumulation:
 
 
 def _loose(sizes: Sequence[int], owned_by_rank: set[int], bucket: int, stage: int) -> int:
-    """Elements of gradients that are too large for a bucket: one at a time on its way; stage 1 forgets to free those of other ranks until the end."""
+    """Elements of gradients that are too large for a bucket: one at a time on its way; stage 1
+    forgets to free those of other ranks until the end."""
     oversized = {number: elements for number, elements in enumerate(sizes) if elements > bucket}
     if stage == 2:
         return max(oversized.values(), default=0)
     foreign = sum(elements for number, elements in oversized.items() if number not in owned_by_rank)
-    return foreign + max((elements for number, elements in oversized.items() if number in owned_by_rank), default=0)
+    return foreign + max(
+        (elements for number, elements in oversized.items() if number in owned_by_rank), default=0
+    )
 
 
 def _partitioned_weights(groups: Groups, world: int, zero: Zero) -> Memory:
-    """ZeRO 3. Gathered parameters stay until their last use within 1e9 elements (stage3_max_reuse_distance and max_live_parameters are DeepSpeed's
-    defaults), so that a smaller model is whole from its first use to the end of the backward pass."""
+    """ZeRO 3. Gathered parameters stay until their last use within 1e9 elements
+    (stage3_max_reuse_distance and max_live_parameters are DeepSpeed's defaults), so that a smaller
+    model is whole from its first use to the end of the backward pass.
+    """
     s, b = zero.element, zero.bucket
     sizes = [elements for group in groups for elements in group]
     parameters = sum(sizes)
     share = sum(math.ceil(elements / world) for elements in sizes)
     largest_group = max(sum(math.ceil(elements / world) for elements in group) for group in groups)
-    persistent = 0 if world == 1 else sum(elements for elements in sizes if elements < zero.persistence)
+    persistent = (
+        0 if world == 1 else sum(elements for elements in sizes if elements < zero.persistence)
+    )
     gathered = 0 if world == 1 else min(parameters, 10**9)
-    weights, kept = s * share, s * share  # the partition, and its gradient buffer that is never given back
+    weights, kept = (
+        s * share,
+        s * share,
+    )  # the partition, and its gradient buffer that is never given back
     optimizer = 0 if zero.offload else 12 * share
     bucket = s * b
     oversized = s * max((elements for elements in sizes if elements > b), default=0)
@@ -233,7 +268,9 @@ def _partitioned_weights(groups: Groups, world: int, zero: Zero) -> Memory:
     return Memory(
         between=Parts(weights + s * persistent, device_kept, optimizer, bucket),
         backward=Parts(weights + s * gathered, device_kept + oversized, optimizer, bucket),
-        update=Parts(weights, device_kept + (0 if zero.offload else 4 * largest_group), optimizer, bucket),
+        update=Parts(
+            weights, device_kept + (0 if zero.offload else 4 * largest_group), optimizer, bucket
+        ),
         start=base + s * gathered,
         pending=s * parameters,
         reduce=base + s * gathered + 2 * max(s * min(b, parameters), oversized),
@@ -257,10 +294,12 @@ class Collective:
 
 
 def traffic(groups: Groups, world: int, zero: Zero, accumulation: int = 1) -> list[Collective]:
-    """Collectives of one optimizer step; norms and flags of a few bytes are left out. Empty for one rank.
+    """Collectives of one optimizer step; norms and flags of a few bytes are left out. Empty for one
+    rank.
 
-    Stages 1 and 2 reduce by all-reduce (`use_multi_rank_bucket_allreduce`, DeepSpeed's default), not by reduce-scatter, and gather the weights
-    afterwards. Stage 1 reduces once per step, stages 2 and 3 once per micro-batch.
+    Stages 1 and 2 reduce by all-reduce (`use_multi_rank_bucket_allreduce`, DeepSpeed's default),
+    not by reduce-scatter, and gather the weights afterwards. Stage 1 reduces once per step, stages
+    2 and 3 once per micro-batch.
     """
     if world == 1:
         return []
@@ -281,12 +320,32 @@ def traffic(groups: Groups, world: int, zero: Zero, accumulation: int = 1) -> li
     reductions = max(math.ceil(parameters / b), 1) * rounds
     if zero.stage == 3:
         large = sum(elements for elements in sizes if elements >= zero.persistence)
-        wide = sum(math.ceil(elements / world) * world for elements in sizes if elements >= zero.persistence)
-        fetches = max(math.ceil(large / b), 1) + 2 * sum(elements >= zero.persistence for elements in sizes)
-        small = sum(math.ceil(elements / world) * world for elements in sizes if elements < zero.persistence)
+        wide = sum(
+            math.ceil(elements / world) * world
+            for elements in sizes
+            if elements >= zero.persistence
+        )
+        fetches = max(math.ceil(large / b), 1) + 2 * sum(
+            elements >= zero.persistence for elements in sizes
+        )
+        small = sum(
+            math.ceil(elements / world) * world for elements in sizes if elements < zero.persistence
+        )
         return [
-            Collective("all_gather", fetches * accumulation, s * wide * accumulation, True, "weights, before their first use"),
-            Collective("reduce_scatter", reductions, s * parameters * rounds, True, "gradients, in the backward pass"),
+            Collective(
+                "all_gather",
+                fetches * accumulation,
+                s * wide * accumulation,
+                True,
+                "weights, before their first use",
+            ),
+            Collective(
+                "reduce_scatter",
+                reductions,
+                s * parameters * rounds,
+                True,
+                "gradients, in the backward pass",
+            ),
             Collective("all_gather", 1, s * small, False, "small weights, after the update"),
         ]
     whole = sum(padded(sum(group), world) for group in groups)

@@ -1,1 +1,2 @@
-"""Readers of official annotation files, one module per benchmark family: `load(folder, split, **options) -> Split`."""
+"""Readers of official annotation files, one module per benchmark family: `load(folder, split,
+**options) -> Split`."""

@@ -1,4 +1,5 @@
-"""ActivityNet Captions as paragraph-to-video retrieval: all sentences of a video make one caption, the whole video is the input."""
+"""ActivityNet Captions as paragraph-to-video retrieval: all sentences of a video make one caption,
+the whole video is the input."""
 
 from __future__ import annotations
 
@@ -22,19 +23,35 @@ from allinone.finetune.annotations.schema import Media, RetrievalItem, Split
 
 SPLITS = (*TRAIN_PARTS, "val_1", "val_2")
 VIDEOS = {"train": 10_009, "val_1": 4_917, "val_2": 4_885}
-_SOURCE = "captions.zip of ActivityNet Captions (Krishna et al. 2017), or ClipBERT's train/val1/val2.jsonl"
+_SOURCE = (
+    "captions.zip of ActivityNet Captions (Krishna et al. 2017), or ClipBERT's"
+    " train/val1/val2.jsonl"
+)
 
 
 def load(folder: Path, split: str) -> Split:
-    """The community tests on val_1, 4,917 x 4,917. val_2 holds other captions of a part of the same videos: never tune on it for a val_1 number."""
+    """The community tests on val_1, 4,917 x 4,917. val_2 holds other captions of a part of the same
+    videos: never tune on it for a val_1 number."""
     check_split(split, SPLITS, "ActivityNet Captions")
     half = split if split in VIDEOS else "train"
     builder = Builder(split)
-    path = builder.use(find(folder, [f"{half}.json", f"captions/{half}.json", f"{half.replace('_', '')}.jsonl"], _SOURCE))
+    path = builder.use(
+        find(
+            folder,
+            [f"{half}.json", f"captions/{half}.json", f"{half.replace('_', '')}.jsonl"],
+            _SOURCE,
+        )
+    )
     if path.suffix == ".jsonl":
-        builder.read(json_lines(path, builder), lambda row: _item(text_of(row, "clip_name"), text_of(row, "caption")))
+        builder.read(
+            json_lines(path, builder),
+            lambda row: _item(text_of(row, "clip_name"), text_of(row, "caption")),
+        )
     else:
-        rows = ((f"{path.name}[{name}]", {"name": name, "entry": entry}) for name, entry in read_json(path, dict).items())
+        rows = (
+            (f"{path.name}[{name}]", {"name": name, "entry": entry})
+            for name, entry in read_json(path, dict).items()
+        )
         builder.read(rows, _paragraph)
     builder.official("videos", len(builder.items), VIDEOS[half])
     if half == "train":
@@ -43,7 +60,8 @@ def load(folder: Path, split: str) -> Split:
 
 
 def _item(name: str, caption: str) -> RetrievalItem:
-    """Ids are written with and without v_, and some forms add a suffix: v_<id> is the file's name."""
+    """Ids are written with and without v_, and some forms add a suffix: v_<id> is the file's
+    name."""
     video = "v_" + stem(name).removeprefix("v_")
     return RetrievalItem(video, Media(video, video), (caption,))
 
@@ -51,7 +69,9 @@ def _item(name: str, caption: str) -> RetrievalItem:
 def _paragraph(record: dict[str, Any]) -> RetrievalItem:
     if not isinstance(record["entry"], dict):
         raise RowError("the entry is no JSON object")
-    paragraph = " ".join(sentence for sentence in texts_of(record["entry"], "sentences") if sentence)
+    paragraph = " ".join(
+        sentence for sentence in texts_of(record["entry"], "sentences") if sentence
+    )
     if not paragraph:
         raise RowError("'sentences' is empty")
     return _item(record["name"], paragraph)

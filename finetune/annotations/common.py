@@ -1,4 +1,5 @@
-"""What all readers share: finding files, tolerant rows, counting what is left out, holding out a validation part."""
+"""What all readers share: finding files, tolerant rows, counting what is left out, holding out a
+validation part."""
 
 from __future__ import annotations
 
@@ -14,40 +15,51 @@ from allinone.data.decoding.codecs import IMAGES, VIDEOS
 from allinone.finetune.annotations.schema import AnnotationError, Item, Split
 
 TRAIN_PARTS = ("train", "held-out", "train-full")
-"""Parts of an official training set without a validation set of its own: what to train on, what to tune on, and both together."""
+"""Parts of an official training set without a validation set of its own: what to train on, what to
+tune on, and both together."""
 HELD_OUT_SHARE = 0.05
 SUFFIXES = VIDEOS | IMAGES | {"mts", "m2ts", "3g2"}
-"""Suffixes of media files, lower case. Anything else after a dot belongs to the name (LSMDC's time codes end in .678)."""
+"""Suffixes of media files, lower case. Anything else after a dot belongs to the name (LSMDC's time
+codes end in .678)."""
 _EXAMPLES = 5
 
 AnyItem = TypeVar("AnyItem", bound=Item)
 
 
 class RowError(ValueError):
-    """One row does not fit the format. The message is the same for all rows with this fault, so that they can be counted."""
+    """One row does not fit the format. The message is the same for all rows with this fault, so
+    that they can be counted."""
 
 
 def check_split(split: str, valid: Sequence[str], benchmark: str) -> None:
     """AnnotationError with the valid names where `split` is none of them."""
     if split not in valid:
-        raise AnnotationError(f"{benchmark} has no split {split!r}; choose one of: {', '.join(valid)}")
+        raise AnnotationError(
+            f"{benchmark} has no split {split!r}; choose one of: {', '.join(valid)}"
+        )
 
 
 def find(folder: Path, names: Sequence[str], source: str) -> Path:
-    """The first of `names` (relative to `folder`, alternatives in order of preference) that exists; `source` says where to get it."""
+    """The first of `names` (relative to `folder`, alternatives in order of preference) that exists;
+    `source` says where to get it."""
     for name in names:
         if (folder / name).is_file():
             return folder / name
     wanted = names[0] if len(names) == 1 else f"any of {', '.join(names)}"
-    raise AnnotationError(f"{folder} lacks {wanted}. Source: {source}. Give the folder that holds it")
+    raise AnnotationError(
+        f"{folder} lacks {wanted}. Source: {source}. Give the folder that holds it"
+    )
 
 
 def read_text(path: Path) -> str:
-    """The whole file as UTF-8, a byte order mark removed. Raises AnnotationError where it is something else."""
+    """The whole file as UTF-8, a byte order mark removed. Raises AnnotationError where it is
+    something else."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path} is not UTF-8 text ({error}); convert it, for example with iconv") from error
+        raise AnnotationError(
+            f"{path} is not UTF-8 text ({error}); convert it, for example with iconv"
+        ) from error
 
 
 def read_json(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
@@ -58,13 +70,15 @@ def read_json(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
         raise AnnotationError(f"{path} is not valid JSON ({error}); download it again") from error
     if not isinstance(content, kind):
         raise AnnotationError(
-            f"{path} holds a JSON {type(content).__name__}, expected a {kind.__name__}: is it another benchmark's file?"
+            f"{path} holds a JSON {type(content).__name__}, expected a {kind.__name__}: is it"
+            " another benchmark's file?"
         )
     return content
 
 
 class Builder:
-    """Gathers the items of one split. What is left out is counted by reason and named by file and line in the notes, never dropped silently."""
+    """Gathers the items of one split. What is left out is counted by reason and named by file and
+    line in the notes, never dropped silently."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -101,32 +115,46 @@ class Builder:
         except RowError as error:
             self.leave_out(str(error), where)
 
-    def read(self, rows: Iterable[tuple[str, dict[str, Any]]], make: Callable[[dict[str, Any]], Item]) -> None:
+    def read(
+        self, rows: Iterable[tuple[str, dict[str, Any]]], make: Callable[[dict[str, Any]], Item]
+    ) -> None:
         """One item per row."""
         for where, record in rows:
             with self.row(where):
                 self.add(make(record), where)
 
     def official(self, what: str, found: int, expected: int, *, verified: bool = True) -> None:
-        """Note an official size against the found one. `verified`: the official size was counted in the files, not taken from hearsay."""
+        """Note an official size against the found one. `verified`: the official size was counted in
+        the files, not taken from hearsay."""
         mark = "" if verified else " (not verified by us)"
         if found == expected:
             self.note(f"{what}: {found:,}, the official number{mark}")
         else:
-            self.note(f"{what}: {found:,} found, official {expected:,}{mark}: results are not comparable unless this is meant")
+            self.note(
+                f"{what}: {found:,} found, official {expected:,}{mark}: results are not comparable"
+                " unless this is meant"
+            )
 
     def split(
-        self, items: Sequence[Item] | None = None, *, classes: tuple[str, ...] = (), answer_space: tuple[str, ...] = ()
+        self,
+        items: Sequence[Item] | None = None,
+        *,
+        classes: tuple[str, ...] = (),
+        answer_space: tuple[str, ...] = (),
     ) -> Split:
-        """The finished split, of all gathered items unless a part is given. AnnotationError where nothing is left."""
+        """The finished split, of all gathered items unless a part is given. AnnotationError where
+        nothing is left."""
         chosen = list(self.items.values()) if items is None else list(items)
         left_out = [_left_out(reason, places) for reason, places in self._left_out.items()]
         if not chosen:
             files = ", ".join(self.files) or "the files"
             raise AnnotationError(
-                f"split {self.name!r}: no usable row in {files}; {'; '.join(left_out) or 'they hold no rows for it'}"
+                f"split {self.name!r}: no usable row in {files};"
+                f" {'; '.join(left_out) or 'they hold no rows for it'}"
             )
-        return Split(self.name, chosen, tuple(self.files), classes, (*self._notes, *left_out), answer_space)
+        return Split(
+            self.name, chosen, tuple(self.files), classes, (*self._notes, *left_out), answer_space
+        )
 
 
 def _left_out(reason: str, places: Sequence[str]) -> str:
@@ -135,7 +163,8 @@ def _left_out(reason: str, places: Sequence[str]) -> str:
 
 
 def json_lines(path: Path, builder: Builder) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, record) of a file with one JSON object per line; broken lines are left out and counted."""
+    """(place, record) of a file with one JSON object per line; broken lines are left out and
+    counted."""
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             where = f"{path.name}:{number}"
@@ -172,9 +201,11 @@ def table(
     header: bool = True,
     quoted: bool = False,
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, fields by name) of a delimited file; with a header it must name all `columns`, without one the fields are named by them in order.
+    """(place, fields by name) of a delimited file; with a header it must name all `columns`,
+    without one the fields are named by them in order.
 
-    `quoted`: double quotes enclose fields, as in RFC 4180. Else they are ordinary characters, and a line is a row.
+    `quoted`: double quotes enclose fields, as in RFC 4180. Else they are ordinary characters, and a
+    line is a row.
     """
     text = read_text(path)
     if quoted:
@@ -182,14 +213,19 @@ def table(
         rows = ((lines.line_num, fields) for fields in lines)
     else:
         # Not str.splitlines: captions may hold U+2028 or a form feed, which are no line ends here.
-        rows = ((number, line.removesuffix("\r").split(delimiter)) for number, line in enumerate(text.split("\n"), 1))
+        rows = (
+            (number, line.removesuffix("\r").split(delimiter))
+            for number, line in enumerate(text.split("\n"), 1)
+        )
     names = list(columns)
     if header:
         names = [name.strip() for name in next(rows, (0, [""]))[1]]
         missing = [column for column in columns if column not in names]
         if missing:
             found = ", ".join(names).strip() or "an empty file"
-            raise AnnotationError(f"{path}: column {', '.join(missing)} is missing in the header; found: {found}")
+            raise AnnotationError(
+                f"{path}: column {', '.join(missing)} is missing in the header; found: {found}"
+            )
     for number, fields in rows:
         where = f"{path.name}:{number}"
         if fields in ([], [""]):
@@ -201,7 +237,8 @@ def table(
 
 
 def text_of(record: dict[str, Any], name: str) -> str:
-    """A field that must hold visible text; white space around it is removed, a number is spelled out. RowError else."""
+    """A field that must hold visible text; white space around it is removed, a number is spelled
+    out. RowError else."""
     value = record.get(name)
     if value is None:
         raise RowError(f"{name!r} is missing")
@@ -213,7 +250,8 @@ def text_of(record: dict[str, Any], name: str) -> str:
 
 
 def index_of(record: dict[str, Any], name: str, size: int, *, base: int = 0) -> int:
-    """A 0-based index below `size` from a field that counts from `base`; a number or its text. RowError else."""
+    """A 0-based index below `size` from a field that counts from `base`; a number or its text.
+    RowError else."""
     text = text_of(record, name)
     if not text.isdecimal():
         raise RowError(f"{name!r} is no whole number")
@@ -242,29 +280,40 @@ QUESTION_WORDS = ("what", "who", "how", "where", "when")
 
 
 def question_kind(question: str) -> str:
-    """What MSR-VTT-QA and MSVD-QA call the type of a question: its first word, one of QUESTION_WORDS; else empty."""
+    """What MSR-VTT-QA and MSVD-QA call the type of a question: its first word, one of
+    QUESTION_WORDS; else empty."""
     word = question.split(maxsplit=1)[0].lower() if question.strip() else ""
     return word if word in QUESTION_WORDS else ""
 
 
 def place_in_order(key: str) -> float:
-    """A number in [0, 1) that depends on nothing but the text: the same on every machine and in every run."""
+    """A number in [0, 1) that depends on nothing but the text: the same on every machine and in
+    every run."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
 
 
 def train_part(
-    items: Sequence[AnyItem], split: str, *, share: float = HELD_OUT_SHARE, group: Callable[[AnyItem], str] | None = None
+    items: Sequence[AnyItem],
+    split: str,
+    *,
+    share: float = HELD_OUT_SHARE,
+    group: Callable[[AnyItem], str] | None = None,
 ) -> list[AnyItem]:
     """The items of one of TRAIN_PARTS, split by the hash of the media id.
 
-    `group`: media that must stay on one side (clips cut from one film share background and people). Whether an item is held out does not
-    depend on the other items, except that at least one group always is. Raises AnnotationError where there is only one group.
+    `group`: media that must stay on one side (clips cut from one film share background and people).
+    Whether an item is held out does not depend on the other items, except that at least one group
+    always is. Raises AnnotationError where there is only one group.
     """
     if split == "train-full":
         return list(items)
     key = group or (lambda item: item.media.id)
     keys = {key(item) for item in items}
     if len(keys) == 1:
-        raise AnnotationError(f"split {split!r} needs at least two different media to hold one out; use 'train-full'")
-    held = {name for name in keys if place_in_order(name) < share} or set(sorted(keys, key=place_in_order)[:1])
+        raise AnnotationError(
+            f"split {split!r} needs at least two different media to hold one out; use 'train-full'"
+        )
+    held = {name for name in keys if place_in_order(name) < share} or set(
+        sorted(keys, key=place_in_order)[:1]
+    )
     return [item for item in items if (key(item) in held) == (split == "held-out")]

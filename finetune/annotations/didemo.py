@@ -1,10 +1,19 @@
-"""DiDeMo as paragraph-to-video retrieval: all descriptions of a video make one caption, its first 30 s are the input."""
+"""DiDeMo as paragraph-to-video retrieval: all descriptions of a video make one caption, its first
+30 s are the input."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from allinone.finetune.annotations.common import Builder, check_split, find, json_rows, read_text, stem, text_of
+from allinone.finetune.annotations.common import (
+    Builder,
+    check_split,
+    find,
+    json_rows,
+    read_text,
+    stem,
+    text_of,
+)
 from allinone.finetune.annotations.schema import Media, RetrievalItem, Split
 
 SPLITS = ("train", "val", "test")
@@ -16,8 +25,9 @@ _SOURCE = "LisaAnne/LocalizingMoments, data/{train,val,test}_data.json"
 
 
 def load(folder: Path, split: str) -> Split:
-    """{split}_data.json; {split}_list.txt, where it is there too, limits the videos. The same video is spelled with several suffixes or with none:
-    files are matched by stem, without which 71 (val) and 89 (test) descriptions would be lost."""
+    """{split}_data.json; {split}_list.txt, where it is there too, limits the videos. The same video
+    is spelled with several suffixes or with none: files are matched by stem, without which 71 (val)
+    and 89 (test) descriptions would be lost."""
     check_split(split, SPLITS, "DiDeMo")
     builder = Builder(split)
     path = builder.use(find(folder, [f"{split}_data.json", f"data/{split}_data.json"], _SOURCE))
@@ -38,12 +48,21 @@ def load(folder: Path, split: str) -> Split:
             spellings.add(name)
             descriptions.setdefault(stem(name), []).append(text)
     for video, texts in descriptions.items():
-        builder.add(RetrievalItem(video, Media(video, video, 0.0, SECONDS), (" ".join(texts),)), video)
+        builder.add(
+            RetrievalItem(video, Media(video, video, 0.0, SECONDS), (" ".join(texts),)), video
+        )
     expected = VIDEOS[split]
-    builder.official("videos", len(builder.items), len(builder.items) if len(builder.items) in expected else expected[0])
+    builder.official(
+        "videos",
+        len(builder.items),
+        len(builder.items) if len(builder.items) in expected else expected[0],
+    )
     builder.note(f"{len(spellings):,} spellings of {len(descriptions):,} videos, joined by stem")
     if listed is not None and (silent := sorted(listed - set(descriptions))):
-        builder.note(f"videos of {split}_list.txt without a description: {len(silent):,} ({', '.join(silent[:5])})")
+        builder.note(
+            f"videos of {split}_list.txt without a description: {len(silent):,}"
+            f" ({', '.join(silent[:5])})"
+        )
     return builder.split()
 
 
@@ -51,4 +70,6 @@ def _listed(folder: Path, split: str, builder: Builder) -> set[str] | None:
     path = folder / f"{split}_list.txt"
     if not path.is_file():
         return None
-    return {stem(line.strip()) for line in read_text(builder.use(path)).splitlines() if line.strip()}
+    return {
+        stem(line.strip()) for line in read_text(builder.use(path)).splitlines() if line.strip()
+    }

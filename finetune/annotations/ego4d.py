@@ -1,4 +1,5 @@
-"""Ego4D multiple choice as All-in-one describes it: one clip, four narrations, zero-shot. It is not EgoMCQ (see `egomcq`)."""
+"""Ego4D multiple choice as All-in-one describes it: one clip, four narrations, zero-shot. It is not
+EgoMCQ (see `egomcq`)."""
 
 from __future__ import annotations
 
@@ -14,14 +15,17 @@ from allinone.finetune.annotations.schema import AnnotationError, ChoiceItem, Me
 SPLITS = ("val",)
 OPTIONS = 4
 WINDOW_FRAMES, FRAMES_PER_SECOND = 120, 30.0
-"""A window around the annotated frame. The list gives frames and no rate; 30 per second is assumed, which is wrong for the few videos with 60."""
+"""A window around the annotated frame. The list gives frames and no rate; 30 per second is assumed,
+which is wrong for the few videos with 60."""
 _SOURCE = "mc_val.csv of All-in-one's metadata (the item list was not published elsewhere)"
 
 
 def load(folder: Path, split: str, *, tags: str = "keep") -> Split:
-    """mc_val.csv: `question` and `answers` are Python literals, (uid, frame, …, narration) and a list of four such tuples.
+    """mc_val.csv: `question` and `answers` are Python literals, (uid, frame, …, narration) and a
+    list of four such tuples.
 
-    The right option is the one with the question's narration. `tags` keep or drop: whether `#C C` and the like stay in the texts.
+    The right option is the one with the question's narration. `tags` keep or drop: whether `#C C`
+    and the like stay in the texts.
     """
     check_split(split, SPLITS, "Ego4D multiple choice")
     if tags not in ("keep", "drop"):
@@ -30,10 +34,13 @@ def load(folder: Path, split: str, *, tags: str = "keep") -> Split:
     path = builder.use(find(folder, ["mc_val.csv"], _SOURCE))
     repeated: list[str] = []
     rows = table(path, builder, columns=["question", "answers"], delimiter=",", quoted=True)
-    builder.read(((where, {**record, "where": where}) for where, record in rows), _item(tags, repeated))
+    builder.read(
+        ((where, {**record, "where": where}) for where, record in rows), _item(tags, repeated)
+    )
     if repeated:
         builder.note(
-            f"the right narration stands more than once, the last counts as in the original code: {len(repeated):,} ({', '.join(repeated[:5])})"
+            "the right narration stands more than once, the last counts as in the original code:"
+            f" {len(repeated):,} ({', '.join(repeated[:5])})"
         )
     builder.note(f"questions: {len(builder.items):,}; the number of the paper's is not published")
     return builder.split()
@@ -46,7 +53,10 @@ def _item(tags: str, repeated: list[str]) -> Callable[[dict[str, Any]], ChoiceIt
             raise RowError("'question' is not (uid, frame, …, narration)")
         if not isinstance(answers, list | tuple) or len(answers) != OPTIONS:
             raise RowError(f"'answers' does not have {OPTIONS} entries")
-        if not all(isinstance(answer, tuple | list) and answer and isinstance(answer[-1], str) for answer in answers):
+        if not all(
+            isinstance(answer, tuple | list) and answer and isinstance(answer[-1], str)
+            for answer in answers
+        ):
             raise RowError("an answer does not end in a narration")
         narrations = tuple(answer[-1] for answer in answers)
         right = [number for number, narration in enumerate(narrations) if narration == question[-1]]
@@ -57,7 +67,11 @@ def _item(tags: str, repeated: list[str]) -> Callable[[dict[str, Any]], ChoiceIt
         uid, frame = question[0], question[1]
         start = max(0.0, (frame - WINDOW_FRAMES / 2) / FRAMES_PER_SECOND)
         media = Media(uid, uid, start, (frame + WINDOW_FRAMES / 2) / FRAMES_PER_SECOND)
-        texts = narrations if tags == "keep" else tuple(without_tags(narration) for narration in narrations)
+        texts = (
+            narrations
+            if tags == "keep"
+            else tuple(without_tags(narration) for narration in narrations)
+        )
         return ChoiceItem(record["where"], media, "", texts, right[-1])
 
     return make
@@ -66,7 +80,12 @@ def _item(tags: str, repeated: list[str]) -> Callable[[dict[str, Any]], ChoiceIt
 def _is_moment(value: Any) -> bool:
     if not isinstance(value, tuple | list) or len(value) < 3:
         return False
-    return isinstance(value[0], str) and type(value[1]) is int and value[1] >= 0 and isinstance(value[-1], str)
+    return (
+        isinstance(value[0], str)
+        and type(value[1]) is int
+        and value[1] >= 0
+        and isinstance(value[-1], str)
+    )
 
 
 def _literal(record: dict[str, str], name: str) -> Any:
@@ -77,5 +96,8 @@ def _literal(record: dict[str, str], name: str) -> Any:
 
 
 def without_tags(narration: str) -> str:
-    """The narration without its annotators' marks: "#C C opens a drawer" (the camera wearer) → "C opens a drawer"."""
-    return " ".join(re.sub(r"#\s*(?:unsure|[A-Za-z])\b", " ", narration, flags=re.IGNORECASE).split())
+    """The narration without its annotators' marks: "#C C opens a drawer" (the camera wearer) → "C
+    opens a drawer"."""
+    return " ".join(
+        re.sub(r"#\s*(?:unsure|[A-Za-z])\b", " ", narration, flags=re.IGNORECASE).split()
+    )

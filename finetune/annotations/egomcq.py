@@ -1,4 +1,5 @@
-"""EgoMCQ (Lin et al. 2022, EgoVLP): one narration, five clips of other videos (inter) or of the same one (intra)."""
+"""EgoMCQ (Lin et al. 2022, EgoVLP): one narration, five clips of other videos (inter) or of the
+same one (intra)."""
 
 from __future__ import annotations
 
@@ -6,43 +7,68 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from allinone.finetune.annotations.common import Builder, RowError, check_split, find, index_of, read_json, text_of
+from allinone.finetune.annotations.common import (
+    Builder,
+    RowError,
+    check_split,
+    find,
+    index_of,
+    read_json,
+    text_of,
+)
 from allinone.finetune.annotations.ego4d import without_tags
 from allinone.finetune.annotations.schema import AnnotationError, ClipChoiceItem, Media, Split
 
 SPLITS = ("test",)
 OPTIONS = 5
 KINDS = {"1": "inter", "2": "intra"}
-"""By the field `types`. EgoVLP's released metric prints the two under each other's name (EgoVLP#19); the higher figure is inter."""
+"""By the field `types`. EgoVLP's released metric prints the two under each other's name
+(EgoVLP#19); the higher figure is inter."""
 QUESTIONS = 39_000
 _SOURCE = "egomcq.json of showlab/EgoVLP"
 
 
 def load(folder: Path, split: str, *, chunk_s: float | None = None, tags: str = "keep") -> Split:
-    """egomcq.json. `chunk_s`: the videos are cut into chunks of so many seconds, `<uid>/<number>.mp4` (EgoVLP: 600); None: whole, `<uid>`.
+    """egomcq.json. `chunk_s`: the videos are cut into chunks of so many seconds,
+    `<uid>/<number>.mp4` (EgoVLP: 600); None: whole, `<uid>`.
 
-    A clip that runs over the end of a chunk stops there; the notes count such clips. `tags` keep or drop: see `ego4d.without_tags`.
+    A clip that runs over the end of a chunk stops there; the notes count such clips. `tags` keep or
+    drop: see `ego4d.without_tags`.
     """
     check_split(split, SPLITS, "EgoMCQ")
     if tags not in ("keep", "drop"):
         raise AnnotationError(f"tags is {tags!r}; choose one of: keep, drop")
     if chunk_s is not None and chunk_s <= 0:
-        raise AnnotationError(f"chunk_s is {chunk_s}; it must be above 0 seconds, or None for whole videos")
+        raise AnnotationError(
+            f"chunk_s is {chunk_s}; it must be above 0 seconds, or None for whole videos"
+        )
     builder = Builder(split)
     path = builder.use(find(folder, ["egomcq.json"], _SOURCE))
     cut: list[str] = []
-    rows = ((f"{path.name}[{number}]", {"id": number, "entry": entry}) for number, entry in read_json(path, dict).items())
+    rows = (
+        (f"{path.name}[{number}]", {"id": number, "entry": entry})
+        for number, entry in read_json(path, dict).items()
+    )
     builder.read(rows, _item(chunk_s, tags, cut))
-    builder.note(f"questions: {len(builder.items):,}; about {QUESTIONS:,} in the official file (not verified by us)")
+    builder.note(
+        f"questions: {len(builder.items):,}; about {QUESTIONS:,} in the official file (not verified"
+        " by us)"
+    )
     if cut:
         builder.note(f"clips cut at the end of a chunk: {len(cut):,}")
     return builder.split()
 
 
-def _item(chunk_s: float | None, tags: str, cut: list[str]) -> Callable[[dict[str, Any]], ClipChoiceItem]:
+def _item(
+    chunk_s: float | None, tags: str, cut: list[str]
+) -> Callable[[dict[str, Any]], ClipChoiceItem]:
     def make(record: dict[str, Any]) -> ClipChoiceItem:
         entry = record["entry"]
-        if not isinstance(entry, dict) or not isinstance(entry.get("query"), dict) or not isinstance(entry.get("choices"), dict):
+        if (
+            not isinstance(entry, dict)
+            or not isinstance(entry.get("query"), dict)
+            or not isinstance(entry.get("choices"), dict)
+        ):
             raise RowError("the entry does not have 'query' and 'choices'")
         choices = entry["choices"]
         if set(choices) != {str(number) for number in range(OPTIONS)}:
@@ -53,7 +79,11 @@ def _item(chunk_s: float | None, tags: str, cut: list[str]) -> Callable[[dict[st
         text = text_of(entry["query"], "clip_text")
         clips = tuple(_clip(choices[str(number)], chunk_s, cut) for number in range(OPTIONS))
         return ClipChoiceItem(
-            record["id"], without_tags(text) if tags == "drop" else text, clips, index_of(entry, "answer", OPTIONS), KINDS[kind]
+            record["id"],
+            without_tags(text) if tags == "drop" else text,
+            clips,
+            index_of(entry, "answer", OPTIONS),
+            KINDS[kind],
         )
 
     return make
@@ -65,7 +95,10 @@ def _clip(choice: Any, chunk_s: float | None, cut: list[str]) -> Media:
         raise RowError("a choice is no JSON object")
     uid = text_of(choice, "video_uid")
     try:
-        start, end = max(0.0, float(text_of(choice, "clip_start"))), max(0.0, float(text_of(choice, "clip_end")))
+        start, end = (
+            max(0.0, float(text_of(choice, "clip_start"))),
+            max(0.0, float(text_of(choice, "clip_end"))),
+        )
     except ValueError:
         raise RowError("clip_start or clip_end is no number") from None
     if not start <= end:

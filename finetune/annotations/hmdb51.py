@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from allinone.finetune.annotations.common import TRAIN_PARTS, Builder, check_split, read_text, train_part
+from allinone.finetune.annotations.common import (
+    TRAIN_PARTS,
+    Builder,
+    check_split,
+    read_text,
+    train_part,
+)
 from allinone.finetune.annotations.schema import AnnotationError, LabelItem, Media, Split
 
 SPLITS = (*TRAIN_PARTS, "test")
@@ -16,7 +22,8 @@ _SOURCE = "test_train_splits.rar of HMDB51's site (serre-lab.clps.brown.edu)"
 
 
 def load(folder: Path, split: str, *, fold: int) -> Split:
-    """`<class>_test_split{1,2,3}.txt` with `<file>.avi <0|1|2>` per line: 1 train, 2 test, 0 unused.
+    """`<class>_test_split{1,2,3}.txt` with `<file>.avi <0|1|2>` per line: 1 train, 2 test, 0
+    unused.
 
     Held-out clips come from other films than those left in train.
     """
@@ -26,16 +33,28 @@ def load(folder: Path, split: str, *, fold: int) -> Split:
     wanted = "test" if split == "test" else "train"
     builder = Builder(split)
     root = next(
-        (path for path in (folder / "testTrainMulti_7030_splits", folder) if any(path.glob(f"*_test_split{fold}.txt"))), None
+        (
+            path
+            for path in (folder / "testTrainMulti_7030_splits", folder)
+            if any(path.glob(f"*_test_split{fold}.txt"))
+        ),
+        None,
     )
     if root is None:
-        raise AnnotationError(f"{folder} lacks <class>_test_split{fold}.txt. Source: {_SOURCE}. Give the folder that holds them")
-    lists = {path.stem.removesuffix(f"_test_split{fold}"): path for path in sorted(root.glob(f"*_test_split{fold}.txt"))}
+        raise AnnotationError(
+            f"{folder} lacks <class>_test_split{fold}.txt. Source: {_SOURCE}. Give the folder that"
+            " holds them"
+        )
+    lists = {
+        path.stem.removesuffix(f"_test_split{fold}"): path
+        for path in sorted(root.glob(f"*_test_split{fold}.txt"))
+    }
     known = {path.name.rpartition("_test_split")[0] for path in root.glob("*_test_split[123].txt")}
     if missing := sorted(known - set(lists)):
         names = ", ".join(f"{name}_test_split{fold}.txt" for name in missing[:3])
         raise AnnotationError(
-            f"{root} lacks {names}, which would renumber the classes. Source: {_SOURCE}. Unpack the archive again"
+            f"{root} lacks {names}, which would renumber the classes. Source: {_SOURCE}. Unpack the"
+            " archive again"
         )
     classes = tuple(sorted(lists))
     sources: dict[str, str] = {}
@@ -48,11 +67,15 @@ def load(folder: Path, split: str, *, fold: int) -> Split:
     builder.official("clips", len(builder.items), TRAIN if wanted == "train" else TEST)
     if wanted == "test":
         return builder.split(classes=classes)
-    return builder.split(train_part(list(builder.items.values()), split, group=lambda item: sources[item.id]), classes=classes)
+    return builder.split(
+        train_part(list(builder.items.values()), split, group=lambda item: sources[item.id]),
+        classes=classes,
+    )
 
 
 def _lines(path: Path, builder: Builder) -> list[tuple[str, str, str]]:
-    """(place, file, mark); file names hold odd characters (# ; & ! parentheses), so the mark is what stands last."""
+    """(place, file, mark); file names hold odd characters (# ; & ! parentheses), so the mark is
+    what stands last."""
     rows = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         file, _, mark = line.strip().rpartition(" ")

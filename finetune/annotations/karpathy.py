@@ -1,4 +1,5 @@
-"""Image-text retrieval on COCO and Flickr30k: Karpathy's JSON (dataset_coco.json, dataset_flickr30k.json)."""
+"""Image-text retrieval on COCO and Flickr30k: Karpathy's JSON (dataset_coco.json,
+dataset_flickr30k.json)."""
 
 from __future__ import annotations
 
@@ -6,7 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from allinone.finetune.annotations.common import Builder, RowError, check_split, find, read_json, stem, text_of
+from allinone.finetune.annotations.common import (
+    Builder,
+    RowError,
+    check_split,
+    find,
+    read_json,
+    stem,
+    text_of,
+)
 from allinone.finetune.annotations.schema import AnnotationError, Media, RetrievalItem, Split
 
 SPLITS = ("train", "val", "test")
@@ -20,30 +29,47 @@ _SOURCE = "Karpathy's caption_datasets.zip (cs.stanford.edu/people/karpathy/deep
 
 
 def load(folder: Path, split: str, *, dataset: str, captions: int | None = None) -> Split:
-    """`captions`: the first so many captions of an image; None: all. Some COCO images have six or seven: 25,010 in test, 25,000 with five each.
+    """`captions`: the first so many captions of an image; None: all. Some COCO images have six or
+    seven: 25,010 in test, 25,000 with five each.
 
-    COCO's train holds `restval` too, the part of val2014 that is neither val nor test. Media paths start at the
-    folder that holds train2014 and val2014, or at flickr30k-images.
+    COCO's train holds `restval` too, the part of val2014 that is neither val nor test. Media paths
+    start at the folder that holds train2014 and val2014, or at flickr30k-images.
     """
     if dataset not in DATASETS:
-        raise AnnotationError(f"there is no Karpathy split of {dataset!r}; choose one of: {', '.join(DATASETS)}")
+        raise AnnotationError(
+            f"there is no Karpathy split of {dataset!r}; choose one of: {', '.join(DATASETS)}"
+        )
     check_split(split, SPLITS, dataset)
     if captions is not None and captions < 1:
         raise AnnotationError(f"captions is {captions}; it must be at least 1, or None for all")
     builder = Builder(split)
-    path = builder.use(find(folder, [f"dataset_{dataset}.json", f"{dataset}/dataset.json"], _SOURCE))
+    path = builder.use(
+        find(folder, [f"dataset_{dataset}.json", f"{dataset}/dataset.json"], _SOURCE)
+    )
     content = read_json(path, dict)
     if content.get("dataset", dataset) != dataset or not isinstance(content.get("images"), list):
-        raise AnnotationError(f"{path} is not Karpathy's file of {dataset}: it says dataset {content.get('dataset')!r}")
+        raise AnnotationError(
+            f"{path} is not Karpathy's file of {dataset}: it says dataset"
+            f" {content.get('dataset')!r}"
+        )
     wanted = ("train", "restval") if split == "train" else (split,)
-    rows = [(f"{path.name}[{number}]", image) for number, image in enumerate(content["images"]) if image.get("split") in wanted]
+    rows = [
+        (f"{path.name}[{number}]", image)
+        for number, image in enumerate(content["images"])
+        if image.get("split") in wanted
+    ]
     builder.read(rows, _item(captions))
     builder.official("images", len(builder.items), IMAGES[dataset][split], verified=False)
     if dataset == "coco" and split == "train":
         rest = sum(image["split"] == "restval" for _, image in rows)
         builder.official("of them restval", rest, RESTVAL, verified=False)
-    found = sum(len(item.captions) for item in builder.items.values() if isinstance(item, RetrievalItem))
-    builder.note(f"captions: {found:,}, {'all' if captions is None else f'the first {captions}'} of each image")
+    found = sum(
+        len(item.captions) for item in builder.items.values() if isinstance(item, RetrievalItem)
+    )
+    builder.note(
+        f"captions: {found:,}, {'all' if captions is None else f'the first {captions}'} of each"
+        " image"
+    )
     return builder.split()
 
 

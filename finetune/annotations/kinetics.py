@@ -1,4 +1,5 @@
-"""Kinetics-400: official CSV lists. Class numbers are places in the sorted class names of train.csv."""
+"""Kinetics-400: official CSV lists. Class numbers are places in the sorted class names of
+train.csv."""
 
 from __future__ import annotations
 
@@ -6,47 +7,86 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from allinone.finetune.annotations.common import TRAIN_PARTS, Builder, RowError, check_split, find, table, text_of, train_part
+from allinone.finetune.annotations.common import (
+    TRAIN_PARTS,
+    Builder,
+    RowError,
+    check_split,
+    find,
+    table,
+    text_of,
+    train_part,
+)
 from allinone.finetune.annotations.schema import AnnotationError, LabelItem, Media, Split
 
 SPLITS = (*TRAIN_PARTS, "val")
 CLASSES = 400
 VAL_ROWS = 19_906
-_SOURCE = "Kinetics-400's annotation lists (k400 train.csv and val.csv of the CVD Foundation, or ActivityNet's crawler)"
+_SOURCE = (
+    "Kinetics-400's annotation lists (k400 train.csv and val.csv of the CVD Foundation, or"
+    " ActivityNet's crawler)"
+)
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
 
 def load(folder: Path, split: str, *, class_folders: str = "spaces") -> Split:
-    """train.csv and val.csv, with or without the column is_cc. The paper's numbers are on val: it is the test, a part of train is held out.
+    """train.csv and val.csv, with or without the column is_cc. The paper's numbers are on val: it
+    is the test, a part of train is held out.
 
-    `class_folders` spaces or underscores: how the class folders of the videos are written, which differs between archives. The official test list has
-    no labels and is no split here. train.csv is always needed: classes are numbered by it.
+    `class_folders` spaces or underscores: how the class folders of the videos are written, which
+    differs between archives. The official test list has no labels and is no split here. train.csv
+    is always needed: classes are numbered by it.
     """
     check_split(split, SPLITS, "Kinetics-400")
     if class_folders not in ("spaces", "underscores"):
-        raise AnnotationError(f"class_folders is {class_folders!r}; choose one of: spaces, underscores")
+        raise AnnotationError(
+            f"class_folders is {class_folders!r}; choose one of: spaces, underscores"
+        )
     builder = Builder(split)
     half = "val" if split == "val" else "train"
-    train = list(table(builder.use(_list(folder, "train")), builder, columns=_COLUMNS, delimiter=",", quoted=True))
+    train = list(
+        table(
+            builder.use(_list(folder, "train")),
+            builder,
+            columns=_COLUMNS,
+            delimiter=",",
+            quoted=True,
+        )
+    )
     classes = tuple(sorted({_label(row) for _, row in train} - {""}))
     rows = train
     if half == "val":
         builder = Builder(split)
-        rows = list(table(builder.use(_list(folder, "val")), builder, columns=_COLUMNS, delimiter=",", quoted=True))
+        rows = list(
+            table(
+                builder.use(_list(folder, "val")),
+                builder,
+                columns=_COLUMNS,
+                delimiter=",",
+                quoted=True,
+            )
+        )
     builder.read(rows, _item(classes, half, class_folders))
     builder.official("classes", len(classes), CLASSES)
     if half == "val":
         builder.official("clips", len(builder.items), VAL_ROWS)
         return builder.split(classes=classes)
     builder.note(
-        f"clips: {len(builder.items):,}; about 246,000 in the official list (not verified by us), copies differ by a few thousand"
+        f"clips: {len(builder.items):,}; about 246,000 in the official list (not verified by us),"
+        " copies differ by a few thousand"
     )
     return builder.split(train_part(list(builder.items.values()), split), classes=classes)
 
 
 def _list(folder: Path, half: str) -> Path:
     long = {"train": "train", "val": "validate"}[half]
-    names = [f"{half}.csv", f"{long}.csv", f"kinetics_{half}.csv", f"kinetics-400_{half}.csv", f"annotations/{half}.csv"]
+    names = [
+        f"{half}.csv",
+        f"{long}.csv",
+        f"kinetics_{half}.csv",
+        f"kinetics-400_{half}.csv",
+        f"annotations/{half}.csv",
+    ]
     return find(folder, list(dict.fromkeys(names)), _SOURCE)
 
 
@@ -55,7 +95,9 @@ def _label(record: dict[str, Any]) -> str:
     return str(record["label"]).strip().strip('"').replace("_", " ")
 
 
-def _item(classes: tuple[str, ...], half: str, class_folders: str) -> Callable[[dict[str, Any]], LabelItem]:
+def _item(
+    classes: tuple[str, ...], half: str, class_folders: str
+) -> Callable[[dict[str, Any]], LabelItem]:
     numbers = {name: number for number, name in enumerate(classes)}
 
     def make(record: dict[str, Any]) -> LabelItem:

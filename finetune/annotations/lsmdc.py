@@ -1,12 +1,28 @@
-"""LSMDC 2016: retrieval (one caption per test clip) and multiple choice. All files are tab-separated without a header and without quoting."""
+"""LSMDC 2016: retrieval (one caption per test clip) and multiple choice. All files are
+tab-separated without a header and without quoting."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from allinone.finetune.annotations.common import Builder, RowError, check_split, find, index_of, place_in_order, table, text_of
-from allinone.finetune.annotations.schema import AnnotationError, ChoiceItem, Media, RetrievalItem, Split
+from allinone.finetune.annotations.common import (
+    Builder,
+    RowError,
+    check_split,
+    find,
+    index_of,
+    place_in_order,
+    table,
+    text_of,
+)
+from allinone.finetune.annotations.schema import (
+    AnnotationError,
+    ChoiceItem,
+    Media,
+    RetrievalItem,
+    Split,
+)
 
 SPLITS = ("train", "val", "test")
 TASKS = ("retrieval", "choice")
@@ -27,7 +43,8 @@ _SOURCE = "the LSMDC 2016 challenge page (access by a signed form to MPI for Inf
 
 
 def load(folder: Path, split: str, *, task: str) -> Split:
-    """`task` retrieval: all sentences of a clip are its captions; choice: five options, the right one moved off the first place in train."""
+    """`task` retrieval: all sentences of a clip are its captions; choice: five options, the right
+    one moved off the first place in train."""
     if task not in TASKS:
         raise AnnotationError(f"LSMDC has no task {task!r}; choose one of: {', '.join(TASKS)}")
     check_split(split, SPLITS, f"LSMDC {task}")
@@ -35,7 +52,8 @@ def load(folder: Path, split: str, *, task: str) -> Split:
 
 
 def _media(record: dict[str, Any]) -> Media:
-    """`0123_SOME_MOVIE_00.01.02.345-00.01.05.678`: the movie is all but the last field. The dots belong to the name, not to a suffix."""
+    """`0123_SOME_MOVIE_00.01.02.345-00.01.05.678`: the movie is all but the last field. The dots
+    belong to the name, not to a suffix."""
     clip = text_of(record, "clip").removesuffix(".avi")
     movie, _, times = clip.rpartition("_")
     if not movie or "-" not in times:
@@ -55,7 +73,9 @@ def _retrieval(folder: Path, split: str) -> Split:
             places.setdefault(media, where)
     for media, sentences in captions.items():
         builder.add(RetrievalItem(media.id, media, tuple(sentences)), places[media])
-    builder.official("sentences", sum(len(sentences) for sentences in captions.values()), SENTENCES[split])
+    builder.official(
+        "sentences", sum(len(sentences) for sentences in captions.values()), SENTENCES[split]
+    )
     if split == "test" and len(captions) != SENTENCES["test"]:
         builder.note(f"clips: {len(captions):,}; the protocol is 1,000 x 1,000")
     return builder.split()
@@ -67,7 +87,9 @@ def _choice(folder: Path, split: str) -> Split:
     options = [f"option{number}" for number in range(1, 6)]
     columns = ["clip", *_TIMES, *options]
     labelled = _has_label(path, len(columns), needed=split != "train")
-    for where, record in table(path, builder, columns=[*columns, "correct"] if labelled else columns, header=False):
+    for where, record in table(
+        path, builder, columns=[*columns, "correct"] if labelled else columns, header=False
+    ):
         with builder.row(where):
             media = _media(record)
             texts = [text_of(record, option) for option in options]
@@ -78,7 +100,8 @@ def _choice(folder: Path, split: str) -> Split:
             builder.add(ChoiceItem(f"{media.id}@{where}", media, "", tuple(texts), answer), where)
     if split == "train":
         builder.note(
-            "the official file lists the right option first; options are rotated by a fixed rule so that the place tells nothing"
+            "the official file lists the right option first; options are rotated by a fixed rule so"
+            " that the place tells nothing"
         )
     if split == "test":
         builder.official("questions", len(builder.items), CHOICE_TEST, verified=False)
@@ -86,7 +109,8 @@ def _choice(folder: Path, split: str) -> Split:
 
 
 def _has_label(path: Path, columns: int, *, needed: bool) -> bool:
-    """Whether rows have the eleventh field: always in val and test, in some releases in train as well."""
+    """Whether rows have the eleventh field: always in val and test, in some releases in train as
+    well."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         return needed or file.readline().rstrip("\r\n").count("\t") == columns
 

@@ -1,7 +1,9 @@
-"""MSR-VTT: caption retrieval in four protocols, open-ended QA (Xu et al. 2017) and multiple choice (JSFusion, Yu et al. 2018).
+"""MSR-VTT: caption retrieval in four protocols, open-ended QA (Xu et al. 2017) and multiple choice
+(JSFusion, Yu et al. 2018).
 
-The media folder holds video0.mp4 … video9999.mp4 side by side. Videos are numbered by official split: 0–6512 train, 6513–7009 validation, 7010–9999
-test. All files write them either as a number or as `video<number>`; both are read.
+The media folder holds video0.mp4 … video9999.mp4 side by side. Videos are numbered by official
+split: 0–6512 train, 6513–7009 validation, 7010–9999 test. All files write them either as a number
+or as `video<number>`; both are read.
 """
 
 from __future__ import annotations
@@ -30,12 +32,20 @@ from allinone.finetune.annotations.common import (
     texts_of,
     train_part,
 )
-from allinone.finetune.annotations.schema import AnnotationError, ChoiceItem, Media, QAItem, RetrievalItem, Split
+from allinone.finetune.annotations.schema import (
+    AnnotationError,
+    ChoiceItem,
+    Media,
+    QAItem,
+    RetrievalItem,
+    Split,
+)
 
 TASKS = ("retrieval", "qa", "choice")
 PROTOCOLS = ("9k", "7k", "full", "1k-b", "7k-clipbert")
-"""9k, 7k: JSFusion's 1k-A test with 9,000 or 7,010 training videos; full: the official split; 1k-b: Miech's lists, never with a 1k-A result;
-7k-clipbert: ClipBERT's own files of the 7k protocol, with a validation set of theirs."""
+"""9k, 7k: JSFusion's 1k-A test with 9,000 or 7,010 training videos; full: the official split; 1k-b:
+Miech's lists, never with a 1k-A result; 7k-clipbert: ClipBERT's own files of the 7k protocol, with
+a validation set of theirs."""
 OFFICIAL_SPLITS = ("train", "val", "test")
 OWN_SPLITS = (*TRAIN_PARTS, "test")
 FIRST_VIDEO = {"train": 0, "val": 6_513, "test": 7_010}
@@ -63,34 +73,51 @@ _TRAIN_LISTS = {
 }
 _FOLDERS = ("", "annotation/", "high-quality/structured-symlinks/")
 _CAPTIONS_SOURCE = (
-    "train_val_annotation.zip and test_videodatainfo.json.zip of MSR-VTT, or CLIP4Clip's msrvtt_data.zip (MSRVTT_data.json)"
+    "train_val_annotation.zip and test_videodatainfo.json.zip of MSR-VTT, or CLIP4Clip's"
+    " msrvtt_data.zip (MSRVTT_data.json)"
 )
-_LISTS_SOURCE = "CLIP4Clip's msrvtt_data.zip for the CSV lists, frozen-in-time's MSRVTT.zip for the lists of ids"
+_LISTS_SOURCE = (
+    "CLIP4Clip's msrvtt_data.zip for the CSV lists, frozen-in-time's MSRVTT.zip for the lists"
+    " of ids"
+)
 _QA_SOURCE = "MSRVTT-QA.zip of Xu et al. 2017, or ClipBERT's msrvtt_qa annotations"
-_CHOICE_SOURCE = "MSR_MC_test.csv of JSFusion, or ClipBERT's msrvtt_mc_test.jsonl, or Singularity's msrvtt_mc_test.json"
+_CHOICE_SOURCE = (
+    "MSR_MC_test.csv of JSFusion, or ClipBERT's msrvtt_mc_test.jsonl, or Singularity's"
+    " msrvtt_mc_test.json"
+)
 
 
 def load(folder: Path, split: str, *, task: str, protocol: str = "9k") -> Split:
     """`task` retrieval | qa | choice; `protocol` is retrieval's.
 
-    retrieval: captions from MSRVTT_data.json (CLIP4Clip), train_val_videodatainfo.json with test_videodatainfo.json
-    (MSR-VTT itself) or MSR_VTT.json (frozen-in-time); MSRVTT_JSFUSION_test.csv for the 1k-A test. The lists of training videos are used if they
-    are there, and else derived from the definition of the protocol. 7k-clipbert: {train,val,test}.jsonl, nothing of the other files.
+    retrieval: captions from MSRVTT_data.json (CLIP4Clip), train_val_videodatainfo.json with
+    test_videodatainfo.json (MSR-VTT itself) or MSR_VTT.json (frozen-in-time);
+    MSRVTT_JSFUSION_test.csv for the 1k-A test. The lists of training videos are used if they are
+    there, and else derived from the definition of the protocol. 7k-clipbert:
+    {train,val,test}.jsonl, nothing of the other files.
 
-    qa: {split}_qa.json or ClipBERT's JSON lines, with train_ans2label.json as the answer space if it is there.
+    qa: {split}_qa.json or ClipBERT's JSON lines, with train_ans2label.json as the answer space if
+    it is there.
 
-    choice: the 2,990 official test videos. There is no training set: the training splits are made of the captions of the 7,010 videos that are
-    not in the test, each with four captions of other videos.
+    choice: the 2,990 official test videos. There is no training set: the training splits are made
+    of the captions of the 7,010 videos that are not in the test, each with four captions of other
+    videos.
     """
     if task not in TASKS:
         raise AnnotationError(f"MSR-VTT has no task {task!r}; choose one of: {', '.join(TASKS)}")
     if protocol not in PROTOCOLS:
-        raise AnnotationError(f"MSR-VTT retrieval has no protocol {protocol!r}; choose one of: {', '.join(PROTOCOLS)}")
+        raise AnnotationError(
+            f"MSR-VTT retrieval has no protocol {protocol!r}; choose one of: {', '.join(PROTOCOLS)}"
+        )
     if task == "qa":
         return _qa(folder, split)
     if task == "choice":
         return _choice(folder, split)
-    return _clipbert(folder, split) if protocol == "7k-clipbert" else _retrieval(folder, split, protocol)
+    return (
+        _clipbert(folder, split)
+        if protocol == "7k-clipbert"
+        else _retrieval(folder, split, protocol)
+    )
 
 
 def video_name(text: str) -> str:
@@ -113,7 +140,7 @@ def _media(video: str) -> Media:
     return Media(video, video)
 
 
-# -- captions --------------------------------------------------------------------------------------------------------------------------------------
+# -- captions --------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -125,7 +152,9 @@ class _Captions:
 
     def videos(self, *splits: str) -> list[str]:
         """The videos of official splits, by number."""
-        chosen = [video for video in self.of if self.splits.get(video, _official_split(video)) in splits]
+        chosen = [
+            video for video in self.of if self.splits.get(video, _official_split(video)) in splits
+        ]
         return sorted(chosen, key=_number)
 
 
@@ -149,13 +178,18 @@ def _captions(folder: Path, builder: Builder, *, with_test: bool) -> _Captions:
 
 
 def _first(folder: Path, name: str) -> Path | None:
-    return next((folder / f"{part}{name}" for part in _FOLDERS if (folder / f"{part}{name}").is_file()), None)
+    return next(
+        (folder / f"{part}{name}" for part in _FOLDERS if (folder / f"{part}{name}").is_file()),
+        None,
+    )
 
 
 def _rows(path: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     records = read_json(path, dict).get(key)
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise AnnotationError(f"{path} has no list {key!r} of objects: is it another benchmark's file?")
+        raise AnnotationError(
+            f"{path} has no list {key!r} of objects: is it another benchmark's file?"
+        )
     for number, record in enumerate(records):
         yield f"{path.name}:{key}[{number}]", record
 
@@ -164,7 +198,9 @@ def _read_official(path: Path, builder: Builder, captions: _Captions) -> None:
     for where, record in _rows(path, "videos"):
         with builder.row(where):
             split = text_of(record, "split")
-            captions.splits[video_name(text_of(record, "video_id"))] = {"validate": "val"}.get(split, split)
+            captions.splits[video_name(text_of(record, "video_id"))] = {"validate": "val"}.get(
+                split, split
+            )
     seen: set[str] = set()
     for where, record in _rows(path, "sentences"):
         with builder.row(where):
@@ -179,21 +215,29 @@ def _read_official(path: Path, builder: Builder, captions: _Captions) -> None:
 def _read_frozen(path: Path, builder: Builder, captions: _Captions) -> None:
     for where, record in _rows(path, "annotations"):
         with builder.row(where):
-            captions.of.setdefault(video_name(text_of(record, "image_id")), []).append(text_of(record, "caption"))
+            captions.of.setdefault(video_name(text_of(record, "image_id")), []).append(
+                text_of(record, "caption")
+            )
 
 
-# -- retrieval -------------------------------------------------------------------------------------------------------------------------------------
+# -- retrieval -------------------------------------------------------------------------------------
 
 
 def _retrieval(folder: Path, split: str, protocol: str) -> Split:
-    check_split(split, OFFICIAL_SPLITS if protocol == "full" else OWN_SPLITS, f"MSR-VTT retrieval {protocol}")
+    check_split(
+        split,
+        OFFICIAL_SPLITS if protocol == "full" else OWN_SPLITS,
+        f"MSR-VTT retrieval {protocol}",
+    )
     builder = Builder(split)
     half = split if split in ("val", "test") else "train"
     if half == "test" and protocol in ("9k", "7k"):
         for item in _test_1k_a(folder, builder):
             builder.add(item, item.id)
     else:
-        captions = _captions(folder, builder, with_test=half == "test" or protocol in ("9k", "1k-b"))
+        captions = _captions(
+            folder, builder, with_test=half == "test" or protocol in ("9k", "1k-b")
+        )
         for video in _videos(folder, protocol, half, captions, builder):
             texts = captions.of.get(video, [])
             if protocol == "1k-b" and half == "test":
@@ -204,24 +248,39 @@ def _retrieval(folder: Path, split: str, protocol: str) -> Split:
                 builder.leave_out("the video has no caption", video)
     builder.official("videos", len(builder.items), VIDEOS[protocol, half])
     if protocol == "1k-b" and half == "test":
-        builder.note("the query of a video is its first caption, as in Miech et al.'s protocol; not comparable with 1k-A")
+        builder.note(
+            "the query of a video is its first caption, as in Miech et al.'s protocol; not"
+            " comparable with 1k-A"
+        )
     if protocol == "full" or half == "test":
         return builder.split()
-    return builder.split(train_part([item for item in builder.items.values() if isinstance(item, RetrievalItem)], split))
+    return builder.split(
+        train_part(
+            [item for item in builder.items.values() if isinstance(item, RetrievalItem)], split
+        )
+    )
 
 
-def _videos(folder: Path, protocol: str, half: str, captions: _Captions, builder: Builder) -> Sequence[str]:
-    """The videos of a list, or by the protocol's definition where there is no list. AnnotationError where training videos are in the test."""
+def _videos(
+    folder: Path, protocol: str, half: str, captions: _Captions, builder: Builder
+) -> Sequence[str]:
+    """The videos of a list, or by the protocol's definition where there is no list. AnnotationError
+    where training videos are in the test."""
     if protocol == "full":
         return captions.videos(half)
     if protocol == "1k-b":
-        train, test = (_list(folder, name, builder) for name in ("train_list_miech.txt", "test_list_miech.txt"))
+        train, test = (
+            _list(folder, name, builder) for name in ("train_list_miech.txt", "test_list_miech.txt")
+        )
         _refuse_leak(train, test, "train_list_miech.txt", "test_list_miech.txt")
         return train if half == "train" else test
     if protocol == "9k":
         tests, test_name = {item.id for item in _test_1k_a(folder, builder)}, TEST_CSV
     else:
-        tests, test_name = {f"video{number}" for number in range(FIRST_VIDEO["test"], ALL_VIDEOS)}, "the official test"
+        tests, test_name = (
+            {f"video{number}" for number in range(FIRST_VIDEO["test"], ALL_VIDEOS)},
+            "the official test",
+        )
     name = next((name for name in _TRAIN_LISTS[protocol] if _first(folder, name)), None)
     if name:
         train = _list(folder, name, builder)
@@ -230,7 +289,8 @@ def _videos(folder: Path, protocol: str, half: str, captions: _Captions, builder
     splits = ("train", "val", "test") if protocol == "9k" else ("train", "val")
     chosen = [video for video in captions.videos(*splits) if video not in tests]
     builder.note(
-        f"there is no {' or '.join(_TRAIN_LISTS[protocol])}: the training videos are those of the official "
+        f"there is no {' or '.join(_TRAIN_LISTS[protocol])}: the training videos are those of the"
+        " official "
         + (
             "splits that are not in the 1k-A test"
             if protocol == "9k"
@@ -240,11 +300,14 @@ def _videos(folder: Path, protocol: str, half: str, captions: _Captions, builder
     return chosen
 
 
-def _refuse_leak(train: Collection[str], test: Collection[str], list_name: str, test_name: str) -> None:
+def _refuse_leak(
+    train: Collection[str], test: Collection[str], list_name: str, test_name: str
+) -> None:
     if shared := sorted(set(test).intersection(train), key=_number):
         raise AnnotationError(
-            f"{list_name} names {len(shared)} videos of {test_name}, for example {', '.join(shared[:3])}: a result would be leaked. "
-            f"(Miech's list, called 7K in some code, has 453 videos of the 1k-A test.) Use the lists of: {_LISTS_SOURCE}"
+            f"{list_name} names {len(shared)} videos of {test_name}, for example"
+            f" {', '.join(shared[:3])}: a result would be leaked. (Miech's list, called 7K in some"
+            f" code, has 453 videos of the 1k-A test.) Use the lists of: {_LISTS_SOURCE}"
         )
 
 
@@ -252,9 +315,16 @@ def _list(folder: Path, name: str, builder: Builder) -> list[str]:
     """Ids of a CSV with the header video_id, or of a text file with one id per line."""
     path = builder.use(_first(folder, name) or find(folder, [name], _LISTS_SOURCE))
     if path.suffix == ".csv":
-        rows = [(where, row["video_id"]) for where, row in table(path, builder, columns=["video_id"], delimiter=",", quoted=True)]
+        rows = [
+            (where, row["video_id"])
+            for where, row in table(path, builder, columns=["video_id"], delimiter=",", quoted=True)
+        ]
     else:
-        rows = [(f"{name}:{number}", line) for number, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
+        rows = [
+            (f"{name}:{number}", line)
+            for number, line in enumerate(read_text(path).splitlines(), 1)
+            if line.strip()
+        ]
     videos: dict[str, None] = {}
     for where, text in rows:
         with builder.row(where):
@@ -266,21 +336,29 @@ def _list(folder: Path, name: str, builder: Builder) -> list[str]:
 
 
 def _test_1k_a(folder: Path, builder: Builder) -> list[RetrievalItem]:
-    """Exactly one caption per video: 1,000 x 1,000. A video that stands twice would make another protocol of it, so that is an error, not a note."""
+    """Exactly one caption per video: 1,000 x 1,000. A video that stands twice would make another
+    protocol of it, so that is an error, not a note."""
     path = _first(folder, TEST_CSV)
     if path is None and _first(folder, CAPTION_INDEX):
         raise AnnotationError(
-            f"{folder} has {CAPTION_INDEX}, which says which caption of MSR_VTT.json each test video takes. It is a pickle, which can run any "
-            f"program when it is read, and is refused. Put {TEST_CSV} beside it: the same 1,000 captions as text (CLIP4Clip's msrvtt_data.zip)"
+            f"{folder} has {CAPTION_INDEX}, which says which caption of MSR_VTT.json each test"
+            " video takes. It is a pickle, which can run any program when it is read, and is"
+            f" refused. Put {TEST_CSV} beside it: the same 1,000 captions as text (CLIP4Clip's"
+            " msrvtt_data.zip)"
         )
-    path = builder.use(path or find(folder, [TEST_CSV], "CLIP4Clip's msrvtt_data.zip, or JSFusion's repository"))
+    path = builder.use(
+        path or find(folder, [TEST_CSV], "CLIP4Clip's msrvtt_data.zip, or JSFusion's repository")
+    )
     items: dict[str, RetrievalItem] = {}
-    for where, row in table(path, builder, columns=["video_id", "sentence"], delimiter=",", quoted=True):
+    for where, row in table(
+        path, builder, columns=["video_id", "sentence"], delimiter=",", quoted=True
+    ):
         with builder.row(where):
             video = video_name(text_of(row, "video_id"))
             if video in items:
                 raise AnnotationError(
-                    f"{path}: {video} stands twice ({where}); the 1k-A test has exactly one caption per video, all 20 of them give another number"
+                    f"{path}: {video} stands twice ({where}); the 1k-A test has exactly one caption"
+                    " per video, all 20 of them give another number"
                 )
             items[video] = RetrievalItem(video, _media(video), (text_of(row, "sentence"),))
     return list(items.values())
@@ -290,15 +368,23 @@ def _clipbert(folder: Path, split: str) -> Split:
     check_split(split, OFFICIAL_SPLITS, "MSR-VTT retrieval in ClipBERT's form")
     builder = Builder(split)
     path = builder.use(
-        find(folder, [f"msrvtt_retrieval_{split}.jsonl", f"{split}.jsonl"], "ClipBERT's msrvtt_retrieval annotations")
+        find(
+            folder,
+            [f"msrvtt_retrieval_{split}.jsonl", f"{split}.jsonl"],
+            "ClipBERT's msrvtt_retrieval annotations",
+        )
     )
     captions: dict[str, list[str]] = {}
     for where, record in json_lines(path, builder):
         with builder.row(where):
-            captions.setdefault(video_name(text_of(record, "clip_name")), []).append(text_of(record, "caption"))
+            captions.setdefault(video_name(text_of(record, "clip_name")), []).append(
+                text_of(record, "caption")
+            )
     several = sorted((video for video, texts in captions.items() if len(texts) > 1), key=_number)
     if split == "test" and several:
-        raise AnnotationError(f"{path}: {several[0]} stands twice; the 1k-A test has exactly one caption per video")
+        raise AnnotationError(
+            f"{path}: {several[0]} stands twice; the 1k-A test has exactly one caption per video"
+        )
     for video, texts in captions.items():
         builder.add(RetrievalItem(video, _media(video), tuple(texts)), video)
     if split == "test":
@@ -306,13 +392,15 @@ def _clipbert(folder: Path, split: str) -> Split:
     return builder.split()
 
 
-# -- questions -------------------------------------------------------------------------------------------------------------------------------------
+# -- questions -------------------------------------------------------------------------------------
 
 
 def _qa(folder: Path, split: str) -> Split:
     check_split(split, OFFICIAL_SPLITS, "MSR-VTT-QA")
     builder = Builder(split)
-    path = builder.use(find(folder, [f"{split}_qa.json", f"msrvtt_qa_{split}.jsonl", f"{split}.jsonl"], _QA_SOURCE))
+    path = builder.use(
+        find(folder, [f"{split}_qa.json", f"msrvtt_qa_{split}.jsonl", f"{split}.jsonl"], _QA_SOURCE)
+    )
     # JSON lines have no ids: the place in the file serves as one.
     rows = ((where, {"id": where, **record}) for where, record in json_rows(path, builder))
     builder.read(rows, _question)
@@ -328,10 +416,12 @@ def _qa(folder: Path, split: str) -> Split:
 def _question(record: dict[str, Any]) -> QAItem:
     video, question = video_name(text_of(record, "video_id")), text_of(record, "question")
     kind = str(record.get("answer_type") or question_kind(question))
-    return QAItem(text_of(record, "id"), _media(video), question, (text_of(record, "answer"),), kind)
+    return QAItem(
+        text_of(record, "id"), _media(video), question, (text_of(record, "answer"),), kind
+    )
 
 
-# -- multiple choice -------------------------------------------------------------------------------------------------------------------------------
+# -- multiple choice -------------------------------------------------------------------------------
 
 
 def _choice(folder: Path, split: str) -> Split:
@@ -342,46 +432,80 @@ def _choice(folder: Path, split: str) -> Split:
         builder.files.extend(train.files)
         for note in train.notes:
             builder.note(note)
-        for item in _made_choices([item for item in train.items if isinstance(item, RetrievalItem)]):
+        for item in _made_choices(
+            [item for item in train.items if isinstance(item, RetrievalItem)]
+        ):
             builder.add(item, item.id)
         builder.note("made from captions: the benchmark has no training set, only JSFusion's test")
-        return builder.split(train_part([item for item in builder.items.values() if isinstance(item, ChoiceItem)], split))
-    path = builder.use(find(folder, ["MSR_MC_test.csv", "msrvtt_mc_test.jsonl", "msrvtt_mc_test.json"], _CHOICE_SOURCE))
+        return builder.split(
+            train_part(
+                [item for item in builder.items.values() if isinstance(item, ChoiceItem)], split
+            )
+        )
+    path = builder.use(
+        find(
+            folder,
+            ["MSR_MC_test.csv", "msrvtt_mc_test.jsonl", "msrvtt_mc_test.json"],
+            _CHOICE_SOURCE,
+        )
+    )
     if path.suffix == ".csv":
         options = [f"a{number}" for number in range(1, OPTIONS + 1)]
         rows: Iterator[tuple[str, dict[str, Any]]] = table(
             path, builder, columns=["vid_key", *options, "answer"], delimiter="\t", quoted=True
         )
-        make = _choice_of("vid_key", lambda record: tuple(text_of(record, option) for option in options))
+        make = _choice_of(
+            "vid_key", lambda record: tuple(text_of(record, option) for option in options)
+        )
     elif path.suffix == ".jsonl":
-        rows, make = json_rows(path, builder), _choice_of("clip_name", lambda record: texts_of(record, "options", OPTIONS))
+        rows, make = (
+            json_rows(path, builder),
+            _choice_of("clip_name", lambda record: texts_of(record, "options", OPTIONS)),
+        )
     else:
-        rows, make = json_rows(path, builder), _choice_of("video", lambda record: texts_of(record, "caption", OPTIONS))
+        rows, make = (
+            json_rows(path, builder),
+            _choice_of("video", lambda record: texts_of(record, "caption", OPTIONS)),
+        )
     builder.read(((where, {"qid": where, **record}) for where, record in rows), make)
     builder.official("questions", len(builder.items), CHOICE_TEST)
-    builder.note("a checkpoint that was trained with the 9k protocol has seen 1,990 of the 2,990 test videos")
+    builder.note(
+        "a checkpoint that was trained with the 9k protocol has seen 1,990 of the 2,990 test videos"
+    )
     return builder.split()
 
 
-def _choice_of(video: str, options: Callable[[dict[str, Any]], tuple[str, ...]]) -> Callable[[dict[str, Any]], ChoiceItem]:
+def _choice_of(
+    video: str, options: Callable[[dict[str, Any]], tuple[str, ...]]
+) -> Callable[[dict[str, Any]], ChoiceItem]:
     def make(record: dict[str, Any]) -> ChoiceItem:
         media = _media(video_name(text_of(record, video)))
-        return ChoiceItem(text_of(record, "qid"), media, "", options(record), index_of(record, "answer", OPTIONS))
+        return ChoiceItem(
+            text_of(record, "qid"), media, "", options(record), index_of(record, "answer", OPTIONS)
+        )
 
     return make
 
 
 def _made_choices(items: Sequence[RetrievalItem]) -> Iterator[ChoiceItem]:
-    """One question per caption; four other videos lend the wrong options. All by hashes of ids: the same in every run and on every machine."""
+    """One question per caption; four other videos lend the wrong options. All by hashes of ids: the
+    same in every run and on every machine."""
     if len(items) < OPTIONS:
-        raise AnnotationError(f"multiple-choice questions need at least {OPTIONS} training videos, found {len(items)}")
+        raise AnnotationError(
+            f"multiple-choice questions need at least {OPTIONS} training videos, found {len(items)}"
+        )
     for place, item in enumerate(items):
         for number, caption in enumerate(item.captions):
             key = f"{item.id}@{number}"
             others = _others(key, place, len(items))
-            wrong = [items[k].captions[int(place_in_order(f"{key}/{k}") * len(items[k].captions))] for k in others]
+            wrong = [
+                items[k].captions[int(place_in_order(f"{key}/{k}") * len(items[k].captions))]
+                for k in others
+            ]
             answer = int(OPTIONS * place_in_order(f"{key} answer"))
-            yield ChoiceItem(key, item.media, "", (*wrong[:answer], caption, *wrong[answer:]), answer)
+            yield ChoiceItem(
+                key, item.media, "", (*wrong[:answer], caption, *wrong[answer:]), answer
+            )
 
 
 def _others(key: str, place: int, size: int) -> list[int]:

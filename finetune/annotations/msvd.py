@@ -1,4 +1,5 @@
-"""MSVD: open-ended QA (Xu et al. 2017) and caption retrieval. The two use different splits of the same 1,970 clips; do not mix them."""
+"""MSVD: open-ended QA (Xu et al. 2017) and caption retrieval. The two use different splits of the
+same 1,970 clips; do not mix them."""
 
 from __future__ import annotations
 
@@ -17,7 +18,13 @@ from allinone.finetune.annotations.common import (
     read_text,
     text_of,
 )
-from allinone.finetune.annotations.schema import AnnotationError, Media, QAItem, RetrievalItem, Split
+from allinone.finetune.annotations.schema import (
+    AnnotationError,
+    Media,
+    QAItem,
+    RetrievalItem,
+    Split,
+)
 
 SPLITS = ("train", "val", "test")
 TASKS = ("qa", "retrieval")
@@ -30,8 +37,11 @@ _RETRIEVAL_SOURCE = "collaborative-experts' or CLIP4Clip's msvd_data"
 
 
 def load(folder: Path, split: str, *, task: str) -> Split:
-    """`task` qa: {split}_qa.json (or msvd_{split}_qa_encode.json, or JSON lines) with youtube_mapping.txt, and msvd_answer_set.txt if there is one;
-    retrieval: {split}_list.txt with AllVideoDescriptions.txt, every caption of a clip kept, as the community's protocol queries all of them."""
+    """`task` qa: {split}_qa.json (or msvd_{split}_qa_encode.json, or JSON lines) with
+    youtube_mapping.txt, and msvd_answer_set.txt if there is one; retrieval: {split}_list.txt with
+    AllVideoDescriptions.txt, every caption of a clip kept, as the community's protocol queries all
+    of them.
+    """
     check_split(split, SPLITS, f"MSVD {task}")
     if task not in TASKS:
         raise AnnotationError(f"MSVD has no task {task!r}; choose one of: {', '.join(TASKS)}")
@@ -46,7 +56,11 @@ def _qa(folder: Path, split: str) -> Split:
     builder.read(json_rows(path, builder), _question(clips))
     builder.official("questions", len(builder.items), QUESTIONS[split], verified=split == "test")
     answers = folder / "msvd_answer_set.txt"
-    space = tuple(line.strip() for line in read_text(answers).splitlines() if line.strip()) if answers.is_file() else ()
+    space = (
+        tuple(line.strip() for line in read_text(answers).splitlines() if line.strip())
+        if answers.is_file()
+        else ()
+    )
     return builder.split(answer_space=space)
 
 
@@ -54,13 +68,20 @@ def _question(clips: dict[str, str]) -> Callable[[dict[str, Any]], QAItem]:
     def make(record: dict[str, Any]) -> QAItem:
         clip = _clip(clips, text_of(record, "video_id"))
         question = text_of(record, "question")
-        return QAItem(text_of(record, "id"), Media(clip, clip), question, (text_of(record, "answer"),), question_kind(question))
+        return QAItem(
+            text_of(record, "id"),
+            Media(clip, clip),
+            question,
+            (text_of(record, "answer"),),
+            question_kind(question),
+        )
 
     return make
 
 
 def _clip(clips: dict[str, str], video: str) -> str:
-    """The official array numbers the videos 873, other forms write vid873, and some already hold the clip's name."""
+    """The official array numbers the videos 873, other forms write vid873, and some already hold
+    the clip's name."""
     number = video.removeprefix("vid")
     if number in clips:
         return clips[number]
@@ -76,7 +97,9 @@ def _mapping(path: Path) -> dict[str, str]:
         if not fields:
             continue
         if len(fields) != 2 or not fields[1].startswith("vid"):
-            raise AnnotationError(f"{path}:{number}: expected '<clip name> vid<number>', found {line[:80]!r}")
+            raise AnnotationError(
+                f"{path}:{number}: expected '<clip name> vid<number>', found {line[:80]!r}"
+            )
         clips[fields[1].removeprefix("vid")] = fields[0]
     return clips
 
@@ -94,7 +117,8 @@ def _retrieval(folder: Path, split: str) -> Split:
     builder.official("clips", len(builder.items), VIDEOS[split])
     total = sum(len(captions[clip]) for clip in builder.items)
     builder.note(
-        f"captions: {total:,}, all of them queries (about 27,800 in the test split); one or five per clip is another protocol"
+        f"captions: {total:,}, all of them queries (about 27,800 in the test split); one or five"
+        " per clip is another protocol"
     )
     return builder.split()
 
@@ -105,24 +129,33 @@ def _caption_file(folder: Path) -> Path:
             return folder / name
     if next(folder.glob("*.pkl"), None):
         raise AnnotationError(
-            f"{folder} holds the captions as a pickle, which can run any program when it is read and is refused. Put AllVideoDescriptions.txt beside "
-            "it (MSVD's own release, UT Austin), or raw-captions.json, the same content as JSON"
+            f"{folder} holds the captions as a pickle, which can run any program when it is read"
+            " and is refused. Put AllVideoDescriptions.txt beside it (MSVD's own release, UT"
+            " Austin), or raw-captions.json, the same content as JSON"
         )
     if next(folder.glob("MSVD_*.tsv"), None):
         raise AnnotationError(
-            f"{folder} holds MSVD_*.tsv: its captions are joined by commas and contain commas, so they cannot be told apart again; "
-            "use AllVideoDescriptions.txt of MSVD's own release (UT Austin)"
+            f"{folder} holds MSVD_*.tsv: its captions are joined by commas and contain commas, so"
+            " they cannot be told apart again; use AllVideoDescriptions.txt of MSVD's own release"
+            " (UT Austin)"
         )
-    return find(folder, CAPTION_FILES, "MSVD's own release (UT Austin, videoDescription/AllVideoDescriptions.txt)")
+    return find(
+        folder,
+        CAPTION_FILES,
+        "MSVD's own release (UT Austin, videoDescription/AllVideoDescriptions.txt)",
+    )
 
 
 def _captions(builder: Builder, path: Path) -> dict[str, list[str]]:
-    """AllVideoDescriptions.txt: `<clip> <caption>` per line after a preamble of lines with #; raw-captions.json: {clip: [[token, …], …]}."""
+    """AllVideoDescriptions.txt: `<clip> <caption>` per line after a preamble of lines with #;
+    raw-captions.json: {clip: [[token, …], …]}."""
     builder.use(path)
     captions: dict[str, list[str]] = {}
     if path.suffix == ".json":
         for clip, sentences in read_json(path, dict).items():
-            captions[clip] = [" ".join(words) if isinstance(words, list) else str(words) for words in sentences]
+            captions[clip] = [
+                " ".join(words) if isinstance(words, list) else str(words) for words in sentences
+            ]
         return captions
     for number, line in enumerate(read_text(path).splitlines(), 1):
         clip, _, caption = line.strip().partition(" ")

@@ -1,4 +1,5 @@
-"""What annotation readers hand to the task protocols: items with explicit splits. No reader opens a media file, no protocol knows a file format."""
+"""What annotation readers hand to the task protocols: items with explicit splits. No reader opens a
+media file, no protocol knows a file format."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from dataclasses import dataclass, field
 
 
 class AnnotationError(ValueError):
-    """Annotation files are missing, of another format, or contradict each other; the message says what was given and what is needed."""
+    """Annotation files are missing, of another format, or contradict each other; the message says
+    what was given and what is needed."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class Media:
     id: str
     """Unique inside the benchmark; the same video has the same id in every split."""
     path: str
-    """Relative to the media folder that the user names, with its suffix; without one, any known suffix is tried."""
+    """Relative to the media folder that the user names, with its suffix; without one, any known
+    suffix is tried."""
     start_s: float | None = None
     """Beginning of the part to look at, seconds; None = the beginning."""
     end_s: float | None = None
@@ -41,14 +44,17 @@ class QAItem:
     media: Media
     question: str
     answers: tuple[str, ...] = ()
-    """Right answers; several where annotators disagree (VQAv2: all ten, in order). Empty where the split hides them."""
+    """Right answers; several where annotators disagree (VQAv2: all ten, in order). Empty where the
+    split hides them."""
     kind: str = ""
-    """The benchmark's own type of question (VQAv2: yes/no, number, other), by which its score is also reported."""
+    """The benchmark's own type of question (VQAv2: yes/no, number, other), by which its score is
+    also reported."""
 
 
 @dataclass(frozen=True)
 class ChoiceItem:
-    """A question or a prompt with options. `question` is empty where the video alone is asked about (MSR-VTT and LSMDC multiple choice)."""
+    """A question or a prompt with options. `question` is empty where the video alone is asked about
+    (MSR-VTT and LSMDC multiple choice)."""
 
     id: str
     media: Media
@@ -87,7 +93,8 @@ class Region:
 
 @dataclass(frozen=True)
 class VCRItem:
-    """A VCR question. Texts are token lists in which an int is an index into `regions`, as in the official files."""
+    """A VCR question. Texts are token lists in which an int is an index into `regions`, as in the
+    official files."""
 
     id: str
     media: Media
@@ -98,7 +105,8 @@ class VCRItem:
     answer: int | None = None
     rationale: int | None = None
     metadata: str = ""
-    """The image's metadata file with the outlines of the regions, relative to the media folder: too large to hold for all items."""
+    """The image's metadata file with the outlines of the regions, relative to the media folder: too
+    large to hold for all items."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,11 @@ Item = RetrievalItem | QAItem | ChoiceItem | ClipChoiceItem | VCRItem | LabelIte
 
 def media_ids(item: Item) -> tuple[str, ...]:
     """The media that an item shows."""
-    return tuple(clip.id for clip in item.clips) if isinstance(item, ClipChoiceItem) else (item.media.id,)
+    return (
+        tuple(clip.id for clip in item.clips)
+        if isinstance(item, ClipChoiceItem)
+        else (item.media.id,)
+    )
 
 
 @dataclass(frozen=True)
@@ -129,21 +141,24 @@ class Split:
     classes: tuple[str, ...] = ()
     """Names of the classes, for LabelItem."""
     notes: tuple[str, ...] = ()
-    """What a user should know: rows left out with their reason and count, official size against found size."""
+    """What a user should know: rows left out with their reason and count, official size against
+    found size."""
     answer_space: tuple[str, ...] = field(default=())
     """Fixed answer vocabulary, if the benchmark ships one."""
 
 
 def assert_disjoint(*splits: Split) -> None:
-    """Raise AnnotationError where two splits share a media item: whatever was trained on must not be tested on."""
+    """Raise AnnotationError where two splits share a media item: whatever was trained on must not
+    be tested on."""
     for i, first in enumerate(splits):
         mine = _all_media(first)
         for second in splits[i + 1 :]:
             shared = sorted(mine & _all_media(second))
             if shared:
                 raise AnnotationError(
-                    f"splits {first.name!r} and {second.name!r} share {len(shared)} media items, for example {', '.join(shared[:3])}: "
-                    f"a result on {second.name!r} would be leaked. Check {', '.join(first.files)} and {', '.join(second.files)}"
+                    f"splits {first.name!r} and {second.name!r} share {len(shared)} media items,"
+                    f" for example {', '.join(shared[:3])}: a result on {second.name!r} would be"
+                    f" leaked. Check {', '.join(first.files)} and {', '.join(second.files)}"
                 )
 
 

@@ -1,6 +1,7 @@
 """TGIF-QA, the 165 k version: action and transition (five options), frameqa (one word).
 
-Official files end in .csv but are tab-separated with CRLF, a header and no quoting. There is no official validation split: one is held out of train.
+Official files end in .csv but are tab-separated with CRLF, a header and no quoting. There is no
+official validation split: one is held out of train.
 """
 
 from __future__ import annotations
@@ -35,13 +36,15 @@ SIZES = {
     ("frameqa", "train"): (39_392, False),
     ("frameqa", "test"): (13_691, True),
 }
-"""(questions, counted by us). The README of TGIF-QA says 20,475 for action; its file holds 20,471."""
+"""(questions, counted by us). The README of TGIF-QA says 20,475 for action; its file holds
+20,471."""
 KINDS = {"0": "object", "1": "number", "2": "color", "3": "location"}
 _SOURCE = "the dataset folder of YunseokJANG/tgif-qa, or ClipBERT's tgif_qa annotations"
 
 
 def load(folder: Path, split: str, *, task: str, form: str = "") -> Split:
-    """The official {Train,Test}_{task}_question.csv; with `form` clipbert {task}_{train,val,test}.jsonl, whose val is ClipBERT's own part of train.
+    """The official {Train,Test}_{task}_question.csv; with `form` clipbert
+    {task}_{train,val,test}.jsonl, whose val is ClipBERT's own part of train.
 
     The forms are never mixed: ClipBERT's train with our held-out part would leak.
     """
@@ -77,18 +80,27 @@ def _media(record: dict[str, Any]) -> Media:
 
 
 def _id(record: dict[str, Any]) -> str:
-    """`vid_id` holds the text (ACTION77) and `key` the number; neither alone is promised to be unique."""
+    """`vid_id` holds the text (ACTION77) and `key` the number; neither alone is promised to be
+    unique."""
     return f"{text_of(record, 'vid_id')}-{text_of(record, 'key')}"
 
 
 def _choice(record: dict[str, Any]) -> ChoiceItem:
     choices = tuple(text_of(record, f"a{number}") for number in range(1, 6))
-    return ChoiceItem(_id(record), _media(record), text_of(record, "question"), choices, index_of(record, "answer", 5))
+    return ChoiceItem(
+        _id(record),
+        _media(record),
+        text_of(record, "question"),
+        choices,
+        index_of(record, "answer", 5),
+    )
 
 
 def _word(record: dict[str, Any]) -> QAItem:
     kind = KINDS[str(index_of(record, "type", len(KINDS)))]
-    return QAItem(_id(record), _media(record), text_of(record, "question"), (text_of(record, "answer"),), kind)
+    return QAItem(
+        _id(record), _media(record), text_of(record, "question"), (text_of(record, "answer"),), kind
+    )
 
 
 def _clipbert(folder: Path, split: str, task: str) -> Split:
@@ -116,4 +128,10 @@ def _clipbert_choice(record: dict[str, Any]) -> ChoiceItem:
 
 def _clipbert_word(record: dict[str, Any]) -> QAItem:
     answers = (text_of(record, "answer"),)
-    return QAItem(record["where"], _media(record), text_of(record, "question"), answers, str(record.get("answer_type", "")))
+    return QAItem(
+        record["where"],
+        _media(record),
+        text_of(record, "question"),
+        answers,
+        str(record.get("answer_type", "")),
+    )

@@ -1,6 +1,8 @@
-"""TVQA (Lei et al. 2018): five options per question, with or without subtitles, with or without the annotated time span.
+"""TVQA (Lei et al. 2018): five options per question, with or without subtitles, with or without the
+annotated time span.
 
-No videos are released: the media are folders of frames at 3 per second, `<show>_frames/<vid_name>/00001.jpg`.
+No videos are released: the media are folders of frames at 3 per second,
+`<show>_frames/<vid_name>/00001.jpg`.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ SHOWS = ("castle", "friends", "grey", "house", "met")
 FALLBACK_SPAN_S = (10.0, 30.0)
 """What TVQA's own code takes where `ts` is nan, seconds."""
 _SOURCE = "tvqa_qa_release.tar.gz of TVQA's site (tvqa.cs.unc.edu)"
-_SUBTITLES_SOURCE = "tvqa_subtitles.tar.gz of TVQA's site, unpacked, or tvqa_preprocessed_subtitles.jsonl"
+_SUBTITLES_SOURCE = (
+    "tvqa_subtitles.tar.gz of TVQA's site, unpacked, or tvqa_preprocessed_subtitles.jsonl"
+)
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,11 @@ class Line:
 
 
 def load(folder: Path, split: str, *, subtitles: bool = False, timestamps: bool = True) -> Split:
-    """`timestamps`: look at the annotated span only, and read only the subtitles that overlap it. `subtitles`: put them into `context`.
+    """`timestamps`: look at the annotated span only, and read only the subtitles that overlap it.
+    `subtitles`: put them into `context`.
 
-    The four combinations are four protocols; name the one a number uses. The labels of test are hidden (server).
+    The four combinations are four protocols; name the one a number uses. The labels of test are
+    hidden (server).
     """
     check_split(split, SPLITS, "TVQA")
     half = split if split in FILES else "train"
@@ -60,17 +66,28 @@ def load(folder: Path, split: str, *, subtitles: bool = False, timestamps: bool 
     make = _item(lines, timestamps=timestamps, labelled=half != "test")
     builder.read(records, make)
     builder.official("questions", len(builder.items), SIZES[half])
-    without = sum(math.isnan(sum(_span(record))) for _, record in records if "ts" in record and _readable(record))
+    without = sum(
+        math.isnan(sum(_span(record)))
+        for _, record in records
+        if "ts" in record and _readable(record)
+    )
     if timestamps and without:
-        builder.note(f"the time span is nan: {without:,}, replaced by 10 to 30 s as TVQA's own code does")
+        builder.note(
+            f"the time span is nan: {without:,}, replaced by 10 to 30 s as TVQA's own code does"
+        )
     if lines and lines.missing:
-        builder.note(f"clips without subtitles: {len(lines.missing):,} ({', '.join(sorted(lines.missing)[:5])})")
+        builder.note(
+            f"clips without subtitles: {len(lines.missing):,}"
+            f" ({', '.join(sorted(lines.missing)[:5])})"
+        )
     if half == "train":
         return builder.split(train_part(list(builder.items.values()), split))
     return builder.split()
 
 
-def _item(lines: _Subtitles | None, *, timestamps: bool, labelled: bool) -> Callable[[dict[str, Any]], ChoiceItem]:
+def _item(
+    lines: _Subtitles | None, *, timestamps: bool, labelled: bool
+) -> Callable[[dict[str, Any]], ChoiceItem]:
     def make(record: dict[str, Any]) -> ChoiceItem:
         name = text_of(record, "vid_name")
         start, end = _span(record) if timestamps else (None, None)
@@ -89,7 +106,8 @@ def _item(lines: _Subtitles | None, *, timestamps: bool, labelled: bool) -> Call
 
 
 def show(vid_name: str) -> str:
-    """The show's short name in the frames' folder: friends_s01e02_seg02_clip_05 → friends, s05e02_seg02_clip_12 → bbt."""
+    """The show's short name in the frames' folder: friends_s01e02_seg02_clip_05 → friends,
+    s05e02_seg02_clip_12 → bbt."""
     prefix = vid_name.partition("_")[0]
     if prefix in SHOWS:
         return prefix
@@ -99,7 +117,8 @@ def show(vid_name: str) -> str:
 
 
 def _span(record: dict[str, Any]) -> tuple[float, float]:
-    """`ts`, "1.21-8.49" in seconds, either of which may be nan. RowError where it is something else or ends before it begins."""
+    """`ts`, "1.21-8.49" in seconds, either of which may be nan. RowError where it is something else
+    or ends before it begins."""
     match = re.fullmatch(r"([\d.]+|nan)-([\d.]+|nan)", text_of(record, "ts"))
     if match is None:
         raise RowError("'ts' is not start-end in seconds")
@@ -121,12 +140,15 @@ def _readable(record: dict[str, Any]) -> bool:
 
 
 class _Subtitles:
-    """Subtitles of all clips: one .srt per clip, or one JSON line per clip. A clip without any is counted."""
+    """Subtitles of all clips: one .srt per clip, or one JSON line per clip. A clip without any is
+    counted."""
 
     def __init__(self, folder: Path, builder: Builder) -> None:
         self.missing: set[str] = set()
         self._lines: dict[str, Sequence[Line]] = {}
-        self._folder: Path | None = next((path for path in (folder / "tvqa_subtitles", folder) if any(path.glob("*.srt"))), None)
+        self._folder: Path | None = next(
+            (path for path in (folder / "tvqa_subtitles", folder) if any(path.glob("*.srt"))), None
+        )
         if self._folder:
             builder.files.append(str(self._folder))
             return
@@ -134,28 +156,41 @@ class _Subtitles:
         path = builder.use(find(folder, [name, f"tvqa_subtitles/{name}"], _SUBTITLES_SOURCE))
         for _, record in json_lines(path, builder):
             try:
-                self._lines[record["vid_name"]] = [Line(line["start"], line["end"], line["text"]) for line in record["sub"]]
+                self._lines[record["vid_name"]] = [
+                    Line(line["start"], line["end"], line["text"]) for line in record["sub"]
+                ]
             except (KeyError, TypeError) as error:
                 raise AnnotationError(
-                    f'{path}: expected {{"vid_name": …, "sub": [{{"start", "end", "text"}}]}} per line ({error!r})'
+                    f'{path}: expected {{"vid_name": …, "sub": [{{"start", "end", "text"}}]}} per'
+                    f" line ({error!r})"
                 ) from error
 
     def context(self, name: str, start_s: float | None, end_s: float | None) -> str:
         """The clip's lines that overlap the span, joined by spaces."""
         if name not in self._lines and self._folder and (self._folder / f"{name}.srt").is_file():
-            self._lines[name] = parse_srt((self._folder / f"{name}.srt").read_text(encoding="utf-8-sig", errors="replace"))
+            self._lines[name] = parse_srt(
+                (self._folder / f"{name}.srt").read_text(encoding="utf-8-sig", errors="replace")
+            )
         if name not in self._lines:
             self.missing.add(name)
         lines = self._lines.get(name, ())
-        begin, stop = (-math.inf if start_s is None else start_s), (math.inf if end_s is None else end_s)
+        begin, stop = (
+            (-math.inf if start_s is None else start_s),
+            (math.inf if end_s is None else end_s),
+        )
         return " ".join(line.text for line in lines if line.start_s <= stop and line.end_s >= begin)
 
 
 def parse_srt(text: str) -> list[Line]:
-    """SubRip: blocks of a number, `00:00:01,210 --> 00:00:08,490` and text lines, parted by blank lines. Blocks without a time are no subtitle."""
+    """SubRip: blocks of a number, `00:00:01,210 --> 00:00:08,490` and text lines, parted by blank
+    lines. Blocks without a time are no subtitle."""
     lines = []
     for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
-        match = re.search(r"(\d+):(\d+):(\d+)[,.](\d+)\s*-->\s*(\d+):(\d+):(\d+)[,.](\d+)[^\n]*\n?(.*)", block, re.DOTALL)
+        match = re.search(
+            r"(\d+):(\d+):(\d+)[,.](\d+)\s*-->\s*(\d+):(\d+):(\d+)[,.](\d+)[^\n]*\n?(.*)",
+            block,
+            re.DOTALL,
+        )
         if match:
             numbers = [int(match[group]) for group in range(1, 9)]
             spoken = " ".join(match[9].split())

@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
-from allinone.finetune.annotations.common import TRAIN_PARTS, Builder, RowError, check_split, find, read_text, train_part
+from allinone.finetune.annotations.common import (
+    TRAIN_PARTS,
+    Builder,
+    RowError,
+    check_split,
+    find,
+    read_text,
+    train_part,
+)
 from allinone.finetune.annotations.schema import AnnotationError, LabelItem, Media, Split
 
 SPLITS = (*TRAIN_PARTS, "test")
@@ -17,7 +25,8 @@ _SOURCE = "UCF101TrainTestSplits-RecognitionTask.zip of UCF's site (crcv.ucf.edu
 
 
 def load(folder: Path, split: str, *, fold: int) -> Split:
-    """classInd.txt, trainlist0{fold}.txt (labels from 1) and testlist0{fold}.txt (no labels: the class is the folder).
+    """classInd.txt, trainlist0{fold}.txt (labels from 1) and testlist0{fold}.txt (no labels: the
+    class is the folder).
 
     Clips of a group are cut from one video, so groups are held out whole.
     """
@@ -38,7 +47,10 @@ def load(folder: Path, split: str, *, fold: int) -> Split:
     if wanted == "test":
         return builder.split(classes=classes)
     return builder.split(
-        train_part(list(builder.items.values()), split, group=lambda item: item.id.rpartition("_c")[0]), classes=classes
+        train_part(
+            list(builder.items.values()), split, group=lambda item: item.id.rpartition("_c")[0]
+        ),
+        classes=classes,
     )
 
 
@@ -51,16 +63,21 @@ def _classes(path: Path) -> tuple[str, ...]:
     for number, line in enumerate(filter(str.strip, read_text(path).splitlines()), 1):
         match = re.fullmatch(r"(\d+)\s+(\w+)", line.strip())
         if match is None or int(match[1]) != number:
-            raise AnnotationError(f"{path}: line {number} should be '{number} <class>', found {line[:80]!r}")
+            raise AnnotationError(
+                f"{path}: line {number} should be '{number} <class>', found {line[:80]!r}"
+            )
         names.append(match[2])
     return tuple(names)
 
 
 def _item(line: str, classes: tuple[str, ...]) -> LabelItem:
-    """`Archery/v_Archery_g08_c01.avi 3` or without the number. Class folders differ in case between releases (HandstandPushups)."""
+    """`Archery/v_Archery_g08_c01.avi 3` or without the number. Class folders differ in case between
+    releases (HandstandPushups)."""
     file, *rest = line.split()
     path = PurePosixPath(file)
-    label = {name.lower(): number for number, name in enumerate(classes)}.get(path.parent.name.lower())
+    label = {name.lower(): number for number, name in enumerate(classes)}.get(
+        path.parent.name.lower()
+    )
     if label is None:
         raise RowError("the folder is no class of classInd.txt")
     if rest and rest != [str(label + 1)]:

@@ -1,4 +1,5 @@
-"""VCR (Zellers et al. 2019): questions on movie stills whose texts point at detected objects. Prompts and names are in `vcr_text`."""
+"""VCR (Zellers et al. 2019): questions on movie stills whose texts point at detected objects.
+Prompts and names are in `vcr_text`."""
 
 from __future__ import annotations
 
@@ -19,7 +20,14 @@ from allinone.finetune.annotations.common import (
     text_of,
     train_part,
 )
-from allinone.finetune.annotations.schema import AnnotationError, Item, Media, Region, Split, VCRItem
+from allinone.finetune.annotations.schema import (
+    AnnotationError,
+    Item,
+    Media,
+    Region,
+    Split,
+    VCRItem,
+)
 
 SPLITS = (*TRAIN_PARTS, "val", "test")
 SIZES = {"train": (212_923, False), "val": (26_534, True), "test": (25_263, False)}
@@ -31,9 +39,11 @@ Polygon = tuple[tuple[float, float], ...]
 
 
 def load(folder: Path, split: str, *, images: Path | None = None) -> Split:
-    """{train,val,test}.jsonl of vcr1annots, boxes from the JSON file beside each image. The labels of test are hidden (server).
+    """{train,val,test}.jsonl of vcr1annots, boxes from the JSON file beside each image. The labels
+    of test are hidden (server).
 
-    images: vcr1images; default: beside `folder`. The held-out part keeps whole movies together: stills of one scene look alike.
+    images: vcr1images; default: beside `folder`. The held-out part keeps whole movies together:
+    stills of one scene look alike.
     """
     check_split(split, SPLITS, "VCR")
     half = split if split in SIZES else "train"
@@ -42,7 +52,8 @@ def load(folder: Path, split: str, *, images: Path | None = None) -> Split:
     root = images or path.parent.parent / "vcr1images"
     if not root.is_dir():
         raise AnnotationError(
-            f"{root} is no folder. Source: {_IMAGES_SOURCE}. Its .json files hold the boxes; name it with images="
+            f"{root} is no folder. Source: {_IMAGES_SOURCE}. Its .json files hold the boxes; name"
+            " it with images="
         )
     builder.files.append(str(root))
     movies: dict[str, str] = {}
@@ -50,11 +61,15 @@ def load(folder: Path, split: str, *, images: Path | None = None) -> Split:
     size, verified = SIZES[half]
     builder.official("questions", len(builder.items), size, verified=verified)
     if half == "train":
-        return builder.split(train_part(list(builder.items.values()), split, group=lambda item: movies[item.id]))
+        return builder.split(
+            train_part(list(builder.items.values()), split, group=lambda item: movies[item.id])
+        )
     return builder.split()
 
 
-def _item(root: Path, movies: dict[str, str], *, labelled: bool) -> Callable[[dict[str, Any]], Item]:
+def _item(
+    root: Path, movies: dict[str, str], *, labelled: bool
+) -> Callable[[dict[str, Any]], Item]:
     @lru_cache(maxsize=4096)
     def regions(metadata: str, names: tuple[str, ...]) -> tuple[Region, ...]:
         return _regions(root, metadata, names)
@@ -89,7 +104,8 @@ def _choices(record: dict[str, Any], name: str, objects: int) -> tuple[Tokens, .
 
 
 def tokens_of(tokens: Any, objects: int) -> Tokens:
-    """An official token list: texts, and lists of 0-based detection indices below `objects`. RowError where it is something else."""
+    """An official token list: texts, and lists of 0-based detection indices below `objects`.
+    RowError where it is something else."""
     if not isinstance(tokens, list) or not tokens:
         raise RowError("a text is no list of tokens")
     read: list[str | tuple[int, ...]] = []
@@ -123,7 +139,11 @@ def _regions(root: Path, metadata: str, names: Sequence[str]) -> tuple[Region, .
         raise RowError("the metadata file has another number of boxes than 'objects'")
     regions = []
     for name, box in zip(names, boxes, strict=True):
-        if not isinstance(box, list) or len(box) not in (4, 5) or not all(isinstance(value, int | float) for value in box):
+        if (
+            not isinstance(box, list)
+            or len(box) not in (4, 5)
+            or not all(isinstance(value, int | float) for value in box)
+        ):
             raise RowError("a box is not [x1, y1, x2, y2, score]")
         x1, y1, x2, y2 = (float(value) for value in box[:4])
         regions.append(Region(name, (x1, y1, x2, y2)))
@@ -131,11 +151,15 @@ def _regions(root: Path, metadata: str, names: Sequence[str]) -> tuple[Region, .
 
 
 def outlines(images: Path, item: VCRItem) -> tuple[tuple[Polygon, ...], ...]:
-    """Per region its polygons in pixels, for MERLOT's masks; empty for a region without any. Raises AnnotationError where the file does not fit."""
+    """Per region its polygons in pixels, for MERLOT's masks; empty for a region without any. Raises
+    AnnotationError where the file does not fit."""
     try:
         segments = _metadata(images, item.metadata).get("segms")
         if not isinstance(segments, list) or len(segments) != len(item.regions):
             raise RowError("'segms' does not have one entry per object")
-        return tuple(tuple(tuple((float(x), float(y)) for x, y in polygon) for polygon in polygons) for polygons in segments)
+        return tuple(
+            tuple(tuple((float(x), float(y)) for x, y in polygon) for polygon in polygons)
+            for polygons in segments
+        )
     except (RowError, TypeError, ValueError) as error:
         raise AnnotationError(f"{images / item.metadata}: {error}") from error

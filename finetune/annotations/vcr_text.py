@@ -1,8 +1,10 @@
-"""Texts of VCR for a language model: names for detections, plain sentences, and the prompts of the two tasks.
+"""Texts of VCR for a language model: names for detections, plain sentences, and the prompts of the
+two tasks.
 
-Two namings: `merlot` (rowanz/merlot, downstream/vcr: person i is called NAMES[i mod 50], other objects by class) and `reference` (All-in-one:
-`person 0`, numbered by first mention). Only objects that the texts of the task itself mention are shown or counted: the original code
-also highlighted what only the rationales mention while it asked for the answer, which gives the answer away.
+Two namings: `merlot` (rowanz/merlot, downstream/vcr: person i is called NAMES[i mod 50], other
+objects by class) and `reference` (All-in-one: `person 0`, numbered by first mention). Only objects
+that the texts of the task itself mention are shown or counted: the original code also highlighted
+what only the rationales mention while it asked for the answer, which gives the answer away.
 """
 
 from __future__ import annotations
@@ -22,30 +24,53 @@ NAMES = (
 # fmt: on
 """MERLOT's gender-neutral names, by the detection's original index."""
 TASKS = ("answer", "rationale")
-_NO_SPACE_BEFORE = frozenset({".", ",", "?", "!", ";", ":", "n't", "'s", "'m", "'re", "'ve", "'ll", "'d", "'", "%", ")", "]"})
+_NO_SPACE_BEFORE = frozenset(
+    {".", ",", "?", "!", ";", ":", "n't", "'s", "'m", "'re", "'ve", "'ll", "'d", "'", "%", ")", "]"}
+)
 _NO_SPACE_AFTER = frozenset({"(", "[", "$", "#"})
 
 
 def names_of(item: VCRItem, naming: str, task: str = "answer") -> tuple[str, ...]:
-    """The name of every region. `task` decides what the reference's numbers count; it is of no matter to MERLOT's names."""
+    """The name of every region. `task` decides what the reference's numbers count; it is of no
+    matter to MERLOT's names."""
     if naming == "merlot":
-        return tuple(NAMES[i % len(NAMES)] if region.name == "person" else region.name for i, region in enumerate(item.regions))
+        return tuple(
+            NAMES[i % len(NAMES)] if region.name == "person" else region.name
+            for i, region in enumerate(item.regions)
+        )
     if naming == "reference":
         order = {index: place for place, index in enumerate(mentioned(item, task))}
-        return tuple(f"{region.name} {order[i]}" if i in order else region.name for i, region in enumerate(item.regions))
+        return tuple(
+            f"{region.name} {order[i]}" if i in order else region.name
+            for i, region in enumerate(item.regions)
+        )
     raise ValueError(f"no naming {naming!r}; choose one of: merlot, reference")
 
 
 def mentioned(item: VCRItem, task: str) -> tuple[int, ...]:
-    """Regions in the order of first mention: in question and answers for `answer`, in the rationales as well for `rationale`."""
+    """Regions in the order of first mention: in question and answers for `answer`, in the
+    rationales as well for `rationale`."""
     if task not in TASKS:
         raise ValueError(f"no task {task!r}; choose one of: {', '.join(TASKS)}")
-    texts: Iterable[Tokens] = (item.question, *item.answers, *(item.rationales if task == "rationale" else ()))
-    return tuple(dict.fromkeys(index for text in texts for token in text if not isinstance(token, str) for index in token))
+    texts: Iterable[Tokens] = (
+        item.question,
+        *item.answers,
+        *(item.rationales if task == "rationale" else ()),
+    )
+    return tuple(
+        dict.fromkeys(
+            index
+            for text in texts
+            for token in text
+            if not isinstance(token, str)
+            for index in token
+        )
+    )
 
 
 def sentence(tokens: Tokens, names: Sequence[str]) -> str:
-    """One plain sentence: objects by name, several joined with "and", no space before punctuation and clitics."""
+    """One plain sentence: objects by name, several joined with "and", no space before punctuation
+    and clitics."""
     text, glue = "", True
     for token in tokens:
         word = token if isinstance(token, str) else _joined([names[index] for index in token])
@@ -66,11 +91,16 @@ def answer_prompts(item: VCRItem, naming: str = "merlot") -> tuple[tuple[str, st
     return tuple((context, sentence(answer, names)) for answer in item.answers)
 
 
-def rationale_prompts(item: VCRItem, answer: int, naming: str = "merlot") -> tuple[tuple[str, str], ...]:
+def rationale_prompts(
+    item: VCRItem, answer: int, naming: str = "merlot"
+) -> tuple[tuple[str, str], ...]:
     """QA→R: (context, option) for each of the four rationales, given one answer.
 
     The right answer for QA→R and Q→AR; each of the four in turn for the test server.
     """
     names = names_of(item, naming, "rationale")
-    context = f"provide rationale: {sentence(item.question, names)} {sentence(item.answers[answer], names)}"
+    context = (
+        f"provide rationale: {sentence(item.question, names)}"
+        f" {sentence(item.answers[answer], names)}"
+    )
     return tuple((context, sentence(rationale, names)) for rationale in item.rationales)

@@ -1,4 +1,5 @@
-"""VQAv2: questions on COCO images with ten answers each. Normalisation and scores are in `vqav2_text`."""
+"""VQAv2: questions on COCO images with ten answers each. Normalisation and scores are in
+`vqav2_text`."""
 
 from __future__ import annotations
 
@@ -6,7 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from allinone.finetune.annotations.common import Builder, RowError, check_split, find, place_in_order, read_json, text_of
+from allinone.finetune.annotations.common import (
+    Builder,
+    RowError,
+    check_split,
+    find,
+    place_in_order,
+    read_json,
+    text_of,
+)
 from allinone.finetune.annotations.schema import AnnotationError, Media, QAItem, Split
 from allinone.finetune.annotations.vqav2_text import ANNOTATORS, ANSWERS, answer_space
 
@@ -21,31 +30,44 @@ _PARTS = {
     "test": ("test2015",),
 }
 HELD_OUT_SHARE = 1_000 / 40_504
-"""ViLT holds out 1,000 of val's 40,504 images, drawn anew on each machine; here the hash of the image decides, so the number is about 1,000."""
+"""ViLT holds out 1,000 of val's 40,504 images, drawn anew on each machine; here the hash of the
+image decides, so the number is about 1,000."""
 _SOURCE = "visualqa.org/download.html"
 
 
 def load(folder: Path, split: str, *, with_answer_space: bool = True) -> Split:
-    """The paper's protocol trains on `train+val` (all of train2014 and what is not held out of val2014), tunes on `held-out` and tests on a server.
+    """The paper's protocol trains on `train+val` (all of train2014 and what is not held out of
+    val2014), tunes on `held-out` and tests on a server.
 
-    `with_answer_space`: gather the 3,129 answers of train2014 and val2014, which needs both annotation files; leave it off where a checkpoint
-    brings its own.
+    `with_answer_space`: gather the 3,129 answers of train2014 and val2014, which needs both
+    annotation files; leave it off where a checkpoint brings its own.
     """
     check_split(split, SPLITS, "VQAv2")
     builder = Builder(split)
     chosen: list[str] = []
     for part in _PARTS[split]:
         before = len(builder.items)
-        answers = {} if part.startswith("test") else _answers(builder.use(_file(folder, "annotations", part)))
-        chosen += [text_of(record, "multiple_choice_answer") for record in answers.values()] if with_answer_space else []
-        builder.read(_questions(builder.use(_file(folder, "questions", part))), _item(part, answers))
+        answers = (
+            {}
+            if part.startswith("test")
+            else _answers(builder.use(_file(folder, "annotations", part)))
+        )
+        chosen += (
+            [text_of(record, "multiple_choice_answer") for record in answers.values()]
+            if with_answer_space
+            else []
+        )
+        builder.read(
+            _questions(builder.use(_file(folder, "questions", part))), _item(part, answers)
+        )
         if part in QUESTIONS:
             builder.official(f"questions of {part}", len(builder.items) - before, QUESTIONS[part])
     space: tuple[str, ...] = ()
     if with_answer_space:
         for part in {"train2014", "val2014"} - set(_PARTS[split]):
             chosen += [
-                text_of(record, "multiple_choice_answer") for record in _answers(_file(folder, "annotations", part)).values()
+                text_of(record, "multiple_choice_answer")
+                for record in _answers(_file(folder, "annotations", part)).values()
             ]
         space = answer_space(chosen)
         builder.official("answers in the answer space", len(space), ANSWERS)
@@ -56,16 +78,28 @@ def load(folder: Path, split: str, *, with_answer_space: bool = True) -> Split:
 
 def _without_held_out(builder: Builder, split: str) -> list[Any]:
     """Whole images of val2014 are held out; train2014 stays as it is."""
-    val = [item for item in builder.items.values() if isinstance(item, QAItem) and item.media.path.startswith("val2014/")]
+    val = [
+        item
+        for item in builder.items.values()
+        if isinstance(item, QAItem) and item.media.path.startswith("val2014/")
+    ]
     images = {item.media.id for item in val}
-    held = {image for image in images if place_in_order(image) < HELD_OUT_SHARE} or set(sorted(images, key=place_in_order)[:1])
+    held = {image for image in images if place_in_order(image) < HELD_OUT_SHARE} or set(
+        sorted(images, key=place_in_order)[:1]
+    )
     return [
-        item for item in builder.items.values() if isinstance(item, QAItem) and (item.media.id in held) == (split == "held-out")
+        item
+        for item in builder.items.values()
+        if isinstance(item, QAItem) and (item.media.id in held) == (split == "held-out")
     ]
 
 
 def _file(folder: Path, kind: str, part: str) -> Path:
-    name = f"v2_OpenEnded_mscoco_{part}_questions.json" if kind == "questions" else f"v2_mscoco_{part}_annotations.json"
+    name = (
+        f"v2_OpenEnded_mscoco_{part}_questions.json"
+        if kind == "questions"
+        else f"v2_mscoco_{part}_annotations.json"
+    )
     return find(folder, [name, f"{kind.title()}/{name}"], _SOURCE)
 
 
@@ -89,7 +123,9 @@ def _answers(path: Path) -> dict[str, dict[str, Any]]:
 def _records(path: Path, key: str) -> list[dict[str, Any]]:
     records = read_json(path, dict).get(key)
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise AnnotationError(f"{path} has no list {key!r} of objects: is it another benchmark's file?")
+        raise AnnotationError(
+            f"{path} has no list {key!r} of objects: is it another benchmark's file?"
+        )
     return records
 
 
@@ -110,6 +146,12 @@ def _item(part: str, answers: dict[str, dict[str, Any]]) -> Callable[[dict[str, 
         if not isinstance(given, list) or len(given) != ANNOTATORS:
             raise RowError(f"'answers' does not have {ANNOTATORS} entries")
         texts = tuple(str(answer.get("answer", "")) for answer in given)
-        return QAItem(number, media, text_of(record, "question"), texts, str(annotation.get("answer_type", "")))
+        return QAItem(
+            number,
+            media,
+            text_of(record, "question"),
+            texts,
+            str(annotation.get("answer_type", "")),
+        )
 
     return make

@@ -1,7 +1,8 @@
 """VQAv2's own arithmetic: answer normalisation, accuracy, soft targets and the answer space.
 
-Source of the rules: visualqa.org/evaluation.html and the official evaluation (GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py),
-followed in its quirks too, since published numbers contain them.
+Source of the rules: visualqa.org/evaluation.html and the official evaluation (GT-Vision-Lab/VQA,
+PythonEvaluationTools/vqaEvaluation/vqaEval.py), followed in its quirks too, since published numbers
+contain them.
 """
 
 from __future__ import annotations
@@ -30,9 +31,13 @@ you'll you're you've
 
 
 def _misspelled() -> dict[str, str]:
-    """Every contraction with one apostrophe left out → the contraction. The one exception stands so in the official table."""
+    """Every contraction with one apostrophe left out → the contraction. The one exception stands so
+    in the official table."""
     known = {
-        word[:place] + word[place + 1 :]: word for word in _CONTRACTED.split() for place, sign in enumerate(word) if sign == "'"
+        word[:place] + word[place + 1 :]: word
+        for word in _CONTRACTED.split()
+        for place, sign in enumerate(word)
+        if sign == "'"
     }
     return {**known, "somebody'd": "somebodyd"}
 
@@ -45,7 +50,8 @@ _MOST_PERIODS = 32
 
 
 def strip_punctuation(text: str) -> str:
-    """Remove a sign that touches a space, or any sign where the text holds a number with a comma; else put a space in its place."""
+    """Remove a sign that touches a space, or any sign where the text holds a number with a comma;
+    else put a space in its place."""
     cleaned = text
     has_number = _NUMBER_WITH_COMMA.search(text) is not None
     for sign in _PUNCTUATION:
@@ -55,40 +61,56 @@ def strip_punctuation(text: str) -> str:
 
 
 def normalise(answer: str) -> str:
-    """An answer as it is compared: lower case, no punctuation, digits for number words up to ten, no articles, apostrophes in contractions."""
+    """An answer as it is compared: lower case, no punctuation, digits for number words up to ten,
+    no articles, apostrophes in contractions."""
     words = strip_punctuation(answer.replace("\n", " ").replace("\t", " ").strip()).lower().split()
     words = [word for word in (_NUMBERS.get(word, word) for word in words) if word not in _ARTICLES]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words)
 
 
 def accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """The official accuracy in 0..1: the mean over all leave-one-out sets of annotators of min(1, matches / 3).
+    """The official accuracy in 0..1: the mean over all leave-one-out sets of annotators of min(1,
+    matches / 3).
 
-    As in the official code, the annotators' answers are stripped of punctuation only, and only where they disagree. ValueError without any.
+    As in the official code, the annotators' answers are stripped of punctuation only, and only
+    where they disagree. ValueError without any.
     """
     if not answers:
-        raise ValueError("no annotated answers: the labels of this split are hidden, send the predictions to the server")
+        raise ValueError(
+            "no annotated answers: the labels of this split are hidden, send the predictions to the"
+            " server"
+        )
     if len(set(answers)) > 1:
         answers = [strip_punctuation(answer) for answer in answers]
     return leave_one_out(list(answers).count(normalise(prediction)), len(answers))
 
 
 def leave_one_out(matches: int, annotators: int = ANNOTATORS) -> float:
-    """`accuracy` from the number of annotators that agree: leaving out one that does leaves one match less."""
-    return (matches * min(1.0, (matches - 1) / 3) + (annotators - matches) * min(1.0, matches / 3)) / annotators
+    """`accuracy` from the number of annotators that agree: leaving out one that does leaves one
+    match less."""
+    return (
+        matches * min(1.0, (matches - 1) / 3) + (annotators - matches) * min(1.0, matches / 3)
+    ) / annotators
 
 
 def soft_targets(answers: Sequence[str], numbers: dict[str, int]) -> dict[int, float]:
-    """Training targets: class number → score (0.3, 0.6, 0.9, 1.0 for 1, 2, 3, 4 and more of ten annotators), for the answers in the answer space.
+    """Training targets: class number → score (0.3, 0.6, 0.9, 1.0 for 1, 2, 3, 4 and more of ten
+    annotators), for the answers in the answer space.
 
-    The annotators' strings are normalised as the answer space is; raw strings would miss it ("a dog" against "dog").
+    The annotators' strings are normalised as the answer space is; raw strings would miss it ("a
+    dog" against "dog").
     """
     counts = Counter(normalise(answer) for answer in answers)
-    return {numbers[answer]: leave_one_out(count, len(answers)) for answer, count in counts.items() if answer in numbers}
+    return {
+        numbers[answer]: leave_one_out(count, len(answers))
+        for answer, count in counts.items()
+        if answer in numbers
+    }
 
 
 def answer_space(most_chosen: Iterable[str], min_count: int = MIN_COUNT) -> tuple[str, ...]:
-    """The classes: normalised `multiple_choice_answer` seen at least `min_count` times, most frequent first, ties in alphabetical order."""
+    """The classes: normalised `multiple_choice_answer` seen at least `min_count` times, most
+    frequent first, ties in alphabetical order."""
     counts = Counter(normalise(answer) for answer in most_chosen)
     chosen = [answer for answer, count in counts.items() if count >= min_count]
     return tuple(sorted(chosen, key=lambda answer: (-counts[answer], answer)))

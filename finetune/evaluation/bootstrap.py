@@ -1,4 +1,5 @@
-"""Confidence intervals: percentile bootstrap over items, or over clusters of items that are not independent."""
+"""Confidence intervals: percentile bootstrap over items, or over clusters of items that are not
+independent."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def median(values: Array) -> float:
 
 
 def ratio(values: Array) -> float:
-    """Sum of column 0 over sum of column 1 of [N, 2]: accuracy over the answerable questions. NaN where the denominator is 0."""
+    """Sum of column 0 over sum of column 1 of [N, 2]: accuracy over the answerable questions. NaN
+    where the denominator is 0."""
     top, bottom = values.sum(0)
     return float(top / bottom) if bottom else float("nan")
 
@@ -38,23 +40,36 @@ def interval(
     seed: int = 0,
     level: float = LEVEL,
 ) -> tuple[float, float]:
-    """Percentile bootstrap over items: the statistic of `samples` draws of N items with replacement.
+    """Percentile bootstrap over items: the statistic of `samples` draws of N items with
+    replacement.
 
-    per_item: [N] or [N, columns]; a list of arrays (folds, splits) is resampled within each, and the mean of their statistics is taken.
-    clusters: a name per item, in the same form. Whole clusters are drawn instead of items: the questions about one video are no independent
+    per_item: [N] or [N, columns]; a list of arrays (folds, splits) is resampled within each, and
+    the mean of their statistics is taken. clusters: a name per item, in the same form. Whole
+    clusters are drawn instead of items: the questions about one video are no independent
     observations, and an interval that takes them as such is too narrow.
     """
     groups = groups_of(per_item)
-    owners: list[Array] | list[None] = [None] * len(groups) if clusters is None else groups_of(clusters)
+    owners: list[Array] | list[None] = (
+        [None] * len(groups) if clusters is None else groups_of(clusters)
+    )
     if not groups or not all(len(group) for group in groups):
         raise ValueError("no items to average over")
     pick = [_draw(len(group), owner) for group, owner in zip(groups, owners, strict=True)]
     random = np.random.default_rng(seed)
     drawn = np.array(
-        [np.mean([statistic(group[draw(random)]) for group, draw in zip(groups, pick, strict=True)]) for _ in range(samples)]
+        [
+            np.mean(
+                [statistic(group[draw(random)]) for group, draw in zip(groups, pick, strict=True)]
+            )
+            for _ in range(samples)
+        ]
     )
     edge = 100 * (1 - level) / 2
-    low, high = np.nanpercentile(drawn, [edge, 100 - edge]) if not np.isnan(drawn).all() else (np.nan, np.nan)
+    low, high = (
+        np.nanpercentile(drawn, [edge, 100 - edge])
+        if not np.isnan(drawn).all()
+        else (np.nan, np.nan)
+    )
     return float(low), float(high)
 
 
@@ -91,12 +106,19 @@ def paired_interval(
     seed: int = 0,
     level: float = LEVEL,
 ) -> tuple[float, float, float]:
-    """(difference second - first, low, high) of two runs on the same items in the same order: each draw takes the same items of both."""
+    """(difference second - first, low, high) of two runs on the same items in the same order: each
+    draw takes the same items of both."""
     if first.shape != second.shape:
-        raise ValueError(f"the two runs have {list(first.shape)} and {list(second.shape)} values; pair the items first")
+        raise ValueError(
+            f"the two runs have {list(first.shape)} and {list(second.shape)} values; pair the items"
+            " first"
+        )
     both = np.stack([first, second], axis=1)
 
     def difference(values: Array) -> float:
         return statistic(values[:, 1]) - statistic(values[:, 0])
 
-    return (difference(both), *interval(both, difference, clusters=clusters, samples=samples, seed=seed, level=level))
+    return (
+        difference(both),
+        *interval(both, difference, clusters=clusters, samples=samples, seed=seed, level=level),
+    )

@@ -1,4 +1,5 @@
-"""Results of evaluation batches on disk, by the content of everything that they depend on: an interrupted evaluation continues."""
+"""Results of evaluation batches on disk, by the content of everything that they depend on: an
+interrupted evaluation continues."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class BatchResult:
 
 
 class Cache:
-    """A folder of batch results. `scope` names the weights and the settings; a batch adds its items and their content."""
+    """A folder of batch results. `scope` names the weights and the settings; a batch adds its items
+    and their content."""
 
     def __init__(self, folder: Path, scope: str) -> None:
         self._folder, self._scope = folder, scope
@@ -43,9 +45,16 @@ class Cache:
             with np.load(self._path(content), allow_pickle=False) as file:
                 if str(file["content"]) != f"{self._scope}|{content}":
                     return None
-                missing = {int(number): reason for number, reason in json.loads(str(file["missing"])).items()}
+                missing = {
+                    int(number): reason
+                    for number, reason in json.loads(str(file["missing"])).items()
+                }
                 return BatchResult(
-                    tuple(file["items"].tolist()), file["values"], missing, int(file["lost"]), int(file["shortened"])
+                    tuple(file["items"].tolist()),
+                    file["values"],
+                    missing,
+                    int(file["lost"]),
+                    int(file["shortened"]),
                 )
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None

@@ -1,7 +1,9 @@
-"""Scoring a split at any world size: fixed batches, dealt whole to ranks, every item exactly once, nothing replaced.
+"""Scoring a split at any world size: fixed batches, dealt whole to ranks, every item exactly once,
+nothing replaced.
 
-What is computed of an item depends on the items of its batch only through rounding, and batches are the same at every world size: results are
-equal, byte for byte. Letters: N items of a split, n items of a batch.
+What is computed of an item depends on the items of its batch only through rounding, and batches are
+the same at every world size: results are equal, byte for byte. Letters: N items of a split, n items
+of a batch.
 """
 
 from __future__ import annotations
@@ -67,8 +69,9 @@ class EvaluationSettings:
 
 
 class Evaluator:
-    """Runs a protocol's scoring over items. With `cache`, ranks work on their own and finished batches are kept; without, every rank makes the same
-    number of forward passes, since under ZeRO 3 each of them needs all ranks."""
+    """Runs a protocol's scoring over items. With `cache`, ranks work on their own and finished
+    batches are kept; without, every rank makes the same number of forward passes, since under ZeRO
+    3 each of them needs all ranks."""
 
     def __init__(
         self,
@@ -98,12 +101,17 @@ class Evaluator:
         return self._cache is None
 
     def run(self, stage: str, name: str, ids: Sequence[str], make: Maker, score: Score) -> Scored:
-        """`score` over the examples of all items `ids`; `stage` says what is computed, for the cache and the progress bar. Collective."""
+        """`score` over the examples of all items `ids`; `stage` says what is computed, for the
+        cache and the progress bar. Collective."""
         examples = [make(number, None) for number in range(len(ids))]
         batches = _fixed_batches(examples, self.settings.batch)
         reader = Reader(self._library, self.settings.clip, self.settings.data)
         source = Source(name, ids, make, reader, self.settings.clip)
-        contents = [f"{stage}|{[(n, self._content(examples[n])) for n in numbers]}" for numbers in batches] if self._cache else []
+        contents = (
+            [f"{stage}|{[(n, self._content(examples[n])) for n in numbers]}" for numbers in batches]
+            if self._cache
+            else []
+        )
         training = self._model.training
         self._model.eval()
         try:
@@ -119,7 +127,8 @@ class Evaluator:
 
     def _content(self, example: Example) -> str:
         shown = [
-            (self._library.content(look.media), look.media.start_s, look.media.end_s, look.painted) for look in example.looks
+            (self._library.content(look.media), look.media.start_s, look.media.end_s, look.painted)
+            for look in example.looks
         ]
         return repr((shown, example.texts))
 
@@ -143,12 +152,19 @@ class Evaluator:
         rounds = len(todo) if self._cache else -(-len(batches) // self.world)
         computed = self._compute(source, batches, todo, score)
         quiet = self.settings.quiet or self.rank > 0
-        for _ in tqdm(range(rounds), desc=f"{source.name} {stage}", unit="batch", disable=quiet or rounds < 2):
+        for _ in tqdm(
+            range(rounds), desc=f"{source.name} {stage}", unit="batch", disable=quiet or rounds < 2
+        ):
             beat()
             if self._signals and self._signals.received:
-                raise Stopped(f"{self._signals.received}: the same command continues the evaluation of {source.name}")
+                raise Stopped(
+                    f"{self._signals.received}: the same command continues the evaluation of"
+                    f" {source.name}"
+                )
             k, result = next(computed, (-1, None))
-            if result is None:  # this rank has run out of batches, the others' forward passes wait for it
+            if (
+                result is None
+            ):  # this rank has run out of batches, the others' forward passes wait for it
                 self._pass_with_nothing(source, examples[0], score)
                 continue
             if self._cache:
@@ -159,7 +175,9 @@ class Evaluator:
         self, source: Source, batches: Sequence[Sequence[int]], todo: Sequence[int], score: Score
     ) -> Iterator[tuple[int, BatchResult]]:
         settings = self.settings
-        for k, batch, bad in evaluation_batches(source, batches, todo, settings.data, self.device, views=settings.views):
+        for k, batch, bad in evaluation_batches(
+            source, batches, todo, settings.data, self.device, views=settings.views
+        ):
             missing = {int(clip.clip): clip.reason for clip in bad}
             if batch is None:
                 if not self._cache:
@@ -173,20 +191,31 @@ class Evaluator:
             yield k, BatchResult(batch.items, values, missing, batch.lost, batch.shortened)
 
     def _pass_with_nothing(self, source: Source, example: Example, score: Score) -> None:
-        """The forward passes of a batch, on a grey picture and an empty text; the values are dropped."""
+        """The forward passes of a batch, on a grey picture and an empty text; the values are
+        dropped."""
         clip, looks, texts = source.clip, len(example.looks), len(example.texts)
-        pixels = torch.zeros(1, looks, self.settings.views, clip.num_frames, 3, clip.image_size, clip.image_size)
+        pixels = torch.zeros(
+            1, looks, self.settings.views, clip.num_frames, 3, clip.image_size, clip.image_size
+        )
         ids = torch.zeros(1, texts, clip.max_text_len, dtype=torch.int64)
         number = torch.zeros(1, dtype=torch.int64)
-        score(self._model, TaskBatch(pixels, ids, ids + 1, number, number, (0,), ("",), 0).to(self.device))
+        score(
+            self._model,
+            TaskBatch(pixels, ids, ids + 1, number, number, (0,), ("",), 0).to(self.device),
+        )
 
 
 def _fixed_batches(examples: Sequence[Example], size: int) -> list[list[int]]:
-    """Numbers of the items of each batch. Items that show the same follow one another, so that it is decoded once."""
+    """Numbers of the items of each batch. Items that show the same follow one another, so that it
+    is decoded once."""
 
     def place(number: int) -> tuple[str, float, float, int]:
         shown: Media | None = examples[number].looks[0].media if examples[number].looks else None
-        return (shown.path, shown.start_s or 0.0, shown.end_s or 0.0, number) if shown else ("", 0.0, 0.0, number)
+        return (
+            (shown.path, shown.start_s or 0.0, shown.end_s or 0.0, number)
+            if shown
+            else ("", 0.0, 0.0, number)
+        )
 
     order = sorted(range(len(examples)), key=place)
     return [order[start : start + size] for start in range(0, len(order), size)]
@@ -194,29 +223,42 @@ def _fixed_batches(examples: Sequence[Example], size: int) -> list[list[int]]:
 
 def _join(results: dict[int, BatchResult], items: int, name: str) -> Scored:
     if items and not any(result.items for result in results.values()):
-        reason = next((reason for result in results.values() for reason in result.missing.values()), "")
+        reason = next(
+            (reason for result in results.values() for reason in result.missing.values()), ""
+        )
         raise DataError(f"none of the {items:,} items of {name} can be shown, the first: {reason}")
     missing: dict[int, str] = {}
     shape = next((result.values.shape[1:] for result in results.values() if result.items), ())
     values = np.full((items, *shape), np.nan, np.float32)
     seen = np.zeros(items, np.int64)
     for result in results.values():
-        values[list(result.items)] = result.values if result.items else np.zeros((0, *shape), np.float32)
+        values[list(result.items)] = (
+            result.values if result.items else np.zeros((0, *shape), np.float32)
+        )
         np.add.at(seen, [*result.items, *result.missing], 1)
         missing |= result.missing
     assert (seen == 1).all(), "an item was evaluated twice or not at all"
-    lost, shortened = (sum(getattr(result, name) for result in results.values()) for name in ("lost", "shortened"))
+    lost, shortened = (
+        sum(getattr(result, name) for result in results.values()) for name in ("lost", "shortened")
+    )
     return Scored(values, missing, lost, shortened)
 
 
 def subset(split: Split, limit: int) -> Split:
-    """At most `limit` items of a split, chosen by their ids' hashes, in the order of the split; for validation during training."""
+    """At most `limit` items of a split, chosen by their ids' hashes, in the order of the split; for
+    validation during training."""
     if not limit or len(split.items) <= limit:
         return split
-    chosen = {item.id for item in sorted(split.items, key=lambda item: place_in_order(item.id))[:limit]}
+    chosen = {
+        item.id for item in sorted(split.items, key=lambda item: place_in_order(item.id))[:limit]
+    }
     return replace(split, items=[item for item in split.items if item.id in chosen])
 
 
 def shown_media(split: Split) -> list[Media]:
     """All media that a split's items show."""
-    return [clip for item in split.items for clip in (item.clips if isinstance(item, ClipChoiceItem) else (item.media,))]
+    return [
+        clip
+        for item in split.items
+        for clip in (item.clips if isinstance(item, ClipChoiceItem) else (item.media,))
+    ]

@@ -1,4 +1,5 @@
-"""Benchmarks whose result is the mean over official folds (HMDB51, UCF101): a run per fold in OUT/fold-N, and one result of them all."""
+"""Benchmarks whose result is the mean over official folds (HMDB51, UCF101): a run per fold in
+OUT/fold-N, and one result of them all."""
 
 from __future__ import annotations
 
@@ -16,7 +17,12 @@ from allinone.engine.distributed.signals import decided_by_rank_0
 from allinone.finetune.benchmark import Benchmark
 from allinone.finetune.config import FinetuneConfig
 from allinone.finetune.evaluation import metrics
-from allinone.finetune.evaluation.results import PREDICTIONS, EvaluationResult, read_predictions, write_result
+from allinone.finetune.evaluation.results import (
+    PREDICTIONS,
+    EvaluationResult,
+    read_predictions,
+    write_result,
+)
 from allinone.finetune.evaluation.table import table
 from allinone.finetune.run import fine_tune, parse
 
@@ -25,7 +31,8 @@ MEAN = "mean"
 
 
 def mean_of_folds(benchmark: Benchmark, config: FinetuneConfig) -> EvaluationResult:
-    """Fine-tune and evaluate every fold, resuming what stands in OUT/fold-N, and write their mean into OUT.
+    """Fine-tune and evaluate every fold, resuming what stands in OUT/fold-N, and write their mean
+    into OUT.
 
     With --eval-only, a --checkpoint that holds fold-N folders gives each fold its own.
     """
@@ -47,17 +54,29 @@ def _of_fold(config: FinetuneConfig, fold: str) -> FinetuneConfig:
 def _publish(config: FinetuneConfig, results: Mapping[str, EvaluationResult]) -> EvaluationResult:
     first = next(iter(results.values()))
     hashes = sorted({result.checkpoint_sha256 for result in results.values()})
-    kept = {name: first.details[name] for name in ("roll", "fine_tuned_on") if name in first.details}
+    kept = {
+        name: first.details[name] for name in ("roll", "fine_tuned_on") if name in first.details
+    }
     mean = replace(
         first,
         variant=MEAN,
-        scores=metrics.action_scores([_hits(config.out / _folder(fold), result) for fold, result in results.items()]),
+        scores=metrics.action_scores(
+            [_hits(config.out / _folder(fold), result) for fold, result in results.items()]
+        ),
         items=sum(result.items for result in results.values()),
         missing=tuple(missing for result in results.values() for missing in result.missing),
         checkpoint=str(config.checkpoint if config.eval_only else config.out),
         # of several checkpoints the hash of their hashes
-        checkpoint_sha256=hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest(),
-        details={**kept, "folds": {fold: {name: score.value for name, score in r.scores.items()} for fold, r in results.items()}},
+        checkpoint_sha256=(
+            hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        ),
+        details={
+            **kept,
+            "folds": {
+                fold: {name: score.value for name, score in r.scores.items()}
+                for fold, r in results.items()
+            },
+        },
         settings=config.as_json(),
     )
     path = write_result(config.out, mean)
@@ -68,11 +87,17 @@ def _publish(config: FinetuneConfig, results: Mapping[str, EvaluationResult]) ->
 def _hits(out: Path, result: EvaluationResult) -> dict[int, NDArray[np.float64]]:
     """K → hits of a fold's items, from its predictions."""
     rows = list(read_predictions(out / PREDICTIONS / f"{result.name}.jsonl").values())
-    return {k: np.array([row["measures"][f"top{k}"] for row in rows]) for k in metrics.TOPS if f"top{k}" in rows[0]["measures"]}
+    return {
+        k: np.array([row["measures"][f"top{k}"] for row in rows])
+        for k in metrics.TOPS
+        if f"top{k}" in rows[0]["measures"]
+    }
 
 
 def main(benchmark: Benchmark, argv: Sequence[str] | None = None) -> int:
     """Command line entry of a benchmark with folds; returns the exit code."""
-    config = parse(benchmark, launch.without_launcher_arguments(sys.argv[1:] if argv is None else argv))
+    config = parse(
+        benchmark, launch.without_launcher_arguments(sys.argv[1:] if argv is None else argv)
+    )
     run = mean_of_folds if config.variant in ("", MEAN) else fine_tune
     return launch.main(lambda: run(benchmark, config))

@@ -1,7 +1,8 @@
 """The paper's numbers as data, and which of them one of our results may stand beside.
 
-`paper_numbers.json` holds the tables in the paper's layout: a row is a model with its pre-training, frames and views, a column is one metric of one
-benchmark. A number whose reading is doubtful says so; an illegible one is never a target.
+`paper_numbers.json` holds the tables in the paper's layout: a row is a model with its pre-training,
+frames and views, a column is one metric of one benchmark. A number whose reading is doubtful says
+so; an illegible one is never a target.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from allinone.finetune.evaluation.results import EvaluationResult
 
 NUMBERS = Path(__file__).with_name("paper_numbers.json")
 SAME_TEST = {"7k-clipbert": "7k", "clipbert": ""}
-"""Variant of a script → the one whose test it reads from ClipBERT's files: the same items. Only the parts for training and choosing differ, which no
-table of the paper states."""
+"""Variant of a script → the one whose test it reads from ClipBERT's files: the same items. Only the
+parts for training and choosing differ, which no table of the paper states."""
 IMAGE_SETS = frozenset({"CC3M", "CC12M", "COCO", "SBU", "VisualGenome"})
 _PATTERNS = {
     r"webvid.*": "WebVid",
@@ -34,14 +35,17 @@ _PATTERNS = {
 
 
 def data_sets(names: str) -> frozenset[str]:
-    """Canonical names of data sets joined by + or commas: webvid2m+howto100m → {WebVid, HowTo100M}. Unknown names stay as they are."""
+    """Canonical names of data sets joined by + or commas: webvid2m+howto100m → {WebVid, HowTo100M}.
+    Unknown names stay as they are."""
     parts = [part.strip() for part in re.split(r"[+,]", names) if part.strip()]
     return frozenset(_canonical(part) for part in parts)
 
 
 def _canonical(name: str) -> str:
     plain = name.lower().replace("_", "").replace(" ", "")
-    return next((known for pattern, known in _PATTERNS.items() if re.fullmatch(pattern, plain)), name)
+    return next(
+        (known for pattern, known in _PATTERNS.items() if re.fullmatch(pattern, plain)), name
+    )
 
 
 def tested_as(variant: str) -> str:
@@ -56,13 +60,15 @@ class Row:
     model: str
     size: str
     pretraining: Sequence[str] | str | int
-    """Names of data sets; "B+" or "B*" where the table names the model only; a number where it names the number of sets."""
+    """Names of data sets; "B+" or "B*" where the table names the model only; a number where it
+    names the number of sets."""
     frames: int
     views: int = 1
     image_size: int = 224
     zero_shot: bool = False
     loss: str = ""
-    """contrast: no other loss was trained; joint: a loss on the joint pass as well; "" = not stated."""
+    """contrast: no other loss was trained; joint: a loss on the joint pass as well; "" = not
+    stated."""
     roll: str = ""
     """Kind of temporal interaction, where it is not the paper's token rolling."""
     highlight: str = ""
@@ -115,7 +121,8 @@ class PaperCell:
     column: Column
     value: float | None = None
     certainty: str = ""
-    """verified, readme, talk, unsure or illegible: the meanings are in the file; "" where there is no number."""
+    """verified, readme, talk, unsure or illegible: the meanings are in the file; "" where there is
+    no number."""
     also: Mapping[str, float] = field(default_factory=dict)
     """What other sources print for the same."""
     note: str = ""
@@ -128,10 +135,14 @@ class PaperCell:
     def measures(self, result: EvaluationResult) -> bool:
         """Whether the result is of this column's benchmark and split and has its metric."""
         column = self.column
-        return (column.benchmark, column.split) == (result.benchmark, result.split) and column.metric in result.scores
+        return (column.benchmark, column.split) == (
+            result.benchmark,
+            result.split,
+        ) and column.metric in result.scores
 
     def differences(self, result: EvaluationResult) -> list[str]:
-        """In what the result's setting differs from the paper's; empty where the two may stand side by side."""
+        """In what the result's setting differs from the paper's; empty where the two may stand side
+        by side."""
         row = self.row
         found = []
         for name, ours, theirs in (
@@ -145,8 +156,14 @@ class PaperCell:
             if ours != theirs:
                 found.append(f"{name} {_shown(ours)}, not {_shown(theirs)}")
         if not same_pretraining(row, result.pretraining):
-            paper = "that of the row, which the paper does not print" if isinstance(row.pretraining, str) else row.data
-            found.append(f"pre-training {result.pretraining or 'not stated (--pretraining)'}, not {paper}")
+            paper = (
+                "that of the row, which the paper does not print"
+                if isinstance(row.pretraining, str)
+                else row.data
+            )
+            found.append(
+                f"pre-training {result.pretraining or 'not stated (--pretraining)'}, not {paper}"
+            )
         before = _tuned_before(result)
         if before:
             found.append(f"fine-tuned on {before} before")
@@ -157,7 +174,10 @@ class PaperCell:
         if row.highlight and drawn != row.highlight:
             found.append(f"highlight {drawn}, not {row.highlight}")
         if row.heads and _recorded(result, "heads") != row.heads:
-            found.append(f"heads of images and videos {_recorded(result, 'heads') or 'not recorded'}, not {row.heads}")
+            found.append(
+                f"heads of images and videos {_recorded(result, 'heads') or 'not recorded'}, not"
+                f" {row.heads}"
+            )
         if row.loss and losses(result) != row.loss:
             found.append(f"losses {losses(result)}, not {row.loss}")
         return found
@@ -168,7 +188,8 @@ def _shown(value: object) -> str:
 
 
 def _tuned_before(result: EvaluationResult) -> str:
-    """The other benchmark that the evaluated checkpoint was fine-tuned on: such a result is not what the paper calls zero-shot."""
+    """The other benchmark that the evaluated checkpoint was fine-tuned on: such a result is not
+    what the paper calls zero-shot."""
     origin = _recorded(result, "fine_tuned_on") or {}
     benchmark = str(origin.get("benchmark", ""))
     if benchmark in ("", result.benchmark):
@@ -187,10 +208,26 @@ def _task(result: EvaluationResult) -> Mapping[str, Any]:
 
 
 def setting(result: EvaluationResult) -> tuple[Any, ...]:
-    """Everything of a result that rows of the paper can differ by: results with the same setting may share a row."""
-    size, look = result.model_size or result.parameters, (result.frames, result.views, result.image_size)
-    told = (_recorded(result, "roll") or "roll", _recorded(result, "heads"), _task(result).get("highlight"), losses(result))
-    return (size, data_sets(result.pretraining), look, result.zero_shot, _tuned_before(result), *told)
+    """Everything of a result that rows of the paper can differ by: results with the same setting
+    may share a row."""
+    size, look = (
+        result.model_size or result.parameters,
+        (result.frames, result.views, result.image_size),
+    )
+    told = (
+        _recorded(result, "roll") or "roll",
+        _recorded(result, "heads"),
+        _task(result).get("highlight"),
+        losses(result),
+    )
+    return (
+        size,
+        data_sets(result.pretraining),
+        look,
+        result.zero_shot,
+        _tuned_before(result),
+        *told,
+    )
 
 
 def losses(result: EvaluationResult) -> str:
@@ -250,7 +287,10 @@ def paper_tables() -> tuple[Table, ...]:
 
 def _table(content: Mapping[str, Any]) -> Table:
     columns = [Column(**column) for column in content["columns"]]
-    rows = [Row(**{name: value for name, value in row.items() if name != "cells"}) for row in content["rows"]]
+    rows = [
+        Row(**{name: value for name, value in row.items() if name != "cells"})
+        for row in content["rows"]
+    ]
     cells = {
         (i, j): _cell(content["id"], rows[i], column, row["cells"][j])
         for i, row in enumerate(content["rows"])
@@ -269,5 +309,9 @@ def paper_cells(benchmark: str, variant: str = "") -> list[PaperCell]:
     """The numbers that the paper has for a benchmark, of one variant where one is given."""
     cells = [cell for table in paper_tables() for cell in table.cells.values()]
     return [
-        cell for cell in cells if cell.column.benchmark == benchmark and cell.certainty and variant in ("", cell.column.variant)
+        cell
+        for cell in cells
+        if cell.column.benchmark == benchmark
+        and cell.certainty
+        and variant in ("", cell.column.variant)
     ]

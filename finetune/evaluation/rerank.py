@@ -1,7 +1,8 @@
 """Retrieval ordered anew by the joint pass: the first candidates of every text, or every pair.
 
-Pairs are grouped by clip, so that each clip is decoded once and its pixels serve all its pairs; passes are large and of one size; batches of clips
-are dealt to ranks and kept in the cache like any other. Letters: Q texts, M media, P pairs.
+Pairs are grouped by clip, so that each clip is decoded once and its pixels serve all its pairs;
+passes are large and of one size; batches of clips are dealt to ranks and kept in the cache like any
+other. Letters: Q texts, M media, P pairs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _ABOVE = 1e3
 
 @dataclass(frozen=True)
 class Reranked:
-    """Scores of all pairs, float64 [Q, M]: joint scores for the shortlisted, above the contrastive ones of the others."""
+    """Scores of all pairs, float64 [Q, M]: joint scores for the shortlisted, above the contrastive
+    ones of the others."""
 
     by_text: np.ndarray
     """For text → media."""
@@ -72,7 +74,8 @@ def rerank(
     both_ways: bool = False,
     pair_batch: int = 256,
 ) -> Reranked:
-    """Score the shortlisted pairs by the joint pass and model.task_head; all pairs where `candidates` covers them or there is no similarity."""
+    """Score the shortlisted pairs by the joint pass and model.task_head; all pairs where
+    `candidates` covers them or there is no similarity."""
     begun, passed_s = time.perf_counter(), evaluator.seconds
     whole = similarity is None or candidates >= len(items)
     if whole or similarity is None:
@@ -85,7 +88,9 @@ def rerank(
     shown = [m for m in range(len(items)) if len(pairs[m])]
     scorer = _PairScorer(evaluator, texts, [pairs[m] for m in shown], pair_batch)
     part = [items[m] for m in shown]
-    found = evaluator.run(scorer.stage, name, [item.id for item in part], ClipExamples(part), scorer)
+    found = evaluator.run(
+        scorer.stage, name, [item.id for item in part], ClipExamples(part), scorer
+    )
     joint = np.full(wanted.shape, np.nan, np.float64)
     for row, m in enumerate(shown):
         joint[pairs[m], m] = found.values[row, : len(pairs[m])]
@@ -100,7 +105,11 @@ def rerank(
         "seconds": time.perf_counter() - begun,
         "seconds_in_passes": evaluator.seconds - passed_s,
     }
-    by_clip = similarity if not whole and not both_ways and similarity is not None else _merged(joint, clip_list, similarity)
+    by_clip = (
+        similarity
+        if not whole and not both_ways and similarity is not None
+        else _merged(joint, clip_list, similarity)
+    )
     return Reranked(_merged(joint, text_list, similarity), by_clip, missing, cost)
 
 
@@ -112,17 +121,29 @@ def _merged(joint: np.ndarray, chosen: np.ndarray, similarity: np.ndarray | None
 
 
 class _PairScorer:
-    """Joint scores of the pairs of a batch of clips, [n, most pairs of a clip]; NaN behind a clip's last pair."""
+    """Joint scores of the pairs of a batch of clips, [n, most pairs of a clip]; NaN behind a clip's
+    last pair."""
 
-    def __init__(self, evaluator: Evaluator, texts: Sequence[str], pairs: Sequence[np.ndarray], pair_batch: int) -> None:
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        texts: Sequence[str],
+        pairs: Sequence[np.ndarray],
+        pair_batch: int,
+    ) -> None:
         tokenizer, length = Tokenizer(), evaluator.settings.clip.max_text_len
         encoded = [encode(tokenizer, plain(text), length) for text in texts]
         self._ids, self._mask = (
-            torch.from_numpy(np.stack([getattr(one, part) for one in encoded])).to(evaluator.device) for part in ("ids", "mask")
+            torch.from_numpy(np.stack([getattr(one, part) for one in encoded])).to(evaluator.device)
+            for part in ("ids", "mask")
         )
         self._pairs, self._size = pairs, pair_batch
         self._columns = max(map(len, pairs), default=0)
-        self._equal_rounds = -(-evaluator.settings.batch * self._columns // pair_batch) if evaluator.collective else 0
+        self._equal_rounds = (
+            -(-evaluator.settings.batch * self._columns // pair_batch)
+            if evaluator.collective
+            else 0
+        )
         content = content_hash(repr([list(texts), [pair.tolist() for pair in pairs]]).encode())
         self.stage = f"pairs-{content}"
         self.passed = 0
@@ -145,7 +166,12 @@ class _PairScorer:
                 continue
             pixels = batch.pixels[:, 0].index_select(0, clip[part])
             scores.append(
-                self._score(model, pixels, self._ids.index_select(0, text[part]), self._mask.index_select(0, text[part]))
+                self._score(
+                    model,
+                    pixels,
+                    self._ids.index_select(0, text[part]),
+                    self._mask.index_select(0, text[part]),
+                )
             )
         values[torch.from_numpy(rows), torch.from_numpy(columns)] = torch.cat(scores).cpu()
         self.passed += len(rows) * batch.pixels.shape[2]
@@ -154,6 +180,7 @@ class _PairScorer:
     def _score(self, model: TaskModel, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """[P] of clips [P, V, T, 3, S, S] with texts [P, L], the mean over views."""
         by_view = [
-            head_scores(model.task_head, model(pixels[:, v], ids, mask).pooled).squeeze(-1) for v in range(pixels.shape[1])
+            head_scores(model.task_head, model(pixels[:, v], ids, mask).pooled).squeeze(-1)
+            for v in range(pixels.shape[1])
         ]
         return torch.stack(by_view).mean(0)

@@ -1,4 +1,5 @@
-"""What an evaluation leaves behind: one JSON file of scores per benchmark and split, and one line per item that says what was predicted."""
+"""What an evaluation leaves behind: one JSON file of scores per benchmark and split, and one line
+per item that says what was predicted."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ RESULTS, PREDICTIONS = "results", "predictions"
 
 
 class ResultError(ValueError):
-    """A results or predictions file is missing, damaged, or of another format; the message names it."""
+    """A results or predictions file is missing, damaged, or of another format; the message names
+    it."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,20 @@ class EvaluationResult:
     items: int
     """Test items, the missing ones included."""
     scores: Mapping[str, Score]
-    """By name, the headline first. Names are those of `finetune.metrics`: t2v/R@1, accuracy, accuracy/what, q2ar, top1, …"""
+    """By name, the headline first. Names are those of `finetune.metrics`: t2v/R@1, accuracy,
+    accuracy/what, q2ar, top1, …"""
     variant: str = ""
     """Which of several protocols on the same files: 9k, 7k, 1k-b, subtitles, …"""
     pretraining: str = ""
-    """Data sets of the pre-training joined by +, as the paper writes them (WebVid+HowTo); "" = not known."""
+    """Data sets of the pre-training joined by +, as the paper writes them (WebVid+HowTo); "" = not
+    known."""
     missing: Sequence[Missing] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Anything else that was found, as JSON: chance level, notes of the reader, cost of the re-ranking."""
+    """Anything else that was found, as JSON: chance level, notes of the reader, cost of the
+    re-ranking."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The whole configuration of the run, as JSON; what decides comparability (captions, rerank, …) belongs in here."""
+    """The whole configuration of the run, as JSON; what decides comparability (captions, rerank, …)
+    belongs in here."""
     code: str = ""
     """Version of the code: commit, or package version."""
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -109,13 +115,21 @@ class EvaluationResult:
         """Nested plain data, the file's content."""
         plain = dataclasses.asdict(dataclasses.replace(self, scores={}, details={}, settings={}))
         scores = {name: dataclasses.asdict(score) for name, score in self.scores.items()}
-        return {"format": FORMAT, **plain, "scores": scores, "details": dict(self.details), "settings": dict(self.settings)}
+        return {
+            "format": FORMAT,
+            **plain,
+            "scores": scores,
+            "details": dict(self.details),
+            "settings": dict(self.settings),
+        }
 
 
 def result_from_json(content: Mapping[str, Any]) -> EvaluationResult:
     """The inverse of `as_json`. Raises ResultError that names the field."""
     if content.get("format") != FORMAT:
-        raise ResultError(f"format {content.get('format')!r}, this version reads {FORMAT}; evaluate again")
+        raise ResultError(
+            f"format {content.get('format')!r}, this version reads {FORMAT}; evaluate again"
+        )
     known = {part.name: part for part in dataclasses.fields(EvaluationResult)}
     values = {name: value for name, value in content.items() if name in known}
     absent = [name for name, part in known.items() if name not in values and _required(part)]
@@ -123,7 +137,10 @@ def result_from_json(content: Mapping[str, Any]) -> EvaluationResult:
         raise ResultError(f"no field {', '.join(absent)}")
     try:
         scores = {name: Score(**score) for name, score in values["scores"].items()}
-        values |= {"scores": scores, "missing": tuple(Missing(**item) for item in values.get("missing", ()))}
+        values |= {
+            "scores": scores,
+            "missing": tuple(Missing(**item) for item in values.get("missing", ())),
+        }
         return EvaluationResult(**values)
     except (TypeError, AttributeError) as error:
         raise ResultError(f"a field does not have the expected form ({error})") from error
@@ -136,9 +153,10 @@ def _required(part: dataclasses.Field[Any]) -> bool:
 def write_result(folder: Path, result: EvaluationResult) -> Path:
     """Write `folder`/results/<name>.json, whole or not at all; returns the path.
 
-    The same evaluation done again replaces its file. One with other settings (frames, checkpoint, …) moves the file that it finds aside,
-    to <name>.1.json and so on, and its predictions with it: no number is lost. Call it before
-    `write_predictions`. ValueError for a score that is no finite number.
+    The same evaluation done again replaces its file. One with other settings (frames, checkpoint,
+    …) moves the file that it finds aside, to <name>.1.json and so on, and its predictions with it:
+    no number is lost. Call it before `write_predictions`. ValueError for a score that is no finite
+    number.
     """
     broken = [name for name, score in result.scores.items() if not math.isfinite(score.value)]
     if broken:
@@ -146,7 +164,11 @@ def write_result(folder: Path, result: EvaluationResult) -> Path:
     path = folder / RESULTS / f"{result.name}.json"
     content = json.dumps(result.as_json(), indent=1, allow_nan=False) + "\n"
     if path.exists() and not _replaces(path, json.loads(content)):
-        number = next(number for number in range(1, 10_000) if not path.with_suffix(f".{number}.json").exists())
+        number = next(
+            number
+            for number in range(1, 10_000)
+            if not path.with_suffix(f".{number}.json").exists()
+        )
         path.rename(path.with_suffix(f".{number}.json"))
         predictions = folder / PREDICTIONS / f"{result.name}.jsonl"
         if predictions.exists():
@@ -163,7 +185,8 @@ def _replaces(path: Path, content: Mapping[str, Any]) -> bool:
 
 
 def read_results(path: Path) -> list[tuple[Path, EvaluationResult]]:
-    """(file, result) of a results file, of a folder of them, or of a run's folder, in order of name. Raises ResultError where there is none."""
+    """(file, result) of a results file, of a folder of them, or of a run's folder, in order of
+    name. Raises ResultError where there is none."""
     if path.is_file():
         return [(path, _read_result(path))]
     if not path.is_dir():
@@ -171,7 +194,10 @@ def read_results(path: Path) -> list[tuple[Path, EvaluationResult]]:
     folder = path / RESULTS if (path / RESULTS).is_dir() else path
     files = sorted(file for file in folder.glob("*.json") if not file.name.startswith("."))
     if not files:
-        raise ResultError(f"{path} holds no results: no {RESULTS}/*.json in it. Give the folder of a run that was evaluated")
+        raise ResultError(
+            f"{path} holds no results: no {RESULTS}/*.json in it. Give the folder of a run that was"
+            " evaluated"
+        )
     return [(file, _read_result(file)) for file in files]
 
 
@@ -181,15 +207,20 @@ def _read_result(path: Path) -> EvaluationResult:
         if not isinstance(content, dict):
             raise ResultError("no JSON object")
         return result_from_json(content)
-    except (ValueError, RecursionError) as error:  # ResultError, broken UTF-8 and broken JSON are ValueErrors
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # ResultError, broken UTF-8 and broken JSON are ValueErrors
         raise ResultError(f"{path} is no evaluation result or is damaged: {error}") from error
 
 
 def write_predictions(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON line per item, sorted by "id", whole or not at all: equal rows give equal bytes, in whatever order they arrive.
+    """One JSON line per item, sorted by "id", whole or not at all: equal rows give equal bytes, in
+    whatever order they arrive.
 
-    A row is any JSON object with "id" (text, unique). By convention: "media" (id), "prediction", "answer" and "measures", an object of numbers
-    per item from which scores are averages or medians ({"accuracy": 1.0}, {"t2v/rank": 3.0}); `tools/report.py --compare` pairs these.
+    A row is any JSON object with "id" (text, unique). By convention: "media" (id), "prediction",
+    "answer" and "measures", an object of numbers per item from which scores are averages or medians
+    ({"accuracy": 1.0}, {"t2v/rank": 3.0}); `tools/report.py --compare` pairs these.
     """
     lines: dict[str, str] = {}
     for row in rows:
@@ -197,15 +228,20 @@ def write_predictions(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         if not isinstance(name, str):
             raise ValueError(f"a prediction needs a text as its id, got {name!r}")
         if name in lines:
-            raise ValueError(f"two predictions for item {name!r}: every item must be evaluated exactly once")
+            raise ValueError(
+                f"two predictions for item {name!r}: every item must be evaluated exactly once"
+            )
         lines[name] = json.dumps(dict(row), ensure_ascii=False, allow_nan=False, sort_keys=True)
     write_atomic(path, "".join(f"{lines[name]}\n" for name in sorted(lines)))
 
 
 def read_predictions(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows by id, as `write_predictions` wrote them. Raises ResultError that names file and line."""
+    """Rows by id, as `write_predictions` wrote them. Raises ResultError that names file and
+    line."""
     if not path.is_file():
-        raise ResultError(f"{path} is no file; predictions are in {PREDICTIONS}/*.jsonl of a run's folder")
+        raise ResultError(
+            f"{path} is no file; predictions are in {PREDICTIONS}/*.jsonl of a run's folder"
+        )
     rows: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():

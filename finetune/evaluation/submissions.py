@@ -1,7 +1,9 @@
-"""Predictions in the form that each benchmark's server takes: VCR's CSV, VQAv2's and TVQA's JSON. Ids and values are checked before writing.
+"""Predictions in the form that each benchmark's server takes: VCR's CSV, VQAv2's and TVQA's JSON.
+Ids and values are checked before writing.
 
-Servers want a row per item, so an item whose media cannot be decoded (`missing`) is in the file with an answer that carries no knowledge: equal
-probabilities, an empty string, option 0. Only a server can count such a row right by luck; our own scores never do.
+Servers want a row per item, so an item whose media cannot be decoded (`missing`) is in the file
+with an answer that carries no knowledge: equal probabilities, an empty string, option 0. Only a
+server can count such a row right by luck; our own scores never do.
 """
 
 from __future__ import annotations
@@ -36,22 +38,28 @@ def vcr_csv(
     expected: Collection[str],
     missing: Collection[str] = (),
 ) -> None:
-    """Scores (logits) of the four answers [N, 4] and of the four rationales given each of them [N, 4, 4] as probabilities, rows in order of id.
+    """Scores (logits) of the four answers [N, 4] and of the four rationales given each of them [N,
+    4, 4] as probabilities, rows in order of id.
 
-    `expected`: the annot_id of every question of the split. Those of `missing` need no scores; if they have any, these are not used.
+    `expected`: the annot_id of every question of the split. Those of `missing` need no scores; if
+    they have any, these are not used.
     """
     absent = sorted(set(missing) - set(ids))
     _check_ids([*ids, *absent], expected, "VCR")
     if answer_scores.shape != (len(ids), 4) or rationale_scores.shape != (len(ids), 4, 4):
         shapes = f"{list(answer_scores.shape)} and {list(rationale_scores.shape)}"
-        raise SubmissionError(f"VCR needs scores [N, 4] and [N, 4, 4] for {len(ids)} questions, got {shapes}")
+        raise SubmissionError(
+            f"VCR needs scores [N, 4] and [N, 4, 4] for {len(ids)} questions, got {shapes}"
+        )
     scores = np.concatenate([answer_scores[:, None], rationale_scores], axis=1).astype(np.float64)
     scores = np.concatenate([scores, np.zeros((len(absent), 5, 4))])
     ids = [*ids, *absent]
     scores[np.isin(np.asarray(ids), list(missing))] = 0.0
     if not np.isfinite(scores).all():
         broken = [name for name, row in zip(ids, scores, strict=True) if not np.isfinite(row).all()]
-        raise SubmissionError(f"VCR: scores that are not finite in {len(broken)} questions, for example {broken[0]}")
+        raise SubmissionError(
+            f"VCR: scores that are not finite in {len(broken)} questions, for example {broken[0]}"
+        )
     shifted = np.exp(scores - scores.max(-1, keepdims=True))
     probabilities = (shifted / shifted.sum(-1, keepdims=True)).reshape(len(ids), 20)
     text = io.StringIO()
@@ -62,22 +70,39 @@ def vcr_csv(
     write_atomic(path, text.getvalue())
 
 
-def vqav2_json(path: Path, ids: Sequence[str], answers: Sequence[str | None], *, expected: Collection[str]) -> None:
+def vqav2_json(
+    path: Path, ids: Sequence[str], answers: Sequence[str | None], *, expected: Collection[str]
+) -> None:
     """[{"question_id": int, "answer": text}, …] in order of id; None = missing."""
     _check_ids(ids, expected, "VQAv2")
     _same_length(ids, answers, "VQAv2")
-    rows = [{"question_id": _number(name, "VQAv2"), "answer": answer or ""} for name, answer in zip(ids, answers, strict=True)]
-    write_atomic(path, json.dumps(sorted(rows, key=lambda row: int(row["question_id"])), ensure_ascii=False) + "\n")
+    rows = [
+        {"question_id": _number(name, "VQAv2"), "answer": answer or ""}
+        for name, answer in zip(ids, answers, strict=True)
+    ]
+    write_atomic(
+        path,
+        json.dumps(sorted(rows, key=lambda row: int(row["question_id"])), ensure_ascii=False)
+        + "\n",
+    )
 
 
-def tvqa_json(path: Path, ids: Sequence[str], options: Sequence[int | None], *, expected: Collection[str]) -> None:
+def tvqa_json(
+    path: Path, ids: Sequence[str], options: Sequence[int | None], *, expected: Collection[str]
+) -> None:
     """{"qid": option 0..4, …} in order of id; None = missing."""
     _check_ids(ids, expected, "TVQA")
     _same_length(ids, options, "TVQA")
-    chosen = {_number(name, "TVQA"): 0 if option is None else int(option) for name, option in zip(ids, options, strict=True)}
+    chosen = {
+        _number(name, "TVQA"): 0 if option is None else int(option)
+        for name, option in zip(ids, options, strict=True)
+    }
     wrong = [qid for qid, option in chosen.items() if not 0 <= option < TVQA_OPTIONS]
     if wrong:
-        raise SubmissionError(f"TVQA: option {chosen[wrong[0]]} of question {wrong[0]} is outside 0..{TVQA_OPTIONS - 1}")
+        raise SubmissionError(
+            f"TVQA: option {chosen[wrong[0]]} of question {wrong[0]} is outside"
+            f" 0..{TVQA_OPTIONS - 1}"
+        )
     write_atomic(path, json.dumps({str(qid): chosen[qid] for qid in sorted(chosen)}) + "\n")
 
 
@@ -90,11 +115,14 @@ def _check_ids(ids: Sequence[str], expected: Collection[str], benchmark: str) ->
         "unknown to the split": sorted(counts.keys() - set(expected)),
     }
     named = [
-        f"{len(names):,} {what} ({', '.join(names[:3])}{' …' * (len(names) > 3)})" for what, names in faults.items() if names
+        f"{len(names):,} {what} ({', '.join(names[:3])}{' …' * (len(names) > 3)})"
+        for what, names in faults.items()
+        if names
     ]
     if named:
         raise SubmissionError(
-            f"{benchmark}: the submission needs each of the {len(set(expected)):,} questions of the split once; {'; '.join(named)}"
+            f"{benchmark}: the submission needs each of the {len(set(expected)):,} questions of the"
+            f" split once; {'; '.join(named)}"
         )
 
 

@@ -1,4 +1,5 @@
-"""A result as the terminal shows it: scores with their intervals, beside what the paper says of the nearest setting."""
+"""A result as the terminal shows it: scores with their intervals, beside what the paper says of the
+nearest setting."""
 
 from __future__ import annotations
 
@@ -11,19 +12,34 @@ _NAMED = 10
 
 def table(result: EvaluationResult) -> str:
     """Lines for people."""
-    head = f"{result.name}{' zero-shot' if result.zero_shot else ''}: {result.items:,} items, {len(result.missing):,} missing"
+    head = (
+        f"{result.name}{' zero-shot' if result.zero_shot else ''}: {result.items:,} items,"
+        f" {len(result.missing):,} missing"
+    )
     known = paper_cells(result.benchmark, tested_as(result.variant))
     cells = [cell for cell in known if cell.measures(result) and cell.target is not None]
     nearest = min(cells, key=lambda cell: len(cell.differences(result)), default=None)
-    beside = {} if nearest is None else {cell.column.metric: cell for cell in cells if cell.row == nearest.row}
+    beside = (
+        {}
+        if nearest is None
+        else {cell.column.metric: cell for cell in cells if cell.row == nearest.row}
+    )
     lines = [head]
     for name, score in result.scores.items():
-        span = f"[{score.low:.1f}, {score.high:.1f}]" if score.low is not None and score.high is not None else ""
-        paper = f"paper {beside[name].target:g} ({beside[name].certainty})" if name in beside else ""
+        span = (
+            f"[{score.low:.1f}, {score.high:.1f}]"
+            if score.low is not None and score.high is not None
+            else ""
+        )
+        paper = (
+            f"paper {beside[name].target:g} ({beside[name].certainty})" if name in beside else ""
+        )
         lines.append(f"  {name:<22}{score.value:8.2f} {score.unit:<5}{span:<16}{paper}".rstrip())
     if nearest is not None:
         lines.append(_comparison(nearest, result))
-    lines += [f"  missing: {item.item} ({item.media}): {item.reason}" for item in result.missing[:_NAMED]]
+    lines += [
+        f"  missing: {item.item} ({item.media}): {item.reason}" for item in result.missing[:_NAMED]
+    ]
     return "\n".join(lines)
 
 

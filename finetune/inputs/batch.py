@@ -1,6 +1,7 @@
 """What a protocol says of an item (an Example) and what the model gets (a TaskBatch).
 
-Letters: B items, C clips of an item, V views of a clip, T frames, S side of the picture, K texts of an item, L tokens.
+Letters: B items, C clips of an item, V views of a clip, T frames, S side of the picture, K texts of
+an item, L tokens.
 """
 
 from __future__ import annotations
@@ -41,13 +42,15 @@ class Example:
     texts: tuple[Text, ...]
     """K of them; none for a clip alone."""
     target: int | NDArray[np.float32] = -1
-    """What is right: the number of a text, clip or class; or a score for each class. -1 where the split hides it."""
+    """What is right: the number of a text, clip or class; or a score for each class. -1 where the
+    split hides it."""
     group: int = 0
     """Items of one group are no negatives of each other."""
 
 
 Maker = Callable[[int, np.random.Generator | None], Example]
-"""(number of the item, random numbers in training) → example. Sent to reader processes: a function of a module, or an object."""
+"""(number of the item, random numbers in training) → example. Sent to reader processes: a function
+of a module, or an object."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ class TaskBatch:
     first_position: int
     """Position in the order of training of the first item; the batch holds consecutive ones."""
     digest: int = 0
-    """Sum modulo 2**63 of the hashes of every item's choices: equal over world sizes, restarts and devices."""
+    """Sum modulo 2**63 of the hashes of every item's choices: equal over world sizes, restarts and
+    devices."""
     lost: int = 0
     """Texts whose deciding part had to be cut."""
     shortened: int = 0
@@ -84,13 +88,21 @@ class TaskBatch:
 
     def only(self, row: int) -> TaskBatch:
         """The batch that holds this item alone; its counts and `bad` are left as they are."""
-        rows: dict[str, Any] = {name: value[row : row + 1] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        rows: dict[str, Any] = {
+            name: value[row : row + 1]
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
         first = self.first_position + row
-        return replace(self, **rows, items=(self.items[row],), clips=(self.clips[row],), first_position=first)
+        return replace(
+            self, **rows, items=(self.items[row],), clips=(self.clips[row],), first_position=first
+        )
 
     def to(self, device: torch.device) -> TaskBatch:
         """The same on a device."""
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
         }
         return replace(self, **moved)

@@ -1,4 +1,5 @@
-"""Items → batches, for training (endless, deterministic, elastic) and for evaluation (fixed batches, nothing replaced)."""
+"""Items → batches, for training (endless, deterministic, elastic) and for evaluation (fixed
+batches, nothing replaced)."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ class Sample:
 class Source:
     """Makes samples of one split's items."""
 
-    def __init__(self, name: str, ids: Sequence[str], make: Maker, reader: Reader, clip: ClipConfig) -> None:
+    def __init__(
+        self, name: str, ids: Sequence[str], make: Maker, reader: Reader, clip: ClipConfig
+    ) -> None:
         self.name, self.ids, self.make, self.reader, self.clip = name, ids, make, reader, clip
         self._tokenizer: Tokenizer | None = None
 
@@ -72,18 +75,40 @@ class Source:
         example = self.make(number, random)
         visuals = [visual for look in example.looks for visual in self.reader(look, random, views)]
         texts = [encode(self._tokenizer, text, self.clip.max_text_len) for text in example.texts]
-        ids = np.stack([text.ids for text in texts]) if texts else np.zeros((0, self.clip.max_text_len), np.int64)
+        ids = (
+            np.stack([text.ids for text in texts])
+            if texts
+            else np.zeros((0, self.clip.max_text_len), np.int64)
+        )
         mask = np.stack([text.mask for text in texts]) if texts else np.zeros_like(ids)
-        target = example.target if isinstance(example.target, np.ndarray) else np.asarray(example.target, np.int64)
-        name, lost, shortened = self.ids[number], sum(text.lost for text in texts), sum(text.shortened for text in texts)
+        target = (
+            example.target
+            if isinstance(example.target, np.ndarray)
+            else np.asarray(example.target, np.int64)
+        )
+        name, lost, shortened = (
+            self.ids[number],
+            sum(text.lost for text in texts),
+            sum(text.shortened for text in texts),
+        )
         digest = _digest(name, example, visuals, ids, target)
-        return Sample(number, name, visuals, ids, mask, target, example.group, lost, shortened, digest)
+        return Sample(
+            number, name, visuals, ids, mask, target, example.group, lost, shortened, digest
+        )
 
 
-def _digest(name: str, example: Example, visuals: Sequence[Visual], ids: NDArray[np.int64], target: NDArray[np.generic]) -> int:
+def _digest(
+    name: str,
+    example: Example,
+    visuals: Sequence[Visual],
+    ids: NDArray[np.int64],
+    target: NDArray[np.generic],
+) -> int:
     """63-bit hash of everything that was chosen."""
     shown = [(look.media, look.painted) for look in example.looks]
-    content = hashlib.blake2b(repr((name, shown, [visual.choices for visual in visuals])).encode(), digest_size=8)
+    content = hashlib.blake2b(
+        repr((name, shown, [visual.choices for visual in visuals])).encode(), digest_size=8
+    )
     content.update(ids.tobytes())
     content.update(target.tobytes())
     return int.from_bytes(content.digest(), "little") >> 1
@@ -108,7 +133,15 @@ class _TaskBatches(Batches[MicroBatch[Sample], TaskBatch | None]):
         if not samples:
             return None
         side, frames = self.source.clip.image_size, self.source.clip.num_frames
-        shape = (len(samples), len(samples[0].visuals) // self.views, self.views, frames, 3, side, side)
+        shape = (
+            len(samples),
+            len(samples[0].visuals) // self.views,
+            self.views,
+            frames,
+            3,
+            side,
+            side,
+        )
         return TaskBatch(
             pixels=torch.zeros(shape) if pixels is None else pixels.reshape(shape),
             text_ids=torch.from_numpy(np.stack([sample.ids for sample in samples])),
@@ -138,9 +171,12 @@ class _TrainBatches(_TaskBatches):
 
 
 class TaskStream:
-    """The training split as the loop wants it: the order is a function of the seed, the state one number, the same at any world size."""
+    """The training split as the loop wants it: the order is a function of the seed, the state one
+    number, the same at any world size."""
 
-    def __init__(self, source: Source, config: DataConfig, *, seed: int, ledger: Path | None) -> None:
+    def __init__(
+        self, source: Source, config: DataConfig, *, seed: int, ledger: Path | None
+    ) -> None:
         self._source, self._config, self._seed, self._ledger = source, config, seed, ledger
         self._order = Order([len(source.ids)], [1.0], seed)
 
@@ -148,15 +184,22 @@ class TaskStream:
         """Split and size."""
         return f"data: {self._source.name} {len(self._source.ids):,} items"
 
-    def batches(self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device) -> Iterator[TaskBatch]:
-        """Endless; the k-th batch of a rank holds the positions from first + (k * world + rank) * micro_batch on."""
-        from allinone.data.loading.dali_pipeline import augments_for  # here, so that reader processes do not load DALI
+    def batches(
+        self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device
+    ) -> Iterator[TaskBatch]:
+        """Endless; the k-th batch of a rank holds the positions from first + (k * world + rank) *
+        micro_batch on."""
+        from allinone.data.loading.dali_pipeline import (
+            augments_for,
+        )  # here, so that reader processes do not load DALI
 
         looks = max(1, len(self._source.make(0, generator(0, "", 0, 0)).looks))
         augments = augments_for(self._source.clip, self._config, device, micro_batch * looks)
         self._source.reader.codecs = augments[0].codecs
         place = {"first": first, "rank": rank, "world": world, "micro_batch": micro_batch}
-        dataset = _TrainBatches(self._source, Positions([self._source], self._order, seed=self._seed, **place))
+        dataset = _TrainBatches(
+            self._source, Positions([self._source], self._order, seed=self._seed, **place)
+        )
         dataset.device = device
         ledger = Ledger(self._ledger, rank, self._config.max_bad_share)
         for raw, batch in ready(dataset, self._config, augments, Endless()):
@@ -186,7 +229,11 @@ class _EvalBatches(_TaskBatches):
         """In evaluation nothing is replaced: the samples are left out and named."""
         gone = self.owners(raw, failed)
         bad = [self._bad(raw.samples[i].number, reason) for i, reason in gone.items()]
-        return replace(raw, samples=[s for i, s in enumerate(raw.samples) if i not in gone], bad=(*raw.bad, *bad))
+        return replace(
+            raw,
+            samples=[s for i, s in enumerate(raw.samples) if i not in gone],
+            bad=(*raw.bad, *bad),
+        )
 
 
 class _Numbers(Sampler[int]):
@@ -209,8 +256,8 @@ def evaluation_batches(
     *,
     views: int,
 ) -> Iterator[tuple[int, TaskBatch | None, tuple[BadClip, ...]]]:
-    """(k, batch, what is missing of it) for each k in `wanted`, in order; the k-th batch holds the items numbers[k]. `clip` of what is missing is the
-    item's number."""
+    """(k, batch, what is missing of it) for each k in `wanted`, in order; the k-th batch holds the
+    items numbers[k]. `clip` of what is missing is the item's number."""
     from allinone.data.loading.dali_pipeline import augments_for
 
     if not wanted:

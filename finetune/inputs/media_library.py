@@ -1,7 +1,8 @@
 """The media folder of a benchmark: which file an annotation means, and what that file holds.
 
-A file is decoded once to its end, in processes that can be killed, by all ranks together; what was found is remembered by (path, size, time of
-change) in the cache folder, so that the next start looks at names and sizes only.
+A file is decoded once to its end, in processes that can be killed, by all ranks together; what was
+found is remembered by (path, size, time of change) in the cache folder, so that the next start
+looks at names and sizes only.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ LIMITS = Limits(min_frames=1, max_duration_s=float("inf"), timeout_s=900.0)
 _COLUMNS = ("codec", "pixel_format", "width", "height", "rotation", "frames", "frame_rate")
 _SAVE_EVERY = 200
 LONG_BYTES = 64 << 20
-"""Larger files are judged by their packets where these tell the frames, and not decoded to the end."""
+"""Larger files are judged by their packets where these tell the frames, and not decoded to the
+end."""
 _END_BYTES = 1 << 20
 
 
@@ -71,13 +73,18 @@ def check_folder(root: Path, source: str) -> None:
     """DataError that names the official archive where the folder is missing or empty."""
     if not root.is_dir() or not any(root.iterdir()):
         what = "is empty" if root.is_dir() else "is no folder"
-        raise DataError(f"--media {root} {what}. Source: {source}. Give the folder that holds the files")
+        raise DataError(
+            f"--media {root} {what}. Source: {source}. Give the folder that holds the files"
+        )
 
 
 class MediaLibrary:
-    """The files of a media folder by the paths that annotations name. Filled by `prepare`, then read-only and sent to reader processes."""
+    """The files of a media folder by the paths that annotations name. Filled by `prepare`, then
+    read-only and sent to reader processes."""
 
-    def __init__(self, root: Path, cache: Path, *, source: str, picture_rate: float = 3.0, workers: int = 0) -> None:
+    def __init__(
+        self, root: Path, cache: Path, *, source: str, picture_rate: float = 3.0, workers: int = 0
+    ) -> None:
         """`workers` 0 probes in this process, where a file that hangs cannot be stopped."""
         self.root, self._source, self._picture_rate = root.absolute(), source, picture_rate
         self._workers = workers
@@ -104,7 +111,8 @@ class MediaLibrary:
         return file.hash or file.reason if file else ""
 
     def prepare(self, media: Iterable[Media], *, quiet: bool = False) -> None:
-        """Find and probe what is not known yet, this rank its share; collective. DataError where the folder holds none of it."""
+        """Find and probe what is not known yet, this rank its share; collective. DataError where
+        the folder holds none of it."""
         check_folder(self.root, self._source)
         wanted = sorted({item.path for item in media} - self._files.keys())
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -118,8 +126,8 @@ class MediaLibrary:
         missing = [path for path in wanted if self._files[path].reason.startswith("no such file")]
         if wanted and len(missing) == len(wanted):
             raise DataError(
-                f"--media {self.root} holds none of the {len(wanted):,} files that the annotations name, for example {missing[0]}. "
-                f"Source: {self._source}"
+                f"--media {self.root} holds none of the {len(wanted):,} files that the annotations"
+                f" name, for example {missing[0]}. Source: {self._source}"
             )
 
     def _probe(self, paths: list[str], *, quiet: bool) -> dict[str, MediaFile]:
@@ -130,7 +138,9 @@ class MediaLibrary:
         for path in paths:
             file = names.find(path)
             if file is None:
-                found[path] = MediaFile(path, "", reason="no such file in the media folder, nor one with another suffix")
+                found[path] = MediaFile(
+                    path, "", reason="no such file in the media folder, nor one with another suffix"
+                )
                 continue
             try:
                 key = _key(file, self.root, self._picture_rate)
@@ -149,14 +159,29 @@ class MediaLibrary:
         found: dict[str, MediaFile] = {}
         lines: list[str] = []
         store = self._store / f"{uuid.uuid4().hex}.jsonl"
-        tasks = [(str(self.root), str(file.relative_to(self.root)), self._picture_rate) for _, file, _ in new]
-        pool = ProbePool(min(self._workers, len(new)), LIMITS, probing_process) if self._workers else None
-        answers = pool.map(tasks) if pool else ((number, *_probe_task(task)) for number, task in enumerate(tasks))
+        tasks = [
+            (str(self.root), str(file.relative_to(self.root)), self._picture_rate)
+            for _, file, _ in new
+        ]
+        pool = (
+            ProbePool(min(self._workers, len(new)), LIMITS, probing_process)
+            if self._workers
+            else None
+        )
+        answers = (
+            pool.map(tasks)
+            if pool
+            else ((number, *_probe_task(task)) for number, task in enumerate(tasks))
+        )
         try:
-            for number, reason, answer in tqdm(answers, total=len(new), desc="media", unit="file", disable=quiet):
+            for number, reason, answer in tqdm(
+                answers, total=len(new), desc="media", unit="file", disable=quiet
+            ):
                 path, file, key = new[number]
                 if reason is not None:
-                    answer = MediaFile(str(file.relative_to(self.root)), "", reason=f"{reason}: {answer}")
+                    answer = MediaFile(
+                        str(file.relative_to(self.root)), "", reason=f"{reason}: {answer}"
+                    )
                 found[path] = answer
                 if reason not in ("timeout", "decoder_crashed"):  # another machine may be luckier
                     lines.append(json.dumps([key, _as_json(answer)]) + "\n")
@@ -170,14 +195,16 @@ class MediaLibrary:
 
 
 class _Names:
-    """Files of the media folder by the name that an annotation gives them; each folder is listed once."""
+    """Files of the media folder by the name that an annotation gives them; each folder is listed
+    once."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._listed: dict[Path, tuple[set[str], dict[str, str]]] = {}
 
     def find(self, path: str) -> Path | None:
-        """The file or folder itself, else the first one that differs in a known suffix only, in any case."""
+        """The file or folder itself, else the first one that differs in a known suffix only, in any
+        case."""
         relative = PurePosixPath(path)
         if relative.is_absolute() or ".." in relative.parts or not relative.name:
             return None
@@ -210,7 +237,8 @@ def _stem(name: str) -> str:
 
 
 def _key(file: Path, root: Path, rate: float) -> str:
-    """What a remembered probe is good for: name, size, time of change; of a folder also the rate of its pictures."""
+    """What a remembered probe is good for: name, size, time of change; of a folder also the rate of
+    its pictures."""
     facts = file.stat()
     size = rate if file.is_dir() else facts.st_size
     return f"{file.relative_to(root)}|{size}|{facts.st_mtime_ns}"
@@ -238,7 +266,10 @@ def _read_store(folder: Path) -> dict[str, MediaFile]:
 
 def _as_json(file: MediaFile) -> dict[str, Any]:
     values = {name: getattr(file, name) for name in MediaFile.__dataclass_fields__}
-    return {name: value.tolist() if isinstance(value, array) else value for name, value in values.items()}
+    return {
+        name: value.tolist() if isinstance(value, array) else value
+        for name, value in values.items()
+    }
 
 
 def _from_json(content: Mapping[str, Any]) -> MediaFile:
@@ -253,12 +284,17 @@ def probe_file(root: Path, relative: str, picture_rate: float) -> MediaFile:
     path = root / relative
     if path.is_dir():
         return _probe_folder(path, relative, picture_rate)
-    if path.stat().st_size > LONG_BYTES and (facts := probe_packets(path, path.suffix[1:].lower(), LIMITS)) is not None:
+    if (
+        path.stat().st_size > LONG_BYTES
+        and (facts := probe_packets(path, path.suffix[1:].lower(), LIMITS)) is not None
+    ):
         return _video_file(relative, _hash_of_long(path), facts)
     content = path.read_bytes()
     extension = path.suffix.lstrip(".").lower()
     if extension in IMAGES:
-        extension = next((kind for magic, kind in MAGIC.items() if content.startswith(magic)), extension)
+        extension = next(
+            (kind for magic, kind in MAGIC.items() if content.startswith(magic)), extension
+        )
     return _video_file(relative, content_hash(content), probe(content, extension, LIMITS))
 
 
@@ -288,7 +324,9 @@ def _probe_folder(path: Path, relative: str, rate: float) -> MediaFile:
     found = [entry.name for entry in path.iterdir() if entry.suffix.lstrip(".").lower() in IMAGES]
     numbered = sorted((int(_stem(name)), name) for name in found if _stem(name).isdecimal())
     if not numbered:
-        raise ProbeError("no_pictures", "the folder holds no picture named by a number, such as 00001.jpg")
+        raise ProbeError(
+            "no_pictures", "the folder holds no picture named by a number, such as 00001.jpg"
+        )
     names = tuple(name for _, name in numbered)
     first = probe((path / names[0]).read_bytes(), names[0].rpartition(".")[2].lower(), LIMITS)
     sizes = repr([(name, (path / name).stat().st_size) for name in names])

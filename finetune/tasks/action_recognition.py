@@ -1,7 +1,9 @@
-"""Action recognition by a probe: the backbone is frozen, a classifier on the class token is trained (Kinetics-400, HMDB51, UCF101).
+"""Action recognition by a probe: the backbone is frozen, a classifier on the class token is trained
+(Kinetics-400, HMDB51, UCF101).
 
-Sample: a clip with the prompt "A person is doing [MASK]". Head: published, the pooler and C → C/2 → classes; linear, one layer alone. Frozen
-parameters have no optimizer state, and dropout is off. Loss: cross-entropy. Score: top-1, top-5, top-10. Letters: B items, N items, K classes.
+Sample: a clip with the prompt "A person is doing [MASK]". Head: published, the pooler and C → C/2 →
+classes; linear, one layer alone. Frozen parameters have no optimizer state, and dropout is off.
+Loss: cross-entropy. Score: top-1, top-5, top-10. Letters: B items, N items, K classes.
 """
 
 from __future__ import annotations
@@ -20,7 +22,15 @@ from allinone.finetune.annotations.schema import AnnotationError, LabelItem, Spl
 from allinone.finetune.evaluation import metrics
 from allinone.finetune.evaluation.evaluator import Evaluator
 from allinone.finetune.inputs.batch import Example, Look, TaskBatch
-from allinone.finetune.tasks.base import Outcome, Protocol, TaskOptions, head_scores, missing_of, pooled, rounded
+from allinone.finetune.tasks.base import (
+    Outcome,
+    Protocol,
+    TaskOptions,
+    head_scores,
+    missing_of,
+    pooled,
+    rounded,
+)
 from allinone.finetune.tasks.heads import answer_head
 from allinone.finetune.tasks.prompts import Part
 from allinone.finetune.tasks.task_model import TASK_HEAD, HeadPlan, Origin, TaskModel
@@ -34,7 +44,8 @@ class ActionOptions(TaskOptions):
     """Action recognition."""
 
     probe: Literal["published", "linear", "full"] = "published"
-    """What is trained: the pooler and a classifier of two layers, as the original's linear evaluation does; one linear layer; or everything."""
+    """What is trained: the pooler and a classifier of two layers, as the original's linear
+    evaluation does; one linear layer; or everything."""
     prompt: str = "A person is doing [MASK]"
     """The text beside every clip."""
 
@@ -48,7 +59,9 @@ class ActionExamples:
 
     def __call__(self, number: int, random: np.random.Generator | None) -> Example:
         item = self.items[number]
-        return Example((Look(item.media),), ((Part(self.prompt),),), -1 if item.label is None else item.label)
+        return Example(
+            (Look(item.media),), ((Part(self.prompt),),), -1 if item.label is None else item.label
+        )
 
 
 class ActionRecognition(Protocol):
@@ -61,15 +74,21 @@ class ActionRecognition(Protocol):
     classes: tuple[str, ...] = ()
 
     def learn(self, train: Split | None, origin: Origin, *, eval_only: bool) -> None:
-        """The classes: of the training split. In evaluation they must be those of the checkpoint."""
-        saved = tuple(origin.task.get("labels", ())) if origin.task.get("protocol") == self.name else ()
+        """The classes: of the training split. In evaluation they must be those of the
+        checkpoint."""
+        saved = (
+            tuple(origin.task.get("labels", ())) if origin.task.get("protocol") == self.name else ()
+        )
         own = train.classes if train is not None else saved
         if eval_only and saved and own != saved:
             raise ConfigError(
-                f"{origin.path} was trained on {len(saved)} classes, the annotations here name {len(own)} or others"
+                f"{origin.path} was trained on {len(saved)} classes, the annotations here name"
+                f" {len(own)} or others"
             )
         if not own:
-            raise AnnotationError("no training split and no fine-tuned checkpoint: the classes are not known")
+            raise AnnotationError(
+                "no training split and no fine-tuned checkpoint: the classes are not known"
+            )
         self.classes = own
 
     def usable(self, split: Split) -> Split:
@@ -81,25 +100,37 @@ class ActionRecognition(Protocol):
 
         def make(config: AllInOneConfig) -> nn.Module:
             classes = len(self.classes)
-            return nn.Linear(config.hidden_size, classes) if probe == "linear" else answer_head(config.hidden_size, classes)
+            return (
+                nn.Linear(config.hidden_size, classes)
+                if probe == "linear"
+                else answer_head(config.hidden_size, classes)
+            )
 
         trained = (TASK_HEAD,) if probe == "linear" else (TASK_HEAD, "backbone.pooler.")
         facts = {"protocol": self.name, "kind": f"classes_{probe}", "labels": list(self.classes)}
         return HeadPlan(make, frozen=probe != "full", trained=trained, facts=facts)
 
     def train_examples(self, split: Split) -> ActionExamples:
-        return ActionExamples([item for item in split.items if isinstance(item, LabelItem)], self.options.prompt)
+        return ActionExamples(
+            [item for item in split.items if isinstance(item, LabelItem)], self.options.prompt
+        )
 
     def __call__(self, model: TaskModel, batch: TaskBatch) -> Losses:
         logits = _logits(model, batch)
         losses = F.cross_entropy(logits, batch.target, reduction="none")
         return Losses(
-            losses.mean(), {"class_loss": mean_metric(losses), "class_accuracy": mean_metric(logits.argmax(-1) == batch.target)}
+            losses.mean(),
+            {
+                "class_loss": mean_metric(losses),
+                "class_accuracy": mean_metric(logits.argmax(-1) == batch.target),
+            },
         )
 
     def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> Outcome:
         labels, items = self._labels(split), list(split.items)
-        found = evaluator.run("classes", split.name, [item.id for item in items], self.train_examples(split), _logits)
+        found = evaluator.run(
+            "classes", split.name, [item.id for item in items], self.train_examples(split), _logits
+        )
         gone = np.isin(np.arange(len(items)), list(found.missing))
         tops = [k for k in metrics.TOPS if k < len(self.classes)] or [1]
         hits = {k: metrics.topk_hits(found.values, labels, k, gone) for k in tops}
@@ -109,27 +140,36 @@ class ActionRecognition(Protocol):
                 "id": item.id,
                 "media": item.media.id,
                 "prediction": [] if gone[n] else [self.classes[place] for place in order[n]],
-                "score": [] if gone[n] else [rounded(float(found.values[n, place])) for place in order[n]],
+                "score": (
+                    []
+                    if gone[n]
+                    else [rounded(float(found.values[n, place])) for place in order[n]]
+                ),
                 "answer": self.classes[labels[n]],
                 "measures": {f"top{k}": float(hits[k][n]) for k in tops},
             }
             for n, item in enumerate(items)
         ]
         details = {"classes": len(self.classes), "chance": 100 / len(self.classes), **found.cut}
-        return Outcome(metrics.action_scores([hits]), rows, missing_of(split, found.missing), details)
+        return Outcome(
+            metrics.action_scores([hits]), rows, missing_of(split, found.missing), details
+        )
 
     def _labels(self, split: Split) -> list[int]:
-        """The labels; AnnotationError for one outside the range or for other classes than those of training."""
+        """The labels; AnnotationError for one outside the range or for other classes than those of
+        training."""
         if split.classes and split.classes != self.classes:
             raise AnnotationError(
-                f"split {split.name!r} has {len(split.classes)} classes that are not the {len(self.classes)} of training"
+                f"split {split.name!r} has {len(split.classes)} classes that are not the"
+                f" {len(self.classes)} of training"
             )
         labels = []
         for item in split.items:
             label = item.label if isinstance(item, LabelItem) else None
             if label is None or not 0 <= label < len(self.classes):
                 raise AnnotationError(
-                    f"split {split.name!r}: item {item.id} has the label {label}, outside 0 to {len(self.classes) - 1}: {', '.join(split.files)}"
+                    f"split {split.name!r}: item {item.id} has the label {label}, outside 0 to"
+                    f" {len(self.classes) - 1}: {', '.join(split.files)}"
                 )
             labels.append(label)
         return labels
@@ -137,4 +177,6 @@ class ActionRecognition(Protocol):
 
 def _logits(model: TaskModel, batch: TaskBatch) -> Tensor:
     """float32 [B, K], the mean over views."""
-    return head_scores(model.task_head, pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)[:, 0]).mean(1)
+    return head_scores(
+        model.task_head, pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)[:, 0]
+    ).mean(1)

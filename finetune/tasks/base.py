@@ -1,4 +1,5 @@
-"""What every protocol has. Letters: B items, C clips, V views, T frames, K texts, L tokens, N items of a split, W width."""
+"""What every protocol has. Letters: B items, C clips, V views, T frames, K texts, L tokens, N items
+of a split, W width."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class Outcome:
 
 
 class Protocol(ABC):
-    """A task: from items to examples, from batches to losses and scores. Sent to reader processes, so it holds no tensors."""
+    """A task: from items to examples, from batches to losses and scores. Sent to reader processes,
+    so it holds no tensors."""
 
     name: ClassVar[str]
     selects: ClassVar[str] = "accuracy"
@@ -55,7 +57,8 @@ class Protocol(ABC):
         self.options = options
 
     def learn(self, train: Split | None, origin: Origin, *, eval_only: bool) -> None:  # noqa: B027 - most have nothing to learn
-        """Take from the training split what the head depends on, such as an answer vocabulary; AnnotationError, ConfigError."""
+        """Take from the training split what the head depends on, such as an answer vocabulary;
+        AnnotationError, ConfigError."""
 
     def usable(self, split: Split) -> Split:
         """The training split without items that nothing can be learned from."""
@@ -63,13 +66,15 @@ class Protocol(ABC):
 
     @abstractmethod
     def plan(self, *, zero_shot: bool) -> HeadPlan:
-        """What the task adds to the backbone; `zero_shot`: a pre-trained checkpoint is evaluated as it is."""
+        """What the task adds to the backbone; `zero_shot`: a pre-trained checkpoint is evaluated as
+        it is."""
 
     def check_zero_shot(self, origin: Origin) -> None:
-        """ConfigError where an evaluation without training, of a checkpoint without this task's head, has no meaning."""
+        """ConfigError where an evaluation without training, of a checkpoint without this task's
+        head, has no meaning."""
         raise ConfigError(
-            f"--checkpoint {origin.path} has no {self.name} head: there is no zero-shot form of this task. Give a fine-tuned run, or leave out "
-            "--eval-only to train one"
+            f"--checkpoint {origin.path} has no {self.name} head: there is no zero-shot form of"
+            " this task. Give a fine-tuned run, or leave out --eval-only to train one"
         )
 
     @abstractmethod
@@ -89,13 +94,14 @@ class Protocol(ABC):
         return outcome.scores[self.selects].value
 
     def passes(self) -> Passes:
-        """Part of the backbone and clips of a training item that run through it at once, in the order of the forward pass: for the plan of FLOPs
-        and memory (finetune/cost.py)."""
+        """Part of the backbone and clips of a training item that run through it at once, in the
+        order of the forward pass: for the plan of FLOPs and memory (finetune/cost.py)."""
         return [("joint", 1)]
 
 
 def pooled(model: TaskModel, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Joint pass of every text with every view: pixels [B, V, T, 3, S, S] and ids [B, K, L] → class tokens [B, K, V, W]."""
+    """Joint pass of every text with every view: pixels [B, V, T, 3, S, S] and ids [B, K, L] → class
+    tokens [B, K, V, W]."""
     items, views, texts = pixels.shape[0], pixels.shape[1], ids.shape[1]
     shown = pixels[:, None].expand(-1, texts, *pixels.shape[1:]).flatten(0, 2)
     read, real = (x[:, :, None].expand(-1, -1, views, -1).flatten(0, 2) for x in (ids, mask))
@@ -103,14 +109,18 @@ def pooled(model: TaskModel, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tenso
 
 
 def head_scores(head: nn.Module, features: Tensor) -> Tensor:
-    """float32 output of a head in the head's own precision. Evaluation keeps heads in float32 (`Job.evaluate`): in bf16, with its 8 bits, options and
-    candidates tie that the model tells apart."""
+    """float32 output of a head in the head's own precision. Evaluation keeps heads in float32
+    (`Job.evaluate`): in bf16, with its 8 bits, options and candidates tie that the model tells
+    apart."""
     return head(features.to(next(head.parameters()).dtype)).float()
 
 
 def missing_of(split: Split, reasons: Mapping[int, str]) -> list[Missing]:
     """The items that could not be shown, by number → reason."""
-    return [Missing(split.items[number].id, split.items[number].media.id, reasons[number]) for number in sorted(reasons)]
+    return [
+        Missing(split.items[number].id, split.items[number].media.id, reasons[number])
+        for number in sorted(reasons)
+    ]
 
 
 def rounded(value: float) -> float:

@@ -1,4 +1,5 @@
-"""Heads of the tasks, on the pooled class token [.., C]. Sizes and dropout are the original's (LayerNorm with PyTorch's default eps 1e-5)."""
+"""Heads of the tasks, on the pooled class token [.., C]. Sizes and dropout are the original's
+(LayerNorm with PyTorch's default eps 1e-5)."""
 
 from __future__ import annotations
 
@@ -11,17 +12,31 @@ from torch import Tensor, nn
 def answer_head(width: int, classes: int) -> nn.Sequential:
     """Open-ended answers, and the actions of the published linear evaluation: C → C/2 → classes."""
     hidden = width // 2
-    return nn.Sequential(nn.Dropout(0.5), nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, classes))
+    return nn.Sequential(
+        nn.Dropout(0.5),
+        nn.Linear(width, hidden),
+        nn.LayerNorm(hidden),
+        nn.GELU(),
+        nn.Linear(hidden, classes),
+    )
 
 
 def vqav2_head(width: int, classes: int) -> nn.Sequential:
     """VQAv2 (ViLT's): C → 2C → classes."""
-    return nn.Sequential(nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.GELU(), nn.Linear(2 * width, classes))
+    return nn.Sequential(
+        nn.Linear(width, 2 * width),
+        nn.LayerNorm(2 * width),
+        nn.GELU(),
+        nn.Linear(2 * width, classes),
+    )
 
 
 def option_head(width: int) -> nn.Sequential:
-    """One score of an option that is read together with its question (TGIF-QA, TVQA): C → 256 → 1."""
-    return nn.Sequential(nn.Dropout(0.1), nn.Linear(width, 256), nn.LayerNorm(256), nn.GELU(), nn.Linear(256, 1))
+    """One score of an option that is read together with its question (TGIF-QA, TVQA): C → 256 →
+    1."""
+    return nn.Sequential(
+        nn.Dropout(0.1), nn.Linear(width, 256), nn.LayerNorm(256), nn.GELU(), nn.Linear(256, 1)
+    )
 
 
 def rank_head(width: int) -> nn.Linear:
@@ -42,10 +57,14 @@ Begin = Callable[[nn.Module, Mapping[str, Tensor]], None]
 
 
 @torch.no_grad()
-def from_matching(head: nn.Module, weights: Mapping[str, Tensor], *, log_odds: bool = False) -> None:
-    """Every rank head inside `head` begins as the row "match" of the checkpoint's VTM head, as published.
+def from_matching(
+    head: nn.Module, weights: Mapping[str, Tensor], *, log_odds: bool = False
+) -> None:
+    """Every rank head inside `head` begins as the row "match" of the checkpoint's VTM head, as
+    published.
 
-    log_odds: the difference of the rows, whose output is the log-odds of a match: what scores pairs without any fine-tuning.
+    log_odds: the difference of the rows, whose output is the log-odds of a match: what scores pairs
+    without any fine-tuning.
     """
     weight, bias = weights["vtm_head.weight"].float(), weights["vtm_head.bias"].float()
     for module in head.modules():

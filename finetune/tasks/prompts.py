@@ -1,7 +1,8 @@
-"""Texts made of parts of which some may be cut and others must not: what decides an item is never lost to the text limit.
+"""Texts made of parts of which some may be cut and others must not: what decides an item is never
+lost to the text limit.
 
-The original joins question, options and answer into one string and cuts it at 40 tokens: where the options are long, the answer is gone and all
-five inputs are equal.
+The original joins question, options and answer into one string and cuts it at 40 tokens: where the
+options are long, the answer is gone and all five inputs are equal.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from allinone.data.text import Tokenizer
 
 KEEP, QUESTION, LIST, CONTEXT = 0, 1, 2, 3
-"""How readily a part is cut, the highest first: subtitles, the list of options, the question; what decides only where it alone is too long."""
+"""How readily a part is cut, the highest first: subtitles, the list of options, the question; what
+decides only where it alone is too long."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Encoded:
 
 
 def encode(tokenizer: Tokenizer, text: Text, length: int) -> Encoded:
-    """[CLS] parts [SEP], cut to `length` tokens: of the parts that are cut first the longest loses its end, then the next kind."""
+    """[CLS] parts [SEP], cut to `length` tokens: of the parts that are cut first the longest loses
+    its end, then the next kind."""
     pieces = [tokenizer.ids(part.text) for part in text]
     excess = sum(map(len, pieces)) + 2 + sum(part.after_sep for part in text) - length
     lost, shortened = False, excess > 0
@@ -71,7 +74,8 @@ def plain(text: str) -> Text:
 
 
 def option(question: str, choice: str, choices: Sequence[str] = (), context: str = "") -> Text:
-    """One option of a question, as the original words it: `question Options: all of them Answer: this one`; the option alone without a question."""
+    """One option of a question, as the original words it: `question Options: all of them Answer:
+    this one`; the option alone without a question."""
     if not question:
         return (Part(choice),)
     parts = [Part(context, CONTEXT)] if context else []

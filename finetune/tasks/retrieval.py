@@ -1,9 +1,11 @@
 """Text-to-video (or image) retrieval and back.
 
-Sample: one clip with one of its captions, drawn anew in every epoch; for the rank and matching losses also captions of other clips. Head: the
-contrastive projections; optionally a rank head on the joint pass. Loss: contrast over the clips of all ranks, cross-entropy of the rank head over
-1 + N captions, matching. Score: embeddings once per item, fp32 similarities of all pairs, optionally re-ranked by the joint pass (finetune.rerank).
-Letters: M media, Q texts, N negatives, D projection width.
+Sample: one clip with one of its captions, drawn anew in every epoch; for the rank and matching
+losses also captions of other clips. Head: the contrastive projections; optionally a rank head on
+the joint pass. Loss: contrast over the clips of all ranks, cross-entropy of the rank head over 1 +
+N captions, matching. Score: embeddings once per item, fp32 similarities of all pairs, optionally
+re-ranked by the joint pass (finetune.rerank). Letters: M media, Q texts, N negatives, D projection
+width.
 """
 
 from __future__ import annotations
@@ -26,7 +28,15 @@ from allinone.finetune.evaluation import metrics
 from allinone.finetune.evaluation.evaluator import Evaluator, Scored
 from allinone.finetune.evaluation.rerank import Reranked, rerank
 from allinone.finetune.inputs.batch import Example, Look, TaskBatch
-from allinone.finetune.tasks.base import Outcome, Protocol, TaskOptions, head_scores, missing_of, pooled, rounded
+from allinone.finetune.tasks.base import (
+    Outcome,
+    Protocol,
+    TaskOptions,
+    head_scores,
+    missing_of,
+    pooled,
+    rounded,
+)
 from allinone.finetune.tasks.heads import from_matching, rank_head
 from allinone.finetune.tasks.prompts import plain
 from allinone.finetune.tasks.task_model import HeadPlan, Origin, TaskModel
@@ -42,15 +52,19 @@ class RetrievalOptions(TaskOptions):
     """Retrieval."""
 
     contrast: float = 1.0
-    """Weight of the contrastive loss; 0 gives a cross-encoder, whose evaluation needs --rerank all."""
+    """Weight of the contrastive loss; 0 gives a cross-encoder, whose evaluation needs --rerank
+    all."""
     rank: float = 0.0
-    """Weight of the rank loss: the joint pass of the clip with its caption and with other captions, cross-entropy over them."""
+    """Weight of the rank loss: the joint pass of the clip with its caption and with other captions,
+    cross-entropy over them."""
     matching: float = 0.0
-    """Weight of the matching loss on the same passes (the original's 0.5 creates the head and computes no loss)."""
+    """Weight of the matching loss on the same passes (the original's 0.5 creates the head and
+    computes no loss)."""
     negatives: int = 15
     """Captions of other clips per sample, for rank and matching."""
     rerank: str = "0"
-    """Candidates of each text that the joint pass orders anew: 0, a number, or all (every pair: slow)."""
+    """Candidates of each text that the joint pass orders anew: 0, a number, or all (every pair:
+    slow)."""
     rerank_ways: Literal["t2v", "both"] = "t2v"
     """both: the shortlist of each clip's texts is scored as well, twice the passes."""
     pair_batch: int = 256
@@ -60,9 +74,13 @@ class RetrievalOptions(TaskOptions):
 
     def __post_init__(self) -> None:
         if self.rerank != "all" and not self.rerank.isdecimal():
-            raise ConfigError(f"--rerank must be 0, a number of candidates, or all; got {self.rerank!r}")
+            raise ConfigError(
+                f"--rerank must be 0, a number of candidates, or all; got {self.rerank!r}"
+            )
         if not (self.contrast or self.rank):
-            raise ConfigError("--contrast 0 and --rank 0: nothing would be trained; give one of them a weight")
+            raise ConfigError(
+                "--contrast 0 and --rank 0: nothing would be trained; give one of them a weight"
+            )
 
 
 @dataclass(frozen=True)
@@ -80,8 +98,11 @@ class PairExamples:
         return Example((Look(item.media),), tuple(plain(text) for text in texts), 0, group=number)
 
 
-def other_captions(items: Sequence[RetrievalItem], number: int, wanted: int, random: np.random.Generator) -> list[str]:
-    """Captions of other items, drawn uniformly; none that the item has as well, unless chance offers nothing else."""
+def other_captions(
+    items: Sequence[RetrievalItem], number: int, wanted: int, random: np.random.Generator
+) -> list[str]:
+    """Captions of other items, drawn uniformly; none that the item has as well, unless chance
+    offers nothing else."""
     own, found = set(items[number].captions), []
     for _ in range(wanted):
         text = ""
@@ -127,14 +148,30 @@ class Retrieval(Protocol):
         projected = "text_projection.weight" in origin.tensors
         self.contrastive = options.contrast > 0 and (projected or not eval_only)
         if not self.contrastive and options.rerank != "all":
-            why = "--contrast is 0" if not options.contrast else f"{origin.path} has no contrastive projections"
-            raise ConfigError(
-                f"{why}: pairs can be scored by the joint pass only. Give --rerank all, or a checkpoint trained with contrast"
+            why = (
+                "--contrast is 0"
+                if not options.contrast
+                else f"{origin.path} has no contrastive projections"
             )
-        if eval_only and options.rerank != "0" and origin.task and origin.task.get("kind") != "rank":
-            raise ConfigError(f"--rerank {options.rerank}: {origin.path} was fine-tuned without a rank head; train with --rank 1")
+            raise ConfigError(
+                f"{why}: pairs can be scored by the joint pass only. Give --rerank all, or a"
+                " checkpoint trained with contrast"
+            )
+        if (
+            eval_only
+            and options.rerank != "0"
+            and origin.task
+            and origin.task.get("kind") != "rank"
+        ):
+            raise ConfigError(
+                f"--rerank {options.rerank}: {origin.path} was fine-tuned without a rank head;"
+                " train with --rank 1"
+            )
         if options.rerank != "0" and not options.rank and not eval_only:
-            raise ConfigError(f"--rerank {options.rerank} needs a trained rank head: give --rank 1, or leave it out")
+            raise ConfigError(
+                f"--rerank {options.rerank} needs a trained rank head: give --rank 1, or leave"
+                " it out"
+            )
 
     def plan(self, *, zero_shot: bool) -> HeadPlan:
         options = self.options
@@ -145,33 +182,49 @@ class Retrieval(Protocol):
             from_matching(head, weights, log_odds=zero_shot)
 
         make = (lambda config: rank_head(config.hidden_size)) if ranks else None
-        return HeadPlan(make, begin, contrast=self.contrastive, matching=options.matching > 0, facts=facts)
+        return HeadPlan(
+            make, begin, contrast=self.contrastive, matching=options.matching > 0, facts=facts
+        )
 
     def check_zero_shot(self, origin: Origin) -> None:
         """Both ways work without training; `learn` has looked at what the checkpoint offers."""
 
     def train_examples(self, split: Split) -> PairExamples:
         options = self.options
-        return PairExamples(_media(split), options.negatives if options.rank or options.matching else 0)
+        return PairExamples(
+            _media(split), options.negatives if options.rank or options.matching else 0
+        )
 
     def __call__(self, model: TaskModel, batch: TaskBatch) -> Losses:
         options, total = self.options, batch.pixels.new_zeros(())
         found: dict[str, Tensor] = {}
         if options.contrast:
             text = embed_text(model, batch.text_ids[:, 0], batch.text_mask[:, 0])
-            both = contrast(text, embed_video(model, batch.pixels[:, 0, 0]), model.logit_scale(), batch.groups)
+            both = contrast(
+                text, embed_video(model, batch.pixels[:, 0, 0]), model.logit_scale(), batch.groups
+            )
             total = total + options.contrast * both.losses.mean()
-            found |= {"contrast_loss": mean_metric(both.losses), "t2v_accuracy": mean_metric(both.text_right)}
+            found |= {
+                "contrast_loss": mean_metric(both.losses),
+                "t2v_accuracy": mean_metric(both.text_right),
+            }
         if options.rank or options.matching:
             pairs = pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)[:, :, 0]
             if options.rank:
                 logits = head_scores(model.task_head, pairs).squeeze(-1)
                 losses = F.cross_entropy(logits, batch.target, reduction="none")
                 total = total + options.rank * losses.mean()
-                found |= {"rank_loss": mean_metric(losses), "rank_accuracy": mean_metric(logits.argmax(-1) == 0)}
+                found |= {
+                    "rank_loss": mean_metric(losses),
+                    "rank_accuracy": mean_metric(logits.argmax(-1) == 0),
+                }
             if options.matching:
                 labels = torch.tensor([1, 0], device=pairs.device).expand(len(pairs), 2)
-                losses = F.cross_entropy(model.vtm_head(pairs[:, :2]).float().flatten(0, 1), labels.flatten(), reduction="none")
+                losses = F.cross_entropy(
+                    model.vtm_head(pairs[:, :2]).float().flatten(0, 1),
+                    labels.flatten(),
+                    reduction="none",
+                )
                 total = total + options.matching * losses.mean()
                 found["matching_loss"] = mean_metric(losses)
         return Losses(total, found)
@@ -182,8 +235,20 @@ class Retrieval(Protocol):
         owners = np.array([number for number, item in enumerate(items) for _ in item.captions])
         similarity, missing, lost, shortened = None, {}, 0, 0
         if self.contrastive:
-            video = evaluator.run("clips", split.name, [item.id for item in items], MediaExamples(items), _clip_embeddings)
-            words = evaluator.run("texts", split.name, [str(n) for n in range(len(texts))], TextExamples(texts), _text_embeddings)
+            video = evaluator.run(
+                "clips",
+                split.name,
+                [item.id for item in items],
+                MediaExamples(items),
+                _clip_embeddings,
+            )
+            words = evaluator.run(
+                "texts",
+                split.name,
+                [str(n) for n in range(len(texts))],
+                TextExamples(texts),
+                _text_embeddings,
+            )
             similarity, missing = similarities(words, video), dict(video.missing)
             lost, shortened = words.lost, words.shortened
         embedded_s = evaluator.seconds
@@ -203,7 +268,9 @@ class Retrieval(Protocol):
             )
             missing |= again.missing
             again.cost["seconds_in_embedding_passes"] = embedded_s
-        return self._outcome(split, items, texts, owners, similarity, again, missing, (lost, shortened))
+        return self._outcome(
+            split, items, texts, owners, similarity, again, missing, (lost, shortened)
+        )
 
     def _outcome(
         self,
@@ -227,7 +294,10 @@ class Retrieval(Protocol):
             if by_clip is not by_text:
                 other = metrics.fold_ranks(by_clip, owners, self.options.folds, gone)
                 folds = [(first[0], second[1]) for first, second in zip(folds, other, strict=True)]
-            scores, ranks = metrics.retrieval_scores(folds), _ranks_of_folds(folds, owners, len(items))
+            scores, ranks = (
+                metrics.retrieval_scores(folds),
+                _ranks_of_folds(folds, owners, len(items)),
+            )
         else:
             found = metrics.retrieval_ranks(by_text, relevant, gone)
             if by_clip is not by_text:
@@ -246,14 +316,21 @@ class Retrieval(Protocol):
         return Outcome(scores, rows, missing_of(split, missing), details)
 
     def select(self, outcome: Outcome) -> float:
-        """Mean of R@1, R@5 and R@10 of text to video: R@1 alone is unstable (the original's own warning)."""
-        values = [score.value for name, score in outcome.scores.items() if name in ("t2v/R@1", "t2v/R@5", "t2v/R@10")]
+        """Mean of R@1, R@5 and R@10 of text to video: R@1 alone is unstable (the original's own
+        warning)."""
+        values = [
+            score.value
+            for name, score in outcome.scores.items()
+            if name in ("t2v/R@1", "t2v/R@5", "t2v/R@10")
+        ]
         return float(np.mean(values)) if values else -outcome.scores["t2v/MnR"].value
 
     def passes(self) -> Passes:
         options = self.options
         contrast: Passes = [("text", 1), ("video", 1)] if options.contrast > 0 else []
-        joint: Passes = [("joint", 1 + options.negatives)] if options.rank or options.matching else []
+        joint: Passes = (
+            [("joint", 1 + options.negatives)] if options.rank or options.matching else []
+        )
         return [*contrast, *joint]
 
 
@@ -262,7 +339,8 @@ def _media(split: Split) -> list[RetrievalItem]:
 
 
 def _clip_embeddings(model: TaskModel, batch: TaskBatch) -> Tensor:
-    """[n, D], the mean over views of unit vectors: its products with texts are the means of the views' cosines."""
+    """[n, D], the mean over views of unit vectors: its products with texts are the means of the
+    views' cosines."""
     views = batch.pixels.shape[2]
     return embed_video(model, batch.pixels[:, 0].flatten(0, 1)).unflatten(0, (-1, views)).mean(1)
 
@@ -272,9 +350,13 @@ def _text_embeddings(model: TaskModel, batch: TaskBatch) -> Tensor:
 
 
 def similarities(texts: Scored, clips: Scored) -> np.ndarray:
-    """Cosines float32 [Q, M] from float64 sums, so that the number of threads does not show; NaN in the columns of missing clips."""
+    """Cosines float32 [Q, M] from float64 sums, so that the number of threads does not show; NaN in
+    the columns of missing clips."""
     columns = clips.values.astype(np.float64).T
-    rows = [texts.values[start : start + _ROWS].astype(np.float64) @ columns for start in range(0, len(texts.values), _ROWS)]
+    rows = [
+        texts.values[start : start + _ROWS].astype(np.float64) @ columns
+        for start in range(0, len(texts.values), _ROWS)
+    ]
     return np.concatenate(rows).astype(np.float32)
 
 

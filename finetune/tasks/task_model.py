@@ -1,4 +1,5 @@
-"""The backbone with what a task needs of the pre-training heads and a head of its own; weights from any kind of checkpoint."""
+"""The backbone with what a task needs of the pre-training heads and a head of its own; weights from
+any kind of checkpoint."""
 
 from __future__ import annotations
 
@@ -37,9 +38,17 @@ _NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0
 
 
 class TaskModel(AllInOnePreTrainedModel):
-    """The backbone, `task_head`, and those pre-training heads that the task uses: a head that is not trained would only decay and go stale."""
+    """The backbone, `task_head`, and those pre-training heads that the task uses: a head that is
+    not trained would only decay and go stale."""
 
-    def __init__(self, config: AllInOneConfig, head: nn.Module | None, *, contrast: bool = False, matching: bool = False) -> None:
+    def __init__(
+        self,
+        config: AllInOneConfig,
+        head: nn.Module | None,
+        *,
+        contrast: bool = False,
+        matching: bool = False,
+    ) -> None:
         super().__init__(config)
         width = config.hidden_size
         self.backbone = AllInOneModel(config)
@@ -53,7 +62,9 @@ class TaskModel(AllInOnePreTrainedModel):
             self.task_head = head
         self.post_init()
 
-    def forward(self, pixels: Tensor, text_ids: Tensor, text_mask: Tensor, **kwargs: Any) -> AllInOneOutput:
+    def forward(
+        self, pixels: Tensor, text_ids: Tensor, text_mask: Tensor, **kwargs: Any
+    ) -> AllInOneOutput:
         """The joint pass of the backbone; heads are called by the protocol on what they need."""
         return self.backbone(pixels, text_ids, text_mask)
 
@@ -80,7 +91,8 @@ class HeadPlan:
     """Nothing but the parameters that hold one of `trained` learns."""
     trained: tuple[str, ...] = (TASK_HEAD,)
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What a checkpoint must say of its head to be taken over: protocol, kind, labels. Kept in config.json as "task"."""
+    """What a checkpoint must say of its head to be taken over: protocol, kind, labels. Kept in
+    config.json as "task"."""
 
 
 @dataclass
@@ -107,26 +119,43 @@ class Origin:
 
     @property
     def pretrained_on(self) -> dict[str, str]:
-        """`pretraining`: names of the data sets, joined by +, as a fine-tuned checkpoint says or as the folders of the pre-training run are called.
-        `heads`: whether videos and images shared them ("shared" or "apart"), where it had images. Empty where unknown."""
+        """`pretraining`: names of the data sets, joined by +, as a fine-tuned checkpoint says or as
+        the folders of the pre-training run are called. `heads`: whether videos and images shared
+        them ("shared" or "apart"), where it had images. Empty where unknown.
+        """
         if self.task:
-            known = {**self.run, **self.task}  # a fine-tuning run has --pretraining among its options
+            known = {
+                **self.run,
+                **self.task,
+            }  # a fine-tuning run has --pretraining among its options
             return {name: str(known[name]) for name in ("pretraining", "heads") if known.get(name)}
         cotrain = self.run.get("cotrain", {})
         images = cotrain.get("images", ())
         names = [DatasetSpec.parse(text).path.name for text in (*self.run.get("data", ()), *images)]
         found = {"pretraining": "+".join(names)} if names else {}
-        return found | ({"heads": {"shared": "shared", "separate": "apart"}[cotrain["image_heads"]]} if images else {})
+        return found | (
+            {"heads": {"shared": "shared", "separate": "apart"}[cotrain["image_heads"]]}
+            if images
+            else {}
+        )
 
 
 def size_name(config: AllInOneConfig) -> str:
     """tiny, small, base, … by width, depth and heads."""
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    return next((name for name, shape in SIZES.items() if all(shape[key] == getattr(config, key) for key in names)), "")
+    return next(
+        (
+            name
+            for name, shape in SIZES.items()
+            if all(shape[key] == getattr(config, key) for key in names)
+        ),
+        "",
+    )
 
 
 def read_origin(path: Path) -> Origin:
-    """Our run folder (its best weights), a checkpoint, a model folder, or a file: of the original code, or safetensors beside its config.json.
+    """Our run folder (its best weights), a checkpoint, a model folder, or a file: of the original
+    code, or safetensors beside its config.json.
 
     Raises CheckpointError, WeightsError, ConversionError, ConfigError.
     """
@@ -137,27 +166,57 @@ def read_origin(path: Path) -> Origin:
     config = AllInOneConfig.from_pretrained(folder)
     report = LoadReport(str(folder), notes=list(file.notes))
     bare = not any(name.startswith("backbone.") for name in file.tensors)
-    tensors = {f"backbone.{name}": tensor for name, tensor in file.tensors.items()} if bare else file.tensors
+    tensors = (
+        {f"backbone.{name}": tensor for name, tensor in file.tensors.items()}
+        if bare
+        else file.tensors
+    )
     run_file = folder.parent / "run.json"
     run = json.loads(run_file.read_text()).get("run", {}) if run_file.is_file() else {}
-    return Origin(folder, dict(tensors), config, _hash(folder), report, getattr(config, "task", None) or {}, run)
+    return Origin(
+        folder,
+        dict(tensors),
+        config,
+        _hash(folder),
+        report,
+        getattr(config, "task", None) or {},
+        run,
+    )
 
 
 def _read_reference(path: Path) -> Origin:
     file = read_weights(path)
     if not any(reference_name(key) for key in file.tensors):
-        raise CheckpointError(f"--checkpoint {path} is no checkpoint of the original code, and no config.json stands beside it")
+        raise CheckpointError(
+            f"--checkpoint {path} is no checkpoint of the original code, and no config.json stands"
+            " beside it"
+        )
     report = LoadReport(str(path), notes=list(file.notes))
     tensors, unexpected = rename_reference(file.tensors, report)
-    width, depth = tensors[POSITION].shape[-1], len({name.split(".")[3] for name in tensors if ".encoder.blocks." in name})
-    size = next((name for name, s in SIZES.items() if s["hidden_size"] == width and s["num_hidden_layers"] == depth), None)
+    width, depth = (
+        tensors[POSITION].shape[-1],
+        len({name.split(".")[3] for name in tensors if ".encoder.blocks." in name}),
+    )
+    size = next(
+        (
+            name
+            for name, s in SIZES.items()
+            if s["hidden_size"] == width and s["num_hidden_layers"] == depth
+        ),
+        None,
+    )
     if size is None:
-        raise ConfigError(f"--checkpoint {path} is {width} wide with {depth} blocks; known sizes: {', '.join(SIZES)}")
+        raise ConfigError(
+            f"--checkpoint {path} is {width} wide with {depth} blocks; known sizes:"
+            f" {', '.join(SIZES)}"
+        )
     patch = tensors["backbone.video_embeddings.patch.weight"].shape[-1]
     rows = {"num_frames": tensors[TEMPORAL].shape[1]} if TEMPORAL in tensors else {}
     if TEMPORAL not in tensors:  # some released files predate the temporal embedding
         tensors[TEMPORAL] = torch.zeros(1, 3, width)
-        report.initialised.append(f"{TEMPORAL}: not in the file, zeros (the model was trained without it)")
+        report.initialised.append(
+            f"{TEMPORAL}: not in the file, zeros (the model was trained without it)"
+        )
     config = AllInOneConfig.from_size(
         size,
         patch_order="shuffled",
@@ -171,7 +230,11 @@ def _read_reference(path: Path) -> Origin:
 
 def _hash(path: Path) -> str:
     """sha256 of a file, or of the weights in a folder."""
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin"))
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin"))
+    )
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -181,47 +244,79 @@ def _hash(path: Path) -> str:
 
 
 def task_config(origin: Origin, size: str | None, overrides: Mapping[str, Any]) -> AllInOneConfig:
-    """The checkpoint's config with the task's resolution, frames and text length; ConfigError naming both sizes where another one was asked for."""
+    """The checkpoint's config with the task's resolution, frames and text length; ConfigError
+    naming both sizes where another one was asked for."""
     if size is not None and size not in SIZES:
         raise ConfigError(f"--size {size} does not exist; valid sizes: {', '.join(SIZES)}")
     if size is not None and size != origin.size:
         config = origin.config
-        found = origin.size or f"{config.hidden_size} wide, {config.num_hidden_layers} blocks, {config.num_attention_heads} heads"
-        raise ConfigError(f"--checkpoint {origin.path} holds a model of size {found}, not --size {size}; give another checkpoint")
+        found = (
+            origin.size
+            or f"{config.hidden_size} wide, {config.num_hidden_layers} blocks, {config.num_attention_heads} heads"
+        )
+        raise ConfigError(
+            f"--checkpoint {origin.path} holds a model of size {found}, not --size {size}; give"
+            " another checkpoint"
+        )
     return AllInOneConfig(
-        **{**_fields(origin.config), "image_heads": False, **{name: v for name, v in overrides.items() if v is not None}}
+        **{
+            **_fields(origin.config),
+            "image_heads": False,
+            **{name: v for name, v in overrides.items() if v is not None},
+        }
     )
 
 
 def _fields(config: AllInOneConfig) -> dict[str, Any]:
-    return {name: value for name, value in config.to_dict().items() if name in AllInOneConfig.__annotations__}
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if name in AllInOneConfig.__annotations__
+    }
 
 
 def has_head(origin: Origin, plan: HeadPlan) -> bool:
-    """Whether the checkpoint holds the very head that the task wants: of the same kind, with the same labels."""
-    same = bool(origin.task) and all(origin.task.get(key) == plan.facts.get(key) for key in ("kind", "labels"))
+    """Whether the checkpoint holds the very head that the task wants: of the same kind, with the
+    same labels."""
+    same = bool(origin.task) and all(
+        origin.task.get(key) == plan.facts.get(key) for key in ("kind", "labels")
+    )
     return same and any(name.startswith(TASK_HEAD) for name in origin.tensors)
 
 
 def check_head(origin: Origin, plan: HeadPlan) -> None:
     """ConfigError where a new head has nothing to begin from."""
-    if plan.make and plan.begin and not has_head(origin, plan) and f"{MATCHING}weight" not in origin.tensors:
+    if (
+        plan.make
+        and plan.begin
+        and not has_head(origin, plan)
+        and f"{MATCHING}weight" not in origin.tensors
+    ):
         raise ConfigError(
-            f"--checkpoint {origin.path} has no VTM head, which the rank head begins from; give a model pre-trained with VTM, or one that was "
-            "fine-tuned with the same head"
+            f"--checkpoint {origin.path} has no VTM head, which the rank head begins from; give a"
+            " model pre-trained with VTM, or one that was fine-tuned with the same head"
         )
 
 
 def build_model(origin: Origin, config: AllInOneConfig, plan: HeadPlan, seed: int) -> TaskModel:
-    """The model with the checkpoint's weights. Tables of another length are resized and reported in origin.report; a head of another task
-    is left out. Raises ConversionError."""
+    """The model with the checkpoint's weights. Tables of another length are resized and reported in
+    origin.report; a head of another task is left out. Raises ConversionError."""
     torch.manual_seed(seed)
     config = AllInOneConfig(**{**_fields(config), **(_NO_DROPOUT if plan.frozen else {})})
     config.task = dict(plan.facts)
-    model = TaskModel(config, plan.make(config) if plan.make else None, contrast=plan.contrast, matching=plan.matching)
+    model = TaskModel(
+        config,
+        plan.make(config) if plan.make else None,
+        contrast=plan.contrast,
+        matching=plan.matching,
+    )
     own = model.state_dict()
     found = has_head(origin, plan)
-    kept = {name: t for name, t in origin.tensors.items() if name in own and (found or not name.startswith(TASK_HEAD))}
+    kept = {
+        name: t
+        for name, t in origin.tensors.items()
+        if name in own and (found or not name.startswith(TASK_HEAD))
+    }
     left = sorted({name.split(".")[0] for name in origin.tensors if name not in kept})
     report = origin.report
     report.ignored += [f"{name}: this task does not use it" for name in left]

@@ -1,7 +1,10 @@
-"""VCR's detections drawn into the picture, so that a question may point at them (Zellers et al. 2021, MERLOT, appendix on VCR).
+"""VCR's detections drawn into the picture, so that a question may point at them (Zellers et al.
+2021, MERLOT, appendix on VCR).
 
-Only detections that the texts of the task mention are drawn, `vcr_text.mentioned(item, task)`: MERLOT makes one picture for Q→A, from question and
-answers, and another for QA→R, from the rationales as well. A picture for Q→A that shows what only the rationales mention gives the answer away.
+Only detections that the texts of the task mention are drawn, `vcr_text.mentioned(item, task)`:
+MERLOT makes one picture for Q→A, from question and answers, and another for QA→R, from the
+rationales as well. A picture for Q→A that shows what only the rationales mention gives the answer
+away.
 """
 
 from __future__ import annotations
@@ -16,13 +19,15 @@ from PIL import Image, ImageDraw
 from allinone.finetune.annotations.schema import VCRItem
 
 STYLES = ("masks", "boxes", "none")
-"""How detections are shown: MERLOT's released configuration, its other rendering, and not at all."""
+"""How detections are shown: MERLOT's released configuration, its other rendering, and not at
+all."""
 OPACITY = 38
 """Of 255: 15 %."""
 OUTLINE = 7
 """Pixels, on stills of about 800 pixels in height."""
 SMALL_SIDE = 400
-"""Pixels. The outline is thinner in proportion on smaller pictures, where 7 pixels would cover a face."""
+"""Pixels. The outline is thinner in proportion on smaller pictures, where 7 pixels would cover a
+face."""
 LEAST_OUTLINE = 2
 """Pixels of outline that must be left after the picture has been resized for the model."""
 GREY = (145, 145, 145)
@@ -38,22 +43,24 @@ PALETTE = (
     (0, 0, 0),
 )
 # fmt: on
-"""Colours of persons, by the place of the detection in the official list modulo 55. The first twelve are those that MERLOT begins with; each other is
-the colour of the 6 x 6 x 6 cube that is farthest from all before it and from GREY in CIELAB (least distance of any two: 24). Fine-tuning and testing
-must share the table; nothing else depends on its values."""
+"""Colours of persons, by the place of the detection in the official list modulo 55. The first
+twelve are those that MERLOT begins with; each other is the colour of the 6 x 6 x 6 cube that is
+farthest from all before it and from GREY in CIELAB (least distance of any two: 24). Fine-tuning and
+testing must share the table; nothing else depends on its values."""
 
 Colour = tuple[int, int, int]
 Polygon = Sequence[tuple[float, float]]
 
 
 def colour(item: VCRItem, region: int) -> Colour:
-    """The colour of a detection, by its ORIGINAL index: the names in the texts are chosen by it too."""
+    """The colour of a detection, by its ORIGINAL index: the names in the texts are chosen by it
+    too."""
     return PALETTE[region % len(PALETTE)] if item.regions[region].name == "person" else GREY
 
 
 def outline_width(width: int, height: int, image_size: int | None = None) -> int:
-    """Pixels of outline on a picture whose short side will be resized to `image_size`: 7, or less on a small picture, but at least so many that
-    LEAST_OUTLINE of them are left."""
+    """Pixels of outline on a picture whose short side will be resized to `image_size`: 7, or less
+    on a small picture, but at least so many that LEAST_OUTLINE of them are left."""
     short = min(width, height)
     wanted = max(1, round(OUTLINE * min(1.0, short / SMALL_SIDE)))
     return max(wanted, math.ceil(LEAST_OUTLINE * short / image_size)) if image_size else wanted
@@ -67,17 +74,27 @@ def highlight(
     polygons: Sequence[Sequence[Polygon]] | None = None,
     image_size: int | None = None,
 ) -> NDArray[np.uint8]:
-    """A copy of `image`, uint8 RGB [H, W, 3], with the `mentioned` detections filled at 15 % and outlined in full colour.
+    """A copy of `image`, uint8 RGB [H, W, 3], with the `mentioned` detections filled at 15 % and
+    outlined in full colour.
 
-    `polygons`: per region of the item its outlines in pixels (`vcr.outlines`); None, or none for a region: its box. `image_size`: what the short side
-    will be resized to, pixels. Raises ValueError where `image` is no RGB picture, a region is not there or the polygons are of another item.
+    `polygons`: per region of the item its outlines in pixels (`vcr.outlines`); None, or none for a
+    region: its box. `image_size`: what the short side will be resized to, pixels. Raises ValueError
+    where `image` is no RGB picture, a region is not there or the polygons are of another item.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"the picture is {image.dtype} {list(image.shape)}; needed is uint8 RGB [H, W, 3]")
+        raise ValueError(
+            f"the picture is {image.dtype} {list(image.shape)}; needed is uint8 RGB [H, W, 3]"
+        )
     if polygons is not None and len(polygons) != len(item.regions):
-        raise ValueError(f"item {item.id} has {len(item.regions)} regions, but outlines were given for {len(polygons)}")
+        raise ValueError(
+            f"item {item.id} has {len(item.regions)} regions, but outlines were given for"
+            f" {len(polygons)}"
+        )
     if any(not 0 <= region < len(item.regions) for region in mentioned):
-        raise ValueError(f"item {item.id} has regions 0 to {len(item.regions) - 1}, mentioned are {list(mentioned)}")
+        raise ValueError(
+            f"item {item.id} has regions 0 to {len(item.regions) - 1}, mentioned are"
+            f" {list(mentioned)}"
+        )
     picture = Image.fromarray(image)
     width = outline_width(picture.width, picture.height, image_size)
     for region in sorted(set(mentioned)):
@@ -92,7 +109,8 @@ def _box(item: VCRItem, region: int) -> Polygon:
 
 
 def _draw(picture: Image.Image, shapes: Sequence[Polygon], colour: Colour, width: int) -> None:
-    """Fill once, however the parts of one detection overlap; then the outlines, moved inwards at the picture's edge so that they stay in sight."""
+    """Fill once, however the parts of one detection overlap; then the outlines, moved inwards at
+    the picture's edge so that they stay in sight."""
     right, bottom, half = picture.width - 1, picture.height - 1, width / 2
     inside = [
         [(min(max(x, half), right - half), min(max(y, half), bottom - half)) for x, y in shape]

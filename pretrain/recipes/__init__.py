@@ -1,4 +1,5 @@
-"""Recipes by name. Each module opens with its command, hardware, expected time and expected result."""
+"""Recipes by name. Each module opens with its command, hardware, expected time and expected
+result."""
 
 from __future__ import annotations
 
@@ -16,12 +17,24 @@ from allinone.pretrain.recipes import (
 RECIPES: dict[str, tuple[str, PretrainConfig]] = {
     "demo": ("nano on the embedded clips: minutes on two CPU cores", demo.RECIPE),
     "webvid-howto": ("the paper's B on WebVid-2.5M + HowTo100M", webvid_howto.RECIPES["base"]),
-    "webvid-howto-tiny": ("the paper's Ti on WebVid-2.5M + HowTo100M", webvid_howto.RECIPES["tiny"]),
-    "webvid-howto-small": ("the paper's S on WebVid-2.5M + HowTo100M", webvid_howto.RECIPES["small"]),
+    "webvid-howto-tiny": (
+        "the paper's Ti on WebVid-2.5M + HowTo100M",
+        webvid_howto.RECIPES["tiny"],
+    ),
+    "webvid-howto-small": (
+        "the paper's S on WebVid-2.5M + HowTo100M",
+        webvid_howto.RECIPES["small"],
+    ),
     "webvid-howto-base": ("the same as webvid-howto", webvid_howto.RECIPES["base"]),
-    "webvid-howto-ytt": ("B* on WebVid-2.5M + HowTo100M + YT-Temporal-180M", webvid_howto_ytt.RECIPE),
+    "webvid-howto-ytt": (
+        "B* on WebVid-2.5M + HowTo100M + YT-Temporal-180M",
+        webvid_howto_ytt.RECIPE,
+    ),
     "plus-cc3m-webvid": ("B+ on CC3M images and WebVid-2.5M", plus_cc3m_webvid.RECIPE),
-    "plus-cc3m-webvid-howto": ("B+ on CC3M images, WebVid-2.5M and HowTo100M", plus_cc3m_webvid_howto.RECIPE),
+    "plus-cc3m-webvid-howto": (
+        "B+ on CC3M images, WebVid-2.5M and HowTo100M",
+        plus_cc3m_webvid_howto.RECIPE,
+    ),
     "plus-seven": ("B+ on three video and four image sets", plus_seven.RECIPE),
     "cc3m-coco": ("images only, for VCR", cc3m_coco.RECIPE),
 }

@@ -1,11 +1,13 @@
 """What the paper's pre-training recipes have in common.
 
-Values (paper and the authors' talk): 400K steps of 2,048 clips, learning rate 1e-4, AdamW (0.9, 0.98), weight decay 0.01, warm-up over the first
-10 %, linear decay to 0, 3 frames of 224 px, whole-word masking of 15 %, half of the pairs mismatched. The original starts from ImageNet ViT and BERT
-weights: make them with tools/convert.py and give them with --init-from.
+Values (paper and the authors' talk): 400K steps of 2,048 clips, learning rate 1e-4, AdamW (0.9,
+0.98), weight decay 0.01, warm-up over the first 10 %, linear decay to 0, 3 frames of 224 px,
+whole-word masking of 15 %, half of the pairs mismatched. The original starts from ImageNet ViT and
+BERT weights: make them with tools/convert.py and give them with --init-from.
 
-The original concatenates its data sets: one sample per WebVid clip, per HowTo100M or YT-Temporal video, per caption of an image and per region of
-Visual Genome; the weights below are those sizes in millions. Numbers of the paper are targets: none has been reproduced with this code yet.
+The original concatenates its data sets: one sample per WebVid clip, per HowTo100M or YT-Temporal
+video, per caption of an image and per region of Visual Genome; the weights below are those sizes in
+millions. Numbers of the paper are targets: none has been reproduced with this code yet.
 """
 
 from __future__ import annotations
@@ -16,14 +18,30 @@ from allinone.data.config import DataConfig
 from allinone.engine.config import TrainConfig
 from allinone.pretrain.config import CoTrainOptions, ModelOptions, PretrainConfig
 
-WEBVID, HOWTO100M, YTTEMPORAL = "prepared/webvid=2.5", "prepared/howto100m=1.24", "prepared/yttemporal=2"
-CC3M, CC12M, COCO, VISUAL_GENOME = "prepared/cc3m=3.3", "prepared/cc12m=12.4", "prepared/coco=0.41", "prepared/vg=5.4"
+WEBVID, HOWTO100M, YTTEMPORAL = (
+    "prepared/webvid=2.5",
+    "prepared/howto100m=1.24",
+    "prepared/yttemporal=2",
+)
+CC3M, CC12M, COCO, VISUAL_GENOME = (
+    "prepared/cc3m=3.3",
+    "prepared/cc12m=12.4",
+    "prepared/coco=0.41",
+    "prepared/vg=5.4",
+)
 
 
 def recipe(
-    name: str, video: tuple[str, ...], images: tuple[str, ...] = (), *, size: str = "base", frames: int = 3, steps: int = 400_000
+    name: str,
+    video: tuple[str, ...],
+    images: tuple[str, ...] = (),
+    *,
+    size: str = "base",
+    frames: int = 3,
+    steps: int = 400_000,
 ) -> PretrainConfig:
-    """The run of one mixture: `images` are co-trained beside `video`, 2,048 of each per step, heads shared, losses added."""
+    """The run of one mixture: `images` are co-trained beside `video`, 2,048 of each per step, heads
+    shared, losses added."""
     return PretrainConfig(
         out=Path("runs") / name,
         data=video,

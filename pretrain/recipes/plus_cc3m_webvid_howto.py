@@ -2,14 +2,17 @@
 
     srun --nodes=16 --ntasks-per-node=8 --gpus-per-node=8 python pretrain/train.py plus-cc3m-webvid-howto
 
-Hardware: 128 A100, 16 clips per GPU and 16 images. Time: not published; planned: 7.4 h at MFU 0.4 on 128 A100-80G
-(tools/plan.py train); an image costs about a third of a clip.
-Expected, fine-tuned: MSR-VTT 9K R@1/5/10 41.8 / 68.5 / 76.7, 7K 37.3 / 66.4 / 75.6, TGIF 96.3 / 95.5 / 67.3. Linear probe with 8 frames, top-1 on
-Kinetics-400 / HMDB51 / UCF101: heads shared 51.4 / 53.1 / 82.0, with --image-heads separate 53.2 / 55.2 / 84.1.
+Hardware: 128 A100, 16 clips per GPU and 16 images. Time: not published; planned: 7.4 h at MFU 0.4
+on 128 A100-80G (tools/plan.py train); an image costs about a third of a clip. Expected, fine-tuned:
+MSR-VTT 9K R@1/5/10 41.8 / 68.5 / 76.7, 7K 37.3 / 66.4 / 75.6, TGIF 96.3 / 95.5 / 67.3. Linear probe
+with 8 frames, top-1 on Kinetics-400 / HMDB51 / UCF101: heads shared 51.4 / 53.1 / 82.0, with
+--image-heads separate 53.2 / 55.2 / 84.1.
 """
 
 from __future__ import annotations
 
 from allinone.pretrain.recipes import paper
 
-RECIPE = paper.recipe("plus-cc3m-webvid-howto", (paper.WEBVID, paper.HOWTO100M), (paper.CC3M,), steps=200_000)
+RECIPE = paper.recipe(
+    "plus-cc3m-webvid-howto", (paper.WEBVID, paper.HOWTO100M), (paper.CC3M,), steps=200_000
+)

@@ -1,11 +1,13 @@
-"""All-in-one+ on seven sets: WebVid-2.5M, HowTo100M, YT-Temporal-180M with CC3M, CC12M, COCO and Visual Genome.
+"""All-in-one+ on seven sets: WebVid-2.5M, HowTo100M, YT-Temporal-180M with CC3M, CC12M, COCO and
+Visual Genome.
 
     srun --nodes=16 --ntasks-per-node=8 --gpus-per-node=8 python pretrain/train.py plus-seven
 
-Hardware: 128 A100, 16 clips per GPU and 16 images. Time: not published; planned: 7.4 h at MFU 0.4 on 128 A100-80G
-(tools/plan.py train).
-Expected, fine-tuned, by the original's README with SBU as the eighth set: MSR-VTT 9K R@5/10 70.3 / 79.2, TGIF action / FrameQA 96.3 / 68.5.
-About half of Visual Genome's images are COCO images, test images among them: leave it out before COCO retrieval or VQAv2.
+Hardware: 128 A100, 16 clips per GPU and 16 images. Time: not published; planned: 7.4 h at MFU 0.4
+on 128 A100-80G (tools/plan.py train). Expected, fine-tuned, by the original's README with SBU as
+the eighth set: MSR-VTT 9K R@5/10 70.3 / 79.2, TGIF action / FrameQA 96.3 / 68.5. About half of
+Visual Genome's images are COCO images, test images among them: leave it out before COCO retrieval
+or VQAv2.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Do all layouts compute the same, and do checkpoints move between all of them?
 
-`python tests/benchmarks/equality_matrix.py [--moves N]` trains a very small All-in-one (dropout and stochastic depth on, fp32) for 6 steps at every
-{ZeRO 0, 1, 2, 3} x {tensor parallel 1, 2} x {1, 2, 4 ranks} that exists, and prints the largest difference of losses, gradient norms and weights to
-ZeRO 0 on one rank. Then it continues checkpoints of step 3 at other layouts and prints the largest difference of the losses and weights to the
-uninterrupted run. About 3 s per run on 2 cores. Exit code 1 if any difference is above 1e-5.
+`python tests/benchmarks/equality_matrix.py [--moves N]` trains a very small All-in-one (dropout and
+stochastic depth on, fp32) for 6 steps at every {ZeRO 0, 1, 2, 3} x {tensor parallel 1, 2} x {1, 2,
+4 ranks} that exists, and prints the largest difference of losses, gradient norms and weights to
+ZeRO 0 on one rank. Then it continues checkpoints of step 3 at other layouts and prints the largest
+difference of the losses and weights to the uninterrupted run. About 3 s per run on 2 cores. Exit
+code 1 if any difference is above 1e-5.
 """
 
 from __future__ import annotations
@@ -28,7 +30,15 @@ from tests.engine.ranks import RankServer
 
 STEPS, CUT = 6, 3
 TOLERANCE = 1e-5
-OPTIONS = {"steps": STEPS, "save_every": CUT, "keep_last": 9, "lr": 1e-3, "global_batch": 8, "micro_batch": 2, "warmup": 0.5}
+OPTIONS = {
+    "steps": STEPS,
+    "save_every": CUT,
+    "keep_last": 9,
+    "lr": 1e-3,
+    "global_batch": 8,
+    "micro_batch": 2,
+    "warmup": 0.5,
+}
 
 
 @dataclass(frozen=True)
@@ -43,11 +53,17 @@ class Place:
     """cpu or nothing."""
 
     def __str__(self) -> str:
-        return f"zero{self.stage}-tp{self.tensor}-w{self.world}" + (f"-{self.offload}" if self.offload else "")
+        return f"zero{self.stage}-tp{self.tensor}-w{self.world}" + (
+            f"-{self.offload}" if self.offload else ""
+        )
 
     def options(self) -> dict[str, object]:
         offload = f"_offload_{self.offload}" if self.offload else ""
-        return {**OPTIONS, "ds_config": f"zero{self.stage}{offload}_{self.precision}", "tensor_parallel": self.tensor}
+        return {
+            **OPTIONS,
+            "ds_config": f"zero{self.stage}{offload}_{self.precision}",
+            "tensor_parallel": self.tensor,
+        }
 
 
 PLACES = [Place(s, t, w) for t in (1, 2) for w in (1, 2, 4) if w >= t for s in range(4)]
@@ -68,7 +84,9 @@ class Trace:
         assert self.weights.keys() == other.weights.keys()
         losses = max(abs(a - b) for a, b in zip(self.losses, other.losses, strict=True))
         norms = max(abs(a - b) / b for a, b in zip(self.norms, other.norms, strict=True))
-        weights = max((self.weights[name] - other.weights[name]).abs().max().item() for name in other.weights)
+        weights = max(
+            (self.weights[name] - other.weights[name]).abs().max().item() for name in other.weights
+        )
         return losses, norms, weights
 
 
@@ -99,8 +117,15 @@ def move(server: RankServer, source: Path, out: Path, place: Place) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--moves", type=int, default=10_000, help="layouts that each checkpoint moves to (default: all)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--moves",
+        type=int,
+        default=10_000,
+        help="layouts that each checkpoint moves to (default: all)",
+    )
     args = parser.parse_args()
     worst, start = 0.0, time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -108,16 +133,22 @@ def main() -> int:
         for place in PLACES:
             train(server, root / str(place), place)
         whole = trace(root / str(PLACES[0]))
-        print(f"against {PLACES[0]}, largest difference over {STEPS} steps:\n{'':16}      loss  grad norm    weights")
+        print(
+            f"against {PLACES[0]}, largest difference over {STEPS} steps:\n{'':16}      loss  grad"
+            " norm    weights"
+        )
         for place in PLACES[1:]:
             found = trace(root / str(place)).differences(whole)
             worst = max(worst, *found)
             print(f"{place!s:16}{''.join(f'{value:11.1e}' for value in found)}", flush=True)
         print(
-            f"\ncheckpoints of step {CUT} (rows) continued at another layout (columns): largest difference of loss and weight, in 1e-7"
+            f"\ncheckpoints of step {CUT} (rows) continued at another layout (columns): largest"
+            " difference of loss and weight, in 1e-7"
         )
         print(
-            f"{'':16}" + "".join(f"{place.stage}/{place.tensor}/{place.world}".rjust(7) for place in PLACES) + "   ZeRO/TP/ranks"
+            f"{'':16}"
+            + "".join(f"{place.stage}/{place.tensor}/{place.world}".rjust(7) for place in PLACES)
+            + "   ZeRO/TP/ranks"
         )
         for number, source in enumerate(PLACES):
             cells = []

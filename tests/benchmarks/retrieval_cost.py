@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
-"""What re-ranking costs against scoring every pair, on a 1,000 x 1,000 test: joint passes counted, and timed in the same run.
+"""What re-ranking costs against scoring every pair, on a 1,000 x 1,000 test: joint passes counted,
+and timed in the same run.
 
     python tests/benchmarks/retrieval_cost.py [--steps 250] [--candidates 32] [--texts 1000]
 
-A thousand pictures of three coloured bands, each with its caption, and a very small model that learns them with the contrastive and the rank loss:
-cost and agreement are measured, not generalisation. Then the same weights are evaluated twice: the first candidates of the contrastive order
-re-ranked, and every pair. Time is that inside forward passes; the re-ranking's includes the embeddings. Reading and decoding the pictures is
-the same for both and left out. Exit code 1 where the re-ranking costs 4 % of the full scoring or more, or where a text whose full winner is in
-the shortlist gets another R@1. Where the full winner is outside of the shortlist the two cannot agree; these texts are counted.
+A thousand pictures of three coloured bands, each with its caption, and a very small model that
+learns them with the contrastive and the rank loss: cost and agreement are measured, not
+generalisation. Then the same weights are evaluated twice: the first candidates of the contrastive
+order re-ranked, and every pair. Time is that inside forward passes; the re-ranking's includes the
+embeddings. Reading and decoding the pictures is the same for both and left out. Exit code 1 where
+the re-ranking costs 4 % of the full scoring or more, or where a text whose full winner is in the
+shortlist gets another R@1. Where the full winner is outside of the shortlist the two cannot agree;
+these texts are counted.
 """
 
 from __future__ import annotations
@@ -79,10 +83,18 @@ class Evaluated:
 
 def main() -> int:
     """Train, evaluate three times, compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=250, help="training steps (default: %(default)s)")
-    parser.add_argument("--candidates", type=int, default=32, help="candidates of each text (default: %(default)s)")
-    parser.add_argument("--texts", type=int, default=1000, help="texts, and as many pictures (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--steps", type=int, default=250, help="training steps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--candidates", type=int, default=32, help="candidates of each text (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--texts", type=int, default=1000, help="texts, and as many pictures (default: %(default)s)"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -92,7 +104,9 @@ def main() -> int:
         benchmark = Benchmark(
             name="coloured_bands",
             protocol=Retrieval,
-            load=lambda folder, split, variant: Split(split, copies if split == "train" else items, ("made up",)),
+            load=lambda folder, split, variant: Split(
+                split, copies if split == "train" else items, ("made up",)
+            ),
             variants={"": Splits("train", "", "test")},
             config=FinetuneConfig(),
             archives="made here",
@@ -102,11 +116,25 @@ def main() -> int:
 
 def compare(benchmark: Benchmark, root: Path, steps: int, candidates: int) -> int:
     """Exit code of the comparison."""
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 32, "hidden_dropout": 0.0}
-    config = AllInOneConfig(**shape, image_size=SIDE, patch_size=PATCH, num_frames=1, max_text_len=6, drop_path=0.0)
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": 32,
+        "hidden_dropout": 0.0,
+    }
+    config = AllInOneConfig(
+        **shape, image_size=SIDE, patch_size=PATCH, num_frames=1, max_text_len=6, drop_path=0.0
+    )
     AllInOneForPreTraining(config).save_pretrained(root / "model")
     train = TuneConfig(
-        steps=steps, global_batch=64, micro_batch=64, lr=4e-3, ds_config="zero1_fp32", save_every=steps, log_every=100
+        steps=steps,
+        global_batch=64,
+        micro_batch=64,
+        lr=4e-3,
+        ds_config="zero1_fp32",
+        save_every=steps,
+        log_every=100,
     )
     begin = FinetuneConfig(
         annotations=root,
@@ -124,7 +152,13 @@ def compare(benchmark: Benchmark, root: Path, steps: int, candidates: int) -> in
     found = []
     for rerank in (str(candidates), "all"):
         task = replace(begin.task, rerank=rerank)  # type: ignore[type-var]
-        run = replace(begin, checkpoint=best_weights(begin.out), out=root / f"eval-{rerank}", eval_only=True, task=task)
+        run = replace(
+            begin,
+            checkpoint=best_weights(begin.out),
+            out=root / f"eval-{rerank}",
+            eval_only=True,
+            task=task,
+        )
         with kept_scores() as kept:
             result = fine_tune(benchmark, run)
         found.append(Evaluated(result.details["rerank"], *kept[0]))
@@ -133,7 +167,8 @@ def compare(benchmark: Benchmark, root: Path, steps: int, candidates: int) -> in
 
 @contextlib.contextmanager
 def kept_scores() -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-    """(similarity, scores after the joint pass) of the evaluations inside, which keep ranks only."""
+    """(similarity, scores after the joint pass) of the evaluations inside, which keep ranks
+    only."""
     kept: list[tuple[np.ndarray, np.ndarray]] = []
     original = retrieval.rerank
 
@@ -154,26 +189,40 @@ def report(short: Evaluated, full: Evaluated, candidates: int) -> int:
     texts = np.arange(len(short.similarity))
     order = np.argsort(-short.similarity, axis=1)
     places = np.argsort(order, axis=1)  # of every picture in a text's contrastive order
-    winners = {"contrastive": order[:, 0], "re-ranked": short.scores.argmax(1), "every pair": full.scores.argmax(1)}
+    winners = {
+        "contrastive": order[:, 0],
+        "re-ranked": short.scores.argmax(1),
+        "every pair": full.scores.argmax(1),
+    }
     hits = {name: winner == texts for name, winner in winners.items()}
-    listed, shown = places[texts, texts] < candidates, places[texts, winners["every pair"]] < candidates
+    listed, shown = (
+        places[texts, texts] < candidates,
+        places[texts, winners["every pair"]] < candidates,
+    )
     differ = listed & (hits["re-ranked"] != hits["every pair"])
     spent = short.cost["seconds_in_passes"] + short.cost["seconds_in_embedding_passes"]
     whole = full.cost["seconds_in_passes"]
     pairs, seconds = short.cost["pairs"] / full.cost["pairs"], spent / whole
     print(
-        f"\n{len(texts):,} texts x {len(texts):,} pictures, {candidates} candidates; the picture is in the shortlist of {listed.sum():,} texts"
+        f"\n{len(texts):,} texts x {len(texts):,} pictures, {candidates} candidates; the picture is"
+        f" in the shortlist of {listed.sum():,} texts"
     )
     print(f"contrastive  R@1 {100 * hits['contrastive'].mean():5.1f} %")
     print(
-        f"re-ranked    R@1 {100 * hits['re-ranked'].mean():5.1f} %  {short.cost['pairs']:>9,} pairs {spent:8.2f} s in passes, embeddings included"
-    )
-    print(f"every pair   R@1 {100 * hits['every pair'].mean():5.1f} %  {full.cost['pairs']:>9,} pairs {whole:8.2f} s in passes")
-    print(
-        f"re-ranking: {100 * pairs:.2f} % of the joint passes, {100 * seconds:.2f} % of the time in passes (limit {100 * LIMIT:g} %)"
+        f"re-ranked    R@1 {100 * hits['re-ranked'].mean():5.1f} %  {short.cost['pairs']:>9,} pairs"
+        f" {spent:8.2f} s in passes, embeddings included"
     )
     print(
-        f"in the shortlist, but another R@1: {differ.sum():,} texts; of these {(differ & ~shown).sum():,} had the full winner outside"
+        f"every pair   R@1 {100 * hits['every pair'].mean():5.1f} %  {full.cost['pairs']:>9,} pairs"
+        f" {whole:8.2f} s in passes"
+    )
+    print(
+        f"re-ranking: {100 * pairs:.2f} % of the joint passes, {100 * seconds:.2f} % of the time in"
+        f" passes (limit {100 * LIMIT:g} %)"
+    )
+    print(
+        f"in the shortlist, but another R@1: {differ.sum():,} texts; of these"
+        f" {(differ & ~shown).sum():,} had the full winner outside"
     )
     return int(pairs >= LIMIT or seconds >= LIMIT or bool((differ & shown).any()))
 

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Speed of training without the data path: python tests/benchmarks/train_step.py [--size tiny] [--micro-batch 8] [--steps 8]
+"""Speed of training without the data path: python tests/benchmarks/train_step.py [--size tiny]
+[--micro-batch 8] [--steps 8]
 
-Runs the real loop (forward, backward, DeepSpeed, AdamW; MLM + VTM) on one synthetic batch and prints clips/s and the share that training FLOPs
-have of the rate of a plain matrix product, measured on the same machine just before and just after. FMA = 2; attention, both passes and the
-heads count; backward = 2 x forward. Median over the steps after the first two. Works on a CPU and, with CUDA, on a GPU (use --ds-config
-zero1_bf16 there).
+Runs the real loop (forward, backward, DeepSpeed, AdamW; MLM + VTM) on one synthetic batch and
+prints clips/s and the share that training FLOPs have of the rate of a plain matrix product,
+measured on the same machine just before and just after. FMA = 2; attention, both passes and the
+heads count; backward = 2 x forward. Median over the steps after the first two. Works on a CPU and,
+with CUDA, on a GPU (use --ds-config zero1_bf16 there).
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ WARM_STEPS = 2
 
 
 class OneBatch:
-    """The same micro-batch again and again, already on the device. 15 % of the tokens, one to a word, are masked."""
+    """The same micro-batch again and again, already on the device. 15 % of the tokens, one to a
+    word, are masked."""
 
     def __init__(self, config: AllInOneConfig) -> None:
         self.config = config
@@ -47,35 +50,70 @@ class OneBatch:
     def describe(self) -> str:
         return "one synthetic batch"
 
-    def batches(self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device) -> Iterator[Batch]:
+    def batches(
+        self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device
+    ) -> Iterator[Batch]:
         config, length = self.config, self.config.max_text_len
         ids = torch.randint(1000, config.vocab_size, (micro_batch, length), device=device)
-        positions = (torch.arange(micro_batch)[:, None] * length + torch.arange(1, 1 + self.masked)).flatten().to(device)
+        positions = (
+            (torch.arange(micro_batch)[:, None] * length + torch.arange(1, 1 + self.masked))
+            .flatten()
+            .to(device)
+        )
         labels = torch.full_like(ids, -100)
         labels.view(-1)[positions] = ids.view(-1)[positions]
-        pixels = torch.randn(micro_batch, config.num_frames, 3, config.image_size, config.image_size, device=device)
+        pixels = torch.randn(
+            micro_batch, config.num_frames, 3, config.image_size, config.image_size, device=device
+        )
         names = ("",) * micro_batch
         owner = torch.zeros(micro_batch, dtype=torch.long, device=device)
-        batch = Batch(pixels, ids, torch.ones_like(ids), ids, labels, positions, owner, ("synthetic",), names, names, first)
+        batch = Batch(
+            pixels,
+            ids,
+            torch.ones_like(ids),
+            ids,
+            labels,
+            positions,
+            owner,
+            ("synthetic",),
+            names,
+            names,
+            first,
+        )
         while True:
             yield batch
 
 
 def training_flops(config: AllInOneConfig, masked: int) -> float:
     """FLOPs of one clip's training step with MLM and VTM."""
-    joint = flops.forward_flops(config, frames=config.num_frames, text_tokens=config.max_text_len, part="joint")
+    joint = flops.forward_flops(
+        config, frames=config.num_frames, text_tokens=config.max_text_len, part="joint"
+    )
     return 3.0 * (2 * joint + flops.mlm_flops(config, masked) + flops.vtm_flops(config, 1))
 
 
 def main() -> int:
     """Command line entry."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", default="tiny", help="model size (default: %(default)s)")
-    parser.add_argument("--micro-batch", type=int, default=8, help="clips per step (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=8, help=f"steps, of which {WARM_STEPS} warm up (default: %(default)s)")
-    parser.add_argument("--ds-config", default="zero1_fp32", help="name in ds_configs/ (default: %(default)s)")
+    parser.add_argument(
+        "--micro-batch", type=int, default=8, help="clips per step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=8,
+        help=f"steps, of which {WARM_STEPS} warm up (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ds-config", default="zero1_fp32", help="name in ds_configs/ (default: %(default)s)"
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
-    parser.add_argument("--checkpointing", action="store_true", help="recompute each block in the backward pass")
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="recompute each block in the backward pass"
+    )
     args = parser.parse_args(launch.without_launcher_arguments(sys.argv[1:]))
     if args.steps <= WARM_STEPS:
         parser.error(f"--steps must be more than the {WARM_STEPS} that warm up, got {args.steps}")
@@ -106,19 +144,31 @@ def main() -> int:
         run.train()
         lines = (Path(folder) / "run" / "history.jsonl").read_text().splitlines()
         rows = [row for row in map(json.loads, lines) if "metrics" in row]
-    if run.device.type == "cpu":  # a shared machine's rate varies: both figures are shown, the larger one is the yardstick
+    if (
+        run.device.type == "cpu"
+    ):  # a shared machine's rate varies: both figures are shown, the larger one is the yardstick
         measured_matmul_rate.cache_clear()
         after = measured_matmul_rate()
-        source = f"{source}, {count(rate)}FLOP/s before and {count(after)}FLOP/s after the run, {threads} threads"
+        source = (
+            f"{source}, {count(rate)}FLOP/s before and {count(after)}FLOP/s after the run,"
+            f" {threads} threads"
+        )
         rate = max(rate, after)
     speed = statistics.median(row["samples_per_s"] for row in rows[WARM_STEPS:])
     memory = max(row["memory_bytes"] for row in rows)
     print(
-        f"\n{args.size}, {config.num_frames} frames, {config.image_size} px, {config.max_text_len} tokens, MLM + VTM, {args.ds_config}, ",
+        f"\n{args.size}, {config.num_frames} frames, {config.image_size} px, {config.max_text_len}"
+        f" tokens, MLM + VTM, {args.ds_config}, ",
         end="",
     )
-    print(f"micro-batch {args.micro_batch}: {speed:.2f} clips/s, {count(per_clip)}FLOPs per clip, {memory / 2**30:.2f} GiB")
-    print(f"{count(speed * per_clip)}FLOP/s = {100 * speed * per_clip / rate:.0f} % of {count(rate)}FLOP/s ({source})")
+    print(
+        f"micro-batch {args.micro_batch}: {speed:.2f} clips/s, {count(per_clip)}FLOPs per clip,"
+        f" {memory / 2**30:.2f} GiB"
+    )
+    print(
+        f"{count(speed * per_clip)}FLOP/s = {100 * speed * per_clip / rate:.0f} % of"
+        f" {count(rate)}FLOP/s ({source})"
+    )
     return 0
 
 

@@ -1,8 +1,10 @@
-"""A real Slurm on this machine: munged, slurmctld and a slurmd per node on loopback, every file in one folder, each node with fake GPUs.
+"""A real Slurm on this machine: munged, slurmctld and a slurmd per node on loopback, every file in
+one folder, each node with fake GPUs.
 
     python -m tests.cluster.cluster FOLDER      # a cluster to play with, until Ctrl-C; . FOLDER/env.sh in another shell, then sinfo, sbatch ...
 
-Needs root and Debian's slurm-wlm and munge (22.05 and 0.5.15 were tried). The fake GPUs are clones of /dev/null, which gres.conf takes as devices.
+Needs root and Debian's slurm-wlm and munge (22.05 and 0.5.15 were tried). The fake GPUs are clones
+of /dev/null, which gres.conf takes as devices.
 """
 
 from __future__ import annotations
@@ -89,14 +91,19 @@ PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE State=UP
 
 def why_not() -> str:
     """Why no cluster can be started here, or ''."""
-    missing = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
+    missing = [
+        name
+        for name in PROGRAMS
+        if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None
+    ]
     if missing:
         return f"{', '.join(missing)} not installed (apt-get install slurm-wlm munge)"
     return "" if os.geteuid() == 0 else "only root can start a cluster"
 
 
 def free_ports(number: int) -> int:
-    """First of `number` neighbouring TCP ports on which nobody listens, above those that jobs use."""
+    """First of `number` neighbouring TCP ports on which nobody listens, above those that jobs
+    use."""
     for base in range(30_000 + os.getpid() % 40 * 50, 32_700 - number, 50):
         try:
             for port in range(base, base + number):
@@ -109,7 +116,9 @@ def free_ports(number: int) -> int:
     raise RuntimeError("no free ports between 30000 and 32700")
 
 
-def wait_for(what: str, condition: Callable[[], object], timeout_s: float, every_s: float = 0.2) -> None:
+def wait_for(
+    what: str, condition: Callable[[], object], timeout_s: float, every_s: float = 0.2
+) -> None:
     """Return when the condition holds; AssertionError with `what` after the time-out."""
     end = time.monotonic() + timeout_s
     while not condition():
@@ -118,15 +127,25 @@ def wait_for(what: str, condition: Callable[[], object], timeout_s: float, every
 
 
 class Cluster:
-    """`with Cluster(folder) as cluster:` nodes node01 ... that are idle, and a fork server whose wrapper stands in for python."""
+    """`with Cluster(folder) as cluster:` nodes node01 ... that are idle, and a fork server whose
+    wrapper stands in for python."""
 
     def __init__(self, folder: Path, nodes: int = 16, gpus: int = 8) -> None:
         self.folder, self.gpus = folder, gpus
         self.nodes = [f"node{number:02d}" for number in range(1, nodes + 1)]
         self.python = folder / "python"
         """Stands in for the interpreter: forks from the server."""
-        self.env = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
-        self.env |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TORCH_GLOO_LAZY_INIT": "1"}
+        self.env = {
+            **os.environ,
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PATH": f"{os.environ['PATH']}:/usr/sbin",
+        }
+        self.env |= {
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "TORCH_GLOO_LAZY_INIT": "1",
+        }
         self.env |= {"PYTHONPATH": str(ROOT), "PYTHON": str(self.python), "RESTART_DELAY_S": "0"}
         self.env["SITE"] = str(folder / "site.sh")
         self._server: ForkServer | None = None
@@ -145,7 +164,9 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         """End exactly what was started, jobs first."""
         if self._pids("slurmctld.pid"):
-            self.run("scancel", "--full", *self.run("squeue", "-h", "-o", "%i").split(), check=False)
+            self.run(
+                "scancel", "--full", *self.run("squeue", "-h", "-o", "%i").split(), check=False
+            )
             try:
                 wait_for("empty queue", lambda: not self.run("squeue", "-h", check=False), 30)
             except AssertionError as error:
@@ -162,20 +183,37 @@ class Cluster:
 
     def _pids(self, pattern: str) -> list[int]:
         paths = (self.folder / "run").glob(pattern)
-        return [pid for pid in (int(path.read_text() or "0") for path in paths) if pid and alive(pid)]
+        return [
+            pid for pid in (int(path.read_text() or "0") for path in paths) if pid and alive(pid)
+        ]
 
     def _configure(self, server: ForkServer) -> None:
         folder, base = self.folder, free_ports(1 + len(self.nodes))
-        for name in ("run", "log", "ctld", "spool", "dev", *(f"spool/{node}" for node in self.nodes)):
+        for name in (
+            "run",
+            "log",
+            "ctld",
+            "spool",
+            "dev",
+            *(f"spool/{node}" for node in self.nodes),
+        ):
             (folder / name).mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)
-        host, names = socket.gethostname().split(".")[0], f"node[{self.nodes[0][4:]}-{self.nodes[-1][4:]}]"
+        host, names = (
+            socket.gethostname().split(".")[0],
+            f"node[{self.nodes[0][4:]}-{self.nodes[-1][4:]}]",
+        )
         ports = {"port": base, "first_port": base + 1, "last_port": base + len(self.nodes)}
-        (folder / "slurm.conf").write_text(CONFIG.format(folder=folder, host=host, names=names, gpus=self.gpus, **ports))
-        (folder / "gres.conf").write_text(f"NodeName={names} Name=gpu Type=a100 File={folder}/dev/gpu[0-{self.gpus - 1}]\n")
+        (folder / "slurm.conf").write_text(
+            CONFIG.format(folder=folder, host=host, names=names, gpus=self.gpus, **ports)
+        )
+        (folder / "gres.conf").write_text(
+            f"NodeName={names} Name=gpu Type=a100 File={folder}/dev/gpu[0-{self.gpus - 1}]\n"
+        )
         (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
         (folder / "plugstack.conf").touch()
-        # all nodes share this machine's cores, so that how fast each of them multiplies says nothing about it
+        # all nodes share this machine's cores, so that how fast each of them multiplies says
+        # nothing about it
         (folder / "site.sh").write_text("NODE_CHECK_OPTIONS=(--slow 0.0001)\n")
         for gpu in range(self.gpus):
             device = folder / "dev" / f"gpu{gpu}"
@@ -195,17 +233,33 @@ class Cluster:
             "PYTHON",
             "PYTHONPATH",
         )
-        (folder / "env.sh").write_text("".join(f"export {name}={self.env[name]}\n" for name in shown))
+        (folder / "env.sh").write_text(
+            "".join(f"export {name}={self.env[name]}\n" for name in shown)
+        )
 
     def _start_daemons(self) -> None:
         folder = self.folder
-        munge = {"key-file": "munge.key", "socket": "munge.sock", "pid-file": "run/munged.pid", "log-file": "log/munged.log"}
+        munge = {
+            "key-file": "munge.key",
+            "socket": "munge.sock",
+            "pid-file": "run/munged.pid",
+            "log-file": "log/munged.log",
+        }
         munge["seed-file"] = "munge.seed"
-        self.run("munged", "--force", "--num-threads=4", *(f"--{name}={folder / path}" for name, path in munge.items()))
+        self.run(
+            "munged",
+            "--force",
+            "--num-threads=4",
+            *(f"--{name}={folder / path}" for name, path in munge.items()),
+        )
         self.run("slurmctld", "-c")
         for node in self.nodes:
             self.run("slurmd", "-c", "-N", node)
-        wait_for("16 idle nodes", lambda: self.run("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * len(self.nodes), 60)
+        wait_for(
+            "16 idle nodes",
+            lambda: self.run("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * len(self.nodes),
+            60,
+        )
 
     def wait_for_fork_server(self) -> None:
         """Ranks can be started through `python` from now on."""
@@ -214,7 +268,9 @@ class Cluster:
 
     def run(self, *command: str | Path, check: bool = True, cwd: Path = ROOT, **env: str) -> str:
         """Standard output of a command in the cluster's environment."""
-        done = subprocess.run(command, env={**self.env, **env}, cwd=cwd, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env={**self.env, **env}, cwd=cwd, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0 or not check, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
@@ -238,7 +294,9 @@ class Job:
         return match[1]
 
     def wait(
-        self, timeout_s: float = 180, states: Sequence[str] = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+        self,
+        timeout_s: float = 180,
+        states: Sequence[str] = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"),
     ) -> str:
         """The state in which it ended."""
         try:

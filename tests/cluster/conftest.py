@@ -27,5 +27,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """64 prepared clips."""
     folder = tmp_path_factory.mktemp("prepared")
-    prepare(PrepareOptions(small_demo(folder / "source", 64), folder / "few", workers=1), progress=False)
+    prepare(
+        PrepareOptions(small_demo(folder / "source", 64), folder / "few", workers=1), progress=False
+    )
     return folder / "few"

@@ -1,7 +1,13 @@
-"""Stands in for a script of finetune/: `program.py --exit CODE --out DIR` says on which node it runs, how it was called, and ends."""
+"""Stands in for a script of finetune/: `program.py --exit CODE --out DIR` says on which node it
+runs, how it was called, and ends."""
 
 import os
 import sys
 
-print(f"rank {os.environ['SLURM_PROCID']} on {os.environ['SLURMD_NODENAME']}", *sys.argv[1:], sep="\n", flush=True)
+print(
+    f"rank {os.environ['SLURM_PROCID']} on {os.environ['SLURMD_NODENAME']}",
+    *sys.argv[1:],
+    sep="\n",
+    flush=True,
+)
 sys.exit(int(sys.argv[sys.argv.index("--exit") + 1]))

@@ -1,9 +1,11 @@
-"""How long from sbatch to the first step, and how much memory a rank takes, at 16 and 128 ranks: `python -m tests.cluster.start 16 128`.
+"""How long from sbatch to the first step, and how much memory a rank takes, at 16 and 128 ranks:
+`python -m tests.cluster.start 16 128`.
 
-Ranks of slurm/pretrain_128gpu.sh with the nano model, forked from a server that has done the imports (`--plain`: 16 interpreters of their own), on
-16 nodes of the real Slurm in tests/cluster/cluster.py. ZeRO 1 with buckets of half a million elements: those of ds_configs/, of which a GPU has room
-for one, would be two more copies of the model in each of 128 processes of one machine. 128 ranks of 140 MiB need 19 GB. Not part of CI:
-`make cluster128`.
+Ranks of slurm/pretrain_128gpu.sh with the nano model, forked from a server that has done the
+imports (`--plain`: 16 interpreters of their own), on 16 nodes of the real Slurm in
+tests/cluster/cluster.py. ZeRO 1 with buckets of half a million elements: those of ds_configs/, of
+which a GPU has room for one, would be two more copies of the model in each of 128 processes of one
+machine. 128 ranks of 140 MiB need 19 GB. Not part of CI: `make cluster128`.
 """
 
 from __future__ import annotations
@@ -26,13 +28,25 @@ from tests.data.prepare.test_prepare_and_load import small_demo
 from tests.memory import rollup
 
 TIDY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "2"}
-"""glibc gives a freed tensor back at once, where it would keep up to 100 MiB of what starting needed."""
-COLUMNS = ("ranks", "python", "in the queue", "node check", "first step", "sbatch to first step", "PSS per rank", "RSS per rank")
+"""glibc gives a freed tensor back at once, where it would keep up to 100 MiB of what starting
+needed."""
+COLUMNS = (
+    "ranks",
+    "python",
+    "in the queue",
+    "node check",
+    "first step",
+    "sbatch to first step",
+    "PSS per rank",
+    "RSS per rank",
+)
 
 
 def plain_ranks(job: Job) -> list[int]:
     """Processes of a job's ranks that are interpreters of their own: children of slurm/rank.sh."""
-    parents = {path for path in Path("/proc").glob("[0-9]*") if b"slurm/rank.sh" in _read(path / "cmdline")}
+    parents = {
+        path for path in Path("/proc").glob("[0-9]*") if b"slurm/rank.sh" in _read(path / "cmdline")
+    }
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         if (
@@ -63,19 +77,31 @@ def memory(pids: Sequence[int], field: str) -> float:
 def small_buckets(folder: Path) -> Path:
     """zero1_fp32 for many ranks on one machine."""
     config = ds_config.load("zero1_fp32")
-    config["zero_optimization"] |= {"reduce_bucket_size": 500_000, "allgather_bucket_size": 500_000, "overlap_comm": False}
+    config["zero_optimization"] |= {
+        "reduce_bucket_size": 500_000,
+        "allgather_bucket_size": 500_000,
+        "overlap_comm": False,
+    }
     path = folder / "small_buckets.json"
     path.write_text(json.dumps(config))
     return path
 
 
-def measure(cluster: Cluster, clips: Path, folder: Path, ranks: int, python: str) -> tuple[str, ...]:
+def measure(
+    cluster: Cluster, clips: Path, folder: Path, ranks: int, python: str
+) -> tuple[str, ...]:
     """One row of the table."""
     out, log = folder / "run", folder / "job.log"
     folder.mkdir()
-    words = [*options(clips, out, ranks=ranks, hang_timeout_s=1800), "--ds-config", str(small_buckets(folder))]
+    words = [
+        *options(clips, out, ranks=ranks, hang_timeout_s=1800),
+        "--ds-config",
+        str(small_buckets(folder)),
+    ]
     begin = time.monotonic()
-    job = cluster.sbatch(f"--gpus-per-node={ranks // 16}", "slurm/pretrain_128gpu.sh", *words, log=log, PYTHON=python)
+    job = cluster.sbatch(
+        f"--gpus-per-node={ranks // 16}", "slurm/pretrain_128gpu.sh", *words, log=log, PYTHON=python
+    )
     marks = []
     for what, seen in (
         ("start", lambda: job.text()),
@@ -90,18 +116,33 @@ def measure(cluster: Cluster, clips: Path, folder: Path, ranks: int, python: str
     pss, rss = (size(memory(pids, field)) for field in ("Pss", "Rss"))
     job.cancel()
     seconds = (marks[0], marks[1] - marks[0], marks[2] - marks[1], marks[2])
-    return (str(ranks), "forked" if python == str(cluster.python) else "own", *(f"{value:.1f} s" for value in seconds), pss, rss)
+    return (
+        str(ranks),
+        "forked" if python == str(cluster.python) else "own",
+        *(f"{value:.1f} s" for value in seconds),
+        pss,
+        rss,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("ranks", type=int, nargs="+", choices=(16, 32, 64, 128))
-    parser.add_argument("--plain", action="store_true", help="every rank an interpreter of its own, which does its own imports")
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="every rank an interpreter of its own, which does its own imports",
+    )
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(PrepareOptions(small_demo(folder / "source", 64), folder / "few", workers=1), progress=False)
+        prepare(
+            PrepareOptions(small_demo(folder / "source", 64), folder / "few", workers=1),
+            progress=False,
+        )
         cluster = Cluster(folder / "cluster")
         cluster.env |= TIDY
         with cluster:
@@ -109,7 +150,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             python = sys.executable if args.plain else str(cluster.python)
             print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
             for ranks in args.ranks:
-                print(f"| {' | '.join(measure(cluster, folder / 'few', folder / f'{ranks}', ranks, python))} |", flush=True)
+                print(
+                    f"| {' | '.join(measure(cluster, folder / 'few', folder / f'{ranks}', ranks, python))} |",
+                    flush=True,
+                )
     return 0
 
 

@@ -15,9 +15,15 @@ SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
 
 
 def bash(script: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SITE", "PROJECT"))}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM", "SITE", "PROJECT"))
+    }
     command = ["bash", str(ROOT / "slurm" / script), *arguments]
-    return subprocess.run(command, cwd=ROOT, env={**clean, **env}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env={**clean, **env}, capture_output=True, text=True, check=False
+    )
 
 
 def test_a_batch_script_started_by_hand_says_how_to_submit_it() -> None:
@@ -37,7 +43,13 @@ def test_a_wrong_folder_and_a_missing_site_file_are_named(tmp_path: Path) -> Non
 
 
 def test_tensorboard_prints_the_tunnel_to_its_own_loopback(tmp_path: Path) -> None:
-    job = {"PYTHON": "echo", "LOGIN": "login.example.org", "USER": "ada", "SLURMD_NODENAME": "node07", "SLURM_JOB_ID": "3"}
+    job = {
+        "PYTHON": "echo",
+        "LOGIN": "login.example.org",
+        "USER": "ada",
+        "SLURMD_NODENAME": "node07",
+        "SLURM_JOB_ID": "3",
+    }
     done = bash("tensorboard.sh", str(tmp_path), **job)
     assert done.returncode == 0, done.stderr
     assert "  ssh -N -J ada@login.example.org -L 10399:127.0.0.1:10399 ada@node07\n" in done.stdout
@@ -51,17 +63,34 @@ def test_the_site_file_example_is_valid_and_every_name_in_it_is_used(tmp_path: P
     example = ROOT / "slurm/site.sh.example"
     assert subprocess.run(["bash", "-n", str(example)], check=False).returncode == 0
     used = "".join(path.read_text() for path in SCRIPTS)
-    for name in ("SBATCH_OPTIONS", "SRUN_OPTIONS", "COMMAND_PREFIX", "HOST_PYTHON", "PYTHON", "TRAIN_NODES", "RANKS_PER_NODE"):
+    for name in (
+        "SBATCH_OPTIONS",
+        "SRUN_OPTIONS",
+        "COMMAND_PREFIX",
+        "HOST_PYTHON",
+        "PYTHON",
+        "TRAIN_NODES",
+        "RANKS_PER_NODE",
+    ):
         assert name in example.read_text()
         assert name in used
-    for name in ("NODE_CHECK_OPTIONS", "NODE_CHECK_MINUTES", "MAX_STARTS", "RESTART_DELAY_S", "LOGIN"):
+    for name in (
+        "NODE_CHECK_OPTIONS",
+        "NODE_CHECK_MINUTES",
+        "MAX_STARTS",
+        "RESTART_DELAY_S",
+        "LOGIN",
+    ):
         assert name in example.read_text()
         assert name in used
 
 
 @pytest.mark.parametrize(("left_s", "what"), [(3600, "told"), (5, "back into the queue")])
-def test_ranks_that_do_not_leave_before_the_time_limit_cost_no_requeue(left_s: int, what: str) -> None:
-    """Slurm's programs are stand-ins; the rank leaves after a second, or would not within ten minutes."""
+def test_ranks_that_do_not_leave_before_the_time_limit_cost_no_requeue(
+    left_s: int, what: str
+) -> None:
+    """Slurm's programs are stand-ins; the rank leaves after a second, or would not within ten
+    minutes."""
     script = f"""
 source slurm/lib.sh
 scontrol() {{
@@ -74,13 +103,17 @@ rank=$!
 trap 'kill $rank $(jobs -p) 2>/dev/null' EXIT
 pass_on $rank
 """
-    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert what in done.stdout
     assert ("scontrol requeue 7" in done.stdout) == (left_s < 60)
 
 
-def test_an_evaluation_that_gets_on_is_started_again_and_one_that_does_not_is_given_up(tmp_path: Path) -> None:
+def test_an_evaluation_that_gets_on_is_started_again_and_one_that_does_not_is_given_up(
+    tmp_path: Path,
+) -> None:
     script = """
 source slurm/lib.sh
 OUT=$1 SLURM_JOB_ID=7 SLURM_JOB_NODELIST=n1 MAX_STARTS=2
@@ -91,10 +124,18 @@ for batch in 1 2 3 4 5 5 5; do
 done
 """
     done = subprocess.run(
-        ["bash", "-c", script, "-", tmp_path], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        ["bash", "-c", script, "-", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 9, done.stderr
-    assert "2 starts of job 7 brought no checkpoint newer than step -1 and nothing evaluated" in done.stderr
+    assert (
+        "2 starts of job 7 brought no checkpoint newer than step -1 and nothing evaluated"
+        in done.stderr
+    )
     rows = [line.split("\t") for line in (tmp_path / "slurm/starts.tsv").read_text().splitlines()]
     assert [row[5] for row in rows] == ["evaluated", "1", "2", "3", "4", "5", "5"]
 
@@ -102,6 +143,10 @@ done
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck_has_nothing_to_say() -> None:
     done = subprocess.run(
-        ["shellcheck", *SCRIPTS, ROOT / "slurm/site.sh.example"], capture_output=True, text=True, cwd=ROOT, check=False
+        ["shellcheck", *SCRIPTS, ROOT / "slurm/site.sh.example"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert done.returncode == 0, done.stdout

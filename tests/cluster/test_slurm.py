@@ -1,4 +1,5 @@
-"""slurm/*.sh on a real Slurm: a controller and 16 node daemons on this machine, fake GPUs, ranks on the CPU."""
+"""slurm/*.sh on a real Slurm: a controller and 16 node daemons on this machine, fake GPUs, ranks on
+the CPU."""
 
 from __future__ import annotations
 
@@ -22,22 +23,41 @@ PRETRAIN, FINETUNE = "slurm/pretrain_128gpu.sh", "slurm/finetune_8gpu.sh"
 PROGRAM = "tests/cluster/program.py"
 TWO = ("--nodes=2", "--gpus-per-node=1")
 ENDLESS = 100_000
-"""Steps of runs that are watched for a while and cancelled: how far they get depends on the machine, what each step computes does not."""
+"""Steps of runs that are watched for a while and cancelled: how far they get depends on the
+machine, what each step computes does not."""
 
 
-def options(clips: Path, out: Path, steps: int = ENDLESS, ranks: int = 2, hang_timeout_s: int = 300) -> list[str]:
+def options(
+    clips: Path, out: Path, steps: int = ENDLESS, ranks: int = 2, hang_timeout_s: int = 300
+) -> list[str]:
     """A pre-training run of tiny steps."""
-    plain = "--image-size 32 --vtc 0 --micro-batch 2 --workers 0 --log-every 1 --save-every 5 --lr 1e-3 --warmup 10"
-    sizes = ["--steps", str(steps), "--global-batch", str(2 * ranks), "--hang-timeout-s", str(hang_timeout_s)]
+    plain = (
+        "--image-size 32 --vtc 0 --micro-batch 2 --workers 0 --log-every 1 --save-every 5 --lr 1e-3"
+        " --warmup 10"
+    )
+    sizes = [
+        "--steps",
+        str(steps),
+        "--global-batch",
+        str(2 * ranks),
+        "--hang-timeout-s",
+        str(hang_timeout_s),
+    ]
     return ["demo", "--data", str(clips), "--val", "--out", str(out), *sizes, *plain.split()]
 
 
 def rows(out: Path) -> list[dict[str, object]]:
     """What each step computed."""
     path = out / "history.jsonl"
-    lines = [line for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    lines = (
+        [line for line in path.read_text().splitlines() if line.endswith("}")]
+        if path.exists()
+        else []
+    )
     found = [row for row in map(json.loads, lines) if "metrics" in row]
-    return [{name: row[name] for name in ("step", "metrics", "digest", "grad_norm")} for row in found]
+    return [
+        {name: row[name] for name in ("step", "metrics", "digest", "grad_norm")} for row in found
+    ]
 
 
 def await_steps(job: Job, out: Path, steps: int, timeout_s: float = 120) -> None:
@@ -70,18 +90,28 @@ class Undisturbed:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster, clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
+def undisturbed(
+    cluster: Cluster, clips: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Undisturbed]:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     job = cluster.sbatch(*TWO, PRETRAIN, *options(clips, out), log=out.with_name("job.log"))
     yield Undisturbed(job, out)
     job.cancel()
 
 
-def test_a_submitted_job_trains_and_writes_logs_and_tensorboard(cluster: Cluster, clips: Path, tmp_path: Path) -> None:
+def test_a_submitted_job_trains_and_writes_logs_and_tensorboard(
+    cluster: Cluster, clips: Path, tmp_path: Path
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     out = tmp_path / "run with space"
-    job = cluster.sbatch(*TWO, PRETRAIN, *options(clips, out, steps=4), log=tmp_path / "job.log", PYTHON=sys.executable)
+    job = cluster.sbatch(
+        *TWO,
+        PRETRAIN,
+        *options(clips, out, steps=4),
+        log=tmp_path / "job.log",
+        PYTHON=sys.executable,
+    )
     assert job.wait() == "COMPLETED", job.text()
     assert [row["step"] for row in rows(out)] == [1, 2, 3, 4]
     board = EventAccumulator(str(out / "tensorboard"))
@@ -98,7 +128,10 @@ def test_a_submitted_job_trains_and_writes_logs_and_tensorboard(cluster: Cluster
     ):
         assert text in log
     ranks = out / "slurm/start-0001/ranks"
-    assert [(ranks / f"rank-{rank}.node").read_text().strip() for rank in (0, 1)] == ["node01", "node02"]
+    assert [(ranks / f"rank-{rank}.node").read_text().strip() for rank in (0, 1)] == [
+        "node01",
+        "node02",
+    ]
     assert (ranks / "rank-0.log").read_text().count("step 4/4") == 1
 
 
@@ -142,7 +175,9 @@ def test_time_limit_saves_requeues_and_continues_exactly_beside_another_job(
 
     job.cancel()
     assert job.field("JobState") == "CANCELLED", "a cancelled job is not requeued"
-    assert "SIGTERM: saved" in "".join(path.read_text() for path in out.glob("slurm/start-*/ranks/rank-0.log"))
+    assert "SIGTERM: saved" in "".join(
+        path.read_text() for path in out.glob("slurm/start-*/ranks/rank-0.log")
+    )
 
 
 def test_killed_rank_hung_rank_and_lost_node_change_nothing_that_is_computed(
@@ -151,19 +186,29 @@ def test_killed_rank_hung_rank_and_lost_node_change_nothing_that_is_computed(
     undisturbed.rows(40)
     undisturbed.job.cancel()
     out = tmp_path / "run"
-    job = cluster.sbatch(*TWO, PRETRAIN, *options(clips, out, hang_timeout_s=30), log=tmp_path / "job.log")
+    job = cluster.sbatch(
+        *TWO, PRETRAIN, *options(clips, out, hang_timeout_s=30), log=tmp_path / "job.log"
+    )
     await_steps(job, out, 6)
 
     os.kill(ranks_of(job)[1], signal.SIGKILL)
     killed = time.monotonic()
-    wait_for("restart after a killed rank", lambda: "starting again inside the allocation" in job.text(), 60)
+    wait_for(
+        "restart after a killed rank",
+        lambda: "starting again inside the allocation" in job.text(),
+        60,
+    )
     assert time.monotonic() - killed < 30, "docs/slurm.md: a dead rank ends the others within 30 s"
     assert job.text().startswith("======== first error: rank 1 on node02: killed by SIGKILL")
     wait_for("resumed run", lambda: "resumed from" in job.text(), 60)
     await_steps(job, out, 12)
 
     os.kill(ranks_of(job)[1], signal.SIGSTOP)
-    wait_for("hang that is named", lambda: job.text().startswith("======== hung: rank 1 on node02 did not say where"), 90)
+    wait_for(
+        "hang that is named",
+        lambda: job.text().startswith("======== hung: rank 1 on node02 did not say where"),
+        90,
+    )
     wait_for("third start", lambda: "start 3 in" in job.text(), 30)
     wait_for("resumed run", lambda: job.text().count("resumed from") == 2, 60)
     await_steps(job, out, 18)
@@ -171,8 +216,15 @@ def test_killed_rank_hung_rank_and_lost_node_change_nothing_that_is_computed(
 
     cluster.run("scontrol", "update", "NodeName=node02", "State=down", "Reason=test")
     try:
-        wait_for("requeued job", lambda: job.field("Restarts") == "1" and job.field("JobState") == "RUNNING", 90)
-        assert "node02" not in cluster.run("scontrol", "show", "hostnames", job.field("NodeList")).split()
+        wait_for(
+            "requeued job",
+            lambda: job.field("Restarts") == "1" and job.field("JobState") == "RUNNING",
+            90,
+        )
+        assert (
+            "node02"
+            not in cluster.run("scontrol", "show", "hostnames", job.field("NodeList")).split()
+        )
         wait_for("resumed run", lambda: job.text().count("resumed from") == 3, 90)
         await_steps(job, out, 22)
     finally:
@@ -193,21 +245,22 @@ def test_killed_rank_hung_rank_and_lost_node_change_nothing_that_is_computed(
 
 @pytest.fixture
 def python_with_a_bad_node(cluster: Cluster, tmp_path: Path) -> Path:
-    """The node check asks for more memory than there is on the first node of the first allocation."""
+    """The node check asks for more memory than there is on the first node of the first
+    allocation."""
     wrapper = tmp_path / "python"
-    wrapper.write_text(
-        f"""#!/bin/bash
+    wrapper.write_text(f"""#!/bin/bash
 if [[ $2 == run && $SLURM_NODEID == 0 && ${{SLURM_RESTART_COUNT:-0}} == 0 ]]; then
   set -- "$1" run --min-memory-gib 1000000 "${{@:3}}"
 fi
 exec {cluster.python} "$@"
-"""
-    )
+""")
     wrapper.chmod(0o755)
     return wrapper
 
 
-def test_bad_node_is_named_and_left_out(cluster: Cluster, tmp_path: Path, python_with_a_bad_node: Path) -> None:
+def test_bad_node_is_named_and_left_out(
+    cluster: Cluster, tmp_path: Path, python_with_a_bad_node: Path
+) -> None:
     requeued = cluster.sbatch(
         *TWO,
         FINETUNE,
@@ -220,7 +273,16 @@ def test_bad_node_is_named_and_left_out(cluster: Cluster, tmp_path: Path, python
         PYTHON=str(python_with_a_bad_node),
     )
     spare = cluster.sbatch(
-        *("--nodes=3", "--gpus-per-node=1", FINETUNE, PROGRAM, "--exit", "0", "--out", tmp_path / "b"),
+        *(
+            "--nodes=3",
+            "--gpus-per-node=1",
+            FINETUNE,
+            PROGRAM,
+            "--exit",
+            "0",
+            "--out",
+            tmp_path / "b",
+        ),
         log=tmp_path / "b.log",
         PYTHON=str(python_with_a_bad_node),
         TRAIN_NODES="2",
@@ -229,7 +291,10 @@ def test_bad_node_is_named_and_left_out(cluster: Cluster, tmp_path: Path, python
         assert job.wait() == "COMPLETED", job.text()
         assert "of host memory are free, less than --min-memory-gib" in job.text()
         bad = next(line.split()[2] for line in job.text().splitlines() if "  bad: " in line)
-        logs = [path.read_text() for path in (tmp_path / out).glob(f"slurm/start-000{start}/ranks/rank-*.log")]
+        logs = [
+            path.read_text()
+            for path in (tmp_path / out).glob(f"slurm/start-000{start}/ranks/rank-*.log")
+        ]
         assert len(logs) == 2
         assert not any(f"on {bad}\n" in text for text in logs)
         assert job.field("Restarts") == str(start - 1)
@@ -239,12 +304,10 @@ def test_bad_node_is_named_and_left_out(cluster: Cluster, tmp_path: Path, python
 def test_a_check_that_fails_on_most_nodes_is_tried_again(cluster: Cluster, tmp_path: Path) -> None:
     """As where the network or the storage stalls for all of them."""
     wrapper = tmp_path / "python"
-    wrapper.write_text(
-        f"""#!/bin/bash
+    wrapper.write_text(f"""#!/bin/bash
 [[ $2 != run || $* != *start-0001/* ]] || set -- "$1" run --min-memory-gib 1000000 "${{@:3}}"
 exec {cluster.python} "$@"
-"""
-    )
+""")
     wrapper.chmod(0o755)
     job = cluster.sbatch(
         *(*TWO, FINETUNE, PROGRAM, "--exit", "0", "--out", tmp_path / "out"),
@@ -259,7 +322,9 @@ exec {cluster.python} "$@"
     assert job.field("Restarts") == "0"
 
 
-def test_exit_codes_lead_to_a_restart_or_not_and_starts_in_vain_are_capped(cluster: Cluster, tmp_path: Path) -> None:
+def test_exit_codes_lead_to_a_restart_or_not_and_starts_in_vain_are_capped(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     jobs = {
         code: cluster.sbatch(
             *TWO,
@@ -275,11 +340,23 @@ def test_exit_codes_lead_to_a_restart_or_not_and_starts_in_vain_are_capped(clust
         for code in (0, 1, 2)
     }
     evaluation = cluster.sbatch(
-        "slurm/evaluate.sh", PROGRAM, "--exit", "0", "--out", tmp_path / "e", log=tmp_path / "e.log", NODE_CHECK="0"
+        "slurm/evaluate.sh",
+        PROGRAM,
+        "--exit",
+        "0",
+        "--out",
+        tmp_path / "e",
+        log=tmp_path / "e.log",
+        NODE_CHECK="0",
     )
     assert evaluation.wait() == "COMPLETED", evaluation.text()
-    logs = [path.read_text().splitlines() for path in (tmp_path / "e").glob("slurm/start-0001/ranks/rank-*.log")]
-    assert sorted(lines[0] for lines in logs) == [f"rank {rank} on {evaluation.field('NodeList')}" for rank in (0, 1)]
+    logs = [
+        path.read_text().splitlines()
+        for path in (tmp_path / "e").glob("slurm/start-0001/ranks/rank-*.log")
+    ]
+    assert sorted(lines[0] for lines in logs) == [
+        f"rank {rank} on {evaluation.field('NodeList')}" for rank in (0, 1)
+    ]
     assert logs[0][1:] == ["--exit", "0", "--out", str(tmp_path / "e"), "--eval-only"]
     for code, starts in ((0, 1), (1, 3), (2, 1)):
         state = jobs[code].wait()
@@ -291,25 +368,40 @@ def test_exit_codes_lead_to_a_restart_or_not_and_starts_in_vain_are_capped(clust
         assert text.startswith("======== first error: rank ") == (code != 0)
 
 
-def test_the_site_file_is_used_and_the_options_of_sbatch_win(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_site_file_is_used_and_the_options_of_sbatch_win(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     site, out = tmp_path / "site.sh", tmp_path / "out"
     site.write_text(
         "SBATCH_OPTIONS=(--nodes=2 --gpus-per-node=1 --parsable --job-name=of-the-site)\n"
-        f'COMMAND_PREFIX=(env "CODE=a b")\nSRUN_OPTIONS=(--export=ALL,OF_SITE=1 --chdir=/)\nPYTHON={sys.executable}\n'
+        'COMMAND_PREFIX=(env "CODE=a b")\nSRUN_OPTIONS=(--export=ALL,OF_SITE=1'
+        f" --chdir=/)\nPYTHON={sys.executable}\n"
         "case $UNKNOWN in esac  # as conda and vendors' scripts do\n"
     )
     script = tmp_path / "say.py"
-    script.write_text("import os\nprint(os.environ['CODE'], os.environ['OF_SITE'], os.environ['SLURM_STEP_NODELIST'])\n")
+    script.write_text(
+        "import os\nprint(os.environ['CODE'], os.environ['OF_SITE'],"
+        " os.environ['SLURM_STEP_NODELIST'])\n"
+    )
     log = tmp_path / "job.log"
-    # as in a container, tasks begin in another folder; and the environment of the submission is not handed on
-    given = ("--job-name=mine", f"--output={log}", f"--export=SITE={site},PROJECT={ROOT},DS_ACCELERATOR,GLOO_SOCKET_IFNAME")
+    # as in a container, tasks begin in another folder; and the environment of the submission is not
+    # handed on
+    given = (
+        "--job-name=mine",
+        f"--output={log}",
+        f"--export=SITE={site},PROJECT={ROOT},DS_ACCELERATOR,GLOO_SOCKET_IFNAME",
+    )
     arguments = (*given, ROOT / FINETUNE, script.name, "--out", "out")
-    shown = cluster.run(ROOT / "slurm/submit.sh", *arguments, cwd=tmp_path, SITE=str(site), PROJECT=str(ROOT))
+    shown = cluster.run(
+        ROOT / "slurm/submit.sh", *arguments, cwd=tmp_path, SITE=str(site), PROJECT=str(ROOT)
+    )
     job = Job(cluster, shown.strip(), log)
     assert job.wait(60) == "COMPLETED", job.text()
     assert job.field("JobName") == "mine"
     for rank in (0, 1):
-        assert (out / f"slurm/start-0001/ranks/rank-{rank}.log").read_text() == f"a b 1 {job.field('NodeList')}\n"
+        assert (
+            out / f"slurm/start-0001/ranks/rank-{rank}.log"
+        ).read_text() == f"a b 1 {job.field('NodeList')}\n"
 
 
 def test_prepare_array_makes_the_parts_and_merges_them(cluster: Cluster, tmp_path: Path) -> None:
@@ -318,5 +410,7 @@ def test_prepare_array_makes_the_parts_and_merges_them(cluster: Cluster, tmp_pat
     elsewhere = {"PROJECT": str(ROOT), "PYTHON": sys.executable}
     cluster.sbatch("--array=1-2", *arguments, log=tmp_path / "%A_%a.log", cwd=tmp_path, **elsewhere)
     wait_for("merged index", (out / "dataset.json").exists, 120)
-    wait_for("end of the merge", lambda: not cluster.run("squeue", "-h", "--name=prepare-merge"), 30)
+    wait_for(
+        "end of the merge", lambda: not cluster.run("squeue", "-h", "--name=prepare-merge"), 30
+    )
     assert len(Index(out, "train")) == 12

@@ -1,6 +1,8 @@
-"""Writes docs/cluster_transcript.md from a real run: `python -m tests.cluster.transcript > docs/cluster_transcript.md`.
+"""Writes docs/cluster_transcript.md from a real run: `python -m tests.cluster.transcript >
+docs/cluster_transcript.md`.
 
-Commands and what they printed, in order; paths of the machine are shortened, and long outputs cut where a line says so.
+Commands and what they printed, in order; paths of the machine are shortened, and long outputs cut
+where a line says so.
 """
 
 from __future__ import annotations
@@ -50,17 +52,27 @@ class Transcript:
         """A command that was given, and what came out of it, or its last lines."""
         lines = self.shown(output).splitlines()
         cut = ["..."] if last and len(lines) > last else []
-        print("\n".join(["```", f"$ {self.shown(command)}", *cut, *lines[-(last or len(lines)) :], "```"]), flush=True)
+        print(
+            "\n".join(
+                ["```", f"$ {self.shown(command)}", *cut, *lines[-(last or len(lines)) :], "```"]
+            ),
+            flush=True,
+        )
 
     def submit(self, *arguments: str | Path, name: str) -> Job:
         """sbatch, shown."""
         log = self.folder / f"{name}.log"
         job = self.cluster.sbatch(*arguments, log=log)
-        self.block(shlex.join(["sbatch", f"--output={log}", *map(str, arguments)]), f"Submitted batch job {job.id}")
+        self.block(
+            shlex.join(["sbatch", f"--output={log}", *map(str, arguments)]),
+            f"Submitted batch job {job.id}",
+        )
         return job
 
 
-NOISE = re.compile(r"Warning|WARNING|return func\(|return torch\.cat\(|^  File |^    |^Traceback|^Terminated")
+NOISE = re.compile(
+    r"Warning|WARNING|return func\(|return torch\.cat\(|^  File |^    |^Traceback|^Terminated"
+)
 
 
 def first_block(job: Job) -> str:
@@ -73,12 +85,24 @@ def story(t: Transcript, clips: Path) -> None:
     two = ("--nodes=2", "--gpus-per-node=1")
     t.say("## Submit, train")
     t.run("sinfo", "--format=%P %D %T %G %N")
-    sixteen = t.submit("--gpus-per-node=1", PRETRAIN, *options(clips, t.folder / "sixteen", steps=3, ranks=16), name="sixteen")
+    sixteen = t.submit(
+        "--gpus-per-node=1",
+        PRETRAIN,
+        *options(clips, t.folder / "sixteen", steps=3, ranks=16),
+        name="sixteen",
+    )
     sixteen.wait(300)
     t.block(f"cat {sixteen.log}", sixteen.text())
 
     t.say("## Time limit → USR1 → checkpoint → requeue → continuation")
-    limited = t.submit("--time=1", "--signal=B:USR1@50", *two, PRETRAIN, *options(clips, t.folder / "limited"), name="limited")
+    limited = t.submit(
+        "--time=1",
+        "--signal=B:USR1@50",
+        *two,
+        PRETRAIN,
+        *options(clips, t.folder / "limited"),
+        name="limited",
+    )
     await_steps(limited, t.folder / "limited", 2)
     t.run("squeue", "--format=%i %j %T %M %l %N")
     wait_for("requeued run", lambda: "resumed from" in limited.text(), 200)
@@ -87,7 +111,10 @@ def story(t: Transcript, clips: Path) -> None:
     limited.cancel()
     t.block(f"tail -n 24 {limited.log}", limited.text(), last=24)
 
-    t.say("## `kill -9` of rank 1, SIGSTOP of rank 1, `scontrol update State=down` of its node, in one job")
+    t.say(
+        "## `kill -9` of rank 1, SIGSTOP of rank 1, `scontrol update State=down` of its node, in"
+        " one job"
+    )
     out = t.folder / "faults"
     faults = t.submit(*two, PRETRAIN, *options(clips, out, hang_timeout_s=30), name="faults")
     for number, name in ((signal.SIGKILL, "KILL"), (signal.SIGSTOP, "STOP")):
@@ -95,25 +122,42 @@ def story(t: Transcript, clips: Path) -> None:
         await_steps(faults, out, len(rows(out)) + 6)
         os.kill(ranks_of(faults)[1], number)
         begin = time.monotonic()
-        wait_for("restart", lambda starts=starts: faults.text().count("starting again") > starts // 2, 120)
+        wait_for(
+            "restart",
+            lambda starts=starts: faults.text().count("starting again") > starts // 2,
+            120,
+        )
         t.block(f"kill -{name} RANK_1; head {faults.log}", first_block(faults))
-        t.say(f"{time.monotonic() - begin:.1f} s after the signal the job started again inside its allocation.")
-        wait_for("resumed run", lambda name=name: faults.text().count("resumed from") == (1 if name == "KILL" else 2), 90)
+        t.say(
+            f"{time.monotonic() - begin:.1f} s after the signal the job started again inside its"
+            " allocation."
+        )
+        wait_for(
+            "resumed run",
+            lambda name=name: faults.text().count("resumed from") == (1 if name == "KILL" else 2),
+            90,
+        )
     await_steps(faults, out, len(rows(out)) + 3)
     t.run("scontrol", "update", "NodeName=node02", "State=down", "Reason=test")
     wait_for("requeued run", lambda: faults.text().count("resumed from") == 3, 120)
     t.run("squeue", "--format=%i %j %T %M %N")
     faults.cancel()
     t.block(f"cat {out}/slurm/starts.tsv", (out / "slurm/starts.tsv").read_text())
-    t.block(f"grep -E 'start|node check|resumed|ended|again|queue' {faults.log}", "\n".join(_milestones(faults.text())))
+    t.block(
+        f"grep -E 'start|node check|resumed|ended|again|queue' {faults.log}",
+        "\n".join(_milestones(faults.text())),
+    )
 
-    undisturbed = t.submit(*two, PRETRAIN, *options(clips, t.folder / "undisturbed"), name="undisturbed")
+    undisturbed = t.submit(
+        *two, PRETRAIN, *options(clips, t.folder / "undisturbed"), name="undisturbed"
+    )
     await_steps(undisturbed, t.folder / "undisturbed", len(rows(out)), 300)
     undisturbed.cancel()
     equal = rows(t.folder / "undisturbed")[: len(rows(out))] == rows(out)
     t.say(
-        f"Losses, gradient norms and digests of the {len(rows(out))} steps of that run, beside those of a job that nothing happened to: "
-        f"{'**equal, bit for bit**' if equal else '**different**'}."
+        f"Losses, gradient norms and digests of the {len(rows(out))} steps of that run, beside"
+        " those of a job that nothing happened to:"
+        f" {'**equal, bit for bit**' if equal else '**different**'}."
     )
 
 
@@ -122,7 +166,11 @@ def _milestones(text: str) -> list[str]:
     return [
         line
         for line in below.splitlines()
-        if re.search(r"^start|^node check|^resumed|^the ranks ended|again|queue|^first error|^=+ (first|hung)", line)
+        if re.search(
+            r"^start|^node check|^resumed|^the ranks ended|again|queue|^first error|^=+"
+            r" (first|hung)",
+            line,
+        )
     ]
 
 
@@ -130,15 +178,20 @@ def main() -> int:
     """Command line entry."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(PrepareOptions(small_demo(folder / "source", 64), folder / "few", workers=1), progress=False)
+        prepare(
+            PrepareOptions(small_demo(folder / "source", 64), folder / "few", workers=1),
+            progress=False,
+        )
         with Cluster(folder / "cluster") as cluster:
             cluster.wait_for_fork_server()
             version = cluster.run("slurmctld", "-V").strip()
             print("# Transcript of a run on the emulated cluster\n")
             print(
-                f"Written by `python -m tests.cluster.transcript` on {time.strftime('%Y-%m-%d')}: {version}, one controller and 16 node "
-                f"daemons on one machine with {os.cpu_count()} cores, each with 8 fake GPUs; ranks on the CPU, forked from a server that has "
-                f"done the imports. `TMP` is a temporary folder; warnings of libraries and tracebacks are left out."
+                f"Written by `python -m tests.cluster.transcript` on {time.strftime('%Y-%m-%d')}:"
+                f" {version}, one controller and 16 node daemons on one machine with"
+                f" {os.cpu_count()} cores, each with 8 fake GPUs; ranks on the CPU, forked from a"
+                " server that has done the imports. `TMP` is a temporary folder; warnings of"
+                " libraries and tracebacks are left out."
             )
             story(Transcript(cluster, folder), folder / "few")
     return 0

@@ -33,8 +33,16 @@ def test_a_child_begins_with_what_the_program_has_imported_but_dali(tmp_path: Pa
     """Started in another folder, where `import data` would find nothing."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.format(root=str(ROOT)))
-    done = subprocess.run([sys.executable, program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     found = json.loads(done.stdout)
-    assert (found["torch"], found["allinone.data.loading.loader"], found["nvidia.dali"]) == (True, True, False)
+    assert (found["torch"], found["allinone.data.loading.loader"], found["nvidia.dali"]) == (
+        True,
+        True,
+        False,
+    )
     assert found["frozen"] > 100_000
-    assert found["private_kib"] < 40 * 1024, "a process that imports torch by itself writes on more than 100 MiB"
+    assert found["private_kib"] < 40 * 1024, (
+        "a process that imports torch by itself writes on more than 100 MiB"
+    )

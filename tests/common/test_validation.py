@@ -29,9 +29,21 @@ HERE = Path()
         (DataConfig, {"clip_timeout_s": 0.0}, "--clip-timeout-s must be above 0, got 0.0"),
         (DataConfig, {"clip_timeout_s": math.inf}, "--clip-timeout-s must be above 0, got inf"),
         (DataConfig, {"mask_prob": 1.0}, "--mask-prob must be at least 0 and below 1, got 1.0"),
-        (DataConfig, {"max_bad_share": 2.0}, "--max-bad-share must be at least 0 and at most 1, got 2.0"),
-        (DataConfig, {"crop_scale": (0.0, 1.0)}, "--crop-scale must be above 0 and at most 1, got 0.0"),
-        (DataConfig, {"crop_ratio": (2.0, 1.0)}, "--crop-ratio is a range from low to high, got 2.0 1.0"),
+        (
+            DataConfig,
+            {"max_bad_share": 2.0},
+            "--max-bad-share must be at least 0 and at most 1, got 2.0",
+        ),
+        (
+            DataConfig,
+            {"crop_scale": (0.0, 1.0)},
+            "--crop-scale must be above 0 and at most 1, got 0.0",
+        ),
+        (
+            DataConfig,
+            {"crop_ratio": (2.0, 1.0)},
+            "--crop-ratio is a range from low to high, got 2.0 1.0",
+        ),
         (DataConfig, {"std": (1.0, 0.0, 1.0)}, "--std must be above 0, got 0.0"),
         (TrainConfig, {"steps": 0}, "--steps must be at least 1, got 0"),
         (TrainConfig, {"lr": math.nan}, "--lr must be at least 0, got nan"),
@@ -40,7 +52,11 @@ HERE = Path()
         (TrainConfig, {"keep_every": -3}, "--keep-every must be at least 0, got -3"),
         (TrainConfig, {"hang_timeout_s": 0.0}, "--hang-timeout-s must be above 0, got 0.0"),
         (TuneConfig, {"micro_batch": 0}, "--micro-batch must be at least 1, got 0"),
-        (PretrainConfig, {"out": HERE, "data": (), "val_items": -3}, "--val-items must be at least 0, got -3"),
+        (
+            PretrainConfig,
+            {"out": HERE, "data": (), "val_items": -3},
+            "--val-items must be at least 0, got -3",
+        ),
         (CoTrainOptions, {"image_workers": -1}, "--image-workers must be at least 0, got -1"),
         (FinetuneConfig, {"views": 0}, "--views must be at least 1, got 0"),
         (FinetuneConfig, {"epochs": 0.0}, "--epochs must be above 0, got 0.0"),
@@ -62,6 +78,8 @@ def test_what_cannot_be_is_refused_by_name(kind: Any, given: dict[str, Any], mes
         ({"timeout_s": -1.0}, "--timeout-s must be above 0, got -1.0"),
     ],
 )
-def test_so_is_what_data_cannot_be_prepared_with(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_so_is_what_data_cannot_be_prepared_with(
+    given: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
         PrepareOptions(tmp_path, tmp_path / "out", kind="webvid", **given).resolved()

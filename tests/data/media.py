@@ -1,7 +1,9 @@
-"""Small odd videos for tests, made with PyAV. Every frame carries its own number, so that a test can tell WHICH frame was decoded.
+"""Small odd videos for tests, made with PyAV. Every frame carries its own number, so that a test
+can tell WHICH frame was decoded.
 
-A frame is a grid of 4 x 4 cells, dark or bright: 12 bits of frame number, then 4 check bits (which neither a black, nor a white, nor a wrongly
-rotated frame satisfies, but for one in 16). `read_frame_number` wants the whole frame, at any scale.
+A frame is a grid of 4 x 4 cells, dark or bright: 12 bits of frame number, then 4 check bits (which
+neither a black, nor a white, nor a wrongly rotated frame satisfies, but for one in 16).
+`read_frame_number` wants the whole frame, at any scale.
 
     path = write_video(tmp_path / "a.mp4", codec="libx264", frames=50, gop=12, open_gop=True)
     assert read_frame_number(rgb_frames(path)[17]) == 17
@@ -43,7 +45,8 @@ def frame_array(number: int, width: int = 64, height: int = 64) -> NDArray[np.ui
 
 
 def read_frame_number(rgb: NDArray[np.generic]) -> int:
-    """Number spelled by a whole frame [height, width, 3] of values 0..255; ValueError where the check bits disagree."""
+    """Number spelled by a whole frame [height, width, 3] of values 0..255; ValueError where the
+    check bits disagree."""
     gray = np.asarray(rgb, dtype=np.float64).mean(axis=-1)
     height, width = gray.shape
     bits = []
@@ -51,7 +54,9 @@ def read_frame_number(rgb: NDArray[np.generic]) -> int:
         row, column = divmod(cell, GRID)
         top, bottom = (row + 0.3) * height / GRID, (row + 0.7) * height / GRID
         left, right = (column + 0.3) * width / GRID, (column + 0.7) * width / GRID
-        patch = gray[int(top) : max(int(bottom), int(top) + 1), int(left) : max(int(right), int(left) + 1)]
+        patch = gray[
+            int(top) : max(int(bottom), int(top) + 1), int(left) : max(int(right), int(left) + 1)
+        ]
         bits.append(int(patch.mean() > (DARK + BRIGHT) / 2))
     number = sum(bit << i for i, bit in enumerate(bits[:12]))
     if bits != _bits(number):
@@ -67,8 +72,9 @@ def rgb_frames(path: Path) -> list[NDArray[np.uint8]]:
 
 @contextmanager
 def _same_priority() -> Iterator[None]:
-    """Where it may, SVT-AV1 4.1 makes the thread that opens it, and so all that it starts later, a real-time one of the highest priority: one that
-    spins then takes the machine from everybody else."""
+    """Where it may, SVT-AV1 4.1 makes the thread that opens it, and so all that it starts later, a
+    real-time one of the highest priority: one that spins then takes the machine from everybody
+    else."""
     policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         yield
@@ -94,14 +100,18 @@ def write_video(
     still: bool = False,
     x264: str = "",
 ) -> Path:
-    """Write a video whose frame i spells number `first` + i; the container follows from the suffix of `path`.
+    """Write a video whose frame i spells number `first` + i; the container follows from the suffix
+    of `path`.
 
-    `times` gives each frame's time in seconds (variable frame rate). `open_gop` makes recovery-point I-frames (x264) or CRA pictures (x265)
-    where closed GOPs have IDR frames; `still` shows the first frame all the time;
-    `x264` adds parameters of that encoder. Returns `path`.
+    `times` gives each frame's time in seconds (variable frame rate). `open_gop` makes
+    recovery-point I-frames (x264) or CRA pictures (x265) where closed GOPs have IDR frames; `still`
+    shows the first frame all the time; `x264` adds parameters of that encoder. Returns `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    options, formats = _codec_options(codec, gop, open_gop, b_frames, x264), {"mjpeg": "yuvj420p", "gif": "rgb8", "png": "rgb24"}
+    options, formats = (
+        _codec_options(codec, gop, open_gop, b_frames, x264),
+        {"mjpeg": "yuvj420p", "gif": "rgb8", "png": "rgb24"},
+    )
     clock = Fraction(1, rate) if times is None else Fraction(1, TICKS)
     with _same_priority(), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options)
@@ -113,7 +123,9 @@ def write_video(
         sound = container.add_stream("aac", rate=16000) if audio else None
         for i in range(frames):
             if not still or i == 0:
-                frame = av.VideoFrame.from_ndarray(frame_array(first + i, width, height), format="rgb24")
+                frame = av.VideoFrame.from_ndarray(
+                    frame_array(first + i, width, height), format="rgb24"
+                )
             frame.pts = i if times is None else round(times[i] * TICKS)
             frame.time_base = clock
             container.mux(stream.encode(frame))
@@ -123,7 +135,9 @@ def write_video(
     return path
 
 
-def _codec_options(codec: str, gop: int, open_gop: bool, b_frames: int, x264: str) -> dict[str, str]:
+def _codec_options(
+    codec: str, gop: int, open_gop: bool, b_frames: int, x264: str
+) -> dict[str, str]:
     if codec == "libx264":
         params = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes={b_frames}:open-gop={int(open_gop)}:b-pyramid=none:{x264}"
         return {"preset": "ultrafast", "x264-params": params, "threads": "1"}
@@ -132,14 +146,24 @@ def _codec_options(codec: str, gop: int, open_gop: bool, b_frames: int, x264: st
         params = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes={b_frames}:open-gop={int(open_gop)}:{pools}"
         return {"preset": "ultrafast", "x265-params": params}
     if codec in ("libvpx", "libvpx-vp9"):
-        return {"deadline": "realtime", "cpu-used": "8", "threads": "1", "keyint_min": str(gop), "lag-in-frames": "0"}
+        return {
+            "deadline": "realtime",
+            "cpu-used": "8",
+            "threads": "1",
+            "keyint_min": str(gop),
+            "lag-in-frames": "0",
+        }
     return {}
 
 
-def _write_sound(container: av.container.OutputContainer, stream: av.AudioStream, seconds: float) -> None:
+def _write_sound(
+    container: av.container.OutputContainer, stream: av.AudioStream, seconds: float
+) -> None:
     samples = (np.sin(np.arange(int(16000 * seconds)) * 0.1) * 0.2).astype(np.float32)
     for start in range(0, len(samples), 1024):
-        frame = av.AudioFrame.from_ndarray(samples[None, start : start + 1024], format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            samples[None, start : start + 1024], format="fltp", layout="mono"
+        )
         frame.sample_rate, frame.pts, frame.time_base = 16000, start, Fraction(1, 16000)
         container.mux(stream.encode(frame))
     container.mux(stream.encode())
@@ -154,12 +178,14 @@ def write_audio_only(path: Path, seconds: float = 1.0) -> Path:
 
 
 def write_rotated(path: Path, degrees: int, **options: int) -> Path:
-    """An mp4 whose pictures are stored upright but whose display matrix turns them `degrees` (90, 180 or 270) clockwise for display."""
+    """An mp4 whose pictures are stored upright but whose display matrix turns them `degrees` (90,
+    180 or 270) clockwise for display."""
     write_video(path, **options)
     one = 1 << 16
     cosine, sine = {90: (0, one), 180: (-one, 0), 270: (0, -one)}[degrees]
     content = bytearray(path.read_bytes())
-    # ISO 14496-12 tkhd, version 0: the 3 x 3 matrix lies 44 bytes after the type's end; a b u / c d v / x y w
+    # ISO 14496-12 tkhd, version 0: the 3 x 3 matrix lies 44 bytes after the type's end; a b u / c d
+    # v / x y w
     start = content.index(b"tkhd") + 4 + 40
     if content[start - 40] != 0:
         raise AssertionError("the muxer wrote a tkhd box of version 1")
@@ -169,7 +195,8 @@ def write_rotated(path: Path, degrees: int, **options: int) -> Path:
 
 
 def write_long_by_metadata(path: Path, hours: float = 10.0) -> Path:
-    """A webm of a few frames whose header claims `hours`: what a ten-hour video looks like before it is decoded."""
+    """A webm of a few frames whose header claims `hours`: what a ten-hour video looks like before
+    it is decoded."""
     write_video(path, codec="libvpx", frames=4, gop=4)
     content = bytearray(path.read_bytes())
     # Matroska element Duration (id 44 89, size 8): a double in milliseconds
@@ -182,7 +209,10 @@ def write_long_by_metadata(path: Path, hours: float = 10.0) -> Path:
 def write_html(path: Path) -> Path:
     """The error page that a downloader saved under a video's name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("<!DOCTYPE html>\n<html><head><title>403 Forbidden</title></head><body>Forbidden</body></html>\n" * 20)
+    path.write_text(
+        "<!DOCTYPE html>\n<html><head><title>403"
+        " Forbidden</title></head><body>Forbidden</body></html>\n" * 20
+    )
     return path
 
 
@@ -200,8 +230,11 @@ def truncate(path: Path, share: float = 0.6) -> Path:
     return path
 
 
-def corrupt(path: Path, *, seed: int = 0, share: float = 0.02, start: float = 0.3, stop: float = 0.9) -> Path:
-    """Overwrite `share` of the bytes between two relative places with random ones (always the same for one seed)."""
+def corrupt(
+    path: Path, *, seed: int = 0, share: float = 0.02, start: float = 0.3, stop: float = 0.9
+) -> Path:
+    """Overwrite `share` of the bytes between two relative places with random ones (always the same
+    for one seed)."""
     content = bytearray(path.read_bytes())
     generator = np.random.default_rng(seed)
     low, high = int(len(content) * start), int(len(content) * stop)
@@ -230,7 +263,9 @@ GOOD: dict[str, Callable[[Path], Path]] = {
     "h264_closed.mp4": lambda path: write_video(path, gop=8),
     "h264_open.mp4": lambda path: write_video(path, gop=8, open_gop=True),
     # as x264 writes unless told otherwise: B-frames that others refer to, several references
-    "h264_pyramid.mp4": lambda path: write_video(path, gop=12, b_frames=3, x264="b-pyramid=normal:ref=4:b-adapt=0:weightp=2"),
+    "h264_pyramid.mp4": lambda path: write_video(
+        path, gop=12, b_frames=3, x264="b-pyramid=normal:ref=4:b-adapt=0:weightp=2"
+    ),
     "h264_interlaced.mp4": lambda path: write_video(path, gop=8, x264="interlaced=1:tff=1"),
     "h264.mov": lambda path: write_video(path, gop=8, audio=True),
     "h264.ts": lambda path: write_video(path, gop=8),
@@ -262,9 +297,18 @@ BAD: dict[str, tuple[Callable[[Path], Path], frozenset[str]]] = {
     "sound.mp4": (write_audio_only, frozenset({"no_video_track"})),
     "one_frame.mp4": (lambda path: write_video(path, frames=1), frozenset({"too_few_frames"})),
     "ten_hours.webm": (write_long_by_metadata, frozenset({"too_long"})),
-    "cut_vp9.webm": (lambda path: truncate(write_video(path, codec="libvpx-vp9", frames=48)), frozenset({"truncated"})),
-    "cut_h264.mp4": (lambda path: truncate(write_video(path, frames=48)), frozenset({"undecodable", "truncated"})),
-    "broken_h264.mp4": (lambda path: corrupt(write_video(path, frames=48), share=0.1), frozenset({"undecodable", "truncated"})),
+    "cut_vp9.webm": (
+        lambda path: truncate(write_video(path, codec="libvpx-vp9", frames=48)),
+        frozenset({"truncated"}),
+    ),
+    "cut_h264.mp4": (
+        lambda path: truncate(write_video(path, frames=48)),
+        frozenset({"undecodable", "truncated"}),
+    ),
+    "broken_h264.mp4": (
+        lambda path: corrupt(write_video(path, frames=48), share=0.1),
+        frozenset({"undecodable", "truncated"}),
+    ),
     "broken_vp9.webm": (
         lambda path: corrupt(write_video(path, codec="libvpx-vp9", frames=48), share=0.1),
         frozenset({"undecodable", "truncated"}),

@@ -24,48 +24,67 @@ def processor() -> AllInOneProcessor:
     return AllInOneProcessor(CLIP, DATA)
 
 
-def test_videos_and_captions_become_what_evaluation_sees(tmp_path: Path, processor: AllInOneProcessor) -> None:
+def test_videos_and_captions_become_what_evaluation_sees(
+    tmp_path: Path, processor: AllInOneProcessor
+) -> None:
     media.write_video(tmp_path / "a.mp4", frames=30, width=96, height=64)
     media.write_video(tmp_path / "b.webm", frames=11, width=64, height=80, codec="libvpx-vp9")
     media.write_rotated(tmp_path / "c.mp4", 90, width=96, height=64)
     names, captions = ("a.mp4", "b.webm", "c.mp4"), ["a red ball", "Café, two dogs", "x " * 40]
-    rows = "".join(f'{name},"{caption}",val\n' for name, caption in zip(names, captions, strict=True))
+    rows = "".join(
+        f'{name},"{caption}",val\n' for name, caption in zip(names, captions, strict=True)
+    )
     (tmp_path / "my.csv").write_text(f"path,caption,split\n{rows}")
     prepare(PrepareOptions(tmp_path / "my.csv", tmp_path / "prepared", workers=1))
     evaluation = EvalSet(DatasetSpec(tmp_path / "prepared", "val"), CLIP, DATA)
     batch = next(evaluation.batches(rank=0, world=1, batch_size=3, device=torch.device("cpu")))
     inputs = processor([tmp_path / name for name in names], captions)
-    order = [next(row for row, caption in enumerate(batch.captions) if caption.strip() == wanted.strip()) for wanted in captions]
+    order = [
+        next(row for row, caption in enumerate(batch.captions) if caption.strip() == wanted.strip())
+        for wanted in captions
+    ]
     assert torch.equal(inputs["pixels"], batch.pixels[order])
     assert torch.equal(inputs["text_ids"], batch.text_ids[order])
     assert torch.equal(inputs["text_mask"], batch.text_mask[order])
 
 
-def test_frames_in_memory_give_the_middle_ones_cropped_and_normalised(processor: AllInOneProcessor) -> None:
+def test_frames_in_memory_give_the_middle_ones_cropped_and_normalised(
+    processor: AllInOneProcessor,
+) -> None:
     frames = np.zeros((9, 40, 80, 3), np.uint8)
-    frames[:, :, 20:60] = np.arange(9, dtype=np.uint8)[:, None, None, None] * 20  # the rest lies outside the central square
+    frames[:, :, 20:60] = (
+        np.arange(9, dtype=np.uint8)[:, None, None, None] * 20
+    )  # the rest lies outside the central square
     pixels = processor(frames)["pixels"]
     assert pixels.shape == (1, 3, 3, 32, 32)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (DATA.mean, DATA.std))
     for shown, frame in zip(pixels[0], (1, 4, 7), strict=True):
-        torch.testing.assert_close(shown, ((frame * 20 / 255 - mean) / std).expand_as(shown), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            shown, ((frame * 20 / 255 - mean) / std).expand_as(shown), atol=1e-5, rtol=0
+        )
     assert torch.equal(processor(list(frames))["pixels"], pixels)
     assert torch.equal(processor([Image.fromarray(frame) for frame in frames])["pixels"], pixels)
     assert torch.equal(processor([frames, frames])["pixels"], pixels.expand(2, -1, -1, -1, -1))
 
 
-def test_an_image_is_one_frame_from_a_file_or_from_memory(tmp_path: Path, processor: AllInOneProcessor) -> None:
+def test_an_image_is_one_frame_from_a_file_or_from_memory(
+    tmp_path: Path, processor: AllInOneProcessor
+) -> None:
     picture = media.write_image(tmp_path / "p.png", 5)
     from_file = processor(picture)["pixels"]
     assert from_file.shape == (1, 1, 3, 32, 32)
     array = np.asarray(Image.open(picture).convert("RGB"))
     torch.testing.assert_close(processor(array)["pixels"], from_file, atol=0.02, rtol=0)
-    torch.testing.assert_close(processor(Image.open(picture))["pixels"], from_file, atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        processor(Image.open(picture))["pixels"], from_file, atol=0.02, rtol=0
+    )
     with pytest.raises(ValueError, match="cannot be mixed"):
         processor([str(picture), np.zeros((4, 40, 40, 3), np.uint8)])
 
 
-def test_one_video_is_repeated_for_many_captions_and_the_reverse(processor: AllInOneProcessor) -> None:
+def test_one_video_is_repeated_for_many_captions_and_the_reverse(
+    processor: AllInOneProcessor,
+) -> None:
     frames = np.random.default_rng(0).integers(0, 255, (4, 40, 40, 3), dtype=np.uint8)
     inputs = processor(frames, ["one", "two"])
     assert inputs["pixels"].shape[0] == inputs["text_ids"].shape[0] == 2
@@ -77,7 +96,9 @@ def test_one_video_is_repeated_for_many_captions_and_the_reverse(processor: AllI
         processor([frames, frames], ["a", "b", "c"])
 
 
-def test_files_that_do_not_decode_are_named_with_the_reason(tmp_path: Path, processor: AllInOneProcessor) -> None:
+def test_files_that_do_not_decode_are_named_with_the_reason(
+    tmp_path: Path, processor: AllInOneProcessor
+) -> None:
     cases = {
         tmp_path / "absent.mp4": "cannot be opened",
         tmp_path: "cannot be opened",

@@ -1,7 +1,10 @@
-"""What DeepSpeed's ranks really hold and send: bytes of live tensors by part, allocator peaks, bytes of collectives.
+"""What DeepSpeed's ranks really hold and send: bytes of live tensors by part, allocator peaks,
+bytes of collectives.
 
-`measure(cases)` forks the ranks of each case from this process (imported once; gloo over a file store) and returns what every rank saw. The walker
-knows torch's garbage collector and where weights, gradients and optimizer state are by definition; it does not know the formulas of engine/planning/memory.py.
+`measure(cases)` forks the ranks of each case from this process (imported once; gloo over a file
+store) and returns what every rank saw. The walker knows torch's garbage collector and where
+weights, gradients and optimizer state are by definition; it does not know the formulas of
+engine/planning/memory.py.
 """
 
 from __future__ import annotations
@@ -48,12 +51,20 @@ class Case:
     bucket: int = 0
     """Elements of the reduce and prefetch buckets; 0: what ds_configs/ says."""
     checkpointing: bool = False
-    model: dict[str, Any] = field(default_factory=lambda: {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4})
+    model: dict[str, Any] = field(
+        default_factory=lambda: {
+            "hidden_size": 128,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+        }
+    )
 
     @property
     def name(self) -> str:
         """For tables."""
-        extra = f", {self.accumulation} accumulated" * (self.accumulation > 1) + f", bucket {self.bucket:,}" * bool(self.bucket)
+        extra = f", {self.accumulation} accumulated" * (
+            self.accumulation > 1
+        ) + f", bucket {self.bucket:,}" * bool(self.bucket)
         return f"ZeRO {self.stage} {self.precision}, {self.world} ranks{extra}"
 
 
@@ -63,7 +74,8 @@ class Seen:
 
     between: dict[str, int]
     backward: dict[str, int]
-    """The moment of the backward pass with most bytes in weights, gradients, optimizer and buckets."""
+    """The moment of the backward pass with most bytes in weights, gradients, optimizer and
+    buckets."""
     update: dict[str, int]
     """The same inside the optimizer step."""
     peak_backward: int
@@ -88,7 +100,9 @@ class OneBatch:
     def describe(self) -> str:
         return "made-up batches"
 
-    def batches(self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device) -> Iterator[Batch]:
+    def batches(
+        self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device
+    ) -> Iterator[Batch]:
         batch = make_batch(self.config, micro_batch)
         while True:
             yield batch
@@ -122,7 +136,11 @@ def _storages(tensors: Sequence[Any]) -> dict[int, int]:
     """Address → bytes of the storages behind some tensors."""
     found = {}
     for tensor in tensors:
-        if isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.layout == torch.strided:
+        if (
+            isinstance(tensor, Tensor)
+            and tensor.device.type == "cpu"
+            and tensor.layout == torch.strided
+        ):
             storage = tensor.untyped_storage()
             if storage.nbytes():
                 found[storage.data_ptr()] = storage.nbytes()
@@ -139,16 +157,31 @@ def _flat(value: Any) -> list[Tensor]:
     return []
 
 
-def walk(engine: Any, base: torch.optim.Optimizer, background: dict[int, int], everything: bool = True) -> dict[str, int]:
-    """Bytes by part; a storage counts once, in the first part that holds it. `background` existed before the model. `everything` counts the tensors
-    in no part as well, by a look at all Python objects."""
+def walk(
+    engine: Any, base: torch.optim.Optimizer, background: dict[int, int], everything: bool = True
+) -> dict[str, int]:
+    """Bytes by part; a storage counts once, in the first part that holds it. `background` existed
+    before the model. `everything` counts the tensors in no part as well, by a look at all Python
+    objects."""
     wrapper, parameters = engine.optimizer, list(engine.module.parameters())
-    tensors = [item for item in gc.get_objects() if issubclass(type(item), Tensor)] if everything else []
+    tensors = (
+        [item for item in gc.get_objects() if issubclass(type(item), Tensor)] if everything else []
+    )
     masters = [p for group in base.param_groups for p in group["params"]]
-    for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):  # DeepSpeed shows AdamW one group at a time
+    for name in (
+        "single_partition_of_fp32_groups",
+        "fp32_partitioned_groups_flat",
+    ):  # DeepSpeed shows AdamW one group at a time
         masters += _flat(getattr(wrapper, name, None))
-    gradients = [p.grad for p in [*parameters, *masters]] + _flat([p.grad_accum for p in parameters if hasattr(p, "grad_accum")])
-    for name in ("averaged_gradients", "all_grad_tensors", "grads_in_partition", "grad_partitions_flat_buffer"):
+    gradients = [p.grad for p in [*parameters, *masters]] + _flat(
+        [p.grad_accum for p in parameters if hasattr(p, "grad_accum")]
+    )
+    for name in (
+        "averaged_gradients",
+        "all_grad_tensors",
+        "grads_in_partition",
+        "grad_partitions_flat_buffer",
+    ):
         gradients += _flat(getattr(wrapper, name, None))
     buckets = [bucket.buffer for bucket in getattr(wrapper, "ipg_buckets", {}).values()]
     parts = {
@@ -160,14 +193,17 @@ def walk(engine: Any, base: torch.optim.Optimizer, background: dict[int, int], e
     }
     seen, found = set(background), {}
     for part, members in parts.items():
-        storages = {address: size for address, size in _storages(members).items() if address not in seen}
+        storages = {
+            address: size for address, size in _storages(members).items() if address not in seen
+        }
         seen |= set(storages)
         found[part] = sum(storages.values())
     return {part: found[part] for part in PARTS}
 
 
 class Traffic:
-    """Counts what is handed to torch.distributed's collectives. Payload of a gather or scatter: the whole, not a rank's share."""
+    """Counts what is handed to torch.distributed's collectives. Payload of a gather or scatter: the
+    whole, not a rank's share."""
 
     NAMES = (
         "all_reduce",
@@ -187,7 +223,14 @@ class Traffic:
     def _wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **kwargs: Any) -> Any:
             payload = [*args, *kwargs.values()]
-            size = max((sum(t.numel() * t.element_size() for t in _flat(item)) for item in payload if _flat(item)), default=0)
+            size = max(
+                (
+                    sum(t.numel() * t.element_size() for t in _flat(item))
+                    for item in payload
+                    if _flat(item)
+                ),
+                default=0,
+            )
             calls, total = self.counts.get(name, [0, 0])
             self.counts[name] = [calls + 1, total + size]
             return function(*args, **kwargs)
@@ -199,7 +242,8 @@ MARK = "the optimizer's step begins"
 
 
 def allocator_peaks(profiler: Any) -> tuple[int, int]:
-    """Highest totals of torch's CPU allocator, above the level at the start, before and after MARK: every tensor counts, also what only C++ holds."""
+    """Highest totals of torch's CPU allocator, above the level at the start, before and after MARK:
+    every tensor counts, also what only C++ holds."""
     events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
     level, update, peaks = 0, 0, [0, 0]
     for event in events:
@@ -216,14 +260,21 @@ def run_rank(case: Case, rank: int, folder: Path) -> Seen:
     """One rank: three steps of the real loop, the last two measured."""
     gc.freeze()  # the walker's look at all objects leaves out what was there before the fork
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(case.world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(case.world))
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(case.world),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(case.world),
+    )
     traffic = Traffic()
     store = torch.distributed.FileStore(str(folder / "store"), case.world)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=case.world)
     ds = load(f"zero{case.stage}_{case.precision}")
     if case.bucket:
         sizes = ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size")
-        ds["zero_optimization"].update({name: case.bucket for name in sizes if name in ds["zero_optimization"]})
+        ds["zero_optimization"].update(
+            {name: case.bucket for name in sizes if name in ds["zero_optimization"]}
+        )
     ds["comms_logger"] = {"enabled": True, "prof_all": True}
     path = folder / f"ds-{rank}.json"
     path.write_text(json.dumps(ds))
@@ -246,7 +297,9 @@ def run_rank(case: Case, rank: int, folder: Path) -> Seen:
         out=folder / f"out-{rank}",
     )
     run._start_engine()
-    batches = run.data.batches(first=0, rank=rank, world=case.world, micro_batch=case.micro_batch, device=run.device)
+    batches = run.data.batches(
+        first=0, rank=rank, world=case.world, micro_batch=case.micro_batch, device=run.device
+    )
     background |= _storages(_flat(list(vars(next(batches)).values())))
     run._train_step(batches)  # the first step makes the moments and traces ZeRO 3's order
     run._train_step(batches)
@@ -255,7 +308,9 @@ def run_rank(case: Case, rank: int, folder: Path) -> Seen:
     return _measure_step(run, batches, background, traffic)
 
 
-def _measure_step(run: Run, batches: Iterator[Batch], background: dict[int, int], traffic: Traffic) -> Seen:
+def _measure_step(
+    run: Run, batches: Iterator[Batch], background: dict[int, int], traffic: Traffic
+) -> Seen:
     from deepspeed.comm import comm
 
     engine, base = run._engine, run._optimizer
@@ -284,7 +339,10 @@ def _measure_step(run: Run, batches: Iterator[Batch], background: dict[int, int]
     run._train_step(batches)
     counts = {name: list(value) for name, value in traffic.counts.items()}
     logged = {
-        name: [sum(row[0] for row in sizes.values()), sum(size * row[0] for size, row in sizes.items())]
+        name: [
+            sum(row[0] for row in sizes.values()),
+            sum(size * row[0] for size, row in sizes.items()),
+        ]
         for name, sizes in comm.comms_logger.comms_dict.items()
     }
     for handle in handles:
@@ -303,9 +361,12 @@ def _measure_step(run: Run, batches: Iterator[Batch], background: dict[int, int]
 
 
 def _peaks(run: Run, batches: Iterator[Batch]) -> tuple[int, int]:
-    """Allocator peaks (of forward and backward, of the optimizer step), bytes above the level between steps."""
+    """Allocator peaks (of forward and backward, of the optimizer step), bytes above the level
+    between steps."""
     engine = run._engine
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
         for micro in range(run.accumulation):
             loss, _ = engine(next(batches))
             engine.backward(loss)
@@ -328,7 +389,10 @@ def measure(case: Case) -> list[Seen]:
         ranks = Ranks(case.world, Path(folder) / "logs", partial(_rank_main, case, Path(folder)))
         if any(ranks.finish(200)):
             raise RuntimeError(f"{case.name}: {ranks.output()[-3000:]}")
-        return [Seen(**json.loads((Path(folder) / f"rank-{rank}.json").read_text())) for rank in range(case.world)]
+        return [
+            Seen(**json.loads((Path(folder) / f"rank-{rank}.json").read_text()))
+            for rank in range(case.world)
+        ]
 
 
 @dataclass(frozen=True)
@@ -363,21 +427,54 @@ def compare(case: Case, seen: Sequence[Seen]) -> list[Line]:
     memory = state_memory(groups, case.world, zero, case.accumulation)
     lines = []
     for moment in ("between", "backward", "update"):
-        fullest = max((getattr(rank, moment) for rank in seen), key=lambda parts: sum(parts[part] for part in PLANNED))
+        fullest = max(
+            (getattr(rank, moment) for rank in seen),
+            key=lambda parts: sum(parts[part] for part in PLANNED),
+        )
         planned = asdict(getattr(memory, moment))
         lines += [Line(f"{moment}: {part}", planned[part], fullest[part]) for part in PLANNED]
-        lines.append(Line(f"{moment}: all", sum(planned.values()), sum(fullest[part] for part in PLANNED)))
-    kept = model_activations(model_config(case), OBJECTIVE, case.micro_batch, zero.element, zero.element, case.checkpointing)
-    highest = max(sum(rank.between[part] for part in PLANNED) + max(rank.peak_backward, rank.peak_update) for rank in seen)
-    lines.append(Line("peak of the step by torch's allocator", memory.peak(kept.total, kept.last_pass, kept.working), highest))
+        lines.append(
+            Line(f"{moment}: all", sum(planned.values()), sum(fullest[part] for part in PLANNED))
+        )
+    kept = model_activations(
+        model_config(case),
+        OBJECTIVE,
+        case.micro_batch,
+        zero.element,
+        zero.element,
+        case.checkpointing,
+    )
+    highest = max(
+        sum(rank.between[part] for part in PLANNED) + max(rank.peak_backward, rank.peak_update)
+        for rank in seen
+    )
+    lines.append(
+        Line(
+            "peak of the step by torch's allocator",
+            memory.peak(kept.total, kept.last_pass, kept.working),
+            highest,
+        )
+    )
     sent = traffic(groups, case.world, zero, case.accumulation)
-    names = {"all_reduce": "all_reduce", "all_gather": "all_gather_into_tensor", "reduce_scatter": "reduce_scatter_tensor"}
+    names = {
+        "all_reduce": "all_reduce",
+        "all_gather": "all_gather_into_tensor",
+        "reduce_scatter": "reduce_scatter_tensor",
+    }
     for kind, name in names.items():
         planned_bytes = sum(collective.bytes for collective in sent if collective.name == kind)
-        # a norm or a flag is an all-reduce of a few bytes; one rank alone calls collectives that move nothing
+        # a norm or a flag is an all-reduce of a few bytes; one rank alone calls collectives that
+        # move nothing
         counted = seen[0].collectives.get(name, [0, 0])[1] if case.world > 1 else 0
         # VTC's own: the gradients of all ranks' embeddings, text and video, fp32
-        contrast = 2 * case.world * case.micro_batch * model_config(case).projection_dim * 4 * case.accumulation
+        contrast = (
+            2
+            * case.world
+            * case.micro_batch
+            * model_config(case).projection_dim
+            * 4
+            * case.accumulation
+        )
         extra = contrast if kind == "all_reduce" and case.world > 1 else 0
         if planned_bytes or counted > 1000:
             lines.append(Line(f"bytes: {kind}", planned_bytes + extra, counted))

@@ -1,4 +1,5 @@
-"""Ranks in a second: one process imports everything and forks them. `python -m tests.engine.ranks` reads jobs from stdin; RankServer talks to it."""
+"""Ranks in a second: one process imports everything and forks them. `python -m tests.engine.ranks`
+reads jobs from stdin; RankServer talks to it."""
 
 from __future__ import annotations
 
@@ -18,10 +19,17 @@ TIMEOUT_S = 120.0
 
 
 class RankServer:
-    """Starts the ranks of runs of tests/tools/zero_run.py, a very small All-in-one, one run after the other."""
+    """Starts the ranks of runs of tests/tools/zero_run.py, a very small All-in-one, one run after
+    the other."""
 
     def __init__(self) -> None:
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cpu",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "PYTHONPATH": str(ROOT),
+        }
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.engine.ranks"],
             cwd=ROOT,
@@ -36,7 +44,9 @@ class RankServer:
         """Exit codes and output of all ranks."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps({"out": str(out), "world": world, "options": options}) + "\n")
+        self._server.stdin.write(
+            json.dumps({"out": str(out), "world": world, "options": options}) + "\n"
+        )
         self._server.stdin.flush()
         answer = json.loads(self._server.stdout.readline())
         return answer["codes"], answer["output"]

@@ -35,15 +35,26 @@ sys.exit(launch.main(run))
     [
         ('RuntimeError("CUDA out of memory")', 1, "RuntimeError: CUDA out of memory"),
         ('LostDataError("shard x cannot be opened")', 2, "error: shard x cannot be opened"),
-        ('launch.began() or LostDataError("shard x cannot be opened")', 1, "error: shard x cannot be opened"),
+        (
+            'launch.began() or LostDataError("shard x cannot be opened")',
+            1,
+            "error: shard x cannot be opened",
+        ),
         ('launch.began() or DataError("too many bad clips")', 2, "error: too many bad clips"),
         ('LocalConfigError("no GPU here")', 2, "error: no GPU here"),
         ('OSError(28, "No space left on device")', 3, "error: [Errno 28] No space left on device"),
     ],
 )
-def test_a_rank_that_alone_has_failed_says_why_and_ends_though_its_peers_wait(error: str, code: int, said: str) -> None:
+def test_a_rank_that_alone_has_failed_says_why_and_ends_though_its_peers_wait(
+    error: str, code: int, said: str
+) -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", FAILING.format(error=error)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", FAILING.format(error=error)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert ended.returncode == code
     assert ended.stderr.splitlines()[-1] == said
@@ -54,7 +65,9 @@ def test_groups_that_deepspeed_makes_wait_as_long_as_ours(monkeypatch: pytest.Mo
     monkeypatch.setenv("MASTER_PORT", str(launch.free_port()))
     try:
         launch.start("cpu", 1830.0)
-        assert dist.distributed_c10d._get_default_timeout(dist.Backend.NCCL) == timedelta(seconds=1830)
+        assert dist.distributed_c10d._get_default_timeout(dist.Backend.NCCL) == timedelta(
+            seconds=1830
+        )
     finally:
         dist.destroy_process_group()
 

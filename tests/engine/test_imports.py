@@ -25,7 +25,11 @@ print("torch._inductor.compile_fx" in sys.modules)
 
 def test_deepspeed_does_not_bring_torchs_compiler_unless_it_is_used() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROGRAM],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == ["False", "True"]

@@ -1,4 +1,5 @@
-"""Launch, options, schedule, groups and metrics of the engine, each against an independent computation."""
+"""Launch, options, schedule, groups and metrics of the engine, each against an independent
+computation."""
 
 from __future__ import annotations
 
@@ -14,7 +15,13 @@ from allinone.common.retrieval_metrics import chance_metrics, ranks, retrieval_m
 from allinone.engine import ds_config
 from allinone.engine.checkpoint.manager import changed_options
 from allinone.engine.config import ConfigError, TrainConfig, every
-from allinone.engine.distributed.launch import find_place, first_host, gpu_of_rank, ranks_of_host, without_launcher_arguments
+from allinone.engine.distributed.launch import (
+    find_place,
+    first_host,
+    gpu_of_rank,
+    ranks_of_host,
+    without_launcher_arguments,
+)
 from allinone.engine.optim.adamw import learning_rate, parameter_groups
 from allinone.engine.trainer import seed_of
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
@@ -24,9 +31,24 @@ from allinone.model import AllInOneConfig, AllInOneForPreTraining
     ("env", "launcher", "rank", "world"),
     [
         ({}, "python", 0, 1),
-        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "TORCHELASTIC_RUN_ID": "x"}, "torchrun", 3, 8),
-        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_PORT": "29501"}, "deepspeed", 1, 2),
-        ({"RANK": "0", "WORLD_SIZE": "1", "ALLINONE_LAUNCHER": "python"}, "python", 0, 1),  # after the first call of `start`
+        (
+            {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "TORCHELASTIC_RUN_ID": "x"},
+            "torchrun",
+            3,
+            8,
+        ),
+        (
+            {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_PORT": "29501"},
+            "deepspeed",
+            1,
+            2,
+        ),
+        (
+            {"RANK": "0", "WORLD_SIZE": "1", "ALLINONE_LAUNCHER": "python"},
+            "python",
+            0,
+            1,
+        ),  # after the first call of `start`
         (
             {
                 "SLURM_PROCID": "9",
@@ -41,18 +63,40 @@ from allinone.model import AllInOneConfig, AllInOneForPreTraining
             16,
         ),
         # plain python inside the shell of a 16-task batch job, which is no step of its own
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "16", "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_ID": "4711"}, "python", 0, 1),
+        (
+            {
+                "SLURM_PROCID": "0",
+                "SLURM_NTASKS": "16",
+                "SLURM_JOB_NODELIST": "localhost",
+                "SLURM_JOB_ID": "4711",
+            },
+            "python",
+            0,
+            1,
+        ),
     ],
 )
-def test_each_launcher_is_understood(env: dict[str, str], launcher: str, rank: int, world: int) -> None:
+def test_each_launcher_is_understood(
+    env: dict[str, str], launcher: str, rank: int, world: int
+) -> None:
     place = find_place(env)
     assert (place.launcher, place.rank, place.world) == (launcher, rank, world)
 
 
 def test_slurm_node_lists_and_launcher_arguments() -> None:
-    lists = {"node[03-07,9]": "node03", "a1": "a1", "gpu-[12,14]": "gpu-12", "x1,x2": "x1", "rack[1-2]n[04,07],y1": "rack1n04"}
+    lists = {
+        "node[03-07,9]": "node03",
+        "a1": "a1",
+        "gpu-[12,14]": "gpu-12",
+        "x1,x2": "x1",
+        "rack[1-2]n[04,07],y1": "rack1n04",
+    }
     assert {text: first_host(text) for text in lists} == lists
-    assert without_launcher_arguments(["demo", "--local_rank=3", "--lr", "1"]) == ["demo", "--lr", "1"]
+    assert without_launcher_arguments(["demo", "--local_rank=3", "--lr", "1"]) == [
+        "demo",
+        "--lr",
+        "1",
+    ]
 
 
 def test_ranks_find_their_gpu_and_their_share_of_the_cores() -> None:
@@ -60,7 +104,12 @@ def test_ranks_find_their_gpu_and_their_share_of_the_cores() -> None:
     assert gpu_of_rank(3, 1) == 0, "srun --gpus-per-task=1 shows each rank its own GPU only"
     with pytest.raises(ValueError, match="2 are visible"):
         gpu_of_rank(2, 2)
-    given = [{"LOCAL_WORLD_SIZE": "4"}, {"SLURM_STEP_TASKS_PER_NODE": "8(x16)"}, {"SLURM_STEP_TASKS_PER_NODE": "3,2"}, {}]
+    given = [
+        {"LOCAL_WORLD_SIZE": "4"},
+        {"SLURM_STEP_TASKS_PER_NODE": "8(x16)"},
+        {"SLURM_STEP_TASKS_PER_NODE": "3,2"},
+        {},
+    ]
     assert [ranks_of_host(env, 128) for env in given] == [4, 8, 3, 128]
 
 
@@ -97,25 +146,36 @@ def test_a_micro_batch_that_does_not_divide_lists_those_that_do() -> None:
         TrainConfig(global_batch=24, micro_batch=4).accumulation(7)
 
 
-def test_ds_configs_resolve_and_contradictions_name_both_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ds_configs_resolve_and_contradictions_name_both_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NVME_DIR", str(tmp_path))
     for path in ds_config.FOLDER.glob("*.json"):
         stage, *offload, precision = path.stem.split("_")
-        resolved = ds_config.resolve(TrainConfig(ds_config=path.stem, global_batch=64, micro_batch=8), 2, on_cpu=False)
+        resolved = ds_config.resolve(
+            TrainConfig(ds_config=path.stem, global_batch=64, micro_batch=8), 2, on_cpu=False
+        )
         assert f"zero{resolved['zero_optimization']['stage']}" == stage
         assert ds_config.precision(resolved) == precision
         assert ds_config.offload(resolved) == (offload[1] if offload else "none")
         assert resolved["gradient_accumulation_steps"] == 4
         if offload[1:] == ["nvme"]:
-            assert Path(resolved["zero_optimization"]["offload_optimizer"]["nvme_path"]).parent == tmp_path
+            assert (
+                Path(resolved["zero_optimization"]["offload_optimizer"]["nvme_path"]).parent
+                == tmp_path
+            )
     own = tmp_path / "own.json"
     own.write_text('{"train_batch_size": 100}')
     with pytest.raises(ConfigError, match=r"train_batch_size = 100.*needs 64"):
-        ds_config.resolve(TrainConfig(ds_config=str(own), global_batch=64, micro_batch=8), 1, on_cpu=True)
+        ds_config.resolve(
+            TrainConfig(ds_config=str(own), global_batch=64, micro_batch=8), 1, on_cpu=True
+        )
     with pytest.raises(ConfigError, match="valid names: zero0_bf16"):
         ds_config.load("zero9")
     with pytest.raises(ConfigError, match="fp16 on a CPU"):
-        ds_config.resolve(TrainConfig(ds_config="zero1_fp16", global_batch=64, micro_batch=8), 1, on_cpu=True)
+        ds_config.resolve(
+            TrainConfig(ds_config="zero1_fp16", global_batch=64, micro_batch=8), 1, on_cpu=True
+        )
     own.write_text("{")
     with pytest.raises(ConfigError, match="no valid JSON"):
         ds_config.load(str(own))
@@ -128,10 +188,13 @@ def test_ds_configs_resolve_and_contradictions_name_both_values(tmp_path: Path, 
     with pytest.raises(ConfigError, match="set NVME_DIR"):
         ds_config.resolve(on_disk, 1, on_cpu=True)
     own.write_text(
-        '{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}, "bf16": {"enabled": true, "check_grad_overflow": false}}'
+        '{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}, "bf16":'
+        ' {"enabled": true, "check_grad_overflow": false}}'
     )
     with pytest.raises(ConfigError, match="remove check_grad_overflow"):
-        ds_config.resolve(TrainConfig(ds_config=str(own), global_batch=64, micro_batch=8), 1, on_cpu=True)
+        ds_config.resolve(
+            TrainConfig(ds_config=str(own), global_batch=64, micro_batch=8), 1, on_cpu=True
+        )
 
 
 def test_every_ds_config_and_every_line_of_it_is_explained() -> None:
@@ -139,8 +202,15 @@ def test_every_ds_config_and_every_line_of_it_is_explained() -> None:
     for path in ds_config.FOLDER.glob("*.json"):
         assert f"`{path.stem.rsplit('_', 1)[0]}_*`" in text
         config = ds_config.load(path.stem)
-        zero, scaler = config.get("zero_optimization", {}), config.get("fp16", {}) | config.get("bf16", {})
-        for key in ({*config} - {"zero_optimization", "fp16", "bf16"}) | {*zero} | ({*scaler} - {"enabled"}):
+        zero, scaler = (
+            config.get("zero_optimization", {}),
+            config.get("fp16", {}) | config.get("bf16", {}),
+        )
+        for key in (
+            ({*config} - {"zero_optimization", "fp16", "bf16"})
+            | {*zero}
+            | ({*scaler} - {"enabled"})
+        ):
             assert f"`{key}`" in text, f"{path.name}: {key}"
 
 
@@ -165,7 +235,9 @@ def test_seeds_of_micro_batches_differ() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 7), st.integers(1, 9), st.randoms(use_true_random=False))
-def test_ranks_with_ties_equal_the_mean_over_all_orders_of_the_tied(queries: int, candidates: int, random: object) -> None:
+def test_ranks_with_ties_equal_the_mean_over_all_orders_of_the_tied(
+    queries: int, candidates: int, random: object
+) -> None:
     generator = torch.Generator().manual_seed(random.randrange(2**31))  # type: ignore[attr-defined]
     similarity = torch.randint(0, 4, (queries, candidates), generator=generator).float()
     right = torch.randint(0, candidates, (queries,), generator=generator)
@@ -180,7 +252,9 @@ def test_ranks_with_ties_equal_the_mean_over_all_orders_of_the_tied(queries: int
 
 def test_recall_and_median_rank_of_a_known_case_and_of_chance() -> None:
     similarity = torch.tensor([[9.0, 1, 2], [5, 4, 3], [1, 2, 0]])
-    assert retrieval_metrics(similarity) == pytest.approx({"R@1": 100 / 3, "R@5": 100, "R@10": 100, "MdR": 2})
+    assert retrieval_metrics(similarity) == pytest.approx(
+        {"R@1": 100 / 3, "R@5": 100, "R@10": 100, "MdR": 2}
+    )
     assert retrieval_metrics(torch.zeros(21, 21))["MdR"] == chance_metrics(21)["MdR"] == 11
     with pytest.raises(ValueError, match="square"):
         ranks(torch.zeros(2, 3))

@@ -53,11 +53,15 @@ sys.exit(launch.main(train))
 """
 
 
-@pytest.mark.parametrize("name", ["zero0_bf16", "zero1_bf16", "zero2_bf16", "zero3_bf16", "zero1_fp32"])
+@pytest.mark.parametrize(
+    "name", ["zero0_bf16", "zero1_bf16", "zero2_bf16", "zero3_bf16", "zero1_fp32"]
+)
 def test_the_model_trains_and_evaluates_in_every_precision(tmp_path: Path, name: str) -> None:
     """The data path hands over float32 pixels whatever the precision of the weights."""
     line = [sys.executable, "-c", SCRIPT, str(tmp_path / "run"), name]
-    result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(
+        line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     rows = [row for row in history(tmp_path / "run").values() if "metrics" in row]
     assert all(0 < row["metrics"]["mlm_loss"] < 10 for row in rows)

@@ -1,4 +1,5 @@
-"""The real loop as processes: ZeRO stages, world sizes, kill -9, damage, signals, non-finite steps, wrong options."""
+"""The real loop as processes: ZeRO stages, world sizes, kill -9, damage, signals, non-finite steps,
+wrong options."""
 
 from __future__ import annotations
 
@@ -23,16 +24,25 @@ from tests.forked import ForkServer
 
 ROOT = Path(__file__).parents[2]
 BASE: dict[str, object] = {"ds_config": "zero1_fp32"}
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+ENV = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "DS_ACCELERATOR": "cpu",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "PYTHONPATH": str(ROOT),
+}
 _server: ForkServer
 
 
 @pytest.fixture(scope="module", autouse=True)
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Ranks are processes of their own but for the imports. That the interpreter itself leaves well is tests/pretrain/test_launches.py's business."""
+    """Ranks are processes of their own but for the imports. That the interpreter itself leaves well
+    is tests/pretrain/test_launches.py's business."""
     global _server
     _server = ForkServer(
-        tmp_path_factory.mktemp("server"), ("deepspeed", "allinone.engine.trainer", "torch.utils.tensorboard"), ENV
+        tmp_path_factory.mktemp("server"),
+        ("deepspeed", "allinone.engine.trainer", "torch.utils.tensorboard"),
+        ENV,
     )
     try:
         _server.wait()
@@ -46,14 +56,27 @@ def start(out: Path, world: int = 1, **options: object) -> list[subprocess.Popen
     for rank in range(world):
         env = {**ENV}
         if world > 1:
-            env.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            env.update(
+                RANK=str(rank),
+                WORLD_SIZE=str(world),
+                LOCAL_RANK=str(rank),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port,
+            )
         line = _server.command("tests/engine/toy.py", str(out), json.dumps({**BASE, **options}))
-        ranks.append(subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        ranks.append(
+            subprocess.Popen(
+                line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
     return ranks
 
 
-def start_limited(out: Path, limits: dict[str, int], world: int = 1, **options: object) -> list[subprocess.Popen[str]]:
-    """Ranks that cannot write files larger than the rank's limit in bytes: stands for a full disk or quota."""
+def start_limited(
+    out: Path, limits: dict[str, int], world: int = 1, **options: object
+) -> list[subprocess.Popen[str]]:
+    """Ranks that cannot write files larger than the rank's limit in bytes: stands for a full disk
+    or quota."""
     return start(out, world, largest_file=limits, **options)
 
 
@@ -96,7 +119,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_writes_every_step_and_keeps_the_newest_checkpoints(whole: Path) -> None:
     assert list(history(whole)) == list(range(1, 21))
-    assert [folder.name for folder in manager.checkpoints(whole)] == ["step-00000020", "step-00000015"]
+    assert [folder.name for folder in manager.checkpoints(whole)] == [
+        "step-00000020",
+        "step-00000015",
+    ]
     assert all(manager.damage(folder) is None for folder in manager.checkpoints(whole))
     assert list((whole / "tensorboard").glob("events*"))
 
@@ -111,7 +137,9 @@ def test_every_zero_stage_computes_the_same(whole: Path, tmp_path: Path, stage: 
 
 
 @pytest.mark.parametrize(("world", "stage"), [(2, 1), (4, 1), (2, 3)])
-def test_every_world_size_sees_the_same_clips_and_computes_the_same(whole: Path, tmp_path: Path, world: int, stage: int) -> None:
+def test_every_world_size_sees_the_same_clips_and_computes_the_same(
+    whole: Path, tmp_path: Path, world: int, stage: int
+) -> None:
     code, output = train(tmp_path / "run", world, ds_config=f"zero{stage}_fp32")
     assert code == 0, output
     assert digests(tmp_path / "run") == digests(whole)
@@ -169,7 +197,9 @@ def test_damage_is_found_and_said(whole: Path, tmp_path: Path, break_it: Any, me
     assert message in str(manager.damage(folder))
 
 
-def test_a_damaged_newer_checkpoint_never_counts_as_one_to_keep(whole: Path, tmp_path: Path) -> None:
+def test_a_damaged_newer_checkpoint_never_counts_as_one_to_keep(
+    whole: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     shutil.copytree(whole / "checkpoints" / "step-00000020", out / "checkpoints" / "step-00000030")
@@ -177,10 +207,14 @@ def test_a_damaged_newer_checkpoint_never_counts_as_one_to_keep(whole: Path, tmp
         (out / "checkpoints" / f"step-{step:08d}" / "run.json").unlink()
     code, output = train(out, keep_last=1)
     assert code == 0, output
-    assert [(folder.name, manager.damage(folder)) for folder in manager.checkpoints(out)] == [("step-00000020", None)]
+    assert [(folder.name, manager.damage(folder)) for folder in manager.checkpoints(out)] == [
+        ("step-00000020", None)
+    ]
 
 
-def test_when_every_checkpoint_is_damaged_nothing_starts_over_by_itself(whole: Path, tmp_path: Path) -> None:
+def test_when_every_checkpoint_is_damaged_nothing_starts_over_by_itself(
+    whole: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     for folder in manager.checkpoints(out):
@@ -193,13 +227,20 @@ def test_when_every_checkpoint_is_damaged_nothing_starts_over_by_itself(whole: P
 
 def wait_for_history(out: Path) -> None:
     deadline = time.monotonic() + 60
-    while not (out / "history.jsonl").exists() or '"metrics"' not in (out / "history.jsonl").read_text():
+    while (
+        not (out / "history.jsonl").exists()
+        or '"metrics"' not in (out / "history.jsonl").read_text()
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("world", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGUSR1)])
-def test_a_signal_to_one_rank_saves_and_asks_to_be_started_again(tmp_path: Path, world: int, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("world", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGUSR1)]
+)
+def test_a_signal_to_one_rank_saves_and_asks_to_be_started_again(
+    tmp_path: Path, world: int, number: signal.Signals
+) -> None:
     out = tmp_path / "run"
     ranks = start(out, world, steps=100_000, save_every=100_000)
     wait_for_history(out)
@@ -237,7 +278,9 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
         time.sleep(random.uniform(0, 0.2))
         rank.kill()
         rank.communicate()
-        assert rank.returncode == -signal.SIGKILL, "the run ended before it was killed: give it more steps"
+        assert rank.returncode == -signal.SIGKILL, (
+            "the run ended before it was killed: give it more steps"
+        )
         assert all(manager.damage(folder) is None for folder in manager.checkpoints(out))
     code, output = train(out, save_every=1, keep_last=3, steps=60)
     assert code == 0, output
@@ -249,12 +292,19 @@ def tensors(value: Any) -> list[torch.Tensor]:
     """All tensors of a nested DeepSpeed state, in order."""
     if isinstance(value, torch.Tensor):
         return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
+    items = (
+        value.values()
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, (list, tuple))
+        else []
+    )
     return [tensor for item in items for tensor in tensors(item)]
 
 
 def optimizer_state(folder: Path) -> list[torch.Tensor]:
-    """Weights' partitions, moments and step counts of all ranks as DeepSpeed saved them (our own files: unpickled in full)."""
+    """Weights' partitions, moments and step counts of all ranks as DeepSpeed saved them (our own
+    files: unpickled in full)."""
     found = []
     for path in sorted((folder / "deepspeed").glob("*.pt")):
         state = torch.load(path, weights_only=False)
@@ -273,24 +323,36 @@ def optimizer_state(folder: Path) -> list[torch.Tensor]:
         ("zero2_bf16", 0.1),
     ],
 )
-def test_a_step_with_a_nan_leaves_weights_and_moments_bit_equal(tmp_path: Path, name: str, clip_grad: float) -> None:
+def test_a_step_with_a_nan_leaves_weights_and_moments_bit_equal(
+    tmp_path: Path, name: str, clip_grad: float
+) -> None:
     """Step 6 holds the poisoned clip: the state after it is that after step 5."""
     out = tmp_path / "run"
-    code, output = train(out, poison=5 * 16 + 3, steps=6, save_every=1, ds_config=name, clip_grad=clip_grad)
+    code, output = train(
+        out, poison=5 * 16 + 3, steps=6, save_every=1, ds_config=name, clip_grad=clip_grad
+    )
     assert code == 0, output
     assert "step 6 skipped" in output
-    assert "loss not finite; clips: clip80, clip81, clip82, clip83\n" in output, "only the micro-batch with the bad clip is named"
-    assert all(torch.isfinite(torch.tensor(losses(out)))), "the finite micro-batches of the step still count in the curve"
+    assert "loss not finite; clips: clip80, clip81, clip82, clip83\n" in output, (
+        "only the micro-batch with the bad clip is named"
+    )
+    assert all(torch.isfinite(torch.tensor(losses(out)))), (
+        "the finite micro-batches of the step still count in the curve"
+    )
     after, before = manager.checkpoints(out)
     assert (manager.step_of(before), manager.step_of(after)) == (5, 6)
     for old, new in zip(optimizer_state(before), optimizer_state(after), strict=True):
         assert torch.equal(old, new)
-    old_weights, new_weights = (load_file(folder / "weights" / "model.safetensors") for folder in (before, after))
+    old_weights, new_weights = (
+        load_file(folder / "weights" / "model.safetensors") for folder in (before, after)
+    )
     assert all(torch.equal(old_weights[key], new_weights[key]) for key in old_weights)
 
 
 @pytest.mark.parametrize("name", ["zero1_bf16", "zero2_fp32"])
-def test_a_nan_on_one_of_two_ranks_skips_the_step_on_both_and_names_its_clips(tmp_path: Path, name: str) -> None:
+def test_a_nan_on_one_of_two_ranks_skips_the_step_on_both_and_names_its_clips(
+    tmp_path: Path, name: str
+) -> None:
     code, output = train(tmp_path / "run", 2, poison=5 * 16 + 5, ds_config=name)
     assert code == 0, output
     assert history(tmp_path / "run")[20]["skipped_steps"] == 1
@@ -302,10 +364,18 @@ def test_a_nan_on_one_of_two_ranks_skips_the_step_on_both_and_names_its_clips(tm
 
 
 @pytest.mark.parametrize("name", ["zero0_fp32", "zero1_bf16", "zero2_bf16"])
-def test_no_step_but_a_logging_one_reads_a_number_from_the_device(tmp_path: Path, name: str) -> None:
-    code, output = train(tmp_path / "run", count_waits=True, ds_config=name, log_every=10, save_every=10)
+def test_no_step_but_a_logging_one_reads_a_number_from_the_device(
+    tmp_path: Path, name: str
+) -> None:
+    code, output = train(
+        tmp_path / "run", count_waits=True, ds_config=name, log_every=10, save_every=10
+    )
     assert code == 0, output
-    waits = json.loads(next(line for line in output.splitlines() if line.startswith("waits ")).removeprefix("waits "))
+    waits = json.loads(
+        next(line for line in output.splitlines() if line.startswith("waits ")).removeprefix(
+            "waits "
+        )
+    )
     assert len(waits) == 20
     assert sum(waits[1:]) == 0, waits  # the first step sets up DeepSpeed's buffers
 
@@ -359,9 +429,15 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path, limit: 
 
 
 @pytest.mark.parametrize("full", [0, 1])
-def test_a_disk_that_is_full_for_one_rank_ends_all_at_once_with_a_clear_error(tmp_path: Path, full: int) -> None:
+def test_a_disk_that_is_full_for_one_rank_ends_all_at_once_with_a_clear_error(
+    tmp_path: Path, full: int
+) -> None:
     begin = time.monotonic()
-    codes, output = finish(start_limited(tmp_path / "run", {str(full): 4200}, 2, steps=5, log_every=5, hang_timeout_s=100))
+    codes, output = finish(
+        start_limited(
+            tmp_path / "run", {str(full): 4200}, 2, steps=5, log_every=5, hang_timeout_s=100
+        )
+    )
     assert codes == [3, 3], output
     assert "step-00000005 could not be written" in output
     assert time.monotonic() - begin < 60, "the other rank waited for its time-out"
@@ -384,5 +460,7 @@ def test_a_hang_ends_the_run_and_names_rank_step_and_place(tmp_path: Path) -> No
     assert "rank 1 on" in output
     assert "hangs: step 11 did not finish" in output
     assert "in batches" in output, "the place of the hang: toy.py's batches()"
-    assert "called the roll: all ranks live, most in step 11" in output, "Python sleeps, but the process is there"
+    assert "called the roll: all ranks live, most in step 11" in output, (
+        "Python sleeps, but the process is there"
+    )
     assert time.monotonic() - begin < 60

@@ -1,4 +1,5 @@
-"""A small model on made-up data, run through the real loop: `python -m tests.engine.toy OUT JSON` is one rank."""
+"""A small model on made-up data, run through the real loop: `python -m tests.engine.toy OUT JSON`
+is one rank."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ class ToyBatch:
 
     def only(self, row: int) -> ToyBatch:
         cut = slice(row, row + 1)
-        return ToyBatch(self.x[cut], self.y[cut], self.first_position + row, self.clips[cut], self.digest)
+        return ToyBatch(
+            self.x[cut], self.y[cut], self.first_position + row, self.clips[cut], self.digest
+        )
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -47,13 +50,21 @@ class ToyData:
         poison_once: int | None = None,
         spike: int | None = None,
     ) -> None:
-        self.poison, self.die, self.hang, self.poison_every, self.spike = poison, die, hang, poison_every, spike
+        self.poison, self.die, self.hang, self.poison_every, self.spike = (
+            poison,
+            die,
+            hang,
+            poison_every,
+            spike,
+        )
         self.poison_once = poison_once
 
     def describe(self) -> str:
         return "toy data"
 
-    def batches(self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device) -> Iterator[ToyBatch]:
+    def batches(
+        self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device
+    ) -> Iterator[ToyBatch]:
         position = first + rank * micro_batch
         while True:
             samples = []
@@ -85,7 +96,9 @@ class ToyData:
 class ToyModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Dropout(0.1), nn.GELU(), nn.Linear(16, 1))
+        self.net = nn.Sequential(
+            nn.Linear(8, 16), nn.LayerNorm(16), nn.Dropout(0.1), nn.GELU(), nn.Linear(16, 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x.to(self.net[0].weight.dtype)).float()
@@ -93,11 +106,15 @@ class ToyModel(nn.Module):
 
 def objective(model: nn.Module, batch: ToyBatch) -> Losses:
     errors = (model(batch.x) - batch.y).square().squeeze(-1)
-    return Losses(errors.mean(), {"fit_loss": torch.stack([errors.detach().sum(), torch.tensor(float(len(errors)))])})
+    return Losses(
+        errors.mean(),
+        {"fit_loss": torch.stack([errors.detach().sum(), torch.tensor(float(len(errors)))])},
+    )
 
 
 def contrast(model: nn.Module, batch: ToyBatch) -> Losses:
-    """A loss that depends on the clips of all ranks, as VTC's does: one bad clip spoils it everywhere."""
+    """A loss that depends on the clips of all ranks, as VTC's does: one bad clip spoils it
+    everywhere."""
     import torch.distributed.nn.functional as dist_nn
 
     losses = objective(model, batch)
@@ -125,14 +142,26 @@ def run(out: Path, options: dict[str, object]) -> int:
     extra = {name: options.pop(name) for name in names if name in options}
     chosen = contrast if options.pop("contrast", False) else objective
     count_waits = options.pop("count_waits", False)
-    evaluate = dying_evaluation(out.with_suffix(".died")) if options.pop("die_evaluating", False) else None
+    evaluate = (
+        dying_evaluation(out.with_suffix(".died")) if options.pop("die_evaluating", False) else None
+    )
     limits = options.pop("largest_file", {})
     assert isinstance(limits, dict)
-    if limit := limits.get(os.environ.get("RANK", "0")):  # a write beyond it fails, as on a full disk
+    if limit := limits.get(
+        os.environ.get("RANK", "0")
+    ):  # a write beyond it fails, as on a full disk
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
     config = TrainConfig(
-        **{"steps": 20, "global_batch": 16, "micro_batch": 4, "lr": 1e-2, "log_every": 1, "save_every": 5, **options}
+        **{
+            "steps": 20,
+            "global_batch": 16,
+            "micro_batch": 4,
+            "lr": 1e-2,
+            "log_every": 1,
+            "save_every": 5,
+            **options,
+        }
     )  # type: ignore[arg-type]
     torch.manual_seed(0)
 
@@ -153,7 +182,8 @@ def run(out: Path, options: dict[str, object]) -> int:
 
 
 def _count_waits(train: Callable[[], int]) -> int:
-    """Run and print how often each step read a tensor's value on the host: on a GPU, each of those waits for the device."""
+    """Run and print how often each step read a tensor's value on the host: on a GPU, each of those
+    waits for the device."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from allinone.engine.trainer import Run
@@ -161,14 +191,18 @@ def _count_waits(train: Callable[[], int]) -> int:
     class Counter(TorchDispatchMode):
         count = 0
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             Counter.count += func is torch.ops.aten._local_scalar_dense.default
             return func(*args, **(kwargs or {}))
 
     waits, step = [], Run._train_step
 
     def counted(self: Run, batches: Iterator[Any]) -> None:
-        batch = [next(batches) for _ in range(self.accumulation)]  # making a batch is the host's business
+        batch = [
+            next(batches) for _ in range(self.accumulation)
+        ]  # making a batch is the host's business
         Counter.count = 0
         with Counter():
             step(self, iter(batch))
@@ -181,7 +215,8 @@ def _count_waits(train: Callable[[], int]) -> int:
 
 
 def forked(world: int, out: Path, options: dict[str, object]) -> int:
-    """`world` ranks as forks of this process, which pays for the imports once. The largest exit code."""
+    """`world` ranks as forks of this process, which pays for the imports once. The largest exit
+    code."""
     from allinone.engine.distributed import launch
 
     launch.prepare_environment()
@@ -193,7 +228,13 @@ def forked(world: int, out: Path, options: dict[str, object]) -> int:
     for rank in range(world):
         pid = os.fork()
         if pid == 0:
-            place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            place = {
+                "RANK": rank,
+                "WORLD_SIZE": world,
+                "LOCAL_RANK": rank,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
             os.environ.update({name: str(value) for name, value in place.items()})
             os._exit(run(out, dict(options)))
         ranks.append(pid)

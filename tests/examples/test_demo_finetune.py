@@ -1,4 +1,5 @@
-"""The demo of fine-tuning: its table beside chance, from the scripts' own results, and what it says of places that it cannot use."""
+"""The demo of fine-tuning: its table beside chance, from the scripts' own results, and what it says
+of places that it cannot use."""
 
 from __future__ import annotations
 
@@ -17,24 +18,45 @@ from tests.tools.conftest import tiny_model
 def clip(number: int, split: str, who: str, doing: str, tone: str) -> DemoClip:
     path = demo_finetune.ROOT / "data" / "demo" / "videos" / "000001_000200" / "1.mp4"
     return DemoClip(
-        number, split, f"{who} {doing} with {tone} skin tone", f"{who} {doing}", who, doing, "", "", tone, "People", path
+        number,
+        split,
+        f"{who} {doing} with {tone} skin tone",
+        f"{who} {doing}",
+        who,
+        doing,
+        "",
+        "",
+        tone,
+        "People",
+        path,
     )
 
 
 def test_chance_of_the_questions_is_the_best_answer_without_looking(tmp_path: Path) -> None:
-    """Three of the four runners in training are women with dark skin, the fourth is a man with light skin."""
-    train = [clip(k, "train", "woman", "running", "dark") for k in range(3)] + [clip(3, "train", "man", "running", "light")]
-    test = [clip(4, "test", "woman", "running", "light"), clip(5, "test", "man", "running", "light")]
+    """Three of the four runners in training are women with dark skin, the fourth is a man with
+    light skin."""
+    train = [clip(k, "train", "woman", "running", "dark") for k in range(3)] + [
+        clip(3, "train", "man", "running", "light")
+    ]
+    test = [
+        clip(4, "test", "woman", "running", "light"),
+        clip(5, "test", "man", "running", "light"),
+    ]
     write_msrvtt([*train, clip(6, "val", "man", "running", "dark"), *test], tmp_path)
-    # who is running? woman, woman: 1 of 2; what is the … doing? 2 of 2; skin tone of the woman: dark, wrong; of the man: light, right
+    # who is running? woman, woman: 1 of 2; what is the … doing? 2 of 2; skin tone of the woman:
+    # dark, wrong; of the man: light, right
     assert demo_finetune._blind(tmp_path / "annotations") == {"accuracy": 100 * 4 / 6}
     assert demo_finetune._retrieval_chance(tmp_path / "annotations")["t2v/R@1"] == 50.0
 
 
-def test_rows_show_chance_the_checkpoint_as_it_is_and_after_fine_tuning_with_its_interval(tmp_path: Path) -> None:
+def test_rows_show_chance_the_checkpoint_as_it_is_and_after_fine_tuning_with_its_interval(
+    tmp_path: Path,
+) -> None:
     def result(value: float) -> EvaluationResult:
         scores = {name: Score(value, value - 2, value + 2) for name in ("q2a", "qa2r", "q2ar")}
-        return EvaluationResult("vcr", "val", "vcr", False, 1, 1, 128, 40, "nano", 1, "c", "", 294, scores)
+        return EvaluationResult(
+            "vcr", "val", "vcr", False, 1, 1, 128, 40, "nano", 1, "c", "", 294, scores
+        )
 
     (task,) = (task for task in demo_finetune.TASKS if task.script == "vcr")
     rows = demo_finetune.rows_of(task, tmp_path, result(50.0), result(26.0))
@@ -69,7 +91,10 @@ def test_a_folder_that_is_not_the_demos_stays_and_a_missing_checkpoint_is_named(
     (tmp_path / "mine").write_text("x")
     assert demo_finetune.main(["--out", str(tmp_path), "--fresh"]) == 2
     assert (tmp_path / "mine").exists()
-    assert demo_finetune.main(["--out", str(tmp_path / "new"), "--checkpoint", str(tmp_path / "none")]) == 2
+    assert (
+        demo_finetune.main(["--out", str(tmp_path / "new"), "--checkpoint", str(tmp_path / "none")])
+        == 2
+    )
     errors = capsys.readouterr().err
     assert "holds something that is not this demo" in errors
     assert "is not there" in errors

@@ -1,4 +1,5 @@
-"""The demo's data sets in official formats: true labels, splits without common clips, readable without a row left out, the same bytes every time."""
+"""The demo's data sets in official formats: true labels, splits without common clips, readable
+without a row left out, the same bytes every time."""
 
 from __future__ import annotations
 
@@ -17,7 +18,14 @@ from allinone.examples.demo_clips import SPLITS, DemoClip, clips
 from allinone.examples.demo_tasks import ROOT, WRITERS, main, write
 from allinone.finetune.annotations import karpathy, kinetics, msrvtt, tgif, vcr
 from allinone.finetune.annotations.msrvtt import FIRST_VIDEO
-from allinone.finetune.annotations.schema import ChoiceItem, QAItem, RetrievalItem, Split, VCRItem, assert_disjoint
+from allinone.finetune.annotations.schema import (
+    ChoiceItem,
+    QAItem,
+    RetrievalItem,
+    Split,
+    VCRItem,
+    assert_disjoint,
+)
 
 DEMO = ROOT / "data" / "demo"
 
@@ -49,26 +57,34 @@ def attributes() -> dict[int, dict[str, str]]:
         return {int(row["videoid"]): row for row in csv.DictReader(file)}
 
 
-def test_the_test_split_shows_people_and_tones_that_training_has_but_never_together(all_clips: list[DemoClip]) -> None:
+def test_the_test_split_shows_people_and_tones_that_training_has_but_never_together(
+    all_clips: list[DemoClip],
+) -> None:
     rows = attributes()
     assert len({clip.number for clip in all_clips}) == len(all_clips)
     assert all(clip.path.is_file() and rows[clip.number]["name"] == clip.name for clip in all_clips)
-    shown = {split: {(clip.base, clip.tone) for clip in all_clips if clip.split == split} for split in SPLITS}
+    shown = {
+        split: {(clip.base, clip.tone) for clip in all_clips if clip.split == split}
+        for split in SPLITS
+    }
     assert not shown["train"] & shown["test"]
     assert not shown["train"] & shown["val"]
     assert not shown["val"] & shown["test"]
     for split in ("val", "test"):
         assert {base for base, _ in shown[split]} <= {base for base, _ in shown["train"]}
         assert {tone for _, tone in shown[split]} <= {tone for _, tone in shown["train"]}
-    assert not any(rows[clip.number]["split"] == "train" for clip in all_clips if clip.split == "test"), (
-        "pre-training saw none of them"
-    )
+    assert not any(
+        rows[clip.number]["split"] == "train" for clip in all_clips if clip.split == "test"
+    ), "pre-training saw none of them"
     assert len(shown["test"]) == 246
 
 
 def clip_of(few: Iterable[DemoClip], video: str) -> DemoClip:
     number = int(video.removeprefix("video"))
-    split = max((name for name in FIRST_VIDEO if FIRST_VIDEO[name] <= number), key=lambda name: FIRST_VIDEO[name])
+    split = max(
+        (name for name in FIRST_VIDEO if FIRST_VIDEO[name] <= number),
+        key=lambda name: FIRST_VIDEO[name],
+    )
     return [clip for clip in few if clip.split == split][number - FIRST_VIDEO[split]]
 
 
@@ -79,7 +95,9 @@ def clean(*splits: Split) -> None:
         assert not [note for note in split.notes if "left out" in note]
 
 
-def test_msrvtts_answers_and_options_are_true_and_questions_do_not_give_them_away(written: Path, few: list[DemoClip]) -> None:
+def test_msrvtts_answers_and_options_are_true_and_questions_do_not_give_them_away(
+    written: Path, few: list[DemoClip]
+) -> None:
     folder, rows = written / "msrvtt" / "annotations", attributes()
     qa = {split: msrvtt.load(folder, split, task="qa") for split in SPLITS}
     clean(*qa.values())
@@ -90,15 +108,24 @@ def test_msrvtts_answers_and_options_are_true_and_questions_do_not_give_them_awa
             assert isinstance(item, QAItem)
             (answer,) = item.answers
             name = rows[clip_of(few, item.media.id).number]["name"]
-            assert answer in name.split(" with ")[0] or f"{answer} skin tone" in name or answer == "person"
-            assert answer not in item.question.replace("what is", "").split(), "the question holds the answer"
+            assert (
+                answer in name.split(" with ")[0]
+                or f"{answer} skin tone" in name
+                or answer == "person"
+            )
+            assert answer not in item.question.replace("what is", "").split(), (
+                "the question holds the answer"
+            )
             assert split.name != "test" or item.answers in known
     choice = msrvtt.load(folder, "test", task="choice")
     for item in choice.items:
         assert isinstance(item, ChoiceItem)
         assert len(set(item.choices)) == 5
         assert item.choices[item.answer or 0] == rows[clip_of(few, item.media.id).number]["name"]
-    retrieval = [msrvtt.load(folder, split, task="retrieval", protocol="7k") for split in ("train", "held-out", "test")]
+    retrieval = [
+        msrvtt.load(folder, split, task="retrieval", protocol="7k")
+        for split in ("train", "held-out", "test")
+    ]
     clean(*retrieval)
     for item in retrieval[2].items:
         assert isinstance(item, RetrievalItem)
@@ -111,7 +138,12 @@ def test_msrvtts_answers_and_options_are_true_and_questions_do_not_give_them_awa
 def test_tgifs_gifs_show_what_their_labels_say(written: Path, few: list[DemoClip]) -> None:
     folder, by_number = written / "tgif", {clip.number: clip for clip in few}
     for task in tgif.TASKS:
-        clean(*(tgif.load(folder / "annotations", split, task=task) for split in ("train-full", "test")))
+        clean(
+            *(
+                tgif.load(folder / "annotations", split, task=task)
+                for split in ("train-full", "test")
+            )
+        )
         for item in tgif.load(folder / "annotations", "test", task=task).items:
             shown = [by_number[int(number)] for number in item.media.id.split("_")[1:]]
             assert all(clip.split == "test" for clip in shown)
@@ -127,11 +159,20 @@ def test_tgifs_gifs_show_what_their_labels_say(written: Path, few: list[DemoClip
 
 
 def test_vcrs_boxes_hold_their_figures_and_answers_follow_from_the_picture(written: Path) -> None:
-    """The picture itself is the witness: what is not white lies in boxes; the box's corner and the options agree."""
+    """The picture itself is the witness: what is not white lies in boxes; the box's corner and the
+    options agree."""
     folder = written / "vcr"
-    train, val = (vcr.load(folder / "annotations", split, images=folder / "media") for split in ("train-full", "val"))
+    train, val = (
+        vcr.load(folder / "annotations", split, images=folder / "media")
+        for split in ("train-full", "val")
+    )
     clean(train, val)
-    places = {(0, 0): "top left", (0, 1): "top right", (1, 0): "bottom left", (1, 1): "bottom right"}
+    places = {
+        (0, 0): "top left",
+        (0, 1): "top right",
+        (1, 0): "bottom left",
+        (1, 1): "bottom right",
+    }
     asked: Counter[str] = Counter()
     for item in (*train.items, *val.items):
         assert isinstance(item, VCRItem)
@@ -141,11 +182,18 @@ def test_vcrs_boxes_hold_their_figures_and_answers_follow_from_the_picture(writt
             x1, y1, x2, y2 = (int(value) for value in region.box)
             assert (pixels[y1 : y2 + 1, x1 : x2 + 1].min(axis=-1) < 200).any()
             uncovered[max(0, y1 - 3) : y2 + 4, max(0, x1 - 3) : x2 + 4] = False
-        assert uncovered.mean() < 0.02, "only thin parts between two rows of the outline may stick out"
-        (index,) = {k for token in item.question for k in (token if isinstance(token, tuple) else ())}
+        assert uncovered.mean() < 0.02, (
+            "only thin parts between two rows of the outline may stick out"
+        )
+        (index,) = {
+            k for token in item.question for k in (token if isinstance(token, tuple) else ())
+        }
         x1, y1, x2, y2 = item.regions[index].box
         where = places[int((y1 + y2) / 2 > 128), int((x1 + x2) / 2 > 128)]
-        texts = [" ".join(word for word in answer if isinstance(word, str)) for answer in (*item.answers, *item.rationales)]
+        texts = [
+            " ".join(word for word in answer if isinstance(word, str))
+            for answer in (*item.answers, *item.rationales)
+        ]
         right = (texts[item.answer or 0], texts[4 + (item.rationale or 0)])
         assert any(f"in the {where} ." in text for text in right)
         assert len(set(texts)) == 8
@@ -153,7 +201,11 @@ def test_vcrs_boxes_hold_their_figures_and_answers_follow_from_the_picture(writt
         asked[str(kind)] += 1
     assert len(asked) == 3
     test = vcr.load(folder / "annotations", "test", images=folder / "media")
-    assert all(item.answer is None and item.rationale is None for item in test.items if isinstance(item, VCRItem))
+    assert all(
+        item.answer is None and item.rationale is None
+        for item in test.items
+        if isinstance(item, VCRItem)
+    )
 
 
 def test_kinetics_and_coco_are_read_and_their_classes_and_captions_are_true(written: Path) -> None:
@@ -165,11 +217,16 @@ def test_kinetics_and_coco_are_read_and_their_classes_and_captions_are_true(writ
             assert (written / "kinetics" / "media" / item.media.path).is_file()
             label = found.classes[getattr(item, "label", 0)]
             assert label in rows[int(item.media.id.removeprefix("demo-"))]["name"]
-    coco = [karpathy.load(written / "coco" / "annotations", split, dataset="coco") for split in SPLITS]
+    coco = [
+        karpathy.load(written / "coco" / "annotations", split, dataset="coco") for split in SPLITS
+    ]
     clean(*coco)
     for item in coco[2].items:
         assert isinstance(item, RetrievalItem)
-        assert item.captions[0].lower() == f"{rows[int(item.media.id.rpartition('_')[2])]['name'].lower()}."
+        assert (
+            item.captions[0].lower()
+            == f"{rows[int(item.media.id.rpartition('_')[2])]['name'].lower()}."
+        )
         assert (written / "coco" / "media" / item.media.path).is_file()
 
 
@@ -177,7 +234,11 @@ def test_the_same_bytes_come_out_every_time_and_what_is_there_stays(
     written: Path, few: list[DemoClip], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def content(folder: Path) -> dict[str, str]:
-        return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+        return {
+            str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in folder.rglob("*")
+            if p.is_file()
+        }
 
     for name, writer in WRITERS.items():
         writer(list(few), tmp_path / name)
@@ -190,4 +251,7 @@ def test_the_same_bytes_come_out_every_time_and_what_is_there_stays(
     errors = capsys.readouterr().err
     assert "choose from: msrvtt, tgif, vcr, kinetics, coco" in errors
     assert "lacks attributes.csv" in errors
-    assert json.loads((written / "coco" / "annotations" / "dataset_coco.json").read_text())["dataset"] == "coco"
+    assert (
+        json.loads((written / "coco" / "annotations" / "dataset_coco.json").read_text())["dataset"]
+        == "coco"
+    )

@@ -1,4 +1,5 @@
-"""Benchmarks' commands as ranks in a second: one interpreter imports everything and forks the ranks of one job after the other.
+"""Benchmarks' commands as ranks in a second: one interpreter imports everything and forks the ranks
+of one job after the other.
 
 run_jobs([Job("msrvtt_qa", ["--steps", "2", …], world=2)])    →    [Ended(codes, output)]
 """
@@ -35,7 +36,8 @@ class Job:
     argv: Sequence[str]
     world: int = 1
     kill_at: int = 0
-    """Rank 0 kills itself (SIGKILL) before this step, or, negative, before this evaluation batch is kept."""
+    """Rank 0 kills itself (SIGKILL) before this step, or, negative, before this evaluation batch is
+    kept."""
     poison: int = -1
     """Position in the order of training whose item makes the loss NaN."""
 
@@ -50,9 +52,23 @@ class Ended:
 
 def run_jobs(jobs: Sequence[Job]) -> list[Ended]:
     """Run them in order."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": str(ROOT),
+    }
     line = [sys.executable, "-m", "tests.finetune.runs", json.dumps([asdict(job) for job in jobs])]
-    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=TIMEOUT_S * len(jobs))
+    done = subprocess.run(
+        line,
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_S * len(jobs),
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return [Ended(**ended) for ended in json.loads(done.stdout.splitlines()[-1])]
 

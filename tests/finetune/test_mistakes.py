@@ -1,4 +1,5 @@
-"""What a user can get wrong: each ends with code 2 and a line that says what was given, what is needed, and what to change."""
+"""What a user can get wrong: each ends with code 2 and a line that says what was given, what is
+needed, and what to change."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def answering(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     protocol = OpenEndedQA(QAOptions())
     protocol.vocabulary = ("cat", "dog", "zebra")
     origin = read_origin(model)
-    tuned = build_model(origin, task_config(origin, None, {}), protocol.plan(zero_shot=False), seed=0)
+    tuned = build_model(
+        origin, task_config(origin, None, {}), protocol.plan(zero_shot=False), seed=0
+    )
     folder = tmp_path_factory.mktemp("model") / "answering"
     tuned.save_pretrained(folder)
     return folder
@@ -44,13 +47,22 @@ def answering(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def refused(
-    samples: Callable[[str], Sample], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    samples: Callable[[str], Sample],
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., str]:
     """The message of a command that ends with code 2."""
 
     def run(benchmark: Benchmark, *options: str, **places: Path) -> str:
         sample = samples("kinetics" if benchmark is K400 else "msrvtt")
-        paths = {"annotations": sample.annotations, "media": sample.media, "checkpoint": model, "out": tmp_path / "out", **places}
+        paths = {
+            "annotations": sample.annotations,
+            "media": sample.media,
+            "checkpoint": model,
+            "out": tmp_path / "out",
+            **places,
+        }
         argv = [text for name, path in paths.items() for text in (f"--{name}", str(path))]
         plain = [
             "--cache",
@@ -87,7 +99,9 @@ def test_a_missing_annotation_file_or_video_folder_names_the_official_archive(
     assert "train_val_videos.zip" in message
 
 
-def test_a_wrong_column_is_named(refused: Callable[..., str], samples: Callable[[str], Sample], tmp_path: Path) -> None:
+def test_a_wrong_column_is_named(
+    refused: Callable[..., str], samples: Callable[[str], Sample], tmp_path: Path
+) -> None:
     shutil.copytree(samples("msrvtt").annotations, tmp_path / "annotations")
     path = tmp_path / "annotations" / "MSRVTT_JSFUSION_test.csv"
     path.write_text(path.read_text().replace("sentence", "caption", 1))
@@ -103,13 +117,17 @@ def test_another_size_names_both_sizes(refused: Callable[..., str]) -> None:
     assert "nano, tiny, small, base" in refused(QA, "--size", "giant")
 
 
-def test_a_changed_answer_vocabulary_is_an_error_that_shows_the_difference(refused: Callable[..., str], answering: Path) -> None:
+def test_a_changed_answer_vocabulary_is_an_error_that_shows_the_difference(
+    refused: Callable[..., str], answering: Path
+) -> None:
     message = refused(QA, "--eval-only", checkpoint=answering)
     assert "was trained with 3 answers" in message
     assert "zebra" in message
 
 
-def test_a_task_without_a_zero_shot_form_says_so(refused: Callable[..., str], answering: Path) -> None:
+def test_a_task_without_a_zero_shot_form_says_so(
+    refused: Callable[..., str], answering: Path
+) -> None:
     assert "there is no zero-shot form" in refused(QA, "--eval-only")
     assert "another head" in refused(CHOICE, "--eval-only", checkpoint=answering)
 

@@ -1,4 +1,5 @@
-"""Commands of benchmarks end to end on made-up data: every protocol, the same bytes at any world size, over kills and damage."""
+"""Commands of benchmarks end to end on made-up data: every protocol, the same bytes at any world
+size, over kills and damage."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ from tests.finetune.official import WRITERS
 from tests.finetune.runs import Ended, Job, run_jobs
 from tests.tools.conftest import tiny_model
 
-PLAIN = "--global-batch 4 --micro-batch 2 --workers 0 --ds-config zero1_fp32 --log-every 1 --save-every 2 --eval-every 2 --lr 1e-2 --eval-batch 3"
+PLAIN = (
+    "--global-batch 4 --micro-batch 2 --workers 0 --ds-config zero1_fp32 --log-every 1 --save-every"
+    " 2 --eval-every 2 --lr 1e-2 --eval-batch 3"
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +52,22 @@ def command(
         "out": root / "out" / out,
     }
     argv = [text for name, path in places.items() for text in (f"--{name}", str(path))]
-    return Job(benchmark, [*argv, "--cache", str(root / "cache"), *PLAIN.split(), *more], world, kill_at, poison)
+    return Job(
+        benchmark,
+        [*argv, "--cache", str(root / "cache"), *PLAIN.split(), *more],
+        world,
+        kill_at,
+        poison,
+    )
 
 
 @pytest.fixture(scope="module")
 def ended(root: Path) -> dict[str, Ended]:
     """All launched runs of this file, by name."""
-    qa, rank = ("--steps", "4", "--views", "2"), ("--steps", "2", "--rank", "1", "--negatives", "2", "--rerank", "2")
+    qa, rank = (
+        ("--steps", "4", "--views", "2"),
+        ("--steps", "2", "--rank", "1", "--negatives", "2", "--rerank", "2"),
+    )
     jobs = {
         "qa": command(root, "msrvtt_qa", "qa", *qa),
         "qa killed": command(root, "msrvtt_qa", "qa_killed", *qa, kill_at=4),
@@ -62,22 +75,53 @@ def ended(root: Path) -> dict[str, Ended]:
         "retrieval": command(root, "msrvtt_retrieval", "retrieval", *rank, "--variant", "full"),
         "choice": command(root, "msrvtt_choice", "choice", "--eval-only"),
         "vcr": command(root, "vcr", "vcr", "--steps", "2", "--max-text-len", "32", data="vcr"),
-        "k400 zero3": command(root, "k400_linear", "k400", "--steps", "2", "--ds-config", "zero3_fp32", data="kinetics", world=2),
+        "k400 zero3": command(
+            root,
+            "k400_linear",
+            "k400",
+            "--steps",
+            "2",
+            "--ds-config",
+            "zero3_fp32",
+            data="kinetics",
+            world=2,
+        ),
     }
     for stage in ("zero1", "zero3"):
         both = (*rank, "--variant", "full", "--rerank-ways", "both", "--ds-config", f"{stage}_fp32")
-        jobs[f"retrieval {stage}"] = command(root, "msrvtt_retrieval", f"retrieval_{stage}", *both, world=2)
+        jobs[f"retrieval {stage}"] = command(
+            root, "msrvtt_retrieval", f"retrieval_{stage}", *both, world=2
+        )
     for world in (1, 2, 3):
         jobs[f"qa at {world}"] = command(
-            root, "msrvtt_qa", f"qa_{world}", "--eval-only", "--views", "2", checkpoint="out/qa", world=world
+            root,
+            "msrvtt_qa",
+            f"qa_{world}",
+            "--eval-only",
+            "--views",
+            "2",
+            checkpoint="out/qa",
+            world=world,
         )
         jobs[f"retrieval at {world}"] = command(
-            root, "msrvtt_retrieval", f"retrieval_{world}", "--eval-only", "--rerank", "2", "--variant", "full", world=world
+            root,
+            "msrvtt_retrieval",
+            f"retrieval_{world}",
+            "--eval-only",
+            "--rerank",
+            "2",
+            "--variant",
+            "full",
+            world=world,
         )
     once = ("--steps", "2", "--rank", "1", "--negatives", "2", "--variant", "full")
     jobs["poisoned"] = command(root, "msrvtt_retrieval", "poisoned", *once, world=2, poison=3)
-    jobs["cut off"] = command(root, "msrvtt_qa", "qa_cut", "--eval-only", checkpoint="out/qa", kill_at=-2)
-    jobs["cut off, again"] = command(root, "msrvtt_qa", "qa_cut", "--eval-only", checkpoint="out/qa")
+    jobs["cut off"] = command(
+        root, "msrvtt_qa", "qa_cut", "--eval-only", checkpoint="out/qa", kill_at=-2
+    )
+    jobs["cut off, again"] = command(
+        root, "msrvtt_qa", "qa_cut", "--eval-only", checkpoint="out/qa"
+    )
     return dict(zip(jobs, run_jobs(list(jobs.values())), strict=True))
 
 
@@ -86,33 +130,48 @@ def predictions(root: Path, out: str) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["qa", "qa continued", "retrieval", "choice", "vcr", "k400 zero3", "cut off, again"])
+@pytest.mark.parametrize(
+    "name", ["qa", "qa continued", "retrieval", "choice", "vcr", "k400 zero3", "cut off, again"]
+)
 def test_every_protocol_trains_and_evaluates(ended: dict[str, Ended], name: str) -> None:
     assert set(ended[name].codes) == {0}, ended[name].output
 
 
-def test_a_run_killed_and_continued_ends_with_the_same_weights_and_predictions(root: Path, ended: dict[str, Ended]) -> None:
+def test_a_run_killed_and_continued_ends_with_the_same_weights_and_predictions(
+    root: Path, ended: dict[str, Ended]
+) -> None:
     assert ended["qa killed"].codes == [-9]
-    whole, again = (load_file(best_weights(root / "out" / out) / "model.safetensors") for out in ("qa", "qa_killed"))
+    whole, again = (
+        load_file(best_weights(root / "out" / out) / "model.safetensors")
+        for out in ("qa", "qa_killed")
+    )
     assert whole.keys() == again.keys()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert predictions(root, "qa") == predictions(root, "qa_killed")
 
 
 @pytest.mark.parametrize("task", ["qa", "retrieval"])
-def test_worlds_of_one_two_and_three_ranks_give_the_same_bytes(root: Path, ended: dict[str, Ended], task: str) -> None:
+def test_worlds_of_one_two_and_three_ranks_give_the_same_bytes(
+    root: Path, ended: dict[str, Ended], task: str
+) -> None:
     for world in (1, 2, 3):
         assert set(ended[f"{task} at {world}"].codes) == {0}, ended[f"{task} at {world}"].output
     one, two, three = (predictions(root, f"{task}_{world}") for world in (1, 2, 3))
     assert one == two == three
-    assert len(one.splitlines()) == {"qa": 8, "retrieval": 4 + 12}[task]  # questions; videos and their captions
+    assert (
+        len(one.splitlines()) == {"qa": 8, "retrieval": 4 + 12}[task]
+    )  # questions; videos and their captions
 
 
-def test_the_evaluation_after_training_equals_that_of_the_best_weights_alone(root: Path, ended: dict[str, Ended]) -> None:
+def test_the_evaluation_after_training_equals_that_of_the_best_weights_alone(
+    root: Path, ended: dict[str, Ended]
+) -> None:
     assert predictions(root, "qa") == predictions(root, "qa_1")
 
 
-def test_a_video_that_fails_in_evaluation_is_named_and_counts_as_wrong(root: Path, ended: dict[str, Ended]) -> None:
+def test_a_video_that_fails_in_evaluation_is_named_and_counts_as_wrong(
+    root: Path, ended: dict[str, Ended]
+) -> None:
     ((_, result),) = read_results(root / "out" / "qa")
     rows = read_predictions(root / "out" / "qa" / "predictions" / "msrvtt_qa-test.jsonl")
     gone = {item.item for item in result.missing}
@@ -124,22 +183,38 @@ def test_a_video_that_fails_in_evaluation_is_named_and_counts_as_wrong(root: Pat
     assert "video7011" in ended["qa"].output
 
 
-def test_an_evaluation_that_was_cut_off_continues_from_its_cache(root: Path, ended: dict[str, Ended]) -> None:
+def test_an_evaluation_that_was_cut_off_continues_from_its_cache(
+    root: Path, ended: dict[str, Ended]
+) -> None:
     assert ended["cut off"].codes == [-9]
-    assert len(list((root / "out" / "qa_cut" / "cache").rglob("*.npz"))) == 3  # 8 questions in batches of 3
-    assert [path.name for path in (root / "out" / "qa_cut" / "predictions").iterdir()] == ["msrvtt_qa-test.jsonl"]
+    assert (
+        len(list((root / "out" / "qa_cut" / "cache").rglob("*.npz"))) == 3
+    )  # 8 questions in batches of 3
+    assert [path.name for path in (root / "out" / "qa_cut" / "predictions").iterdir()] == [
+        "msrvtt_qa-test.jsonl"
+    ]
 
 
 def test_the_item_that_makes_a_loss_nan_is_named(root: Path, ended: dict[str, Ended]) -> None:
     """Contrast over both ranks: with one item alone as with many."""
     assert set(ended["poisoned"].codes) == {0}, ended["poisoned"].output
-    dossier = json.loads((root / "out" / "poisoned" / "dossiers" / "step-00000001" / "dossier.json").read_text())
+    dossier = json.loads(
+        (root / "out" / "poisoned" / "dossiers" / "step-00000001" / "dossier.json").read_text()
+    )
     batches = [batch for rank in dossier["ranks"] for batch in rank["micro_batches"]]
-    met = {batch["position"] + row: clip for batch in batches for row, clip in enumerate(batch["clips"])}
-    assert [(entry["rank"], entry["position"], entry["clip"]) for entry in dossier["rerun"]["guilty"]] == [(1, 3, met[3])]
+    met = {
+        batch["position"] + row: clip
+        for batch in batches
+        for row, clip in enumerate(batch["clips"])
+    }
+    assert [
+        (entry["rank"], entry["position"], entry["clip"]) for entry in dossier["rerun"]["guilty"]
+    ] == [(1, 3, met[3])]
 
 
-def test_frozen_parameters_do_not_move_under_zero_3_and_the_head_does(root: Path, ended: dict[str, Ended]) -> None:
+def test_frozen_parameters_do_not_move_under_zero_3_and_the_head_does(
+    root: Path, ended: dict[str, Ended]
+) -> None:
     before, after = (
         load_file(root / "model" / "model.safetensors"),
         load_file(best_weights(root / "out" / "k400") / "model.safetensors"),
@@ -162,7 +237,10 @@ def test_re_ranking_both_ways_in_a_validation_with_partitioned_parameters_scores
         assert "val/t2v/R@1" in (root / "out" / f"retrieval_{stage}" / "history.jsonl").read_text()
         (path,) = (root / "out" / f"retrieval_{stage}" / "predictions").glob("*.jsonl")
         rows[stage] = list(map(json.loads, path.read_text().splitlines()))
-    numbers = {stage: [(row.pop("measures"), row.pop("score", [])) for row in rows[stage]] for stage in rows}
+    numbers = {
+        stage: [(row.pop("measures"), row.pop("score", [])) for row in rows[stage]]
+        for stage in rows
+    }
     assert rows["zero1"] == rows["zero3"]
     for (measures, scores), (same_measures, same_scores) in zip(*numbers.values(), strict=True):
         assert measures == pytest.approx(same_measures)

@@ -1,4 +1,5 @@
-"""Every entry script: --help, and two steps of training and an evaluation on made-up files in its benchmark's official format."""
+"""Every entry script: --help, and two steps of training and an evaluation on made-up files in its
+benchmark's official format."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ from tests.finetune.official import WRITERS
 from tests.finetune.runs import ROOT, Ended, Job, run_jobs
 from tests.tools.conftest import tiny_model
 
-PLAIN = "--global-batch 2 --micro-batch 2 --workers 0 --dali-threads 1 --ds-config zero1_fp32 --steps 2 --eval-every 2"
+PLAIN = (
+    "--global-batch 2 --micro-batch 2 --workers 0 --dali-threads 1 --ds-config zero1_fp32 --steps 2"
+    " --eval-every 2"
+)
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,13 @@ SCRIPTS = {
     "coco_retrieval": Script("coco", 2, RETRIEVAL),
     "flickr30k_retrieval": Script("flickr30k", 2, RETRIEVAL, ("--rerank", "all")),
     "ego4d_choice": Script("ego4d", 5, ACCURACY, WITHOUT_TRAINING),
-    "egomcq": Script("egomcq", 4, ("accuracy", "accuracy/inter", "accuracy/intra"), WITHOUT_TRAINING),
+    "egomcq": Script(
+        "egomcq", 4, ("accuracy", "accuracy/inter", "accuracy/intra"), WITHOUT_TRAINING
+    ),
 }
 HIDDEN = {"tvqa": ("tvqa", ("--eval-split", "test")), "vqav2": ("vqav2", ())}
-"""Evaluations on a split with hidden labels, by name: sample, options. They write the file of the test server."""
+"""Evaluations on a split with hidden labels, by name: sample, options. They write the file of the
+test server."""
 
 
 @pytest.fixture(scope="module")
@@ -71,21 +78,46 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ended(root: Path) -> dict[str, Ended]:
-    """All scripts, trained and evaluated, then two of them evaluated on hidden labels with the weights that they trained."""
+    """All scripts, trained and evaluated, then two of them evaluated on hidden labels with the
+    weights that they trained."""
 
     def job(name: str, sample: str, out: str, checkpoint: str, options: tuple[str, ...]) -> Job:
-        places = {"annotations": root / sample / "annotations", "media": root / sample / "media", "checkpoint": root / checkpoint}
+        places = {
+            "annotations": root / sample / "annotations",
+            "media": root / sample / "media",
+            "checkpoint": root / checkpoint,
+        }
         argv = [text for option, path in places.items() for text in (f"--{option}", str(path))]
-        return Job(name, [*argv, "--out", str(root / "out" / out), "--cache", str(root / "cache"), *PLAIN.split(), *options])
+        return Job(
+            name,
+            [
+                *argv,
+                "--out",
+                str(root / "out" / out),
+                "--cache",
+                str(root / "cache"),
+                *PLAIN.split(),
+                *options,
+            ],
+        )
 
-    jobs = {name: job(name, script.sample, name, "model", script.options) for name, script in SCRIPTS.items()}
+    jobs = {
+        name: job(name, script.sample, name, "model", script.options)
+        for name, script in SCRIPTS.items()
+    }
     for name, (sample, options) in HIDDEN.items():
-        jobs[f"{name} hidden"] = job(name, sample, f"{name}-hidden", f"out/{name}", (*options, "--eval-only"))
+        jobs[f"{name} hidden"] = job(
+            name, sample, f"{name}-hidden", f"out/{name}", (*options, "--eval-only")
+        )
     return dict(zip(jobs, run_jobs(list(jobs.values())), strict=True))
 
 
 def test_every_script_is_run_here() -> None:
-    found = {path.stem for path in (ROOT / "finetune").glob("*.py") if "\nBENCHMARK = " in path.read_text()}
+    found = {
+        path.stem
+        for path in (ROOT / "finetune").glob("*.py")
+        if "\nBENCHMARK = " in path.read_text()
+    }
     assert found == set(SCRIPTS)
 
 
@@ -103,25 +135,38 @@ def test_script_trains_two_steps_and_evaluates_every_item_of_its_official_format
     assert set(script.scores) <= set(result.scores)
     folds = sorted(out.glob("fold-*"))
     rows = [
-        row for run in folds or [out] for file in (run / PREDICTIONS).glob("*.jsonl") for row in read_predictions(file).values()
+        row
+        for run in folds or [out]
+        for file in (run / PREDICTIONS).glob("*.jsonl")
+        for row in read_predictions(file).values()
     ]
     assert len(rows) >= script.items
     if folds:
         assert (result.variant, len(folds), len(result.details["folds"])) == ("mean", 3, 3)
         tops = [row["measures"]["top1"] for row in rows]
-        assert result.scores["top1"].value == pytest.approx(100 * sum(tops) / len(tops)), "here, folds are of equal size"
+        assert result.scores["top1"].value == pytest.approx(100 * sum(tops) / len(tops)), (
+            "here, folds are of equal size"
+        )
 
 
-def test_hidden_labels_give_no_score_but_the_file_of_the_test_server(root: Path, ended: dict[str, Ended]) -> None:
+def test_hidden_labels_give_no_score_but_the_file_of_the_test_server(
+    root: Path, ended: dict[str, Ended]
+) -> None:
     for name in HIDDEN:
         assert ended[f"{name} hidden"].codes == [0], ended[f"{name} hidden"].output[-3000:]
         ((_, result),) = read_results(root / "out" / f"{name}-hidden")
         assert not result.scores
-    tvqa = json.loads((root / "out" / "tvqa-hidden" / PREDICTIONS / "tvqa_submission.json").read_text())
+    tvqa = json.loads(
+        (root / "out" / "tvqa-hidden" / PREDICTIONS / "tvqa_submission.json").read_text()
+    )
     assert set(tvqa) == {"10", "11"}
     assert set(tvqa.values()) <= {0, 1, 2, 3, 4}
-    vqa = json.loads((root / "out" / "vqav2-hidden" / PREDICTIONS / "vqav2_submission.json").read_text())
-    assert [row["question_id"] for row in vqa] == [10 * image + k for image in (201, 202) for k in range(3)]
+    vqa = json.loads(
+        (root / "out" / "vqav2-hidden" / PREDICTIONS / "vqav2_submission.json").read_text()
+    )
+    assert [row["question_id"] for row in vqa] == [
+        10 * image + k for image in (201, 202) for k in range(3)
+    ]
     assert {row["answer"] for row in vqa} <= {"net", "yes"}
 
 
@@ -136,7 +181,15 @@ def test_script_opens_with_its_command_hardware_time_and_the_papers_number_and_h
         parse(script.BENCHMARK, ["--help"])
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    for option in ("--annotations", "--media", "--checkpoint", "--eval-only", "--frames", "--views", "--image-size"):
+    for option in (
+        "--annotations",
+        "--media",
+        "--checkpoint",
+        "--eval-only",
+        "--frames",
+        "--views",
+        "--image-size",
+    ):
         assert option in shown
 
 

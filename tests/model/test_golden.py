@@ -1,4 +1,5 @@
-"""Every output and gradient norm of the original code, from its own weights through from_reference."""
+"""Every output and gradient norm of the original code, from its own weights through
+from_reference."""
 
 from __future__ import annotations
 
@@ -21,7 +22,11 @@ TOLERANCE = 2e-5
 
 
 def weights() -> dict[str, Tensor]:
-    return {key.removeprefix("state_dict/"): value for key, value in GOLDEN.items() if key.startswith("state_dict/")}
+    return {
+        key.removeprefix("state_dict/"): value
+        for key, value in GOLDEN.items()
+        if key.startswith("state_dict/")
+    }
 
 
 def golden_config() -> AllInOneConfig:
@@ -52,11 +57,15 @@ ORDER = GOLDEN["input/patch_perm"].long()
 
 
 def close(actual: Tensor, key: str) -> None:
-    torch.testing.assert_close(actual, GOLDEN[f"output/{key}"], atol=TOLERANCE, rtol=0, msg=lambda text: f"{key}: {text}")
+    torch.testing.assert_close(
+        actual, GOLDEN[f"output/{key}"], atol=TOLERANCE, rtol=0, msg=lambda text: f"{key}: {text}"
+    )
 
 
 @pytest.mark.parametrize(("prefix", "order"), [("", None), ("perm_", ORDER)])
-def test_joint_pass_equals_the_original(model: AllInOneForPreTraining, prefix: str, order: Tensor | None) -> None:
+def test_joint_pass_equals_the_original(
+    model: AllInOneForPreTraining, prefix: str, order: Tensor | None
+) -> None:
     with torch.no_grad():
         output = model(PIXELS, IDS, MASK, patch_order=order)
         close(output.text, f"{prefix}text_feats")
@@ -68,10 +77,16 @@ def test_joint_pass_equals_the_original(model: AllInOneForPreTraining, prefix: s
             close(model.mlm_head(output.text), "mlm_logits")
 
 
-def test_what_enters_the_first_block_and_leaves_the_last_norm_equals_the_original(model: AllInOneForPreTraining) -> None:
+def test_what_enters_the_first_block_and_leaves_the_last_norm_equals_the_original(
+    model: AllInOneForPreTraining,
+) -> None:
     seen: dict[str, Tensor] = {}
-    model.backbone.encoder.blocks[0].register_forward_pre_hook(lambda _, args: seen.update(first_block_input=args[0]))
-    model.backbone.encoder.norm.register_forward_hook(lambda _, __, output: seen.update(per_frame_feats=output))
+    model.backbone.encoder.blocks[0].register_forward_pre_hook(
+        lambda _, args: seen.update(first_block_input=args[0])
+    )
+    model.backbone.encoder.norm.register_forward_hook(
+        lambda _, __, output: seen.update(per_frame_feats=output)
+    )
     with torch.no_grad():
         model(PIXELS, IDS, MASK)
     for key, value in seen.items():
@@ -109,10 +124,14 @@ def check_gradients(model: AllInOneForPreTraining, norms: dict[str, float | None
     assert checked > 30
 
 
-def test_losses_and_gradients_of_mlm_and_matching_equal_the_original(model: AllInOneForPreTraining) -> None:
+def test_losses_and_gradients_of_mlm_and_matching_equal_the_original(
+    model: AllInOneForPreTraining,
+) -> None:
     output = model(PIXELS, IDS, MASK)
     mlm = F.cross_entropy(
-        model.mlm_head(output.text).flatten(0, 1), GOLDEN["input/mlm_labels"].long().flatten(), ignore_index=-100
+        model.mlm_head(output.text).flatten(0, 1),
+        GOLDEN["input/mlm_labels"].long().flatten(),
+        ignore_index=-100,
     )
     itm = F.cross_entropy(model.vtm_head(output.pooled), GOLDEN["input/itm_labels"].long())
     assert float(mlm.detach()) == pytest.approx(FACTS["losses"]["mlm"], abs=TOLERANCE)
@@ -122,7 +141,9 @@ def test_losses_and_gradients_of_mlm_and_matching_equal_the_original(model: AllI
     parameters = dict(model.named_parameters())
     for key in FACTS["full_gradients_of_total"]:
         name = reference_name(key.removeprefix("grad/"))
-        torch.testing.assert_close(parameters[str(name)].grad, GOLDEN[key], atol=TOLERANCE, rtol=1e-4, msg=key)
+        torch.testing.assert_close(
+            parameters[str(name)].grad, GOLDEN[key], atol=TOLERANCE, rtol=1e-4, msg=key
+        )
 
 
 def test_loss_and_gradients_of_contrast_equal_the_original(model: AllInOneForPreTraining) -> None:

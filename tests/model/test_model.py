@@ -12,7 +12,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
-from allinone.model import SIZES, AllInOneConfig, AllInOneForPreTraining, AllInOneModel, flops, norm, parameters_by_part
+from allinone.model import (
+    SIZES,
+    AllInOneConfig,
+    AllInOneForPreTraining,
+    AllInOneModel,
+    flops,
+    norm,
+    parameters_by_part,
+)
 from allinone.model.convert import ConversionError, convert_reference, from_reference, load_resized
 from allinone.model.roll import roll_channels, roll_tokens
 
@@ -21,10 +29,14 @@ PARITY = Path(__file__).parents[1] / "parity"
 
 def nano(**overrides: object) -> AllInOneForPreTraining:
     torch.manual_seed(0)
-    return AllInOneForPreTraining(AllInOneConfig.from_size("nano", **{"vocab_size": 50, **overrides}))
+    return AllInOneForPreTraining(
+        AllInOneConfig.from_size("nano", **{"vocab_size": 50, **overrides})
+    )
 
 
-def inputs(clips: int = 2, frames: int = 3, size: int = 64, words: int = 8) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(
+    clips: int = 2, frames: int = 3, size: int = 64, words: int = 8
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     mask = torch.ones(clips, words, dtype=torch.long)
     mask[0, words // 2 :] = 0
@@ -35,11 +47,20 @@ def inputs(clips: int = 2, frames: int = 3, size: int = 64, words: int = 8) -> t
     )
 
 
-# Counted on the original code. Its S is DeiT-S distilled: one more token and one more position row of width 384, which nothing reads
-# usefully and this model leaves out.
+# Counted on the original code. Its S is DeiT-S distilled: one more token and one more position row
+# of width 384, which nothing reads usefully and this model leaves out.
 PARTS = {
     "tiny": (5_868_672, 384, 147_648 + 38_592, 5_338_368, 384, 37_056, 5_928_186, 386),
-    "small": (11_737_344, 768, 295_296 + 77_952 - 2 * 384, 21_293_568, 768, 147_840, 11_899_578, 770),
+    "small": (
+        11_737_344,
+        768,
+        295_296 + 77_952 - 2 * 384,
+        21_293_568,
+        768,
+        147_840,
+        11_899_578,
+        770,
+    ),
     "base": (23_474_688, 1_536, 590_592 + 154_368, 85_054_464, 1_536, 590_592, 24_063_546, 1_538),
 }
 
@@ -48,7 +69,16 @@ PARTS = {
 def test_parameters_of_each_part_equal_the_original(size: str) -> None:
     with torch.device("meta"):
         counts = parameters_by_part(AllInOneForPreTraining(AllInOneConfig.from_size(size)))
-    names = ("text embeddings", "modality table", "video embeddings", "blocks", "final norm", "pooler", "MLM head", "VTM head")
+    names = (
+        "text embeddings",
+        "modality table",
+        "video embeddings",
+        "blocks",
+        "final norm",
+        "pooler",
+        "MLM head",
+        "VTM head",
+    )
     assert tuple(counts[name] for name in names) == PARTS[size]
     total = sum(counts[name] for name in names[:6])
     assert total == {"tiny": 11_431_104, "small": 33_553_536 - 768, "base": 109_867_776}[size]
@@ -86,7 +116,9 @@ def test_analytic_flops_equal_the_counter(size: str, frames: int) -> None:
 
 def test_base_costs_what_the_paper_prints() -> None:
     config = AllInOneConfig.from_size("base")
-    assert flops.forward_flops(config, frames=3, text_tokens=40) / 1e9 == pytest.approx(127.68, abs=0.01)
+    assert flops.forward_flops(config, frames=3, text_tokens=40) / 1e9 == pytest.approx(
+        127.68, abs=0.01
+    )
     macs = flops.forward_flops(config, frames=3, text_tokens=32, attention_products=False) / 2
     assert macs / 1e9 == pytest.approx(58.70, abs=0.01)
 
@@ -94,14 +126,18 @@ def test_base_costs_what_the_paper_prints() -> None:
 @pytest.mark.parametrize("frames", [2, 3, 5])
 def test_roll_moves_the_slots_that_the_paper_names(frames: int) -> None:
     words, visual, fold = 4, 17, 2
-    x = torch.arange(2 * frames * (words + visual), dtype=torch.float).reshape(2 * frames, words + visual, 1)
+    x = torch.arange(2 * frames * (words + visual), dtype=torch.float).reshape(
+        2 * frames, words + visual, 1
+    )
     rolled = roll_tokens(x, frames, words, fold)
     for clip in range(2):
         for frame in range(frames):
             for slot in range(words + visual):
                 v = slot - words
                 source = frame - 1 if 1 <= v <= fold else frame + 1 if v >= visual - fold else frame
-                assert rolled[clip * frames + frame, slot] == x[clip * frames + source % frames, slot]
+                assert (
+                    rolled[clip * frames + frame, slot] == x[clip * frames + source % frames, slot]
+                )
 
 
 def test_as_many_rolls_as_frames_bring_every_token_home() -> None:
@@ -131,13 +167,16 @@ def test_every_variant_takes_any_number_of_frames(roll: str, frames: int) -> Non
 
 
 def test_frames_talk_to_each_other_except_in_average() -> None:
-    """The features of frame 0 change with frame 1 where frames exchange information, and do not where they only meet in the mean."""
+    """The features of frame 0 change with frame 1 where frames exchange information, and do not
+    where they only meet in the mean."""
     pixels, ids, mask = inputs()
     changed = pixels.clone()
     changed[:, 1] += 1
     for roll, expected in (("roll", True), ("channel", True), ("average", False)):
         model, seen = nano(roll=roll).eval(), []
-        model.backbone.encoder.norm.register_forward_hook(lambda _, __, y, seen=seen: seen.append(y[0]))
+        model.backbone.encoder.norm.register_forward_hook(
+            lambda _, __, y, seen=seen: seen.append(y[0])
+        )
         with torch.no_grad():
             model(pixels, ids, mask)
             model(changed, ids, mask)
@@ -179,7 +218,9 @@ def test_checkpointing_gives_equal_gradients_with_dropout() -> None:
             model.gradient_checkpointing_enable()
         torch.manual_seed(7)
         model(*inputs()).pooled.square().sum().backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        gradients.append(
+            {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        )
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
@@ -189,7 +230,9 @@ def test_compiles_without_graph_breaks(roll: str) -> None:
     model = nano(roll=roll).eval()
     compiled = torch.compile(model.backbone, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        torch.testing.assert_close(compiled(*inputs()).pooled, model.backbone(*inputs()).pooled, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            compiled(*inputs()).pooled, model.backbone(*inputs()).pooled, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_saving_and_loading_is_bit_equal_and_known_to_the_auto_classes(tmp_path: Path) -> None:
@@ -205,7 +248,11 @@ def test_saving_and_loading_is_bit_equal_and_known_to_the_auto_classes(tmp_path:
 
 
 def reference_shapes(size: str) -> dict[str, torch.Tensor]:
-    rows = (line.split("\t") for line in (PARITY / f"state_dict_{size}.tsv").read_text().splitlines() if line)
+    rows = (
+        line.split("\t")
+        for line in (PARITY / f"state_dict_{size}.tsv").read_text().splitlines()
+        if line
+    )
     return {key: torch.randn([int(n) for n in shape.split(",")]) for key, shape in rows}
 
 
@@ -214,9 +261,15 @@ def test_weights_of_the_original_load_with_no_key_left_over(size: str) -> None:
     state = reference_shapes(size)
     model, report = convert_reference(state, AllInOneConfig.from_size(size))
     assert not report.resized
-    assert torch.equal(model.backbone.encoder.blocks[11].mlp.fc2.bias, state["transformer.blocks.11.mlp.fc2.bias"])
-    assert torch.equal(model.backbone.video_embeddings.position[0, -1], state["transformer.pos_embed"][0, -1])
-    assert torch.equal(model.backbone.video_embeddings.position[0, 0], state["transformer.pos_embed"][0, 0])
+    assert torch.equal(
+        model.backbone.encoder.blocks[11].mlp.fc2.bias, state["transformer.blocks.11.mlp.fc2.bias"]
+    )
+    assert torch.equal(
+        model.backbone.video_embeddings.position[0, -1], state["transformer.pos_embed"][0, -1]
+    )
+    assert torch.equal(
+        model.backbone.video_embeddings.position[0, 0], state["transformer.pos_embed"][0, 0]
+    )
 
 
 def test_conversion_errors_list_what_is_wrong() -> None:
@@ -232,7 +285,10 @@ def test_conversion_errors_list_what_is_wrong() -> None:
 
 
 def test_co_trained_names_and_an_absent_temporal_embedding_load() -> None:
-    state = {key.replace("itm_score", "vtm_score"): value for key, value in reference_shapes("tiny").items()}
+    state = {
+        key.replace("itm_score", "vtm_score"): value
+        for key, value in reference_shapes("tiny").items()
+    }
     del state["transformer.temporal_embed"]
     model, report = convert_reference(state, AllInOneConfig.from_size("tiny"))
     assert not model.backbone.video_embeddings.temporal.any()
@@ -247,8 +303,13 @@ def test_resolution_frames_and_text_length_are_resized_and_reported() -> None:
     assert len(report.resized) == 3
     video = model.backbone.video_embeddings
     assert torch.equal(video.position[0, 0], state["transformer.pos_embed"][0, 0])
-    assert torch.allclose(video.temporal[0, [0, -1]], state["transformer.temporal_embed"][0, [0, -1]])
-    text, learned = model.backbone.text_embeddings.position.weight, state["text_embeddings.position_embeddings.weight"]
+    assert torch.allclose(
+        video.temporal[0, [0, -1]], state["transformer.temporal_embed"][0, [0, -1]]
+    )
+    text, learned = (
+        model.backbone.text_embeddings.position.weight,
+        state["text_embeddings.position_embeddings.weight"],
+    )
     assert torch.equal(text[:40], learned)
     assert torch.equal(text[40:], learned[-1:].expand(40, -1))
     short, _ = convert_reference(state, AllInOneConfig.from_size("tiny", max_text_len=20))
@@ -260,10 +321,14 @@ def test_resolution_frames_and_text_length_are_resized_and_reported() -> None:
 def test_a_text_that_fitted_means_the_same_in_a_model_for_longer_ones(tmp_path: Path) -> None:
     model = nano(max_text_len=8).eval()
     model.save_pretrained(tmp_path)
-    longer, _ = load_resized(tmp_path, AllInOneConfig.from_size("nano", vocab_size=50, max_text_len=40))
+    longer, _ = load_resized(
+        tmp_path, AllInOneConfig.from_size("nano", vocab_size=50, max_text_len=40)
+    )
     pixels, ids, mask = inputs()
     padded = nn.functional.pad(ids, (0, 32)), nn.functional.pad(mask, (0, 32))
-    assert torch.allclose(longer.eval()(pixels, *padded).pooled, model(pixels, ids, mask).pooled, atol=1e-5)
+    assert torch.allclose(
+        longer.eval()(pixels, *padded).pooled, model(pixels, ids, mask).pooled, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -277,7 +342,9 @@ def test_a_text_that_fitted_means_the_same_in_a_model_for_longer_ones(tmp_path: 
         ({"width": 3}, "valid options: hidden_size"),
     ],
 )
-def test_wrong_options_are_refused_with_the_valid_ones(overrides: dict[str, object], message: str) -> None:
+def test_wrong_options_are_refused_with_the_valid_ones(
+    overrides: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         AllInOneConfig.from_size("nano", **overrides)
 
@@ -303,7 +370,11 @@ def test_only_nvidias_apex_is_taken_for_apex(monkeypatch: pytest.MonkeyPatch) ->
 
     def install(**optimizers: object) -> None:
         norm._fused_layer_norm.cache_clear()
-        modules = {"apex": {}, "apex.optimizers": optimizers, "apex.normalization": {"FusedLayerNorm": Fused}}
+        modules = {
+            "apex": {},
+            "apex.optimizers": optimizers,
+            "apex.normalization": {"FusedLayerNorm": Fused},
+        }
         for name, content in modules.items():
             module = types.ModuleType(name)
             module.__dict__.update(content)
@@ -316,12 +387,16 @@ def test_only_nvidias_apex_is_taken_for_apex(monkeypatch: pytest.MonkeyPatch) ->
     norm._fused_layer_norm.cache_clear()
 
 
-def test_image_heads_start_as_the_videos_and_are_dropped_where_the_model_has_none(tmp_path: Path) -> None:
+def test_image_heads_start_as_the_videos_and_are_dropped_where_the_model_has_none(
+    tmp_path: Path,
+) -> None:
     from allinone.model.convert import load_resized
 
     shared = AllInOneForPreTraining(AllInOneConfig.from_size("nano"))
     shared.save_pretrained(tmp_path / "shared")
-    own, report = load_resized(tmp_path / "shared", AllInOneConfig.from_size("nano", image_heads=True))
+    own, report = load_resized(
+        tmp_path / "shared", AllInOneConfig.from_size("nano", image_heads=True)
+    )
     assert torch.equal(own.image_vtm_head.weight, shared.vtm_head.weight)
     assert torch.equal(own.image_mlm_head.decoder.weight, shared.mlm_head.decoder.weight)
     assert "a copy of vtm_head.weight" in str(report)

@@ -8,10 +8,25 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import BertConfig, BertModel, DeiTConfig, DeiTModel, ViTConfig, ViTForImageClassification
+from transformers import (
+    BertConfig,
+    BertModel,
+    DeiTConfig,
+    DeiTModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from allinone.model import AllInOneConfig
-from allinone.model.convert import HEADS, POSITION, TEMPORAL, ConversionError, LoadReport, assemble, rename_reference
+from allinone.model.convert import (
+    HEADS,
+    POSITION,
+    TEMPORAL,
+    ConversionError,
+    LoadReport,
+    assemble,
+    rename_reference,
+)
 from allinone.model.pretrained import TEXT_PART, bert_weights, vit_weights
 from tests.tools.lightning import state_dict
 
@@ -23,7 +38,9 @@ IMAGE = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
 
 def vit() -> ViTForImageClassification:
     torch.manual_seed(0)
-    config = ViTConfig(**SHAPE, intermediate_size=128, image_size=48, layer_norm_eps=1e-6, num_labels=3)
+    config = ViTConfig(
+        **SHAPE, intermediate_size=128, image_size=48, layer_norm_eps=1e-6, num_labels=3
+    )
     model = ViTForImageClassification(config).eval()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)  # so that no bias or norm is trivial
@@ -31,7 +48,8 @@ def vit() -> ViTForImageClassification:
 
 
 def video_only(weights: dict[str, Tensor], pixels: Tensor) -> Tensor:
-    """Class token of an image in the model with these weights; the modality table, which ViTs do not have, is zero."""
+    """Class token of an image in the model with these weights; the modality table, which ViTs do
+    not have, is zero."""
     model = assemble(CONFIG, weights, LoadReport(), may_be_new=(*NEW, TEXT_PART)).eval()
     model.backbone.modality.weight.data.zero_()
     with torch.no_grad():
@@ -42,11 +60,16 @@ def video_only(weights: dict[str, Tensor], pixels: Tensor) -> Tensor:
 def test_an_image_gives_what_the_vit_gives(tmp_path: Path, names: str) -> None:
     model = vit()
     model.save_pretrained(tmp_path)
-    given = dict(model.state_dict()) if names == "memory" else load_file(tmp_path / "model.safetensors")
+    given = (
+        dict(model.state_dict()) if names == "memory" else load_file(tmp_path / "model.safetensors")
+    )
     report = LoadReport()
     weights, unexpected = vit_weights(given, report)
     assert not unexpected
-    assert {line.split(":")[0] for line in report.ignored} == {"classifier.weight", "classifier.bias"}
+    assert {line.split(":")[0] for line in report.ignored} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
     with torch.no_grad():
         expected = model.vit(IMAGE).last_hidden_state[:, 0]
     torch.testing.assert_close(video_only(weights, IMAGE), expected, atol=1e-5, rtol=0)
@@ -66,9 +89,15 @@ def test_a_distilled_deit_loses_its_second_token_and_that_tokens_position(tmp_pa
 
 
 @pytest.mark.parametrize("size", ["tiny", "small"])
-def test_timms_names_reach_the_same_places_as_the_originals_which_is_built_on_timm(size: str) -> None:
+def test_timms_names_reach_the_same_places_as_the_originals_which_is_built_on_timm(
+    size: str,
+) -> None:
     original = state_dict(size)
-    timm = {key.removeprefix("transformer."): value for key, value in original.items() if key.startswith("transformer.")}
+    timm = {
+        key.removeprefix("transformer."): value
+        for key, value in original.items()
+        if key.startswith("transformer.")
+    }
     del timm["temporal_embed"]
     timm |= {"head.weight": torch.zeros(1000, 4), "head_dist.bias": torch.zeros(1000)}
     weights, unexpected = vit_weights(timm, LoadReport())
@@ -97,7 +126,9 @@ def test_words_are_embedded_as_by_bert(old_names: bool) -> None:
     given = {f"bert.{key}": value for key, value in bert.state_dict().items()}
     if old_names:  # bert-base-uncased is stored so
         given = {
-            key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v
+            key.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+                "LayerNorm.bias", "LayerNorm.beta"
+            ): v
             for key, v in given.items()
         }
     report = LoadReport()
@@ -109,4 +140,6 @@ def test_words_are_embedded_as_by_bert(old_names: bool) -> None:
     assert not any(TEXT_PART in line for line in report.initialised)
     ids = torch.randint(0, 50, (3, 9))
     with torch.no_grad():
-        torch.testing.assert_close(model.backbone.text_embeddings(ids), bert.embeddings(ids), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            model.backbone.text_embeddings(ids), bert.embeddings(ids), atol=1e-6, rtol=0
+        )

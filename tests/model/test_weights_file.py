@@ -22,10 +22,13 @@ def test_a_lightning_checkpoint_is_read_without_lightning(tmp_path: Path, legacy
     file = read_weights(save(tmp_path / "last.ckpt", WEIGHTS, legacy=legacy))
     assert file.tensors.keys() == WEIGHTS.keys()
     assert all(
-        torch.equal(file.tensors[name], value) and file.tensors[name].dtype == value.dtype for name, value in WEIGHTS.items()
+        torch.equal(file.tensors[name], value) and file.tensors[name].dtype == value.dtype
+        for name, value in WEIGHTS.items()
     )
     assert (file.facts["epoch"], file.facts["global_step"]) == (3, 25000)
-    assert [note.split(":")[0] for note in file.notes] == ["pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"]
+    assert [note.split(":")[0] for note in file.notes] == [
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+    ]
 
 
 class Shell:
@@ -40,9 +43,15 @@ class Shell:
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("place", ["beside", "as weight"])
-def test_code_in_a_pickle_is_refused_by_name_and_does_not_run(tmp_path: Path, legacy: bool, place: str) -> None:
+def test_code_in_a_pickle_is_refused_by_name_and_does_not_run(
+    tmp_path: Path, legacy: bool, place: str
+) -> None:
     shell = Shell(f"touch {tmp_path / 'ran'}")
-    extra: dict[str, Any] = {"hyper_parameters": {"x": shell}} if place == "beside" else {"state_dict": {**WEIGHTS, "w": shell}}
+    extra: dict[str, Any] = (
+        {"hyper_parameters": {"x": shell}}
+        if place == "beside"
+        else {"state_dict": {**WEIGHTS, "w": shell}}
+    )
     path = save(tmp_path / "evil.ckpt", WEIGHTS, legacy=legacy, extra=extra)
     with pytest.raises(WeightsError, match=r"refused: posix\.system"):
         read_weights(path)
@@ -50,7 +59,9 @@ def test_code_in_a_pickle_is_refused_by_name_and_does_not_run(tmp_path: Path, le
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_any_unknown_class_is_refused_by_name_with_the_way_out(tmp_path: Path, legacy: bool) -> None:
+def test_any_unknown_class_is_refused_by_name_with_the_way_out(
+    tmp_path: Path, legacy: bool
+) -> None:
     with fake_class("somebody.schedulers.Cosine") as made:
         path = save(tmp_path / "a.ckpt", WEIGHTS, legacy=legacy, extra={"lr_schedulers": [made()]})
     with pytest.raises(WeightsError, match=r"refused: somebody\.schedulers\.Cosine\..*torch\.save"):
@@ -85,7 +96,9 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     cases = {
         tmp_path / "absent.ckpt": "does not exist",
         write(tmp_path / "page.ckpt", b"<html>404</html>"): "cannot be read safely|no whole file",
-        write(tmp_path / "cut.ckpt", whole.read_bytes()[:2000]): "cannot be read safely|no whole file",
+        write(
+            tmp_path / "cut.ckpt", whole.read_bytes()[:2000]
+        ): "cannot be read safely|no whole file",
         write(tmp_path / "empty.ckpt", b""): "no whole file",
         write(tmp_path / "cut.safetensors", b"\x10"): "no whole safetensors file",
         tmp_path: "holds none of model.safetensors",
@@ -94,14 +107,20 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=message) as caught:
             read_weights(path)
         assert str(path) in str(caught.value)
-    for content, message in ((torch.zeros(2), "holds a Tensor"), ({"epoch": 3}, "its keys are epoch"), ({}, "is empty")):
+    for content, message in (
+        (torch.zeros(2), "holds a Tensor"),
+        ({"epoch": 3}, "its keys are epoch"),
+        ({}, "is empty"),
+    ):
         torch.save(content, whole)
         with pytest.raises(WeightsError, match=message):
             read_weights(whole)
 
 
 def test_a_hub_id_without_a_network_says_what_to_do() -> None:
-    with pytest.raises(WeightsError, match=r"owner/name is no file or folder here.*download the weights elsewhere"):
+    with pytest.raises(
+        WeightsError, match=r"owner/name is no file or folder here.*download the weights elsewhere"
+    ):
         locate("owner/name")
     with pytest.raises(WeightsError, match=r"\./typo\.pth does not exist"):
         locate("./typo.pth")

@@ -17,7 +17,9 @@ def run(*arguments: str, server: ForkServer | None = None) -> subprocess.Complet
     """By an interpreter of its own, or by a server that has done the imports."""
     env = {**os.environ, "OMP_NUM_THREADS": "2"}
     command = server.command(*arguments) if server else [sys.executable, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400, check=False
+    )
 
 
 def test_demo_prepares_trains_evaluates_reports_and_then_is_done(tmp_path: Path) -> None:
@@ -44,7 +46,8 @@ def test_demo_prepares_trains_evaluates_reports_and_then_is_done(tmp_path: Path)
 
 
 def assert_board_is_complete(out: Path) -> None:
-    """Curves, the arrangement of the charts, samples and options, as TensorBoard itself reads them; and the dashboard knows the run."""
+    """Curves, the arrangement of the charts, samples and options, as TensorBoard itself reads them;
+    and the dashboard knows the run."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
@@ -52,27 +55,55 @@ def assert_board_is_complete(out: Path) -> None:
     board.Reload()
     tags = board.Tags()
     assert tags["images"] == ["samples/video"]
-    assert {"run/options/text_summary", "run/derived/text_summary", "custom_scalars__config__"} <= set(tags["tensors"])
-    assert {"train/mlm_loss", "run/mfu", "ranks/own_s/max", "eval/data_val/text_to_video_R@1"} <= set(tags["scalars"])
+    assert {
+        "run/options/text_summary",
+        "run/derived/text_summary",
+        "custom_scalars__config__",
+    } <= set(tags["tensors"])
+    assert {
+        "train/mlm_loss",
+        "run/mfu",
+        "ranks/own_s/max",
+        "eval/data_val/text_to_video_R@1",
+    } <= set(tags["scalars"])
     written = board.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
-    charts = [chart.title for category in Layout.FromString(written).category for chart in category.chart]
+    charts = [
+        chart.title for category in Layout.FromString(written).category for chart in category.chart
+    ]
     assert "losses of the objectives" in charts
     assert any(title.startswith("MFU (FMA = 2") for title in charts)
     options = board.Tensors("run/options/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| train.lr | `0.002` |" in options
     watched = run("tools/watch.py", str(out), "--json")
     assert watched.returncode == 0, watched.stderr
-    assert (json.loads(watched.stdout)["status"], json.loads(watched.stdout)["step"]) == ("finished", 3)
+    assert (json.loads(watched.stdout)["status"], json.loads(watched.stdout)["step"]) == (
+        "finished",
+        3,
+    )
 
 
 def test_own_videos_in_three_commands(tmp_path: Path) -> None:
     videos = ROOT / "data" / "demo" / "videos" / "000001_000200"
-    rows = "".join(f"{videos.name}/{number}.mp4,a caption with number {number}\n" for number in range(1, 41))
+    rows = "".join(
+        f"{videos.name}/{number}.mp4,a caption with number {number}\n" for number in range(1, 41)
+    )
     (tmp_path / videos.name).symlink_to(videos)
     (tmp_path / "my.csv").write_text(f"path,caption\n{rows}")
-    prepared = run("tools/prepare.py", str(tmp_path / "my.csv"), "--out", str(tmp_path / "prepared"))
+    prepared = run(
+        "tools/prepare.py", str(tmp_path / "my.csv"), "--out", str(tmp_path / "prepared")
+    )
     assert prepared.returncode == 0, prepared.stderr
-    options = ["--data", str(tmp_path / "prepared"), "--out", str(tmp_path / "run"), "--val", "--steps", "2", "--log-every", "1"]
+    options = [
+        "--data",
+        str(tmp_path / "prepared"),
+        "--out",
+        str(tmp_path / "run"),
+        "--val",
+        "--steps",
+        "2",
+        "--log-every",
+        "1",
+    ]
     trained = run("pretrain/train.py", "demo", *options)
     assert trained.returncode == 0, trained.stdout + trained.stderr
     assert "step 2/2" in trained.stdout
@@ -86,9 +117,19 @@ def test_wrong_options_are_refused_with_what_is_valid(server: ForkServer, tmp_pa
     assert option.returncode == 2
     assert "did you mean --steps" in option.stderr
     assert "--global-batch" in option.stderr
-    size = run("pretrain/train.py", "demo", "--size", "giant", "--out", str(tmp_path / "a"), server=server)
+    size = run(
+        "pretrain/train.py", "demo", "--size", "giant", "--out", str(tmp_path / "a"), server=server
+    )
     assert size.returncode == 2
     assert "valid sizes: nano, tiny" in size.stderr
-    missing = run("pretrain/train.py", "demo", "--data", str(tmp_path), "--out", str(tmp_path / "b"), server=server)
+    missing = run(
+        "pretrain/train.py",
+        "demo",
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "b"),
+        server=server,
+    )
     assert missing.returncode == 2
     assert "tools/prepare.py" in missing.stderr

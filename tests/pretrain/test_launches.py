@@ -1,4 +1,5 @@
-"""pretrain/train.py with real clips under every launcher, killed and continued, compiled and checkpointed: the same losses and the same clips."""
+"""pretrain/train.py with real clips under every launcher, killed and continued, compiled and
+checkpointed: the same losses and the same clips."""
 
 from __future__ import annotations
 
@@ -38,7 +39,10 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(clips: Path, out: Path, *more: str) -> list[str]:
-    plain = "--image-size 32 --global-batch 8 --micro-batch 4 --log-every 1 --save-every 2 --eval-every 0 --dropout 0.1 --lr 1e-3"
+    plain = (
+        "--image-size 32 --global-batch 8 --micro-batch 4 --log-every 1 --save-every 2 --eval-every"
+        " 0 --dropout 0.1 --lr 1e-3"
+    )
     data = ["--data", str(clips), "--val", f"{clips}:val", "--out", str(out), "--steps", str(STEPS)]
     return [str(ROOT / "pretrain/train.py"), "demo", *data, *plain.split(), *more]
 
@@ -54,19 +58,34 @@ def finish(*processes: subprocess.Popen[str]) -> None:
 
 def start(command: list[str], **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command, cwd=ROOT, env={**ENV, **env}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        command,
+        cwd=ROOT,
+        env={**ENV, **env},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
 
 
 def history(out: Path) -> list[dict[str, object]]:
     lines = (out / "history.jsonl").read_text().splitlines(keepends=True)
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]  # a killed run may leave half a line
-    return [{key: row[key] for key in ("step", "metrics", "digest", "grad_norm")} for row in rows if "metrics" in row]
+    rows = [
+        json.loads(line) for line in lines if line.endswith("\n")
+    ]  # a killed run may leave half a line
+    return [
+        {key: row[key] for key in ("step", "metrics", "digest", "grad_norm")}
+        for row in rows
+        if "metrics" in row
+    ]
 
 
 @pytest.fixture(scope="module")
-def reference(clips: Path, server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
-    """One process, two micro-batches accumulated. Without VTC, which contrasts a micro-batch over all ranks: two ranks have more negatives."""
+def reference(
+    clips: Path, server: ForkServer, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, object]]:
+    """One process, two micro-batches accumulated. Without VTC, which contrasts a micro-batch over
+    all ranks: two ranks have more negatives."""
     out = tmp_path_factory.mktemp("reference") / "run"
     finish(start(server.command(*options(clips, out, "--vtc", "0"))))
     rows = history(out)
@@ -75,7 +94,9 @@ def reference(clips: Path, server: ForkServer, tmp_path_factory: pytest.TempPath
     return rows
 
 
-def assert_same(rows: list[dict[str, object]], expected: list[dict[str, object]], tolerance: float = 1e-5) -> None:
+def assert_same(
+    rows: list[dict[str, object]], expected: list[dict[str, object]], tolerance: float = 1e-5
+) -> None:
     assert [row["digest"] for row in rows] == [row["digest"] for row in expected]
     for row, other in zip(rows, expected, strict=True):
         assert row["metrics"] == pytest.approx(other["metrics"], rel=tolerance, abs=tolerance)
@@ -86,24 +107,55 @@ def test_torchrun_and_deepspeed_start_two_ranks_that_compute_the_same(
 ) -> None:
     scripts = Path(sys.executable).parent
     launchers = {
-        "torchrun": [str(scripts / "torchrun"), "--nproc-per-node", "2", "--master-port", str(free_port())],
-        "deepspeed": [str(scripts / "deepspeed"), "--num_accelerators", "2", "--master_port", str(free_port())],
+        "torchrun": [
+            str(scripts / "torchrun"),
+            "--nproc-per-node",
+            "2",
+            "--master-port",
+            str(free_port()),
+        ],
+        "deepspeed": [
+            str(scripts / "deepspeed"),
+            "--num_accelerators",
+            "2",
+            "--master_port",
+            str(free_port()),
+        ],
     }
     for name, launcher in launchers.items():
         out = tmp_path / name
         # the deepspeed launcher runs `python`: the one of this environment must come first
-        finish(start([*launcher, *options(clips, out, "--vtc", "0")], PATH=f"{scripts}:{os.environ['PATH']}"))
+        finish(
+            start(
+                [*launcher, *options(clips, out, "--vtc", "0")],
+                PATH=f"{scripts}:{os.environ['PATH']}",
+            )
+        )
         assert_same(history(out), reference)
 
 
 def test_ranks_started_as_srun_starts_them_compute_the_same(
     clips: Path, tmp_path: Path, reference: list[dict[str, object]]
 ) -> None:
-    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"}
-    step |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_NODELIST": "localhost", "MASTER_PORT": str(free_port())}
+    step = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+    }
+    step |= {
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_JOB_NODELIST": "localhost",
+        "MASTER_PORT": str(free_port()),
+    }
     out = tmp_path / "run"
     command = [sys.executable, *options(clips, out, "--vtc", "0")]
-    finish(*(start(command, **step, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)) for rank in range(2)))
+    finish(
+        *(
+            start(command, **step, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
+            for rank in range(2)
+        )
+    )
     assert_same(history(out), reference)
 
 
@@ -124,37 +176,85 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_co_training_on_mixtures_is_equal_on_two_ranks_and_killed_at_a_random_step(
     clips: Path, images: Path, server: ForkServer, tmp_path: Path
 ) -> None:
-    mixtures = ["--data", f"{clips}=2", f"{clips}:val", "--images", f"{images}=1", f"{images}:val=2"]
+    mixtures = [
+        "--data",
+        f"{clips}=2",
+        f"{clips}:val",
+        "--images",
+        f"{images}=1",
+        f"{images}:val=2",
+    ]
     more = [*mixtures, "--vtc", "0", "--image-batch", "12", "--image-heads", "separate"]
     killed, ranks = tmp_path / "killed", tmp_path / "ranks"
-    process, step = start(server.command(*options(clips, killed, *more))), random.randint(1, STEPS - 2)
-    while process.poll() is None and not ((killed / "history.jsonl").exists() and len(history(killed)) >= step):
+    process, step = (
+        start(server.command(*options(clips, killed, *more))),
+        random.randint(1, STEPS - 2),
+    )
+    while process.poll() is None and not (
+        (killed / "history.jsonl").exists() and len(history(killed)) >= step
+    ):
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == -signal.SIGKILL, output[-4000:]
     finish(start(server.command(*options(clips, killed, *more))))
-    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--nproc-per-node", "2", "--master-port", str(free_port())]
+    torchrun = [
+        str(Path(sys.executable).parent / "torchrun"),
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+    ]
     finish(start([*torchrun, *options(clips, ranks, *more)]))
     assert_same(history(killed), history(ranks))
     assert [row["step"] for row in history(ranks)] == list(range(1, STEPS + 1))
-    assert {"mlm_loss", "vtm_loss", "image_mlm_loss", "image_vtm_loss"} <= set(history(ranks)[0]["metrics"])  # type: ignore[call-overload]
+    assert {"mlm_loss", "vtm_loss", "image_mlm_loss", "image_vtm_loss"} <= set(
+        history(ranks)[0]["metrics"]
+    )  # type: ignore[call-overload]
 
 
-def test_alternating_co_training_trains_on_both(clips: Path, images: Path, server: ForkServer, tmp_path: Path) -> None:
-    more = ["--images", str(images), f"{images}:val", "--image-batch", "8", "--image-mode", "alternate", "--image-share", "0.5"]
+def test_alternating_co_training_trains_on_both(
+    clips: Path, images: Path, server: ForkServer, tmp_path: Path
+) -> None:
+    more = [
+        "--images",
+        str(images),
+        f"{images}:val",
+        "--image-batch",
+        "8",
+        "--image-mode",
+        "alternate",
+        "--image-share",
+        "0.5",
+    ]
     finish(start(server.command(*options(clips, tmp_path / "run", *more))))
-    kinds = [{name.startswith(("image_", "sample_share")) for name in row["metrics"]} for row in history(tmp_path / "run")]  # type: ignore[attr-defined]
+    kinds = [
+        {name.startswith(("image_", "sample_share")) for name in row["metrics"]}
+        for row in history(tmp_path / "run")
+    ]  # type: ignore[attr-defined]
     assert kinds == [{False}, {True}] * (STEPS // 2)
 
 
-def test_compiled_and_recomputed_training_computes_the_same(clips: Path, server: ForkServer, tmp_path: Path) -> None:
+def test_compiled_and_recomputed_training_computes_the_same(
+    clips: Path, server: ForkServer, tmp_path: Path
+) -> None:
     # without dropout: a compiled graph draws other numbers
     plain, changed = tmp_path / "plain", tmp_path / "changed"
     finish(start(server.command(*options(clips, plain, "--dropout", "0"))))
     finish(
         start(
-            server.command(*options(clips, changed, "--dropout", "0", "--compile", "True", "--activation-checkpointing", "True"))
+            server.command(
+                *options(
+                    clips,
+                    changed,
+                    "--dropout",
+                    "0",
+                    "--compile",
+                    "True",
+                    "--activation-checkpointing",
+                    "True",
+                )
+            )
         )
     )
     assert_same(history(changed), history(plain), tolerance=1e-4)

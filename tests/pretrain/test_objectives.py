@@ -1,4 +1,5 @@
-"""The objectives against their definitions: brute force over full logits, pair statistics, and one process against two ranks."""
+"""The objectives against their definitions: brute force over full logits, pair statistics, and one
+process against two ranks."""
 
 from __future__ import annotations
 
@@ -24,7 +25,13 @@ from allinone.pretrain.train import build_run
 def small_model() -> AllInOneForPreTraining:
     torch.manual_seed(0)
     config = AllInOneConfig.from_size(
-        "nano", vocab_size=60, image_size=32, max_text_len=8, hidden_dropout=0.0, attention_dropout=0.0, drop_path=0.0
+        "nano",
+        vocab_size=60,
+        image_size=32,
+        max_text_len=8,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        drop_path=0.0,
     )
     model = AllInOneForPreTraining(config)
     with torch.no_grad():
@@ -69,7 +76,9 @@ def test_mlm_at_masked_positions_equals_cross_entropy_over_all_positions() -> No
 
 
 def test_mlm_losses_per_data_set_add_up_to_the_whole() -> None:
-    metrics = PretrainObjective(ObjectiveConfig(mlm=1, vtm=1))(small_model(), made_up_batch()).metrics
+    metrics = PretrainObjective(ObjectiveConfig(mlm=1, vtm=1))(
+        small_model(), made_up_batch()
+    ).metrics
     for name in ("mlm_loss", "vtm_loss"):
         torch.testing.assert_close(metrics[f"{name}/a"] + metrics[f"{name}/b"], metrics[name])
 
@@ -114,7 +123,13 @@ def test_vtm_is_the_binary_cross_entropy_of_the_drawn_pairs() -> None:
     labels, video = draw_matching_pairs(batch.text_ids)
     logits = torch.cat(
         [
-            model.vtm_head(model(batch.pixels[video[i : i + 1]], batch.text_ids[i : i + 1], batch.text_mask[i : i + 1]).pooled)
+            model.vtm_head(
+                model(
+                    batch.pixels[video[i : i + 1]],
+                    batch.text_ids[i : i + 1],
+                    batch.text_mask[i : i + 1],
+                ).pooled
+            )
             for i in range(4)
         ]
     )
@@ -125,13 +140,24 @@ def test_a_micro_batch_without_false_pairs_is_refused(tmp_path: Path) -> None:
     recipe = RECIPES["plus-cc3m-webvid"][1]  # 2,048 of each, 16 per micro-batch
     images = replace(recipe, out=tmp_path, cotrain=replace(recipe.cotrain, image_batch=128))
     with pytest.raises(
-        ValueError, match=r"128 x --micro-batch 16 / --global-batch 2048 = 1 of them.*: --image-batch 256 or more"
+        ValueError,
+        match=(
+            r"128 x --micro-batch 16 / --global-batch 2048 = 1 of them.*: --image-batch 256 or more"
+        ),
     ):
         build_run(images)
     with pytest.raises(ValueError, match="--micro-batch must be at least 2"):
         build_run(replace(recipe, out=tmp_path, train=replace(recipe.train, micro_batch=1)))
-    with pytest.raises(DataError, match=r"tools/prepare\.py"):  # without VTM only the data is missing
-        build_run(replace(images, model=replace(images.model, size="nano"), objective=replace(images.objective, vtm=0)))
+    with pytest.raises(
+        DataError, match=r"tools/prepare\.py"
+    ):  # without VTM only the data is missing
+        build_run(
+            replace(
+                images,
+                model=replace(images.model, size="nano"),
+                objective=replace(images.objective, vtm=0),
+            )
+        )
 
 
 def test_switched_off_and_contradicting_weights_are_refused() -> None:
@@ -144,7 +170,11 @@ def test_switched_off_and_contradicting_weights_are_refused() -> None:
 
 
 def _contrast_by_definition(model: AllInOneForPreTraining, batch: Batch) -> torch.Tensor:
-    similarity = model.logit_scale() * embed_text(model, batch.text_ids, batch.text_mask) @ embed_video(model, batch.pixels).T
+    similarity = (
+        model.logit_scale()
+        * embed_text(model, batch.text_ids, batch.text_mask)
+        @ embed_video(model, batch.pixels).T
+    )
     target = torch.arange(len(batch))
     return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
 
@@ -152,13 +182,19 @@ def _contrast_by_definition(model: AllInOneForPreTraining, batch: Batch) -> torc
 def _contrast_on_rank(rank: int, world: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world
+    )
     model, whole = small_model(), made_up_batch(8)
     rows = slice(rank * 4, rank * 4 + 4)
     part = {
-        name: value[rows] for name, value in vars(whole).items() if isinstance(value, torch.Tensor) and name != "mlm_positions"
+        name: value[rows]
+        for name, value in vars(whole).items()
+        if isinstance(value, torch.Tensor) and name != "mlm_positions"
     }
-    batch = Batch(**{**vars(whole), **part, "clips": whole.clips[rows], "captions": whole.captions[rows]})
+    batch = Batch(
+        **{**vars(whole), **part, "clips": whole.clips[rows], "captions": whole.captions[rows]}
+    )
     total = PretrainObjective(ObjectiveConfig(mlm=0, vtm=0, vtc=1))(model, batch).total
     total.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -181,4 +217,6 @@ def test_contrast_over_two_ranks_equals_one_process_with_all_clips(tmp_path: Pat
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert expected.keys() == result["gradients"].keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(result["gradients"][name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+        torch.testing.assert_close(
+            result["gradients"][name], gradient, atol=1e-6, rtol=1e-4, msg=name
+        )

@@ -1,4 +1,5 @@
-"""Every recipe starts as it is written, on small made-up data: two steps of nano. Losses and sample shares stand in TensorBoard per data set."""
+"""Every recipe starts as it is written, on small made-up data: two steps of nano. Losses and sample
+shares stand in TensorBoard per data set."""
 
 from __future__ import annotations
 
@@ -19,8 +20,13 @@ from tests.data import media
 from tests.data.test_sources import crc, karpathy, record
 
 ROOT = Path(__file__).resolve().parents[2]
-PAPER = sorted(set(RECIPES) - {"demo", "webvid-howto-base"})  # the latter is webvid-howto by another name
-SMALL = "--size nano --image-size 32 --steps 2 --global-batch 8 --micro-batch 4 --image-batch 4 --workers 0 --dali-threads 1 --log-every 1"
+PAPER = sorted(
+    set(RECIPES) - {"demo", "webvid-howto-base"}
+)  # the latter is webvid-howto by another name
+SMALL = (
+    "--size nano --image-size 32 --steps 2 --global-batch 8 --micro-batch 4 --image-batch 4"
+    " --workers 0 --dali-threads 1 --log-every 1"
+)
 # one interpreter imports everything, each recipe is a fork of it
 STARTER = """
 import os, sys
@@ -64,7 +70,9 @@ def howto(source: Path) -> None:
 
 def yttemporal(source: Path) -> None:
     media.write_video(source / "videos" / "BBB.mp4", frames=240, gop=24)
-    (source / "yttemporal180m_000of100.jsonl.gz").write_bytes(gzip.compress(json.dumps(record("BBB")).encode()))
+    (source / "yttemporal180m_000of100.jsonl.gz").write_bytes(
+        gzip.compress(json.dumps(record("BBB")).encode())
+    )
 
 
 def conceptual(source: Path, lists: dict[str, str], url_first: bool) -> None:
@@ -80,7 +88,9 @@ def conceptual(source: Path, lists: dict[str, str], url_first: bool) -> None:
 
 def cc3m(source: Path) -> None:
     conceptual(
-        source, {"Train_GCC-training.tsv": "training", "Validation_GCC-1.1.0-Validation.tsv": "validation"}, url_first=False
+        source,
+        {"Train_GCC-training.tsv": "training", "Validation_GCC-1.1.0-Validation.tsv": "validation"},
+        url_first=False,
     )
 
 
@@ -90,11 +100,19 @@ def cc12m(source: Path) -> None:
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
-    """(folder in which every recipe ran, exit code by recipe); the recipes' own paths below prepared/ lead to small sets, made of lists in the
-    official formats, Visual Genome's in COCO's."""
+    """(folder in which every recipe ran, exit code by recipe); the recipes' own paths below
+    prepared/ lead to small sets, made of lists in the official formats, Visual Genome's in
+    COCO's."""
     home = tmp_path_factory.mktemp("home")
     (home / "prepared").mkdir()
-    makers = {"webvid": webvid, "howto100m": howto, "yttemporal": yttemporal, "cc3m": cc3m, "cc12m": cc12m, "coco": karpathy}
+    makers = {
+        "webvid": webvid,
+        "howto100m": howto,
+        "yttemporal": yttemporal,
+        "cc3m": cc3m,
+        "cc12m": cc12m,
+        "coco": karpathy,
+    }
     for name, make in makers.items():
         (home / name).mkdir()
         make(home / name)
@@ -112,7 +130,9 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, i
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     codes = [line.split() for line in ended.stdout.splitlines()]
-    return home, {words[0]: int(words[1]) for words in codes if len(words) == 2 and words[0] in PAPER}
+    return home, {
+        words[0]: int(words[1]) for words in codes if len(words) == 2 and words[0] in PAPER
+    }
 
 
 def names(specs: tuple[str, ...]) -> list[str]:
@@ -120,7 +140,9 @@ def names(specs: tuple[str, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_recipe_takes_two_steps_and_tells_of_each_of_its_data_sets(started: tuple[Path, dict[str, int]], name: str) -> None:
+def test_a_recipe_takes_two_steps_and_tells_of_each_of_its_data_sets(
+    started: tuple[Path, dict[str, int]], name: str
+) -> None:
     home, codes = started
     log = (home / f"{name}.log").read_text()
     assert codes[name] == 0, log[-4000:]
@@ -133,6 +155,15 @@ def test_a_recipe_takes_two_steps_and_tells_of_each_of_its_data_sets(started: tu
         if specs:
             assert {f"train/{prefix}mlm_loss", f"train/{prefix}vtm_loss"} <= tags
         if len(specs) > 1:
-            shares = {entry: [e.value for e in board.Scalars(f"train/{prefix}sample_share/{entry}")] for entry in names(specs)}
-            assert [sum(values) for values in zip(*shares.values(), strict=True)] == pytest.approx([1, 1])
-            assert {f"train/{prefix}{loss}/{entry}" for loss in ("mlm_loss", "vtm_loss") for entry in names(specs)} <= tags
+            shares = {
+                entry: [e.value for e in board.Scalars(f"train/{prefix}sample_share/{entry}")]
+                for entry in names(specs)
+            }
+            assert [sum(values) for values in zip(*shares.values(), strict=True)] == pytest.approx(
+                [1, 1]
+            )
+            assert {
+                f"train/{prefix}{loss}/{entry}"
+                for loss in ("mlm_loss", "vtm_loss")
+                for entry in names(specs)
+            } <= tags

@@ -1,4 +1,5 @@
-"""Word-patch alignment against the golden vectors and against what an optimal-transport plan must satisfy."""
+"""Word-patch alignment against the golden vectors and against what an optimal-transport plan must
+satisfy."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ GOLDEN = Path(__file__).parents[1] / "parity" / "golden_dev.safetensors"
 def test_distance_equals_the_golden_one(prefix: str) -> None:
     golden = load_file(GOLDEN)
     distance = word_patch_distance(
-        golden[f"output/{prefix}text_feats"], golden[f"output/{prefix}image_feats"], golden["input/text_masks"].long()
+        golden[f"output/{prefix}text_feats"],
+        golden[f"output/{prefix}image_feats"],
+        golden["input/text_masks"].long(),
     )
     torch.testing.assert_close(distance, golden[f"output/{prefix}wpa_distance"], atol=2e-5, rtol=0)
 
@@ -29,18 +32,27 @@ def test_plan_moves_one_unit_from_uniform_words_to_uniform_patches_and_nothing_t
     patches = torch.ones(2, 7, dtype=torch.bool)
     plan = ipot_plan(cost, words, patches, iterations=500)
     torch.testing.assert_close(plan.sum((1, 2)), torch.ones(2), atol=1e-3, rtol=0)
-    torch.testing.assert_close(plan[1].sum(1), torch.tensor([1 / 3, 1 / 3, 1 / 3, 0, 0]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        plan[1].sum(1), torch.tensor([1 / 3, 1 / 3, 1 / 3, 0, 0]), atol=1e-3, rtol=0
+    )
     assert plan[1, 3:].abs().max() == 0
 
 
 def test_plan_finds_the_optimal_assignment() -> None:
-    """For a square cost the optimal plan with uniform marginals is a permutation matrix / N (Birkhoff): compare with brute force."""
+    """For a square cost the optimal plan with uniform marginals is a permutation matrix / N
+    (Birkhoff): compare with brute force."""
     import itertools
 
     torch.manual_seed(1)
     cost = torch.rand(1, 4, 4)
     valid = torch.ones(1, 4, dtype=torch.bool)
-    best = min(sum(float(cost[0, i, j]) for i, j in enumerate(order)) for order in itertools.permutations(range(4))) / 4
+    best = (
+        min(
+            sum(float(cost[0, i, j]) for i, j in enumerate(order))
+            for order in itertools.permutations(range(4))
+        )
+        / 4
+    )
     plan = ipot_plan(cost, valid, valid, beta=0.05, iterations=2000)
     assert abs(float((plan * cost).sum()) - best) < 2e-3
 

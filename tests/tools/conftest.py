@@ -16,8 +16,16 @@ PATCHES = (SIDE // PATCH) ** 2  # 16; n = 17 visual tokens, so 17 // 8 = 2 roll 
 
 
 def tiny_config(**changes: object) -> AllInOneConfig:
-    shape = {"hidden_size": 32, "num_hidden_layers": BLOCKS, "num_attention_heads": 2, "image_size": SIDE, "patch_size": PATCH}
-    return AllInOneConfig(**{**shape, "num_frames": FRAMES, "max_text_len": 16, "projection_dim": 16, **changes})
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": BLOCKS,
+        "num_attention_heads": 2,
+        "image_size": SIDE,
+        "patch_size": PATCH,
+    }
+    return AllInOneConfig(
+        **{**shape, "num_frames": FRAMES, "max_text_len": 16, "projection_dim": 16, **changes}
+    )
 
 
 def tiny_model(**changes: object) -> AllInOneForPreTraining:

@@ -1,4 +1,5 @@
-"""Checkpoints as the original code's Lightning 1.1.4 writes them, made from the key lists in tests/parity."""
+"""Checkpoints as the original code's Lightning 1.1.4 writes them, made from the key lists in
+tests/parity."""
 
 from __future__ import annotations
 
@@ -36,29 +37,59 @@ def fake_class(full_name: str) -> Iterator[type]:
 
 
 def state_dict(size: str, dtype: torch.dtype = torch.float32) -> OrderedDict[str, Tensor]:
-    """All keys of a released size with their shapes; the k-th tensor holds k everywhere, in one number of storage."""
-    rows = (line.split("\t") for line in (PARITY / f"state_dict_{size}.tsv").read_text().splitlines() if line)
+    """All keys of a released size with their shapes; the k-th tensor holds k everywhere, in one
+    number of storage."""
+    rows = (
+        line.split("\t")
+        for line in (PARITY / f"state_dict_{size}.tsv").read_text().splitlines()
+        if line
+    )
     shapes = [(key, [int(n) for n in shape.split(",")]) for key, shape in rows]
-    weights = OrderedDict((key, torch.full((1,), k, dtype=dtype).expand(shape)) for k, (key, shape) in enumerate(shapes))
+    weights = OrderedDict(
+        (key, torch.full((1,), k, dtype=dtype).expand(shape))
+        for k, (key, shape) in enumerate(shapes)
+    )
     weights["text_embeddings.position_ids"] = torch.arange(40)[None]  # the one buffer among them
     return weights
 
 
-def save(path: Path, weights: Mapping[str, Tensor], *, legacy: bool = False, extra: Mapping[str, Any] | None = None) -> Path:
-    """Write what Lightning 1.1.4 writes: the callbacks keyed by their classes, which this machine does not have afterwards."""
+def save(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    *,
+    legacy: bool = False,
+    extra: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write what Lightning 1.1.4 writes: the callbacks keyed by their classes, which this machine
+    does not have afterwards."""
     with fake_class("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint") as callback:
         content = {
             "epoch": 3,
             "global_step": 25000,
             "pytorch-lightning_version": "1.1.4",
-            "callbacks": {callback: {"monitor": "val/the_metric", "best_model_score": torch.tensor(0.5), "dirpath": "result"}},
-            "optimizer_states": [{"state": {0: {"step": 25000, "exp_avg": torch.zeros(4)}}, "param_groups": [{"lr": 1e-4}]}],
+            "callbacks": {
+                callback: {
+                    "monitor": "val/the_metric",
+                    "best_model_score": torch.tensor(0.5),
+                    "dirpath": "result",
+                }
+            },
+            "optimizer_states": [
+                {
+                    "state": {0: {"step": 25000, "exp_avg": torch.zeros(4)}},
+                    "param_groups": [{"lr": 1e-4}],
+                }
+            ],
             "lr_schedulers": [{"last_epoch": 25000}],
             "native_amp_scaling_state": {"scale": 65536.0},
             "state_dict": weights,
             "hparams_name": "config",
             "hyper_parameters": {
-                "config": {"loss_names": {"mlm": 1, "itm": 1}, "max_text_len": 40, "vit": "vit_base_patch16_224"}
+                "config": {
+                    "loss_names": {"mlm": 1, "itm": 1},
+                    "max_text_len": 40,
+                    "vit": "vit_base_patch16_224",
+                }
             },
             **(extra or {}),
         }

@@ -1,4 +1,5 @@
-"""tools/convert.py as a user runs it: the original's files in, resized, combined, compared; what is wrong is said and nothing is written."""
+"""tools/convert.py as a user runs it: the original's files in, resized, combined, compared; what is
+wrong is said and nothing is written."""
 
 from __future__ import annotations
 
@@ -17,7 +18,14 @@ from transformers import AutoModelForPreTraining, BertConfig, BertModel, ViTConf
 
 from allinone.data import AllInOneProcessor
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
-from allinone.model.convert import ConversionError, LoadReport, load_resized, reference_name, rename_reference, resize_grid
+from allinone.model.convert import (
+    ConversionError,
+    LoadReport,
+    load_resized,
+    reference_name,
+    rename_reference,
+    resize_grid,
+)
 from allinone.model.weights_file import read_weights
 from allinone.tools.convert import main
 from tests.tools.lightning import save, state_dict
@@ -27,7 +35,11 @@ CapSys = pytest.CaptureFixture[str]
 
 
 def written(folder: Path) -> dict[str, torch.Tensor]:
-    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "processor_config.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+    }
     return load_file(folder / "model.safetensors")
 
 
@@ -59,12 +71,18 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("size", "co_trained", "dtype"), [("small", False, torch.float32), ("base", True, torch.float16)])
+@pytest.mark.parametrize(
+    ("size", "co_trained", "dtype"),
+    [("small", False, torch.float32), ("base", True, torch.float16)],
+)
 def test_every_tensor_of_a_released_size_arrives_at_its_place(
     tmp_path: Path, capsys: CapSys, size: str, co_trained: bool, dtype: torch.dtype
 ) -> None:
     weights = state_dict(size, dtype)
-    given = {key.replace("itm_score", "vtm_score") if co_trained else key: value for key, value in weights.items()}
+    given = {
+        key.replace("itm_score", "vtm_score") if co_trained else key: value
+        for key, value in weights.items()
+    }
     path = save(tmp_path / "last.ckpt", given)
     assert main(["from-reference", str(path), "--size", size, "--out", str(tmp_path / "out")]) == 0
     output = capsys.readouterr().out
@@ -74,10 +92,14 @@ def test_every_tensor_of_a_released_size_arrives_at_its_place(
         name = reference_name(key)
         if name is not None:
             assert found[name].dtype == torch.float32
-            assert float(found[name].min()) == float(found[name].max()) == float(value.flatten()[0]), key
+            assert (
+                float(found[name].min()) == float(found[name].max()) == float(value.flatten()[0])
+            ), key
             arrived += 1
     assert arrived == 167
-    assert len(found) == 167 + 5  # the projections and the temperature of contrast are not in the released files
+    assert (
+        len(found) == 167 + 5
+    )  # the projections and the temperature of contrast are not in the released files
     assert "167 tensors loaded" in output
     assert "resized" not in output
     assert ("dist_token" in output) == (size == "small")
@@ -88,13 +110,23 @@ def test_every_tensor_of_a_released_size_arrives_at_its_place(
 def test_the_written_folder_is_loaded_by_the_auto_classes(tiny: Path) -> None:
     model = AutoModelForPreTraining.from_pretrained(tiny / "out")
     assert isinstance(model, AllInOneForPreTraining)
-    assert all(torch.equal(value, written(tiny / "out")[name]) for name, value in model.state_dict().items())
+    assert all(
+        torch.equal(value, written(tiny / "out")[name])
+        for name, value in model.state_dict().items()
+    )
     processor = AllInOneProcessor.from_pretrained(tiny / "out")
-    assert (processor.clip.num_frames, processor.clip.image_size, processor.clip.max_text_len) == (3, 224, 40)
+    assert (processor.clip.num_frames, processor.clip.image_size, processor.clip.max_text_len) == (
+        3,
+        224,
+        40,
+    )
 
 
 def test_tiny_at_384_pixels_and_8_frames_has_the_shapes_and_runs(tiny: Path) -> None:
-    model, report = load_resized(tiny / "out", AllInOneConfig.from_size("tiny", image_size=384, num_frames=8, max_text_len=20))
+    model, report = load_resized(
+        tiny / "out",
+        AllInOneConfig.from_size("tiny", image_size=384, num_frames=8, max_text_len=20),
+    )
     video = model.backbone.video_embeddings
     assert video.position.shape == (1, 577, 192)
     assert video.temporal.shape == (1, 8, 192)
@@ -106,7 +138,9 @@ def test_tiny_at_384_pixels_and_8_frames_has_the_shapes_and_runs(tiny: Path) -> 
     ]
     assert not report.initialised
     with torch.no_grad():
-        pooled = model.eval()(torch.randn(1, 8, 3, 384, 384), torch.ones(1, 20, dtype=torch.long), torch.ones(1, 20)).pooled
+        pooled = model.eval()(
+            torch.randn(1, 8, 3, 384, 384), torch.ones(1, 20, dtype=torch.long), torch.ones(1, 20)
+        ).pooled
     assert pooled.shape == (1, 192)
 
 
@@ -118,8 +152,11 @@ def test_a_resized_grid_keeps_rows_columns_and_the_class_row() -> None:
     grid = resized[0, 1:, 0].view(7, 7)
     torch.testing.assert_close(grid, grid[:1].expand(7, 7))
     assert (grid[0].diff() > 0).all()
-    # the centre of new column k lies at (k + 0.5) * 4 / 7 - 0.5; a cubic through a ramp stays within a tenth of it away from the ends
-    torch.testing.assert_close(grid[0, 2:5], (torch.arange(2, 5) + 0.5) * 4 / 7 - 0.5, atol=0.1, rtol=0)
+    # the centre of new column k lies at (k + 0.5) * 4 / 7 - 0.5; a cubic through a ramp stays
+    # within a tenth of it away from the ends
+    torch.testing.assert_close(
+        grid[0, 2:5], (torch.arange(2, 5) + 0.5) * 4 / 7 - 0.5, atol=0.1, rtol=0
+    )
 
 
 def broken(tmp_path: Path, change: Any) -> Path:
@@ -136,13 +173,33 @@ def broken(tmp_path: Path, change: Any) -> Path:
             lambda w: w.update({"transformer.norm.weight": torch.zeros(5)}),
             r"1 mis-shaped: backbone\.encoder\.norm\.weight \[5\] instead of \[192\]",
         ),
-        (lambda w: w.update({"vqa_classifier.1.weight": torch.zeros(5)}), r"1 unexpected: vqa_classifier\.\*\.weight.*--ignore"),
-        (lambda w: w.update(state_dict("small")), "the file is 384 wide, the model 192: try --size small"),
+        (
+            lambda w: w.update({"vqa_classifier.1.weight": torch.zeros(5)}),
+            r"1 unexpected: vqa_classifier\.\*\.weight.*--ignore",
+        ),
+        (
+            lambda w: w.update(state_dict("small")),
+            "the file is 384 wide, the model 192: try --size small",
+        ),
         (lambda w: w.update({"x": {1, 2}}), "x is a set"),
     ],
 )
-def test_what_does_not_fit_ends_with_2_one_line_and_no_folder(tmp_path: Path, capsys: CapSys, change: Any, message: str) -> None:
-    assert main(["from-reference", str(broken(tmp_path, change)), "--size", "tiny", "--out", str(tmp_path / "out")]) == 2
+def test_what_does_not_fit_ends_with_2_one_line_and_no_folder(
+    tmp_path: Path, capsys: CapSys, change: Any, message: str
+) -> None:
+    assert (
+        main(
+            [
+                "from-reference",
+                str(broken(tmp_path, change)),
+                "--size",
+                "tiny",
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert re.search(message, error)
     assert len(error.splitlines()) == 1
@@ -151,12 +208,23 @@ def test_what_does_not_fit_ends_with_2_one_line_and_no_folder(tmp_path: Path, ca
 
 def test_heads_of_a_fine_tuned_file_are_left_out_when_asked(tmp_path: Path, capsys: CapSys) -> None:
     path = broken(tmp_path, lambda w: w.update({"vqa_classifier.1.weight": torch.zeros(5)}))
-    arguments = ["from-reference", str(path), "--size", "tiny", "--out", str(tmp_path / "out"), "--ignore", "vqa_classifier."]
+    arguments = [
+        "from-reference",
+        str(path),
+        "--size",
+        "tiny",
+        "--out",
+        str(tmp_path / "out"),
+        "--ignore",
+        "vqa_classifier.",
+    ]
     assert main(arguments) == 0
     assert "ignored: vqa_classifier.*.weight: asked for" in capsys.readouterr().out
 
 
-def test_a_folder_that_holds_anything_is_not_touched(tiny: Path, tmp_path: Path, capsys: CapSys) -> None:
+def test_a_folder_that_holds_anything_is_not_touched(
+    tiny: Path, tmp_path: Path, capsys: CapSys
+) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     source = str(tiny / "tiny.ckpt")
     for command in (
@@ -175,7 +243,16 @@ def test_as_a_command_it_refuses_code_in_a_file_without_a_traceback(tmp_path: Pa
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
     path = save(tmp_path / "evil.ckpt", state_dict("tiny"), extra={"x": Payload()})
-    command = [sys.executable, "tools/convert.py", "from-reference", str(path), "--size", "tiny", "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "tools/convert.py",
+        "from-reference",
+        str(path),
+        "--size",
+        "tiny",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "refused: posix.system" in done.stderr
@@ -194,7 +271,10 @@ def image_and_language(folder: Path) -> tuple[str, str]:
 
 def test_vit_and_bert_combine_in_one_or_in_two_commands(tmp_path: Path, capsys: CapSys) -> None:
     vit, bert = image_and_language(tmp_path)
-    assert main(["from-vit", vit, "--size", "nano", "--bert", bert, "--out", str(tmp_path / "one")]) == 0
+    assert (
+        main(["from-vit", vit, "--size", "nano", "--bert", bert, "--out", str(tmp_path / "one")])
+        == 0
+    )
     report = capsys.readouterr().out
     assert "[1, 37, 128] → [1, 17, 128], bicubically interpolated" in report
     assert "[512, 128] → [16, 128], cut" in report
@@ -202,33 +282,58 @@ def test_vit_and_bert_combine_in_one_or_in_two_commands(tmp_path: Path, capsys: 
     assert "initialised: backbone.text_embeddings" not in report
     assert main(["from-vit", vit, "--size", "nano", "--out", str(tmp_path / "a")]) == 0
     assert "initialised: backbone.text_embeddings.word.weight" in capsys.readouterr().out
-    assert main(["from-bert", bert, "--model", str(tmp_path / "a"), "--out", str(tmp_path / "two")]) == 0
-    one, two, source = written(tmp_path / "one"), written(tmp_path / "two"), load_file(tmp_path / "bert" / "model.safetensors")
+    assert (
+        main(["from-bert", bert, "--model", str(tmp_path / "a"), "--out", str(tmp_path / "two")])
+        == 0
+    )
+    one, two, source = (
+        written(tmp_path / "one"),
+        written(tmp_path / "two"),
+        load_file(tmp_path / "bert" / "model.safetensors"),
+    )
     loaded = [
-        name for name in one if name.startswith(("backbone.video_embeddings.", "backbone.encoder.", "backbone.text_embeddings."))
+        name
+        for name in one
+        if name.startswith(
+            ("backbone.video_embeddings.", "backbone.encoder.", "backbone.text_embeddings.")
+        )
     ]
     assert all(torch.equal(one[name], two[name]) for name in loaded)
-    assert torch.equal(one["backbone.text_embeddings.word.weight"], source["embeddings.word_embeddings.weight"])
+    assert torch.equal(
+        one["backbone.text_embeddings.word.weight"], source["embeddings.word_embeddings.weight"]
+    )
     assert not one["backbone.video_embeddings.temporal"].any()
 
 
 def test_a_bert_of_another_width_is_refused(tmp_path: Path, capsys: CapSys) -> None:
     _, bert = image_and_language(tmp_path)
     assert main(["from-bert", bert, "--size", "tiny", "--out", str(tmp_path / "out")]) == 2
-    assert "backbone.text_embeddings.word.weight [30522, 128] instead of [30522, 192]" in capsys.readouterr().err
+    assert (
+        "backbone.text_embeddings.word.weight [30522, 128] instead of [30522, 192]"
+        in capsys.readouterr().err
+    )
 
 
-def test_equal_checkpoints_of_any_form_end_with_0(tiny: Path, nano: Path, tmp_path: Path, capsys: CapSys) -> None:
+def test_equal_checkpoints_of_any_form_end_with_0(
+    tiny: Path, nano: Path, tmp_path: Path, capsys: CapSys
+) -> None:
     torch.save({"state_dict": load_file(nano / "model.safetensors")}, tmp_path / "nano.pt")
     assert main(["diff", str(nano), str(tmp_path / "nano.pt")]) == 0
     assert main(["diff", str(nano / "model.safetensors"), str(nano)]) == 0
     capsys.readouterr()
     assert main(["diff", str(tiny / "tiny.ckpt"), str(tiny / "out"), "--json"]) == 1
     result = json.loads(capsys.readouterr().out)
-    assert (result["equal"], result["values"], result["only_a"], len(result["only_b"])) == (167, [], [], 5)
+    assert (result["equal"], result["values"], result["only_a"], len(result["only_b"])) == (
+        167,
+        [],
+        [],
+        5,
+    )
 
 
-def test_differences_are_listed_largest_first_and_end_with_1(nano: Path, tmp_path: Path, capsys: CapSys) -> None:
+def test_differences_are_listed_largest_first_and_end_with_1(
+    nano: Path, tmp_path: Path, capsys: CapSys
+) -> None:
     weights = load_file(nano / "model.safetensors")
     weights["vtm_head.bias"][1] += 0.5
     weights["backbone.encoder.norm.weight"][3] -= 2.0
@@ -238,22 +343,35 @@ def test_differences_are_listed_largest_first_and_end_with_1(nano: Path, tmp_pat
     save_file(weights, tmp_path / "b.safetensors")
     assert main(["diff", str(nano), str(tmp_path / "b.safetensors"), "--json"]) == 1
     result = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in result["values"]] == ["mlm_head.norm.bias", "backbone.encoder.norm.weight", "vtm_head.bias"]
+    assert [row["name"] for row in result["values"]] == [
+        "mlm_head.norm.bias",
+        "backbone.encoder.norm.weight",
+        "vtm_head.bias",
+    ]
     assert [row["max_abs"] for row in result["values"]] == [float("inf"), 2.0, 0.5]
     assert result["values"][1]["relative"] == pytest.approx(2 / 128**0.5)
     assert (result["only_a"], result["only_b"]) == (["backbone.pooler.dense.bias"], ["pooler"])
-    assert result["shapes"] == [{"name": "backbone.video_embeddings.temporal", "a": [1, 3, 128], "b": [1, 8, 128]}]
+    assert result["shapes"] == [
+        {"name": "backbone.video_embeddings.temporal", "a": [1, 3, 128], "b": [1, 8, 128]}
+    ]
     assert main(["diff", str(nano), str(tmp_path / "b.safetensors"), "--limit", "1"]) == 1
     assert "and 2 more" in capsys.readouterr().out
     assert main(["diff", str(nano), str(tmp_path / "absent")]) == 2
 
 
-def test_inspect_counts_parameters_of_the_original_as_the_reference_does(tiny: Path, capsys: CapSys) -> None:
+def test_inspect_counts_parameters_of_the_original_as_the_reference_does(
+    tiny: Path, capsys: CapSys
+) -> None:
     assert main(["inspect", str(tiny / "tiny.ckpt"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["parameters"] == 17_359_676  # counted by running the original code
     counted = {part: row["parameters"] for part, row in facts["parts"].items()}
-    assert (counted["text embeddings"], counted["blocks"], counted["MLM head"], counted["VTM head"]) == (
+    assert (
+        counted["text embeddings"],
+        counted["blocks"],
+        counted["MLM head"],
+        counted["VTM head"],
+    ) == (
         5_868_672,
         5_338_368,
         5_928_186,
@@ -275,7 +393,10 @@ def test_a_bare_backbone_starts_with_new_heads_and_says_so(nano: Path, tmp_path:
     model = AllInOneForPreTraining.from_pretrained(nano)
     model.backbone.save_pretrained(tmp_path / "bare")
     loaded, report = load_resized(tmp_path / "bare", AllInOneConfig.from_size("nano"))
-    assert all(torch.equal(value, model.backbone.state_dict()[name]) for name, value in loaded.backbone.state_dict().items())
+    assert all(
+        torch.equal(value, model.backbone.state_dict()[name])
+        for name, value in loaded.backbone.state_dict().items()
+    )
     assert any(line.startswith("mlm_head.dense.weight") for line in report.initialised)
 
 
@@ -283,10 +404,14 @@ def test_golden_weights_survive_the_way_through_a_lightning_file(tmp_path: Path)
     from allinone.model.convert import convert_reference
     from tests.model.test_golden import IDS, MASK, PIXELS, close, golden_config, weights
 
-    model, _ = convert_reference(read_weights(save(tmp_path / "golden.ckpt", weights())).tensors, golden_config())
+    model, _ = convert_reference(
+        read_weights(save(tmp_path / "golden.ckpt", weights())).tensors, golden_config()
+    )
     model.save_pretrained(tmp_path / "ours")
     again, report = load_resized(tmp_path / "ours", golden_config())
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+    assert all(
+        torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items()
+    )
     assert report == LoadReport(str(tmp_path / "ours"), loaded=len(model.state_dict()))
     with torch.no_grad():
         output = again.eval()(PIXELS, IDS, MASK)

@@ -17,8 +17,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_killed_rank_and_a_bad_clip_go_as_they_must(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tools/drill.py"), "--only", "kill", "nan", "--json", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
+    command = [
+        sys.executable,
+        str(ROOT / "tools/drill.py"),
+        "--only",
+        "kill",
+        "nan",
+        "--json",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     kill, nan = json.loads(done.stdout)
     assert (kill["name"], kill["equal"], kill["wrong"]) == ("kill", "yes", [])
@@ -27,14 +38,28 @@ def test_a_killed_rank_and_a_bad_clip_go_as_they_must(tmp_path: Path) -> None:
     reference, changed = tmp_path / "out" / "undisturbed", tmp_path / "out" / "kill"
     assert compare(changed, reference) == "yes"
     lines = (changed / "history.jsonl").read_text().splitlines()
-    number = next(k for k, line in enumerate(lines) if json.loads(line)["step"] == 9 and "metrics" in json.loads(line))
+    number = next(
+        k
+        for k, line in enumerate(lines)
+        if json.loads(line)["step"] == 9 and "metrics" in json.loads(line)
+    )
     lines[number] = json.dumps(json.loads(lines[number]) | {"digest": 1})
     (changed / "history.jsonl").write_text("\n".join(lines) + "\n")
-    assert compare(changed, reference) == "digest of step 9 differs", "equality must be able to fail"
+    assert compare(changed, reference) == "digest of step 9 differs", (
+        "equality must be able to fail"
+    )
 
 
 def test_what_went_wrong_stands_in_the_table() -> None:
-    row = Outcome("kill", "kill -9 of rank 1", 0.2, "exit codes [1, -9]", 3, "loss of step 4 differs", ["not equal", "too late"])
+    row = Outcome(
+        "kill",
+        "kill -9 of rank 1",
+        0.2,
+        "exit codes [1, -9]",
+        3,
+        "loss of step 4 differs",
+        ["not equal", "too late"],
+    )
     assert "| 3 | loss of step 4 differs | no: not equal; too late |" in table([row])
 
 
@@ -52,7 +77,9 @@ def test_a_failed_rank_takes_the_others_down_even_a_stopped_one(tmp_path: Path) 
     assert max(ranks.ended.values()) - min(ranks.ended.values()) < GRACE_S + 5
 
 
-def test_the_command_refuses_what_it_cannot_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command_refuses_what_it_cannot_do(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     from allinone.tools.drill import main
 
     (tmp_path / "mine").touch()

@@ -23,20 +23,30 @@ Thread 0x00007e (most recent call first):
   File "/x/engine/loop.py", line 150 in _train_step
 error: rank {rank} called the roll: no sign of life from rank 2 on n (pid 9), last in step 9: stopped, dead, or its host is out of reach
 """
-LEFT = "error: rank {rank}: another rank has left; its own output says why (Connection closed by peer)\n"
+LEFT = (
+    "error: rank {rank}: another rank has left; its own output says why (Connection closed by"
+    " peer)\n"
+)
 
 
-def rank(folder: Path, number: int, log: str = "", code: int | None = None, after_s: float = 0.0) -> None:
+def rank(
+    folder: Path, number: int, log: str = "", code: int | None = None, after_s: float = 0.0
+) -> None:
     """What slurm/rank.sh leaves of a rank; without a code it was ended before it could."""
     (folder / f"rank-{number}.log").write_text(log)
     (folder / f"rank-{number}.node").write_text(f"node{number // 2:02d}\n")
     if code is not None:
-        (folder / f"rank-{number}.exit").write_text(f"{1_700_000_000 + after_s:.3f} {code} node{number // 2:02d}\n")
+        (folder / f"rank-{number}.exit").write_text(
+            f"{1_700_000_000 + after_s:.3f} {code} node{number // 2:02d}\n"
+        )
 
 
 def test_codes_and_words_are_those_of_the_engine() -> None:
     """They are written down twice, since the tool runs where torch is not installed."""
-    assert (first_error.EXIT_HANG, first_error.EXIT_REQUEUE) == (signals.EXIT_HANG, launch.EXIT_REQUEUE)
+    assert (first_error.EXIT_HANG, first_error.EXIT_REQUEUE) == (
+        signals.EXIT_HANG,
+        launch.EXIT_REQUEUE,
+    )
     assert first_error.SAID_BY_RANK_0 == (launch.EXIT_USER, launch.EXIT_DISK, launch.EXIT_NONFINITE)
     assert all(LOST_PEER.search(text) for text in launch.PEER_GONE)
 
@@ -60,10 +70,14 @@ def test_the_killed_rank_is_named_and_the_others_are_its_consequences(tmp_path: 
     assert lines[-1] == "======== ended with them by srun: ranks 3"
 
 
-def test_a_rank_that_lost_its_peer_is_not_the_first_though_its_clock_is_behind(tmp_path: Path) -> None:
+def test_a_rank_that_lost_its_peer_is_not_the_first_though_its_clock_is_behind(
+    tmp_path: Path,
+) -> None:
     rank(tmp_path, 0, "RuntimeError: Read error: Connection reset by peer\n", 1, 0.0)
     rank(tmp_path, 1, "ZeroDivisionError: division by zero\n", 1, 2.0)
-    assert summary(tmp_path, 2)[0][0].startswith("======== first error: rank 1 on node00: exit code 1")
+    assert summary(tmp_path, 2)[0][0].startswith(
+        "======== first error: rank 1 on node00: exit code 1"
+    )
 
 
 def test_what_rank_0_says_for_all_is_shown(tmp_path: Path) -> None:
@@ -81,15 +95,27 @@ def test_the_rank_that_reports_no_hang_is_the_one_that_hangs(tmp_path: Path) -> 
     rank(tmp_path, 2, "step 8\n", 143, 12.0)
     lines, code = summary(tmp_path, 4)
     assert code == 5
-    assert lines[0] == "======== hung: rank 2 on node01 did not say where: it is stopped, or its node is lost"
+    assert (
+        lines[0]
+        == "======== hung: rank 2 on node01 did not say where: it is stopped, or its node is lost"
+    )
 
 
 def test_a_rank_that_reported_the_hang_is_no_suspect_whatever_it_ended_with(tmp_path: Path) -> None:
-    """The first to leave takes its peers out of their collective; one of them quotes what the store said."""
-    quoting = HANG.format(rank=0, place="all_reduce") + "does not answer (Connection reset by peer)\n"
+    """The first to leave takes its peers out of their collective; one of them quotes what the store
+    said."""
+    quoting = (
+        HANG.format(rank=0, place="all_reduce") + "does not answer (Connection reset by peer)\n"
+    )
     rank(tmp_path, 0, quoting, 5, 0.2)
     for number in (1, 3):
-        rank(tmp_path, number, HANG.format(rank=number, place="all_reduce") + LEFT.format(rank=number), 1, 0.1)
+        rank(
+            tmp_path,
+            number,
+            HANG.format(rank=number, place="all_reduce") + LEFT.format(rank=number),
+            1,
+            0.1,
+        )
     rank(tmp_path, 2, "step 8\n")
     lines, code = summary(tmp_path, 4)
     assert code == 5
@@ -100,9 +126,17 @@ def test_a_rank_that_reported_the_hang_is_no_suspect_whatever_it_ended_with(tmp_
 
 def test_of_ranks_that_all_report_the_one_at_another_place_is_named(tmp_path: Path) -> None:
     for number in range(4):
-        rank(tmp_path, number, HANG.format(rank=number, place="read_shard" if number == 3 else "all_reduce"), 5, number)
-    assert summary(tmp_path, 4)[0][0] == (
-        "======== hung: rank 3 on node01 hangs at read_shard (/x/read_shard.py:12), most others at all_reduce (/x/all_reduce.py:12)"
+        rank(
+            tmp_path,
+            number,
+            HANG.format(rank=number, place="read_shard" if number == 3 else "all_reduce"),
+            5,
+            number,
+        )
+    assert (
+        summary(tmp_path, 4)[0][0]
+        == "======== hung: rank 3 on node01 hangs at read_shard (/x/read_shard.py:12), most others"
+        " at all_reduce (/x/all_reduce.py:12)"
     )
 
 
@@ -120,7 +154,9 @@ def test_saved_after_a_signal_is_no_error_and_silence_is_one(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("mode", ["a", "w"])
-def test_the_first_error_is_put_on_top_of_a_log_that_is_appended_to(tmp_path: Path, mode: str) -> None:
+def test_the_first_error_is_put_on_top_of_a_log_that_is_appended_to(
+    tmp_path: Path, mode: str
+) -> None:
     rank(tmp_path, 0, "ZeroDivisionError\n", 1)
     log = tmp_path / "job.log"
     command = [sys.executable, str(ROOT / "tools/first_error.py"), str(tmp_path), "--ranks", "1"]

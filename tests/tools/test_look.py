@@ -20,18 +20,24 @@ TEXT = "a [MASK] with a [mask]"
 
 
 @pytest.fixture
-def ask(checkpoint: Path, video: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+def ask(
+    checkpoint: Path, video: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., dict[str, Any]]:
     """predict.py's answer as JSON for a task and its options."""
 
     def run(task: str, *options: str, model: Path = checkpoint) -> dict[str, Any]:
         capsys.readouterr()
-        assert predict.main([task, "--checkpoint", str(model), "--json", *options]) == 0, capsys.readouterr().err
+        assert predict.main([task, "--checkpoint", str(model), "--json", *options]) == 0, (
+            capsys.readouterr().err
+        )
         return json.loads(capsys.readouterr().out)
 
     return run
 
 
-def test_fill_gives_words_for_each_gap_best_first(ask: Callable[..., dict[str, Any]], video: Path) -> None:
+def test_fill_gives_words_for_each_gap_best_first(
+    ask: Callable[..., dict[str, Any]], video: Path
+) -> None:
     gaps = ask("fill", "--video", str(video), "--text", TEXT, "--top", "7")["gaps"]
     assert [len(gap) for gap in gaps] == [7, 7]
     for gap in gaps:
@@ -41,7 +47,9 @@ def test_fill_gives_words_for_each_gap_best_first(ask: Callable[..., dict[str, A
         assert all(guess["word"] for guess in gap)
 
 
-def test_match_and_retrieve_agree_with_each_other(ask: Callable[..., dict[str, Any]], video: Path, tmp_path: Path) -> None:
+def test_match_and_retrieve_agree_with_each_other(
+    ask: Callable[..., dict[str, Any]], video: Path, tmp_path: Path
+) -> None:
     texts = ["a red ball", "two dogs", "rain"]
     (tmp_path / "texts.txt").write_text("\n".join(texts[1:]) + "\n\n")
     given = ["--video", str(video), "--text", texts[0], "--texts", str(tmp_path / "texts.txt")]
@@ -54,7 +62,9 @@ def test_match_and_retrieve_agree_with_each_other(ask: Callable[..., dict[str, A
             assert pair["score"] == pytest.approx(entry["score"], abs=1e-5)
 
 
-def test_videos_of_a_folder_are_ranked_and_bad_ones_named(ask: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_videos_of_a_folder_are_ranked_and_bad_ones_named(
+    ask: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
     write_video(tmp_path / "a.mp4", first=1)
     write_video(tmp_path / "sub" / "b.webm", codec="libvpx", first=900)
     write_image(tmp_path / "c.png", 7)
@@ -77,7 +87,9 @@ def test_answers_say_which_head_gave_them(ask: Callable[..., dict[str, Any]], vi
     for result in (free, chosen):
         assert any("not fine-tuned for question answering" in note for note in result["notes"])
     pair = ask("match", "--video", str(video), "--text", "what is it? cat")["results"][0]["score"]
-    assert next(entry["score"] for entry in chosen["results"] if entry["name"] == "cat") == pytest.approx(pair, abs=1e-6)
+    assert next(
+        entry["score"] for entry in chosen["results"] if entry["name"] == "cat"
+    ) == pytest.approx(pair, abs=1e-6)
 
 
 def test_a_run_is_read_from_its_newest_checkpoint_and_untrained_heads_are_told(
@@ -85,7 +97,11 @@ def test_a_run_is_read_from_its_newest_checkpoint_and_untrained_heads_are_told(
 ) -> None:
     run = with_run(checkpoint, tmp_path / "run", {"mlm": 1.0, "vtm": 1.0, "vtc": 0.0})
     given = ["--video", str(video), "--text", "a", "b"]
-    for model in (run, run / "checkpoints" / "step-00000001", run / "checkpoints" / "step-00000001" / "weights"):
+    for model in (
+        run,
+        run / "checkpoints" / "step-00000001",
+        run / "checkpoints" / "step-00000001" / "weights",
+    ):
         assert "VTM" in ask("retrieve", *given, model=model)["by"]
     forced = ask("retrieve", *given, "--by", "contrast", model=run)
     assert any("trained without VTC" in note for note in forced["notes"])
@@ -93,10 +109,18 @@ def test_a_run_is_read_from_its_newest_checkpoint_and_untrained_heads_are_told(
 
 
 def test_the_table_for_people_holds_what_the_json_holds(
-    ask: Callable[..., dict[str, Any]], checkpoint: Path, video: Path, capsys: pytest.CaptureFixture[str]
+    ask: Callable[..., dict[str, Any]],
+    checkpoint: Path,
+    video: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     result = ask("fill", "--video", str(video), "--text", TEXT)
-    assert predict.main(["fill", "--checkpoint", str(checkpoint), "--video", str(video), "--text", TEXT]) == 0
+    assert (
+        predict.main(
+            ["fill", "--checkpoint", str(checkpoint), "--video", str(video), "--text", TEXT]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     for guess in (guess for gap in result["gaps"] for guess in gap):
         assert f"{100 * guess['probability']:.2f}  {guess['word']}" in shown
@@ -106,13 +130,27 @@ def test_pictures_are_written_as_png_and_a_page_that_needs_no_other_file(
     checkpoint: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["--checkpoint", str(checkpoint), "--video", str(video)]
-    assert cloze.main([*common, "--text", "a [MASK=red] [MASK]", "--out", str(tmp_path / "cloze.png")]) == 0
+    assert (
+        cloze.main([*common, "--text", "a [MASK=red] [MASK]", "--out", str(tmp_path / "cloze.png")])
+        == 0
+    )
     second = ["--compare", str(checkpoint), "--names", "left", "right"]
     assert clusters.main([*common, *second, "--out", str(tmp_path / "clusters")]) == 0
-    assert rolls.main([*common, "--out", str(tmp_path / "roll"), "--formats", "png", "html", "webp"]) == 0
+    assert (
+        rolls.main([*common, "--out", str(tmp_path / "roll"), "--formats", "png", "html", "webp"])
+        == 0
+    )
     written = capsys.readouterr().out.split()
     assert {Path(path).name for path in written} == {
-        *("cloze.png", "cloze.html", "clusters.png", "clusters.html", "roll.png", "roll.html", "roll.webp")
+        *(
+            "cloze.png",
+            "cloze.html",
+            "clusters.png",
+            "clusters.html",
+            "roll.png",
+            "roll.html",
+            "roll.webp",
+        )
     }
     for path in map(Path, written):
         if path.suffix == ".html":
@@ -128,7 +166,16 @@ def test_pictures_are_written_as_png_and_a_page_that_needs_no_other_file(
 
 
 def test_the_roll_needs_no_weights(video: Path, tmp_path: Path) -> None:
-    options = ["--size", "nano", "--frames", "4", "--patch-order", "shuffled", "--video", str(video)]
+    options = [
+        "--size",
+        "nano",
+        "--frames",
+        "4",
+        "--patch-order",
+        "shuffled",
+        "--video",
+        str(video),
+    ]
     assert rolls.main([*options, "--out", str(tmp_path / "roll"), "--formats", "html"]) == 0
     assert "another one in each frame" in (tmp_path / "roll.html").read_text()
 
@@ -174,7 +221,9 @@ def _other_model(folder: Path, checkpoint: Path) -> None:
 
 def _torn(folder: Path, checkpoint: Path) -> None:
     shutil.copytree(checkpoint, folder)
-    (folder / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes()[:1000])
+    (folder / "model.safetensors").write_bytes(
+        (checkpoint / "model.safetensors").read_bytes()[:1000]
+    )
 
 
 def _damaged(folder: Path, checkpoint: Path) -> None:
@@ -191,13 +240,19 @@ def _partial(folder: Path, checkpoint: Path) -> None:
 
 BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "missing": (lambda folder, checkpoint: None, "does not exist"),
-    "empty": (lambda folder, checkpoint: folder.mkdir(), "holds no weights; give a folder of save_pretrained"),
+    "empty": (
+        lambda folder, checkpoint: folder.mkdir(),
+        "holds no weights; give a folder of save_pretrained",
+    ),
     "file": (lambda folder, checkpoint: folder.write_text(""), "is a file; give the folder"),
     "no_weights": (_no_weights, "has a config.json but no weights"),
     "other": (_other_model, "holds a model of type 'bert'"),
     "torn": (_torn, "cannot be loaded"),
     "damaged": (_damaged, "run.json has"),
-    "partial": (_partial, "misses 12 tensors of the transformer, first: backbone.encoder.blocks.2."),
+    "partial": (
+        _partial,
+        "misses 12 tensors of the transformer, first: backbone.encoder.blocks.2.",
+    ),
 }
 
 
@@ -207,7 +262,12 @@ def test_a_bad_checkpoint_is_refused_with_the_reason(
 ) -> None:
     make, reason = BAD_CHECKPOINTS[name]
     make(tmp_path / name, checkpoint)
-    assert predict.main(["match", "--checkpoint", str(tmp_path / name), "--video", str(video), "--text", "a"]) == 2
+    assert (
+        predict.main(
+            ["match", "--checkpoint", str(tmp_path / name), "--video", str(video), "--text", "a"]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert f"--checkpoint {tmp_path / name}" in error
     assert reason in error
@@ -221,13 +281,33 @@ def test_texts_that_cannot_be_used_are_refused(
     (tmp_path / "empty.txt").write_text("\n\n")
     cases: list[tuple[Callable[[list[str]], int], list[str], str]] = [
         (predict.main, ["fill", *given, "--text", "no gap"], "--text 'no gap' has no [MASK]"),
-        (predict.main, ["fill", *given, "--text", "word " * 20 + "[MASK]"], "longer than the 16 tokens"),
-        (predict.main, ["answer", *given, "--question", "[MASK] or [MASK]?"], "--question '[MASK] or [MASK]?' has 2 [MASK]"),
+        (
+            predict.main,
+            ["fill", *given, "--text", "word " * 20 + "[MASK]"],
+            "longer than the 16 tokens",
+        ),
+        (
+            predict.main,
+            ["answer", *given, "--question", "[MASK] or [MASK]?"],
+            "--question '[MASK] or [MASK]?' has 2 [MASK]",
+        ),
         (predict.main, ["retrieve", *given], "--text T [T …] or --texts FILE"),
         (predict.main, ["retrieve", *given, "--texts", str(tmp_path / "empty.txt")], "--texts"),
-        (predict.main, ["retrieve", *given, "--texts", str(tmp_path / "none.txt")], "cannot be read"),
-        (predict.main, ["retrieve", *given[:2], "--videos", str(tmp_path), "--text", "a"], "--videos"),
-        (predict.main, ["retrieve", *given[:2], "--videos", str(tmp_path), "--text", "a", "b"], "give one --text"),
+        (
+            predict.main,
+            ["retrieve", *given, "--texts", str(tmp_path / "none.txt")],
+            "cannot be read",
+        ),
+        (
+            predict.main,
+            ["retrieve", *given[:2], "--videos", str(tmp_path), "--text", "a"],
+            "--videos",
+        ),
+        (
+            predict.main,
+            ["retrieve", *given[:2], "--videos", str(tmp_path), "--text", "a", "b"],
+            "give one --text",
+        ),
         (cloze.main, [*given, "--text", "no gap"], "--text 'no gap' has no [MASK]"),
         (cloze.main, [*given, "--text", TEXT, TEXT], "1 --video but 2 --text"),
         (cloze.main, [*given, "--text", "[MASK=unbelievableness]"], "word pieces"),
@@ -276,7 +356,9 @@ def test_a_still_picture_or_another_exchange_has_no_roll_to_draw(
     assert "exchanges frames by 'average'" in capsys.readouterr().err
 
 
-def test_a_converted_folder_is_looked_at_with_its_runs_normalisation(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_converted_folder_is_looked_at_with_its_runs_normalisation(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     from allinone.data import AllInOneProcessor
     from allinone.data.config import ClipConfig, DataConfig
     from allinone.tools.inspection.checkpoints import load_checkpoint

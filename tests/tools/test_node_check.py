@@ -25,17 +25,24 @@ LIMITS = {"slow": 0.7, "max_clock_s": 5.0}
 
 
 def ring(
-    number: int, *, rates: Mapping[frozenset[int], float] | None = None, facts: Mapping[int, Mapping[str, float]] | None = None
+    number: int,
+    *,
+    rates: Mapping[frozenset[int], float] | None = None,
+    facts: Mapping[int, Mapping[str, float]] | None = None,
 ) -> dict[str, dict[str, object] | None]:
     """What `number` healthy nodes find, but for the rates (0: failed) and facts that are given."""
     results = {}
     for me in range(number):
-        result = Result(f"n{me}", doing="", facts={"matmul": 1e14, "seconds": 2.0, **(facts or {}).get(me, {})})
+        result = Result(
+            f"n{me}", doing="", facts={"matmul": 1e14, "seconds": 2.0, **(facts or {}).get(me, {})}
+        )
         for _, a, b in edges(number):
             if me in (a, b):
                 other = b if me == a else a
                 rate = (rates or {}).get(frozenset((me, other)), GOOD)
-                result.neighbours[f"n{other}"] = {"rate": rate, "clock_s": 0.0} if rate else {"error": "time-out"}
+                result.neighbours[f"n{other}"] = (
+                    {"rate": rate, "clock_s": 0.0} if rate else {"error": "time-out"}
+                )
         results[result.node] = json.loads(json.dumps(asdict(result)))
     return results
 
@@ -75,22 +82,45 @@ def test_healthy_nodes_are_good() -> None:
     assert bad(ring(16)) == {}
 
 
-def test_slow_gpus_a_braked_clock_and_a_slow_inner_all_reduce_are_compared_with_the_median() -> None:
+def test_slow_gpus_a_braked_clock_and_a_slow_inner_all_reduce_are_compared_with_the_median() -> (
+    None
+):
     healthy = {"inner_all_reduce": 2e11, "sm_clock_mhz": 1400.0}
     facts = {node: dict(healthy) for node in range(5)}
     facts[1]["matmul"] = 0.6e14
     facts[2]["sm_clock_mhz"] = 345.0
     facts[3]["inner_all_reduce"] = 1e11
     facts[4]["matmul"] = 0.8e14
-    assert bad(ring(5, facts=facts)) == {"n1": ["matmul"], "n2": ["sm_clock_mhz"], "n3": ["inner_all_reduce"]}
+    assert bad(ring(5, facts=facts)) == {
+        "n1": ["matmul"],
+        "n2": ["sm_clock_mhz"],
+        "n3": ["inner_all_reduce"],
+    }
 
 
 def test_a_node_that_comes_late_is_waited_for(tmp_path: Path) -> None:
     """By longer than an exchange may take: without that, it would find its neighbours gone."""
     names = [f"n{number}" for number in range(3)]
     (tmp_path / "nodes").write_text("".join(f"{name} 127.0.0.1\n" for name in names))
-    command = [sys.executable, ROOT / "tools/node_check.py", "run", "--folder", tmp_path, "--nodes", tmp_path / "nodes"]
-    command += ["--port", str(free_port()), "--min-free-gib", "0", "--min-memory-gib", "0", "--timeout-s", "3"]
+    command = [
+        sys.executable,
+        ROOT / "tools/node_check.py",
+        "run",
+        "--folder",
+        tmp_path,
+        "--nodes",
+        tmp_path / "nodes",
+    ]
+    command += [
+        "--port",
+        str(free_port()),
+        "--min-free-gib",
+        "0",
+        "--min-memory-gib",
+        "0",
+        "--timeout-s",
+        "3",
+    ]
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
     nodes = []
     for name in names:
@@ -98,7 +128,9 @@ def test_a_node_that_comes_late_is_waited_for(tmp_path: Path) -> None:
         time.sleep(10 if name == "n1" else 0)
     assert [node.wait(60) for node in nodes] == [0, 0, 0]
     results = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in names}
-    assert all("rate" in found for result in results.values() for found in result["neighbours"].values()), results
+    assert all(
+        "rate" in found for result in results.values() for found in result["neighbours"].values()
+    ), results
     assert all(len(result["neighbours"]) == 2 for result in results.values())
 
 
@@ -125,7 +157,12 @@ def test_a_node_that_said_nothing_or_stopped_in_a_check_is_bad() -> None:
 
 def test_a_node_whose_clock_differs_from_both_neighbours_is_bad() -> None:
     results = ring(5)
-    for node, other, differs in (("n2", "n1", 60), ("n2", "n3", 60), ("n1", "n2", -60), ("n3", "n2", -60)):
+    for node, other, differs in (
+        ("n2", "n1", 60),
+        ("n2", "n3", 60),
+        ("n1", "n2", -60),
+        ("n3", "n2", -60),
+    ):
         results[node]["neighbours"][other]["clock_s"] = differs  # type: ignore[index]
     assert bad(results) == {"n2": ["all-reduce"]}
 
@@ -137,14 +174,18 @@ def write(folder: Path, results: dict[str, dict[str, object] | None]) -> list[st
     return list(results)
 
 
-def test_the_judge_writes_who_is_good_and_says_why_others_are_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_judge_writes_who_is_good_and_says_why_others_are_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = ring(4)
     results["n1"]["problems"] = [("gpus", "7 of 8 GPUs are visible")]  # type: ignore[index]
     (tmp_path / "node-1.log").write_text("NVRM: Xid 79\n")
     assert judge(tmp_path, write(tmp_path, results), **LIMITS) == 0
     assert (tmp_path / "good").read_text().split() == ["n0", "n2", "n3"]
     assert (tmp_path / "bad").read_text().split() == ["n1"]
-    assert "n1  bad: 7 of 8 GPUs are visible (its last words: NVRM: Xid 79)" in capsys.readouterr().out
+    assert (
+        "n1  bad: 7 of 8 GPUs are visible (its last words: NVRM: Xid 79)" in capsys.readouterr().out
+    )
 
 
 def test_nodes_that_were_cut_off_in_an_exchange_are_judged_by_it(tmp_path: Path) -> None:
@@ -158,7 +199,9 @@ def test_nodes_that_were_cut_off_in_an_exchange_are_judged_by_it(tmp_path: Path)
     assert (tmp_path / "bad").read_text().split() == ["n3"]
 
 
-def test_a_check_that_starts_nowhere_leaves_no_node_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_check_that_starts_nowhere_leaves_no_node_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for nodes in (1, 4):
         assert judge(tmp_path, [f"n{number}" for number in range(nodes)], **LIMITS) == 1
         assert "the check started on no node" in capsys.readouterr().out
@@ -166,7 +209,9 @@ def test_a_check_that_starts_nowhere_leaves_no_node_out(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize(("check", "code"), [("data", 2), ("disk", 3), ("memory", 1)])
-def test_what_is_wrong_on_every_node_is_no_nodes_fault(tmp_path: Path, check: str, code: int) -> None:
+def test_what_is_wrong_on_every_node_is_no_nodes_fault(
+    tmp_path: Path, check: str, code: int
+) -> None:
     results = ring(3)
     for result in results.values():
         result["problems"] = [(check, "is wrong")]  # type: ignore[index]
@@ -175,7 +220,10 @@ def test_what_is_wrong_on_every_node_is_no_nodes_fault(tmp_path: Path, check: st
 
 
 def test_clocks_and_brakes_are_read_from_nvidia_smi() -> None:
-    shown = "0, 1410, 0x0000000000000004, 0\n1, 345, 0x0000000000000048, 0\n2, 1400, [N/A], 3\n3, [N/A], Not Active, [N/A]\n"
+    shown = (
+        "0, 1410, 0x0000000000000004, 0\n1, 345, 0x0000000000000048, 0\n2, 1400, [N/A], 3\n3,"
+        " [N/A], Not Active, [N/A]\n"
+    )
     clocks, problems = read_clocks(shown)
     assert clocks == [1410.0, 345.0, 1400.0]
     assert problems == [
@@ -186,5 +234,20 @@ def test_clocks_and_brakes_are_read_from_nvidia_smi() -> None:
 
 
 def test_data_folders_are_read_from_the_command_as_the_trainer_reads_it() -> None:
-    command = ["pretrain/train.py", "webvid-howto", "--data", "a", "b:train=2", "--val", "--out=run", "--steps", "3"]
-    assert options_of(command) == {"data": ["a", "b:train=2"], "val": [], "out": ["run"], "steps": ["3"]}
+    command = [
+        "pretrain/train.py",
+        "webvid-howto",
+        "--data",
+        "a",
+        "b:train=2",
+        "--val",
+        "--out=run",
+        "--steps",
+        "3",
+    ]
+    assert options_of(command) == {
+        "data": ["a", "b:train=2"],
+        "val": [],
+        "out": ["run"],
+        "steps": ["3"],
+    }

@@ -1,4 +1,5 @@
-"""The report shows what was run beside the paper, and nothing where it does not belong; two predictions files are compared item by item."""
+"""The report shows what was run beside the paper, and nothing where it does not belong; two
+predictions files are compared item by item."""
 
 from __future__ import annotations
 
@@ -9,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from allinone.finetune.evaluation.results import EvaluationResult, Missing, Score, write_predictions, write_result
+from allinone.finetune.evaluation.results import (
+    EvaluationResult,
+    Missing,
+    Score,
+    write_predictions,
+    write_result,
+)
 from allinone.tools.report import main
 
 
@@ -54,7 +61,10 @@ def test_cells_show_the_papers_number_ours_and_the_difference_with_its_interval(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(
-        tmp_path / "runs" / "one", 43.4, missing=(Missing("q1", "video1", "no video track"),), date="2026-01-02T00:00:00+00:00"
+        tmp_path / "runs" / "one",
+        43.4,
+        missing=(Missing("q1", "video1", "no video track"),),
+        date="2026-01-02T00:00:00+00:00",
     )
     page, text = report(tmp_path, str(tmp_path / "runs"))
     shown = next(" ".join(cell.split()) for cell in page.cells if "43.4" in cell)
@@ -66,12 +76,24 @@ def test_cells_show_the_papers_number_ours_and_the_difference_with_its_interval(
     assert any("runs/<b>/step-1" in cell and "abababababababab" in cell for cell in page.cells)
     targets = {link for link in page.links if not link.startswith("#")}
     assert {(tmp_path / "out" / link).resolve() for link in targets} == {path}
-    assert "1 of the paper's 143 numbers have one beside them: 1 within our 95 % interval" in capsys.readouterr().out
+    assert (
+        "1 of the paper's 143 numbers have one beside them: 1 within our 95 % interval"
+        in capsys.readouterr().out
+    )
 
 
-def test_clipberts_files_of_a_protocol_stand_in_its_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_clipberts_files_of_a_protocol_stand_in_its_cells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     scores = {"t2v/R@1": Score(30.0, 29.0, 31.0)}
-    write(tmp_path / "ret", 0, benchmark="msrvtt_retrieval", variant="7k-clipbert", scores=scores, pretraining="HowTo100M")
+    write(
+        tmp_path / "ret",
+        0,
+        benchmark="msrvtt_retrieval",
+        variant="7k-clipbert",
+        scores=scores,
+        pretraining="HowTo100M",
+    )
     write(tmp_path / "action", 92.0, benchmark="tgif_action", variant="clipbert")
     write(tmp_path / "other", 0, benchmark="msrvtt_retrieval", variant="1k-b", scores=scores)
     _, text = report(tmp_path, str(tmp_path))
@@ -85,8 +107,8 @@ def test_another_setting_stands_in_a_row_of_its_own_with_the_reason(tmp_path: Pa
     write(tmp_path / "other", 70.0, benchmark="demo_qa")
     _, text = report(tmp_path, *(str(tmp_path / name) for name in ("frames", "unknown", "other")))
     assert (
-        "| ours: base (nearest row B, 3 frames: frames 8, not 3) | WebVid+HowTo100M | 8, 224 px | **44.0** [43.0, 45.0] (run "
-        in text
+        "| ours: base (nearest row B, 3 frames: frames 8, not 3) | WebVid+HowTo100M | 8, 224 px |"
+        " **44.0** [43.0, 45.0] (run " in text
     )
     assert "pre-training not stated (--pretraining), not WebVid + HowTo100M" in text
     assert "→ **" not in text
@@ -100,7 +122,9 @@ def test_of_several_runs_the_newest_is_shown_and_all_are_listed(tmp_path: Path) 
     assert "→ **43.0** +0.1 [−0.9, +1.1] (run 1, 2: 42.0, 3: 41.0)" in text
 
 
-def test_ranks_are_better_when_they_are_lower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ranks_are_better_when_they_are_lower(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     scores = {"t2v/MdR": Score(4.0, 3.5, 5.0, "rank"), "t2v/R@1": Score(30.0, 29.0, 31.0)}
     write(tmp_path, 0, benchmark="activitynet_retrieval", split="val_1", scores=scores)
     page, _ = report(tmp_path, str(tmp_path))
@@ -113,7 +137,9 @@ def test_without_runs_the_papers_tables_are_shown(tmp_path: Path) -> None:
     assert text.count("not run") > 140
 
 
-def test_what_cannot_be_read_is_named_all_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_read_is_named_all_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path / "good", 43.0)
     for name in ("cut", "list"):
         (tmp_path / name / "results").mkdir(parents=True)
@@ -146,7 +172,9 @@ def rows(hits: list[float], prediction: str = "dog") -> list[dict[str, Any]]:
     ]
 
 
-def test_two_predictions_files_are_compared_item_by_item(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_predictions_files_are_compared_item_by_item(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     one, two, three = (tmp_path / f"{name}.jsonl" for name in ("one", "two", "three"))
     write_predictions(one, rows([1, 1, 0, 0]))
     write_predictions(two, reversed(rows([1, 1, 0, 0])))
@@ -157,7 +185,9 @@ def test_two_predictions_files_are_compared_item_by_item(tmp_path: Path, capsys:
     shown = capsys.readouterr().out
     assert "only in A: 1 (q3)" in shown
     assert "only in B: 1 (q9)" in shown
-    assert re.search(r"accuracy %\s+A 66.67  B 100.00  B - A \+33.33 \[\+0.00, \+100.00\]  \(3 items\)", shown)
+    assert re.search(
+        r"accuracy %\s+A 66.67  B 100.00  B - A \+33.33 \[\+0.00, \+100.00\]  \(3 items\)", shown
+    )
     assert re.search(r"t2v/R@1 %\s+A 66.67  B 100.00", shown)
     assert re.search(r"t2v/MnR\s+A 1.33  B 1.00  B - A -0.33", shown)
     assert "same prediction: 3 of 3 (100.00 %)" in shown

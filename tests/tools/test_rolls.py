@@ -14,7 +14,8 @@ GREYS = (40, 120, 200)
 
 
 def drawn(rolls: int, frame: int) -> np.ndarray:
-    """Mean colour of the inner part of each of the 16 slots, for frames of one grey each: [4, 4, 3]."""
+    """Mean colour of the inner part of each of the 16 slots, for frames of one grey each: [4, 4,
+    3]."""
     pictures = [Image.new("RGB", (64, 64), (grey,) * 3) for grey in GREYS]
     pixels = np.asarray(held(pictures, frame, tiny_config(), rolls), dtype=float)
     return pixels.reshape(4, 16, 4, 16, 3)[:, 5:11, :, 5:11].mean((1, 3))
@@ -25,7 +26,9 @@ def tint(frame: int, strength: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("rolls", "first", "last"), [(1, 2, 1), (2, 1, 2)])
-def test_frame_1_holds_the_patches_of_the_frames_worked_out_by_hand(rolls: int, first: int, last: int) -> None:
+def test_frame_1_holds_the_patches_of_the_frames_worked_out_by_hand(
+    rolls: int, first: int, last: int
+) -> None:
     slots = drawn(rolls, 0).reshape(16, 3)
     for slot in range(16):
         source = first if slot < 2 else last if slot >= 14 else 0
@@ -42,15 +45,24 @@ def test_after_three_rolls_the_picture_is_that_before_the_first() -> None:
 def test_shuffled_patches_lie_at_their_own_place_before_the_first_roll() -> None:
     ramp = np.arange(64 * 64, dtype=np.uint32).reshape(64, 64) % 251
     picture = Image.fromarray(ramp.astype(np.uint8)).convert("RGB")
-    shuffled, raster = (held([picture] * 3, 1, tiny_config(patch_order=order), 0) for order in ("shuffled", "raster"))
+    shuffled, raster = (
+        held([picture] * 3, 1, tiny_config(patch_order=order), 0)
+        for order in ("shuffled", "raster")
+    )
     np.testing.assert_array_equal(np.asarray(shuffled), np.asarray(raster))
 
 
 def test_the_caption_counts_what_moves() -> None:
-    assert "2 of the 16 patches move one frame forward and 2 one frame back" in describe(tiny_config(), 3)
+    assert "2 of the 16 patches move one frame forward and 2 one frame back" in describe(
+        tiny_config(), 3
+    )
     base = tiny_config(image_size=224, patch_size=16)
     assert "24 of the 196 patches move one frame forward and 24 one frame back" in describe(base, 3)
-    assert "2 of the 16 patches move one frame forward and 2 one frame back" in describe(tiny_config(), 2)
-    assert "2 of the 16 patches move one frame forward and 2 one frame back" in describe(tiny_config(num_frames=6), 6)
+    assert "2 of the 16 patches move one frame forward and 2 one frame back" in describe(
+        tiny_config(), 2
+    )
+    assert "2 of the 16 patches move one frame forward and 2 one frame back" in describe(
+        tiny_config(num_frames=6), 6
+    )
     assert rows_shown(tiny_config(), 3) == [0, 1, 2, 3]
     assert rows_shown(tiny_config(num_hidden_layers=2), 6) == [0, 1, 2]

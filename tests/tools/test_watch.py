@@ -1,4 +1,5 @@
-"""The dashboard: what it says of running, finished, stopped, dead and stalled runs, and how it copes with files in the middle of being written."""
+"""The dashboard: what it says of running, finished, stopped, dead and stalled runs, and how it
+copes with files in the middle of being written."""
 
 from __future__ import annotations
 
@@ -41,8 +42,23 @@ def record(step: int, at: float, **changes: Any) -> dict[str, Any]:
 
 
 def start(at: float, **changes: Any) -> dict[str, Any]:
-    facts = {"step": 0, "event": "start", "time": at, "host": "elsewhere", "pid": 7, "ranks": 8, "hosts": ["node03", "node04"]}
-    return {**facts, "launcher": "srun", "slurm_job": None, "steps": 400, "hang_timeout_s": 1800.0, **changes}
+    facts = {
+        "step": 0,
+        "event": "start",
+        "time": at,
+        "host": "elsewhere",
+        "pid": 7,
+        "ranks": 8,
+        "hosts": ["node03", "node04"],
+    }
+    return {
+        **facts,
+        "launcher": "srun",
+        "slurm_job": None,
+        "steps": 400,
+        "hang_timeout_s": 1800.0,
+        **changes,
+    }
 
 
 @pytest.fixture
@@ -69,7 +85,12 @@ def steady(until: float, number: int = 8) -> list[dict[str, Any]]:
 def test_progress_rates_and_eta_are_those_of_the_last_record(run: Path) -> None:
     write(run, [start(NOW - 200), *steady(NOW - 4)])
     found = look(run)
-    assert (found["status"], found["step"], found["steps"], found["ranks"]) == ("running", 160, 400, 8)
+    assert (found["status"], found["step"], found["steps"], found["ranks"]) == (
+        "running",
+        160,
+        400,
+        8,
+    )
     assert found["eta_s"] == pytest.approx(96.0), "four of the hundred seconds have passed"
     assert found["losses"]["mlm_loss"] == pytest.approx([8.0 - 0.2 * k for k in range(1, 9)])
     assert found["age_s"] == pytest.approx(4.0)
@@ -80,34 +101,61 @@ def test_progress_rates_and_eta_are_those_of_the_last_record(run: Path) -> None:
     [
         ([start(NOW - 900), *steady(NOW - 300)], "stalled", "longer than usual"),
         ([start(NOW - 9000), *steady(NOW - 3000)], "dead", "hang-timeout"),
-        ([start(NOW - 200), *steady(NOW - 4), {"step": 160, "event": "finish", "time": NOW - 3}], "finished", "step 160"),
         (
-            [start(NOW - 200), *steady(NOW), {"step": 160, "event": "stop", "time": NOW, "reason": "Stopped: SIGUSR1: saved"}],
+            [start(NOW - 200), *steady(NOW - 4), {"step": 160, "event": "finish", "time": NOW - 3}],
+            "finished",
+            "step 160",
+        ),
+        (
+            [
+                start(NOW - 200),
+                *steady(NOW),
+                {"step": 160, "event": "stop", "time": NOW, "reason": "Stopped: SIGUSR1: saved"},
+            ],
             "stopped",
             "SIGUSR1",
         ),
         (
-            [start(NOW - 200), {"step": 3, "event": "error", "time": NOW, "reason": "TooManySkipped: 51 steps"}],
+            [
+                start(NOW - 200),
+                {"step": 3, "event": "error", "time": NOW, "reason": "TooManySkipped: 51 steps"},
+            ],
             "failed",
             "51 steps",
         ),
-        ([{"step": 160, "event": "stop", "time": NOW - 50, "reason": "x"}, start(NOW - 40), *steady(NOW)], "running", ""),
+        (
+            [
+                {"step": 160, "event": "stop", "time": NOW - 50, "reason": "x"},
+                start(NOW - 40),
+                *steady(NOW),
+            ],
+            "running",
+            "",
+        ),
         # one evaluation took five minutes: as much silence again is no stall
         (
-            [start(NOW - 900), *steady(NOW - 400), {"step": 160, "evaluation": {}, "seconds": 300.0, "time": NOW - 350}],
+            [
+                start(NOW - 900),
+                *steady(NOW - 400),
+                {"step": 160, "evaluation": {}, "seconds": 300.0, "time": NOW - 350},
+            ],
             "running",
             "",
         ),
         ([], "starting", "nothing"),
     ],
 )
-def test_the_state_of_a_run_is_told_from_its_history(run: Path, rows: list[dict[str, Any]], kind: str, why: str) -> None:
+def test_the_state_of_a_run_is_told_from_its_history(
+    run: Path, rows: list[dict[str, Any]], kind: str, why: str
+) -> None:
     write(run, rows)
     found = look(run)
     assert (found["status"], why in found["why"]) == (kind, True), found["why"]
 
 
-def test_a_process_of_this_machine_that_is_gone_is_dead_at_once_and_one_that_lives_is_not(run: Path) -> None:
+def test_a_process_of_this_machine_that_is_gone_is_dead_at_once_and_one_that_lives_is_not(
+    run: Path,
+) -> None:
     import socket
 
     child = os.fork()
@@ -119,7 +167,9 @@ def test_a_process_of_this_machine_that_is_gone_is_dead_at_once_and_one_that_liv
         write(run, [start(now, host=socket.gethostname(), pid=pid), *steady(now)])
         assert look(run, now)["status"] == kind
     write(run, [start(now - 1e6, host=socket.gethostname(), pid=os.getpid()), *steady(now)])
-    assert look(run, now)["status"] == "dead", "a process that is younger than the run has its number by chance"
+    assert look(run, now)["status"] == "dead", (
+        "a process that is younger than the run has its number by chance"
+    )
 
 
 def test_half_written_and_broken_lines_are_left_out_and_read_when_they_are_whole(run: Path) -> None:
@@ -140,7 +190,12 @@ def test_half_written_and_broken_lines_are_left_out_and_read_when_they_are_whole
 
 
 def test_faults_checkpoints_and_plans_are_shown(run: Path) -> None:
-    damaged = {"step": 100, "event": "damaged", "time": NOW - 150, "problem": "checkpoint step-00000120 misses run.json"}
+    damaged = {
+        "step": 100,
+        "event": "damaged",
+        "time": NOW - 150,
+        "problem": "checkpoint step-00000120 misses run.json",
+    }
     write(
         run,
         [
@@ -159,11 +214,16 @@ def test_faults_checkpoints_and_plans_are_shown(run: Path) -> None:
     dossier = run / "dossiers" / "step-00000034"
     dossier.mkdir(parents=True)
     (dossier / "dossier.json").write_text(
-        json.dumps({"step": 34, "reason": "loss not finite", "rerun": {"verdict": "reproduced: clip83"}})
+        json.dumps(
+            {"step": 34, "reason": "loss not finite", "rerun": {"verdict": "reproduced: clip83"}}
+        )
     )
     (run / "plan.json").write_text(json.dumps({"samples_per_s": 80, "mfu": 0.5}))
     found = look(run)
-    assert [(one["step"], one["whole"]) for one in found["checkpoints"]] == [(120, False), (80, True)]
+    assert [(one["step"], one["whole"]) for one in found["checkpoints"]] == [
+        (120, False),
+        (80, True),
+    ]
     assert found["faults"]["starts"] == 2
     text = "\n".join(Screen(80, False).draw(found))
     for wanted in (
@@ -200,7 +260,9 @@ def test_sparklines_show_the_shape_and_leave_gaps() -> None:
     assert sparkline([3.0, 3.0], 8) == "▁▁"
 
 
-def test_the_command_prints_json_and_its_exit_code_tells_trouble(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_json_and_its_exit_code_tells_trouble(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(run, [start(time.time() - 200), *steady(time.time())])
     assert main([str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["step"] == 160

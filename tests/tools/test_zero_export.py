@@ -26,10 +26,25 @@ def train(out: Path, world: int, **options: object) -> Path:
     """Two steps on `world` ranks; the checkpoint."""
     port, ranks = str(free_port()), []
     for rank in range(world):
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
-        env.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cpu",
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        env.update(
+            RANK=str(rank),
+            WORLD_SIZE=str(world),
+            LOCAL_RANK=str(rank),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
         line = [sys.executable, "-m", "tests.tools.zero_run", str(out), json.dumps(options)]
-        ranks.append(subprocess.Popen(line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        ranks.append(
+            subprocess.Popen(
+                line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
     try:
         outputs = [rank.communicate(timeout=150)[0] for rank in ranks]
     finally:
@@ -54,27 +69,44 @@ def test_zero_3_of_four_ranks_joined_from_its_partitions_equals_the_weights_that
     zero3: Path, tmp_path: Path
 ) -> None:
     gathered = load_file(zero3 / "weights" / "model.safetensors")
-    assert main(["to-safetensors", str(zero3), "--out", str(tmp_path / "joined"), "--from-shards"]) == 0
+    assert (
+        main(["to-safetensors", str(zero3), "--out", str(tmp_path / "joined"), "--from-shards"])
+        == 0
+    )
     equal(tmp_path / "joined", gathered)
     model = AutoModelForPreTraining.from_pretrained(tmp_path / "joined")
     assert isinstance(model, AllInOneForPreTraining)
     assert all(torch.equal(value, gathered[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize(("stage", "precision", "world"), [(0, "fp32", 1), (0, "bf16", 1), (1, "fp32", 2), (2, "bf16", 2)])
-def test_partitions_of_every_stage_hold_the_gathered_weights(tmp_path: Path, stage: int, precision: str, world: int) -> None:
+@pytest.mark.parametrize(
+    ("stage", "precision", "world"),
+    [(0, "fp32", 1), (0, "bf16", 1), (1, "fp32", 2), (2, "bf16", 2)],
+)
+def test_partitions_of_every_stage_hold_the_gathered_weights(
+    tmp_path: Path, stage: int, precision: str, world: int
+) -> None:
     folder = train(tmp_path / "run", world, ds_config=f"zero{stage}_{precision}")
-    assert main(["to-safetensors", str(folder), "--out", str(tmp_path / "joined"), "--from-shards"]) == 0
+    assert (
+        main(["to-safetensors", str(folder), "--out", str(tmp_path / "joined"), "--from-shards"])
+        == 0
+    )
     equal(tmp_path / "joined", load_file(folder / "weights" / "model.safetensors"))
 
 
-def test_a_run_is_exported_whole_with_the_normalisation_it_was_trained_with(zero3: Path, tmp_path: Path) -> None:
+def test_a_run_is_exported_whole_with_the_normalisation_it_was_trained_with(
+    zero3: Path, tmp_path: Path
+) -> None:
     assert main(["to-safetensors", str(zero3.parent.parent), "--out", str(tmp_path / "out")]) == 0
     model = AllInOneForPreTraining.from_pretrained(tmp_path / "out")
     assert model.config.hidden_size == 24
     processor = AllInOneProcessor.from_pretrained(tmp_path / "out")
     assert processor.config.std == (0.5, 0.25, 0.5)
-    assert (processor.clip.num_frames, processor.clip.image_size, processor.clip.max_text_len) == (2, 32, 5)
+    assert (processor.clip.num_frames, processor.clip.image_size, processor.clip.max_text_len) == (
+        2,
+        32,
+        5,
+    )
 
 
 def test_a_changed_weight_is_never_exported_and_the_partitions_still_serve(
@@ -90,7 +122,9 @@ def test_a_changed_weight_is_never_exported_and_the_partitions_still_serve(
     error = capsys.readouterr().err
     assert "weights/model.safetensors" in error
     assert not (tmp_path / "out").exists()
-    assert main(["to-safetensors", str(damaged), "--out", str(tmp_path / "out"), "--from-shards"]) == 0
+    assert (
+        main(["to-safetensors", str(damaged), "--out", str(tmp_path / "out"), "--from-shards"]) == 0
+    )
     equal(tmp_path / "out", load_file(zero3 / "weights" / "model.safetensors"))
 
 
@@ -119,7 +153,11 @@ def test_a_lost_partition_or_tensor_parallel_part_is_named(
 def test_inspect_shows_the_training_state(zero3: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(zero3), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["training"]["step"], facts["training"]["samples"], facts["training"]["world"]) == (2, 16, 4)
+    assert (
+        facts["training"]["step"],
+        facts["training"]["samples"],
+        facts["training"]["world"],
+    ) == (2, 16, 4)
     assert facts["training"]["code"]["version"]
     assert facts["run"]["model"]["size"] == "odd"
     assert main(["inspect", str(zero3.parent.parent)]) == 0

@@ -1,4 +1,5 @@
-"""A very small All-in-one through the real loop on made-up clips: `python -m tests.tools.zero_run OUT JSON` is one rank."""
+"""A very small All-in-one through the real loop on made-up clips: `python -m tests.tools.zero_run
+OUT JSON` is one rank."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ CONFIG = {
 
 
 def objective(model: nn.Module, batch: ToyBatch) -> Losses:
-    """Every parameter but the ends of the tables gets a gradient; the sizes are odd on purpose: partitions are padded."""
+    """Every parameter but the ends of the tables gets a gradient; the sizes are odd on purpose:
+    partitions are padded."""
     clips = len(batch.x)
     pixels = batch.x[:, :6].view(clips, 2, 3, 1, 1).expand(-1, -1, -1, 32, 32)
     ids = torch.arange(5).expand(clips, -1)
@@ -38,7 +40,10 @@ def objective(model: nn.Module, batch: ToyBatch) -> Losses:
     match = (text * video).sum(-1) * model.logit_scale()
     parts = (match, model.vtm_head(joint.pooled)[:, 0], model.mlm_head(joint.text)[:, 1, 0])
     errors = (sum(part.float() for part in parts) - batch.y.squeeze(-1)).square()
-    return Losses(errors.mean(), {"fit_loss": torch.stack([errors.detach().sum(), torch.tensor(float(clips))])})
+    return Losses(
+        errors.mean(),
+        {"fit_loss": torch.stack([errors.detach().sum(), torch.tensor(float(clips))])},
+    )
 
 
 def with_contrast(model: nn.Module, batch: ToyBatch) -> Losses:
@@ -46,8 +51,15 @@ def with_contrast(model: nn.Module, batch: ToyBatch) -> Losses:
     losses, clips = objective(model, batch), len(batch.x)
     ids = (batch.x[:, :5].abs() * 10).long().clamp(max=30)
     pixels = batch.x[:, :6].view(clips, 2, 3, 1, 1).expand(-1, -1, -1, 32, 32)
-    found = contrast(embed_text(model, ids, torch.ones_like(ids)), embed_video(model, pixels), model.logit_scale())  # type: ignore[arg-type]
-    return Losses(losses.total + found.losses.mean(), losses.metrics | {"contrast_loss": mean_metric(found.losses)})
+    found = contrast(
+        embed_text(model, ids, torch.ones_like(ids)),
+        embed_video(model, pixels),
+        model.logit_scale(),
+    )  # type: ignore[arg-type]
+    return Losses(
+        losses.total + found.losses.mean(),
+        losses.metrics | {"contrast_loss": mean_metric(found.losses)},
+    )
 
 
 def run(out: Path, options: dict[str, object]) -> int:
@@ -57,12 +69,18 @@ def run(out: Path, options: dict[str, object]) -> int:
     model_options = {**CONFIG, **options.pop("model", {})}  # type: ignore[dict-item]
     data = ToyData(poison=options.pop("poison", None), die=options.pop("die", None))  # type: ignore[arg-type]
     task = with_contrast if options.pop("contrast", False) else objective
-    config = TrainConfig(**{"steps": 2, "global_batch": 8, "micro_batch": 2, "lr": 1e-2, "log_every": 1, **options})  # type: ignore[arg-type]
+    config = TrainConfig(
+        **{"steps": 2, "global_batch": 8, "micro_batch": 2, "lr": 1e-2, "log_every": 1, **options}
+    )  # type: ignore[arg-type]
     torch.manual_seed(0)
 
     def train() -> None:
         model = AllInOneForPreTraining(AllInOneConfig(**model_options))
-        facts = {"train": vars(config), "model": {"size": "odd"}, "loader": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.25, 0.5]}}
+        facts = {
+            "train": vars(config),
+            "model": {"size": "odd"},
+            "loader": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.25, 0.5]},
+        }
         Run(config, model=model, objective=task, data=data, run_config=facts, out=out).train()  # type: ignore[arg-type]
 
     return launch.main(train)

@@ -1,4 +1,5 @@
-"""Ranks of a training as forks of one process that has paid for the imports, with the manners of srun and torchrun: one that fails takes all down."""
+"""Ranks of a training as forks of one process that has paid for the imports, with the manners of
+srun and torchrun: one that fails takes all down."""
 
 from __future__ import annotations
 
@@ -37,8 +38,17 @@ class Ranks:
         for rank in range(world):
             pid = os.fork()
             if pid == 0:
-                place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
-                os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+                place = {
+                    "RANK": rank,
+                    "WORLD_SIZE": world,
+                    "LOCAL_RANK": rank,
+                    "LOCAL_WORLD_SIZE": world,
+                }
+                os.environ.update(
+                    {name: str(value) for name, value in place.items()},
+                    MASTER_ADDR="127.0.0.1",
+                    MASTER_PORT=port,
+                )
                 _become(logs / f"rank-{rank}.txt", partial(rank_main, rank))
             self.pids[rank] = pid
 
@@ -53,15 +63,21 @@ class Ranks:
             if rank not in self.codes:
                 found, status = os.waitpid(pid, os.WNOHANG)
                 if found:
-                    self.codes[rank], self.ended[rank] = os.waitstatus_to_exitcode(status), time.monotonic()
+                    self.codes[rank], self.ended[rank] = (
+                        os.waitstatus_to_exitcode(status),
+                        time.monotonic(),
+                    )
         return len(self.codes) < len(self.pids)
 
     def finish(self, timeout_s: float) -> list[int]:
-        """Exit codes in order of ranks, after all have ended: by themselves, `GRACE_S` after a failure, or at the time-out."""
+        """Exit codes in order of ranks, after all have ended: by themselves, `GRACE_S` after a
+        failure, or at the time-out."""
         deadline = time.monotonic() + timeout_s
         while self.running():
             if any(self.codes.values()):
-                deadline = min(deadline, min(t for r, t in self.ended.items() if self.codes[r]) + GRACE_S)
+                deadline = min(
+                    deadline, min(t for r, t in self.ended.items() if self.codes[r]) + GRACE_S
+                )
             if time.monotonic() > deadline:
                 self.kill()
             time.sleep(0.01)
@@ -74,7 +90,9 @@ class Ranks:
 
     def output(self) -> str:
         """What all ranks printed."""
-        return "\n".join(path.read_text(errors="replace") for path in sorted(self.logs.glob("rank-*.txt")))
+        return "\n".join(
+            path.read_text(errors="replace") for path in sorted(self.logs.glob("rank-*.txt"))
+        )
 
 
 def _become(log: Path, main: Callable[[], int]) -> None:
@@ -86,7 +104,10 @@ def _become(log: Path, main: Callable[[], int]) -> None:
         for stream in (1, 2):
             os.dup2(target, stream)
         # the parent's own streams may lead elsewhere, as under pytest
-        sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, encoding="utf-8", closefd=False) for stream in (1, 2))
+        sys.stdout, sys.stderr = (
+            os.fdopen(stream, "w", buffering=1, encoding="utf-8", closefd=False)
+            for stream in (1, 2)
+        )
         code = main()
     except SystemExit as leave:
         code = leave.code if isinstance(leave.code, int) else 1

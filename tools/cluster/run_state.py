@@ -1,4 +1,5 @@
-"""What the files of a run folder say about the run: progress, rates, faults, whether it is alive. Reads only; needs neither torch nor DeepSpeed."""
+"""What the files of a run folder say about the run: progress, rates, faults, whether it is alive.
+Reads only; needs neither torch nor DeepSpeed."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from typing import Any
 import psutil
 
 STALLED_AFTER_S, STALLED_INTERVALS = 60.0, 5.0
-"""A run is stalled if its last record is older than both: a minute, and five of its logging intervals."""
+"""A run is stalled if its last record is older than both: a minute, and five of its logging
+intervals."""
 RATES = ("samples_per_s", "step_s", "mfu", "data_wait", "memory_bytes", "lr", "grad_norm")
 PLANNED = ("samples_per_s", "step_s", "mfu", "memory_bytes", "hours")
 """Numbers that are shown beside the achieved ones where OUT/plan.json has them."""
@@ -34,7 +36,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @dataclass
 class History:
-    """history.jsonl, read as it grows. Half-written and broken lines are left out; a file that was cut or replaced is read anew."""
+    """history.jsonl, read as it grows. Half-written and broken lines are left out; a file that was
+    cut or replaced is read anew."""
 
     path: Path
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -108,13 +111,30 @@ def status(history: History, now: float) -> tuple[str, str]:
     if alive is False:
         return (
             "dead",
-            f"process {last.get('pid')} of rank 0 is gone and left no word; the same command continues from the newest checkpoint",
+            (
+                f"process {last.get('pid')} of rank 0 is gone and left no word; the same command"
+                " continues from the newest checkpoint"
+            ),
         )
     limit = last.get("hang_timeout_s")
-    pauses = [row["seconds"] for row in history.rows if isinstance(row.get("seconds"), (int, float))]
-    usual = max([STALLED_AFTER_S, STALLED_INTERVALS * interval_s(history.records), *(2 * pause for pause in pauses[-4:])])
+    pauses = [
+        row["seconds"] for row in history.rows if isinstance(row.get("seconds"), (int, float))
+    ]
+    usual = max(
+        [
+            STALLED_AFTER_S,
+            STALLED_INTERVALS * interval_s(history.records),
+            *(2 * pause for pause in pauses[-4:]),
+        ]
+    )
     if limit and age > usual + limit:
-        return "dead", "silent for longer than usual and --hang-timeout-s: the run has ended, or its watchdogs cannot end it"
+        return (
+            "dead",
+            (
+                "silent for longer than usual and --hang-timeout-s: the run has ended, or its"
+                " watchdogs cannot end it"
+            ),
+        )
     if age > usual:
         return "stalled", "no record for much longer than usual"
     return "running", "" if alive is None else "rank 0 is on this machine"
@@ -135,11 +155,16 @@ def slurm_state(job: str | None) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return f"job {job}: squeue does not answer"
     line = shown.stdout.strip().splitlines()
-    return f"job {job}: {line[0]}" if shown.returncode == 0 and line else f"job {job}: not in the queue"
+    return (
+        f"job {job}: {line[0]}"
+        if shown.returncode == 0 and line
+        else f"job {job}: not in the queue"
+    )
 
 
 def _checkpoints(out: Path, history: History) -> list[dict[str, Any]]:
-    """Those on the disk, newest first; a folder without a manifest is unfinished. Hashes are not verified here."""
+    """Those on the disk, newest first; a folder without a manifest is unfinished. Hashes are not
+    verified here."""
     told = {row["step"]: row for row in history.events("checkpoint")}
     found = []
     for folder in sorted((out / "checkpoints").glob("step-*"), reverse=True):
@@ -147,7 +172,14 @@ def _checkpoints(out: Path, history: History) -> list[dict[str, Any]]:
         if digits.isdecimal():
             event = told.get(int(digits), {})
             whole = (folder / "manifest.json").is_file()
-            found.append({"step": int(digits), "whole": whole, "bytes": event.get("bytes"), "time": event.get("time")})
+            found.append(
+                {
+                    "step": int(digits),
+                    "whole": whole,
+                    "bytes": event.get("bytes"),
+                    "time": event.get("time"),
+                }
+            )
     return found
 
 
@@ -167,7 +199,11 @@ def _dossiers(out: Path) -> list[dict[str, Any]]:
 def state(out: Path, history: History, now: float) -> dict[str, Any]:
     """Everything as plain values. `history` is refreshed first."""
     history.refresh()
-    options, plan, records = read_json(out / "run.json"), read_json(out / "plan.json"), history.records
+    options, plan, records = (
+        read_json(out / "run.json"),
+        read_json(out / "plan.json"),
+        history.records,
+    )
     last: dict[str, Any] = records[-1] if records else {}
     starts = history.events("start")
     start: dict[str, Any] = starts[-1] if starts else {}
@@ -185,7 +221,11 @@ def state(out: Path, history: History, now: float) -> dict[str, Any]:
         "step": last.get("step", start.get("step", 0)),
         "steps": steps,
         "samples": last.get("samples"),
-        "eta_s": max(0.0, eta - (age or 0.0)) if kind in ("running", "stalled") and eta is not None else None,
+        "eta_s": (
+            max(0.0, eta - (age or 0.0))
+            if kind in ("running", "stalled") and eta is not None
+            else None
+        ),
         "age_s": age,
         "ranks": start.get("ranks"),
         "hosts": start.get("hosts"),
@@ -194,18 +234,29 @@ def state(out: Path, history: History, now: float) -> dict[str, Any]:
         "losses": {name: [row["metrics"].get(name) for row in records] for name in names},
         **{name: last.get(name) for name in RATES},
         "mfu_convention": start.get("mfu_convention"),
-        "planned": {name: plan[name] for name in PLANNED if isinstance(plan.get(name), (int, float))},
+        "planned": {
+            name: plan[name] for name in PLANNED if isinstance(plan.get(name), (int, float))
+        },
         "slowest": last.get("slowest"),
         "own_s": last.get("own_s"),
         "evaluation": next(
-            ({"step": row["step"], **row["evaluation"]} for row in reversed(history.rows) if "evaluation" in row), None
+            (
+                {"step": row["step"], **row["evaluation"]}
+                for row in reversed(history.rows)
+                if "evaluation" in row
+            ),
+            None,
         ),
         "skipped_steps": last.get("skipped_steps", 0),
         "bad_clips": last.get("bad_clips", 0),
         "checkpoints": _checkpoints(out, history),
         "faults": {
             "starts": len(starts),
-            "last_end": None if not ended else {"step": ended[-1]["step"], "reason": ended[-1].get("reason")},
+            "last_end": (
+                None
+                if not ended
+                else {"step": ended[-1]["step"], "reason": ended[-1].get("reason")}
+            ),
             "damaged": [row.get("problem") for row in history.events("damaged")],
             "stragglers": [row.get("text") for row in history.events("straggler")],
             "dossiers": _dossiers(out),

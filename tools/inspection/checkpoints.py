@@ -45,7 +45,8 @@ class Loaded:
         for head in heads:
             if head in self.missing:
                 raise InputError(
-                    f"--checkpoint {self.weights} has no {head} ({_HEADS[head]}); this task needs a model pre-trained with it"
+                    f"--checkpoint {self.weights} has no {head} ({_HEADS[head]}); this task needs a"
+                    " model pre-trained with it"
                 )
 
     def untrained(self, objective: str) -> bool:
@@ -62,7 +63,8 @@ def find_weights(path: Path, option: str = "--checkpoint") -> Path:
 
 
 def load_checkpoint(path: Path, device: str = "auto", option: str = "--checkpoint") -> Loaded:
-    """Load a model for inference in float32. `device` is cpu, cuda or auto. Raises InputError where the folder holds no model of ours."""
+    """Load a model for inference in float32. `device` is cpu, cuda or auto. Raises InputError where
+    the folder holds no model of ours."""
     from transformers.utils import logging
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -73,17 +75,27 @@ def load_checkpoint(path: Path, device: str = "auto", option: str = "--checkpoin
     except (OSError, ValueError) as error:
         raise InputError(f"{option} {weights}: config.json cannot be read ({error})") from error
     if kind != AllInOneConfig.model_type:
-        raise InputError(f"{option} {weights} holds a model of type {kind!r}, not {AllInOneConfig.model_type!r}")
-    logging.set_verbosity_error()  # heads that are missing or unknown are reported by the task that needs them
+        raise InputError(
+            f"{option} {weights} holds a model of type {kind!r}, not {AllInOneConfig.model_type!r}"
+        )
+    # heads that are missing or unknown are reported by the task that needs them
+    logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, info = AllInOneForPreTraining.from_pretrained(weights, output_loading_info=True, local_files_only=True)
+        model, info = AllInOneForPreTraining.from_pretrained(
+            weights, output_loading_info=True, local_files_only=True
+        )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise InputError(f"{option} {weights} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"{option} {weights} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
     absent = [name for name in info["missing_keys"] if not name.startswith("logit_scale")]
     backbone = [name for name in absent if name.startswith("backbone.")]
     if backbone:
-        raise InputError(f"{option} {weights} misses {len(backbone)} tensors of the transformer, first: {sorted(backbone)[0]}")
+        raise InputError(
+            f"{option} {weights} misses {len(backbone)} tensors of the transformer, first:"
+            f" {sorted(backbone)[0]}"
+        )
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     run = _run_facts(weights)
     return Loaded(
@@ -104,5 +116,6 @@ def _run_facts(weights: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{weights.parent / 'run.json'} cannot be read ({error}); how the run cropped its frames is unknown"
+            f"{weights.parent / 'run.json'} cannot be read ({error}); how the run cropped its"
+            " frames is unknown"
         ) from error

@@ -1,4 +1,5 @@
-"""Pictures for people: pieces of text and images stacked to one sheet, as PNG or WebP and as an HTML page that needs no other file.
+"""Pictures for people: pieces of text and images stacked to one sheet, as PNG or WebP and as an
+HTML page that needs no other file.
 
 Everything is drawn at its final size, so type is readable at 1:1. Colours are RGB.
 """
@@ -19,7 +20,13 @@ from allinone.common.command import InputError
 from allinone.data.loading.contact_sheet import font
 
 Colour = tuple[int, int, int]
-INK, SOFT, LINE, PAPER, BLACK = (36, 41, 47), (87, 96, 106), (208, 215, 222), (255, 255, 255), (0, 0, 0)
+INK, SOFT, LINE, PAPER, BLACK = (
+    (36, 41, 47),
+    (87, 96, 106),
+    (208, 215, 222),
+    (255, 255, 255),
+    (0, 0, 0),
+)
 GREEN, ORANGE = (26, 127, 55), (188, 76, 0)
 FRAME_COLOURS: tuple[Colour, ...] = (
     (31, 119, 180),
@@ -52,7 +59,9 @@ def _lines(text: str, width: int, face: ImageFont.FreeTypeFont) -> list[str]:
     return lines
 
 
-def paragraph(text: str, width: int, size: int = TEXT, colour: Colour = INK, bold: bool = False) -> Image.Image:
+def paragraph(
+    text: str, width: int, size: int = TEXT, colour: Colour = INK, bold: bool = False
+) -> Image.Image:
     """Text broken to `width` pixels."""
     face = font(size, bold)
     lines = _lines(text, width, face)
@@ -72,7 +81,9 @@ def label(text: str, size: int = SMALL, colour: Colour = INK, bold: bool = False
 def row(images: Sequence[Image.Image], gap: int = 12, middle: bool = False) -> Image.Image:
     """Side by side, tops (or middles) aligned."""
     height = max(image.height for image in images)
-    canvas = Image.new("RGB", (sum(image.width for image in images) + gap * (len(images) - 1), height), PAPER)
+    canvas = Image.new(
+        "RGB", (sum(image.width for image in images) + gap * (len(images) - 1), height), PAPER
+    )
     x = 0
     for image in images:
         canvas.paste(image, (x, (height - image.height) // 2 if middle else 0))
@@ -83,7 +94,12 @@ def row(images: Sequence[Image.Image], gap: int = 12, middle: bool = False) -> I
 def column(images: Sequence[Image.Image], gap: int = 6) -> Image.Image:
     """One below the other, left aligned."""
     canvas = Image.new(
-        "RGB", (max(image.width for image in images), sum(image.height for image in images) + gap * (len(images) - 1)), PAPER
+        "RGB",
+        (
+            max(image.width for image in images),
+            sum(image.height for image in images) + gap * (len(images) - 1),
+        ),
+        PAPER,
     )
     y = 0
     for image in images:
@@ -119,12 +135,17 @@ def tinted(image: Image.Image, colour: Colour, strength: float) -> Image.Image:
 
 
 def cells(side: int, grid: int) -> list[tuple[int, int, int, int]]:
-    """Boxes (left, top, right, bottom) of a square picture cut into grid x grid patches, in raster order."""
+    """Boxes (left, top, right, bottom) of a square picture cut into grid x grid patches, in raster
+    order."""
     edges = [round(side * k / grid) for k in range(grid + 1)]
-    return [(edges[x], edges[y], edges[x + 1], edges[y + 1]) for y in range(grid) for x in range(grid)]
+    return [
+        (edges[x], edges[y], edges[x + 1], edges[y + 1]) for y in range(grid) for x in range(grid)
+    ]
 
 
-def outline(image: Image.Image, box: tuple[int, int, int, int], colour: Colour, width: int = 3) -> None:
+def outline(
+    image: Image.Image, box: tuple[int, int, int, int], colour: Colour, width: int = 3
+) -> None:
     """Draw a frame just inside a box."""
     left, top, right, bottom = box
     ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), outline=colour, width=width)
@@ -155,7 +176,10 @@ class Sheet:
     def image(self) -> Image.Image:
         """The whole sheet as one picture."""
         width = max(760, *(section.picture.width for section in self.sections))
-        parts = [paragraph(self.title, width, TITLE, bold=True), paragraph(self.lead, width, TEXT, SOFT)]
+        parts = [
+            paragraph(self.title, width, TITLE, bold=True),
+            paragraph(self.lead, width, TEXT, SOFT),
+        ]
         for section in self.sections:
             parts.append(Image.new("RGB", (width, 1), LINE))
             if section.heading:
@@ -164,9 +188,14 @@ class Sheet:
             if section.note:
                 parts.append(paragraph(section.note, width, SMALL, SOFT))
         if self.source:
-            parts += [Image.new("RGB", (width, 1), LINE), paragraph(self.source, width, SMALL, SOFT)]
+            parts += [
+                Image.new("RGB", (width, 1), LINE),
+                paragraph(self.source, width, SMALL, SOFT),
+            ]
         body = column(parts, gap=12)
-        canvas = Image.new("RGB", (body.width + 2 * self.margin, body.height + 2 * self.margin), PAPER)
+        canvas = Image.new(
+            "RGB", (body.width + 2 * self.margin, body.height + 2 * self.margin), PAPER
+        )
         canvas.paste(body, (self.margin, self.margin))
         return canvas
 
@@ -174,24 +203,29 @@ class Sheet:
         """The sheet as HTML with its pictures inside."""
         sections = "".join(
             f"<section><h2>{html.escape(section.heading)}</h2>"
-            f'<img src="{_data_uri(section.picture)}" width="{section.picture.width}" alt="{html.escape(section.alt or section.note)}">'
+            f'<img src="{_data_uri(section.picture)}" width="{section.picture.width}"'
+            f' alt="{html.escape(section.alt or section.note)}">'
             f"<p>{html.escape(section.note)}</p></section>"
             for section in self.sections
         )
         return (
-            '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+            '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport"'
+            ' content="width=device-width">'
             f"<title>{html.escape(self.title)}</title><style>{_STYLE}</style><h1>{html.escape(self.title)}</h1>"
             f"<p>{html.escape(self.lead)}</p>{sections}<footer>{html.escape(self.source)}</footer></html>\n"
         )
 
     def save(self, stem: Path, formats: Sequence[str]) -> list[Path]:
-        """Write stem.png, stem.html, stem.webp as wanted; returns the paths. InputError where the folder cannot be written."""
+        """Write stem.png, stem.html, stem.webp as wanted; returns the paths. InputError where the
+        folder cannot be written."""
         stem = stem.with_suffix("") if stem.suffix.lstrip(".") in FORMATS else stem
         written = []
         for kind in formats:
             target = stem.with_name(f"{stem.name}.{kind}")
             try:
-                write_atomic(target, self.page() if kind == "html" else _encoded(self.image(), kind))
+                write_atomic(
+                    target, self.page() if kind == "html" else _encoded(self.image(), kind)
+                )
             except OSError as error:
                 raise InputError(f"--out {target} cannot be written: {error}") from error
             written.append(target)

@@ -21,8 +21,11 @@ class Guess:
 
 
 @torch.inference_mode()
-def fill_gaps(loaded: Loaded, reader: TextReader, clip: Clip, words: Words, top: int) -> list[list[Guess]]:
-    """The `top` likeliest word pieces of every gap, best first, each gap on its own. Special tokens are no words and are left out."""
+def fill_gaps(
+    loaded: Loaded, reader: TextReader, clip: Clip, words: Words, top: int
+) -> list[list[Guess]]:
+    """The `top` likeliest word pieces of every gap, best first, each gap on its own. Special tokens
+    are no words and are left out."""
     loaded.needs("mlm_head")
     device = loaded.device
     text = loaded.model(clip.pixels.to(device), words.ids.to(device), words.mask.to(device)).text

@@ -42,12 +42,17 @@ class Clip:
 
 
 class ClipReader:
-    """Video or image files → clips, by the same steps as evaluation: middle frames of T segments, central square."""
+    """Video or image files → clips, by the same steps as evaluation: middle frames of T segments,
+    central square."""
 
     def __init__(self, config: AllInOneConfig, data: DataConfig) -> None:
         from allinone.data.loading.dali_pipeline import Augment
 
-        self._clip = ClipConfig(num_frames=config.num_frames, image_size=config.image_size, max_text_len=config.max_text_len)
+        self._clip = ClipConfig(
+            num_frames=config.num_frames,
+            image_size=config.image_size,
+            max_text_len=config.max_text_len,
+        )
         self._data = data
         self._augment = Augment(self._clip, data, torch.device("cpu"), 1)
 
@@ -58,22 +63,37 @@ class ClipReader:
             raise InputError(f"{option} {path} {kind}")
         content, extension = path.read_bytes(), path.suffix.lstrip(".").lower()
         try:
-            frames, choices = read_as_evaluation(content, extension, self._clip, self._data, Limits(min_frames=1))
+            frames, choices = read_as_evaluation(
+                content, extension, self._clip, self._data, Limits(min_frames=1)
+            )
         except (ProbeError, DecodeError) as error:
             raise InputError(f"{option} {path} is no video that can be used: {error}") from error
         top, left, height, width = choices.box
         rows, columns = frames.shape[1:3]
-        y, x, side = round(top * rows), round(left * columns), max(1, round(min(height * rows, width * columns)))
-        return Clip(path, self._augment([frames], [choices]), frames[:, y : y + side, x : x + side], choices.frames)
+        y, x, side = (
+            round(top * rows),
+            round(left * columns),
+            max(1, round(min(height * rows, width * columns))),
+        )
+        return Clip(
+            path,
+            self._augment([frames], [choices]),
+            frames[:, y : y + side, x : x + side],
+            choices.frames,
+        )
 
 
 def media_files(folder: Path, option: str = "--videos") -> list[Path]:
     """Videos and images below a folder, sorted; InputError where there is none."""
     if not folder.is_dir():
         raise InputError(f"{option} {folder} is no folder")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lstrip(".").lower() in VIDEOS | IMAGES)
+    files = sorted(
+        path for path in folder.rglob("*") if path.suffix.lstrip(".").lower() in VIDEOS | IMAGES
+    )
     if not files:
-        raise InputError(f"{option} {folder} holds no video; known endings: {', '.join(sorted(VIDEOS | IMAGES))}")
+        raise InputError(
+            f"{option} {folder} holds no video; known endings: {', '.join(sorted(VIDEOS | IMAGES))}"
+        )
     return files
 
 
@@ -98,7 +118,8 @@ class TextReader:
         self._length = config.max_text_len
         if self.tokenizer.size > config.vocab_size:
             raise InputError(
-                f"--checkpoint has a vocabulary of {config.vocab_size} word pieces; the tokenizer of this project needs {self.tokenizer.size}"
+                f"--checkpoint has a vocabulary of {config.vocab_size} word pieces; the tokenizer"
+                f" of this project needs {self.tokenizer.size}"
             )
 
     def __call__(self, text: str) -> Words:
@@ -109,14 +130,18 @@ class TextReader:
         return Words(text, torch.from_numpy(ids)[None], torch.from_numpy(mask)[None], gaps)
 
     def with_gaps(self, text: str, option: str = "--text") -> Words:
-        """Tokens of a text that has at least one [MASK]; InputError if it has none, or if one is cut off."""
+        """Tokens of a text that has at least one [MASK]; InputError if it has none, or if one is
+        cut off."""
         words = self(text)
         written = words.text.count(GAP)
         if not written:
-            raise InputError(f"{option} {text!r} has no {GAP}; write {GAP} where a word is to be filled in")
+            raise InputError(
+                f"{option} {text!r} has no {GAP}; write {GAP} where a word is to be filled in"
+            )
         if len(words.gaps) < written:
             raise InputError(
-                f"{option} {text!r} is longer than the {self._length} tokens that the model reads: {written - len(words.gaps)} {GAP} is cut off"
+                f"{option} {text!r} is longer than the {self._length} tokens that the model reads:"
+                f" {written - len(words.gaps)} {GAP} is cut off"
             )
         return words
 
@@ -138,7 +163,9 @@ def upscaled(picture: NDArray[np.uint8], side: int) -> Image.Image:
 def read_lines(path: Path, option: str) -> Sequence[str]:
     """Non-empty lines of a UTF-8 file; InputError where it cannot be read or is empty."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [
+            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{option} {path} cannot be read: {error}") from error
     if not lines:

@@ -1,4 +1,5 @@
-"""What a checkpoint of any form holds, and how two of them differ: behind `tools/convert.py inspect` and `diff`."""
+"""What a checkpoint of any form holds, and how two of them differ: behind `tools/convert.py
+inspect` and `diff`."""
 
 from __future__ import annotations
 
@@ -18,7 +19,15 @@ from allinone.model.flops import part_of
 from allinone.model.weights_file import read_weights
 
 _TRAINING = ("step", "samples", "skipped", "bad_clips", "world", "code")
-_RECIPE = ("model.size", "data", "train.global_batch", "train.steps", "train.lr", "train.ds_config", "train.seed")
+_RECIPE = (
+    "model.size",
+    "data",
+    "train.global_batch",
+    "train.steps",
+    "train.lr",
+    "train.ds_config",
+    "train.seed",
+)
 
 
 @dataclass
@@ -36,16 +45,23 @@ class Loaded:
 
 
 def find_checkpoint(path: Path, without: str = "") -> Path | None:
-    """The verified checkpoint that `path` is, or the newest whole one of the run that it is, else None. CheckpointError for a damaged one."""
+    """The verified checkpoint that `path` is, or the newest whole one of the run that it is, else
+    None. CheckpointError for a damaged one."""
     if (path / "checkpoints").is_dir():
         folder, notes = manager.newest_whole(path)
         if folder is None:
-            raise CheckpointError("; ".join([*notes, f"{path} has no whole checkpoint; train first, or give another run"]))
+            raise CheckpointError(
+                "; ".join(
+                    [*notes, f"{path} has no whole checkpoint; train first, or give another run"]
+                )
+            )
         return folder
     if not (path / "manifest.json").is_file() and manager.step_of(path) < 0:
         return None
     if not path.is_dir():
-        raise CheckpointError(f"{path} does not exist; give a checkpoint (runs/NAME/checkpoints/step-…) or its run")
+        raise CheckpointError(
+            f"{path} does not exist; give a checkpoint (runs/NAME/checkpoints/step-…) or its run"
+        )
     problem = manager.damage(path, without)
     if problem:
         raise CheckpointError(f"checkpoint {path} {problem}; use the one before, or copy it again")
@@ -53,7 +69,8 @@ def find_checkpoint(path: Path, without: str = "") -> Path | None:
 
 
 def load_any(path: Path) -> Loaded:
-    """Weights of a run, a checkpoint, a folder of save_pretrained, a safetensors or torch.save file. Raises WeightsError, CheckpointError."""
+    """Weights of a run, a checkpoint, a folder of save_pretrained, a safetensors or torch.save
+    file. Raises WeightsError, CheckpointError."""
     folder = find_checkpoint(path)
     if folder is None:
         file = read_weights(path)
@@ -63,15 +80,22 @@ def load_any(path: Path) -> Loaded:
     file = read_weights(folder / "weights")
     facts = json.loads((folder / "run.json").read_text())
     training = {name: facts[name] for name in _TRAINING if name in facts}
-    return Loaded(folder, "training checkpoint", file.tensors, file.facts, training, facts.get("run", {}))
+    return Loaded(
+        folder, "training checkpoint", file.tensors, file.facts, training, facts.get("run", {})
+    )
 
 
 def describe(loaded: Loaded) -> dict[str, Any]:
     """What `inspect --json` prints: plain values only."""
     parts: dict[str, dict[str, int]] = {}
-    parameters = {name: tensor for name, tensor in loaded.tensors.items() if tensor.is_floating_point()}  # an integer is a buffer
+    parameters = {
+        name: tensor for name, tensor in loaded.tensors.items() if tensor.is_floating_point()
+    }  # an integer is a buffer
     for name, tensor in parameters.items():
-        part = parts.setdefault(part_of(reference_name(name) or name) or name.split(".", 1)[0], {"parameters": 0, "tensors": 0})
+        part = parts.setdefault(
+            part_of(reference_name(name) or name) or name.split(".", 1)[0],
+            {"parameters": 0, "tensors": 0},
+        )
         part["parameters"] += tensor.numel()
         part["tensors"] += 1
     return {
@@ -79,7 +103,9 @@ def describe(loaded: Loaded) -> dict[str, Any]:
         "kind": loaded.kind,
         "parameters": sum(tensor.numel() for tensor in parameters.values()),
         "parts": parts,
-        "tensors": {name: {"shape": list(t.shape), "dtype": _dtype(t)} for name, t in loaded.tensors.items()},
+        "tensors": {
+            name: {"shape": list(t.shape), "dtype": _dtype(t)} for name, t in loaded.tensors.items()
+        },
         "config": loaded.config,
         "training": loaded.training,
         "run": loaded.run,
@@ -95,11 +121,30 @@ def table(facts: dict[str, Any]) -> str:
     """The same for people."""
     lines = [f"{facts['path']}: {facts['kind']}, {facts['parameters']:,} parameters", ""]
     lines += [f"  {'part':<28}{'parameters':>14}{'tensors':>9}"]
-    lines += [f"  {part:<28}{row['parameters']:>14,}{row['tensors']:>9}" for part, row in facts["parts"].items()]
-    lines += ["", *(f"  {line}" for line in grouped([f"{n}: {t['shape']} {t['dtype']}" for n, t in facts["tensors"].items()]))]
-    for title, values in (("training state", facts["training"]), ("recipe", _recipe(facts["run"])), ("config", facts["config"])):
+    lines += [
+        f"  {part:<28}{row['parameters']:>14,}{row['tensors']:>9}"
+        for part, row in facts["parts"].items()
+    ]
+    lines += [
+        "",
+        *(
+            f"  {line}"
+            for line in grouped(
+                [f"{n}: {t['shape']} {t['dtype']}" for n, t in facts["tensors"].items()]
+            )
+        ),
+    ]
+    for title, values in (
+        ("training state", facts["training"]),
+        ("recipe", _recipe(facts["run"])),
+        ("config", facts["config"]),
+    ):
         if values:
-            lines += ["", f"  {title}", *(f"    {name:<26}{_shown(value)}" for name, value in values.items())]
+            lines += [
+                "",
+                f"  {title}",
+                *(f"    {name:<26}{_shown(value)}" for name, value in values.items()),
+            ]
     lines += [f"  note: {note}" for note in facts["notes"]]
     return "\n".join(lines)
 
@@ -127,8 +172,10 @@ def _own_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def compare(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Any]:
-    """What `diff --json` prints: keys of one side only, shapes, and values by falling largest absolute difference. Numbers count, not dtypes: a
-    bfloat16 copy equals its float32 source where no value was rounded. Weights of the original code are compared under this model's names."""
+    """What `diff --json` prints: keys of one side only, shapes, and values by falling largest
+    absolute difference. Numbers count, not dtypes: a bfloat16 copy equals its float32 source where
+    no value was rounded. Weights of the original code are compared under this model's names.
+    """
     a, b = _own_names(a), _own_names(b)
     shapes, values, equal = [], [], 0
     for name in (name for name in a if name in b):
@@ -138,7 +185,9 @@ def compare(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Any]:
             equal += 1
         else:
             values.append({"name": name, **row})
-    dtypes = sorted({f"{_dtype(a[n])} / {_dtype(b[n])}" for n in a if n in b and a[n].dtype != b[n].dtype})
+    dtypes = sorted(
+        {f"{_dtype(a[n])} / {_dtype(b[n])}" for n in a if n in b and a[n].dtype != b[n].dtype}
+    )
     return {
         "only_a": [name for name in a if name not in b],
         "only_b": [name for name in b if name not in a],
@@ -150,13 +199,19 @@ def compare(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _difference(a: Tensor, b: Tensor) -> dict[str, float] | None:
-    """Largest |a - b| and |a - b| / |a| (2-norms), None where all numbers are equal. NaN equals NaN; NaN against a number is infinitely far."""
+    """Largest |a - b| and |a - b| / |a| (2-norms), None where all numbers are equal. NaN equals
+    NaN; NaN against a number is infinitely far."""
     a, b = a.double(), b.double()
-    delta = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs().nan_to_num(nan=float("inf")))
+    delta = torch.where(
+        (a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs().nan_to_num(nan=float("inf"))
+    )
     if not delta.any():
         return None
     norm = float(a.norm())
-    return {"max_abs": float(delta.max()), "relative": float(delta.norm()) / norm if norm else float("inf")}
+    return {
+        "max_abs": float(delta.max()),
+        "relative": float(delta.norm()) / norm if norm else float("inf"),
+    }
 
 
 def differs(result: dict[str, Any]) -> bool:
@@ -168,16 +223,25 @@ def difference_table(result: dict[str, Any], limit: int) -> str:
     """The same for people, at most `limit` rows of values (0: all)."""
     lines = [f"  only in A: {name}" for name in grouped(result["only_a"])]
     lines += [f"  only in B: {name}" for name in grouped(result["only_b"])]
-    lines += [f"  shape: {entry}" for entry in grouped([f"{r['name']} {r['a']} in A, {r['b']} in B" for r in result["shapes"]])]
+    lines += [
+        f"  shape: {entry}"
+        for entry in grouped(
+            [f"{r['name']} {r['a']} in A, {r['b']} in B" for r in result["shapes"]]
+        )
+    ]
     values = result["values"]
     if values:
         lines += [f"  {'largest |A - B|':>16}{'relative':>11}  tensor"]
-        lines += [f"  {row['max_abs']:>16.3e}{row['relative']:>11.1e}  {row['name']}" for row in values[: limit or None]]
+        lines += [
+            f"  {row['max_abs']:>16.3e}{row['relative']:>11.1e}  {row['name']}"
+            for row in values[: limit or None]
+        ]
         hidden = len(values) - limit if limit else 0
         lines += [f"  … and {hidden} more (--limit 0 shows all)"] if hidden > 0 else []
     lines += [f"  dtypes differ: {', '.join(result['dtypes'])} (A / B)"] if result["dtypes"] else []
     missing = len(result["only_a"]) + len(result["only_b"])
     lines.append(
-        f"{count(result['equal'])} tensors equal, {len(values)} differ, {len(result['shapes'])} of another shape, {missing} on one side only"
+        f"{count(result['equal'])} tensors equal, {len(values)} differ, {len(result['shapes'])} of"
+        f" another shape, {missing} on one side only"
     )
     return "\n".join(lines)

@@ -18,14 +18,16 @@ __all__ = ["FRAME", "GAP", "contact_sheet", "plot_distributions"]
 
 
 def contact_sheet(path: Path, batch: Batch, config: DataConfig, title: str) -> None:
-    """A PNG with a row per sample: its frames after crop, colour and normalisation (undone for the eye), caption, and the masked text."""
+    """A PNG with a row per sample: its frames after crop, colour and normalisation (undone for the
+    eye), caption, and the masked text."""
     sheet = pictures.contact_sheet(batch, config, title)
     with atomic_path(path) as temporary:
         sheet.save(temporary, "PNG")
 
 
 def plot_distributions(path: Path, values: dict[str, NDArray[np.float64]], title: str) -> None:
-    """A PNG with a histogram per entry; on a logarithmic axis where values span more than two decades. The median is marked."""
+    """A PNG with a histogram per entry; on a logarithmic axis where values span more than two
+    decades. The median is marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,5 @@
-"""`tools/plan.py train`: memory, traffic, time, energy and the configuration to take for a recipe on GPUs that need not be at hand."""
+"""`tools/plan.py train`: memory, traffic, time, energy and the configuration to take for a recipe
+on GPUs that need not be at hand."""
 
 from __future__ import annotations
 
@@ -16,7 +17,15 @@ from allinone.common.formatting import count, duration
 from allinone.common.tables import markdown, plain
 from allinone.engine import ds_config
 from allinone.engine.config import ConfigError
-from allinone.engine.planning.hardware import DEVICES, NETWORKS, USUAL_NETWORK, Device, Network, find_device, find_network
+from allinone.engine.planning.hardware import (
+    DEVICES,
+    NETWORKS,
+    USUAL_NETWORK,
+    Device,
+    Network,
+    find_device,
+    find_network,
+)
 from allinone.engine.planning.memory import Zero, groups_of
 from allinone.engine.planning.step_time import Candidate, Job, candidate, recommend
 from allinone.model import AllInOneForPreTraining
@@ -49,7 +58,8 @@ class Plan:
     reason: str
 
     def outcome(self, mfu: float) -> dict[str, float]:
-        """Expected rates and totals of the chosen configuration, if forward and backward passes ran at that MFU."""
+        """Expected rates and totals of the chosen configuration, if forward and backward passes ran
+        at that MFU."""
         compute = self.chosen.compute_s * self.mfu / mfu
         step = self.chosen.step_s - self.chosen.compute_s + compute
         hours = self.steps * step / 3600
@@ -68,11 +78,15 @@ class Plan:
         each = self.chosen
         recompute = " --activation-checkpointing True" if each.checkpointing else ""
         own = "".join(f" {option}" for option in self.options)
-        return f"pretrain/train.py {self.recipe}{own} --ds-config {each.ds_config} --micro-batch {each.micro_batch}{recompute}"
+        return (
+            f"pretrain/train.py {self.recipe}{own} --ds-config {each.ds_config} --micro-batch"
+            f" {each.micro_batch}{recompute}"
+        )
 
 
 def micro_batches(share: int, least: int, wanted: int) -> list[int]:
-    """Micro-batches that divide a rank's share of the global batch: powers of two, the recipe's own and the whole share."""
+    """Micro-batches that divide a rank's share of the global batch: powers of two, the recipe's own
+    and the whole share."""
     powers = {2**power for power in range(share.bit_length())}
     return sorted(size for size in powers | {wanted, share} if share % size == 0 and size >= least)
 
@@ -81,7 +95,9 @@ def micro_batches(share: int, least: int, wanted: int) -> list[int]:
 def _groups(options: ModelOptions, image_heads: bool) -> tuple[tuple[int, ...], ...]:
     """Parameter sizes of a recipe's model by optimizer group."""
     with torch.device("meta"):  # shapes only
-        return tuple(map(tuple, groups_of(AllInOneForPreTraining(options.build_config(image_heads)))))
+        return tuple(
+            map(tuple, groups_of(AllInOneForPreTraining(options.build_config(image_heads))))
+        )
 
 
 def make_plan(
@@ -94,12 +110,17 @@ def make_plan(
     pue: float,
     options: Sequence[str] = (),
 ) -> Plan:
-    """Every configuration of ds_configs/ in the precision that the device trains in. Raises InputError where nothing can be planned."""
+    """Every configuration of ds_configs/ in the precision that the device trains in. Raises
+    InputError where nothing can be planned."""
     train = config.train
     if train.global_batch % gpus:
-        raise InputError(f"--global-batch {train.global_batch} is not a multiple of --gpus {gpus}; change one of the two")
+        raise InputError(
+            f"--global-batch {train.global_batch} is not a multiple of --gpus {gpus}; change one of"
+            " the two"
+        )
     groups = _groups(
-        replace(config.model, init_from=None), config.cotrain.image_heads == "separate" and bool(config.cotrain.images)
+        replace(config.model, init_from=None),
+        config.cotrain.image_heads == "separate" and bool(config.cotrain.images),
     )
     precision = Zero.from_config(ds_config.load(train.ds_config)).precision
     if not device.has_bf16 and precision == "bf16":
@@ -111,7 +132,8 @@ def make_plan(
     sizes = micro_batches(train.global_batch // gpus, least, train.micro_batch)
     if not sizes:
         raise InputError(
-            f"--gpus {gpus} leave {train.global_batch // gpus} clips per rank, fewer than the {least} that VTM needs"
+            f"--gpus {gpus} leave {train.global_batch // gpus} clips per rank, fewer than the"
+            f" {least} that VTM needs"
         )
     found = []
     for path in sorted(ds_config.FOLDER.glob("*.json")):
@@ -120,12 +142,18 @@ def make_plan(
             continue
         for size in sizes:
             for recompute in (False, True):
-                kept = activations(config, zero.element, 1, micro_batch=size, checkpointing=recompute)
-                found.append(candidate(job, path.stem, zero, size, kept, device, network, recompute))
+                kept = activations(
+                    config, zero.element, 1, micro_batch=size, checkpointing=recompute
+                )
+                found.append(
+                    candidate(job, path.stem, zero, size, kept, device, network, recompute)
+                )
     try:
         chosen, reason = recommend(found)
     except ValueError as error:
-        raise InputError(f"{device.name}: {error}; take more GPUs, a device with more memory, or a smaller model") from error
+        raise InputError(
+            f"{device.name}: {error}; take more GPUs, a device with more memory, or a smaller model"
+        ) from error
     return Plan(
         recipe,
         tuple(options),
@@ -152,7 +180,11 @@ def on_network(plan: Plan, config: PretrainConfig, network: Network) -> list[Can
 
 def _alike(chosen: Candidate, candidates: Iterable[Candidate]) -> list[Candidate]:
     """The same micro-batch and recomputation at every stage."""
-    return [each for each in candidates if (each.micro_batch, each.checkpointing) == (chosen.micro_batch, chosen.checkpointing)]
+    return [
+        each
+        for each in candidates
+        if (each.micro_batch, each.checkpointing) == (chosen.micro_batch, chosen.checkpointing)
+    ]
 
 
 def _gib(value: float) -> str:
@@ -168,7 +200,10 @@ def memory_table(candidates: Sequence[Candidate]) -> list[list[str]]:
     parts = ("weights", "gradients", "optimizer", "activations", "buckets", "reserve")
     rows = [["GiB per rank at the peak", *parts, "all", "on the host"]]
     for each in candidates:
-        label = f"{each.ds_config}, micro-batch {each.micro_batch}" + ", recomputed" * each.checkpointing
+        label = (
+            f"{each.ds_config}, micro-batch {each.micro_batch}"
+            + ", recomputed" * each.checkpointing
+        )
         rows.append(
             [
                 label,
@@ -187,7 +222,11 @@ def fit_table(candidates: Sequence[Candidate]) -> list[list[str]]:
     rows = [["GiB at the peak, micro-batch", *map(str, sizes)]]
     for recompute in (False, True):
         for name in names:
-            row = {each.micro_batch: each for each in candidates if each.ds_config == name and each.checkpointing == recompute}
+            row = {
+                each.micro_batch: each
+                for each in candidates
+                if each.ds_config == name and each.checkpointing == recompute
+            }
             rows.append(
                 [f"{name}, blocks {'recomputed' if recompute else 'kept'}"]
                 + [f"{row[size].peak / GIB:.1f}{' ' if row[size].fits else '!'}" for size in sizes]
@@ -198,7 +237,18 @@ def fit_table(candidates: Sequence[Candidate]) -> list[list[str]]:
 def time_table(plan: Plan, config: PretrainConfig) -> list[list[str]]:
     """A step by stage and network, at the chosen micro-batch."""
     rows = [
-        ["one step", "network", "GiB/rank", "comm. ms", "of it exposed", "compute ms", "update ms", "step ms", "samples/s", "MFU"]
+        [
+            "one step",
+            "network",
+            "GiB/rank",
+            "comm. ms",
+            "of it exposed",
+            "compute ms",
+            "update ms",
+            "step ms",
+            "samples/s",
+            "MFU",
+        ]
     ]
     for network in NETWORKS.values():
         for each in on_network(plan, config, network):
@@ -224,7 +274,18 @@ def time_table(plan: Plan, config: PretrainConfig) -> list[list[str]]:
 
 def outcome_table(plan: Plan) -> list[list[str]]:
     """The whole run at a range of MFU."""
-    rows = [["MFU of the passes", "of the step", "step ms", "samples/s", "whole run", "hours", "GPU-hours", "kWh"]]
+    rows = [
+        [
+            "MFU of the passes",
+            "of the step",
+            "step ms",
+            "samples/s",
+            "whole run",
+            "hours",
+            "GPU-hours",
+            "kWh",
+        ]
+    ]
     for mfu in sorted({*MFU_RANGE, plan.mfu}):
         each = plan.outcome(mfu)
         rows.append(
@@ -248,16 +309,26 @@ def head(plan: Plan) -> str:
     video = ", ".join(f"{name.upper()} {count(value)}" for name, value in cost.video.items())
     images = ", ".join(f"{name.upper()} {count(value)}" for name, value in cost.images.items())
     lines = [
-        f"{plan.recipe}: {count(plan.parameters)} parameters (heads included), {plan.steps:,} steps of {plan.global_batch:,} clips on {plan.gpus} x "
-        f"{device.name}",
+        (
+            f"{plan.recipe}: {count(plan.parameters)} parameters (heads included), {plan.steps:,}"
+            f" steps of {plan.global_batch:,} clips on {plan.gpus} x {device.name}"
+        ),
         f"FLOPs per clip, forward and backward, FMA = 2: {video}",
     ]
     if images:
-        lines.append(f"and per image: {images}; {cost.images_per_clip:g} images per clip of the global batch")
+        lines.append(
+            f"and per image: {images}; {cost.images_per_clip:g} images per clip of the global batch"
+        )
     lines += [
-        f"in all {count(cost.total)}FLOPs per clip and {count(cost.total * plan.global_batch)}FLOPs per step",
-        f"{device.name}: {device.memory / 1e9:.0f} GB, {count(device.rate)}FLOP/s dense 16 bit, {device.watts:.0f} W ({device.source}); "
-        f"network {network.name}: {network.source}, {100 * network.efficiency:.0f} % of the line rate reached (assumed)",
+        (
+            f"in all {count(cost.total)}FLOPs per clip and"
+            f" {count(cost.total * plan.global_batch)}FLOPs per step"
+        ),
+        (
+            f"{device.name}: {device.memory / 1e9:.0f} GB, {count(device.rate)}FLOP/s dense 16 bit,"
+            f" {device.watts:.0f} W ({device.source}); network {network.name}: {network.source},"
+            f" {100 * network.efficiency:.0f} % of the line rate reached (assumed)"
+        ),
     ]
     return "\n".join(lines)
 
@@ -279,9 +350,12 @@ def text(plan: Plan, config: PretrainConfig, table: object = plain) -> str:
             show(fit_table(plan.candidates)),
             show(time_table(plan, config)),
             show(outcome_table(plan)),
-            f"recommended: {plan.command()}\n  {plan.reason}\n  planned: {best['hours']:,.1f} h at MFU {plan.mfu:g} on {plan.gpus} "
-            f"{plan.device.name}, {best['samples_per_s']:,.0f} samples/s, {best['gpu_hours']:,.0f} GPU-hours, {best['kwh']:,.0f} kWh at "
-            f"{plan.device.watts:.0f} W and PUE {plan.pue:g}",
+            (
+                f"recommended: {plan.command()}\n  {plan.reason}\n  planned: {best['hours']:,.1f} h"
+                f" at MFU {plan.mfu:g} on {plan.gpus} {plan.device.name},"
+                f" {best['samples_per_s']:,.0f} samples/s, {best['gpu_hours']:,.0f} GPU-hours,"
+                f" {best['kwh']:,.0f} kWh at {plan.device.watts:.0f} W and PUE {plan.pue:g}"
+            ),
             NOTES,
         ]
     )
@@ -289,7 +363,10 @@ def text(plan: Plan, config: PretrainConfig, table: object = plain) -> str:
 
 def as_json(plan: Plan) -> dict[str, object]:
     """All candidates and the outcome, for machines."""
-    content = asdict(plan) | {"command": plan.command(), "outcome": [plan.outcome(mfu) for mfu in sorted({*MFU_RANGE, plan.mfu})]}
+    content = asdict(plan) | {
+        "command": plan.command(),
+        "outcome": [plan.outcome(mfu) for mfu in sorted({*MFU_RANGE, plan.mfu})],
+    }
     content["cost"]["total"] = plan.cost.total
     return content
 
@@ -299,18 +376,42 @@ def add_train_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentPar
     parser = subparsers.add_parser(
         "train",
         help="what a recipe needs on GPUs: memory, time, energy, and which configuration to take",
-        description="Plans a recipe of pretrain/train.py without a GPU. Options that are not listed here are the recipe's own (--frames 8, "
-        "--size large, --global-batch 4096 ...).",
+        description=(
+            "Plans a recipe of pretrain/train.py without a GPU. Options that are not listed here"
+            " are the recipe's own (--frames 8, --size large, --global-batch 4096 ...)."
+        ),
         allow_abbrev=False,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe of pretrain/train.py")
-    parser.add_argument("--gpus", type=at_least_one, default=128, metavar="N", help="default: %(default)s")
-    parser.add_argument("--device", default="a100-80g", metavar="NAME", help=f"{', '.join(DEVICES)} (default: %(default)s)")
-    parser.add_argument("--network", metavar="NAME", help=f"{', '.join(NETWORKS)} (default: the device's usual one)")
-    parser.add_argument("--mfu", type=float, default=0.4, help="of forward and backward passes (default: %(default)s)")
-    parser.add_argument("--pue", type=float, default=PUE, help="power usage effectiveness of the hall (default: %(default)s)")
     parser.add_argument(
-        "--picture", type=Path, metavar="FILE", help="draw the scaling from 8 to 1,024 GPUs (.png, .webp, .pdf, .svg)"
+        "--gpus", type=at_least_one, default=128, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--device",
+        default="a100-80g",
+        metavar="NAME",
+        help=f"{', '.join(DEVICES)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--network", metavar="NAME", help=f"{', '.join(NETWORKS)} (default: the device's usual one)"
+    )
+    parser.add_argument(
+        "--mfu",
+        type=float,
+        default=0.4,
+        help="of forward and backward passes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pue",
+        type=float,
+        default=PUE,
+        help="power usage effectiveness of the hall (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help="draw the scaling from 8 to 1,024 GPUs (.png, .webp, .pdf, .svg)",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object")
@@ -324,7 +425,9 @@ def plan_train(args: argparse.Namespace) -> None:
 
     for name, low, high in (("mfu", 0, 1), ("pue", 1, 10)):
         if not low < getattr(args, name) + (name == "pue") * 1e-9 <= high:
-            raise InputError(f"--{name} must be above {low} and at most {high}, got {getattr(args, name)}")
+            raise InputError(
+                f"--{name} must be above {low} and at most {high}, got {getattr(args, name)}"
+            )
     try:
         device = find_device(args.device)
         network = find_network(args.network or USUAL_NETWORK.get(args.device, "ib-hdr"))
@@ -333,7 +436,9 @@ def plan_train(args: argparse.Namespace) -> None:
     try:
         config = parse([args.recipe, *args.recipe_options])
         config.model_config()
-        plan = make_plan(args.recipe, config, args.gpus, device, network, args.mfu, args.pue, args.recipe_options)
+        plan = make_plan(
+            args.recipe, config, args.gpus, device, network, args.mfu, args.pue, args.recipe_options
+        )
     except InputError:
         raise
     except (ConfigError, ValueError) as error:
@@ -351,7 +456,8 @@ def plan_train(args: argparse.Namespace) -> None:
 
 
 def scaled(config: PretrainConfig, gpus: int, per_gpu: int | None) -> PretrainConfig:
-    """The recipe with its own global batch, or with that many clips per GPU; its images scale along."""
+    """The recipe with its own global batch, or with that many clips per GPU; its images scale
+    along."""
     if per_gpu is None:
         return config
     batch = per_gpu * gpus

@@ -10,15 +10,31 @@ from urllib.parse import quote
 
 from allinone.common.formatting import count
 from allinone.common.html import BAD, GRID, LINK, MUTED, RIGHT, page, table_row
-from allinone.finetune.evaluation.paper_numbers import Column, PaperCell, Row, Table, budget, certainties
+from allinone.finetune.evaluation.paper_numbers import (
+    Column,
+    PaperCell,
+    Row,
+    Table,
+    budget,
+    certainties,
+)
 from allinone.finetune.evaluation.results import Score
-from allinone.tools.reporting.tables import VERDICTS, Difference, FilledTable, OwnRow, Report, Run, difference
+from allinone.tools.reporting.tables import (
+    VERDICTS,
+    Difference,
+    FilledTable,
+    OwnRow,
+    Report,
+    Run,
+    difference,
+)
 
 TITLE = "All-in-one: our results beside the paper's"
 MARKS = {"verified": "✓", "readme": "R", "talk": "", "unsure": "?", "illegible": ""}
 RULES = (
-    "A difference is ours minus the paper's. Its interval is the 95 % bootstrap interval of our number over the test items (whole videos where several "
-    "items share one); the paper's number is taken as exact, and the spread between training runs is not in it."
+    "A difference is ours minus the paper's. Its interval is the 95 % bootstrap interval of our"
+    " number over the test items (whole videos where several items share one); the paper's number"
+    " is taken as exact, and the spread between training runs is not in it."
 )
 STYLE = f"""
 body {{ max-width: 1500px }} .wide {{ overflow-x: auto }} h2 {{ margin-bottom: .4rem }} .note {{ color: {MUTED}; font-size: .82rem; max-width: 70rem; margin: .3rem 0 }}
@@ -47,15 +63,23 @@ def difference_text(found: Difference) -> str:
     """+0.4 [−1.5, +2.3]"""
     if found.low is None or found.high is None:
         return number(found.value, sign=True)
-    return f"{number(found.value, sign=True)} [{number(found.low, sign=True)}, {number(found.high, sign=True)}]"
+    return (
+        f"{number(found.value, sign=True)} [{number(found.low, sign=True)},"
+        f" {number(found.high, sign=True)}]"
+    )
 
 
 def extra(score_name: str, run: Run) -> str:
-    """What belongs beside a headline accuracy: the accuracy over answerable questions and the coverage."""
+    """What belongs beside a headline accuracy: the accuracy over answerable questions and the
+    coverage."""
     scores = run.result.scores
     if score_name != "accuracy" or "coverage" not in scores:
         return ""
-    answerable = f"answerable {number(scores['accuracy_answerable'].value)}, " if "accuracy_answerable" in scores else ""
+    answerable = (
+        f"answerable {number(scores['accuracy_answerable'].value)}, "
+        if "accuracy_answerable" in scores
+        else ""
+    )
     return f"{answerable}coverage {number(scores['coverage'].value)} %"
 
 
@@ -102,19 +126,23 @@ def _tiles(report: Report) -> str:
     if gone := sum(len(run.result.missing) for run in report.runs):
         tiles.append((gone, "items could not be shown, counted as wrong"))
     return (
-        f'<div class="tiles">{"".join(f"<div class=tile><b>{value}</b><span>{text}</span></div>" for value, text in tiles)}</div>'
+        "<div"
+        f' class="tiles">{"".join(f"<div class=tile><b>{value}</b><span>{text}</span></div>" for value, text in tiles)}</div>'
     )
 
 
 def _table(filled: FilledTable) -> str:
     table = filled.table
-    rows = [_paper_row(filled, i, row) for i, row in enumerate(table.rows)] + [_own_row(filled, own) for own in filled.own]
+    rows = [_paper_row(filled, i, row) for i, row in enumerate(table.rows)] + [
+        _own_row(filled, own) for own in filled.own
+    ]
     rows = rows or [f'<tr><td colspan="{len(table.columns) + 3}" class="missing">not run</td></tr>']
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     remarks = [f"{html.escape(text)}" for text in _remarks(table)]
     below = f'<p class="note">{"<br>".join(remarks)}</p>' if remarks else ""
     return (
-        f'<h2 id="{table.id}">{html.escape(table.title)}</h2>{note}<div class="wide"><table class="results">'
+        f'<h2 id="{table.id}">{html.escape(table.title)}</h2>{note}<div class="wide"><table'
+        ' class="results">'
         f"{_head(table.columns)}{''.join(rows)}</table></div>{below}{_several(filled)}"
     )
 
@@ -123,7 +151,10 @@ def _remarks(table: Table) -> list[str]:
     """Notes of rows and of doubtful numbers, as footnotes."""
     rows = [f"* {row.model}, {row.look} frames: {row.note}" for row in table.rows if row.note]
     cells = [cell for cell in table.cells.values() if cell.note and cell.certainty != "illegible"]
-    return rows + [f"{cell.row.model}, {cell.row.look} frames, {_name(cell.column)}: {cell.note}" for cell in cells]
+    return rows + [
+        f"{cell.row.model}, {cell.row.look} frames, {_name(cell.column)}: {cell.note}"
+        for cell in cells
+    ]
 
 
 def _head(columns: Sequence[Column]) -> str:
@@ -138,26 +169,38 @@ def _head(columns: Sequence[Column]) -> str:
             groups[-1] = (column.group, groups[-1][1] + 1)
         else:
             groups.append((column.group, 1))
-    above = "".join(f'<th class="group" colspan="{width}">{html.escape(name)}</th>' for name, width in groups)
+    above = "".join(
+        f'<th class="group" colspan="{width}">{html.escape(name)}</th>' for name, width in groups
+    )
     return f"<tr>{heads}{above}</tr>{table_row([html.escape(column.head) for column in columns], 'th')}"
 
 
 def _paper_row(filled: FilledTable, i: int, row: Row) -> str:
     title = f' title="{html.escape(row.note)}"' if row.note else ""
     mark = "<sup>*</sup>" if row.note else ""
-    size = f"{row.look}<span class=also>{row.image_size} px</span>" if row.image_size != 224 else row.look
+    size = (
+        f"{row.look}<span class=also>{row.image_size} px</span>"
+        if row.image_size != 224
+        else row.look
+    )
     heads = [f"<span{title}>{html.escape(row.model)}{mark}</span>", html.escape(row.data), size]
-    cells = [_cell(filled.table.cells[i, j], filled.runs.get((i, j), [])) for j in range(len(filled.table.columns))]
+    cells = [
+        _cell(filled.table.cells[i, j], filled.runs.get((i, j), []))
+        for j in range(len(filled.table.columns))
+    ]
     return table_row([*heads, *cells])
 
 
 def _cell(cell: PaperCell, runs: Sequence[Run]) -> str:
-    title = html.escape("; ".join(part for part in (certainties().get(cell.certainty, ""), cell.note) if part))
+    title = html.escape(
+        "; ".join(part for part in (certainties().get(cell.certainty, ""), cell.note) if part)
+    )
     mark = f"<sup>{MARKS[cell.certainty]}</sup>" if MARKS.get(cell.certainty) else ""
     shown = f'<span class="paper" title="{title}">{_paper_text(cell)}{mark}</span>'
     if cell.also:
         shown += "".join(
-            f'<span class="also">{html.escape(f"{source} {number(value)}")}</span>' for source, value in cell.also.items()
+            f'<span class="also">{html.escape(f"{source} {number(value)}")}</span>'
+            for source, value in cell.also.items()
         )
     if not runs:
         return shown + ('<span class="missing">not run</span>' if cell.certainty else "")
@@ -169,7 +212,8 @@ def _ours(runs: Sequence[Run], column: Column, target: float | None) -> str:
     score = newest.result.scores[column.metric]
     more = f"<sub>+{len(runs) - 1}</sub>" if len(runs) > 1 else ""
     shown = (
-        f'<span class="ours"><a href="#run-{newest.number}" title="run {newest.number}">{number(score.value)}</a>{more}</span>'
+        f'<span class="ours"><a href="#run-{newest.number}" title="run'
+        f' {newest.number}">{number(score.value)}</a>{more}</span>'
     )
     if target is None:
         shown += f'<span class="diff unknown">{_interval(score)}</span>'
@@ -177,13 +221,18 @@ def _ours(runs: Sequence[Run], column: Column, target: float | None) -> str:
         found = difference(score, target, column)
         shown += f'<span class="diff {found.verdict}">{difference_text(found)}</span>'
     if aside := extra(column.metric, newest):
-        shown += "".join(f'<span class="also">{html.escape(part)}</span>' for part in aside.split(", "))
+        shown += "".join(
+            f'<span class="also">{html.escape(part)}</span>' for part in aside.split(", ")
+        )
     return shown
 
 
 def _own_row(filled: FilledTable, own: OwnRow) -> str:
     result = own.run.result
-    name = f"ours: {result.model_size or count(result.parameters)}{', zero-shot' if result.zero_shot else ''}"
+    name = (
+        "ours:"
+        f" {result.model_size or count(result.parameters)}{', zero-shot' if result.zero_shot else ''}"
+    )
     size = f"{own.run.look}<span class=also>{result.image_size} px</span>"
     heads = [
         f'{html.escape(name)}<span class="also">{html.escape(own.reason)}</span>',
@@ -191,7 +240,10 @@ def _own_row(filled: FilledTable, own: OwnRow) -> str:
         size,
     ]
     columns = filled.table.columns
-    cells = [_ours(own.runs[j], column, None) if j in own.runs else "" for j, column in enumerate(columns)]
+    cells = [
+        _ours(own.runs[j], column, None) if j in own.runs else ""
+        for j, column in enumerate(columns)
+    ]
     return table_row([*heads, *cells], css="own")
 
 
@@ -200,7 +252,10 @@ def _several(filled: FilledTable) -> str:
     for (i, j), runs in sorted(filled.runs.items()):
         if len(runs) > 1:
             row, column = filled.table.rows[i], filled.table.columns[j]
-            lines.append(f"<li>{html.escape(f'{row.model}, {row.look} frames, {_name(column)}')}: {_all(runs, column)}</li>")
+            lines.append(
+                f"<li>{html.escape(f'{row.model}, {row.look} frames, {_name(column)}')}:"
+                f" {_all(runs, column)}</li>"
+            )
     for own in filled.own:
         for j, runs in sorted(own.runs.items()):
             if len(runs) > 1:
@@ -208,12 +263,16 @@ def _several(filled: FilledTable) -> str:
                 lines.append(f"<li>ours, {html.escape(_name(column))}: {_all(runs, column)}</li>")
     if not lines:
         return ""
-    return f"<details><summary>cells with several runs: the newest is shown, these are all</summary><ul>{''.join(lines)}</ul></details>"
+    return (
+        "<details><summary>cells with several runs: the newest is shown, these are"
+        f" all</summary><ul>{''.join(lines)}</ul></details>"
+    )
 
 
 def _all(runs: Sequence[Run], column: Column) -> str:
     return ", ".join(
-        f'<a href="#run-{run.number}">{number(run.result.scores[column.metric].value)}</a> ({html.escape(run.result.date[:10])})'
+        f'<a href="#run-{run.number}">{number(run.result.scores[column.metric].value)}</a>'
+        f" ({html.escape(run.result.date[:10])})"
         for run in runs
     )
 
@@ -229,17 +288,42 @@ def _rest(report: Report) -> str:
     for run in report.rest:
         result = run.result
         for place, (name, score) in enumerate(result.scores.items()):
-            head = f'<a href="#run-{run.number}">{html.escape(result.name)}</a>' if place == 0 else ""
+            head = (
+                f'<a href="#run-{run.number}">{html.escape(result.name)}</a>' if place == 0 else ""
+            )
             unit = " %" if score.unit == "%" else ""
             value = f"{html.escape(name)} <b>{number(score.value)}{unit}</b>"
-            blocks.append(table_row([head, html.escape(result.protocol) if place == 0 else "", value, _interval(score)]))
-    return f'<h2 id="other">Results without a table in the paper</h2><div class="wide"><table class="runs">{"".join(blocks)}</table></div>'
+            blocks.append(
+                table_row(
+                    [
+                        head,
+                        html.escape(result.protocol) if place == 0 else "",
+                        value,
+                        _interval(score),
+                    ]
+                )
+            )
+    return (
+        '<h2 id="other">Results without a table in the paper</h2><div class="wide"><table'
+        f' class="runs">{"".join(blocks)}</table></div>'
+    )
 
 
 def _runs(report: Report, folder: Path) -> str:
     if not report.runs:
         return ""
-    heads = ("run", "result", "model", "pre-training", "look", "checkpoint", "items", "date", "code", "file")
+    heads = (
+        "run",
+        "result",
+        "model",
+        "pre-training",
+        "look",
+        "checkpoint",
+        "items",
+        "date",
+        "code",
+        "file",
+    )
     rows = [table_row(heads, "th")]
     for run in report.runs:
         result = run.result
@@ -259,10 +343,14 @@ def _runs(report: Report, folder: Path) -> str:
             f'<a href="{quote(path)}">{html.escape(path)}</a>',
         ]
         tds = "".join(
-            f'<td class="path">{cell}</td>' if place in (5, 9) else f"<td>{cell}</td>" for place, cell in enumerate(cells)
+            f'<td class="path">{cell}</td>' if place in (5, 9) else f"<td>{cell}</td>"
+            for place, cell in enumerate(cells)
         )
         rows.append(f'<tr id="run-{run.number}">{tds}</tr>')
-    return f'<h2 id="runs">Runs</h2><div class="wide"><table class="runs">{"".join(rows)}</table></div>'
+    return (
+        '<h2 id="runs">Runs</h2><div class="wide"><table'
+        f' class="runs">{"".join(rows)}</table></div>'
+    )
 
 
 def _items(run: Run) -> str:
@@ -270,7 +358,10 @@ def _items(run: Run) -> str:
     if not result.missing:
         return f"{result.items:,}"
     named = "; ".join(f"{gone.item} ({gone.media}): {gone.reason}" for gone in result.missing[:20])
-    return f'{result.items:,}<br><span class="warn" title="{html.escape(named)}">{len(result.missing):,} not shown</span>'
+    return (
+        f'{result.items:,}<br><span class="warn"'
+        f' title="{html.escape(named)}">{len(result.missing):,} not shown</span>'
+    )
 
 
 def _sources() -> str:
@@ -283,10 +374,10 @@ def _sources() -> str:
         table_row([html.escape(line["what"]), html.escape(line["value"])]) for line in budget()
     )
     return (
-        f'<h2 id="sources">The paper\'s numbers</h2><p class="note">{marks}. Illegible numbers are not compared with. '
-        "EVAL paper and EVAL log: what the original repository's EVAL.md prints as the paper's number and as that of its log. "
-        "Views × frames: 3×3 is three clips of three frames per video, averaged.</p>"
-        f'<table class="runs">{spent}</table>'
+        f'<h2 id="sources">The paper\'s numbers</h2><p class="note">{marks}. Illegible numbers are'
+        " not compared with. EVAL paper and EVAL log: what the original repository's EVAL.md"
+        " prints as the paper's number and as that of its log. Views × frames: 3×3 is three clips"
+        f' of three frames per video, averaged.</p><table class="runs">{spent}</table>'
     )
 
 
@@ -294,24 +385,38 @@ def _sources() -> str:
 
 
 def markdown(report: Report, folder: Path) -> str:
-    """The same tables; a cell is the paper's number, an arrow, ours with the difference, and the number of the run."""
+    """The same tables; a cell is the paper's number, an arrow, ours with the difference, and the
+    number of the run."""
     lines = [f"# {TITLE}", "", report.summary() + ".", "", RULES, ""]
     for filled in report.tables:
         table = filled.table
         lines += [f"## {table.title}", "", *([table.note, ""] if table.note else [])]
-        lines += _md_rows(["model", "pre-training", "frames", *(_name(column) for column in table.columns)], head=True)
+        lines += _md_rows(
+            ["model", "pre-training", "frames", *(_name(column) for column in table.columns)],
+            head=True,
+        )
         for i, row in enumerate(table.rows):
-            cells = [_md_cell(table.cells[i, j], filled.runs.get((i, j), [])) for j in range(len(table.columns))]
+            cells = [
+                _md_cell(table.cells[i, j], filled.runs.get((i, j), []))
+                for j in range(len(table.columns))
+            ]
             size = f", {row.image_size} px" if row.image_size != 224 else ""
             lines += _md_rows([row.model, row.data, row.look + size, *cells])
         for own in filled.own:
             result = own.run.result
             heads = [
-                f"ours: {result.model_size or count(result.parameters)}{', zero-shot' if result.zero_shot else ''} ({own.reason})",
+                (
+                    "ours:"
+                    f" {result.model_size or count(result.parameters)}{', zero-shot' if result.zero_shot else ''}"
+                    f" ({own.reason})"
+                ),
                 result.pretraining or "not stated",
                 f"{own.run.look}, {result.image_size} px",
             ]
-            cells = [_md_ours(own.runs[j], column, None) if j in own.runs else "" for j, column in enumerate(table.columns)]
+            cells = [
+                _md_ours(own.runs[j], column, None) if j in own.runs else ""
+                for j, column in enumerate(table.columns)
+            ]
             lines += _md_rows([*heads, *cells])
         if not table.rows and not filled.own:
             lines += _md_rows(["not run", *[""] * (len(table.columns) + 2)])
@@ -324,19 +429,37 @@ def markdown(report: Report, folder: Path) -> str:
         ]
         for run in report.rest:
             for name, score in run.result.scores.items():
-                lines += _md_rows([run.result.name, name, number(score.value), _interval(score), str(run.number)])
+                lines += _md_rows(
+                    [run.result.name, name, number(score.value), _interval(score), str(run.number)]
+                )
         lines.append("")
     if report.runs:
-        lines += ["## Runs", "", *_md_rows(["run", "result", "checkpoint", "sha256", "items", "date", "file"], head=True)]
+        lines += [
+            "## Runs",
+            "",
+            *_md_rows(
+                ["run", "result", "checkpoint", "sha256", "items", "date", "file"], head=True
+            ),
+        ]
         for run in report.runs:
             result = run.result
             gone = f", {len(result.missing)} not shown" if result.missing else ""
             path = os.path.relpath(run.path, folder)
             file = f"[{path}]({quote(path)})"
-            facts = [result.checkpoint, result.checkpoint_sha256[:16], f"{result.items:,}{gone}", result.date, file]
+            facts = [
+                result.checkpoint,
+                result.checkpoint_sha256[:16],
+                f"{result.items:,}{gone}",
+                result.date,
+                file,
+            ]
             lines += _md_rows([str(run.number), result.name, *facts])
         lines.append("")
-    lines += [f"{MARKS.get(name) or 'no mark'}: {meaning}  " for name, meaning in certainties().items() if name != "illegible"]
+    lines += [
+        f"{MARKS.get(name) or 'no mark'}: {meaning}  "
+        for name, meaning in certainties().items()
+        if name != "illegible"
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -356,7 +479,14 @@ def _md_cell(cell: PaperCell, runs: Sequence[Run]) -> str:
 
 def _md_ours(runs: Sequence[Run], column: Column, target: float | None) -> str:
     score = runs[0].result.scores[column.metric]
-    beside = _interval(score) if target is None else difference_text(difference(score, target, column))
+    beside = (
+        _interval(score) if target is None else difference_text(difference(score, target, column))
+    )
     aside = extra(column.metric, runs[0])
-    others = "".join(f", {run.number}: {number(run.result.scores[column.metric].value)}" for run in runs[1:])
-    return f"**{number(score.value)}** {beside}{f' ({aside})' if aside else ''} (run {runs[0].number}{others})"
+    others = "".join(
+        f", {run.number}: {number(run.result.scores[column.metric].value)}" for run in runs[1:]
+    )
+    return (
+        f"**{number(score.value)}** {beside}{f' ({aside})' if aside else ''} (run"
+        f" {runs[0].number}{others})"
+    )

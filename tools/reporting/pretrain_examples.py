@@ -1,4 +1,5 @@
-"""Examples for people: gallery rows and masked words, chosen by a fixed rule and not by their success."""
+"""Examples for people: gallery rows and masked words, chosen by a fixed rule and not by their
+success."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def strips(dataset: EvalSet) -> dict[str, np.ndarray]:
     """Clip name → frames uint8 [T, H, W, 3], of a whole evaluation set (small ones only)."""
     found: dict[str, np.ndarray] = {}
     for batch in dataset.batches(rank=0, world=1, batch_size=64, device=CPU):
-        found.update(zip(batch.clips, frames_of(batch, dataset.config.mean, dataset.config.std), strict=True))
+        found.update(
+            zip(batch.clips, frames_of(batch, dataset.config.mean, dataset.config.std), strict=True)
+        )
     return found
 
 
@@ -37,7 +40,8 @@ def evenly(number: int, wanted: int) -> list[int]:
 
 
 def gallery(embeddings: Embeddings, shown: EvalSet, rows: int = 10, top: int = 5) -> list[Query]:
-    """Captions spread evenly over the set, each with its `top` clips. `shown` delivers the pictures of the same items."""
+    """Captions spread evenly over the set, each with its `top` clips. `shown` delivers the pictures
+    of the same items."""
     pictures = strips(shown)
     similarity = embeddings.similarity()
     queries = []
@@ -60,7 +64,8 @@ def gallery(embeddings: Embeddings, shown: EvalSet, rows: int = 10, top: int = 5
 def masked_words(
     model: AllInOneForPreTraining, dataset: EvalSet, shown: EvalSet, rows: int = 8, top: int = 5
 ) -> list[MaskedWord]:
-    """One word piece hidden in each of `rows` captions spread over the set: the k-th row hides its (k mod words)-th word piece."""
+    """One word piece hidden in each of `rows` captions spread over the set: the k-th row hides its
+    (k mod words)-th word piece."""
     tokenizer = Tokenizer()
     pictures = strips(shown)
     batches = list(dataset.batches(rank=0, world=1, batch_size=64, device=CPU))

@@ -1,4 +1,5 @@
-"""A self-contained picture of a pre-trained model: loss curves, retrieval tables, gallery, masked words. PNG files and one HTML page."""
+"""A self-contained picture of a pre-trained model: loss curves, retrieval tables, gallery, masked
+words. PNG files and one HTML page."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ WAYS = {"text_to_video": "text → video", "video_to_text": "video → text"}
 
 @dataclass(frozen=True)
 class Query:
-    """One row of the gallery: a caption, its top clips as frame strips, and where the right one ranks."""
+    """One row of the gallery: a caption, its top clips as frame strips, and where the right one
+    ranks."""
 
     caption: str
     strips: Sequence[np.ndarray]
@@ -48,7 +50,8 @@ class MaskedWord:
 
 
 def loss_curves(history: Sequence[dict[str, Any]], target: Path) -> None:
-    """One panel per objective: training loss over steps (left axis) and training accuracy in percent (right axis)."""
+    """One panel per objective: training loss over steps (left axis) and training accuracy in
+    percent (right axis)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -58,7 +61,11 @@ def loss_curves(history: Sequence[dict[str, Any]], target: Path) -> None:
     titles = {"mlm": "masked words (MLM)", "vtm": "matching (VTM)", "vtc": "contrast (VTC)"}
     accuracies = {"mlm": "mlm_accuracy", "vtm": "vtm_accuracy", "vtc": "vtc_text_to_video_accuracy"}
     figure, axes = plt.subplots(
-        1, max(len(names), 1), figsize=(4.2 * max(len(names), 1), 3.1), squeeze=False, layout="constrained"
+        1,
+        max(len(names), 1),
+        figsize=(4.2 * max(len(names), 1), 3.1),
+        squeeze=False,
+        layout="constrained",
     )
     for axis, name in zip(axes[0], names, strict=False):
         steps, losses = _series(history, f"{name}_loss")
@@ -72,7 +79,13 @@ def loss_curves(history: Sequence[dict[str, Any]], target: Path) -> None:
         steps, accuracy = _series(history, accuracies.get(name, ""))
         if steps:
             twin = axis.twinx()
-            twin.plot(steps, [100 * value for value in accuracy], color="#bf8700", linewidth=1.2, alpha=0.8)
+            twin.plot(
+                steps,
+                [100 * value for value in accuracy],
+                color="#bf8700",
+                linewidth=1.2,
+                alpha=0.8,
+            )
             twin.set_ylabel("training accuracy, %", color="#bf8700")
             twin.set_ylim(0, 100)
             twin.spines[["top"]].set_visible(False)
@@ -89,14 +102,18 @@ def _metric_names(history: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _series(history: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    points = [(row["step"], row["metrics"][name]) for row in history if name in row.get("metrics", {})]
+    points = [
+        (row["step"], row["metrics"][name]) for row in history if name in row.get("metrics", {})
+    ]
     return [step for step, _ in points], [value for _, value in points]
 
 
 def strip_image(frames: np.ndarray, frame: str | None = None, border: int = 4) -> Image.Image:
     """Frames [T, H, W, 3] side by side; a coloured frame around them when a colour is given."""
     picture = Image.fromarray(np.concatenate(list(frames), axis=1))
-    canvas = Image.new("RGB", (picture.width + 2 * border, picture.height + 2 * border), frame or "white")
+    canvas = Image.new(
+        "RGB", (picture.width + 2 * border, picture.height + 2 * border), frame or "white"
+    )
     canvas.paste(picture, (border, border))
     return canvas
 
@@ -109,35 +126,50 @@ def gallery_image(queries: Sequence[Query], target: Path) -> None:
     from matplotlib import pyplot as plt
 
     columns = max(len(query.strips) for query in queries)
-    figure, axes = plt.subplots(len(queries), columns, figsize=(3.1 * columns, 1.62 * len(queries)), squeeze=False)
-    figure.subplots_adjust(left=0.005, right=0.995, top=0.985, bottom=0.005, wspace=0.03, hspace=0.42)
+    figure, axes = plt.subplots(
+        len(queries), columns, figsize=(3.1 * columns, 1.62 * len(queries)), squeeze=False
+    )
+    figure.subplots_adjust(
+        left=0.005, right=0.995, top=0.985, bottom=0.005, wspace=0.03, hspace=0.42
+    )
     for row, query in zip(axes, queries, strict=True):
         for column, axis in enumerate(row):
             axis.axis("off")
             if column < len(query.strips):
-                axis.imshow(strip_image(query.strips[column], RIGHT if query.right[column] else WRONG))
-        row[0].set_title(f"“{query.caption}”   right clip: rank {query.rank}", loc="left", fontsize=10, color=INK)
+                axis.imshow(
+                    strip_image(query.strips[column], RIGHT if query.right[column] else WRONG)
+                )
+        row[0].set_title(
+            f"“{query.caption}”   right clip: rank {query.rank}", loc="left", fontsize=10, color=INK
+        )
     with atomic_path(target) as temporary:
         figure.savefig(temporary, dpi=90, format="png")
     plt.close(figure)
 
 
 def masked_words_image(examples: Sequence[MaskedWord], target: Path) -> None:
-    """Masked-word examples as one PNG: the clip, the sentence with its gap, and the top guesses as bars."""
+    """Masked-word examples as one PNG: the clip, the sentence with its gap, and the top guesses as
+    bars."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(len(examples), 2, figsize=(9.5, 1.55 * len(examples)), squeeze=False, width_ratios=(1.25, 1))
+    figure, axes = plt.subplots(
+        len(examples), 2, figsize=(9.5, 1.55 * len(examples)), squeeze=False, width_ratios=(1.25, 1)
+    )
     figure.subplots_adjust(left=0.01, right=0.97, top=0.965, bottom=0.01, wspace=0.28, hspace=0.5)
     for (left, right), example in zip(axes, examples, strict=True):
         left.imshow(strip_image(example.strip))
         left.axis("off")
-        left.set_title(f"{example.before} [____] {example.after}".strip(), loc="left", fontsize=10, color=INK)
+        left.set_title(
+            f"{example.before} [____] {example.after}".strip(), loc="left", fontsize=10, color=INK
+        )
         words = [word for word, _ in example.guesses][::-1]
         chances = [100 * chance for _, chance in example.guesses][::-1]
-        right.barh(words, chances, color=[RIGHT if word == example.truth else "#8c959f" for word in words])
+        right.barh(
+            words, chances, color=[RIGHT if word == example.truth else "#8c959f" for word in words]
+        )
         right.set_xlim(0, 100)
         right.set_title(f"masked: {example.truth}", loc="left", fontsize=9, color=INK)
         right.tick_params(labelsize=8)
@@ -158,7 +190,9 @@ def retrieval_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
             continue
         for way, title in [*WAYS.items(), ("chance", "chance")]:
             values = table[way]
-            rows.append((split, title, *(f"{values[key]:.1f}" for key in ("R@1", "R@5", "R@10", "MdR"))))
+            rows.append(
+                (split, title, *(f"{values[key]:.1f}" for key in ("R@1", "R@5", "R@10", "MdR")))
+            )
     return rows
 
 
@@ -188,13 +222,14 @@ def _gallery_html(queries: Sequence[Query]) -> str:
     parts = []
     for query in queries:
         clips = "".join(
-            f'<figure class="{"right" if right else ""}"><img alt="{html.escape(caption)}" src="{_data_uri(strip_image(strip, RIGHT if right else WRONG))}">'
+            f'<figure class="{"right" if right else ""}"><img alt="{html.escape(caption)}"'
+            f' src="{_data_uri(strip_image(strip, RIGHT if right else WRONG))}">'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
             for strip, caption, right in zip(query.strips, query.captions, query.right, strict=True)
         )
         parts.append(
-            f'<div class="query"><p><b>“{html.escape(query.caption)}”</b> <span class="rank">right clip: rank {query.rank}</span></p>'
-            f'<div class="clips">{clips}</div></div>'
+            f'<div class="query"><p><b>“{html.escape(query.caption)}”</b> <span class="rank">right'
+            f' clip: rank {query.rank}</span></p><div class="clips">{clips}</div></div>'
         )
     return "".join(parts)
 
@@ -203,14 +238,16 @@ def _masked_html(examples: Sequence[MaskedWord]) -> str:
     parts = []
     for example in examples:
         bars = "".join(
-            f'<div class="bar {"true" if word == example.truth else ""}"><span>{html.escape(word)} {100 * chance:.0f} %</span>'
-            f'<i style="width:{100 * chance:.1f}%"></i></div>'
+            f'<div class="bar {"true" if word == example.truth else ""}"><span>{html.escape(word)}'
+            f' {100 * chance:.0f} %</span><i style="width:{100 * chance:.1f}%"></i></div>'
             for word, chance in example.guesses
         )
         parts.append(
-            f'<div class="word"><img alt="" src="{_data_uri(strip_image(example.strip))}"><div><p>{html.escape(example.before)} '
-            f'<span class="gap" title="{html.escape(example.truth)}">?</span> {html.escape(example.after)} '
-            f'<span class="rank">(masked: {html.escape(example.truth)})</span></p>{bars}</div></div>'
+            '<div class="word"><img alt=""'
+            f' src="{_data_uri(strip_image(example.strip))}"><div><p>{html.escape(example.before)}'
+            f' <span class="gap" title="{html.escape(example.truth)}">?</span>'
+            f' {html.escape(example.after)} <span class="rank">(masked:'
+            f" {html.escape(example.truth)})</span></p>{bars}</div></div>"
         )
     return "".join(parts)
 
@@ -223,9 +260,14 @@ def write_report(
     masked: Sequence[MaskedWord],
     facts: Sequence[str],
 ) -> list[Path]:
-    """Write results.json, three PNGs and report.html (needs no other file and no network); returns their paths, the page first."""
+    """Write results.json, three PNGs and report.html (needs no other file and no network); returns
+    their paths, the page first."""
     folder.mkdir(parents=True, exist_ok=True)
-    curves, pictures, words = folder / "losses.png", folder / "gallery.png", folder / "masked_words.png"
+    curves, pictures, words = (
+        folder / "losses.png",
+        folder / "gallery.png",
+        folder / "masked_words.png",
+    )
     loss_curves(history, curves)
     gallery_image(gallery, pictures)
     masked_words_image(masked, words)

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from allinone.finetune.evaluation.paper_numbers import Column, PaperCell, Table, paper_tables, setting, tested_as
+from allinone.finetune.evaluation.paper_numbers import (
+    Column,
+    PaperCell,
+    Table,
+    paper_tables,
+    setting,
+    tested_as,
+)
 from allinone.finetune.evaluation.results import EvaluationResult, Score
 
 
@@ -33,7 +40,8 @@ class Difference:
     low: float | None
     high: float | None
     verdict: str
-    """within: the paper's number lies in our interval; better or worse: outside of it; unknown: there is no interval."""
+    """within: the paper's number lies in our interval; better or worse: outside of it; unknown:
+    there is no interval."""
 
 
 def difference(score: Score, target: float, column: Column) -> Difference:
@@ -42,7 +50,13 @@ def difference(score: Score, target: float, column: Column) -> Difference:
     if score.low is None or score.high is None:
         return Difference(value, None, None, "unknown")
     low, high = score.low - target, score.high - target
-    verdict = "within" if low <= 0 <= high else "better" if (value < 0) == column.lower_is_better else "worse"
+    verdict = (
+        "within"
+        if low <= 0 <= high
+        else "better"
+        if (value < 0) == column.lower_is_better
+        else "worse"
+    )
     return Difference(value, low, high, verdict)
 
 
@@ -79,25 +93,42 @@ class Report:
     def comparisons(self) -> list[tuple[PaperCell, Run, Difference]]:
         """Every number of the paper that a result stands beside: the newest one."""
         return [
-            (cell, runs[0], difference(runs[0].result.scores[cell.column.metric], cell.target, cell.column))
+            (
+                cell,
+                runs[0],
+                difference(runs[0].result.scores[cell.column.metric], cell.target, cell.column),
+            )
             for filled in self.tables
             for place, runs in filled.runs.items()
             if (cell := filled.table.cells[place]).target is not None and runs
         ]
 
     def counts(self) -> dict[str, int]:
-        """targets: numbers that may be compared with; run: those with a result; then the results by verdict."""
+        """targets: numbers that may be compared with; run: those with a result; then the results by
+        verdict."""
         cells = [cell for filled in self.tables for cell in filled.table.cells.values()]
         found = self.comparisons()
-        verdicts = {name: sum(each.verdict == name for *_, each in found) for name in ("within", "better", "worse", "unknown")}
-        return {"targets": sum(cell.target is not None for cell in cells), "run": len(found), **verdicts}
+        verdicts = {
+            name: sum(each.verdict == name for *_, each in found)
+            for name in ("within", "better", "worse", "unknown")
+        }
+        return {
+            "targets": sum(cell.target is not None for cell in cells),
+            "run": len(found),
+            **verdicts,
+        }
 
     def summary(self) -> str:
         """One line for people."""
         counts = self.counts()
-        verdicts = ", ".join(f"{counts[name]} {text}" for name, text in VERDICTS.items() if counts[name])
+        verdicts = ", ".join(
+            f"{counts[name]} {text}" for name, text in VERDICTS.items() if counts[name]
+        )
         tail = f": {verdicts}" if verdicts else ""
-        return f"{len(self.runs)} results; {counts['run']} of the paper's {counts['targets']} numbers have one beside them{tail}"
+        return (
+            f"{len(self.runs)} results; {counts['run']} of the paper's {counts['targets']} numbers"
+            f" have one beside them{tail}"
+        )
 
 
 VERDICTS = {
@@ -127,11 +158,17 @@ def _fill(table: Table, runs: Sequence[Run]) -> FilledTable:
     for run in runs:
         result = run.result
         columns = [j for j, column in enumerate(table.columns) if _belongs(column, result)]
-        fits = [i for i in range(len(table.rows)) if columns and not table.cells[i, columns[0]].differences(result)]
+        fits = [
+            i
+            for i in range(len(table.rows))
+            if columns and not table.cells[i, columns[0]].differences(result)
+        ]
         for place in ((i, j) for i in fits for j in columns):
             cells.setdefault(place, []).append(run)
         if columns and not fits:
-            row = own.setdefault(setting(result), OwnRow(run, {}, _nearest(table, columns[0], result)))
+            row = own.setdefault(
+                setting(result), OwnRow(run, {}, _nearest(table, columns[0], result))
+            )
             for j in columns:
                 row.runs.setdefault(j, []).append(run)
     return FilledTable(table, cells, list(own.values()))
@@ -139,11 +176,15 @@ def _fill(table: Table, runs: Sequence[Run]) -> FilledTable:
 
 def _belongs(column: Column, result: EvaluationResult) -> bool:
     names = (column.benchmark, column.split, column.variant)
-    return names == (result.benchmark, result.split, tested_as(result.variant)) and column.metric in result.scores
+    return (
+        names == (result.benchmark, result.split, tested_as(result.variant))
+        and column.metric in result.scores
+    )
 
 
 def _nearest(table: Table, j: int, result: EvaluationResult) -> str:
-    """What parts the result from the row of the paper that is most like it, of those that print a number in the column."""
+    """What parts the result from the row of the paper that is most like it, of those that print a
+    number in the column."""
     cells = [table.cells[i, j] for i in range(len(table.rows))]
     apart = [(cell.differences(result), cell.row) for cell in cells if cell.certainty]
     if not apart:

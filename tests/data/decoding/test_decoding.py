@@ -1,4 +1,5 @@
-"""Odd files through preparing and decoding: the right frames come out, by their own numbers; PyAV, trimming and DALI agree."""
+"""Odd files through preparing and decoding: the right frames come out, by their own numbers; PyAV,
+trimming and DALI agree."""
 
 from __future__ import annotations
 
@@ -57,7 +58,10 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (make_bad, _) in media.BAD.items():
         make_bad(source / name)
     out = tmp_path_factory.mktemp("prepared") / "odd"
-    prepare(PrepareOptions(write_source(source, {**media.GOOD, **media.BAD}), out, workers=2), progress=False)
+    prepare(
+        PrepareOptions(write_source(source, {**media.GOOD, **media.BAD}), out, workers=2),
+        progress=False,
+    )
     return out
 
 
@@ -96,13 +100,18 @@ def test_every_odd_file_is_prepared_or_named_with_its_reason(odd: Path) -> None:
     assert all(row["frames"] == 24 for name, row in rows.items() if name in media.GOOD)
     assert (rows["rotated90.mp4"]["width"], rows["rotated90.mp4"]["height"]) == (48, 64)
     assert rows["vfr.mp4"]["frame_times"] == pytest.approx(media.vfr_times(24), abs=1e-3)
-    # decoding may start at IDR frames only: an open GOP has one, whatever the container calls a keyframe
-    assert rows["h264_closed.mp4"]["keyframes"] == rows["hevc_closed.mp4"]["keyframes"] == [0, 8, 16]
+    # decoding may start at IDR frames only: an open GOP has one, whatever the container calls a
+    # keyframe
+    assert (
+        rows["h264_closed.mp4"]["keyframes"] == rows["hevc_closed.mp4"]["keyframes"] == [0, 8, 16]
+    )
     assert rows["h264_open.mp4"]["keyframes"] == rows["hevc_open.mp4"]["keyframes"] == [0]
 
 
 @pytest.mark.parametrize("name", sorted(media.GOOD))
-def test_sparse_decoding_and_trimming_give_the_frames_of_a_full_decode(odd: Path, name: str) -> None:
+def test_sparse_decoding_and_trimming_give_the_frames_of_a_full_decode(
+    odd: Path, name: str
+) -> None:
     row, content = row_of(odd, name)
     with av.open(str(write(odd, name, content)), "r") as container:
         full = [
@@ -111,11 +120,19 @@ def test_sparse_decoding_and_trimming_give_the_frames_of_a_full_decode(odd: Path
         ]
     full = [np.rot90(frame, -int(row["rotation"]) // 90) for frame in full]  # type: ignore[call-overload]
     random = np.random.default_rng(0)
-    for wanted in [(0, 11, 23), (23, 0, 12), (7, 7, 8), *(tuple(random.choice(24, 3)) for _ in range(8))]:
+    for wanted in [
+        (0, 11, 23),
+        (23, 0, 12),
+        (7, 7, 8),
+        *(tuple(random.choice(24, 3)) for _ in range(8)),
+    ]:
         wanted = tuple(int(number) for number in wanted)
         frames = decode_frames(content, wanted, timeline(row))
         assert numbers(frames, row["rotation"]) == list(wanted)
-        assert all(np.array_equal(frame, full[number]) for frame, number in zip(frames, wanted, strict=True))
+        assert all(
+            np.array_equal(frame, full[number])
+            for frame, number in zip(frames, wanted, strict=True)
+        )
         cut = trim(content, wanted, 24, timeline(row))
         assert np.array_equal(decode_frames(cut.content, cut.frames), frames)
 
@@ -127,7 +144,13 @@ def write(folder: Path, name: str, content: bytes) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("h264_closed.mp4", 0.6), ("hevc_closed.mp4", 0.95), ("mjpeg.avi", 0.1), ("with_sound.mp4", 0.2)]
+    ("name", "most"),
+    [
+        ("h264_closed.mp4", 0.6),
+        ("hevc_closed.mp4", 0.95),
+        ("mjpeg.avi", 0.1),
+        ("with_sound.mp4", 0.2),
+    ],
 )
 def test_trimming_keeps_only_the_gop_of_the_wanted_frame(odd: Path, name: str, most: float) -> None:
     row, content = row_of(odd, name)
@@ -137,16 +160,26 @@ def test_trimming_keeps_only_the_gop_of_the_wanted_frame(odd: Path, name: str, m
         assert sum(1 for _ in container.decode(video=0)) <= 24 - 16
 
 
-def test_sparse_decoding_finds_frames_by_their_time_without_falling_back(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sparse_decoding_finds_frames_by_their_time_without_falling_back(
+    odd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     row, content = row_of(odd, "h264_closed.mp4")
-    monkeypatch.setattr(allinone.data.decoding.frames, "_from_start", lambda *_: pytest.fail("fell back to a full decode"))
+    monkeypatch.setattr(
+        allinone.data.decoding.frames,
+        "_from_start",
+        lambda *_: pytest.fail("fell back to a full decode"),
+    )
     assert numbers(decode_frames(content, (23,), timeline(row)), 0) == [23]
 
 
 def test_a_wrong_timeline_falls_back_to_counting(odd: Path) -> None:
     _, content = row_of(odd, "h264_closed.mp4")
-    for wrong in (Timeline((0, 5, 9), rate=12.0), Timeline((0,), rate=31.7), Timeline((0,), times=[0.5 * k for k in range(24)])):
+    for wrong in (
+        Timeline((0, 5, 9), rate=12.0),
+        Timeline((0,), rate=31.7),
+        Timeline((0,), times=[0.5 * k for k in range(24)]),
+    ):
         assert numbers(decode_frames(content, (3, 10, 23), wrong), 0) == [3, 10, 23]
     with pytest.raises(DecodeError, match="frame 40"):
         decode_frames(content, (40,), Timeline((0, 8, 16), rate=12.0))
@@ -163,9 +196,15 @@ def batches(out: Path, **options: object) -> list[Batch]:
 
 def test_dalis_decoder_agrees_with_pyav_and_takes_what_it_can_read(odd: Path) -> None:
     index = Index(odd, "train")
-    readable = [row["source"] for row in map(index.__getitem__, range(len(index))) if dali_reads(row, CPU_CODECS)]
+    readable = [
+        row["source"]
+        for row in map(index.__getitem__, range(len(index)))
+        if dali_reads(row, CPU_CODECS)
+    ]
     assert sorted(readable) == ["mjpeg.avi", "odd_size.webm", "vp8.webm", "vp9.mp4", "vp9.webm"]
-    for ours, theirs in zip(batches(odd, decoder="pyav"), batches(odd, decoder="dali"), strict=True):
+    for ours, theirs in zip(
+        batches(odd, decoder="pyav"), batches(odd, decoder="dali"), strict=True
+    ):
         assert ours.digest == theirs.digest
         assert ours.clips == theirs.clips
         # chroma is upsampled differently: 1.3 of 255 on average was seen on natural video
@@ -175,15 +214,29 @@ def test_dalis_decoder_agrees_with_pyav_and_takes_what_it_can_read(odd: Path) ->
 def test_gpu_decoding_refuses_what_nvdec_does_not_read() -> None:
     row = {"codec": "h264", "pixel_format": "yuv420p", "rotation": 0, "width": 320, "height": 240}
     assert dali_reads(row, GPU_CODECS)
-    for change in ({"pixel_format": "yuv420p10le"}, {"rotation": 90}, {"codec": "gif"}, {"height": 128}):
+    for change in (
+        {"pixel_format": "yuv420p10le"},
+        {"rotation": 90},
+        {"codec": "gif"},
+        {"height": 128},
+    ):
         assert not dali_reads({**row, **change}, GPU_CODECS)
 
 
 @pytest.mark.parametrize(
     ("capability", "av1"),
-    [((7, 5), False), ((8, 0), False), ((8, 6), True), ((8, 9), True), ((9, 0), False), ((10, 0), True)],
+    [
+        ((7, 5), False),
+        ((8, 0), False),
+        ((8, 6), True),
+        ((8, 9), True),
+        ((9, 0), False),
+        ((10, 0), True),
+    ],
 )
-def test_av1_goes_to_cards_that_decode_it(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], av1: bool) -> None:
+def test_av1_goes_to_cards_that_decode_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], av1: bool
+) -> None:
     """NVIDIA's NVDEC application note; the shortest side holds for all of NVDEC's codecs."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -194,8 +247,12 @@ def test_av1_goes_to_cards_that_decode_it(monkeypatch: pytest.MonkeyPatch, capab
     assert not dali_reads({**row, "codec": "h264", "height": 128}, codecs)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), RuntimeError("Cannot load libnvcuvid.so.1")])
-def test_a_fault_of_the_device_condemns_no_clip(monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no memory"), RuntimeError("Cannot load libnvcuvid.so.1")]
+)
+def test_a_fault_of_the_device_condemns_no_clip(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
     augment = dali_pipeline.Augment(CLIP, DataConfig(backend="cpu", dali_threads=1), CPU, 4)
     frames = np.zeros((3, 40, 50, 3), np.uint8)
     choices = fixed(DataConfig(), frames=3, width=50, height=40, wanted=3)
@@ -208,7 +265,9 @@ def test_a_fault_of_the_device_condemns_no_clip(monkeypatch: pytest.MonkeyPatch,
         augment([frames] * 4, [choices] * 4)
 
 
-def test_a_batch_that_fails_once_without_a_bad_clip_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_fails_once_without_a_bad_clip_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     augment = dali_pipeline.Augment(CLIP, DataConfig(backend="cpu", dali_threads=1), CPU, 4)
     frames = np.zeros((3, 40, 50, 3), np.uint8)
     choices = fixed(DataConfig(), frames=3, width=50, height=40, wanted=3)
@@ -224,13 +283,19 @@ def test_a_batch_that_fails_once_without_a_bad_clip_is_tried_again(monkeypatch: 
     assert not failures
 
 
-def test_a_stream_that_dali_cannot_decode_is_replaced_and_named_alone(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_dali_cannot_decode_is_replaced_and_named_alone(
+    odd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     real, broken = allinone.data.loading.loader.trim, "a clip called vp9.mp4"
 
     def trim_and_break(content: bytes, *arguments: object) -> object:
         cut = real(content, *arguments)  # type: ignore[arg-type]
-        return cut if content != row_of(odd, "vp9.mp4")[1] else type(cut)(cut.content[:200], cut.frames)
+        return (
+            cut
+            if content != row_of(odd, "vp9.mp4")[1]
+            else type(cut)(cut.content[:200], cut.frames)
+        )
 
     monkeypatch.setattr(allinone.data.loading.loader, "trim", trim_and_break)
     taken = batches(odd, decoder="dali", max_bad_share=1.0)
@@ -240,7 +305,9 @@ def test_a_stream_that_dali_cannot_decode_is_replaced_and_named_alone(odd: Path,
     assert bad
     assert {clip.clip for clip in bad} == {"train/vp9.mp4"}
     evaluated = list(
-        EvalSet(DatasetSpec(odd), CLIP, DataConfig(workers=0, decoder="dali")).batches(rank=0, world=1, batch_size=5, device=CPU)
+        EvalSet(DatasetSpec(odd), CLIP, DataConfig(workers=0, decoder="dali")).batches(
+            rank=0, world=1, batch_size=5, device=CPU
+        )
     )
     assert [clip.clip for batch in evaluated for clip in batch.bad] == ["train/vp9.mp4"]
     assert sum(len(batch) for batch in evaluated) == len(media.GOOD) - 1
@@ -255,10 +322,16 @@ def operators(pipeline: Pipeline) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("encoded", [True, False])
-def test_the_gpu_graph_is_serialized_without_a_gpu_and_has_its_cpu_twins_operators(encoded: bool) -> None:
+def test_the_gpu_graph_is_serialized_without_a_gpu_and_has_its_cpu_twins_operators(
+    encoded: bool,
+) -> None:
     def build(on_gpu: bool) -> list[tuple[str, str]]:
         config = DataConfig(color_jitter=0.2)
-        return operators(build_pipeline(CLIP, config, max_batch=4, device_id=None, encoded=encoded, on_gpu=on_gpu))
+        return operators(
+            build_pipeline(
+                CLIP, config, max_batch=4, device_id=None, encoded=encoded, on_gpu=on_gpu
+            )
+        )
 
     gpu, cpu = build(True), build(False)
     assert [name for name, _ in gpu] == [name for name, _ in cpu]
@@ -269,9 +342,20 @@ def test_the_gpu_graph_is_serialized_without_a_gpu_and_has_its_cpu_twins_operato
 
 
 def prepare_limited(source: Path, out: Path, largest_file: int) -> subprocess.CompletedProcess[str]:
-    """tools/prepare.py in a process whose files may not grow beyond `largest_file` bytes, as on a full disk."""
+    """tools/prepare.py in a process whose files may not grow beyond `largest_file` bytes, as on a
+    full disk."""
     return subprocess.run(
-        [sys.executable, str(ROOT / "tools/prepare.py"), str(source), "--out", str(out), "--workers", "1", "--shard-clips", "4"],
+        [
+            sys.executable,
+            str(ROOT / "tools/prepare.py"),
+            str(source),
+            "--out",
+            str(out),
+            "--workers",
+            "1",
+            "--shard-clips",
+            "4",
+        ],
         capture_output=True,
         text=True,
         timeout=120,
@@ -281,7 +365,9 @@ def prepare_limited(source: Path, out: Path, largest_file: int) -> subprocess.Co
 
 
 def test_a_full_disk_while_preparing_is_told_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    names = {f"{k}.mp4": media.write_video(tmp_path / "source" / f"{k}.mp4", first=k) for k in range(6)}
+    names = {
+        f"{k}.mp4": media.write_video(tmp_path / "source" / f"{k}.mp4", first=k) for k in range(6)
+    }
     source, out = write_source(tmp_path / "source", names), tmp_path / "out"
     full = prepare_limited(source, out, 15_000)
     assert full.returncode == 2, full.stderr

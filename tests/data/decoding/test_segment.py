@@ -1,4 +1,5 @@
-"""Frames of a long video come from the part of it that holds them, and are those of a full decode."""
+"""Frames of a long video come from the part of it that holds them, and are those of a full
+decode."""
 
 from __future__ import annotations
 
@@ -27,8 +28,12 @@ from tests.data.media import read_frame_number, vfr_times, write_video
         ("f.mp4", {"gop": 12, "times": vfr_times(480)}),
     ],
 )
-def test_a_piece_has_the_frames_and_little_else_is_read(tmp_path: Path, name: str, options: dict[str, object]) -> None:
-    path = write_video(tmp_path / name, frames=480, width=160, height=120, audio=name == "a.mp4", **options)  # type: ignore[arg-type]
+def test_a_piece_has_the_frames_and_little_else_is_read(
+    tmp_path: Path, name: str, options: dict[str, object]
+) -> None:
+    path = write_video(
+        tmp_path / name, frames=480, width=160, height=120, audio=name == "a.mp4", **options
+    )  # type: ignore[arg-type]
     content = path.read_bytes()
     facts = probe(content, path.suffix[1:], Limits())
     assert facts["keyframes"] == list(range(0, 480, 12)), "IDR pictures of every size are found"
@@ -46,7 +51,9 @@ def test_a_piece_has_the_frames_and_little_else_is_read(tmp_path: Path, name: st
             numbers = [number - piece.first for number in wanted]
             frames = decode_frames(piece.content, numbers, piece.timeline)
             assert tuple(read_frame_number(frame) for frame in frames) == wanted
-        assert read_piece(Region(descriptor, 1000, len(content)), (0, 240, 479), 480, timeline) is None, "all of it is needed"
+        assert (
+            read_piece(Region(descriptor, 1000, len(content)), (0, 240, 479), 480, timeline) is None
+        ), "all of it is needed"
     finally:
         os.close(descriptor)
 
@@ -54,12 +61,17 @@ def test_a_piece_has_the_frames_and_little_else_is_read(tmp_path: Path, name: st
 def test_what_cannot_be_cut_is_left_to_the_whole_file(tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(bytes(range(256)) * 40)
     descriptor = os.open(tmp_path / "noise", os.O_RDONLY)
-    assert read_piece(Region(descriptor, 0, 10_240), (50,), 100, Timeline((0, 40, 80), None, 25.0)) is None
+    assert (
+        read_piece(Region(descriptor, 0, 10_240), (50,), 100, Timeline((0, 40, 80), None, 25.0))
+        is None
+    )
     os.close(descriptor)
 
 
 def test_only_the_neighbourhood_of_a_large_file_is_read(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "a.mp4", frames=1500, width=640, height=480, gop=25, codec="mjpeg")
+    path = write_video(
+        tmp_path / "a.mp4", frames=1500, width=640, height=480, gop=25, codec="mjpeg"
+    )
     size = path.stat().st_size
     timeline = Timeline(list(range(1500)), None, 12.0)
     descriptor = os.open(path, os.O_RDONLY)
@@ -71,7 +83,8 @@ def test_only_the_neighbourhood_of_a_large_file_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("jitter_ms", [0, 1, 12])
 def test_a_piece_is_cut_at_any_variable_rate(tmp_path: Path, jitter_ms: int) -> None:
-    """Times as phones and the web have them, encoded as tools/prepare.py does, told as the index stores them."""
+    """Times as phones and the web have them, encoded as tools/prepare.py does, told as the index
+    stores them."""
     random = np.random.default_rng(0)
     times = [round(k * 1001 / 30_000 + random.uniform(0, jitter_ms) / 1e3, 3) for k in range(400)]
     source = write_video(tmp_path / "a.webm", codec="libvpx", frames=400, times=times)

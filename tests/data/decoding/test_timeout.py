@@ -1,4 +1,5 @@
-"""Native code that hangs is left behind: the clip is bad, the process goes on with the next one and can end."""
+"""Native code that hangs is left behind: the clip is bad, the process goes on with the next one and
+can end."""
 
 from __future__ import annotations
 
@@ -43,12 +44,17 @@ class Stuck(Dataset[str]):
 
 
 def test_a_reader_goes_on_and_leaves_with_its_loader() -> None:
-    options = {"multiprocessing_context": forkserver_context(), "worker_init_fn": live_and_die_with_parent}
+    options = {
+        "multiprocessing_context": forkserver_context(),
+        "worker_init_fn": live_and_die_with_parent,
+    }
     loader = DataLoader(Stuck(), batch_size=None, num_workers=1, **options)  # type: ignore[arg-type]
     assert list(loader) == [f"{number} left behind" for number in range(3)]
 
 
-def test_a_decoder_that_hangs_costs_its_clip_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_hangs_costs_its_clip_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     media.GOOD["h264_closed.mp4"](tmp_path / "clip.mp4")
     content = (tmp_path / "clip.mp4").read_bytes()
     before = decode_frames(content, (3, 20))
@@ -56,7 +62,9 @@ def test_a_decoder_that_hangs_costs_its_clip_only(tmp_path: Path, monkeypatch: p
         patch.setattr(allinone.data.decoding.frames, "OVERTIME_S", 0.2)
         patch.setattr(allinone.data.decoding.frames, "_from_start", lambda *_: hang())
         start = time.monotonic()
-        with pytest.raises(DecodeError, match="hangs in the decoder; given up after --clip-timeout-s"):
+        with pytest.raises(
+            DecodeError, match="hangs in the decoder; given up after --clip-timeout-s"
+        ):
             decode_frames(content, (3, 20), timeout_s=0.1)
         assert time.monotonic() - start < 10
     assert np.array_equal(decode_frames(content, (3, 20)), before)
@@ -102,5 +110,12 @@ try:
 except TimeoutError:
     print("went on")
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert done.stdout == "went on\n"

@@ -44,7 +44,9 @@ def test_threads_read_more_files_than_may_be_open(folder: Path, little_room: Non
         wrong = 0
         for number in map(int, np.random.default_rng(seed).integers(FILES, size=3000)):
             opened = files[f"{number}.tar"]
-            wrong += os.pread(opened.descriptor, SIZE, 0) != number.to_bytes(4, "little") * (SIZE // 4)
+            wrong += os.pread(opened.descriptor, SIZE, 0) != number.to_bytes(4, "little") * (
+                SIZE // 4
+            )
         return wrong
 
     with ThreadPoolExecutor(8) as threads:
@@ -70,9 +72,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         OpenFile(str(tmp_path / "gone.tar"))
 
 
-def test_what_the_system_gives_in_pieces_is_read_to_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_system_gives_in_pieces_is_read_to_its_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A read of Linux ends at 2 GiB; here at 1,000 bytes."""
     whole, once = OpenFiles(folder)["9.tar"], os.pread
-    monkeypatch.setattr(os, "pread", lambda descriptor, size, offset: once(descriptor, min(size, 1000), offset))
+    monkeypatch.setattr(
+        os, "pread", lambda descriptor, size, offset: once(descriptor, min(size, 1000), offset)
+    )
     assert whole.read(4, SIZE) == (9).to_bytes(4, "little") * (SIZE // 4 - 1)
     assert whole.read(100, 2500) == (9).to_bytes(4, "little") * 625

@@ -23,13 +23,21 @@ def test_segments_cover_all_frames_once_and_never_run_empty(available: int, want
         covered = [frame for first, last in bounds for frame in range(first, last + 1)]
         assert covered == list(range(available))
     middles = middle_frames(available, wanted)
-    assert all(first <= middle <= last for middle, (first, last) in zip(middles, bounds, strict=True))
+    assert all(
+        first <= middle <= last for middle, (first, last) in zip(middles, bounds, strict=True)
+    )
 
 
 def test_choices_are_a_pure_function_of_seed_data_set_epoch_and_row() -> None:
     def drawn(*key: object) -> object:
         return draw(
-            DataConfig(flip=0.5, color_jitter=0.4), generator(*key), captions=5, frames=100, width=320, height=240, wanted=3
+            DataConfig(flip=0.5, color_jitter=0.4),
+            generator(*key),
+            captions=5,
+            frames=100,
+            width=320,
+            height=240,
+            wanted=3,
         )  # type: ignore[arg-type]
 
     base = drawn(0, "webvid", 3, 17)
@@ -47,7 +55,9 @@ def test_choices_are_a_pure_function_of_seed_data_set_epoch_and_row() -> None:
 def test_crops_have_the_area_and_ratio_asked_for_and_lie_inside() -> None:
     config = DataConfig(crop_scale=(0.3, 0.8))
     for row in range(300):
-        choices = draw(config, generator(0, "d", 0, row), captions=1, frames=9, width=400, height=200, wanted=3)
+        choices = draw(
+            config, generator(0, "d", 0, row), captions=1, frames=9, width=400, height=200, wanted=3
+        )
         top, left, height, width = choices.box
         assert min(top, left) >= 0
         assert top + height <= 1 + 1e-9
@@ -55,12 +65,22 @@ def test_crops_have_the_area_and_ratio_asked_for_and_lie_inside() -> None:
         if (height, width) != (1.0, 0.5):
             assert 0.3 - 1e-6 <= height * width <= 0.8 + 1e-6
             assert 3 / 4 - 1e-6 <= (width * 400) / (height * 200) <= 4 / 3 + 1e-6
-    assert fixed(config, frames=9, width=400, height=200, wanted=3).box == pytest.approx((0, 0.25, 1, 0.5))
+    assert fixed(config, frames=9, width=400, height=200, wanted=3).box == pytest.approx(
+        (0, 0.25, 1, 0.5)
+    )
 
 
 def test_frames_are_uniform_over_each_segment_with_its_last_frame() -> None:
     counts = Counter(
-        draw(DataConfig(), generator(0, "d", 0, row), captions=1, frames=9, width=9, height=9, wanted=3).frames[1]
+        draw(
+            DataConfig(),
+            generator(0, "d", 0, row),
+            captions=1,
+            frames=9,
+            width=9,
+            height=9,
+            wanted=3,
+        ).frames[1]
         for row in range(3000)
     )
     assert set(counts) == {3, 4, 5}
@@ -69,7 +89,13 @@ def test_frames_are_uniform_over_each_segment_with_its_last_frame() -> None:
 
 def test_tokenizer_knows_berts_ids_without_a_hub() -> None:
     tokenizer = Tokenizer()
-    assert (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id, tokenizer.size) == (0, 101, 102, 103, 30522)
+    assert (
+        tokenizer.pad_id,
+        tokenizer.cls_id,
+        tokenizer.sep_id,
+        tokenizer.mask_id,
+        tokenizer.size,
+    ) == (0, 101, 102, 103, 30522)
     ids, mask, words = tokenizer.encode("A Man Snowboarding, again", 10)
     assert ids.tolist()[:3] == [101, 1037, 2158]
     assert ids[int(mask.sum()) - 1] == 102
@@ -83,7 +109,9 @@ def test_tokenizer_knows_berts_ids_without_a_hub() -> None:
 
 def masked(seed: int, words: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ids = np.arange(1000, 1000 + len(words))
-    out, labels = mask_words(ids, np.array(words), 0.15, np.random.default_rng(seed), 103, 5000, 6000)
+    out, labels = mask_words(
+        ids, np.array(words), 0.15, np.random.default_rng(seed), 103, 5000, 6000
+    )
     return ids, out, labels
 
 
@@ -101,7 +129,9 @@ def test_masking_takes_whole_words_about_15_percent_and_at_least_one() -> None:
         assert not chosen[[0, -1, -2]].any()
         sizes.append(int(chosen.sum()))
         for place in np.flatnonzero(chosen):
-            fates["mask" if out[place] == 103 else "kept" if out[place] == ids[place] else "random"] += 1
+            fates[
+                "mask" if out[place] == 103 else "kept" if out[place] == ids[place] else "random"
+            ] += 1
     assert 3.9 < np.mean(sizes) <= 4.5  # round(0.15 * 30) = 4
     total = sum(fates.values())
     assert 0.77 < fates["mask"] / total < 0.83
@@ -113,13 +143,27 @@ def test_masking_takes_whole_words_about_15_percent_and_at_least_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "dataset", ["webvid/train", "howto100m/train", "yttemporal/train", "coco/train", "demo/train", "data/train"]
+    "dataset",
+    [
+        "webvid/train",
+        "howto100m/train",
+        "yttemporal/train",
+        "coco/train",
+        "demo/train",
+        "data/train",
+    ],
 )
 def test_every_seed_gives_choices_of_its_own(dataset: str) -> None:
     """Names hash to numbers on both sides of 2**63, where NumPy makes floats of a list."""
     assert len({int(generator(seed, dataset, 0, 7).integers(2**62)) for seed in range(500)}) == 500
     assert (
-        len({int(generator(0, dataset, epoch, 7, attempt).integers(2**62)) for epoch in range(20) for attempt in range(20)})
+        len(
+            {
+                int(generator(0, dataset, epoch, 7, attempt).integers(2**62))
+                for epoch in range(20)
+                for attempt in range(20)
+            }
+        )
         == 400
     )
 
@@ -133,19 +177,31 @@ def test_every_row_once_per_epoch_and_each_position_alone_equals_the_sequence() 
         assert {place.epoch for place in part} == {epoch}
     assert [place.row for place in sequence[:37]] != [place.row for place in sequence[37:74]]
     fresh = Order([37], [1.0], seed=5)
-    assert [fresh[position] for position in (110, 3, 50)] == [sequence[110], sequence[3], sequence[50]]
-    assert [Order([37], [1.0], seed=6)[position].row for position in range(37)] != [place.row for place in sequence[:37]]
+    assert [fresh[position] for position in (110, 3, 50)] == [
+        sequence[110],
+        sequence[3],
+        sequence[50],
+    ]
+    assert [Order([37], [1.0], seed=6)[position].row for position in range(37)] != [
+        place.row for place in sequence[:37]
+    ]
 
 
 @pytest.mark.parametrize(("rows", "window"), [(1000, 100), (1037, 100), (7, 7), (5, 100), (9, 1)])
-def test_a_window_keeps_neighbours_together_and_every_row_once_per_epoch(rows: int, window: int) -> None:
+def test_a_window_keeps_neighbours_together_and_every_row_once_per_epoch(
+    rows: int, window: int
+) -> None:
     order, window_read = Order([rows], [1.0], seed=5, window=window), min(window, rows)
-    epochs = [[order[position].row for position in range(e * rows, (e + 1) * rows)] for e in range(3)]
+    epochs = [
+        [order[position].row for position in range(e * rows, (e + 1) * rows)] for e in range(3)
+    ]
     for epoch in epochs:
         assert sorted(epoch) == list(range(rows))
         for start in range(0, rows, window_read):
             part = epoch[start : start + window_read]
-            assert any({(row - first) % rows for row in part} == set(range(len(part))) for first in part)
+            assert any(
+                {(row - first) % rows for row in part} == set(range(len(part))) for first in part
+            )
     assert Order([rows], [1.0], seed=5, window=window)[rows + 3].row == epochs[1][3]
     if rows > 100:
         assert epochs[0] != epochs[1]
@@ -162,9 +218,14 @@ def test_mixtures_keep_their_weights_and_go_through_each_set_in_full() -> None:
     assert all(sorted(first[k : k + 50]) == list(range(50)) for k in range(0, 600, 50))
 
 
-@pytest.mark.parametrize("weights", [(2.5, 136.0, 1.24), (1.0, 1.009, 1.0), (0.7, 0.2, 0.1), (1.0, 1e-3, 1e-3), (1.0, 1.0, 1.0)])
+@pytest.mark.parametrize(
+    "weights",
+    [(2.5, 136.0, 1.24), (1.0, 1.009, 1.0), (0.7, 0.2, 0.1), (1.0, 1e-3, 1e-3), (1.0, 1.0, 1.0)],
+)
 @pytest.mark.parametrize("first", [0, 10**9])
-def test_mixtures_give_every_row_once_per_epoch_at_any_weights(weights: tuple[float, ...], first: int) -> None:
+def test_mixtures_give_every_row_once_per_epoch_at_any_weights(
+    weights: tuple[float, ...], first: int
+) -> None:
     order, number = Order([500, 3000, 700], weights, seed=0), 8_000
     places = [order[position] for position in range(first, first + number)]
     for dataset, weight in enumerate(weights):

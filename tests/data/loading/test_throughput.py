@@ -1,4 +1,5 @@
-"""The data planner: what it measures of clips whose properties are known, and its arithmetic by hand."""
+"""The data planner: what it measures of clips whose properties are known, and its arithmetic by
+hand."""
 
 from __future__ import annotations
 
@@ -41,8 +42,12 @@ def prepared(tmp_path: Path) -> Path:
     """Six H.264 clips of 24 frames in GOPs of 8."""
     for k in range(6):
         media.write_video(tmp_path / "source" / f"{k}.mp4", gop=8, first=k)
-    (tmp_path / "source" / "own.csv").write_text("path,caption\n" + "".join(f"{k}.mp4,clip {k}\n" for k in range(6)))
-    prepare(PrepareOptions(tmp_path / "source" / "own.csv", tmp_path / "out", workers=1), progress=False)
+    (tmp_path / "source" / "own.csv").write_text(
+        "path,caption\n" + "".join(f"{k}.mp4,clip {k}\n" for k in range(6))
+    )
+    prepare(
+        PrepareOptions(tmp_path / "source" / "own.csv", tmp_path / "out", workers=1), progress=False
+    )
     return tmp_path / "out"
 
 
@@ -56,7 +61,13 @@ def break_clip(out: Path, item: int) -> str:
 
 def test_a_sample_is_measured_and_broken_clips_are_named(prepared: Path) -> None:
     cost = measure(DatasetSpec(prepared), CLIP, DataConfig(), clips=6)
-    assert (cost.clips, cost.codecs, cost.width, cost.height, cost.gop) == (6, {"h264": 6}, 64, 64, 8)
+    assert (cost.clips, cost.codecs, cost.width, cost.height, cost.gop) == (
+        6,
+        {"h264": 6},
+        64,
+        64,
+        8,
+    )
     assert 0.2 < cost.trimmed_share < 1
     assert min(cost.decode_ms, cost.augment_ms, cost.read_ms) > 0
     assert cost.on_gpu_share == 0  # NVDEC wants more than 64 px
@@ -87,7 +98,9 @@ def test_the_cure_is_measured_on_clips_that_are_encoded_for_it(prepared: Path) -
 def test_of_a_long_video_only_what_training_reads_is_counted(tmp_path: Path) -> None:
     media.write_video(tmp_path / "source" / "videos" / "AAA.mp4", frames=1200, gop=12)
     (tmp_path / "source" / "howto100m_csv").mkdir()
-    (tmp_path / "source" / "howto100m_csv" / "AAA.csv").write_text("start,end,text\n40,44,words\n60,64,more\n")
+    (tmp_path / "source" / "howto100m_csv" / "AAA.csv").write_text(
+        "start,end,text\n40,44,words\n60,64,more\n"
+    )
     prepare(PrepareOptions(tmp_path / "source", tmp_path / "out", workers=1), progress=False)
     cost = measure(DatasetSpec(tmp_path / "out"), CLIP, DataConfig(), clips=6)
     assert cost.clips == 2
@@ -97,7 +110,12 @@ def test_of_a_long_video_only_what_training_reads_is_counted(tmp_path: Path) -> 
 def test_cores_and_storage_follow_from_rate_and_cost() -> None:
     # 1,600 clips/s on 16 nodes: 100 per node x 0.1 s = 10 cores; 100 MB/s
     feed = plan(COST, samples_per_s=1600, gpus=128, gpus_per_node=8, cores=64, storage_mb_per_s=0)
-    assert (feed.needed_clips_per_s, feed.cores_needed, feed.bytes_per_s, feed.enough) == (100, 10, 1e8, True)
+    assert (feed.needed_clips_per_s, feed.cores_needed, feed.bytes_per_s, feed.enough) == (
+        100,
+        10,
+        1e8,
+        True,
+    )
     short = plan(COST, samples_per_s=1600, gpus=128, gpus_per_node=8, cores=12, storage_mb_per_s=50)
     assert not short.enough
     assert "10.0 cores" in short.limits[0]
@@ -111,19 +129,26 @@ def test_cores_and_storage_follow_from_rate_and_cost() -> None:
 def test_the_cure_is_a_prepare_command_where_one_helps() -> None:
     options = {"source": "raw.csv", "kind": "webvid", "videos": "my videos", "names": None}
     command = cure(COST, options, Path("out"), CLIP)
-    assert command == (
-        "python tools/prepare.py raw.csv --out out --format webvid --videos 'my videos' --short-side 256 --gop 25 --codec h264"
+    assert (
+        command == "python tools/prepare.py raw.csv --out out --format webvid --videos 'my videos'"
+        " --short-side 256 --gop 25 --codec h264"
     )
     assert cure(replace(COST, width=340, height=256, gop=25), options, Path("out"), CLIP) is None
 
 
-def test_the_command_tells_yes_and_no_by_its_exit_code(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_tells_yes_and_no_by_its_exit_code(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     parser = argparse.ArgumentParser()
     add_data_parser(parser.add_subparsers())
-    slow = parser.parse_args(["data", str(prepared), "--gpus", "1", "--samples-per-s", "1", "--clips", "3"])
+    slow = parser.parse_args(
+        ["data", str(prepared), "--gpus", "1", "--samples-per-s", "1", "--clips", "3"]
+    )
     assert slow.plan(slow) == 0
     assert "this data feeds that training" in capsys.readouterr().out
-    fast = parser.parse_args(["data", str(prepared), "--gpus", "1", "--samples-per-s", "1e9", "--clips", "3", "--json"])
+    fast = parser.parse_args(
+        ["data", str(prepared), "--gpus", "1", "--samples-per-s", "1e9", "--clips", "3", "--json"]
+    )
     assert fast.plan(fast) == 1
     facts = json.loads(capsys.readouterr().out)
     assert facts["feed"]["enough"] is False

@@ -27,33 +27,52 @@ from tests.data.test_sources import howto
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("check")
-    prepare(PrepareOptions(small_demo(folder / "source", 24), folder / "demo", shard_clips=10, workers=2), progress=False)
+    prepare(
+        PrepareOptions(
+            small_demo(folder / "source", 24), folder / "demo", shard_clips=10, workers=2
+        ),
+        progress=False,
+    )
     return folder / "demo"
 
 
-def test_a_sound_folder_passes_and_leaves_pictures(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check_data.main([str(prepared), "--samples", "5", "--decodes", "6", "--image-size", "64"]) == 0
+def test_a_sound_folder_passes_and_leaves_pictures(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        check_data.main([str(prepared), "--samples", "5", "--decodes", "6", "--image-size", "64"])
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "all is well" in shown
     assert "words per caption" in shown
     for name in ("samples.png", "distributions.png"):
         with Image.open(prepared / "check" / name) as image:
             assert min(image.size) > 300
-    assert check_data.main([str(prepared), "--view", "eval", "--samples", "4", "--decodes", "0", "--quick"]) == 0
+    assert (
+        check_data.main(
+            [str(prepared), "--view", "eval", "--samples", "4", "--decodes", "0", "--quick"]
+        )
+        == 0
+    )
 
 
 def test_the_contact_sheet_shows_the_pixels_of_the_batch(prepared: Path, tmp_path: Path) -> None:
     config = DataConfig(workers=0, dali_threads=1)
-    batches = TrainStream([DatasetSpec(prepared)], ClipConfig(3, FRAME, 12), config, seed=2).batches(
-        first=0, rank=0, world=1, micro_batch=2, device=torch.device("cpu")
-    )
+    batches = TrainStream(
+        [DatasetSpec(prepared)], ClipConfig(3, FRAME, 12), config, seed=2
+    ).batches(first=0, rank=0, world=1, micro_batch=2, device=torch.device("cpu"))
     batch = next(batches)
     contact_sheet(tmp_path / "a.png", batch, config, "title")
     sheet = np.asarray(Image.open(tmp_path / "a.png"))
-    wanted = (batch.pixels[0, 1].permute(1, 2, 0).numpy() * config.std + config.mean).clip(0, 1) * 255
+    wanted = (batch.pixels[0, 1].permute(1, 2, 0).numpy() * config.std + config.mean).clip(
+        0, 1
+    ) * 255
     left = GAP + FRAME + 6
     found = sheet[62 + GAP : 62 + GAP + FRAME, left : left + FRAME]
-    assert np.abs(found[1:-1, 1:-1] - wanted.round()[1:-1, 1:-1]).max() <= 1  # the outermost pixels are the outline
+    assert (
+        np.abs(found[1:-1, 1:-1] - wanted.round()[1:-1, 1:-1]).max() <= 1
+    )  # the outermost pixels are the outline
 
 
 def _overwrite(out: Path) -> None:
@@ -82,28 +101,45 @@ def _edit(name: str, schema: pa.Schema, column: str, value: object) -> Callable[
     [
         (_overwrite, "are not those that were written"),
         (_cut, "train-00001.tar"),
-        (lambda out: (out / "shards" / "train-00002.tar").unlink(), "train-00002.tar cannot be read"),
-        (lambda out: shutil.copy(out / "shards" / "train-00000.tar", out / "shards" / "x.tar"), "x.tar is not in the index"),
+        (
+            lambda out: (out / "shards" / "train-00002.tar").unlink(),
+            "train-00002.tar cannot be read",
+        ),
+        (
+            lambda out: shutil.copy(out / "shards" / "train-00000.tar", out / "shards" / "x.tar"),
+            "x.tar is not in the index",
+        ),
         (_edit("videos.parquet", VIDEO_SCHEMA, "offset", 1024), "at offset 1,024"),
         (_edit("videos.parquet", VIDEO_SCHEMA, "frames", 7), "the index says 7"),
         (_edit("index.parquet", SCHEMA, "video", 99), "refers to no stored file"),
         (_edit("index.parquet", SCHEMA, "captions", []), "has no caption"),
-        (_edit("index.parquet", SCHEMA, "reason", "x"), "index.parquet has 23 good clips, dataset.json says 24"),
+        (
+            _edit("index.parquet", SCHEMA, "reason", "x"),
+            "index.parquet has 23 good clips, dataset.json says 24",
+        ),
         (lambda out: (out / "index.parquet").write_bytes(b"PAR1"), "the index cannot be read"),
         (lambda out: (out / "videos.arrow").unlink(), "the index cannot be read"),
     ],
 )
 def test_every_damage_is_named_and_the_exit_code_is_one(
-    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[Path], object], words: str
+    prepared: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    harm: Callable[[Path], object],
+    words: str,
 ) -> None:
     out = tmp_path / "demo"
     shutil.copytree(prepared, out)
     harm(out)
-    assert check_data.main([str(out), "--samples", "2", "--decodes", "24", "--image-size", "32"]) == 1
+    assert (
+        check_data.main([str(out), "--samples", "2", "--decodes", "24", "--image-size", "32"]) == 1
+    )
     assert words in capsys.readouterr().out
 
 
-def test_a_folder_that_is_not_prepared_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_prepared_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert check_data.main([str(tmp_path)]) == 2
     assert "tools/prepare.py" in capsys.readouterr().err
 

@@ -1,4 +1,5 @@
-"""Encoding for training shows what the source shows at every moment, at a constant rate, upright, in BT.601, with short closed GOPs."""
+"""Encoding for training shows what the source shows at every moment, at a constant rate, upright,
+in BT.601, with short closed GOPs."""
 
 from __future__ import annotations
 
@@ -16,24 +17,39 @@ from allinone.data.decoding.frames import decode_frames
 from allinone.data.loading.index import Index
 from allinone.data.prepare.encode import Encoding
 from allinone.data.prepare.pipeline import PrepareOptions, PrepareSummary, prepare
-from tests.data.media import read_frame_number, truncate, vfr_times, write_image, write_rotated, write_video
+from tests.data.media import (
+    read_frame_number,
+    truncate,
+    vfr_times,
+    write_image,
+    write_rotated,
+    write_video,
+)
 
 CODECS = {"h264": "h264", "hevc": "hevc", "vp9": "vp9", "mjpeg": "mjpeg"}
 
 
-def encode(folder: Path, **options: object) -> tuple[PrepareSummary, list[tuple[dict[str, object], bytes]]]:
+def encode(
+    folder: Path, **options: object
+) -> tuple[PrepareSummary, list[tuple[dict[str, object], bytes]]]:
     names = sorted(path.name for path in folder.iterdir() if path.suffix != ".csv")
-    (folder / "my.csv").write_text("path,caption\n" + "".join(f"{name},caption of {name}\n" for name in names))
+    (folder / "my.csv").write_text(
+        "path,caption\n" + "".join(f"{name},caption of {name}\n" for name in names)
+    )
     out = folder.with_suffix(".out")
     summary = prepare(PrepareOptions(folder / "my.csv", out, workers=2, **options), progress=False)  # type: ignore[arg-type]
     index = Index(out, "train")
     rows = [index[item] for item in range(len(index))]
     assert not list(out.rglob(".tmp-*"))
-    return summary, [(row, (out / row["shard"]).read_bytes()[row["offset"] : row["offset"] + row["size"]]) for row in rows]
+    return summary, [
+        (row, (out / row["shard"]).read_bytes()[row["offset"] : row["offset"] + row["size"]])
+        for row in rows
+    ]
 
 
 def constant(times: list[float]) -> list[int]:
-    """The frame shown at every tick of the average rate: the last one whose time, rounded to ticks, has come."""
+    """The frame shown at every tick of the average rate: the last one whose time, rounded to ticks,
+    has come."""
     rate = (len(times) - 1) / times[-1]
     ticks = [round(time * rate) for time in times]
     return [max(k for k, tick in enumerate(ticks) if tick <= now) for now in range(ticks[-1] + 1)]
@@ -42,7 +58,9 @@ def constant(times: list[float]) -> list[int]:
 @pytest.mark.parametrize("codec", sorted(CODECS))
 def test_every_frame_is_itself_at_its_time_in_short_closed_gops(tmp_path: Path, codec: str) -> None:
     folder = tmp_path / "in"
-    write_video(folder / "constant.mp4", frames=30, rate=25, width=160, height=128, gop=30, audio=True)
+    write_video(
+        folder / "constant.mp4", frames=30, rate=25, width=160, height=128, gop=30, audio=True
+    )
     write_video(folder / "open.mp4", frames=30, gop=10, open_gop=True, width=160, height=128)
     write_video(folder / "variable.mp4", frames=24, times=vfr_times(24), width=160, height=128)
     summary, rows = encode(folder, codec=codec, short_side=64, gop=8)
@@ -51,8 +69,12 @@ def test_every_frame_is_itself_at_its_time_in_short_closed_gops(tmp_path: Path, 
         assert (row["width"], row["height"], row["codec"]) == (80, 64, CODECS[codec])
         shown = constant(vfr_times(24)) if row["key"] == "train/variable.mp4" else list(range(30))
         gop = 1 if codec == "mjpeg" else 8
-        assert row["keyframes"] == list(range(0, len(shown), gop)), "all of them safe starts: IDR frames"
-        assert [read_frame_number(frame) for frame in decode_frames(content, list(range(len(shown))))] == shown
+        assert row["keyframes"] == list(range(0, len(shown), gop)), (
+            "all of them safe starts: IDR frames"
+        )
+        assert [
+            read_frame_number(frame) for frame in decode_frames(content, list(range(len(shown))))
+        ] == shown
         assert row["frame_times"] is None
         if row["key"] == "train/variable.mp4":
             assert row["duration_s"] == pytest.approx(24 / 23 * vfr_times(24)[-1], rel=0.02)
@@ -71,7 +93,8 @@ def test_rotation_is_baked_in(tmp_path: Path) -> None:
 
 
 def test_colours_of_bt_709_files_are_converted(tmp_path: Path) -> None:
-    """DALI and our decoder read every file as BT.601: a 709 file copied comes out with wrong colours, an encoded one with its own."""
+    """DALI and our decoder read every file as BT.601: a 709 file copied comes out with wrong
+    colours, an encoded one with its own."""
     true = np.array([200, 50, 50])
     path = tmp_path / "in" / "red.mp4"
     path.parent.mkdir()
@@ -81,7 +104,9 @@ def test_colours_of_bt_709_files_are_converted(tmp_path: Path) -> None:
         stream.pix_fmt = "yuv420p"
         stream.codec_context.colorspace = 1
         for number in range(5):
-            frame = av.VideoFrame.from_ndarray(np.broadcast_to(true.astype(np.uint8), (64, 64, 3)).copy(), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.broadcast_to(true.astype(np.uint8), (64, 64, 3)).copy(), format="rgb24"
+            )
             frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
             frame.pts = number
             container.mux(stream.encode(frame))
@@ -100,7 +125,9 @@ def test_sizes_are_even_and_never_grow() -> None:
     assert Encoding(short_side=None).scaled(1280, 720) == (1280, 720)
 
 
-def test_images_become_small_upright_jpegs_and_bad_sources_keep_their_reasons(tmp_path: Path) -> None:
+def test_images_become_small_upright_jpegs_and_bad_sources_keep_their_reasons(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "in"
     write_image(folder / "big.png", 5, 200, 100)
     Image.open(folder / "big.png").convert("LA").save(folder / "alpha.png")
@@ -123,7 +150,9 @@ def test_images_become_small_upright_jpegs_and_bad_sources_keep_their_reasons(tm
     assert sum(summary.bad.values()) == 2
 
 
-def test_options_that_cannot_be_are_refused_and_encoding_is_part_of_the_result(tmp_path: Path) -> None:
+def test_options_that_cannot_be_are_refused_and_encoding_is_part_of_the_result(
+    tmp_path: Path,
+) -> None:
     write_video(tmp_path / "in" / "a.mp4", frames=6)
     encode(tmp_path / "in", gop=3)
     assert json.loads((tmp_path / "in.out" / "prepare.json").read_text())["gop"] == 3

@@ -20,7 +20,14 @@ from tests.cluster.cluster import wait_for
 def listed(number: int, fault: str | None = None, hold: Path | None = None) -> Iterator[Row]:
     """Rows of two splits by turns; then a fault, or nothing for as long as `hold` is there."""
     for k in range(number):
-        yield Row(("train", "val")[k % 2], str(k), ("a caption",), Path("video.mp4"), "video.mp4", extension="mp4")
+        yield Row(
+            ("train", "val")[k % 2],
+            str(k),
+            ("a caption",),
+            Path("video.mp4"),
+            "video.mp4",
+            extension="mp4",
+        )
     while hold is not None and hold.exists():
         time.sleep(0.01)
     if fault is not None:
@@ -45,7 +52,9 @@ def test_the_work_does_not_wait_for_the_count_and_tells_the_next_part(tmp_path: 
 
 
 def test_a_fault_far_down_the_list_is_told_before_the_work_comes_to_it(tmp_path: Path) -> None:
-    with contextlib.closing(Listing(tmp_path, partial(listed, 5, fault="line 6 is no row"), tmp_path / "plan.json")) as listing:
+    with contextlib.closing(
+        Listing(tmp_path, partial(listed, 5, fault="line 6 is no row"), tmp_path / "plan.json")
+    ) as listing:
         listing.count_beside()
         rows = listing.rows()
         next(rows)

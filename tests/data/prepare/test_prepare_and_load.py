@@ -1,4 +1,5 @@
-"""From odd files to batches: every bad clip named, every good frame the right one, the same batches at any world size and after a restart."""
+"""From odd files to batches: every bad clip named, every good frame the right one, the same batches
+at any world size and after a restart."""
 
 from __future__ import annotations
 
@@ -49,7 +50,10 @@ def small_demo(folder: Path, clips: int = 40) -> Path:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
-    summary = prepare(PrepareOptions(small_demo(folder / "source"), folder / "out", shard_clips=15, workers=2), progress=False)
+    summary = prepare(
+        PrepareOptions(small_demo(folder / "source"), folder / "out", shard_clips=15, workers=2),
+        progress=False,
+    )
     assert summary.clips == {"train": 40}
     assert summary.bad == {}
     return folder / "out"
@@ -73,13 +77,17 @@ def test_index_points_at_the_very_bytes_and_webdataset_reads_the_shards(prepared
     by_caption = {}
     for item in range(40):
         row = index[item]
-        content = (prepared / row["shard"]).read_bytes()[row["offset"] : row["offset"] + row["size"]]
+        content = (prepared / row["shard"]).read_bytes()[
+            row["offset"] : row["offset"] + row["size"]
+        ]
         assert content == (DEMO / "videos" / row["source"]).read_bytes()
         by_caption[row["key"]] = (row["captions"][0], content)
     shards = sorted(str(path) for path in (prepared / "shards").glob("*.tar"))
     assert len(shards) == 3
     samples = list(webdataset.WebDataset(shards, shardshuffle=False))
-    assert {json.loads(s["json"])["key"]: (s["txt"].decode(), s["mp4"]) for s in samples} == by_caption
+    assert {
+        json.loads(s["json"])["key"]: (s["txt"].decode(), s["mp4"]) for s in samples
+    } == by_caption
 
 
 def test_every_kind_of_bad_row_and_file_is_named_and_the_good_ones_stay(tmp_path: Path) -> None:
@@ -104,7 +112,8 @@ def test_every_kind_of_bad_row_and_file_is_named_and_the_good_ones_stay(tmp_path
     ]
     path = own_csv(source, rows)
     path.write_text(
-        path.read_text().replace('quoted.mp4,"a caption"', 'quoted.mp4,"one, two ""three"""') + "short\n../../etc/passwd,evil\n"
+        path.read_text().replace('quoted.mp4,"a caption"', 'quoted.mp4,"one, two ""three"""')
+        + "short\n../../etc/passwd,evil\n"
     )
     prepare(PrepareOptions(path, tmp_path / "out", workers=2), progress=False)
     found = reasons(tmp_path / "out")
@@ -118,12 +127,17 @@ def test_every_kind_of_bad_row_and_file_is_named_and_the_good_ones_stay(tmp_path
     assert found["my.csv:11"] == "bad_row"
     assert found["../../etc/passwd"] == "bad_row"
     index = Index(tmp_path / "out", "train")
-    assert sorted(index[item]["captions"][0] for item in range(len(index))) == ["a caption", 'one, two "three"']
+    assert sorted(index[item]["captions"][0] for item in range(len(index))) == [
+        "a caption",
+        'one, two "three"',
+    ]
 
 
 def test_wrong_sources_say_what_is_needed(tmp_path: Path) -> None:
     (tmp_path / "bad.csv").write_text("file_name,words\na,b\n")
-    with pytest.raises(DataError, match=r"path/video/file, name/caption/text is missing; found: file_name, words"):
+    with pytest.raises(
+        DataError, match=r"path/video/file, name/caption/text is missing; found: file_name, words"
+    ):
         prepare(PrepareOptions(tmp_path / "bad.csv", tmp_path / "out"), progress=False)
     with pytest.raises(DataError, match="no such source"):
         prepare(PrepareOptions(tmp_path / "nothing", tmp_path / "out2"), progress=False)
@@ -142,7 +156,9 @@ def test_again_is_done_and_other_options_are_refused(prepared: Path) -> None:
         prepare(PrepareOptions(source, prepared, shard_clips=7), progress=False)
 
 
-def test_prepare_killed_at_any_moment_ends_with_the_same_bytes(prepared: Path, tmp_path: Path) -> None:
+def test_prepare_killed_at_any_moment_ends_with_the_same_bytes(
+    prepared: Path, tmp_path: Path
+) -> None:
     source = prepared.parent / "source"
     command = [
         sys.executable,
@@ -156,25 +172,37 @@ def test_prepare_killed_at_any_moment_ends_with_the_same_bytes(prepared: Path, t
         "1",
     ]
     for delay in (0.6, 0.9, 1.2):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     for path in sorted((prepared / "shards").glob("*.tar")):
         assert (tmp_path / "out" / "shards" / path.name).read_bytes() == path.read_bytes()
-    assert (tmp_path / "out" / "index.arrow").read_bytes() == (prepared / "index.arrow").read_bytes()
+    assert (tmp_path / "out" / "index.arrow").read_bytes() == (
+        prepared / "index.arrow"
+    ).read_bytes()
     assert not list((tmp_path / "out").rglob(".tmp-*"))
 
 
 def test_a_program_without_a_main_guard_is_told_so(prepared: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
-        "from pathlib import Path\nfrom data.prepare import PrepareOptions, prepare\n"
-        f"prepare(PrepareOptions(Path({str(prepared.parent / 'source')!r}), Path({str(tmp_path / 'out')!r}), workers=1), progress=False)\n"
+        "from pathlib import Path\nfrom data.prepare import PrepareOptions,"
+        f" prepare\nprepare(PrepareOptions(Path({str(prepared.parent / 'source')!r}),"
+        f" Path({str(tmp_path / 'out')!r}), workers=1), progress=False)\n"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([sys.executable, str(program)], env=env, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(
+        [sys.executable, str(program)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert ended.returncode == 1
     assert "DataError: a decoding process ended before it could work" in ended.stderr
     assert "if __name__ == '__main__':" in ended.stderr.splitlines()[-1]
@@ -202,18 +230,29 @@ def test_tars_of_video2dataset_are_read_and_member_names_never_become_paths(tmp_
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-    summary = prepare(PrepareOptions(tmp_path / "00000.tar", tmp_path / "out", workers=1), progress=False)
+    summary = prepare(
+        PrepareOptions(tmp_path / "00000.tar", tmp_path / "out", workers=1), progress=False
+    )
     index = Index(tmp_path / "out", "train")
-    assert [index[item]["captions"][0] for item in range(len(index))] == ["from txt", "from json", "one of a", "one of b"]
+    assert [index[item]["captions"][0] for item in range(len(index))] == [
+        "from txt",
+        "from json",
+        "one of a",
+        "one of b",
+    ]
     assert summary.bad == {"missing": 1, "duplicate": 1}
 
 
 def stream(out: Path, **options: object) -> TrainStream:
-    config = DataConfig(**{"workers": 0, "dali_threads": 1, "flip": 0.5, "color_jitter": 0.3, **options})  # type: ignore[arg-type]
+    config = DataConfig(
+        **{"workers": 0, "dali_threads": 1, "flip": 0.5, "color_jitter": 0.3, **options}
+    )  # type: ignore[arg-type]
     return TrainStream([DatasetSpec(out)], CLIP, config, seed=3)
 
 
-def take(data: TrainStream, count: int, first: int = 0, rank: int = 0, world: int = 1) -> list[object]:
+def take(
+    data: TrainStream, count: int, first: int = 0, rank: int = 0, world: int = 1
+) -> list[object]:
     batches = data.batches(first=first, rank=rank, world=world, micro_batch=4, device=CPU)
     taken = [next(batches) for _ in range(count)]
     batches.close()  # type: ignore[attr-defined]
@@ -223,7 +262,9 @@ def take(data: TrainStream, count: int, first: int = 0, rank: int = 0, world: in
 def same(a: object, b: object) -> None:
     for name, value in vars(a).items():
         other = vars(b)[name]
-        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, (
+            name
+        )
 
 
 def test_batches_are_bit_equal_over_workers_world_sizes_and_restarts(prepared: Path) -> None:
@@ -237,7 +278,9 @@ def test_batches_are_bit_equal_over_workers_world_sizes_and_restarts(prepared: P
     for a, b in zip(base[5:], take(stream(prepared), 7, first=20), strict=True):
         same(a, b)
     assert len({batch.digest for batch in base}) == 12  # type: ignore[attr-defined]
-    assert sorted(clip for batch in base[:10] for clip in batch.clips) == sorted(f"train/{i}" for i in keys(prepared))  # type: ignore[attr-defined]
+    assert sorted(clip for batch in base[:10] for clip in batch.clips) == sorted(
+        f"train/{i}" for i in keys(prepared)
+    )  # type: ignore[attr-defined]
 
 
 def keys(out: Path) -> list[str]:
@@ -247,14 +290,21 @@ def keys(out: Path) -> list[str]:
 
 def test_pixels_equal_pillow_within_interpolation(prepared: Path) -> None:
     dataset = EvalSet(DatasetSpec(prepared), CLIP, DataConfig(workers=0))
-    (batch, *_) = dataset.batches(rank=0, world=1, batch_size=8, device=CPU)
+    batch, *_ = dataset.batches(rank=0, world=1, batch_size=8, device=CPU)
     index = Index(prepared, "train")
     for item in range(4):
         row = index[item]
         content = (DEMO / "videos" / row["source"]).read_bytes()
-        choices = fixed(DataConfig(), frames=row["frames"], width=row["width"], height=row["height"], wanted=3)
+        choices = fixed(
+            DataConfig(), frames=row["frames"], width=row["width"], height=row["height"], wanted=3
+        )
         frames = decode_frames(content, choices.frames)
-        expected = np.stack([np.asarray(Image.fromarray(frame).resize((32, 32), Image.Resampling.BILINEAR)) for frame in frames])
+        expected = np.stack(
+            [
+                np.asarray(Image.fromarray(frame).resize((32, 32), Image.Resampling.BILINEAR))
+                for frame in frames
+            ]
+        )
         pixels = (expected / 255 - np.array(DataConfig().mean)) / np.array(DataConfig().std)
         difference = np.abs(batch.pixels[item].permute(0, 2, 3, 1).numpy() - pixels)
         assert difference.mean() < 0.02
@@ -287,7 +337,10 @@ def test_chosen_frames_equal_a_full_decode_with_and_without_a_seek() -> None:
     for wanted in ((0, 5, 23), (13, 20, 22), (12, 12, 12)):
         for keyframes in ((0,), (0, 12)):
             got = decode_frames(content, wanted, Timeline(keyframes, rate=len(frames) / 2.376))
-            assert all(np.array_equal(frame, frames[number]) for frame, number in zip(got, wanted, strict=True))
+            assert all(
+                np.array_equal(frame, frames[number])
+                for frame, number in zip(got, wanted, strict=True)
+            )
     with pytest.raises(DecodeError, match="frame 99"):
         decode_frames(content, (99,))
 
@@ -304,15 +357,25 @@ def damaged(prepared: Path, target: Path, clips: int) -> Path:
     return target
 
 
-def test_a_clip_that_fails_is_replaced_the_same_way_everywhere_and_named(prepared: Path, tmp_path: Path) -> None:
+def test_a_clip_that_fails_is_replaced_the_same_way_everywhere_and_named(
+    prepared: Path, tmp_path: Path
+) -> None:
     out = damaged(prepared, tmp_path / "out", 2)
-    data = TrainStream([DatasetSpec(out)], CLIP, DataConfig(workers=0, max_bad_share=1.0), seed=3, ledger=tmp_path / "ledger")
+    data = TrainStream(
+        [DatasetSpec(out)],
+        CLIP,
+        DataConfig(workers=0, max_bad_share=1.0),
+        seed=3,
+        ledger=tmp_path / "ledger",
+    )
     whole = take(data, 10)
     assert sum(len(batch.bad) for batch in whole) >= 2  # type: ignore[attr-defined]
     assert all(len(batch.clips) == 4 for batch in whole)  # type: ignore[attr-defined]
     for k in range(5):
         same(take(data, 5, rank=1, world=2)[k], whole[2 * k + 1])
-    lines = [json.loads(line) for line in (tmp_path / "ledger" / "rank-0.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "ledger" / "rank-0.jsonl").read_text().splitlines()
+    ]
     assert {line["clip"] for line in lines} == {f"train/{key}" for key in keys(prepared)[:2]}
     dataset = EvalSet(DatasetSpec(out), CLIP, DataConfig(workers=0))
     batches = list(dataset.batches(rank=0, world=1, batch_size=8, device=CPU))
@@ -320,14 +383,24 @@ def test_a_clip_that_fails_is_replaced_the_same_way_everywhere_and_named(prepare
     assert sum(len(batch.bad) for batch in batches) == 2
 
 
-def test_every_bad_clip_is_named_once_in_every_epoch_also_where_a_batch_spans_two(prepared: Path, tmp_path: Path) -> None:
+def test_every_bad_clip_is_named_once_in_every_epoch_also_where_a_batch_spans_two(
+    prepared: Path, tmp_path: Path
+) -> None:
     out = damaged(prepared, tmp_path / "out", 5)
-    data = TrainStream([DatasetSpec(out)], CLIP, DataConfig(workers=0, max_bad_share=1.0), seed=3, ledger=tmp_path / "ledger")
+    data = TrainStream(
+        [DatasetSpec(out)],
+        CLIP,
+        DataConfig(workers=0, max_bad_share=1.0),
+        seed=3,
+        ledger=tmp_path / "ledger",
+    )
     source = data.batches(first=0, rank=0, world=1, micro_batch=7, device=CPU)
     for _ in range(-(-4 * 40 // 7)):  # four epochs of 40 clips
         next(source)
     source.close()  # type: ignore[attr-defined]
-    lines = [json.loads(line) for line in (tmp_path / "ledger" / "rank-0.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "ledger" / "rank-0.jsonl").read_text().splitlines()
+    ]
     for epoch in range(4):
         named = [line["clip"] for line in lines if line["epoch"] == epoch]
         assert sorted(named) == sorted(f"train/{key}" for key in keys(prepared)[:5])
@@ -337,7 +410,11 @@ def test_what_was_named_before_a_restart_is_not_named_again(prepared: Path, tmp_
     out, ledger = damaged(prepared, tmp_path / "out", 5), tmp_path / "ledger" / "rank-0.jsonl"
     for first in (0, 12, 36):  # from a checkpoint before the end; and into the next epoch
         source = TrainStream(
-            [DatasetSpec(out)], CLIP, DataConfig(workers=0, max_bad_share=1.0), seed=3, ledger=ledger.parent
+            [DatasetSpec(out)],
+            CLIP,
+            DataConfig(workers=0, max_bad_share=1.0),
+            seed=3,
+            ledger=ledger.parent,
         ).batches(first=first, rank=0, world=1, micro_batch=4, device=CPU)
         for _ in range(8):
             next(source)
@@ -345,7 +422,9 @@ def test_what_was_named_before_a_restart_is_not_named_again(prepared: Path, tmp_
         with ledger.open("a") as file:
             file.write('{"dataset": "cut')  # a full disk, then a kill
             file.write("\n")
-    lines = [json.loads(line) for line in ledger.read_text().splitlines() if not line.endswith("cut")]
+    lines = [
+        json.loads(line) for line in ledger.read_text().splitlines() if not line.endswith("cut")
+    ]
     assert len({(line["clip"], line["epoch"]) for line in lines}) == len(lines) >= 8
 
 
@@ -356,7 +435,9 @@ def judged(share: float, ranks: int, clips: int) -> int:
         ledger = Ledger(None, rank, 0.01)
         try:
             for bad in random.binomial(16, share, size=clips // 16):
-                ledger.add(16 - int(bad), tuple(BadClip("a", str(k), "undecodable") for k in range(bad)))
+                ledger.add(
+                    16 - int(bad), tuple(BadClip("a", str(k), "undecodable") for k in range(bad))
+                )
         except BadClipShareError:
             ended += 1
     return ended
@@ -369,7 +450,9 @@ def test_healthy_data_passes_on_every_rank_and_broken_data_stops_each_soon() -> 
     assert judged(0.1, ranks=64, clips=640) == 64
 
 
-def test_storage_in_trouble_is_not_a_lost_shard(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storage_in_trouble_is_not_a_lost_shard(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A lost shard ends a job for good; after an eviction from Lustre it is to start again."""
 
     def fail(number: int) -> Callable[..., int]:
@@ -378,7 +461,12 @@ def test_storage_in_trouble_is_not_a_lost_shard(prepared: Path, monkeypatch: pyt
 
         return opened
 
-    for number, kind in ((errno.ESHUTDOWN, OSError), (errno.EIO, OSError), (errno.ENOENT, DataError), (errno.EMFILE, DataError)):
+    for number, kind in (
+        (errno.ESHUTDOWN, OSError),
+        (errno.EIO, OSError),
+        (errno.ENOENT, DataError),
+        (errno.EMFILE, DataError),
+    ):
         monkeypatch.setattr(open_files, "OpenFile", fail(number))
         with pytest.raises(kind, match=os.strerror(number)):
             take(stream(prepared), 8)
@@ -391,13 +479,17 @@ def test_evaluation_keeps_its_limit_at_any_world_size(prepared: Path) -> None:
         taken = [
             name
             for rank in range(world)
-            for batch in data.batches(rank=rank, world=world, batch_size=4, device=torch.device("cpu"), limit=10)
+            for batch in data.batches(
+                rank=rank, world=world, batch_size=4, device=torch.device("cpu"), limit=10
+            )
             for name in batch.clips
         ]
         assert len(taken) == len(set(taken)) == 10
 
 
-def test_too_many_bad_clips_and_lost_shards_stop_with_the_way_out(prepared: Path, tmp_path: Path) -> None:
+def test_too_many_bad_clips_and_lost_shards_stop_with_the_way_out(
+    prepared: Path, tmp_path: Path
+) -> None:
     out = damaged(prepared, tmp_path / "out", 2)
     with pytest.raises(BadClipShareError, match="--max-bad-share"):
         take(stream(out), 80)
@@ -415,11 +507,14 @@ def test_a_summary_knows_its_share_of_bad_clips() -> None:
 
 
 def test_workers_outlive_the_signals_that_make_training_save(prepared: Path) -> None:
-    """Ctrl-C and Slurm reach every process of a run; the next batches, far beyond what was queued, still come and are the right ones."""
+    """Ctrl-C and Slurm reach every process of a run; the next batches, far beyond what was queued,
+    still come and are the right ones."""
     import psutil
 
     expected = [batch.digest for batch in take(stream(prepared), 40)]  # type: ignore[attr-defined]
-    batches = stream(prepared, workers=2, prefetch=1).batches(first=0, rank=0, world=1, micro_batch=4, device=CPU)
+    batches = stream(prepared, workers=2, prefetch=1).batches(
+        first=0, rank=0, world=1, micro_batch=4, device=CPU
+    )
     digests = [next(batches).digest]
     children = psutil.Process().children(recursive=True)
     assert len(children) >= 3
@@ -430,14 +525,19 @@ def test_workers_outlive_the_signals_that_make_training_save(prepared: Path) -> 
     assert digests == expected
     start = time.monotonic()
     batches.close()  # type: ignore[attr-defined]
-    workers = [child for child in children if child.is_running() and child.parent() not in (None, psutil.Process())]
+    workers = [
+        child
+        for child in children
+        if child.is_running() and child.parent() not in (None, psutil.Process())
+    ]
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
     assert time.monotonic() - start < 20
 
 
 def training(prepared: Path, end: str) -> subprocess.Popen[str]:
-    """A process that has the first batch, says so, and then does `end`; its readers wait to hand over the next."""
+    """A process that has the first batch, says so, and then does `end`; its readers wait to hand
+    over the next."""
     script = f"""
 import sys, time, torch
 from pathlib import Path
@@ -454,7 +554,12 @@ if __name__ == "__main__":
     path.write_text(script)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, str(path)], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, str(path)],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

@@ -1,4 +1,5 @@
-"""Preparing in parts on many machines gives the bytes of one run, in any order and after any loss."""
+"""Preparing in parts on many machines gives the bytes of one run, in any order and after any
+loss."""
 
 from __future__ import annotations
 
@@ -27,23 +28,40 @@ from tests.data.test_sources import howto
 
 def contents(out: Path) -> dict[str, bytes]:
     """Everything but the options, which name the folders."""
-    paths = [path for path in out.rglob("*") if path.is_file() and path.name not in ("prepare.json", "dataset.json")]
+    paths = [
+        path
+        for path in out.rglob("*")
+        if path.is_file() and path.name not in ("prepare.json", "dataset.json")
+    ]
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}
 
 
 def test_parts_in_any_order_and_a_merge_equal_one_run(tmp_path: Path) -> None:
-    for name, source in (("webvid", small_demo(tmp_path / "webvid")), ("howto", howto(tmp_path / "howto"))):
+    for name, source in (
+        ("webvid", small_demo(tmp_path / "webvid")),
+        ("howto", howto(tmp_path / "howto")),
+    ):
         clips = 7 if name == "webvid" else 1
-        prepare(PrepareOptions(source, tmp_path / f"{name}-whole", shard_clips=clips, workers=2), progress=False)
+        prepare(
+            PrepareOptions(source, tmp_path / f"{name}-whole", shard_clips=clips, workers=2),
+            progress=False,
+        )
         out = tmp_path / f"{name}-parts"
         for part in (3, 1):
-            summary = prepare(PrepareOptions(source, out, shard_clips=clips, workers=2, part=(part, 3)), progress=False)
+            summary = prepare(
+                PrepareOptions(source, out, shard_clips=clips, workers=2, part=(part, 3)),
+                progress=False,
+            )
             assert "merge" in (summary.part or "")
         with pytest.raises(DataError, match=r"no dataset\.json"):
             Index(out, "train")
-        with pytest.raises(DataError, match=r"shards of .* are not prepared yet, first: train-00001"):
+        with pytest.raises(
+            DataError, match=r"shards of .* are not prepared yet, first: train-00001"
+        ):
             prepare(PrepareOptions(source, out, shard_clips=clips, merge=True), progress=False)
-        prepare(PrepareOptions(source, out, shard_clips=clips, workers=2, part=(2, 3)), progress=False)
+        prepare(
+            PrepareOptions(source, out, shard_clips=clips, workers=2, part=(2, 3)), progress=False
+        )
         merged = prepare(PrepareOptions(source, out, shard_clips=clips, merge=True), progress=False)
         assert merged.clips["train"] == (40 if name == "webvid" else 4)
         assert contents(out) == contents(tmp_path / f"{name}-whole")
@@ -84,7 +102,9 @@ def test_what_storage_does_to_a_worker_says_nothing_about_the_clip(tmp_path: Pat
             list(pool.map([task(Path("/dev/full"))]))
 
 
-def test_a_file_that_no_tar_holds_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_no_tar_holds_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     video = write_video(tmp_path / "a.mp4")
     monkeypatch.setattr(work, "LARGEST", 1000)
     with pytest.raises(ProbeError, match="--short-side") as error:
@@ -94,7 +114,10 @@ def test_a_file_that_no_tar_holds_is_refused_by_name(tmp_path: Path, monkeypatch
 
 def test_a_source_that_grew_meanwhile_is_refused(tmp_path: Path) -> None:
     source = small_demo(tmp_path / "source", 10)
-    prepare(PrepareOptions(source, tmp_path / "out", shard_clips=5, workers=1, part=(1, 2)), progress=False)
+    prepare(
+        PrepareOptions(source, tmp_path / "out", shard_clips=5, workers=1, part=(1, 2)),
+        progress=False,
+    )
     with (source / "results_demo_train.csv").open("a") as file:
         file.write("999,,PT,x,more\n")
     with pytest.raises(DataError, match=r"lists {'train': 11} now, and listed {'train': 10} when"):
@@ -102,22 +125,42 @@ def test_a_source_that_grew_meanwhile_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("makes", [True, False])
-def test_an_array_task_goes_back_into_the_queue_before_its_time_limit_if_it_gets_on(tmp_path: Path, makes: bool) -> None:
+def test_an_array_task_goes_back_into_the_queue_before_its_time_limit_if_it_gets_on(
+    tmp_path: Path, makes: bool
+) -> None:
     """With stand-ins for sbatch, scontrol and Python."""
     made = "out/parts/train-00000.parquet" if makes else ""
     stand_ins = {
         "sbatch": "true",
         "scontrol": f'echo "$@" >>"{tmp_path}/scontrol.log"; kill -TERM $PPID',
-        "python": f'cd "{tmp_path}"; mkdir -p out/parts; touch out/prepare.json {made} runs; exec sleep 60',
+        "python": (
+            f'cd "{tmp_path}"; mkdir -p out/parts; touch out/prepare.json {made} runs; exec'
+            " sleep 60"
+        ),
     }
     for name, line in stand_ins.items():
         path = tmp_path / "bin" / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"#!/bin/sh\n{line}\n")
         path.chmod(0o755)
-    env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "PYTHON": f"{tmp_path}/bin/python", "SLURM_SUBMIT_DIR": str(ROOT)}
-    env |= {"SLURM_JOB_ID": "78", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_MAX": "2"}
-    command = ["bash", str(ROOT / "slurm" / "prepare_array.sh"), "source", "--out", str(tmp_path / "out")]
+    env = {
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+        "PYTHON": f"{tmp_path}/bin/python",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+    }
+    env |= {
+        "SLURM_JOB_ID": "78",
+        "SLURM_ARRAY_JOB_ID": "77",
+        "SLURM_ARRAY_TASK_ID": "2",
+        "SLURM_ARRAY_TASK_MAX": "2",
+    }
+    command = [
+        "bash",
+        str(ROOT / "slurm" / "prepare_array.sh"),
+        "source",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     with (tmp_path / "said").open("w") as said:
         job = subprocess.Popen(command, env=env, stderr=said, start_new_session=True)
     try:
@@ -128,7 +171,9 @@ def test_an_array_task_goes_back_into_the_queue_before_its_time_limit_if_it_gets
         os.killpg(job.pid, signal.SIGKILL)
     log = tmp_path / "scontrol.log"
     assert (log.read_text() if log.exists() else "") == ("requeue 78\n" if makes else "")
-    assert ("nothing was finished within the time limit" in (tmp_path / "said").read_text()) != makes
+    assert (
+        "nothing was finished within the time limit" in (tmp_path / "said").read_text()
+    ) != makes
 
 
 def test_slurm_array_makes_the_parts_and_submits_one_merge(tmp_path: Path) -> None:
@@ -148,10 +193,25 @@ def test_slurm_array_makes_the_parts_and_submits_one_merge(tmp_path: Path) -> No
         "SLURM_ARRAY_TASK_MAX": "2",
         "SLURM_JOB_PARTITION": "cpu",
     }
-    command = ["bash", str(ROOT / "slurm" / "prepare_array.sh"), str(source), "--out", str(out), "--shard-clips", "4"]
+    command = [
+        "bash",
+        str(ROOT / "slurm" / "prepare_array.sh"),
+        str(source),
+        "--out",
+        str(out),
+        "--shard-clips",
+        "4",
+    ]
 
     def run(**environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, env={**base, **environment}, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command,
+            env={**base, **environment},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     assert run().returncode == 2, "without an array it says how to submit"
     for task, restarts in (("1", "0"), ("1", "1"), ("2", "0")):

@@ -1,4 +1,5 @@
-"""A prepared folder is mended by the command that made it: what is lost, what was not there, what somebody killed."""
+"""A prepared folder is mended by the command that made it: what is lost, what was not there, what
+somebody killed."""
 
 from __future__ import annotations
 
@@ -59,7 +60,9 @@ def test_media_that_are_nowhere_stop_it_before_anything_is_written(
     names = [f"{k}.mp4" for k in range(20)]
     source, out = own(tmp_path / "in", names), tmp_path / "out"
     (tmp_path / "unmounted").mkdir()
-    with pytest.raises(DataError, match=r"none of the first \d+ files .* --videos name the right folder"):
+    with pytest.raises(
+        DataError, match=r"none of the first \d+ files .* --videos name the right folder"
+    ):
         run(source, out, videos=tmp_path / "unmounted", part=part)
     assert not list((out / "shards").iterdir())
     for name in names[:2]:
@@ -68,8 +71,14 @@ def test_media_that_are_nowhere_stop_it_before_anything_is_written(
     assert found.bad == {"missing": 18 if part is None else 10}
 
 
-def test_storage_that_goes_away_meanwhile_makes_no_clip_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, media, out = own(tmp_path / "in", [f"{k}.mp4" for k in range(12)]), tmp_path / "media", tmp_path / "out"
+def test_storage_that_goes_away_meanwhile_makes_no_clip_bad(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, media, out = (
+        own(tmp_path / "in", [f"{k}.mp4" for k in range(12)]),
+        tmp_path / "media",
+        tmp_path / "out",
+    )
     for k in range(12):
         write_video(media / f"{k}.mp4", frames=6)
     write = shards.write_shard
@@ -83,7 +92,12 @@ def test_storage_that_goes_away_meanwhile_makes_no_clip_bad(tmp_path: Path, monk
         prepare(PrepareOptions(source, out, videos=media, shard_clips=1, workers=1), progress=False)
     monkeypatch.undo()
     (tmp_path / "unmounted").rename(media)
-    assert prepare(PrepareOptions(source, out, videos=media, shard_clips=1, workers=1), progress=False).bad == {}
+    assert (
+        prepare(
+            PrepareOptions(source, out, videos=media, shard_clips=1, workers=1), progress=False
+        ).bad
+        == {}
+    )
 
 
 def test_a_retry_takes_what_has_come_meanwhile_and_leaves_the_other_shards(tmp_path: Path) -> None:
@@ -133,7 +147,8 @@ def test_a_retry_that_was_interrupted_does_not_begin_again(tmp_path: Path) -> No
 
 
 def dying(pipe: Connection, limits: Limits) -> None:
-    """Answers with the task; one that is a path kills the process until the file has a line for each time that the task says."""
+    """Answers with the task; one that is a path kills the process until the file has a line for
+    each time that the task says."""
     while (task := pipe.recv()) is not None:
         path, times = task
         with path.open("a") as file:
@@ -146,7 +161,12 @@ def dying(pipe: Connection, limits: Limits) -> None:
 def test_a_clip_whose_process_was_killed_is_tried_once_more(tmp_path: Path) -> None:
     pool = ProbePool(2, Limits(), dying)
     with contextlib.closing(pool):
-        found = {number: reason for number, reason, _ in pool.map([(tmp_path / str(times), times) for times in (0, 1, 2, 0, 1)])}
+        found = {
+            number: reason
+            for number, reason, _ in pool.map(
+                [(tmp_path / str(times), times) for times in (0, 1, 2, 0, 1)]
+            )
+        }
     assert found[0] == found[1] == found[3] is None
     assert found[2] == "killed"
 
@@ -164,7 +184,9 @@ def test_a_jpeg_that_was_cut_off_is_no_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rate", [24, 30, 50, 60])
-def test_times_rounded_to_milliseconds_are_a_constant_rate_and_every_frame_is_found(tmp_path: Path, rate: int) -> None:
+def test_times_rounded_to_milliseconds_are_a_constant_rate_and_every_frame_is_found(
+    tmp_path: Path, rate: int
+) -> None:
     """As YouTube's WebM and Matroska files have them; here with 300 frames."""
     path = write_video(tmp_path / "a.mkv", codec="libx264", frames=300, rate=rate, gop=12)
     columns = probe(path.read_bytes(), "mkv", Limits())

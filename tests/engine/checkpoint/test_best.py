@@ -14,7 +14,10 @@ def test_the_best_is_kept_and_patience_ends(tmp_path: Path) -> None:
     best = Best(Selection("accuracy", patience=2), tmp_path)
     assert best.lacks(10)
     values = {10: 40.0, 20: float("nan"), 30: 41.0, 40: 41.0}
-    assert [step for step, value in values.items() if best.judge(step, {"accuracy": value})] == [10, 30]
+    assert [step for step, value in values.items() if best.judge(step, {"accuracy": value})] == [
+        10,
+        30,
+    ]
     assert not best.lacks(40)
     assert not best.exhausted
     assert not best.judge(50, {"accuracy": 12.0})
@@ -24,7 +27,9 @@ def test_the_best_is_kept_and_patience_ends(tmp_path: Path) -> None:
     assert (tmp_path / "best.json").is_file()
 
 
-def test_without_patience_training_never_stops_early_and_an_unknown_metric_lists_those_there_are(tmp_path: Path) -> None:
+def test_without_patience_training_never_stops_early_and_an_unknown_metric_lists_those_there_are(
+    tmp_path: Path,
+) -> None:
     best = Best(Selection("accuracy"), tmp_path)
     assert best.judge(1, {"accuracy": 1.0})
     assert not any(best.judge(step, {"accuracy": 0.0}) for step in range(2, 50))

@@ -1,6 +1,8 @@
-"""Optimizer state on a disk: the same weights as without, and a run that goes on from a checkpoint gives the same bits.
+"""Optimizer state on a disk: the same weights as without, and a run that goes on from a checkpoint
+gives the same bits.
 
-Not in CI: DeepSpeed compiles its async_io for it (libaio-dev; ten minutes of one core). `NVME_DIR=FOLDER pytest tests/engine/checkpoint/test_nvme.py`
+Not in CI: DeepSpeed compiles its async_io for it (libaio-dev; ten minutes of one core).
+`NVME_DIR=FOLDER pytest tests/engine/checkpoint/test_nvme.py`
 """
 
 from __future__ import annotations
@@ -15,18 +17,24 @@ import torch
 from tests.benchmarks.equality_matrix import OPTIONS, TOLERANCE, trace
 from tests.engine.ranks import RankServer
 
-pytestmark = pytest.mark.skipif("NVME_DIR" not in os.environ, reason="NVME_DIR names no folder on a disk; see the file")
+pytestmark = pytest.mark.skipif(
+    "NVME_DIR" not in os.environ, reason="NVME_DIR names no folder on a disk; see the file"
+)
 MODEL = {"hidden_size": 192, "num_hidden_layers": 2}
 """Large enough for a group of a MiB, which is what DeepSpeed puts on the disk."""
 
 
 def train(server: RankServer, out: Path, config: str, world: int) -> None:
-    codes, output = server.run(out, world, **OPTIONS | {"save_every": 2, "lr": 1e-5}, model=MODEL, ds_config=config)
+    codes, output = server.run(
+        out, world, **OPTIONS | {"save_every": 2, "lr": 1e-5}, model=MODEL, ds_config=config
+    )
     assert codes == [0] * world, output
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_run_with_its_state_on_a_disk_continues_bit_equal(server: RankServer, tmp_path: Path, world: int) -> None:
+def test_a_run_with_its_state_on_a_disk_continues_bit_equal(
+    server: RankServer, tmp_path: Path, world: int
+) -> None:
     train(server, tmp_path / "memory", "zero3_fp32", world)
     train(server, tmp_path / "disk", "zero3_offload_nvme_fp32", world)
     swapped = list((tmp_path / "disk" / "checkpoints" / "step-00000002").rglob("exp_avg-*.swp"))

@@ -1,5 +1,5 @@
-"""ZeRO stages, tensor-parallel sizes and numbers of ranks compute the same, and checkpoints move between them. The whole matrix:
-tests/benchmarks/equality_matrix.py."""
+"""ZeRO stages, tensor-parallel sizes and numbers of ranks compute the same, and checkpoints move
+between them. The whole matrix: tests/benchmarks/equality_matrix.py."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def assert_same(found: Trace, expected: Trace) -> None:
 
 
 @pytest.mark.parametrize("place", [SPLIT, Place(0, 2, 2), Place(3, 2, 2)], ids=str)
-def test_divided_layers_give_the_losses_gradient_norms_and_weights_of_whole_ones(runs: Path, whole: Trace, place: Place) -> None:
+def test_divided_layers_give_the_losses_gradient_norms_and_weights_of_whole_ones(
+    runs: Path, whole: Trace, place: Place
+) -> None:
     assert_same(trace(runs / str(place)), whole)
 
 
@@ -72,7 +74,9 @@ def test_at_the_same_layout_divided_training_continues_bit_equal_and_may_recompu
 ) -> None:
     shutil.copytree(runs / str(SPLIT), tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000006")
-    codes, output = server.run(tmp_path / "run", SPLIT.world, **SPLIT.options(), activation_checkpointing=True)
+    codes, output = server.run(
+        tmp_path / "run", SPLIT.world, **SPLIT.options(), activation_checkpointing=True
+    )
     assert codes == [0] * SPLIT.world, output
     assert "divided anew" not in output
     assert trace(tmp_path / "run").differences(trace(runs / str(SPLIT))) == (0, 0, 0)
@@ -80,7 +84,9 @@ def test_at_the_same_layout_divided_training_continues_bit_equal_and_may_recompu
 
 def test_the_moments_of_every_layout_are_the_same_by_name(runs: Path) -> None:
     first, *others = (
-        SavedState(folder / "checkpoints" / "step-00000006") for folder in sorted(runs.iterdir()) if folder.is_dir()
+        SavedState(folder / "checkpoints" / "step-00000006")
+        for folder in sorted(runs.iterdir())
+        if folder.is_dir()
     )
     assert first.step == 6
     for other in others:
@@ -94,7 +100,10 @@ def test_the_moments_of_every_layout_are_the_same_by_name(runs: Path) -> None:
 
 def test_ranks_of_a_group_hold_equal_copies_of_what_is_not_divided(runs: Path) -> None:
     folder = runs / str(Place(0, 2, 2)) / "checkpoints" / "step-00000006" / "deepspeed"
-    parts = [torch.load(folder / f"mp_rank_0{part}_model_states.pt", weights_only=False)["module"] for part in (0, 1)]
+    parts = [
+        torch.load(folder / f"mp_rank_0{part}_model_states.pt", weights_only=False)["module"]
+        for part in (0, 1)
+    ]
     divided = re.compile(r"(qkv|fc1)\.(weight|bias)|(proj|fc2)\.weight")
     for name, value in parts[0].items():
         if value is not None:
@@ -103,22 +112,29 @@ def test_ranks_of_a_group_hold_equal_copies_of_what_is_not_divided(runs: Path) -
 
 def test_divided_checkpoints_are_exported_from_their_partitions(runs: Path, tmp_path: Path) -> None:
     folder = runs / str(SPLIT) / "checkpoints" / "step-00000006"
-    assert convert(["to-safetensors", str(folder), "--out", str(tmp_path / "joined"), "--from-shards"]) == 0
+    assert (
+        convert(["to-safetensors", str(folder), "--out", str(tmp_path / "joined"), "--from-shards"])
+        == 0
+    )
     assert convert(["diff", str(folder), str(tmp_path / "joined"), "--json"]) == 0
 
 
 def test_contrast_gathers_the_clips_of_data_ranks_only(server: RankServer, tmp_path: Path) -> None:
-    """Two data ranks, each whole or divided in two: the same negatives, the same gradients through the gathering."""
+    """Two data ranks, each whole or divided in two: the same negatives, the same gradients through
+    the gathering."""
     found = []
     for place in (Place(1, 1, 2), SPLIT):
-        codes, output = server.run(tmp_path / str(place), place.world, **place.options(), contrast=True)
+        codes, output = server.run(
+            tmp_path / str(place), place.world, **place.options(), contrast=True
+        )
         assert codes == [0] * place.world, output
         found.append(trace(tmp_path / str(place)))
     assert_same(*found)
 
 
 def test_16_bit_masters_move_unrounded(server: RankServer, tmp_path: Path) -> None:
-    """ZeRO 1 and 2 compute alike on one rank, bit for bit; rounded masters would show. ZeRO 0 does not: it adds gradients up in 16 bits."""
+    """ZeRO 1 and 2 compute alike on one rank, bit for bit; rounded masters would show. ZeRO 0 does
+    not: it adds gradients up in 16 bits."""
     train(server, tmp_path / "run", Place(1, 1, 1, "bf16"))
     move(server, tmp_path / "run", tmp_path / "moved", Place(2, 1, 1, "bf16"))
     assert trace(tmp_path / "moved").differences(trace(tmp_path / "run")) == (0, 0, 0)
@@ -126,7 +142,9 @@ def test_16_bit_masters_move_unrounded(server: RankServer, tmp_path: Path) -> No
     for source, target in (("run", Place(0, 1, 1, "bf16")), ("low", Place(1, 1, 1, "bf16"))):
         move(server, tmp_path / source, tmp_path / f"{source}-moved", target)
         found, expected = trace(tmp_path / f"{source}-moved"), trace(tmp_path / source)
-        assert found.losses[: CUT + 1] == expected.losses[: CUT + 1], "the same weights compute the first step after the move"
+        assert found.losses[: CUT + 1] == expected.losses[: CUT + 1], (
+            "the same weights compute the first step after the move"
+        )
 
 
 def test_optimizer_state_in_host_memory_computes_the_same_and_moves(
@@ -149,7 +167,9 @@ def test_a_nan_skips_the_step_on_all_ranks_of_a_group(server: RankServer, tmp_pa
     assert all(torch.isfinite(value).all() for value in found.weights.values())  # type: ignore[arg-type]
 
 
-def test_sizes_that_do_not_divide_are_refused_with_the_valid_ones(server: RankServer, tmp_path: Path) -> None:
+def test_sizes_that_do_not_divide_are_refused_with_the_valid_ones(
+    server: RankServer, tmp_path: Path
+) -> None:
     options = {"ds_config": "zero1_fp32", "micro_batch": 1}
     codes, output = server.run(tmp_path / "run", 1, **options, tensor_parallel=2)
     assert codes == [2]
@@ -158,11 +178,19 @@ def test_sizes_that_do_not_divide_are_refused_with_the_valid_ones(server: RankSe
     assert codes == [2] * 3
     assert "does not divide the model's 2 attention heads; valid for this size: 1, 2" in output
     with pytest.raises(ConfigError, match="choose zero1"):
-        ds_config.resolve(TrainConfig(ds_config="zero0_bf16", tensor_parallel=2, global_batch=16), 1, True)
+        ds_config.resolve(
+            TrainConfig(ds_config="zero0_bf16", tensor_parallel=2, global_batch=16), 1, True
+        )
 
 
 def test_what_cannot_move_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    layout = {"stage": 1, "precision": "bf16", "offload": "none", "data_ranks": 2, "tensor_parallel": 1}
+    layout = {
+        "stage": 1,
+        "precision": "bf16",
+        "offload": "none",
+        "data_ranks": 2,
+        "tensor_parallel": 1,
+    }
     with pytest.raises(CheckpointError, match=r"swap files.*--init-from"):
         reshard.load(None, nn.Module(), tmp_path, {**layout, "offload": "nvme", "stage": 3}, layout)
     with pytest.raises(CheckpointError, match="written in bf16, this run computes in fp32"):
@@ -171,12 +199,20 @@ def test_what_cannot_move_is_refused_with_the_way_out(tmp_path: Path) -> None:
 
 def test_the_parts_of_a_parameter_are_whole_heads_and_join_again() -> None:
     heads, head_dim, width = 4, 2, 3
-    rows = torch.tensor([[100 * kind + head for _ in range(head_dim)] for kind in range(3) for head in range(heads)]).flatten()
+    rows = torch.tensor(
+        [[100 * kind + head for _ in range(head_dim)] for kind in range(3) for head in range(heads)]
+    ).flatten()
     qkv, division = rows[:, None].expand(-1, width).contiguous(), Division(0, 3)
     parts = [division.part(qkv, rank, 2) for rank in range(2)]
-    assert parts[1][:, 0].unflatten(0, (3, 2, head_dim))[..., 0].tolist() == [[2, 3], [102, 103], [202, 203]]
+    assert parts[1][:, 0].unflatten(0, (3, 2, head_dim))[..., 0].tolist() == [
+        [2, 3],
+        [102, 103],
+        [202, 203],
+    ]
     assert torch.equal(division.join(parts), qkv)
-    assert torch.equal(Division(1).join([Division(1).part(qkv.T, rank, 4) for rank in range(4)]), qkv.T)
+    assert torch.equal(
+        Division(1).join([Division(1).part(qkv.T, rank, 4) for rank in range(4)]), qkv.T
+    )
 
 
 def test_dropout_inside_divided_layers_drops_the_places_that_whole_layers_drop() -> None:
@@ -194,6 +230,13 @@ def test_dropout_inside_divided_layers_drops_the_places_that_whole_layers_drop()
 
 def test_data_ranks_follow_from_groups_of_neighbours() -> None:
     places = [Layout(rank, 6, 2) for rank in range(6)]
-    assert [(place.data_rank, place.tensor_rank) for place in places] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert [(place.data_rank, place.tensor_rank) for place in places] == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+        (2, 0),
+        (2, 1),
+    ]
     assert places[0].data_world == 3
     assert places[0].one_per_data_rank(list("aabbcc")) == ["a", "b", "c"]

@@ -1,4 +1,5 @@
-"""The planner against what DeepSpeed's ranks hold and send, what autograd keeps, and what torch's counter counts."""
+"""The planner against what DeepSpeed's ranks hold and send, what autograd keeps, and what torch's
+counter counts."""
 
 from __future__ import annotations
 
@@ -22,7 +23,13 @@ from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective
 from allinone.pretrain.recipes import RECIPES
 from tests.engine.measured import MASKED, Case, compare, make_batch, measure
 
-SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 2500, "image_size": 32}
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 2500,
+    "image_size": 32,
+}
 CASES = [
     Case(0, "bf16", 2, model=SMALL),
     Case(1, "bf16", 2, bucket=40_000, model=SMALL),
@@ -35,10 +42,13 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_planned_bytes_are_those_of_deepspeeds_tensors_and_collectives(case: Case) -> None:
-    """Weights, gradients, fp32 masters and moments, buckets between steps, in the backward pass and in the update; bytes of each collective."""
+    """Weights, gradients, fp32 masters and moments, buckets between steps, in the backward pass and
+    in the update; bytes of each collective."""
     lines = {line.what: line for line in compare(case, measure(case))}
     for what, line in lines.items():
-        moment = lines.get(f"{what.partition(':')[0]}: all", line)  # a part is held against all that the rank has at that moment
+        moment = lines.get(
+            f"{what.partition(':')[0]}: all", line
+        )  # a part is held against all that the rank has at that moment
         if not what.startswith("peak"):
             assert abs(line.planned - line.measured) < 0.02 * moment.measured, (case.name, line)
 
@@ -50,7 +60,8 @@ def test_a_rank_keeps_every_parameter_that_touches_its_partition_whole() -> None
 
 
 def test_memory_between_steps_and_peak_of_zero_0_are_the_platforms_figures() -> None:
-    """14 bytes per parameter between steps, 20 at the peak, in bf16: 2.05 GiB for 110M, 18.6 GiB for 1B."""
+    """14 bytes per parameter between steps, 20 at the peak, in bf16: 2.05 GiB for 110M, 18.6 GiB
+    for 1B."""
     for parameters, gib in ((110_000_000, 2.05), (1_000_000_000, 18.6)):
         memory = state_memory([[parameters]], 128, Zero(0, "bf16"))
         assert memory.between.total == 14 * parameters
@@ -72,16 +83,26 @@ def test_planned_activations_are_what_autograd_keeps(
 ) -> None:
     options = ModelOptions("nano", frames=frames, max_text_len=words)
     config = PretrainConfig(out="", data=(), model=options, objective=objective)  # type: ignore[arg-type]
-    model = AllInOneForPreTraining(config.model_config()).to(torch.float32 if element == 4 else torch.bfloat16)
+    model = AllInOneForPreTraining(config.model_config()).to(
+        torch.float32 if element == 4 else torch.bfloat16
+    )
     if recompute:
         model.gradient_checkpointing_enable()
     batch = make_batch(model.config, clips, masked=masked_tokens(model.config))
     gc.collect()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
         kept = StepModule(model, PretrainObjective(objective))(batch)
-    measured = sum(event.nbytes() for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]")
+    measured = sum(
+        event.nbytes()
+        for event in profiler.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    )
     del kept
-    planned = activations(config, element, element, micro_batch=clips, checkpointing=recompute).total
+    planned = activations(
+        config, element, element, micro_batch=clips, checkpointing=recompute
+    ).total
     if recompute:  # each checkpoint also keeps the CPU generator's state
         passes = (objective.mlm > 0) + (objective.vtm > 0) + 2 * (objective.vtc > 0)
         planned += passes * model.config.num_hidden_layers * torch.get_rng_state().numel()
@@ -99,16 +120,23 @@ def test_planned_flops_of_a_whole_step_are_what_torch_counts(frames: int) -> Non
         FlopCounterMode(display=False) as counter,
     ):  # the counter does not see inside fused attention
         module(make_batch(config, clips))[0].backward()
-    planned = clips * sum(sample_flops(config, objective, frames, MASKED, candidates=clips).values())
+    planned = clips * sum(
+        sample_flops(config, objective, frames, MASKED, candidates=clips).values()
+    )
     assert planned == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
 def test_images_are_counted_once_in_joint_steps_and_by_their_share_in_alternating_ones() -> None:
     recipe = RECIPES["plus-cc3m-webvid"][1]
-    video, image = sum(training_cost(recipe).video.values()), sum(training_cost(recipe).images.values())
+    video, image = (
+        sum(training_cost(recipe).video.values()),
+        sum(training_cost(recipe).images.values()),
+    )
     assert training_cost(recipe).total == video + image
     assert 0.3 < image / video < 0.36, "an image is one frame of three"
-    alternate = replace(recipe, cotrain=replace(recipe.cotrain, image_mode="alternate", image_share=0.25))
+    alternate = replace(
+        recipe, cotrain=replace(recipe.cotrain, image_mode="alternate", image_share=0.25)
+    )
     assert training_cost(alternate).total == pytest.approx(0.75 * video + 0.25 * image)
     assert training_cost(replace(recipe, cotrain=CoTrainOptions())).total == video
 
@@ -117,10 +145,14 @@ def test_rings_take_the_time_of_their_slowest_link() -> None:
     a100, hdr, ethernet = DEVICES["a100-80g"], NETWORKS["ib-hdr"], NETWORKS["eth-100"]
     assert collective_seconds("all_reduce", 1e9, 1, 1, a100, hdr) == 0
     inside = collective_seconds("all_reduce", 1e9, 1, 8, a100, ethernet)
-    assert inside == pytest.approx(2 * 7 / 8 * 1e9 / 240e9, rel=0.02), "eight GPUs of a node do not use the network"
+    assert inside == pytest.approx(2 * 7 / 8 * 1e9 / 240e9, rel=0.02), (
+        "eight GPUs of a node do not use the network"
+    )
     across = collective_seconds("all_reduce", 1e9, 1, 128, a100, ethernet)
     assert across == pytest.approx(2 * 127 / 128 * 1e9 / (12.5e9 * 0.7), rel=0.02)
-    assert collective_seconds("all_gather", 1e9, 1, 128, a100, ethernet) == pytest.approx(across / 2, rel=0.01)
+    assert collective_seconds("all_gather", 1e9, 1, 128, a100, ethernet) == pytest.approx(
+        across / 2, rel=0.01
+    )
 
 
 def test_zero_1_is_recommended_at_110m_parameters_and_zero_3_where_only_it_fits() -> None:
@@ -129,12 +161,17 @@ def test_zero_1_is_recommended_at_110m_parameters_and_zero_3_where_only_it_fits(
     def best(parameters: int) -> int:
         job = Job([[1_000_000] * (parameters // 1_000_000)], 128, 2048, 7e11, 0.4, 1 / 3)
         kept = Activations(8e9, 4e9, 1e8)
-        found = [candidate(job, f"zero{stage}_bf16", Zero(stage, "bf16"), 16, kept, device, network) for stage in range(4)]
+        found = [
+            candidate(job, f"zero{stage}_bf16", Zero(stage, "bf16"), 16, kept, device, network)
+            for stage in range(4)
+        ]
         return recommend(found)[0].stage
 
     assert best(110_000_000) == 1
     assert best(9_000_000_000) == 3
-    with pytest.raises(ValueError, match=r"nothing fits: the smallest, zero\d_bf16 with micro-batch 16, needs"):
+    with pytest.raises(
+        ValueError, match=r"nothing fits: the smallest, zero\d_bf16 with micro-batch 16, needs"
+    ):
         best(100_000_000_000)
 
 
@@ -154,5 +191,7 @@ def test_every_device_is_found_by_its_planning_name_and_by_cudas() -> None:
 def test_one_rank_sends_nothing_and_stage_2_reduces_every_micro_batch() -> None:
     groups = [[100_000], [64]]
     assert traffic(groups, 1, Zero(1, "bf16")) == []
-    reduced = {stage: traffic(groups, 4, Zero(stage, "bf16"), accumulation=3)[0].bytes for stage in (1, 2)}
+    reduced = {
+        stage: traffic(groups, 4, Zero(stage, "bf16"), accumulation=3)[0].bytes for stage in (1, 2)
+    }
     assert reduced[2] == 3 * reduced[1] == 3 * 2 * 100_064

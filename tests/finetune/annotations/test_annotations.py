@@ -1,4 +1,5 @@
-"""Arithmetic of VQAv2, held-out parts of Karpathy and UCF101, the leak check. All formats: test_readers, test_reader_traps."""
+"""Arithmetic of VQAv2, held-out parts of Karpathy and UCF101, the leak check. All formats:
+test_readers, test_reader_traps."""
 
 from __future__ import annotations
 
@@ -11,13 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allinone.finetune.annotations import karpathy, ucf101, vqav2_text
-from allinone.finetune.annotations.schema import AnnotationError, LabelItem, Media, RetrievalItem, Split, assert_disjoint
+from allinone.finetune.annotations.schema import (
+    AnnotationError,
+    LabelItem,
+    Media,
+    RetrievalItem,
+    Split,
+    assert_disjoint,
+)
 
 
 @given(st.lists(st.booleans(), min_size=10, max_size=10))
 def test_vqa_accuracy_is_the_mean_over_all_nine_of_ten_annotators(agree: list[bool]) -> None:
     answers = ["yes" if same else "no" for same in agree]
-    brute = [min(1.0, part.count("yes") / 3) for part in map(list, itertools.combinations(answers, 9))]
+    brute = [
+        min(1.0, part.count("yes") / 3) for part in map(list, itertools.combinations(answers, 9))
+    ]
     assert vqav2_text.accuracy("yes", answers) == pytest.approx(sum(brute) / 10)
 
 
@@ -40,15 +50,33 @@ def test_vqa_answers_are_normalised_as_the_official_evaluation_does(raw: str, pl
 def karpathy_file(folder: Path) -> None:
     def image(number: int, split: str, captions: int) -> dict[str, object]:
         part = "train2014" if split == "train" else "val2014"
-        sentences = [{"raw": f"caption {k} of {number}", "tokens": [], "imgid": number, "sentid": k} for k in range(captions)]
+        sentences = [
+            {"raw": f"caption {k} of {number}", "tokens": [], "imgid": number, "sentid": k}
+            for k in range(captions)
+        ]
         name = f"COCO_{part}_{number:012d}.jpg"
-        return {"filepath": part, "filename": name, "cocoid": number, "imgid": number, "split": split, "sentences": sentences}
+        return {
+            "filepath": part,
+            "filename": name,
+            "cocoid": number,
+            "imgid": number,
+            "split": split,
+            "sentences": sentences,
+        }
 
-    images = [image(1, "train", 5), image(2, "restval", 6), image(3, "val", 5), image(4, "test", 7), image(5, "test", 0)]
+    images = [
+        image(1, "train", 5),
+        image(2, "restval", 6),
+        image(3, "val", 5),
+        image(4, "test", 7),
+        image(5, "test", 0),
+    ]
     (folder / "dataset_coco.json").write_text(json.dumps({"dataset": "coco", "images": images}))
 
 
-def test_karpathys_train_holds_restval_and_a_row_without_captions_is_counted(tmp_path: Path) -> None:
+def test_karpathys_train_holds_restval_and_a_row_without_captions_is_counted(
+    tmp_path: Path,
+) -> None:
     karpathy_file(tmp_path)
     train = karpathy.load(tmp_path, "train", dataset="coco")
     assert [item.media.path for item in train.items] == [
@@ -73,14 +101,18 @@ def test_ucf101_labels_count_from_one_and_groups_are_held_out_whole(tmp_path: Pa
         for group in range(8, 26)
         for clip in (1, 2)
     ]
-    (tmp_path / "trainlist01.txt").write_text("".join(f"{name} {number}\n" for name, number in names) + "Archery/odd.avi 1\n")
+    (tmp_path / "trainlist01.txt").write_text(
+        "".join(f"{name} {number}\n" for name, number in names) + "Archery/odd.avi 1\n"
+    )
     (tmp_path / "testlist01.txt").write_text("Archery/v_Archery_g01_c01.avi\n")
     whole = ucf101.load(tmp_path, "train-full", fold=1)
     assert {item.label for item in whole.items if isinstance(item, LabelItem)} == {0, 1}
     assert len(whole.items) == len(names)
     assert any("number of the folder's class" in note for note in whole.notes)
     train, held = ucf101.load(tmp_path, "train", fold=1), ucf101.load(tmp_path, "held-out", fold=1)
-    assert {item.id for item in train.items} | {item.id for item in held.items} == {item.id for item in whole.items}
+    assert {item.id for item in train.items} | {item.id for item in held.items} == {
+        item.id for item in whole.items
+    }
     assert not {item.id[:-4] for item in train.items} & {item.id[:-4] for item in held.items}
     test = ucf101.load(tmp_path, "test", fold=1)
     assert [item.label for item in test.items if isinstance(item, LabelItem)] == [1]
@@ -88,8 +120,14 @@ def test_ucf101_labels_count_from_one_and_groups_are_held_out_whole(tmp_path: Pa
 
 def test_splits_that_share_a_video_are_refused_with_an_example() -> None:
     def split(name: str, *ids: str) -> Split:
-        return Split(name, [LabelItem(f"{name}-{i}", Media(i, f"{i}.mp4"), 0) for i in ids], (f"{name}.json",))
+        return Split(
+            name,
+            [LabelItem(f"{name}-{i}", Media(i, f"{i}.mp4"), 0) for i in ids],
+            (f"{name}.json",),
+        )
 
     assert_disjoint(split("train", "a", "b"), split("test", "c"))
-    with pytest.raises(AnnotationError, match=r"'train' and 'test' share 1 media items, for example b"):
+    with pytest.raises(
+        AnnotationError, match=r"'train' and 'test' share 1 media items, for example b"
+    ):
         assert_disjoint(split("train", "a", "b"), split("test", "b", "c"))

@@ -41,7 +41,7 @@ from tests.finetune import official
 from tests.finetune.annotations.test_readers import load_vcr
 from tests.finetune.official import Sample
 
-# -- MSR-VTT ---------------------------------------------------------------------------------------------------------------------------------------
+# -- MSR-VTT ---------------------------------------------------------------------------------------
 
 
 def retrieval(folder: Path, split: str, protocol: str = "9k") -> Split:
@@ -53,7 +53,9 @@ def ids(split: Split) -> list[str]:
 
 
 @pytest.mark.parametrize("form", ["own", "clip4clip", "frozen"])
-def test_msrvtts_three_forms_of_captions_give_the_same_items(form: str, samples: Callable[[str], Sample], tmp_path: Path) -> None:
+def test_msrvtts_three_forms_of_captions_give_the_same_items(
+    form: str, samples: Callable[[str], Sample], tmp_path: Path
+) -> None:
     folder = official.msrvtt(tmp_path, form).annotations
     reference = samples("msrvtt").annotations
     for protocol, split in (
@@ -65,10 +67,14 @@ def test_msrvtts_three_forms_of_captions_give_the_same_items(form: str, samples:
         ("full", "test"),
         ("1k-b", "test"),
     ):
-        assert list(retrieval(folder, split, protocol).items) == list(retrieval(reference, split, protocol).items)
+        assert list(retrieval(folder, split, protocol).items) == list(
+            retrieval(reference, split, protocol).items
+        )
 
 
-def test_msrvtts_training_lists_are_derived_from_the_protocol_where_they_are_not_there(tmp_path: Path) -> None:
+def test_msrvtts_training_lists_are_derived_from_the_protocol_where_they_are_not_there(
+    tmp_path: Path,
+) -> None:
     folder = official.msrvtt(tmp_path).annotations
     listed = {protocol: ids(retrieval(folder, "train-full", protocol)) for protocol in ("9k", "7k")}
     assert listed["9k"] == [f"video{v}" for v in (0, 1, 2, 3, 4, 5, 6513, 6514, 7010, 7012)]
@@ -86,17 +92,30 @@ def test_msrvtts_1k_a_test_has_one_caption_per_video_and_the_full_test_all(
 ) -> None:
     folder = samples("msrvtt").annotations
     first = retrieval(folder, "test").items[0]
-    assert first == RetrievalItem("video7011", Media("video7011", "video7011"), ('a dog, 7011, "runs"',))
+    assert first == RetrievalItem(
+        "video7011", Media("video7011", "video7011"), ('a dog, 7011, "runs"',)
+    )
     full = retrieval(folder, "test", "full")
-    assert [len(item.captions) for item in full.items if isinstance(item, RetrievalItem)] == [3, 3, 3, 3]
-    assert [item.captions for item in retrieval(folder, "test", "1k-b").items if isinstance(item, RetrievalItem)] == [
+    assert [len(item.captions) for item in full.items if isinstance(item, RetrievalItem)] == [
+        3,
+        3,
+        3,
+        3,
+    ]
+    assert [
+        item.captions
+        for item in retrieval(folder, "test", "1k-b").items
+        if isinstance(item, RetrievalItem)
+    ] == [
         (official.msrvtt_caption(7010, 0),),
         (official.msrvtt_caption(7012, 0),),
     ]
     copy = official.msrvtt(tmp_path).annotations
     with (copy / "MSRVTT_JSFUSION_test.csv").open("a") as file:
         file.write("ret9,msr7011,video7011,another caption\n")
-    with pytest.raises(AnnotationError, match=r"video7011 stands twice .*exactly one caption per video"):
+    with pytest.raises(
+        AnnotationError, match=r"video7011 stands twice .*exactly one caption per video"
+    ):
         retrieval(copy, "test")
 
 
@@ -107,7 +126,10 @@ def test_msrvtts_caption_index_pickle_is_refused_and_the_csv_named(tmp_path: Pat
     lists.mkdir(parents=True)
     (lists / "jsfusion_val_caption_idx.pkl").write_bytes(b"cos\nsystem\n(S'touch /tmp/owned'\ntR.")
     with pytest.raises(
-        AnnotationError, match=r"jsfusion_val_caption_idx.pkl.*pickle.*refused. Put MSRVTT_JSFUSION_test.csv beside it"
+        AnnotationError,
+        match=(
+            r"jsfusion_val_caption_idx.pkl.*pickle.*refused. Put MSRVTT_JSFUSION_test.csv beside it"
+        ),
     ):
         retrieval(folder, "test")
 
@@ -120,40 +142,66 @@ def test_msrvtts_caption_index_pickle_is_refused_and_the_csv_named(tmp_path: Pat
         ("1k-b", "train_list_miech.txt", "video0\n7010\n"),
     ],
 )
-def test_msrvtts_training_lists_that_hold_test_videos_are_refused(protocol: str, name: str, content: str, tmp_path: Path) -> None:
+def test_msrvtts_training_lists_that_hold_test_videos_are_refused(
+    protocol: str, name: str, content: str, tmp_path: Path
+) -> None:
     folder = official.msrvtt(tmp_path).annotations
     (folder / name).write_text(content)
     for split in ("train", "held-out", "train-full"):
-        with pytest.raises(AnnotationError, match=rf"{name} names 1 videos of .*video70\d\d: a result would be leaked"):
+        with pytest.raises(
+            AnnotationError,
+            match=rf"{name} names 1 videos of .*video70\d\d: a result would be leaked",
+        ):
             retrieval(folder, split, protocol)
-    with pytest.raises(AnnotationError, match="no protocol 'miech'; choose one of: 9k, 7k, full, 1k-b"):
+    with pytest.raises(
+        AnnotationError, match="no protocol 'miech'; choose one of: 9k, 7k, full, 1k-b"
+    ):
         retrieval(folder, "train", "miech")
 
 
 def test_msrvtts_ids_are_numbers_names_or_jsfusions_and_nothing_else(tmp_path: Path) -> None:
     folder = official.msrvtt(tmp_path).annotations
     rows = [
-        {"answer": "couch", "question": "where is it?", "video_id": "video7010", "answer_type": "where"},
+        {
+            "answer": "couch",
+            "question": "where is it?",
+            "video_id": "video7010",
+            "answer_type": "where",
+        },
         {"answer": "dog", "question": "Who barks?", "video_id": 7011},
         {"answer": "dog", "question": "is it a dog?", "video_id": "clip7011"},
     ]
     (folder / "test_qa.json").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (folder / "train_ans2label.json").write_text('{"cat": 1, "dog": 0, "couch": 2}')
     split = msrvtt.load(folder, "test", task="qa")
-    assert [(item.media.id, item.kind, item.answers) for item in split.items if isinstance(item, QAItem)] == [
+    assert [
+        (item.media.id, item.kind, item.answers) for item in split.items if isinstance(item, QAItem)
+    ] == [
         ("video7010", "where", ("couch",)),
         ("video7011", "who", ("dog",)),
     ]
     assert split.answer_space == ("dog", "cat", "couch")
-    assert any("neither a number nor video<number>: 1 (test_qa.json:3)" in note for note in split.notes)
+    assert any(
+        "neither a number nor video<number>: 1 (test_qa.json:3)" in note for note in split.notes
+    )
 
 
 def test_msrvtts_three_forms_of_multiple_choice_agree_and_training_options_are_of_other_videos(
     samples: Callable[[str], Sample],
 ) -> None:
     folder = samples("msrvtt").annotations
-    forms = [msrvtt.load(path, "test", task="choice") for path in (folder, folder / "other", folder / "another")]
-    found = [[(item.media, item.choices, item.answer) for item in form.items if isinstance(item, ChoiceItem)] for form in forms]
+    forms = [
+        msrvtt.load(path, "test", task="choice")
+        for path in (folder, folder / "other", folder / "another")
+    ]
+    found = [
+        [
+            (item.media, item.choices, item.answer)
+            for item in form.items
+            if isinstance(item, ChoiceItem)
+        ]
+        for form in forms
+    ]
     assert found[0] == found[1] == found[2]
     assert [answer for _, _, answer in found[0]] == [0, 1, 2, 3]
     train = msrvtt.load(folder, "train-full", task="choice")
@@ -168,14 +216,19 @@ def test_msrvtts_three_forms_of_multiple_choice_agree_and_training_options_are_o
 
 def test_msrvtt_in_clipberts_form_has_its_own_validation_set(tmp_path: Path) -> None:
     folder = official.msrvtt(tmp_path, "clipbert").annotations
-    splits = [msrvtt.load(folder, split, task="retrieval", protocol="7k-clipbert") for split in ("train", "val", "test")]
+    splits = [
+        msrvtt.load(folder, split, task="retrieval", protocol="7k-clipbert")
+        for split in ("train", "val", "test")
+    ]
     assert [len(split.items) for split in splits] == [6, 2, 2]
     assert_disjoint(*splits)
-    with pytest.raises(AnnotationError, match="no split 'held-out'; choose one of: train, val, test"):
+    with pytest.raises(
+        AnnotationError, match="no split 'held-out'; choose one of: train, val, test"
+    ):
         msrvtt.load(folder, "held-out", task="retrieval", protocol="7k-clipbert")
 
 
-# -- one trap each ---------------------------------------------------------------------------------------------------------------------------------
+# -- one trap each ---------------------------------------------------------------------------------
 
 
 def test_msvd_keeps_every_caption_whole_and_counts_clips_outside_the_mapping(
@@ -187,7 +240,11 @@ def test_msvd_keeps_every_caption_whole_and_counts_clips_outside_the_mapping(
     assert item.captions == tuple(f"a dog, a cat and {k} birds run" for k in range(3))
     questions = msvd.load(folder, "train", task="qa")
     assert questions.items[1] == QAItem(
-        "11", Media(official.MSVD_CLIPS[0], official.MSVD_CLIPS[0]), "what is it doing?", ("run",), "what"
+        "11",
+        Media(official.MSVD_CLIPS[0], official.MSVD_CLIPS[0]),
+        "what is it doing?",
+        ("run",),
+        "what",
     )
     assert questions.answer_space == ("dog", "run")
     assert any("not in youtube_mapping.txt: 1" in note for note in questions.notes)
@@ -212,11 +269,15 @@ def test_tgifs_quotes_and_carriage_returns_are_no_part_of_its_fields_and_forms_a
     clipbert = tgif.load(tmp_path, "val", task="frameqa", form="clipbert")
     assert clipbert.answer_space == ("car", "dog")
     assert len(tgif.load(tmp_path, "test", task="action", form="clipbert").items) == 1
-    with pytest.raises(AnnotationError, match="no split 'held-out'; choose one of: train, val, test"):
+    with pytest.raises(
+        AnnotationError, match="no split 'held-out'; choose one of: train, val, test"
+    ):
         tgif.load(tmp_path, "held-out", task="action", form="clipbert")
 
 
-def test_tvqas_nan_span_is_ten_to_thirty_seconds_and_the_big_bang_theory_has_no_prefix(samples: Callable[[str], Sample]) -> None:
+def test_tvqas_nan_span_is_ten_to_thirty_seconds_and_the_big_bang_theory_has_no_prefix(
+    samples: Callable[[str], Sample],
+) -> None:
     folder = samples("tvqa").annotations
     train = tvqa.load(folder, "train-full")
     spans = {
@@ -234,11 +295,15 @@ def test_tvqas_nan_span_is_ten_to_thirty_seconds_and_the_big_bang_theory_has_no_
     }
     assert any("nan: 1, replaced by 10 to 30 s" in note for note in train.notes)
     whole = tvqa.load(folder, "test", timestamps=False)
-    assert [(item.answer, item.media.start_s) for item in whole.items if isinstance(item, ChoiceItem)] == [(None, None)] * 2
+    assert [
+        (item.answer, item.media.start_s) for item in whole.items if isinstance(item, ChoiceItem)
+    ] == [(None, None)] * 2
     assert not any("nan" in note for note in whole.notes)
 
 
-def test_tvqas_subtitles_are_those_of_the_span_in_both_forms(samples: Callable[[str], Sample], tmp_path: Path) -> None:
+def test_tvqas_subtitles_are_those_of_the_span_in_both_forms(
+    samples: Callable[[str], Sample], tmp_path: Path
+) -> None:
     srt = samples("tvqa").annotations
     lines = official.tvqa(tmp_path).annotations
     official.tvqa_subtitle_lines(lines)
@@ -246,7 +311,10 @@ def test_tvqas_subtitles_are_those_of_the_span_in_both_forms(samples: Callable[[
         split = tvqa.load(folder, "val", subtitles=True)
         contexts = [item.context for item in split.items if isinstance(item, ChoiceItem)]
         assert contexts == ["Joey : Hi there .", "Joey : Hi there . Monica : Oh", "", ""]
-        assert any("clips without subtitles: 1 (house_s01e02_seg02_clip_05)" in note for note in split.notes)
+        assert any(
+            "clips without subtitles: 1 (house_s01e02_seg02_clip_05)" in note
+            for note in split.notes
+        )
         whole = tvqa.load(folder, "val", subtitles=True, timestamps=False).items[0]
         assert isinstance(whole, ChoiceItem)
         assert whole.context == "Joey : Hi there . Monica : Oh"
@@ -257,30 +325,48 @@ def test_lsmdcs_time_code_is_no_suffix_its_labels_count_from_one_and_training_op
 ) -> None:
     folder = samples("lsmdc").annotations
     item = lsmdc.load(folder, "test", task="retrieval").items[0]
-    assert item.media == Media("1003_Third_00.01.00.345-00.01.01.678", "1003_Third/1003_Third_00.01.00.345-00.01.01.678")
+    assert item.media == Media(
+        "1003_Third_00.01.00.345-00.01.01.678", "1003_Third/1003_Third_00.01.00.345-00.01.01.678"
+    )
     train = lsmdc.load(folder, "train", task="retrieval").items[0]
     assert isinstance(train, RetrievalItem)
-    assert train.captions == ('SOMEONE "opens the door and 0 steps out.', 'SOMEONE "opens the door and 1 steps out.')
+    assert train.captions == (
+        'SOMEONE "opens the door and 0 steps out.',
+        'SOMEONE "opens the door and 1 steps out.',
+    )
     for split in ("train", "val", "test"):
         for choice in lsmdc.load(folder, split, task="choice").items:
             assert isinstance(choice, ChoiceItem)
             assert choice.choices[choice.answer or 0] == "right"
-    places = {choice.answer for choice in lsmdc.load(folder, "train", task="choice").items if isinstance(choice, ChoiceItem)}
+    places = {
+        choice.answer
+        for choice in lsmdc.load(folder, "train", task="choice").items
+        if isinstance(choice, ChoiceItem)
+    }
     assert len(places) > 1, "the right option must not always stand first"
 
 
-def test_paragraphs_are_all_sentences_of_a_video_whatever_its_spelling(samples: Callable[[str], Sample]) -> None:
+def test_paragraphs_are_all_sentences_of_a_video_whatever_its_spelling(
+    samples: Callable[[str], Sample],
+) -> None:
     item = activitynet.load(samples("activitynet").annotations, "val_1").items[0]
     assert isinstance(item, RetrievalItem)
-    assert (item.media.path, item.captions) == ("v_-ValA", ("A woman walks in. She sits down in val_1.",))
+    assert (item.media.path, item.captions) == (
+        "v_-ValA",
+        ("A woman walks in. She sits down in val_1.",),
+    )
     split = didemo.load(samples("didemo").annotations, "test")
     assert split.items[0] == RetrievalItem(
-        "5@N00_5_ee", Media("5@N00_5_ee", "5@N00_5_ee", 0.0, 30.0), ("the dog shakes. it runs off. a tree.",)
+        "5@N00_5_ee",
+        Media("5@N00_5_ee", "5@N00_5_ee", 0.0, 30.0),
+        ("the dog shakes. it runs off. a tree.",),
     )
     assert any("6 spellings of 2 videos" in note for note in split.notes)
 
 
-def test_vcrs_texts_point_at_regions_and_test_hides_its_labels(samples: Callable[[str], Sample], tmp_path: Path) -> None:
+def test_vcrs_texts_point_at_regions_and_test_hides_its_labels(
+    samples: Callable[[str], Sample], tmp_path: Path
+) -> None:
     sample = samples("vcr")
     item = load_vcr(sample.annotations, "val").items[1]
     assert isinstance(item, VCRItem)
@@ -290,7 +376,12 @@ def test_vcrs_texts_point_at_regions_and_test_hides_its_labels(samples: Callable
     assert item.regions[2].name == "chair"
     assert item.regions[2].box == (5.0, 40.0, 60.0, 62.0)
     assert [len(polygons) for polygons in vcr.outlines(sample.media, item)] == [1, 1, 1, 1]
-    assert vcr.outlines(sample.media, item)[0][0] == ((4.0, 5.0), (20.0, 5.0), (20.0, 60.0), (4.0, 60.0))
+    assert vcr.outlines(sample.media, item)[0][0] == (
+        (4.0, 5.0),
+        (20.0, 5.0),
+        (20.0, 60.0),
+        (4.0, 60.0),
+    )
     hidden = load_vcr(sample.annotations, "test").items[0]
     assert isinstance(hidden, VCRItem)
     assert (hidden.answer, hidden.rationale) == (None, None)
@@ -300,12 +391,17 @@ def test_vcrs_texts_point_at_regions_and_test_hides_its_labels(samples: Callable
         text.replace('"at", [1]', '"at", [4]', 1).replace("lsmdc_D/5@0.json", "../5.json")
     )
     with pytest.raises(
-        AnnotationError, match=r"points at an object that is not listed: 1 .*'metadata_fn' leaves the image folder: 1"
+        AnnotationError,
+        match=(
+            r"points at an object that is not listed: 1 .*'metadata_fn' leaves the image folder: 1"
+        ),
     ):
         load_vcr(copy.annotations, "val")
 
 
-def test_kinetics_classes_are_numbered_by_train_and_an_unknown_one_is_left_out(samples: Callable[[str], Sample]) -> None:
+def test_kinetics_classes_are_numbered_by_train_and_an_unknown_one_is_left_out(
+    samples: Callable[[str], Sample],
+) -> None:
     folder = samples("kinetics").annotations
     val = kinetics.load(folder, "val")
     assert val.classes == ("archery", "riding a bike")
@@ -314,7 +410,11 @@ def test_kinetics_classes_are_numbered_by_train_and_an_unknown_one_is_left_out(s
         (1, "val/riding a bike/VbCdEfGhIj1_000006_000016.mp4"),
     ]
     assert any("no class of train.csv: 1 (val.csv:4)" in note for note in val.notes)
-    assert kinetics.load(folder, "val", class_folders="underscores").items[1].media.path.startswith("val/riding_a_bike/")
+    assert (
+        kinetics.load(folder, "val", class_folders="underscores")
+        .items[1]
+        .media.path.startswith("val/riding_a_bike/")
+    )
 
 
 def test_hmdbs_odd_names_and_marks_are_read_and_a_missing_class_file_would_renumber_the_classes(
@@ -322,26 +422,36 @@ def test_hmdbs_odd_names_and_marks_are_read_and_a_missing_class_file_would_renum
 ) -> None:
     folder = samples("hmdb51").annotations
     test = hmdb51.load(folder, "test", fold=2)
-    assert [(item.media.path, item.label) for item in test.items if isinstance(item, LabelItem)] == [
+    assert [
+        (item.media.path, item.label) for item in test.items if isinstance(item, LabelItem)
+    ] == [
         ("brush_hair/#437_How_To;(1)_brush_hair_u_nm_np1_ba_goo_1.avi", 0),
         ("wave/Hello_2_wave_f_cm_np1_fr_med_1.avi", 1),
     ]
     assert len(hmdb51.load(folder, "train-full", fold=2).items) == 4
     copy = official.hmdb51(tmp_path).annotations / "testTrainMulti_7030_splits"
     (copy / "brush_hair_test_split3.txt").unlink()
-    with pytest.raises(AnnotationError, match=r"lacks brush_hair_test_split3.txt, which would renumber the classes"):
+    with pytest.raises(
+        AnnotationError, match=r"lacks brush_hair_test_split3.txt, which would renumber the classes"
+    ):
         hmdb51.load(copy, "test", fold=3)
-    with pytest.raises(AnnotationError, match=r"lacks <class>_test_split1.txt\. Source: test_train_splits.rar"):
+    with pytest.raises(
+        AnnotationError, match=r"lacks <class>_test_split1.txt\. Source: test_train_splits.rar"
+    ):
         hmdb51.load(tmp_path, "test", fold=1)
     with pytest.raises(AnnotationError, match="no fold 4; choose one of: 1, 2, 3"):
         hmdb51.load(folder, "test", fold=4)
 
 
-def test_ucfs_class_folder_differs_in_case_from_its_class_list(samples: Callable[[str], Sample]) -> None:
+def test_ucfs_class_folder_differs_in_case_from_its_class_list(
+    samples: Callable[[str], Sample],
+) -> None:
     test = ucf101.load(samples("ucf101").annotations, "test", fold=1)
     assert test.classes == ("Archery", "HandStandPushups")
     assert test.items[-1] == LabelItem(
-        "v_HandStandPushups_g04_c01", Media("v_HandStandPushups_g04_c01", "HandstandPushups/v_HandStandPushups_g04_c01.avi"), 1
+        "v_HandStandPushups_g04_c01",
+        Media("v_HandStandPushups_g04_c01", "HandstandPushups/v_HandStandPushups_g04_c01.avi"),
+        1,
     )
 
 
@@ -356,21 +466,29 @@ def test_vqav2s_answer_space_counts_train_and_val_and_its_images_of_test_dev_lie
     assert first.answers == ("A net",) * 7 + ("Net.", "no", "two")
     assert (first.id, first.kind) == ("1010", "other")
     dev = vqav2.load(folder, "test-dev", with_answer_space=False)
-    assert dev.items[0] == QAItem("2010", Media("201", "test2015/COCO_test2015_000000000201.jpg"), "What is this?")
+    assert dev.items[0] == QAItem(
+        "2010", Media("201", "test2015/COCO_test2015_000000000201.jpg"), "What is this?"
+    )
     both, held = vqav2.load(folder, "train+val"), vqav2.load(folder, "held-out")
     assert_disjoint(both, held)
     assert len(both.items) + len(held.items) == 27
 
 
-def test_karpathys_flickr30k_has_no_folders_and_captions_can_be_limited_to_five(samples: Callable[[str], Sample]) -> None:
+def test_karpathys_flickr30k_has_no_folders_and_captions_can_be_limited_to_five(
+    samples: Callable[[str], Sample],
+) -> None:
     test = karpathy.load(samples("flickr30k").annotations, "test", dataset="flickr30k")
     assert [item.media.path for item in test.items] == ["1004.jpg", "1005.jpg"]
     for captions, sizes in ((None, [5, 6]), (5, [5, 5])):
         coco = karpathy.load(samples("coco").annotations, "test", dataset="coco", captions=captions)
-        assert [len(item.captions) for item in coco.items if isinstance(item, RetrievalItem)] == sizes
+        assert [
+            len(item.captions) for item in coco.items if isinstance(item, RetrievalItem)
+        ] == sizes
 
 
-def test_ego4ds_last_equal_narration_is_the_answer_and_its_window_is_four_seconds(samples: Callable[[str], Sample]) -> None:
+def test_ego4ds_last_equal_narration_is_the_answer_and_its_window_is_four_seconds(
+    samples: Callable[[str], Sample],
+) -> None:
     split = ego4d.load(samples("ego4d").annotations, "val")
     items = [item for item in split.items if isinstance(item, ChoiceItem)]
     assert [item.answer for item in items] == [0, 1, 2, 3, 3]
@@ -382,10 +500,14 @@ def test_ego4ds_last_equal_narration_is_the_answer_and_its_window_is_four_second
     assert dropped.choices[0] == "C opens a drawer"
 
 
-def test_egomcqs_types_are_inter_and_intra_and_a_clip_has_one_id_wherever_it_stands(samples: Callable[[str], Sample]) -> None:
+def test_egomcqs_types_are_inter_and_intra_and_a_clip_has_one_id_wherever_it_stands(
+    samples: Callable[[str], Sample],
+) -> None:
     split = egomcq.load(samples("egomcq").annotations, "test")
     items = [item for item in split.items if isinstance(item, ClipChoiceItem)]
-    assert [(item.kind, item.answer, len({clip.path for clip in item.clips})) for item in items] == [
+    assert [
+        (item.kind, item.answer, len({clip.path for clip in item.clips})) for item in items
+    ] == [
         ("inter", 2, 5),
         ("intra", 3, 1),
         ("inter", 4, 5),

@@ -1,5 +1,5 @@
-"""What every reader of official annotation files owes: items with media, splits that do not leak, and faults that are named. Traps: see
-test_reader_traps."""
+"""What every reader of official annotation files owes: items with media, splits that do not leak,
+and faults that are named. Traps: see test_reader_traps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,14 @@ from allinone.finetune.annotations import (
     vcr,
     vqav2,
 )
-from allinone.finetune.annotations.schema import AnnotationError, ClipChoiceItem, Item, Media, Split, assert_disjoint
+from allinone.finetune.annotations.schema import (
+    AnnotationError,
+    ClipChoiceItem,
+    Item,
+    Media,
+    Split,
+    assert_disjoint,
+)
 from tests.finetune.official import Sample
 
 Load = Callable[[Path, str], Split]
@@ -40,7 +47,8 @@ def load_vcr(folder: Path, split: str) -> Split:
 
 @dataclass(frozen=True)
 class Reader:
-    """One benchmark and task; `file` is the annotation file of `split`, `column` a field that it needs, `twice` how rows are repeated in it."""
+    """One benchmark and task; `file` is the annotation file of `split`, `column` a field that it
+    needs, `twice` how rows are repeated in it."""
 
     writer: str
     load: Load
@@ -49,10 +57,11 @@ class Reader:
     file: str
     column: str
     twice: str = ""
-    """lines (of a .csv without its header), [] (a JSON array), or the key of a JSON file's list; empty where rows have no id, or a repeated one
-    is an error (tested below)."""
+    """lines (of a .csv without its header), [] (a JSON array), or the key of a JSON file's list;
+    empty where rows have no id, or a repeated one is an error (tested below)."""
     label: tuple[str, str] = ("", "")
-    """What to replace by what to get a label outside of its range in one row; empty where the answer is a word."""
+    """What to replace by what to get a label outside of its range in one row; empty where the
+    answer is a word."""
 
 
 READERS = {
@@ -137,11 +146,15 @@ READERS = {
             f"Train_{task}_question.csv",
             "vid_id",
             "lines",
-            ("\t4\tACTION4", "\t5\tACTION4")
-            if task == "action"
-            else ("\t4\tTRANSITION4", "\t-1\tTRANSITION4")
-            if task == "transition"
-            else ("\t3\tFRAMEQA3", "\t4\tFRAMEQA3"),
+            (
+                ("\t4\tACTION4", "\t5\tACTION4")
+                if task == "action"
+                else (
+                    ("\t4\tTRANSITION4", "\t-1\tTRANSITION4")
+                    if task == "transition"
+                    else ("\t3\tFRAMEQA3", "\t4\tFRAMEQA3")
+                )
+            ),
         )
         for task in tgif.TASKS
     },
@@ -174,9 +187,22 @@ READERS = {
         ("\t4\n", "\t0\n"),
     ),
     "activitynet": Reader(
-        "activitynet", activitynet.load, {"train-full": 3, "val_1": 2, "val_2": 1}, "val_1", "val_1.json", "sentences"
+        "activitynet",
+        activitynet.load,
+        {"train-full": 3, "val_1": 2, "val_2": 1},
+        "val_1",
+        "val_1.json",
+        "sentences",
     ),
-    "didemo": Reader("didemo", didemo.load, {"train": 3, "val": 1, "test": 2}, "test", "test_data.json", "description", "[]"),
+    "didemo": Reader(
+        "didemo",
+        didemo.load,
+        {"train": 3, "val": 1, "test": 2},
+        "test",
+        "test_data.json",
+        "description",
+        "[]",
+    ),
     "vcr": Reader(
         "vcr",
         load_vcr,
@@ -187,7 +213,15 @@ READERS = {
         "lines",
         ('"answer_label": 1', '"answer_label": 4'),
     ),
-    "kinetics": Reader("kinetics", kinetics.load, {"train-full": 4, "val": 2}, "train-full", "train.csv", "youtube_id", "lines"),
+    "kinetics": Reader(
+        "kinetics",
+        kinetics.load,
+        {"train-full": 4, "val": 2},
+        "train-full",
+        "train.csv",
+        "youtube_id",
+        "lines",
+    ),
     **{
         f"hmdb51-{fold}": Reader(
             "hmdb51",
@@ -238,7 +272,16 @@ READERS = {
         "images",
     ),
     "ego4d": Reader("ego4d", ego4d.load, {"val": 5}, "val", "mc_val.csv", "answers"),
-    "egomcq": Reader("egomcq", egomcq.load, {"test": 4}, "test", "egomcq.json", "choices", "", ('"answer": 4', '"answer": 5')),
+    "egomcq": Reader(
+        "egomcq",
+        egomcq.load,
+        {"test": 4},
+        "test",
+        "egomcq.json",
+        "choices",
+        "",
+        ('"answer": 4', '"answer": 5'),
+    ),
 }
 
 
@@ -247,7 +290,13 @@ every_reader = pytest.mark.parametrize("name", READERS)
 
 def suffixes(folder: Path, media: Media) -> list[Path]:
     path = folder / media.path
-    return [path] if path.exists() else [found for found in path.parent.glob("*") if found.name.rpartition(".")[0] == path.name]
+    return (
+        [path]
+        if path.exists()
+        else [
+            found for found in path.parent.glob("*") if found.name.rpartition(".")[0] == path.name
+        ]
+    )
 
 
 def all_media(item: Item) -> tuple[Media, ...]:
@@ -255,7 +304,9 @@ def all_media(item: Item) -> tuple[Media, ...]:
 
 
 @every_reader
-def test_all_splits_have_their_items_whose_media_exist_and_no_split_leaks(name: str, samples: Callable[[str], Sample]) -> None:
+def test_all_splits_have_their_items_whose_media_exist_and_no_split_leaks(
+    name: str, samples: Callable[[str], Sample]
+) -> None:
     reader = READERS[name]
     sample = samples(reader.writer)
     splits = {split: reader.load(sample.annotations, split) for split in reader.sizes}
@@ -273,14 +324,20 @@ def test_all_splits_have_their_items_whose_media_exist_and_no_split_leaks(name: 
     if "train-full" in splits:
         parts = [reader.load(sample.annotations, part) for part in ("train", "held-out")]
         assert_disjoint(*parts)
-        assert sorted(i.id for part in parts for i in part.items) == sorted(i.id for i in splits["train-full"].items)
+        assert sorted(i.id for part in parts for i in part.items) == sorted(
+            i.id for i in splits["train-full"].items
+        )
         assert all(len(part.items) for part in parts)
 
 
 @every_reader
-def test_a_made_up_split_name_is_refused_with_the_valid_ones(name: str, samples: Callable[[str], Sample]) -> None:
+def test_a_made_up_split_name_is_refused_with_the_valid_ones(
+    name: str, samples: Callable[[str], Sample]
+) -> None:
     reader = READERS[name]
-    with pytest.raises(AnnotationError, match=r"no split 'testing'; choose one of: .*" + reader.split):
+    with pytest.raises(
+        AnnotationError, match=r"no split 'testing'; choose one of: .*" + reader.split
+    ):
         reader.load(samples(reader.writer).annotations, "testing")
 
 
@@ -307,7 +364,10 @@ def test_a_missing_an_empty_and_a_foreign_file_are_errors_that_name_it(
     path.write_bytes(content.replace(reader.column.encode(), b"renamed"))
     with pytest.raises(
         AnnotationError,
-        match=rf"{path.name}.*({reader.column}|does not have \d+ fields|no number|neither|no class|has no caption)",
+        match=(
+            rf"{path.name}.*({reader.column}|does not have \d+ fields|no number|neither|no"
+            r" class|has no caption)"
+        ),
     ):
         reader.load(folder, reader.split)
     path.write_bytes(b"\xff\xfe{\x00")
@@ -319,7 +379,9 @@ def test_a_missing_an_empty_and_a_foreign_file_are_errors_that_name_it(
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if READERS[name].twice])
-def test_rows_that_stand_twice_are_counted_once_and_named(name: str, samples: Callable[[str], Sample], tmp_path: Path) -> None:
+def test_rows_that_stand_twice_are_counted_once_and_named(
+    name: str, samples: Callable[[str], Sample], tmp_path: Path
+) -> None:
     reader = READERS[name]
     folder = copied(reader, samples, tmp_path)
     before = reader.load(folder, reader.split)
@@ -327,7 +389,9 @@ def test_rows_that_stand_twice_are_counted_once_and_named(name: str, samples: Ca
     if reader.twice == "lines":
         rows = path.read_bytes().decode().splitlines(keepends=True)
         header = path.suffix == ".csv"
-        path.write_bytes("".join([*rows[:-1], rows[-1].rstrip("\n") + "\n", *rows[header:]]).encode())
+        path.write_bytes(
+            "".join([*rows[:-1], rows[-1].rstrip("\n") + "\n", *rows[header:]]).encode()
+        )
     else:
         content = json.loads(path.read_text())
         rows = content if reader.twice == "[]" else content[reader.twice]
@@ -340,7 +404,9 @@ def test_rows_that_stand_twice_are_counted_once_and_named(name: str, samples: Ca
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if READERS[name].label[0]])
-def test_a_label_outside_its_range_is_left_out_and_named(name: str, samples: Callable[[str], Sample], tmp_path: Path) -> None:
+def test_a_label_outside_its_range_is_left_out_and_named(
+    name: str, samples: Callable[[str], Sample], tmp_path: Path
+) -> None:
     reader = READERS[name]
     good, bad = reader.label
     folder = copied(reader, samples, tmp_path)

@@ -1,7 +1,9 @@
-"""Metrics against implementations that share no line with them: torchmetrics, scikit-learn, scipy, and the definitions written out naively.
+"""Metrics against implementations that share no line with them: torchmetrics, scikit-learn, scipy,
+and the definitions written out naively.
 
-Ties are made on purpose (scores are small whole numbers), and duplicates of texts and media. Where a library breaks ties in its own way, it is
-asked once per order of the tied, and the mean of its answers is what ours must give.
+Ties are made on purpose (scores are small whole numbers), and duplicates of texts and media. Where
+a library breaks ties in its own way, it is asked once per order of the tied, and the mean of its
+answers is what ours must give.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ def orders(scores: np.ndarray) -> list[np.ndarray]:
 
 @CASES
 @given(SEEDS, st.integers(1, 6), st.integers(3, 4), st.integers(1, 2))
-def test_topk_is_the_mean_of_scikit_learns_over_all_orders_of_the_tied(seed: int, items: int, classes: int, k: int) -> None:
+def test_topk_is_the_mean_of_scikit_learns_over_all_orders_of_the_tied(
+    seed: int, items: int, classes: int, k: int
+) -> None:
     random = np.random.default_rng(seed)
     scores, labels = tied_scores(random, items, classes), random.integers(0, classes, size=items)
     broken = orders(scores)
@@ -50,12 +54,16 @@ def test_topk_is_the_mean_of_scikit_learns_over_all_orders_of_the_tied(seed: int
     assert metrics.topk_hits(scores, labels, k).mean() == pytest.approx(expected)
     first = torch.from_numpy(broken[0])
     ours = metrics.topk_hits(broken[0], labels, k).mean()
-    assert ours == pytest.approx(float(multiclass_accuracy(first, torch.from_numpy(labels), classes, "micro", top_k=k)))
+    assert ours == pytest.approx(
+        float(multiclass_accuracy(first, torch.from_numpy(labels), classes, "micro", top_k=k))
+    )
 
 
 @CASES
 @given(SEEDS, st.integers(1, 8), st.integers(2, 5))
-def test_option_hits_share_the_point_among_the_highest_options(seed: int, items: int, options: int) -> None:
+def test_option_hits_share_the_point_among_the_highest_options(
+    seed: int, items: int, options: int
+) -> None:
     random = np.random.default_rng(seed)
     scores, answers = tied_scores(random, items, options), random.integers(0, options, size=items)
     hits = metrics.option_hits(torch.from_numpy(scores), answers)
@@ -71,7 +79,8 @@ def test_option_hits_share_the_point_among_the_highest_options(seed: int, items:
 def test_retrieval_ranks_are_the_mean_over_all_orders_of_the_candidates(
     seed: int, media: int, captions: int, doubled: bool
 ) -> None:
-    """Several captions per item, both ways: sort by score in every order of the candidates, look where the first relevant one stands."""
+    """Several captions per item, both ways: sort by score in every order of the candidates, look
+    where the first relevant one stands."""
     random = np.random.default_rng(seed)
     owners = np.concatenate([np.arange(media), random.integers(0, media, size=captions)])
     similarity = tied_scores(random, len(owners), media)
@@ -79,16 +88,25 @@ def test_retrieval_ranks_are_the_mean_over_all_orders_of_the_candidates(
         similarity[-1] = similarity[0]
     pairs = metrics.relevance(owners, media)
     ways = metrics.retrieval_ranks(similarity, pairs)
-    for found, scores, relevant in zip(ways, (similarity, similarity.T), (pairs, pairs.T), strict=True):
+    for found, scores, relevant in zip(
+        ways, (similarity, similarity.T), (pairs, pairs.T), strict=True
+    ):
         width = scores.shape[1]
         for query in range(len(scores)):
             mine, right = scores[query], relevant[query]
             if right.sum() == 1:
                 assert found.ranks[query] == stats.rankdata(-mine, "average")[right][0]
             if width < 6:  # 120 orders
-                places = np.array([first_place(mine, right, shuffle) for shuffle in itertools.permutations(range(width))])
+                places = np.array(
+                    [
+                        first_place(mine, right, shuffle)
+                        for shuffle in itertools.permutations(range(width))
+                    ]
+                )
                 assert found.ranks[query] == pytest.approx(places.mean())
-                assert all(found.hits[k][query] == pytest.approx((places <= k).mean()) for k in (1, 5))
+                assert all(
+                    found.hits[k][query] == pytest.approx((places <= k).mean()) for k in (1, 5)
+                )
 
 
 def first_place(scores: np.ndarray, relevant: np.ndarray, shuffle: Sequence[int]) -> int:
@@ -101,13 +119,22 @@ def first_place(scores: np.ndarray, relevant: np.ndarray, shuffle: Sequence[int]
 def test_retrieval_without_ties_equals_torchmetrics(seed: int, media: int, captions: int) -> None:
     random = np.random.default_rng(seed)
     owners = np.repeat(np.arange(media), captions)
-    similarity = 1 + random.permutation(len(owners) * media).reshape(len(owners), media).astype(np.float32)  # theirs ignores <= 0
+    similarity = 1 + random.permutation(len(owners) * media).reshape(len(owners), media).astype(
+        np.float32
+    )  # theirs ignores <= 0
     pairs = metrics.relevance(owners, media)
     ways = metrics.retrieval_ranks(torch.from_numpy(similarity), torch.from_numpy(pairs))
-    for found, scores, relevant in zip(ways, (similarity, similarity.T), (pairs, pairs.T), strict=True):
+    for found, scores, relevant in zip(
+        ways, (similarity, similarity.T), (pairs, pairs.T), strict=True
+    ):
         for query in range(len(scores)):
-            arguments = torch.from_numpy(np.array(scores[query])), torch.from_numpy(np.array(relevant[query]))
-            assert 1 / found.ranks[query] == pytest.approx(float(retrieval_reciprocal_rank(*arguments)))
+            arguments = (
+                torch.from_numpy(np.array(scores[query])),
+                torch.from_numpy(np.array(relevant[query])),
+            )
+            assert 1 / found.ranks[query] == pytest.approx(
+                float(retrieval_reciprocal_rank(*arguments))
+            )
             for k in (1, 5):
                 assert found.hits[k][query] == float(retrieval_hit_rate(*arguments, top_k=k))
 
@@ -117,34 +144,52 @@ def test_retrieval_without_ties_equals_torchmetrics(seed: int, media: int, capti
 def test_a_model_that_scores_everything_alike_gets_chance(seed: int, media: int) -> None:
     captions = np.random.default_rng(seed).integers(1, 4)
     owners = np.repeat(np.arange(media), captions)
-    texts, videos = metrics.retrieval_ranks(np.ones((len(owners), media), np.float32), metrics.relevance(owners, media))
+    texts, videos = metrics.retrieval_ranks(
+        np.ones((len(owners), media), np.float32), metrics.relevance(owners, media)
+    )
     assert texts.ranks == pytest.approx((media + 1) / 2)
     assert texts.hits[1] == pytest.approx(1 / media)
     assert videos.ranks == pytest.approx((len(owners) + 1) / (captions + 1))
-    none = [math.comb(len(owners) - captions, k) / math.comb(len(owners), k) for k in (1, 5) if k <= len(owners)]
-    assert [videos.hits[k][0] for k in (1, 5)][: len(none)] == pytest.approx([1 - share for share in none])
+    none = [
+        math.comb(len(owners) - captions, k) / math.comb(len(owners), k)
+        for k in (1, 5)
+        if k <= len(owners)
+    ]
+    assert [videos.hits[k][0] for k in (1, 5)][: len(none)] == pytest.approx(
+        [1 - share for share in none]
+    )
 
 
 @CASES
 @given(SEEDS, st.integers(2, 4), st.integers(1, 3))
-def test_coco_1k_is_the_mean_of_folds_that_are_evaluated_alone(seed: int, size: int, captions: int) -> None:
+def test_coco_1k_is_the_mean_of_folds_that_are_evaluated_alone(
+    seed: int, size: int, captions: int
+) -> None:
     random = np.random.default_rng(seed)
-    owners = np.sort(np.concatenate([np.arange(5 * size), random.integers(0, 5 * size, size=captions)]))
+    owners = np.sort(
+        np.concatenate([np.arange(5 * size), random.integers(0, 5 * size, size=captions)])
+    )
     similarity = tied_scores(random, len(owners), 5 * size)
     scores = metrics.fold_ranks(similarity, owners)
     alone = []
     for fold in range(5):
         chosen = [text for text, owner in enumerate(owners) if owner // size == fold]
         part = similarity[chosen][:, fold * size : (fold + 1) * size]
-        alone.append(metrics.retrieval_ranks(part, metrics.relevance(owners[chosen] - fold * size, size)))
+        alone.append(
+            metrics.retrieval_ranks(part, metrics.relevance(owners[chosen] - fold * size, size))
+        )
     for found, own in zip(scores, alone, strict=True):
-        assert all(np.array_equal(one.ranks, other.ranks) for one, other in zip(found, own, strict=True))
+        assert all(
+            np.array_equal(one.ranks, other.ranks) for one, other in zip(found, own, strict=True)
+        )
 
 
 def test_the_score_of_folds_is_the_mean_of_their_scores() -> None:
     owners = np.array([0, 0, 0, 1, 2, 3])
     similarity = np.zeros((6, 4), np.float32)
-    similarity[[0, 1, 2, 3], [0, 0, 0, 1]] = 1  # fold one: all four captions right; fold two: two captions tied
+    similarity[[0, 1, 2, 3], [0, 0, 0, 1]] = (
+        1  # fold one: all four captions right; fold two: two captions tied
+    )
     scores = metrics.retrieval_scores(metrics.fold_ranks(similarity, owners, folds=2))
     assert scores["t2v/R@1"].value == pytest.approx((100 + 50) / 2)  # not 100 * 5 / 6
     assert scores["t2v/MnR"].value == pytest.approx((1 + 1.5) / 2)
@@ -155,7 +200,9 @@ def test_the_score_of_folds_is_the_mean_of_their_scores() -> None:
 
 @CASES
 @given(SEEDS, st.integers(1, 12))
-def test_open_ended_accuracy_equals_scikit_learns_over_all_and_over_answerable(seed: int, items: int) -> None:
+def test_open_ended_accuracy_equals_scikit_learns_over_all_and_over_answerable(
+    seed: int, items: int
+) -> None:
     random = np.random.default_rng(seed)
     vocabulary = ("dog", "cat", "net")
     truth = [str(word) for word in random.choice([*vocabulary, "rare", "unseen"], size=items)]
@@ -165,7 +212,9 @@ def test_open_ended_accuracy_equals_scikit_learns_over_all_and_over_answerable(s
     inside = [index for index, word in enumerate(truth) if word in vocabulary]
     assert found.answerable.sum() == len(inside)
     if inside:
-        answerable = accuracy_score([truth[index] for index in inside], [predicted[index] for index in inside])
+        answerable = accuracy_score(
+            [truth[index] for index in inside], [predicted[index] for index in inside]
+        )
         assert found.hits[found.answerable].mean() == pytest.approx(answerable)
     lost = metrics.open_ended([None] * items, [[word] for word in truth], vocabulary)
     assert lost.hits.sum() == 0
@@ -173,9 +222,17 @@ def test_open_ended_accuracy_equals_scikit_learns_over_all_and_over_answerable(s
 
 
 def test_open_ended_scores_name_all_answerable_coverage_and_kinds() -> None:
-    found = metrics.open_ended(["dog", "cat", "cat", None], [["dog"], ["dog", "cat"], ["rare"], ["dog"]], ["dog", "cat"])
+    found = metrics.open_ended(
+        ["dog", "cat", "cat", None], [["dog"], ["dog", "cat"], ["rare"], ["dog"]], ["dog", "cat"]
+    )
     scores = metrics.open_ended_scores(found, ["what", "what", "who", ""], ["v1", "v1", "v2", "v3"])
-    expected = {"accuracy": 50, "accuracy_answerable": 200 / 3, "coverage": 75, "accuracy/what": 100, "accuracy/who": 0}
+    expected = {
+        "accuracy": 50,
+        "accuracy_answerable": 200 / 3,
+        "coverage": 75,
+        "accuracy/what": 100,
+        "accuracy/who": 0,
+    }
     assert {name: score.value for name, score in scores.items()} == pytest.approx(expected)
     assert list(scores) == list(expected)
     assert all(score.low <= score.value <= score.high for score in scores.values())
@@ -184,7 +241,11 @@ def test_open_ended_scores_name_all_answerable_coverage_and_kinds() -> None:
 @CASES
 @given(
     st.lists(
-        st.tuples(st.sampled_from(WORDS), st.lists(st.sampled_from(WORDS), min_size=10, max_size=10)), min_size=1, max_size=4
+        st.tuples(
+            st.sampled_from(WORDS), st.lists(st.sampled_from(WORDS), min_size=10, max_size=10)
+        ),
+        min_size=1,
+        max_size=4,
     )
 )
 def test_vqa_accuracy_is_the_official_formula(questions: list[tuple[str, list[str]]]) -> None:
@@ -194,10 +255,13 @@ def test_vqa_accuracy_is_the_official_formula(questions: list[tuple[str, list[st
 
 
 def official_vqa(said: str, answers: list[str]) -> float:
-    """The evaluation page's steps for the words above: leave each of ten annotators out, min(1, matches / 3), average."""
+    """The evaluation page's steps for the words above: leave each of ten annotators out, min(1,
+    matches / 3), average."""
     spelled = {"two": "2", "The net": "net", "a  red, car": "red car"}
     said = spelled.get(said, said)
-    if len(set(answers)) > 1:  # annotators' answers lose their punctuation only, and only where they disagree
+    if (
+        len(set(answers)) > 1
+    ):  # annotators' answers lose their punctuation only, and only where they disagree
         answers = [answer.replace(",", "") for answer in answers]
     scores = []
     for left_out in range(10):
@@ -234,7 +298,10 @@ def test_joint_score_of_vcr_is_not_the_product() -> None:
 
 
 def test_three_splits_are_averaged_and_resampled_apart() -> None:
-    splits = [{k: np.full(size, value) for k in (1, 5, 10)} for size, value in ((10, 0.0), (40, 1.0), (50, 1.0))]
+    splits = [
+        {k: np.full(size, value) for k in (1, 5, 10)}
+        for size, value in ((10, 0.0), (40, 1.0), (50, 1.0))
+    ]
     scores = metrics.action_scores(splits)
     assert scores["top1"].value == pytest.approx(200 / 3)
     assert (scores["top5"].low, scores["top5"].high) == pytest.approx((200 / 3, 200 / 3))
@@ -242,7 +309,9 @@ def test_three_splits_are_averaged_and_resampled_apart() -> None:
 
 def test_a_missing_item_is_wrong_whatever_its_scores_say() -> None:
     gone = np.array([True, False])
-    assert metrics.option_hits(np.array([[np.nan, np.nan], [0, 1]], np.float32), [0, 1], gone).tolist() == [0, 1]
+    assert metrics.option_hits(
+        np.array([[np.nan, np.nan], [0, 1]], np.float32), [0, 1], gone
+    ).tolist() == [0, 1]
     similarity = np.array([[9, 0, 1], [9, 5, 2], [9, 3, 4]], np.float32)
     texts, media = metrics.retrieval_ranks(similarity, missing=[True, False, False])
     assert texts.ranks.tolist() == [3, 1, 1]  # its caption is last; the others do not meet it
@@ -253,7 +322,9 @@ def test_a_missing_item_is_wrong_whatever_its_scores_say() -> None:
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_half_precision_scores_are_refused(half: torch.dtype) -> None:
-    with pytest.raises(ValueError, match=r"similarities are b?float16; scores must be float32.*\.float\(\)"):
+    with pytest.raises(
+        ValueError, match=r"similarities are b?float16; scores must be float32.*\.float\(\)"
+    ):
         metrics.retrieval_ranks(torch.eye(3, dtype=half))
     with pytest.raises(ValueError, match="float16"):
         metrics.topk_hits(np.eye(3, dtype=np.float16), [0, 1, 2], 1)
@@ -262,12 +333,24 @@ def test_half_precision_scores_are_refused(half: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: metrics.option_hits(np.array([[np.nan, 1]], np.float32), [0]), "NaN in 1 of 1 rows"),
-        (lambda: metrics.option_hits(np.zeros((2, 4), np.float32), [0, 4]), r"labels\[1\] is 4, outside 0..3 \(1 such rows\)"),
-        (lambda: metrics.option_hits(np.zeros((2, 4), np.float32), [0, -100]), r"-100, outside 0..3"),
+        (
+            lambda: metrics.option_hits(np.array([[np.nan, 1]], np.float32), [0]),
+            "NaN in 1 of 1 rows",
+        ),
+        (
+            lambda: metrics.option_hits(np.zeros((2, 4), np.float32), [0, 4]),
+            r"labels\[1\] is 4, outside 0..3 \(1 such rows\)",
+        ),
+        (
+            lambda: metrics.option_hits(np.zeros((2, 4), np.float32), [0, -100]),
+            r"-100, outside 0..3",
+        ),
         (lambda: metrics.option_hits(np.zeros((2, 4), np.float32), [0]), "must be 2 whole numbers"),
         (lambda: metrics.retrieval_ranks(np.zeros((2, 3), np.float32)), "must be square"),
-        (lambda: metrics.open_ended(["dog"], [["dog"]], ["cat"]), "'dog' is not in the vocabulary of 1 answers"),
+        (
+            lambda: metrics.open_ended(["dog"], [["dog"]], ["cat"]),
+            "'dog' is not in the vocabulary of 1 answers",
+        ),
         (lambda: metrics.open_ended(["dog"], [], ["dog"]), "1 predictions for 0 questions"),
         (lambda: metrics.accuracy_scores(np.ones(3), ["what"]), "1 kinds or media for 3 items"),
         (lambda: interval(np.array([])), "no items"),
@@ -286,17 +369,30 @@ def test_intervals_equal_scipys_percentile_bootstrap(seed: int, items: int) -> N
     values, other = random.random(items), random.random(items)
     options = {"n_resamples": 200, "method": "percentile", "vectorized": False}
     for statistic in (np.mean, np.median):
-        theirs = stats.bootstrap((values,), statistic, rng=np.random.default_rng(0), **options).confidence_interval
-        ours = interval(values, {np.mean: lambda drawn: float(drawn.mean()), np.median: median}[statistic], samples=200)
+        theirs = stats.bootstrap(
+            (values,), statistic, rng=np.random.default_rng(0), **options
+        ).confidence_interval
+        ours = interval(
+            values,
+            {np.mean: lambda drawn: float(drawn.mean()), np.median: median}[statistic],
+            samples=200,
+        )
         assert ours == pytest.approx(tuple(theirs), abs=1e-12)
     theirs = stats.bootstrap(
-        (values, other), lambda a, b: np.mean(b) - np.mean(a), paired=True, rng=np.random.default_rng(0), **options
+        (values, other),
+        lambda a, b: np.mean(b) - np.mean(a),
+        paired=True,
+        rng=np.random.default_rng(0),
+        **options,
     ).confidence_interval
-    assert paired_interval(values, other, samples=200)[1:] == pytest.approx(tuple(theirs), abs=1e-12)
+    assert paired_interval(values, other, samples=200)[1:] == pytest.approx(
+        tuple(theirs), abs=1e-12
+    )
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
-    """95 % intervals of 200 samples whose true mean, median and ratio are known: the share that covers is within 3 standard errors of 95 %."""
+    """95 % intervals of 200 samples whose true mean, median and ratio are known: the share that
+    covers is within 3 standard errors of 95 %."""
     random = np.random.default_rng(1)
     covered = {"mean": 0, "median": 0, "ratio": 0}
     for _ in range(200):
@@ -315,13 +411,18 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
 
 def test_repeating_every_item_does_not_narrow_an_interval_over_clusters() -> None:
     values = np.random.default_rng(2).random(50)
-    repeated, names = np.repeat(values, 10), np.repeat([f"video{number:02}" for number in range(50)], 10)
+    repeated, names = (
+        np.repeat(values, 10),
+        np.repeat([f"video{number:02}" for number in range(50)], 10),
+    )
     assert interval(repeated, clusters=names) == pytest.approx(interval(values), abs=1e-12)
     low, high = interval(repeated)
     wide_low, wide_high = interval(repeated, clusters=names)
     assert (high - low) < 0.5 * (wide_high - wide_low)
     one_each = metrics.accuracy_scores(values, media=[f"video{number:02}" for number in range(50)])
-    assert (one_each["accuracy"].low, one_each["accuracy"].high) == pytest.approx([100 * edge for edge in interval(values)])
+    assert (one_each["accuracy"].low, one_each["accuracy"].high) == pytest.approx(
+        [100 * edge for edge in interval(values)]
+    )
 
 
 def test_the_difference_of_a_run_to_itself_is_nothing_and_pairing_narrows_it() -> None:

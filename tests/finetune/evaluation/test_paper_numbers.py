@@ -1,4 +1,5 @@
-"""The paper's numbers as typed from the fact sheet a second time, and which of our results may stand beside which."""
+"""The paper's numbers as typed from the fact sheet a second time, and which of our results may
+stand beside which."""
 
 from __future__ import annotations
 
@@ -7,7 +8,12 @@ from typing import Any
 
 import pytest
 
-from allinone.finetune.evaluation.paper_numbers import certainties, data_sets, paper_cells, paper_tables
+from allinone.finetune.evaluation.paper_numbers import (
+    certainties,
+    data_sets,
+    paper_cells,
+    paper_tables,
+)
 from allinone.finetune.evaluation.results import EvaluationResult, Score
 
 
@@ -20,7 +26,15 @@ def result(**changes: Any) -> EvaluationResult:
 
 
 SECOND_READING = [
-    ("tgif_action", "", "accuracy", "B+", 3, 1, [(94.4, "verified"), (96.3, "verified"), (96.3, "readme")]),
+    (
+        "tgif_action",
+        "",
+        "accuracy",
+        "B+",
+        3,
+        1,
+        [(94.4, "verified"), (96.3, "verified"), (96.3, "readme")],
+    ),
     ("tgif_frameqa", "", "accuracy", "B", 3, 1, [(64.2, "readme")]),
     ("tgif_transition", "", "accuracy", "B", 1, 1, [(94.2, "talk")]),
     ("msrvtt_qa", "", "accuracy", "B", 3, 3, [(44.3, "verified")]),
@@ -39,12 +53,28 @@ SECOND_READING = [
 ]
 
 
-@pytest.mark.parametrize(("benchmark", "variant", "metric", "model", "frames", "views", "expected"), SECOND_READING)
+@pytest.mark.parametrize(
+    ("benchmark", "variant", "metric", "model", "frames", "views", "expected"), SECOND_READING
+)
 def test_numbers_agree_with_a_second_reading(
-    benchmark: str, variant: str, metric: str, model: str, frames: int, views: int, expected: list[tuple[float, str]]
+    benchmark: str,
+    variant: str,
+    metric: str,
+    model: str,
+    frames: int,
+    views: int,
+    expected: list[tuple[float, str]],
 ) -> None:
-    cells = [cell for cell in paper_cells(benchmark, variant) if cell.column.metric == metric and cell.column.variant == variant]
-    row = [cell for cell in cells if (cell.row.model, cell.row.frames, cell.row.views) == (model, frames, views)]
+    cells = [
+        cell
+        for cell in paper_cells(benchmark, variant)
+        if cell.column.metric == metric and cell.column.variant == variant
+    ]
+    row = [
+        cell
+        for cell in cells
+        if (cell.row.model, cell.row.frames, cell.row.views) == (model, frames, views)
+    ]
     assert [(cell.value, cell.certainty) for cell in row] == expected
 
 
@@ -52,15 +82,24 @@ def test_every_number_says_how_certain_it_is_and_illegible_ones_are_no_targets()
     cells = [cell for table in paper_tables() for cell in table.cells.values()]
     assert {cell.certainty for cell in cells} == {*certainties(), ""}
     assert all(cell.target is None for cell in cells if cell.certainty in ("illegible", ""))
-    assert all(cell.target == cell.value for cell in cells if cell.certainty not in ("illegible", ""))
-    assert [cell.value for cell in paper_cells("msrvtt_choice") if cell.certainty == "illegible"] == [None, 91.4, 92.0]
+    assert all(
+        cell.target == cell.value for cell in cells if cell.certainty not in ("illegible", "")
+    )
+    assert [
+        cell.value for cell in paper_cells("msrvtt_choice") if cell.certainty == "illegible"
+    ] == [None, 91.4, 92.0]
     for cell in cells:
         assert cell.value is None or 0 < cell.value <= 100
     for table in paper_tables():  # recalls grow with K, in every row
         for i in range(len(table.rows)):
             for j in range(1, len(table.columns)):
                 before, after = table.cells[i, j - 1], table.cells[i, j]
-                if before.value and after.value and before.column.group == after.column.group and "R@" in after.column.head:
+                if (
+                    before.value
+                    and after.value
+                    and before.column.group == after.column.group
+                    and "R@" in after.column.head
+                ):
                     assert before.value < after.value
 
 
@@ -82,23 +121,38 @@ def test_every_number_says_how_certain_it_is_and_illegible_ones_are_no_targets()
         ({"details": {"fine_tuned_on": {"benchmark": "msrvtt_retrieval", "variant": "9k"}}}, []),
     ],
 )
-def test_a_result_stands_only_beside_numbers_of_its_own_setting(changes: dict[str, Any], beside: list[float]) -> None:
+def test_a_result_stands_only_beside_numbers_of_its_own_setting(
+    changes: dict[str, Any], beside: list[float]
+) -> None:
     ours = result(**changes)
     assert [cell.value for cell in paper_cells("msrvtt_qa") if not cell.differences(ours)] == beside
 
 
 def test_retrieval_rows_are_told_apart_by_what_was_trained() -> None:
     facts = {"benchmark": "msrvtt_retrieval", "variant": "9k", "scores": {"t2v/R@1": Score(37.0)}}
-    for task, expected in (({"rank": 0.0, "matching": 0.0}, 36.1), ({"rank": 1.0, "matching": 0.5}, 37.1)):
+    for task, expected in (
+        ({"rank": 0.0, "matching": 0.0}, 36.1),
+        ({"rank": 1.0, "matching": 0.5}, 37.1),
+    ):
         ours = result(**facts, settings={"task": task})
-        cells = [cell for cell in paper_cells("msrvtt_retrieval", "9k") if cell.column.metric == "t2v/R@1"]
+        cells = [
+            cell
+            for cell in paper_cells("msrvtt_retrieval", "9k")
+            if cell.column.metric == "t2v/R@1"
+        ]
         assert [cell.value for cell in cells if not cell.differences(ours)] == [expected]
     reasons = paper_cells("msrvtt_retrieval", "7k")[0].differences(result(**facts))
     assert reasons == ["variant 9k, not 7k", "pre-training webvid2m+HowTo100M, not HowTo100M"]
 
 
 def test_vcr_rows_are_told_apart_by_what_is_drawn() -> None:
-    facts = {"benchmark": "vcr", "split": "val", "scores": {"q2a": Score(68.0)}, "frames": 1, "pretraining": "HowTo100M"}
+    facts = {
+        "benchmark": "vcr",
+        "split": "val",
+        "scores": {"q2a": Score(68.0)},
+        "frames": 1,
+        "pretraining": "HowTo100M",
+    }
     for highlight, expected in (("masks", [68.4]), ("none", [65.2]), ("boxes", [])):
         ours = result(**facts, settings={"task": {"highlight": highlight}})
         cells = [cell for cell in paper_cells("vcr") if cell.column.metric == "q2a"]
@@ -106,6 +160,10 @@ def test_vcr_rows_are_told_apart_by_what_is_drawn() -> None:
 
 
 def test_data_sets_are_known_by_their_usual_names() -> None:
-    assert data_sets("webvid10m+HowTo + cc3m") == data_sets("CC,WebVid,ht100m") == {"WebVid", "HowTo100M", "CC3M"}
+    assert (
+        data_sets("webvid10m+HowTo + cc3m")
+        == data_sets("CC,WebVid,ht100m")
+        == {"WebVid", "HowTo100M", "CC3M"}
+    )
     assert data_sets("yt_temporal180m+vg+ours") == {"YT-Temporal", "VisualGenome", "ours"}
     assert data_sets("") == frozenset()

@@ -1,4 +1,5 @@
-"""Results and predictions survive a round trip, keep older numbers, and name what is wrong with a file."""
+"""Results and predictions survive a round trip, keep older numbers, and name what is wrong with a
+file."""
 
 from __future__ import annotations
 
@@ -44,20 +45,42 @@ def result(**changes: Any) -> EvaluationResult:
 
 def test_a_result_reads_back_as_it_was_written(tmp_path: Path) -> None:
     written = result(
-        variant="x", missing=(Missing("q1", "video1", "no video track"),), details={"chance": 0.1}, settings={"k": [1, None]}
+        variant="x",
+        missing=(Missing("q1", "video1", "no video track"),),
+        details={"chance": 0.1},
+        settings={"k": [1, None]},
     )
     path = write_result(tmp_path, written)
     assert path == tmp_path / "results" / "msrvtt_qa-x-test.json"
-    assert read_results(tmp_path) == read_results(path) == read_results(path.parent) == [(path, written)]
+    assert (
+        read_results(tmp_path)
+        == read_results(path)
+        == read_results(path.parent)
+        == [(path, written)]
+    )
 
 
-def test_another_measurement_moves_the_older_file_aside_and_the_same_one_replaces_it(tmp_path: Path) -> None:
+def test_another_measurement_moves_the_older_file_aside_and_the_same_one_replaces_it(
+    tmp_path: Path,
+) -> None:
     for frames, value in ((3, 40.0), (3, 41.0), (8, 42.0), (3, 43.0)):
         write_result(tmp_path, result(frames=frames, scores={"accuracy": Score(value)}))
-        write_predictions(tmp_path / "predictions" / "msrvtt_qa-test.jsonl", [{"id": "q", "prediction": value}])
-    found = {path.name: (one.frames, one.scores["accuracy"].value) for path, one in read_results(tmp_path)}
-    assert found == {"msrvtt_qa-test.1.json": (3, 41.0), "msrvtt_qa-test.2.json": (8, 42.0), "msrvtt_qa-test.json": (3, 43.0)}
-    said = {path.name: read_predictions(path)["q"]["prediction"] for path in (tmp_path / "predictions").iterdir()}
+        write_predictions(
+            tmp_path / "predictions" / "msrvtt_qa-test.jsonl", [{"id": "q", "prediction": value}]
+        )
+    found = {
+        path.name: (one.frames, one.scores["accuracy"].value)
+        for path, one in read_results(tmp_path)
+    }
+    assert found == {
+        "msrvtt_qa-test.1.json": (3, 41.0),
+        "msrvtt_qa-test.2.json": (8, 42.0),
+        "msrvtt_qa-test.json": (3, 43.0),
+    }
+    said = {
+        path.name: read_predictions(path)["q"]["prediction"]
+        for path in (tmp_path / "predictions").iterdir()
+    }
     assert said == {name.replace(".json", ".jsonl"): value for name, (_, value) in found.items()}
     with pytest.raises(ValueError, match="accuracy is not a finite number"):
         write_result(tmp_path, result(scores={"accuracy": Score(float("nan"))}))
@@ -91,7 +114,10 @@ def test_a_folder_without_results_says_so(tmp_path: Path) -> None:
 
 
 def test_predictions_have_the_same_bytes_in_whatever_order_they_arrive(tmp_path: Path) -> None:
-    rows = [{"id": name, "media": "v", "prediction": "café", "measures": {"accuracy": 1.0}} for name in ("b", "a10", "a9")]
+    rows = [
+        {"id": name, "media": "v", "prediction": "café", "measures": {"accuracy": 1.0}}
+        for name in ("b", "a10", "a9")
+    ]
     contents = set()
     for order in itertools.permutations(rows):
         write_predictions(tmp_path / "p.jsonl", [dict(reversed(row.items())) for row in order])
@@ -111,7 +137,9 @@ def test_predictions_have_the_same_bytes_in_whatever_order_they_arrive(tmp_path:
         ("\n", "holds no"),
     ],
 )
-def test_a_damaged_predictions_file_is_named_with_its_line(content: str, message: str, tmp_path: Path) -> None:
+def test_a_damaged_predictions_file_is_named_with_its_line(
+    content: str, message: str, tmp_path: Path
+) -> None:
     (tmp_path / "p.jsonl").write_text(content)
     with pytest.raises(ResultError, match=message):
         read_predictions(tmp_path / "p.jsonl")

@@ -1,4 +1,5 @@
-"""VCR's drawing: which detections, which colours, how strong, and that the outline is still there at the size of the model's input."""
+"""VCR's drawing: which detections, which colours, how strong, and that the outline is still there
+at the size of the model's input."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ PERSON_0, PERSON_1, CHAIR, PERSON_3 = range(4)
 def still(height: int = 800, width: int = 1200) -> NDArray[np.uint8]:
     """A smooth picture in which no pixel has a colour of the palette."""
     rows, columns = np.mgrid[0:height, 0:width]
-    return np.stack([60 + rows % 90, 90 + columns % 70, np.full((height, width), 120)], axis=-1).astype(np.uint8)
+    return np.stack(
+        [60 + rows % 90, 90 + columns % 70, np.full((height, width), 120)], axis=-1
+    ).astype(np.uint8)
 
 
 def item(scale: float = 1.0) -> VCRItem:
@@ -32,11 +35,14 @@ def item(scale: float = 1.0) -> VCRItem:
     )
     question = ("Why", "is", (1,), "on", (2,), "?")
     answers = (((1, 0), "rests"),) * 4
-    return VCRItem("val-1", Media("a", "a.jpg"), regions, question, answers, (((3,), "said", "so"),) * 4, 0, 0)
+    return VCRItem(
+        "val-1", Media("a", "a.jpg"), regions, question, answers, (((3,), "said", "so"),) * 4, 0, 0
+    )
 
 
 def test_q_to_a_never_shows_what_only_the_rationales_mention() -> None:
-    """The picture of the answer task is the same whatever the rationales say; person 3 shows in the rationale task alone."""
+    """The picture of the answer task is the same whatever the rationales say; person 3 shows in the
+    rationale task alone."""
     picture, one = still(), item()
     answer = highlight(picture, one, mentioned(one, "answer"))
     x1, y1, x2, y2 = (int(value) for value in one.regions[PERSON_3].box)
@@ -52,7 +58,12 @@ def test_persons_take_the_colour_of_their_original_index_and_others_are_grey() -
     picture, one = still(), item()
     for chosen in ([1, 2, 0], [0], [1], [2], [3]):
         drawn = highlight(picture, one, chosen)
-        for region, wanted in ((PERSON_0, PALETTE[0]), (PERSON_1, PALETTE[1]), (CHAIR, GREY), (PERSON_3, PALETTE[3])):
+        for region, wanted in (
+            (PERSON_0, PALETTE[0]),
+            (PERSON_1, PALETTE[1]),
+            (CHAIR, GREY),
+            (PERSON_3, PALETTE[3]),
+        ):
             x1, _, _, y2 = (int(value) for value in one.regions[region].box)
             edge = drawn[y2 - 150, x1]
             assert (tuple(edge) == wanted) == (region in chosen)
@@ -60,7 +71,9 @@ def test_persons_take_the_colour_of_their_original_index_and_others_are_grey() -
 
 def test_the_fill_is_fifteen_percent_and_overlapping_parts_are_filled_once() -> None:
     picture, one = still(), item()
-    expected = np.round(picture[400, 200] * (1 - OPACITY / 255) + np.array(PALETTE[0]) * OPACITY / 255)
+    expected = np.round(
+        picture[400, 200] * (1 - OPACITY / 255) + np.array(PALETTE[0]) * OPACITY / 255
+    )
     assert np.abs(highlight(picture, one, [0])[400, 200] - expected).max() <= 1
     part = ((110.0, 110.0), (290.0, 110.0), (290.0, 690.0), (110.0, 690.0))
     shapes = [[part, part[:2], part], [], [], []]
@@ -72,18 +85,27 @@ def test_outlines_follow_the_polygon_and_regions_without_one_show_their_box() ->
     triangle = ((200.0, 100.0), (300.0, 700.0), (100.0, 700.0))
     drawn = highlight(picture, one, [0, 1], polygons=[[triangle], [], [], []])
     assert tuple(drawn[700, 200]) == PALETTE[0]
-    assert np.array_equal(drawn[150, 110], picture[150, 110]), "inside of the box, outside of the polygon"
+    assert np.array_equal(drawn[150, 110], picture[150, 110]), (
+        "inside of the box, outside of the polygon"
+    )
     assert tuple(drawn[400, 400]) == PALETTE[1]
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "size"), [(800, 1920, 224), (800, 1920, 384), (304, 720, 224), (1080, 1920, 384), (192, 192, 96)]
+    ("height", "width", "size"),
+    [(800, 1920, 224), (800, 1920, 384), (304, 720, 224), (1080, 1920, 384), (192, 192, 96)],
 )
-def test_the_outline_survives_resizing_to_the_models_input(height: int, width: int, size: int) -> None:
+def test_the_outline_survives_resizing_to_the_models_input(
+    height: int, width: int, size: int
+) -> None:
     """Somewhere on the line, the resized picture still holds the colour nearly pure."""
     scale = height / 800
     drawn = highlight(still(height, width), item(scale), [PERSON_1], image_size=size)
-    small = np.asarray(Image.fromarray(drawn).resize((round(width * size / height), size), Image.Resampling.BILINEAR)).astype(int)
+    small = np.asarray(
+        Image.fromarray(drawn).resize(
+            (round(width * size / height), size), Image.Resampling.BILINEAR
+        )
+    ).astype(int)
     row = small[round(400 * scale * size / height)]
     assert np.abs(row - np.array(PALETTE[PERSON_1])).max(axis=-1).min() < 60
     assert outline_width(1920, 800) == 7
@@ -101,17 +123,35 @@ def test_the_palette_is_55_colours_that_can_be_told_apart_from_each_other_and_fr
     """CIE76 distance in CIELAB (D65), written out here; 2.3 is a just noticeable difference."""
 
     def lab(rgb: tuple[int, int, int]) -> NDArray[np.float64]:
-        linear = [((v / 255 + 0.055) / 1.055) ** 2.4 if v / 255 > 0.04045 else v / 255 / 12.92 for v in rgb]
-        matrix = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+        linear = [
+            ((v / 255 + 0.055) / 1.055) ** 2.4 if v / 255 > 0.04045 else v / 255 / 12.92
+            for v in rgb
+        ]
+        matrix = np.array(
+            [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+        )
         f = np.array(
-            [t ** (1 / 3) if t > 216 / 24389 else (24389 / 27 * t + 16) / 116 for t in matrix @ linear / (0.9505, 1, 1.089)]
+            [
+                t ** (1 / 3) if t > 216 / 24389 else (24389 / 27 * t + 16) / 116
+                for t in matrix @ linear / (0.9505, 1, 1.089)
+            ]
         )
         return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
     assert len(set(PALETTE)) == 55
-    assert min(float(np.linalg.norm(lab(a) - lab(b))) for a, b in combinations((*PALETTE, GREY), 2)) > 24
+    assert (
+        min(float(np.linalg.norm(lab(a) - lab(b))) for a, b in combinations((*PALETTE, GREY), 2))
+        > 24
+    )
     one = item()
-    many = VCRItem("m", one.media, (Region("person", (10, 10, 200, 200)),) * 56, one.question, one.answers, one.rationales)
+    many = VCRItem(
+        "m",
+        one.media,
+        (Region("person", (10, 10, 200, 200)),) * 56,
+        one.question,
+        one.answers,
+        one.rationales,
+    )
     assert tuple(highlight(still(), many, [55])[100, 10]) == PALETTE[0]
 
 
@@ -133,7 +173,9 @@ def test_vcrs_made_up_official_files_can_be_drawn(samples: object, tmp_path: Pat
     assert isinstance(found, VCRItem)
     picture = np.asarray(Image.open(sample.media / found.media.path).convert("RGB"))
     shown = [
-        highlight(picture, found, mentioned(found, task), polygons=vcr.outlines(sample.media, found))
+        highlight(
+            picture, found, mentioned(found, task), polygons=vcr.outlines(sample.media, found)
+        )
         for task in ("answer", "rationale")
     ]
     assert not np.array_equal(shown[0], picture)

@@ -21,10 +21,14 @@ def test_pixels_and_tokens_are_those_of_evaluation(tmp_path: Path) -> None:
     write_video(source / "uneven.mp4", times=vfr_times(24))
     write_rotated(source / "turned.mp4", 90, width=64, height=48)
     names = ("wide", "uneven", "turned")
-    (source / "clips.csv").write_text("path,caption\n" + "".join(f"{name}.mp4,A {name} clip\n" for name in names))
+    (source / "clips.csv").write_text(
+        "path,caption\n" + "".join(f"{name}.mp4,A {name} clip\n" for name in names)
+    )
     prepare(PrepareOptions(source / "clips.csv", tmp_path / "prepared", workers=1))
     options = DataConfig(backend="cpu", workers=0, dali_threads=1, eval_crop=0.9)
-    dataset = EvalSet(DatasetSpec(tmp_path / "prepared", "train"), ClipConfig(FRAMES, SIDE, 16), options)
+    dataset = EvalSet(
+        DatasetSpec(tmp_path / "prepared", "train"), ClipConfig(FRAMES, SIDE, 16), options
+    )
     batch = next(dataset.batches(rank=0, world=1, batch_size=3, device=torch.device("cpu")))
     read_clip, read_text = ClipReader(tiny_config(), options), TextReader(tiny_config())
     assert sorted(batch.captions) == sorted(f"A {name} clip" for name in names)
@@ -36,7 +40,9 @@ def test_pixels_and_tokens_are_those_of_evaluation(tmp_path: Path) -> None:
 
 
 def test_the_frames_drawn_are_the_middle_frames_of_three_segments(tmp_path: Path) -> None:
-    clip = ClipReader(tiny_config(), DataConfig(backend="cpu", dali_threads=1))(write_video(tmp_path / "a.mp4", frames=24))
+    clip = ClipReader(tiny_config(), DataConfig(backend="cpu", dali_threads=1))(
+        write_video(tmp_path / "a.mp4", frames=24)
+    )
     assert clip.numbers == (3, 11, 19)
     assert [read_frame_number(picture) for picture in clip.pictures] == [3, 11, 19]
 

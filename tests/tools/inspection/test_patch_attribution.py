@@ -31,7 +31,9 @@ def example(model: AllInOneForPreTraining, frames: int = FRAMES) -> tuple[Loaded
     pixels = torch.randn(1, frames, 3, SIDE, SIDE, generator=random)
     ids = torch.zeros(1, LENGTH, dtype=torch.long)
     ids[0, :7] = torch.tensor([101, 2450, 103, 2007, 103, 4309, 102])
-    clip = Clip(Path("clip"), pixels, np.zeros((frames, SIDE, SIDE, 3), np.uint8), tuple(range(frames)))
+    clip = Clip(
+        Path("clip"), pixels, np.zeros((frames, SIDE, SIDE, 3), np.uint8), tuple(range(frames))
+    )
     return Loaded(model, Path("weights")), clip, Words("", ids, (ids > 0).long(), (2, 4))
 
 
@@ -39,14 +41,21 @@ def test_recorded_attention_gives_the_outputs_of_every_block() -> None:
     loaded, clip, words = example(tiny_model())
     outputs: list[Tensor] = []
     layers = [block.attention for block in loaded.model.backbone.encoder.blocks]
-    handles = [layer.register_forward_hook(lambda module, inputs, output: outputs.append(output)) for layer in layers]
+    handles = [
+        layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        for layer in layers
+    ]
     with torch.no_grad(), AttentionRecorder(loaded.model.backbone.encoder) as seen:
         loaded.model(clip.pixels, words.ids, words.mask)
     for handle in handles:
         handle.remove()
     assert len(seen.weights) == len(outputs) == BLOCKS
-    for layer, weights, values, output in zip(layers, seen.weights, seen.values, outputs, strict=True):
-        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]), atol=1e-5, rtol=0)
+    for layer, weights, values, output in zip(
+        layers, seen.weights, seen.values, outputs, strict=True
+    ):
+        torch.testing.assert_close(
+            weights.sum(-1), torch.ones(weights.shape[:-1]), atol=1e-5, rtol=0
+        )
         assert weights[..., 7:LENGTH].max() == 0, "padding gets no attention"
         assert weights.std() > 1e-3, "the example must not be uniform"
         mixed = (weights @ values).transpose(1, 2).flatten(2)
@@ -60,11 +69,14 @@ def test_recording_changes_no_output_and_leaves_no_hook() -> None:
         with AttentionRecorder(loaded.model.backbone.encoder):
             during = loaded.model(clip.pixels, words.ids, words.mask).text
     assert torch.equal(before, during)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in loaded.model.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for module in loaded.model.modules()
+    )
 
 
 def test_slots_after_one_two_and_three_rolls_as_worked_out_by_hand() -> None:
-    # 17 visual tokens // 8 = 2: patch slots 0, 1 receive from the frame before, 14, 15 from the frame after, with wrap-around
+    # 17 visual tokens // 8 = 2: patch slots 0, 1 receive from the frame before, 14, 15 from the
+    # frame after, with wrap-around
     stay = list(range(2, 14))
     by_hand = {
         0: {0: [0, 0, 0], 1: [1, 1, 1], 2: [2, 2, 2]},
@@ -93,8 +105,12 @@ class _Keep(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("options", [{}, {"patch_order": "shuffled"}, {"roll": "average"}, {"num_frames": 5}])
-def test_slot_origins_are_where_the_models_own_pass_puts_the_patches(options: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"patch_order": "shuffled"}, {"roll": "average"}, {"num_frames": 5}]
+)
+def test_slot_origins_are_where_the_models_own_pass_puts_the_patches(
+    options: dict[str, object],
+) -> None:
     model = tiny_model(**options)
     frames = model.config.num_frames
     _, clip, words = example(model, frames)
@@ -102,13 +118,19 @@ def test_slot_origins_are_where_the_models_own_pass_puts_the_patches(options: di
     model.backbone.encoder.blocks = nn.ModuleList(_Keep(seen) for _ in range(BLOCKS))
     with torch.no_grad():
         model(clip.pixels, words.ids, words.mask)
-        home = model.backbone.modality(model.backbone.video_embeddings(clip.pixels, rolls=False), 1)[:, 1:]
+        home = model.backbone.modality(
+            model.backbone.video_embeddings(clip.pixels, rolls=False), 1
+        )[:, 1:]
     for block, tokens in enumerate(seen):
-        assert torch.equal(tokens[:, LENGTH + 1 :], home[slot_origins(model.config, frames, block + 1)])
+        assert torch.equal(
+            tokens[:, LENGTH + 1 :], home[slot_origins(model.config, frames, block + 1)]
+        )
 
 
 @pytest.mark.parametrize("roll", ["roll", "flatten"])
-def test_relevance_equals_weights_times_their_autograd_gradient(roll: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relevance_equals_weights_times_their_autograd_gradient(
+    roll: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded, clip, words = example(tiny_model(roll=roll))
     found = patch_relevance(loaded, clip, words, [2450, 4309])
     assert found.shape == (2, FRAMES, PATCHES)
@@ -117,7 +139,11 @@ def test_relevance_equals_weights_times_their_autograd_gradient(roll: str, monke
     kept: list[Tensor] = []
 
     def explicit(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, dropout_p: float) -> Tensor:
-        weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~attn_mask, -torch.inf).softmax(-1)
+        weights = (
+            (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5)
+            .masked_fill(~attn_mask, -torch.inf)
+            .softmax(-1)
+        )
         weights.retain_grad()
         kept.append(weights)
         return weights @ v
@@ -128,7 +154,13 @@ def test_relevance_equals_weights_times_their_autograd_gradient(roll: str, monke
     expected = torch.zeros(FRAMES, PATCHES)
     for block, weights in enumerate(kept):
         assert weights.grad is not None
-        pull = (weights * weights.grad).clamp(min=0).mean(1)[:, 4, LENGTH:].detach().reshape(FRAMES, 1 + PATCHES)[:, 1:]
+        pull = (
+            (weights * weights.grad)
+            .clamp(min=0)
+            .mean(1)[:, 4, LENGTH:]
+            .detach()
+            .reshape(FRAMES, 1 + PATCHES)[:, 1:]
+        )
         frame, patch = slot_origins(loaded.model.config, FRAMES, block + 1)
         expected.index_put_((frame, patch), pull, accumulate=True)
     torch.testing.assert_close(found[1], expected / expected.sum(), atol=1e-5, rtol=1e-4)
@@ -146,8 +178,12 @@ def test_patch_features_average_to_the_models_output() -> None:
 
 def test_fine_features_of_one_colour_are_those_of_the_patch_around() -> None:
     loaded, clip, words = example(tiny_model())
-    assert torch.equal(fine_patch_features(loaded, clip, words, 1), patch_features(loaded, clip, words))
-    plain = Clip(clip.path, torch.full_like(clip.pixels, 0.3), clip.pictures, clip.numbers)  # moving it changes nothing
+    assert torch.equal(
+        fine_patch_features(loaded, clip, words, 1), patch_features(loaded, clip, words)
+    )
+    plain = Clip(
+        clip.path, torch.full_like(clip.pixels, 0.3), clip.pictures, clip.numbers
+    )  # moving it changes nothing
     fine = fine_patch_features(loaded, plain, words, 2).view(FRAMES, 4, 2, 4, 2, -1)
     whole = patch_features(loaded, plain, words).view(FRAMES, 4, 1, 4, 1, -1)
     torch.testing.assert_close(fine, whole.expand_as(fine), atol=1e-5, rtol=0)
@@ -156,13 +192,18 @@ def test_fine_features_of_one_colour_are_those_of_the_patch_around() -> None:
 
 
 def test_fine_cells_are_read_where_they_lie() -> None:
-    # one bright cell of 4 x 4 pixels in a patch-wise linear model: the dense cell that holds it answers strongest
+    # one bright cell of 4 x 4 pixels in a patch-wise linear model: the dense cell that holds it
+    # answers strongest
     loaded, clip, words = example(tiny_model())
     loaded.model.backbone.encoder.blocks = nn.ModuleList()
     pixels = torch.zeros_like(clip.pixels)
     pixels[:, :, :, 12:16, 20:24] = 5.0  # cell row 3, column 5 of 8
-    bright = fine_patch_features(loaded, Clip(clip.path, pixels, clip.pictures, clip.numbers), words, 2)
-    dark = fine_patch_features(loaded, Clip(clip.path, 0 * pixels, clip.pictures, clip.numbers), words, 2)
+    bright = fine_patch_features(
+        loaded, Clip(clip.path, pixels, clip.pictures, clip.numbers), words, 2
+    )
+    dark = fine_patch_features(
+        loaded, Clip(clip.path, 0 * pixels, clip.pictures, clip.numbers), words, 2
+    )
     changed = (bright - dark).abs().sum(-1).view(FRAMES, 8, 8)[0] > 1e-6
     assert changed[3, 5]
     rows, columns = changed.nonzero().T
