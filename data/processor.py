@@ -121,11 +121,11 @@ class AllInOneProcessor:
             )
         if self._augment is None or self._capacity < len(read):
             from allinone.data.loading.dali_pipeline import (
-                Augment,
+                DaliPipeline,
             )  # DALI is imported by those who show pictures only
 
             self._augment, self._capacity = (
-                Augment(self.clip, self.config, torch.device("cpu"), len(read)),
+                DaliPipeline(self.clip, self.config, torch.device("cpu"), len(read)),
                 len(read),
             )
         return self._augment([frames for frames, _ in read], [choices for _, choices in read])

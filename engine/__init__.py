@@ -4,10 +4,10 @@ a task."""
 from importlib import import_module
 from typing import Any
 
-__all__ = ["Run", "RunResult", "newest_weights"]
+__all__ = ["RunResult", "Trainer", "newest_weights"]
 
 _HOME = {
-    "Run": "allinone.engine.trainer",
+    "Trainer": "allinone.engine.trainer",
     "RunResult": "allinone.engine.trainer",
     "newest_weights": "allinone.engine.checkpoint.manager",
 }

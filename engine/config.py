@@ -6,15 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from allinone.common.errors import ConfigError
 from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, Bounds, require
-
-
-class ConfigError(ValueError):
-    """Options that contradict each other or the machine; the message says which to change."""
-
-
-class LocalConfigError(ConfigError):
-    """One that the other ranks may not have."""
 
 
 @dataclass(frozen=True)

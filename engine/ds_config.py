@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from allinone.common.errors import ConfigError, LocalConfigError
 from allinone.common.paths import PACKAGE
-from allinone.engine.config import ConfigError, LocalConfigError, TrainConfig
+from allinone.engine.config import TrainConfig
 
 FOLDER = PACKAGE / "ds_configs"
 

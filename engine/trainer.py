@@ -20,26 +20,27 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from allinone.common.atomic_io import write_atomic
+from allinone.common.errors import ConfigError
 from allinone.common.formatting import count, duration
 from allinone.engine import ds_config
-from allinone.engine.anomaly.report import Dossiers
+from allinone.engine.anomaly.report import AnomalyReporter
 from allinone.engine.checkpoint import manager, reshard
-from allinone.engine.checkpoint.best import Best, Selection
-from allinone.engine.config import ConfigError, TrainConfig, every
+from allinone.engine.checkpoint.best import BestCheckpoint, Selection
+from allinone.engine.config import TrainConfig, every
 from allinone.engine.distributed import launch, topology
 from allinone.engine.distributed.signals import (
-    Agreement,
+    SignalSync,
     Stopped,
     StopSignals,
-    TooManySkipped,
+    TooManySkippedError,
     Watchdog,
+    all_gather_object,
     collective_timeout_s,
-    decided_by_rank_0,
-    gathered,
+    run_on_rank0,
 )
-from allinone.engine.monitoring.accumulator import Tally
+from allinone.engine.monitoring.accumulator import MetricAccumulator
 from allinone.engine.monitoring.peak_flops import peak_rate
-from allinone.engine.monitoring.run_logger import Monitor, memory_bytes
+from allinone.engine.monitoring.run_logger import RunLogger, memory_bytes
 from allinone.engine.monitoring.straggler import Stopwatch
 from allinone.engine.objective import Objective, StepModule, seed_of
 from allinone.engine.optim.adamw import (
@@ -49,7 +50,7 @@ from allinone.engine.optim.adamw import (
     outcome,
     parameter_groups,
 )
-from allinone.engine.planning.estimate import Activations, Planned, plan_run
+from allinone.engine.planning.estimate import Activations, RunEstimate, plan_run
 
 
 class Data(Protocol):
@@ -79,7 +80,7 @@ class RunResult:
     evaluation: Mapping[str, float]
 
 
-class Run:
+class Trainer:
     """One training run in the folder `out`; the same run started again continues.
 
     `run_config` is everything that the run depends on, JSON-able: saved with every checkpoint and
@@ -118,7 +119,7 @@ class Run:
         self._heads, self._head_lr_mult, self._best = (
             tuple(head_patterns),
             head_lr_mult,
-            Best(select, out),
+            BestCheckpoint(select, out),
         )
         self.place, self.device = launch.start(
             config.device, collective_timeout_s(config.hang_timeout_s)
@@ -135,10 +136,10 @@ class Run:
         self.skipped = 0
         self._skipped_in_a_row = 0
         self._saved_at = 0
-        self._tally = Tally()
+        self._tally = MetricAccumulator()
         self._forward = Stopwatch(self.device)
         self._damaged: list[str] = []
-        self._monitor: Monitor | None = None
+        self._monitor: RunLogger | None = None
 
     def train(self) -> RunResult:
         """Train to the last step. Raises Stopped after a signal (saved), TooManySkipped,
@@ -155,7 +156,7 @@ class Run:
             ):
                 self._say(f"{self.out} is done: step {self.step} of {self.config.steps}")
                 return RunResult(
-                    self.step, decided_by_rank_0(lambda: manager.newest_whole(self.out)[0]), {}
+                    self.step, run_on_rank0(lambda: manager.newest_complete(self.out)[0]), {}
                 )
             return self._train_to_the_end(signals, watchdog)
         finally:
@@ -166,10 +167,10 @@ class Run:
                 self._monitor.close(self.step, isinstance(reason, Stopped), reason)
 
     def _prepare(self) -> None:
-        decided_by_rank_0(self._claim_folder)
+        run_on_rank0(self._claim_folder)
         self._start_engine()
         self._resume()
-        self._agreement = Agreement(self.config.hang_timeout_s)
+        self._agreement = SignalSync(self.config.hang_timeout_s)
         if self.step < self.config.steps or self._evaluation_is_due():
             facts = self._describe()
             self._say(facts)
@@ -242,7 +243,7 @@ class Run:
             self._tally.add(batch, loss, metrics)
         self._newest = batch
         self.step += 1
-        launch.began()
+        launch.mark_training_started()
         self._tally.end_step(self.step, *outcome(self._engine, self._optimizer, self.device))
 
     def _claim_folder(self) -> None:
@@ -288,7 +289,7 @@ class Run:
         groups = parameter_groups(module, self.config.weight_decay, self._heads, self._head_lr_mult)
         self._holds = reshard.describe(self.model, groups, self._ds_config, self.layout)
         sizes = [[parameter.numel() for parameter in group["params"]] for group in groups]
-        self._planned = Planned(
+        self._planned = RunEstimate(
             plan_run(
                 self.config,
                 self._ds_config,
@@ -326,7 +327,7 @@ class Run:
             )
 
     def _resume(self) -> None:
-        folder, notes = decided_by_rank_0(lambda: manager.newest_for_resume(self.out))
+        folder, notes = run_on_rank0(lambda: manager.newest_for_resume(self.out))
         self._damaged = notes
         for note in notes:
             self._say(f"warning: {note}")
@@ -380,13 +381,13 @@ class Run:
 
     def _open_monitor(self, facts: str) -> None:
         """Begin the history and TensorBoard on rank 0."""
-        hosts = gathered(socket.gethostname())
-        self._dossiers = Dossiers(
+        hosts = all_gather_object(socket.gethostname())
+        self._dossiers = AnomalyReporter(
             self.out, self.config, self._engine, self._ds_config, self._batches_from, self._alive
         )
         if self.place.rank == 0:
             self._planned.write(self.out)
-            self._monitor = Monitor(
+            self._monitor = RunLogger(
                 self.out,
                 self.config,
                 self.step,
@@ -412,7 +413,7 @@ class Run:
         self._dossiers.look_into(report, self._tally.kept, self._monitor)
         self._tick += time.perf_counter() - now  # nor are these training time
         if self._skipped_in_a_row > self.config.max_skipped:
-            raise TooManySkipped(
+            raise TooManySkippedError(
                 f"{self._skipped_in_a_row} steps in a row had a non-finite gradient, more than"
                 f" --max-skipped {self.config.max_skipped}; lower --lr, or look at the clips named"
                 " above"

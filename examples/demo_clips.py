@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from allinone.common.command import InputError
+from allinone.common.errors import InputError
 from allinone.data.decoding.frames import Timeline, decode_frames
 from allinone.data.loading.sampling import middle_frames
 from allinone.data.prepare.probe import Limits, probe

@@ -24,7 +24,9 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from allinone.common.atomic_io import write_atomic
-from allinone.common.command import InputError, at_least_one, run_tool
+from allinone.common.command import at_least_one
+from allinone.common.command_line import run_command
+from allinone.common.errors import InputError
 from allinone.common.formatting import duration
 from allinone.examples import demo_tasks
 from allinone.examples.demo import Clock, _phase, _run
@@ -55,7 +57,7 @@ DEMO = Path("runs/demo/train")
 
 
 @dataclass(frozen=True)
-class Task:
+class DemoTask:
     """One benchmark of the demo."""
 
     script: str
@@ -97,7 +99,7 @@ def _class_chance(annotations: Path) -> dict[str, float]:
 SHORT = ("--max-text-len", "16")
 """The checkpoint's own text length, which holds the demo's captions and questions."""
 TASKS = (
-    Task(
+    DemoTask(
         "msrvtt_retrieval",
         "msrvtt",
         (
@@ -118,7 +120,7 @@ TASKS = (
         _retrieval_chance,
         zero_shot=True,
     ),
-    Task(
+    DemoTask(
         "msrvtt_qa",
         "msrvtt",
         (
@@ -136,7 +138,7 @@ TASKS = (
         ),
         _blind,
     ),
-    Task(
+    DemoTask(
         "msrvtt_choice",
         "msrvtt",
         (
@@ -155,7 +157,7 @@ TASKS = (
         lambda _: {"accuracy": 20.0},
         zero_shot=True,
     ),
-    Task(
+    DemoTask(
         "vcr",
         "vcr",
         (
@@ -177,7 +179,7 @@ TASKS = (
         lambda _: {"q2a": 25.0, "qa2r": 25.0, "q2ar": 6.25},
         zero_shot=True,
     ),
-    Task(
+    DemoTask(
         "k400_linear",
         "kinetics",
         (
@@ -199,7 +201,7 @@ TASKS = (
 
 
 def run_task(
-    task: Task,
+    task: DemoTask,
     checkpoint: Path,
     out: Path,
     clock: Clock,
@@ -242,7 +244,7 @@ def _with(options: Sequence[str], more: Sequence[str]) -> list[str]:
 
 
 def rows_of(
-    task: Task, annotations: Path, trained: EvaluationResult, before: EvaluationResult | None
+    task: DemoTask, annotations: Path, trained: EvaluationResult, before: EvaluationResult | None
 ) -> list[list[str]]:
     """Per score: what guessing gives, what the checkpoint gives before any training, and what
     fine-tuning gives with its 95 % interval."""
@@ -377,7 +379,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             out.relative_to(ROOT) if out.is_relative_to(ROOT) else out, checkpoint, args.only, more
         )
 
-    return run_tool(tool)
+    return run_command(tool)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from allinone.common.atomic_io import publish_dir
-from allinone.common.command import InputError, run_tool
+from allinone.common.command_line import run_command
+from allinone.common.errors import InputError
 from allinone.examples import demo_stills
 from allinone.examples.demo_clips import SPLITS, DemoClip, clips, frames, middle_frame, pick
 from allinone.finetune.annotations.common import place_in_order
@@ -407,7 +408,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in write(args.demo, args.out, args.benchmarks or tuple(WRITERS)):
             print(path)
 
-    return run_tool(tool)
+    return run_command(tool)
 
 
 if __name__ == "__main__":

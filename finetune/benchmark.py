@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from allinone.engine.config import ConfigError
+from allinone.common.errors import ConfigError
 from allinone.finetune.annotations.schema import AnnotationError, Split, assert_disjoint
 from allinone.finetune.config import FinetuneConfig
-from allinone.finetune.tasks.base import Outcome, Protocol
+from allinone.finetune.tasks.base import EvalOutput, Task
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Benchmark:
 
     name: str
     """Name of the entry script."""
-    protocol: type[Protocol]
+    protocol: type[Task]
     load: Callable[..., Split]
     """(annotations, split, variant) → items."""
     variants: Mapping[str, Splits]
@@ -43,7 +43,7 @@ class Benchmark:
     reads_media: bool = False
     """Whether the annotations lie partly in the media folder (VCR's boxes): `load` gets it as a
     fourth argument."""
-    submission: tuple[str, Callable[[Path, Split, Outcome], None]] | None = None
+    submission: tuple[str, Callable[[Path, Split, EvalOutput], None]] | None = None
     """Name of the file for the benchmark's test server, and what writes it (finetune.submissions)
     from the outcome's rows."""
 
@@ -78,7 +78,7 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedSplits:
     """The splits of a run. What is not needed or not there is None."""
 
     variant: str
@@ -87,7 +87,7 @@ class Loaded:
     test: Split
 
 
-def load_splits(benchmark: Benchmark, config: FinetuneConfig) -> Loaded:
+def load_splits(benchmark: Benchmark, config: FinetuneConfig) -> LoadedSplits:
     """Read the annotations. Raises AnnotationError where they are missing, of another format,
     empty, or overlap."""
     variant, names = benchmark.splits(config)
@@ -104,8 +104,8 @@ def load_splits(benchmark: Benchmark, config: FinetuneConfig) -> Loaded:
             train = benchmark.read(config, names.train, variant) if names.train else None
         except AnnotationError:
             train = None
-        return Loaded(variant, train, None, test)
+        return LoadedSplits(variant, train, None, test)
     train = benchmark.read(config, names.train, variant)
     val = benchmark.read(config, names.val, variant) if names.val else None
     assert_disjoint(*(split for split in (train, val, test) if split is not None))
-    return Loaded(variant, train, val, test)
+    return LoadedSplits(variant, train, val, test)

@@ -14,18 +14,17 @@ import torch
 import tyro
 from torch import nn
 
-from allinone.common.errors import DataError
+from allinone.common.errors import ConfigError, DataError
 from allinone.common.processes import forkserver_context
 from allinone.data.loading.bad_clips import ENOUGH
-from allinone.engine import Run, ds_config
+from allinone.engine import Trainer, ds_config
 from allinone.engine.checkpoint import manager
 from allinone.engine.checkpoint.best import Selection
 from allinone.engine.command_line import refuse_unknown
-from allinone.engine.config import ConfigError
 from allinone.engine.distributed import launch
-from allinone.engine.distributed.signals import StopSignals, collective_timeout_s, decided_by_rank_0
+from allinone.engine.distributed.signals import StopSignals, collective_timeout_s, run_on_rank0
 from allinone.finetune.annotations.schema import Split
-from allinone.finetune.benchmark import Benchmark, Loaded, load_splits
+from allinone.finetune.benchmark import Benchmark, LoadedSplits, load_splits
 from allinone.finetune.config import FinetuneConfig
 from allinone.finetune.cost import run_activations, training_flops
 from allinone.finetune.evaluation.cache import Cache
@@ -40,15 +39,15 @@ from allinone.finetune.evaluation.table import table
 from allinone.finetune.inputs.clip_reader import Reader
 from allinone.finetune.inputs.loader import Source, TaskStream
 from allinone.finetune.inputs.media_library import MediaLibrary
-from allinone.finetune.tasks.base import Outcome, Protocol
+from allinone.finetune.tasks.base import EvalOutput, Task
 from allinone.finetune.tasks.task_model import (
     TASK_HEAD,
-    Origin,
+    SourceCheckpoint,
     TaskModel,
     build_model,
     check_head,
     has_head,
-    read_origin,
+    read_source_checkpoint,
     size_name,
     task_config,
 )
@@ -59,7 +58,7 @@ SELECT = "select"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Job:
+class FinetuneJob:
     """One run of a benchmark."""
 
     def __init__(self, benchmark: Benchmark, config: FinetuneConfig) -> None:
@@ -69,9 +68,9 @@ class Job:
         )
         if config.loader.workers:
             forkserver_context()  # it imports while this process reads
-        self.loaded: Loaded = load_splits(benchmark, config)
-        self.protocol: Protocol = benchmark.protocol(config.task)
-        self.origin: Origin = read_origin(config.checkpoint)
+        self.loaded: LoadedSplits = load_splits(benchmark, config)
+        self.protocol: Task = benchmark.protocol(config.task)
+        self.origin: SourceCheckpoint = read_source_checkpoint(config.checkpoint)
         self.model_config: AllInOneConfig = task_config(
             self.origin, config.size, config.model_overrides()
         )
@@ -112,7 +111,7 @@ class Job:
         self._train()
         gc.collect()  # the engine's buffers
         best = manager.best_weights(self.config.out)
-        return self.evaluate(read_origin(best), alone=False)
+        return self.evaluate(read_source_checkpoint(best), alone=False)
 
     def _train(self) -> None:
         config, split = self.config, self.train_split
@@ -137,7 +136,7 @@ class Job:
         )
         ledger = None if launch.repeats(config.train.tensor_parallel) else config.out / "bad_clips"
         data = TaskStream(source, config.loader, seed=config.train.seed, ledger=ledger)
-        Run(
+        Trainer(
             config.train,
             model=model,
             objective=self.protocol,
@@ -188,7 +187,7 @@ class Job:
             config.train.json,
         )
 
-    def evaluate(self, origin: Origin, *, alone: bool) -> EvaluationResult:
+    def evaluate(self, origin: SourceCheckpoint, *, alone: bool) -> EvaluationResult:
         """Score the test split with these weights, `alone` without training before; finished
         batches are taken from the cache in OUT/cache."""
         config, split = self.config, self.loaded.test
@@ -219,11 +218,11 @@ class Job:
         finally:
             signals.restore()
         result = self._result(origin, model, outcome, zero_shot)
-        decided_by_rank_0(lambda: self._publish(result, outcome))
+        run_on_rank0(lambda: self._publish(result, outcome))
         return result
 
     def _scope(
-        self, origin: Origin, facts: Mapping[str, Any], precision: str, zero_shot: bool
+        self, origin: SourceCheckpoint, facts: Mapping[str, Any], precision: str, zero_shot: bool
     ) -> str:
         """What all cached results of this evaluation depend on beside the items."""
         config = self.config
@@ -250,14 +249,14 @@ class Job:
         }
         return json.dumps(values, sort_keys=True, default=str)
 
-    def _pretrained_on(self, origin: Origin) -> dict[str, str]:
+    def _pretrained_on(self, origin: SourceCheckpoint) -> dict[str, str]:
         """What the checkpoint says, under what --pretraining says."""
         return origin.pretrained_on | (
             {"pretraining": self.config.pretraining} if self.config.pretraining else {}
         )
 
     def _result(
-        self, origin: Origin, model: TaskModel, outcome: Outcome, zero_shot: bool
+        self, origin: SourceCheckpoint, model: TaskModel, outcome: EvalOutput, zero_shot: bool
     ) -> EvaluationResult:
         config, split = self.config, self.loaded.test
         code, pretrained_on = manager.code_version(), self._pretrained_on(origin)
@@ -295,7 +294,7 @@ class Job:
             code=code.get("commit", code["version"]),
         )
 
-    def _publish(self, result: EvaluationResult, outcome: Outcome) -> None:
+    def _publish(self, result: EvaluationResult, outcome: EvalOutput) -> None:
         out = self.config.out
         path = write_result(out, result)
         write_predictions(out / "predictions" / f"{result.name}.jsonl", outcome.rows)
@@ -358,7 +357,7 @@ def fine_tune(benchmark: Benchmark, config: FinetuneConfig) -> EvaluationResult:
     """Run a benchmark to its result, resuming what stands in `config.out`. Raises ConfigError for
     what a user can mend."""
     try:
-        job = Job(benchmark, config)
+        job = FinetuneJob(benchmark, config)
     except (
         ValueError
     ) as error:  # while training, a ValueError is a fault of the program and keeps its traceback

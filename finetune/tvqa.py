@@ -28,11 +28,11 @@ from allinone.finetune.benchmark import Benchmark, Splits
 from allinone.finetune.config import FinetuneConfig, TuneConfig
 from allinone.finetune.evaluation import submissions
 from allinone.finetune.run import main
-from allinone.finetune.tasks.base import Outcome
+from allinone.finetune.tasks.base import EvalOutput
 from allinone.finetune.tasks.multiple_choice import ChoiceOptions, MultipleChoice
 
 
-def options(path: Path, split: Split, outcome: Outcome) -> None:
+def options(path: Path, split: Split, outcome: EvalOutput) -> None:
     """The file of the test server."""
     ids, chosen = (
         [str(row["id"]) for row in outcome.rows],

@@ -29,11 +29,11 @@ from allinone.finetune.benchmark import Benchmark, Splits
 from allinone.finetune.config import FinetuneConfig, TuneConfig
 from allinone.finetune.evaluation import submissions
 from allinone.finetune.run import main
-from allinone.finetune.tasks.base import Outcome
+from allinone.finetune.tasks.base import EvalOutput
 from allinone.finetune.tasks.vcr import VCR, VCROptions
 
 
-def columns(path: Path, split: Split, outcome: Outcome) -> None:
+def columns(path: Path, split: Split, outcome: EvalOutput) -> None:
     """The file of the test server."""
     shown = [row for row in outcome.rows if row["prediction"] is not None]
     ids: Sequence[str] = [str(row["id"]) for row in shown]

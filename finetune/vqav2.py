@@ -25,11 +25,11 @@ from allinone.finetune.benchmark import Benchmark, Splits
 from allinone.finetune.config import FinetuneConfig, TuneConfig
 from allinone.finetune.evaluation import submissions
 from allinone.finetune.run import main
-from allinone.finetune.tasks.base import Outcome
+from allinone.finetune.tasks.base import EvalOutput
 from allinone.finetune.tasks.open_ended_qa import OpenEndedQA, QAOptions
 
 
-def answers(path: Path, split: Split, outcome: Outcome) -> None:
+def answers(path: Path, split: Split, outcome: EvalOutput) -> None:
     """The file of the test server."""
     ids, given = (
         [str(row["id"]) for row in outcome.rows],

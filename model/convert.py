@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from allinone.common.errors import AllInOneError
+
 from .all_in_one import AllInOneForPreTraining, AllInOnePreTrainedModel
 from .config import SIZES, AllInOneConfig
 from .weights_file import read_weights
@@ -69,7 +71,7 @@ IMAGE_HEADS = ("image_mlm_head.", "image_vtm_head.")
 HEADS = ("mlm_head.", "vtm_head.", *IMAGE_HEADS, *CONTRASTIVE)
 
 
-class ConversionError(ValueError):
+class ConversionError(AllInOneError, ValueError):
     """A state dict does not fit: lists missing, unexpected and mis-shaped keys."""
 
     def __init__(

@@ -22,6 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from allinone.common.errors import AllInOneError
+
 LIGHTNING_CALLBACKS = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
@@ -35,7 +37,7 @@ _CONTAINERS = ("state_dict", "model", "module")
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
-class WeightsError(ValueError):
+class WeightsError(AllInOneError, ValueError):
     """A file holds no weights that can be read; the message says what was found and what to
     give."""
 

@@ -27,12 +27,12 @@ import tyro
 from numpy.typing import NDArray
 from torch import nn
 
+from allinone.common.errors import ConfigError
 from allinone.common.processes import forkserver_context
 from allinone.data import CoTrainStream, EvalSet, TrainStream
 from allinone.data.loading.batch import Batch, CoBatch
-from allinone.engine import Run, RunResult
+from allinone.engine import RunResult, Trainer
 from allinone.engine.command_line import refuse_unknown
-from allinone.engine.config import ConfigError
 from allinone.model import AllInOneForPreTraining
 from allinone.model.convert import load_resized
 from allinone.pretrain.config import PretrainConfig
@@ -50,7 +50,7 @@ def build_model(config: PretrainConfig) -> AllInOneForPreTraining:
     if config.model.init_from is None:
         return AllInOneForPreTraining(model_config)
     model, report = load_resized(config.model.init_from, model_config)
-    if launch.find_place(os.environ).rank == 0:
+    if launch.find_rank_info(os.environ).rank == 0:
         print(
             f"weights from {config.model.init_from}: {report}",
             file=sys.stderr if config.train.json else sys.stdout,
@@ -129,7 +129,7 @@ def build_data(config: PretrainConfig) -> TrainStream | CoTrainStream:
     """The stream of the mixture, with images beside the video in co-training."""
     clip, seed, cotrain = config.clip(config.model_config()), config.train.seed, config.cotrain
     repeats = (
-        launch.find_place(os.environ).rank % config.train.tensor_parallel
+        launch.find_rank_info(os.environ).rank % config.train.tensor_parallel
     )  # what another rank of its group reads and writes down
     ledger = None if repeats else config.out / "bad_clips"
     video = TrainStream(config.train_specs(), clip, config.loader, seed=seed, ledger=ledger)
@@ -175,19 +175,19 @@ def _refuse_without_negatives(config: PretrainConfig) -> None:
         )
 
 
-def build_run(config: PretrainConfig) -> Run:
+def build_run(config: PretrainConfig) -> Trainer:
     """The run of a recipe; ValueError where options contradict each other or the data."""
     _refuse_without_negatives(config)
     if config.loader.workers:
         forkserver_context()  # it imports while this process builds
-    return Run(
+    return Trainer(
         config.train,
         model=build_model(config),
         objective=PretrainObjective(config.objective),
         data=build_data(config),
         run_config=config.as_json(),
         evaluate=make_evaluation(config),
-        flops_per_sample=training_flops_per_sample(config, launch.find_place(os.environ).world),
+        flops_per_sample=training_flops_per_sample(config, launch.find_rank_info(os.environ).world),
         activations=run_activations(config),
         pictures=make_pictures(config),
         out=config.out,

@@ -32,8 +32,10 @@ if __package__ in (None, ""):
 import numpy as np
 from PIL import Image, ImageDraw
 
-from allinone.common.command import InputError, at_least_one, run_tool
-from allinone.tools.inspection.checkpoints import Loaded, load_checkpoint
+from allinone.common.command import at_least_one
+from allinone.common.command_line import run_command
+from allinone.common.errors import InputError
+from allinone.tools.inspection.checkpoints import LoadedModel, load_checkpoint
 from allinone.tools.inspection.figure import (
     BLACK,
     FORMATS,
@@ -55,7 +57,7 @@ from allinone.tools.inspection.figure import (
     tinted,
 )
 from allinone.tools.inspection.fill_mask import Guess, fill_gaps
-from allinone.tools.inspection.media_inputs import GAP, Clip, ClipReader, TextReader, upscaled
+from allinone.tools.inspection.media_inputs import GAP, ClipReader, InputClip, TextReader, upscaled
 from allinone.tools.inspection.patch_attribution import patch_relevance
 
 OUTLINED = 5
@@ -89,7 +91,7 @@ class Cloze:
     """One clip with a sentence."""
 
     sentence: str
-    clip: Clip
+    clip: InputClip
     blanks: list[Blank]
 
 
@@ -105,7 +107,9 @@ def split_truth(text: str) -> tuple[str, list[str | None]]:
     return plain, truths
 
 
-def solve(loaded: Loaded, reader: TextReader, clip: Clip, text: str, top: int = 5) -> Cloze:
+def solve(
+    loaded: LoadedModel, reader: TextReader, clip: InputClip, text: str, top: int = 5
+) -> Cloze:
     """Guesses and patches for every gap of a text. InputError for a text without [MASK]."""
     plain, truths = split_truth(text)
     words = reader.with_gaps(plain)
@@ -300,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in sheet(clozes, source).save(args.out, args.formats):
             print(path)
 
-    return run_tool(tool)
+    return run_command(tool)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from allinone.common.command import InputError, at_least_one, run_tool
-from allinone.tools.inspection.checkpoints import Loaded, load_checkpoint
+from allinone.common.command import at_least_one
+from allinone.common.command_line import run_command
+from allinone.common.errors import InputError
+from allinone.tools.inspection.checkpoints import LoadedModel, load_checkpoint
 from allinone.tools.inspection.figure import (
     FORMATS,
     FRAME_COLOURS,
@@ -43,7 +45,7 @@ from allinone.tools.inspection.figure import (
     row,
     tinted,
 )
-from allinone.tools.inspection.media_inputs import Clip, ClipReader, TextReader, upscaled
+from allinone.tools.inspection.media_inputs import ClipReader, InputClip, TextReader, upscaled
 from allinone.tools.inspection.patch_attribution import fine_patch_features
 
 STARTS, ROUNDS = 10, 100
@@ -119,7 +121,7 @@ def like(labels: NDArray[np.int64], others: NDArray[np.int64], groups: int) -> N
 
 
 def cluster(
-    loaded: Loaded, clip: Clip, text: str, groups: int, seed: int, fine: int = 1
+    loaded: LoadedModel, clip: InputClip, text: str, groups: int, seed: int, fine: int = 1
 ) -> NDArray[np.int64]:
     """Cluster of every patch of a clip, int64 [T, fine^2 * P]."""
     features = fine_patch_features(
@@ -146,7 +148,7 @@ def painted(picture: Image.Image, labels: NDArray[np.int64]) -> Image.Image:
     return image
 
 
-def draw(clip: Clip, models: Sequence[tuple[str, NDArray[np.int64]]], groups: int) -> Section:
+def draw(clip: InputClip, models: Sequence[tuple[str, NDArray[np.int64]]], groups: int) -> Section:
     """Frames above, below them the same frames with the clusters [T, cells] of each model,
     legend."""
     frames = len(clip.pictures)
@@ -281,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in sheet.save(args.out, args.formats):
             print(path)
 
-    return run_tool(tool)
+    return run_command(tool)
 
 
 if __name__ == "__main__":

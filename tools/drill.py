@@ -31,11 +31,12 @@ ROOT = Path(__file__).resolve().parent.parent
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from allinone.common.command import InputError, run_tool
+from allinone.common.command_line import run_command
+from allinone.common.errors import InputError
 from allinone.common.formatting import duration
 from allinone.engine.distributed.launch import EXIT_DISK, EXIT_PEER, EXIT_REQUEUE, EXIT_USER
 from allinone.engine.distributed.signals import EXIT_HANG
-from allinone.tools.cluster.rank_server import Ranks, preload
+from allinone.tools.cluster.rank_server import RankProcesses, preload
 
 STEPS, SAVE_EVERY, MICRO_BATCH = 14, 4, 4
 HANG_TIMEOUT_S, PATIENT_TIMEOUT_S = 12.0, 100.0
@@ -53,7 +54,7 @@ OPTIONS = (
 
 
 @dataclass
-class Outcome:
+class DrillOutcome:
     """One row of the table."""
 
     name: str
@@ -86,7 +87,7 @@ class Site:
         bad: int | None = None,
         bad_once: int | None = None,
         hang_s: float = PATIENT_TIMEOUT_S,
-    ) -> Ranks:
+    ) -> RankProcesses:
         """The training's command on the folder `run`; `bad` and `bad_once` are positions of clips
         with NaN in their pixels."""
         number = len(list(run.parent.glob(f"{run.name}-start-*"))) + 1
@@ -108,7 +109,7 @@ class Site:
                 _poison(bad, bad_once)
             return train.main([*argv, *OPTIONS, "--hang-timeout-s", str(hang_s)])
 
-        return Ranks(self.world, run.parent / f"{run.name}-start-{number}", rank_main)
+        return RankProcesses(self.world, run.parent / f"{run.name}-start-{number}", rank_main)
 
 
 def _poison(bad: int | None, bad_once: int | None) -> None:
@@ -148,7 +149,7 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
     return [row for row in rows(run) if row.get("event") == kind]
 
 
-def await_step(ranks: Ranks, run: Path, step: int) -> None:
+def await_step(ranks: RankProcesses, run: Path, step: int) -> None:
     """Return when the run has logged a step; RuntimeError if it ends before."""
     while step not in records(run):
         if not ranks.running() and step not in records(run):
@@ -208,7 +209,7 @@ def continued(site: Site, run: Path, checks: Checks) -> tuple[int, str]:
     return done - began, equal
 
 
-def drill_kill(site: Site, run: Path) -> Outcome:
+def drill_kill(site: Site, run: Path) -> DrillOutcome:
     """kill -9 of one rank"""
     checks, victim, step = Checks(), site.world - 1, site.random.randint(5, STEPS - 3)
     ranks = site.start(run)
@@ -227,7 +228,7 @@ def drill_kill(site: Site, run: Path) -> Outcome:
     )
     lost, equal = continued(site, run, checks)
     detected = max(survivors, default=0.0)
-    return Outcome(
+    return DrillOutcome(
         "kill",
         f"kill -9 of rank {victim} after step {step}",
         detected,
@@ -238,7 +239,7 @@ def drill_kill(site: Site, run: Path) -> Outcome:
     )
 
 
-def drill_hang(site: Site, run: Path) -> Outcome:
+def drill_hang(site: Site, run: Path) -> DrillOutcome:
     """SIGSTOP of one rank"""
     timeout_s = max(HANG_TIMEOUT_S, round(2 * site.reference_s / STEPS))
     checks, victim, step = Checks(), site.world - 1, site.random.randint(5, STEPS - 3)
@@ -266,12 +267,12 @@ def drill_hang(site: Site, run: Path) -> Outcome:
     )
     lost, equal = continued(site, run, checks)
     fault_text = f"SIGSTOP of rank {victim} after step {step}, time-out {timeout_s:g} s"
-    return Outcome(
+    return DrillOutcome(
         "hang", fault_text, detected, f"exit codes {codes}, rank named", lost, equal, checks.wrong
     )
 
 
-def drill_nan(site: Site, run: Path) -> Outcome:
+def drill_nan(site: Site, run: Path) -> DrillOutcome:
     """a clip with NaN pixels, and later a NaN that does not come back"""
     checks = Checks()
     batch = MICRO_BATCH * site.world
@@ -310,7 +311,7 @@ def drill_nan(site: Site, run: Path) -> Outcome:
         else equal
     )
     by = "clip named; second one told as not reproduced"
-    return Outcome(
+    return DrillOutcome(
         "nan",
         f"NaN in a clip of step {bad_step}; once only at step {once_step}",
         detected,
@@ -321,7 +322,7 @@ def drill_nan(site: Site, run: Path) -> Outcome:
     )
 
 
-def drill_corrupt(site: Site, run: Path) -> Outcome:
+def drill_corrupt(site: Site, run: Path) -> DrillOutcome:
     """a flipped bit in the newest checkpoint"""
     checks = Checks()
     shutil.copytree(site.reference, run)
@@ -342,12 +343,12 @@ def drill_corrupt(site: Site, run: Path) -> Outcome:
     )
     detected = named[0]["time"] - start if named else None
     fault = f"one bit of {victim.relative_to(newest)} flipped"
-    return Outcome(
+    return DrillOutcome(
         "corrupt", fault, detected, "file named, checkpoint before used", lost, equal, checks.wrong
     )
 
 
-def drill_shard(site: Site, run: Path) -> Outcome:
+def drill_shard(site: Site, run: Path) -> DrillOutcome:
     """a deleted shard of the data, found at the next start"""
     checks = Checks()
     _rewind(site, run)
@@ -371,7 +372,7 @@ def drill_shard(site: Site, run: Path) -> Outcome:
     checks.expect("Traceback" not in said, f"a traceback instead of a message; see {ranks.logs}")
     detected = min(ranks.ended.values()) - ranks.started
     lost, equal = continued(site, run, checks)
-    return Outcome(
+    return DrillOutcome(
         "shard",
         f"{shard.name} deleted between two starts",
         detected,
@@ -392,7 +393,7 @@ def _rewind(site: Site, run: Path) -> None:
     (run / "history.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in kept))
 
 
-def drill_disk(site: Site, run: Path) -> Outcome:
+def drill_disk(site: Site, run: Path) -> DrillOutcome:
     """a full disk: no file may grow beyond 1 MiB (RLIMIT_FSIZE, set on the running ranks)"""
     checks, step = Checks(), SAVE_EVERY + 1
     ranks = site.start(run)
@@ -412,12 +413,12 @@ def drill_disk(site: Site, run: Path) -> Outcome:
     )
     lost, equal = continued(site, run, checks)
     fault = f"disk full from step {step} on (RLIMIT_FSIZE {DISK_BYTES >> 20} MiB)"
-    return Outcome(
+    return DrillOutcome(
         "disk", fault, detected, f"exit codes {codes}, checkpoint named", lost, equal, checks.wrong
     )
 
 
-def drill_sigterm(site: Site, run: Path) -> Outcome:
+def drill_sigterm(site: Site, run: Path) -> DrillOutcome:
     """SIGTERM to one rank at a random time"""
     checks = Checks()
     step, receiver = site.random.randint(0, STEPS - 3), site.random.randrange(site.world)
@@ -437,12 +438,12 @@ def drill_sigterm(site: Site, run: Path) -> Outcome:
     lost, equal = continued(site, run, checks)
     checks.expect(lost == 0, f"{lost} steps were lost though there was time to save")
     fault_text = f"SIGTERM to rank {receiver}, {after:.2f} s after step {step}"
-    return Outcome(
+    return DrillOutcome(
         "sigterm", fault_text, detected, f"exit codes {codes}, saved", lost, equal, checks.wrong
     )
 
 
-DRILLS: dict[str, Callable[[Site, Path], Outcome]] = {
+DRILLS: dict[str, Callable[[Site, Path], DrillOutcome]] = {
     "kill": drill_kill,
     "hang": drill_hang,
     "nan": drill_nan,
@@ -469,7 +470,7 @@ def prepare_clips(out: Path) -> Path:
         prepare(PrepareOptions(source, made, workers=1, shard_clips=SHARD_CLIPS), progress=False)
         return 0
 
-    child = Ranks(1, out / "prepare", make)
+    child = RankProcesses(1, out / "prepare", make)
     if any(child.finish(LIMIT_S)):
         raise RuntimeError(f"the clips could not be prepared: {child.output()}")
     return made
@@ -477,7 +478,7 @@ def prepare_clips(out: Path) -> Path:
 
 def drill(
     names: Sequence[str], out: Path, world: int, seed: int, say: Callable[[str], None]
-) -> list[Outcome]:
+) -> list[DrillOutcome]:
     """Run the undisturbed training and the named drills in the empty folder `out`."""
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", DS_ACCELERATOR="cpu")
     start = time.monotonic()
@@ -499,7 +500,7 @@ def drill(
             )
         except (RuntimeError, OSError) as error:  # this drill could not be held; the others can
             found.append(
-                Outcome(
+                DrillOutcome(
                     name,
                     str(DRILLS[name].__doc__),
                     None,
@@ -514,7 +515,7 @@ def drill(
     return found
 
 
-def table(found: Sequence[Outcome]) -> str:
+def table(found: Sequence[DrillOutcome]) -> str:
     """The outcomes as a Markdown table."""
     lines = [
         "| fault | detected after | how | steps lost | continued equal | as it must be |",
@@ -589,7 +590,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--markdown", action="store_true", help="print the Markdown table (the default)"
     )
     args = parser.parse_args(argv)
-    return run_tool(lambda: _run(args))
+    return run_command(lambda: _run(args))
 
 
 if __name__ == "__main__":

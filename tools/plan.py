@@ -25,7 +25,9 @@ if __package__ in (None, ""):
 
 import torch
 
-from allinone.common.command import InputError, at_least_one, run_tool
+from allinone.common.command import at_least_one
+from allinone.common.command_line import run_command
+from allinone.common.errors import InputError
 from allinone.common.tables import markdown, plain
 from allinone.model import SIZES, AllInOneConfig, AllInOneForPreTraining, parameters_by_part
 from allinone.model.flops import forward_flops
@@ -206,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown and not getattr(args, "takes_recipe_options", False):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     plan: Callable[[argparse.Namespace], int | None] = args.plan
-    return run_tool(lambda: plan(args))
+    return run_command(lambda: plan(args))
 
 
 if __name__ == "__main__":

@@ -24,14 +24,16 @@ if __package__ in (None, ""):
 
 import torch
 
-from allinone.common.command import InputError, at_least_one, run_tool
+from allinone.common.command import at_least_one
+from allinone.common.command_line import run_command
+from allinone.common.errors import InputError
 from allinone.model.contrast import embed_text, embed_video
-from allinone.tools.inspection.checkpoints import Loaded, load_checkpoint
+from allinone.tools.inspection.checkpoints import LoadedModel, load_checkpoint
 from allinone.tools.inspection.fill_mask import fill_gaps
 from allinone.tools.inspection.media_inputs import (
     GAP,
-    Clip,
     ClipReader,
+    InputClip,
     TextReader,
     Words,
     media_files,
@@ -46,13 +48,13 @@ NOT_FOR_QA = "this model is not fine-tuned for question answering; take the answ
 class Predictor:
     """A checkpoint with readers for its inputs."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
         self.read_clip = ClipReader(loaded.model.config, loaded.data)
         self.read_text = TextReader(loaded.model.config)
 
     @torch.inference_mode()
-    def match_probability(self, clip: Clip, words: Words) -> float:
+    def match_probability(self, clip: InputClip, words: Words) -> float:
         """Probability that the two belong together, from the VTM head on the joint pass."""
         self.loaded.needs("vtm_head")
         device = self.loaded.device
@@ -62,7 +64,7 @@ class Predictor:
         return float(self.loaded.model.vtm_head(pooled).softmax(-1)[0, 1])
 
     @torch.inference_mode()
-    def similarity(self, clips: Sequence[Clip], texts: Sequence[Words]) -> list[list[float]]:
+    def similarity(self, clips: Sequence[InputClip], texts: Sequence[Words]) -> list[list[float]]:
         """Contrastive cosine similarity, a row per clip."""
         self.loaded.needs("text_projection", "video_projection")
         model, device = self.loaded.model, self.loaded.device
@@ -114,7 +116,7 @@ def retrieve(predictor: Predictor, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _readable(predictor: Predictor, folder: Path) -> tuple[list[Clip], list[str]]:
+def _readable(predictor: Predictor, folder: Path) -> tuple[list[InputClip], list[str]]:
     clips, skipped = [], []
     for path in media_files(folder):
         try:
@@ -200,7 +202,7 @@ def answer(predictor: Predictor, args: argparse.Namespace) -> dict[str, Any]:
     return {"task": "answer", "head": head, "results": results, "notes": [NOT_FOR_QA, *trained]}
 
 
-def _untrained(loaded: Loaded, objective: str) -> list[str]:
+def _untrained(loaded: LoadedModel, objective: str) -> list[str]:
     if not loaded.untrained(objective):
         return []
     return [
@@ -319,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             show(result)
 
-    return run_tool(tool)
+    return run_command(tool)
 
 
 if __name__ == "__main__":

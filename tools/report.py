@@ -24,7 +24,8 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from allinone.common.atomic_io import write_atomic
-from allinone.common.command import InputError, run_tool
+from allinone.common.command_line import run_command
+from allinone.common.errors import InputError
 from allinone.finetune.evaluation.results import (
     RESULTS,
     EvaluationResult,
@@ -33,10 +34,10 @@ from allinone.finetune.evaluation.results import (
 )
 from allinone.tools.reporting.compare import compare
 from allinone.tools.reporting.page import html_page, markdown
-from allinone.tools.reporting.tables import Run, arrange
+from allinone.tools.reporting.tables import ReportedRun, arrange
 
 
-def collect(arguments: Sequence[str], *, skip_damaged: bool = False) -> list[Run]:
+def collect(arguments: Sequence[str], *, skip_damaged: bool = False) -> list[ReportedRun]:
     """The results that the arguments name, each file once, newest first. InputError names all
     damaged files and folders without results."""
     faults: list[str] = []
@@ -62,7 +63,7 @@ def collect(arguments: Sequence[str], *, skip_damaged: bool = False) -> list[Run
             )
         )
     newest = sorted(found.values(), key=lambda each: (each[1].date, str(each[0])), reverse=True)
-    return [Run(number, file, result) for number, (file, result) in enumerate(newest, 1)]
+    return [ReportedRun(number, file, result) for number, (file, result) in enumerate(newest, 1)]
 
 
 def _places(arguments: Sequence[str]) -> list[Path]:
@@ -153,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{report.summary()}\n  {page}\n  {text}")
         return 0
 
-    return run_tool(tool)
+    return run_command(tool)
 
 
 if __name__ == "__main__":

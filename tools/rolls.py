@@ -24,7 +24,9 @@ if __package__ in (None, ""):
 
 from PIL import Image
 
-from allinone.common.command import InputError, at_least_one, run_tool
+from allinone.common.command import at_least_one
+from allinone.common.command_line import run_command
+from allinone.common.errors import InputError
 from allinone.data.config import DataConfig
 from allinone.model import SIZES, AllInOneConfig
 from allinone.tools.inspection.checkpoints import find_weights
@@ -44,7 +46,7 @@ from allinone.tools.inspection.figure import (
     row,
     tinted,
 )
-from allinone.tools.inspection.media_inputs import Clip, ClipReader, upscaled
+from allinone.tools.inspection.media_inputs import ClipReader, InputClip, upscaled
 from allinone.tools.inspection.patch_attribution import slot_origins
 
 LEFT = 190
@@ -109,7 +111,7 @@ def row_title(config: AllInOneConfig, frames: int, rolls: int, visitors: int) ->
     return column([paragraph(title, LEFT, HEADING, bold=True), paragraph(note, LEFT)], 6)
 
 
-def draw(config: AllInOneConfig, clip: Clip) -> Section:
+def draw(config: AllInOneConfig, clip: InputClip) -> Section:
     """A row per number of rolls, a column per frame."""
     frames = len(clip.pictures)
     side = max(112, min(230, 900 // frames))
@@ -231,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in sheet.save(args.out, args.formats):
             print(path)
 
-    return run_tool(tool)
+    return run_command(tool)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from allinone.common.command import InputError, run_tool
+from allinone.common.command_line import run_command
+from allinone.common.errors import InputError
 from allinone.common.formatting import count, duration, size
 from allinone.tools.cluster.run_state import History, state
 
@@ -328,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--json", action="store_true", help="print everything once as one JSON object"
     )
     args = parser.parse_args(argv)
-    return run_tool(lambda: _run(args))
+    return run_command(lambda: _run(args))
 
 
 if __name__ == "__main__":

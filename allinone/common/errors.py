@@ -1,18 +1,54 @@
-"""Errors of the data path that a user can mend."""
+"""The base of all errors that a user can act on, and the errors of the data path."""
+
+from __future__ import annotations
 
 import errno
 
+from allinone.common.exit_codes import ExitCode
+
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""What an OSError says of a disk that takes no more."""
+"""Values of OSError.errno for a disk that accepts no more data."""
 LASTING = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EMFILE, errno.ENFILE, None}
 )
-"""What an OSError says of a file that will not be there the next time either. All else (EIO,
-ESTALE, ESHUTDOWN, a full disk) is storage in trouble, and a job that is started again may get
-through. None: pyarrow's own, of a file that is not what its name says."""
+"""Values of OSError.errno for a file that will be unusable the next time too. Everything else (EIO,
+ESTALE, ESHUTDOWN, a full disk) is storage in trouble: a job that is started again may succeed.
+None: pyarrow's own errors, for a file that is not what its name says."""
 
 
-class DataError(RuntimeError):
+class AllInOneError(Exception):
+    """An error that a user can act on: printed as one line, without a traceback.
+
+    Args:
+        message: What was given, what was needed and which option to change.
+        hint: A further line with a suggestion.
+        exit_code: Overrides the class's exit code.
+    """
+
+    exit_code: ExitCode = ExitCode.USAGE
+
+    def __init__(
+        self, message: str = "", *, hint: str = "", exit_code: ExitCode | None = None
+    ) -> None:
+        super().__init__(message)
+        self.hint = hint
+        if exit_code is not None:
+            self.exit_code = exit_code
+
+
+class ConfigError(AllInOneError, ValueError):
+    """Options contradict each other or the machine; the message says which to change."""
+
+
+class LocalConfigError(ConfigError):
+    """A configuration error that other ranks may not have."""
+
+
+class InputError(AllInOneError, ValueError):
+    """Something that a user gave cannot be used; the message names the option."""
+
+
+class DataError(AllInOneError, RuntimeError):
     """Prepared data is missing, unfinished, damaged, or holds too many bad clips; the message says
     what to run or change."""
 
@@ -22,8 +58,11 @@ class LostDataError(DataError):
 
 
 class GraphError(Exception):
-    """Samples that the graph cannot process: their numbers in the micro-batch, with DALI's
-    messages."""
+    """DALI could not process some samples of a micro-batch.
+
+    Args:
+        bad: Sample number in the micro-batch → DALI's message.
+    """
 
     def __init__(self, bad: dict[int, str]) -> None:
         super().__init__(f"DALI failed on sample(s) {bad}")

@@ -14,7 +14,7 @@ N."""
 
 
 @dataclass(frozen=True)
-class Ranks:
+class RankCounts:
     """Where the best relevant candidate of each query stands, with its ties.
 
     Ties: candidates with equal scores stand in a random order, and what is reported is the
@@ -46,9 +46,9 @@ class Ranks:
         return 1 - missed
 
 
-def ranked(similarity: Tensor, relevant: Tensor | None = None) -> Ranks:
-    """`Ranks` from scores [Q, N] as given; `relevant` is bool [Q, N], default the diagonal. NaN is
-    the lowest score, never a hit by itself."""
+def ranked(similarity: Tensor, relevant: Tensor | None = None) -> RankCounts:
+    """`RankCounts` from scores [Q, N] as given; `relevant` is bool [Q, N], default the diagonal.
+    NaN is the lowest score, never a hit by itself."""
     if relevant is None:
         if similarity.shape[0] != similarity.shape[1]:
             raise ValueError(
@@ -61,7 +61,7 @@ def ranked(similarity: Tensor, relevant: Tensor | None = None) -> Ranks:
     parts = [
         _ranked(*part) for part in zip(similarity.split(rows), relevant.split(rows), strict=True)
     ]
-    return Ranks(*(torch.cat(counts) for counts in zip(*parts, strict=True)))
+    return RankCounts(*(torch.cat(counts) for counts in zip(*parts, strict=True)))
 
 
 def _ranked(similarity: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,7 +72,7 @@ def _ranked(similarity: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def ranks(similarity: Tensor, relevant: Tensor | None = None) -> Tensor:
-    """Expected 1-based rank [Q] of the best relevant candidate; see `Ranks` for ties."""
+    """Expected 1-based rank [Q] of the best relevant candidate; see `RankCounts` for ties."""
     return ranked(similarity, relevant).expected
 
 

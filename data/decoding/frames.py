@@ -18,6 +18,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from allinone.common.errors import AllInOneError
 from allinone.data.decoding.codecs import rotation_of
 from allinone.data.decoding.timeout import within
 
@@ -28,7 +29,7 @@ ISO_MEDIA = b"ftyp"
 """Bytes 4 to 8 of mp4, mov and 3gp files."""
 
 
-class DecodeError(Exception):
+class DecodeError(AllInOneError):
     """This clip cannot be decoded."""
 
 
@@ -209,8 +210,8 @@ def _walk(
             missing.discard(number)
             if (
                 not missing and not last
-                # what the targets need has been decoded: they come out now, not behind the frames shown
-                # before them
+                # what the targets need has been decoded: they come out now, not behind the frames
+                # shown before them
             ):
                 frames, last = [*frames, *context.decode(None)], True
             for frame in frames:

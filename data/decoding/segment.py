@@ -20,7 +20,7 @@ BUFFER = 1 << 18
 ones."""
 
 
-class Region(io.RawIOBase):
+class ByteRange(io.RawIOBase):
     """A range of an open file as a file of its own. Shares no position with other readers."""
 
     def __init__(self, descriptor: int, offset: int, size: int) -> None:
@@ -64,7 +64,7 @@ class Piece:
 
 
 def read_piece(
-    region: Region, wanted: Sequence[int], frames: int, timeline: Timeline
+    region: ByteRange, wanted: Sequence[int], frames: int, timeline: Timeline
 ) -> Piece | None:
     """The GOPs that hold the display-order numbers `wanted` of a video of `frames` frames, and
     those between them. None where the file's index does not lead there, or its packets are not one

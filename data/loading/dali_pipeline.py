@@ -117,14 +117,14 @@ def graph_inputs(
 
 def augments_for(
     clip: ClipConfig, config: DataConfig, device: torch.device, max_batch: int
-) -> list[Augment]:
+) -> list[DaliPipeline]:
     """One graph on a CPU; several on a GPU, since one pipeline alone keeps few of its video
     decoders busy."""
-    first = Augment(clip, config, device, max_batch)
+    first = DaliPipeline(clip, config, device, max_batch)
     return [
         first,
         *(
-            Augment(clip, config, device, max_batch)
+            DaliPipeline(clip, config, device, max_batch)
             for _ in range(1, config.pipelines or (4 if first.on_gpu else 1))
         ),
     ]
@@ -160,7 +160,7 @@ def _of_the_device(error: RuntimeError) -> bool:
     )
 
 
-class Augment:
+class DaliPipeline:
     """Media + choices → pixels float32 [B, T, 3, S, S] on the training device."""
 
     def __init__(

@@ -59,7 +59,8 @@ SCHEMA = pa.schema(
         (
             "first_frame",
             pa.int32(),
-            # display-order numbers of the window in the stored file, both included; null = the whole
+            # display-order numbers of the window in the stored file, both included; null = the
+            # whole
         ),
         ("last_frame", pa.int32()),
         ("reason", pa.string()),  # null = good

@@ -18,14 +18,14 @@ from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
 from allinone.data.decoding.codecs import dali_reads
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
 from allinone.data.decoding.gop_trim import Trimmed, trim
-from allinone.data.decoding.segment import Piece, Region, read_piece
+from allinone.data.decoding.segment import ByteRange, Piece, read_piece
 from allinone.data.loading.bad_clips import Ledger
 from allinone.data.loading.batch import BadClip, Batch
 from allinone.data.loading.index import Index, window
 from allinone.data.loading.mixture import Order
 from allinone.data.loading.open_files import OpenFile, OpenFiles
 from allinone.data.loading.prefetch import Batches, Endless, ready
-from allinone.data.loading.replacement import MicroBatch, Positions
+from allinone.data.loading.replacement import MicroBatch, ReplacementSampler
 from allinone.data.loading.sampling import SampleChoices, draw, fixed, generator, nearest_keyframes
 from allinone.data.text import Tokenizer, mask_words
 
@@ -94,7 +94,7 @@ class Source:
         if row["first_frame"] is not None:
             shard = self._open(row)
             piece = read_piece(
-                Region(shard.descriptor, row["offset"], row["size"]),
+                ByteRange(shard.descriptor, row["offset"], row["size"]),
                 wanted,
                 row["frames"],
                 timeline,
@@ -198,7 +198,7 @@ class _ClipBatches(Batches[MicroBatch[Sample], Batch | None]):
 
 
 class _TrainBatches(_ClipBatches):
-    def __init__(self, positions: Positions[Sample]) -> None:
+    def __init__(self, positions: ReplacementSampler[Sample]) -> None:
         self._positions = positions
 
     def __getitem__(self, k: int) -> MicroBatch[Sample]:
@@ -287,7 +287,9 @@ class TrainStream:
         for source in self._sources:
             source.codecs = augments[0].codecs
         place = {"first": first, "rank": rank, "world": world, "micro_batch": micro_batch}
-        dataset = _TrainBatches(Positions(self._sources, self._order, seed=self._seed, **place))
+        dataset = _TrainBatches(
+            ReplacementSampler(self._sources, self._order, seed=self._seed, **place)
+        )
         dataset.names, dataset.device = self.dataset_names, device
         ledger = Ledger(self._ledger, rank, self.config.max_bad_share)
         for raw, batch in ready(dataset, self.config, augments, Endless()):

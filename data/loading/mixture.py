@@ -20,7 +20,7 @@ from numpy.typing import NDArray  # noqa: E402
 
 
 @dataclass(frozen=True)
-class Place:
+class SamplePosition:
     """What a global position holds."""
 
     dataset: int
@@ -136,7 +136,7 @@ class Order:
         self._parts, self._sizes, self._mixture = parts, list(sizes), _Mixture(weights)
         self.samples_per_epoch = sum(sizes)
 
-    def __getitem__(self, position: int) -> Place:
+    def __getitem__(self, position: int) -> SamplePosition:
         dataset, place = self._mixture[position]
         _, row = self._parts[dataset][place]
-        return Place(dataset, place // self._sizes[dataset], row)
+        return SamplePosition(dataset, place // self._sizes[dataset], row)

@@ -43,8 +43,8 @@ class OpenFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = str(
             folder
-            # not a Path: pathlib enters every part of a name into Python's table of strings, for every
-            # clip
+            # not a Path: pathlib enters every part of a name into Python's table of strings, for
+            # every clip
         )
         self._opened = functools.lru_cache(maxsize=KEPT)(OpenFile)
 

@@ -23,7 +23,7 @@ from allinone.data.config import DataConfig
 from allinone.data.loading.sampling import SampleChoices
 
 if TYPE_CHECKING:
-    from allinone.data.loading.dali_pipeline import Augment, Media
+    from allinone.data.loading.dali_pipeline import DaliPipeline, Media
 
 
 class Visual(Protocol):
@@ -61,7 +61,7 @@ class Batches(Dataset[RawT], Generic[RawT, BatchT]):
 
 
 def _pixels(
-    raw: RawT, batches: Batches[RawT, BatchT], augment: Augment
+    raw: RawT, batches: Batches[RawT, BatchT], augment: DaliPipeline
 ) -> tuple[RawT, Tensor | None]:
     """Run the graph, without the clips that it refuses; None where none is left."""
     while visuals := batches.visuals(raw):
@@ -87,7 +87,7 @@ class Endless(Sampler[int]):
 def ready(
     batches: Batches[RawT, BatchT],
     config: DataConfig,
-    augments: Sequence[Augment],
+    augments: Sequence[DaliPipeline],
     sampler: Sampler[int] | None = None,
 ) -> Iterator[tuple[RawT, BatchT]]:
     """Run the graphs in threads, in turn, and hand over in order, two micro-batches per graph
@@ -106,7 +106,7 @@ def ready(
                 continue
         return False
 
-    def make(raw: RawT, augment: Augment) -> tuple[RawT, BatchT]:
+    def make(raw: RawT, augment: DaliPipeline) -> tuple[RawT, BatchT]:
         raw, pixels = _pixels(raw, batches, augment)
         return raw, batches.finish(raw, pixels)
 

@@ -57,7 +57,7 @@ class MicroBatch(Generic[SampleT]):
     first_position: int
 
 
-class Positions(Generic[SampleT]):
+class ReplacementSampler(Generic[SampleT]):
     """The k-th micro-batch of one rank, as a pure function of k: it holds the positions from first
     + (k * world + rank) * micro_batch on."""
 

@@ -64,7 +64,7 @@ class ClipCost:
 
 
 @dataclass(frozen=True)
-class Feed:
+class Throughput:
     """The answer, for one node."""
 
     needed_clips_per_s: float
@@ -123,10 +123,10 @@ def measure(
     """Measure `clips` random clips of a prepared split in this process; raises DataError where none
     decodes. Decoding and augmenting are told in CPU time: on a machine that does other work, too,
     the clock on the wall would count that."""
-    from allinone.data.loading.dali_pipeline import Augment
+    from allinone.data.loading.dali_pipeline import DaliPipeline
 
     torch.set_num_threads(1)
-    augment = Augment(clip, DataConfig(backend="cpu", dali_threads=1), torch.device("cpu"), 1)
+    augment = DaliPipeline(clip, DataConfig(backend="cpu", dali_threads=1), torch.device("cpu"), 1)
     rows, reads, sizes, decodes, trims, augments, shares, bad = [], [], [], [], [], [], [], []
     for chosen in _chosen(spec, clip, config, clips, seed):
         piece, start = chosen.piece, time.process_time()
@@ -181,9 +181,9 @@ def cured(
 ) -> ClipCost:
     """What clips will cost that are prepared as `cure` says: a few of those that `cost` was
     measured on are encoded, and measured anew."""
-    from allinone.data.loading.dali_pipeline import Augment
+    from allinone.data.loading.dali_pipeline import DaliPipeline
 
-    augment = Augment(clip, DataConfig(backend="cpu", dali_threads=1), torch.device("cpu"), 1)
+    augment = DaliPipeline(clip, DataConfig(backend="cpu", dali_threads=1), torch.device("cpu"), 1)
     decodes, augments, before, after, columns = [], [], 0, 0, []
     for chosen in _chosen(spec, clip, config, clips, seed):
         piece = chosen.piece
@@ -236,7 +236,7 @@ def plan(
     gpus_per_node: int,
     cores: int,
     storage_mb_per_s: float,
-) -> Feed:
+) -> Throughput:
     """Whether one node's cores and storage keep up; `samples_per_s` is of the whole training,
     storage 0 = not judged.
 
@@ -256,7 +256,7 @@ def plan(
         limits.append(
             f"{volume / 1e6:.0f} MB/s are read per node, the storage gives {storage_mb_per_s:.0f}"
         )
-    return Feed(per_node, cores, busy, volume, not limits, tuple(limits))
+    return Throughput(per_node, cores, busy, volume, not limits, tuple(limits))
 
 
 def cure(cost: ClipCost, prepared: Mapping[str, Any], out: Path, clip: ClipConfig) -> str | None:

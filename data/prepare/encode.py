@@ -95,7 +95,7 @@ def _encoder(encoding: Encoding) -> tuple[str, str, dict[str, str]]:
     }[encoding.codec]
 
 
-class Encoder:
+class ClipEncoder:
     """Takes decoded frames in order of display; `finish` gives the file. `rate` is the constant one
     to come, frames per second."""
 

@@ -10,7 +10,7 @@ from allinone.common.atomic_io import TEMPORARY, write_atomic
 from allinone.common.errors import DataError
 from allinone.data.prepare.merge import bad_files, fragment_paths
 from allinone.data.prepare.options import PrepareOptions
-from allinone.data.sources import Row
+from allinone.data.sources import SourceRow
 
 NOTHING_FOUND = 1000
 """Files missing one after the other, and none found, after which the folder of the media must be a
@@ -20,7 +20,7 @@ RETRY = "retry.json"
 by a run that was interrupted."""
 
 
-class Media:
+class MediaRoots:
     """Whether the media are where they are looked for: a wrong folder, or one that is not mounted,
     would make every clip bad for good."""
 
@@ -103,7 +103,7 @@ def begin_retry(options: PrepareOptions) -> None:
         write_atomic(marker, json.dumps(reasons) + "\n")
 
 
-def to_retry(options: PrepareOptions, name: str, rows: list[Row]) -> bool:
+def to_retry(options: PrepareOptions, name: str, rows: list[SourceRow]) -> bool:
     """Whether a shard that stands holds what --retry names, and was not made anew for it
     already."""
     if not options.retry:

@@ -13,7 +13,7 @@ from typing import Any
 from allinone.common.atomic_io import write_atomic
 from allinone.common.errors import DataError
 from allinone.common.processes import forkserver_context, live_and_die_with_parent
-from allinone.data.sources import Row
+from allinone.data.sources import SourceRow
 
 Counts = dict[str, int]
 """Rows per split, in order of first appearance."""
@@ -25,13 +25,13 @@ class Listing:
     `read` goes to another process: a function of a module, or a partial of one.
     """
 
-    def __init__(self, source: Path, read: Callable[[], Iterator[Row]], path: Path) -> None:
+    def __init__(self, source: Path, read: Callable[[], Iterator[SourceRow]], path: Path) -> None:
         self._source, self._read, self._path = source, read, path
         self._counter: tuple[Any, Connection] | None = None
         self.counts: Counts | None = None
         self.look()
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SourceRow]:
         """Every row. DataError at their end where they are not those that were counted before, or
         none."""
         counts: Counts = {}
@@ -96,7 +96,7 @@ class Listing:
             self._counter = None
 
 
-def _count_for(pipe: Connection, read: Callable[[], Iterator[Row]]) -> None:
+def _count_for(pipe: Connection, read: Callable[[], Iterator[SourceRow]]) -> None:
     live_and_die_with_parent()
     try:
         pipe.send(dict(Counter(row.split for row in read())))

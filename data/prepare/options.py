@@ -12,7 +12,7 @@ from allinone.common.errors import DataError
 from allinone.common.validation import COUNT, POSITIVE, Bounds, require
 from allinone.data.loading.index import LAYOUT
 from allinone.data.prepare.encode import Encoding
-from allinone.data.sources import FORMATS, ReadOptions, Row, detect, excluded_ids, read
+from allinone.data.sources import FORMATS, ReadOptions, SourceRow, detect, excluded_ids, read
 
 OUTSIDE = ("missing", "timeout", "killed", "decoder_crashed", "unreadable")
 """Reasons that may lie outside the file."""
@@ -105,7 +105,7 @@ class PrepareOptions:
         }
 
 
-def rows_of(options: PrepareOptions) -> Iterator[Row]:
+def rows_of(options: PrepareOptions) -> Iterator[SourceRow]:
     """What the source lists."""
     exclude = excluded_ids(options.exclude, options.source, options.kind)
     return read(options.source, options.kind, ReadOptions(options.videos, options.names, exclude))

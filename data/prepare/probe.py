@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from allinone.common.errors import DataError
+from allinone.common.errors import AllInOneError, DataError
 from allinone.common.processes import UNGUARDED, forkserver_context
 from allinone.data.decoding.codecs import IMAGES, codec_of, idr_packet, rotation_of
 
@@ -42,7 +42,7 @@ class Limits:
     timeout_s: float = 60.0
 
 
-class ProbeError(Exception):
+class ProbeError(AllInOneError):
     """A clip is bad: a short word for the ledger and a sentence."""
 
     def __init__(self, reason: str, detail: str) -> None:

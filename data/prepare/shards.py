@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 
 from allinone.common.errors import DataError
 from allinone.common.formatting import duration
-from allinone.data.prepare.existing import Media, begin_retry, standing_shards, to_retry
+from allinone.data.prepare.existing import MediaRoots, begin_retry, standing_shards, to_retry
 from allinone.data.prepare.listing import Listing
 from allinone.data.prepare.merge import fragment_paths
 from allinone.data.prepare.options import PrepareOptions, shard_names
 from allinone.data.prepare.probe import Limits, ProbePool
-from allinone.data.prepare.worker import Task, worker
+from allinone.data.prepare.worker import ClipTask, worker
 from allinone.data.prepare.writer import Shard, task_of, write_shard
-from allinone.data.sources import Row
+from allinone.data.sources import SourceRow
 
 WRITING = 2
 """Shards that wait to be written while the next ones are decoded."""
@@ -53,7 +53,7 @@ class _Making:
         self._options, self._listing, self._made = options, listing, Made()
         self._standing, self._leftovers = standing_shards(options.out)
         begin_retry(options)
-        self._media = Media(options, found=bool(self._standing))
+        self._media = MediaRoots(options, found=bool(self._standing))
         self._show = Progress(listing, (options.part or (1, 1))[1], progress)
         self._places: dict[int, tuple[Shard, int]] = {}
         """Number of a task → what it is of."""
@@ -88,7 +88,7 @@ class _Making:
         self._writer.shutdown(cancel_futures=True)
         self._show.end()
 
-    def _tasks(self) -> Iterator[Task]:
+    def _tasks(self) -> Iterator[ClipTask]:
         numbers = itertools.count()
         for name, rows in _shards_of_part(self._options, self._listing):
             if name in self._standing and not to_retry(self._options, name, rows):
@@ -123,7 +123,9 @@ class _Making:
             self._writing.popleft().result()
 
 
-def _shards_of_part(options: PrepareOptions, listing: Listing) -> Iterator[tuple[str, list[Row]]]:
+def _shards_of_part(
+    options: PrepareOptions, listing: Listing
+) -> Iterator[tuple[str, list[SourceRow]]]:
     turn, parts = options.part or (1, 1)
     names = None if listing.counts is None else set(shard_names(options, listing.counts))
     for ordinal, (name, rows) in enumerate(_shards(listing.rows(), options.shard_clips or 1)):
@@ -139,9 +141,9 @@ def _shards_of_part(options: PrepareOptions, listing: Listing) -> Iterator[tuple
             yield name, rows
 
 
-def _shards(rows: Iterator[Row], clips: int) -> Iterator[tuple[str, list[Row]]]:
+def _shards(rows: Iterator[SourceRow], clips: int) -> Iterator[tuple[str, list[SourceRow]]]:
     """Fixed chunks of each split, in source order: the same source gives the same shards."""
-    waiting: dict[str, list[Row]] = {}
+    waiting: dict[str, list[SourceRow]] = {}
     numbers: dict[str, int] = {}
     for row in rows:
         members = waiting.setdefault(row.split, [])

@@ -24,7 +24,7 @@ from allinone.data.loading.index import (
     dataset_facts,
 )
 from allinone.data.prepare.probe import Limits, ProbePool
-from allinone.data.prepare.worker import Found, Task, worker
+from allinone.data.prepare.worker import ClipTask, Found, worker
 
 SAMPLED = 1_000_000
 """Clips looked at for the distributions; of more, the first ones of evenly spaced batches."""
@@ -191,7 +191,8 @@ def _decode_some(folder: Path, videos: pa.Table, number: int, seed: int, workers
         return []
     rows = videos.take(pa.array(chosen)).to_pylist()
     tasks = [
-        Task((folder / row["shard"],), row["offset"], row["size"], row["container"]) for row in rows
+        ClipTask((folder / row["shard"],), row["offset"], row["size"], row["container"])
+        for row in rows
     ]
     pool = ProbePool(workers, Limits(1, float("inf"), 1800.0), worker)
     problems = []

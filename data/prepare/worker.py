@@ -14,7 +14,7 @@ from typing import Any
 from allinone.common.errors import LASTING
 from allinone.common.processes import live_and_die_with_parent
 from allinone.data.decoding.codecs import IMAGES
-from allinone.data.prepare.encode import Encoder, Encoding, encode_image
+from allinone.data.prepare.encode import ClipEncoder, Encoding, encode_image
 from allinone.data.prepare.probe import (
     CONSTANT_RATE_TOLERANCE,
     UNREADABLE_IMAGE,
@@ -30,7 +30,7 @@ MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"BM": "bmp
 
 
 @dataclass(frozen=True)
-class Task:
+class ClipTask:
     """One file to be examined."""
 
     paths: tuple[Path, ...]
@@ -118,7 +118,7 @@ LARGEST = 8 << 30
 """Bytes that a member of a tar (USTAR) has less than."""
 
 
-def examine(task: Task, limits: Limits) -> Found:
+def examine(task: ClipTask, limits: Limits) -> Found:
     """Decode one file to its end; raises ProbeError for a bad one, OSError where it cannot be
     read."""
     path = next((path for path in task.paths if path.is_file()), task.paths[0])
@@ -181,7 +181,7 @@ def encoded(
         except UNREADABLE_IMAGE as error:
             raise ProbeError("undecodable", f"{type(error).__name__}: {error}") from error
         return probe(image, "jpg", limits), None if image == content else image
-    encoder = Encoder(encoding, _rate(content, extension, limits))
+    encoder = ClipEncoder(encoding, _rate(content, extension, limits))
     probe(content, extension, limits, encoder.add)
     video = encoder.finish()
     after = probe(video, encoding.extension, replace(limits, min_frames=1))

@@ -12,14 +12,14 @@ from allinone.common.atomic_io import TEMPORARY, atomic_path, content_hash
 from allinone.data.loading.index import Clip, Video
 from allinone.data.prepare.merge import write_fragment
 from allinone.data.prepare.options import PrepareOptions
-from allinone.data.prepare.worker import Found, Task
-from allinone.data.sources import Row
+from allinone.data.prepare.worker import ClipTask, Found
+from allinone.data.sources import SourceRow
 
 
 class Shard:
     """A shard in the making."""
 
-    def __init__(self, name: str, rows: list[Row]) -> None:
+    def __init__(self, name: str, rows: list[SourceRow]) -> None:
         self.name, self.rows = name, rows
         self.reasons = {
             number: (row.reason, row.detail)
@@ -73,10 +73,10 @@ def unfinished(out: Path, name: str, number: int) -> Path:
     return out / "shards" / f"{TEMPORARY}{name}.{number:05d}"
 
 
-def task_of(options: PrepareOptions, name: str, number: int, row: Row) -> Task:
+def task_of(options: PrepareOptions, name: str, number: int, row: SourceRow) -> ClipTask:
     """What a worker is to do with a row."""
     target = unfinished(options.out, name, number)
-    return Task(
+    return ClipTask(
         (row.path, *row.others),
         row.offset,
         row.size,
@@ -87,7 +87,7 @@ def task_of(options: PrepareOptions, name: str, number: int, row: Row) -> Task:
     )
 
 
-def clips_of(row: Row, found: Found, video: int) -> list[Clip]:
+def clips_of(row: SourceRow, found: Found, video: int) -> list[Clip]:
     """A file's clips: itself with all its captions, or a window for each line of its narration."""
     key = f"{row.split}/{row.id}"
     if row.narration is None:
@@ -109,7 +109,12 @@ def clips_of(row: Row, found: Found, video: int) -> list[Clip]:
 
 
 def _add_video(
-    archive: tarfile.TarFile, key: str, row: Row, found: Found, video: Video, clips: list[Clip]
+    archive: tarfile.TarFile,
+    key: str,
+    row: SourceRow,
+    found: Found,
+    video: Video,
+    clips: list[Clip],
 ) -> None:
     with found.path.open("rb") as file:
         file.seek(found.offset)

@@ -26,7 +26,7 @@ from allinone.data.sources.base import (
     Line,
     Narration,
     ReadOptions,
-    Row,
+    SourceRow,
     clean,
     key_hash,
 )
@@ -98,7 +98,7 @@ def excluded_ids(path: Path | None, source: Path, kind: str) -> frozenset[str]:
         raise DataError(f"--exclude {path} is not UTF-8 text ({error})") from error
 
 
-def read(source: Path, kind: str, options: ReadOptions) -> Iterator[Row]:
+def read(source: Path, kind: str, options: ReadOptions) -> Iterator[SourceRow]:
     """All rows in the source's order, texts made clean; what cannot be used is marked with a
     reason."""
     seen: set[int] = set()
@@ -106,7 +106,7 @@ def read(source: Path, kind: str, options: ReadOptions) -> Iterator[Row]:
         yield _checked(row, number, options.exclude, seen)
 
 
-def _checked(row: Row, number: int, exclude: frozenset[str], seen: set[int]) -> Row:
+def _checked(row: SourceRow, number: int, exclude: frozenset[str], seen: set[int]) -> SourceRow:
     captions = tuple(text for text in map(clean, row.captions) if text)
     name, split, reason, detail = clean(row.id), row.split, row.reason, row.detail
     if not SPLIT.fullmatch(split):

@@ -49,7 +49,7 @@ class Narration:
 
 
 @dataclass(frozen=True)
-class Row:
+class SourceRow:
     """One stored file of a source: a clip, an image, or a long video with a narration."""
 
     split: str
@@ -92,7 +92,7 @@ class Format:
     files: Callable[[Path], list[Path]]
     """The official files of a source, in reading order; empty where the source is of another
     format."""
-    read: Callable[[Path, ReadOptions], Iterator[Row]]
+    read: Callable[[Path, ReadOptions], Iterator[SourceRow]]
     official: dict[str, dict[str, tuple[int, bool]]] = field(default_factory=dict)
     """File name → split → (rows, whether the number is exact), from the data set's page or
     paper."""
@@ -123,9 +123,9 @@ def unsafe(relative: Path) -> bool:
 
 def bad(
     split: str, name: str, path: Path, source: str, detail: str, reason: str = "bad_row"
-) -> Row:
+) -> SourceRow:
     """A row that is counted and named, but not read."""
-    return Row(split, name, (), path, source, reason=reason, detail=detail)
+    return SourceRow(split, name, (), path, source, reason=reason, detail=detail)
 
 
 def media_row(
@@ -138,7 +138,7 @@ def media_row(
     place: str,
     default: str = "mp4",
     absolute: bool = False,
-) -> Row:
+) -> SourceRow:
     """A row of the file `relative` below `root`, named in line or record `place` of the file
     `listed`. An image (`default` "jpg") whose name has no extension may have one on the disk.
     `absolute` allows a path that does not start from `root`: a list that someone wrote for this
@@ -163,7 +163,7 @@ def media_row(
         if known or default != "jpg"
         else tuple(root / relative.with_name(f"{relative.name}.{e}") for e in IMAGE_ENDS)
     )
-    return Row(
+    return SourceRow(
         split,
         name,
         captions,
@@ -349,7 +349,7 @@ class MediaFiles:
                 if extension.lower() in VIDEOS:
                     self._paths.setdefault(stem, os.path.relpath(os.path.join(folder, name), root))  # noqa: PTH118 - millions of them
 
-    def row(self, split: str, name: str, narration: Narration) -> Row:
+    def row(self, split: str, name: str, narration: Narration) -> SourceRow:
         """The row of video `name`, marked where no file has that id."""
         relative = self._paths.get(name)
         if relative is None:
@@ -357,7 +357,7 @@ class MediaFiles:
                 split, name, self.root, name, f"no video {name}.* below {self.root}", "missing"
             )
         extension = relative.rpartition(".")[2].lower()
-        return Row(
+        return SourceRow(
             split,
             name,
             (),

@@ -13,7 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from allinone.common.errors import DataError
-from allinone.data.sources.base import Format, ReadOptions, Row, bad, image_of, media_row, tab_lines
+from allinone.data.sources.base import (
+    Format,
+    ReadOptions,
+    SourceRow,
+    bad,
+    image_of,
+    media_row,
+    tab_lines,
+)
 
 CC3M = {
     "Train_GCC-training.tsv": ("train", "training/{crc32}"),
@@ -32,7 +40,7 @@ def _listed(source: Path, names: dict[str, tuple[str, str]]) -> list[Path]:
 
 def _read(
     source: Path, options: ReadOptions, names: dict[str, tuple[str, str]], url_first: bool
-) -> Iterator[Row]:
+) -> Iterator[SourceRow]:
     root = options.media or (source.parent if source.is_file() else source)
     files = _listed(source, names)
     if not files:

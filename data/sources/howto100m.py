@@ -22,7 +22,7 @@ from allinone.data.sources.base import (
     MediaFiles,
     Narration,
     ReadOptions,
-    Row,
+    SourceRow,
     bad,
     header,
     stream_json,
@@ -132,7 +132,7 @@ def _csv_files(folder: Path) -> list[Path]:
     return files if any(set(header(path)) >= CSV_COLUMNS for path in files[:20]) else []
 
 
-def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
+def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
     base = source.parent if source.is_file() else source
     videos = MediaFiles(options.media or base / "videos", "<video_id>.mp4, .webm or .mkv")
     for path in _files(source):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from allinone.common.errors import DataError
-from allinone.data.sources.base import Format, ReadOptions, Row, bad, load_json, media_row
+from allinone.data.sources.base import Format, ReadOptions, SourceRow, bad, load_json, media_row
 
 NAMES = ("dataset_coco.json", "dataset_flickr30k.json")
 FLICKR_FOLDER = "flickr30k-images"
@@ -36,7 +36,7 @@ def images_of(path: Path) -> list[Any]:
     return images
 
 
-def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
+def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
     base = source.parent if source.is_file() else source
     for path in _files(source):
         default = FLICKR_FOLDER if path.name == NAMES[1] and (base / FLICKR_FOLDER).is_dir() else ""

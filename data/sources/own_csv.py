@@ -6,7 +6,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from allinone.data.sources.base import Format, ReadOptions, Row, bad, header, media_row, records
+from allinone.data.sources.base import (
+    Format,
+    ReadOptions,
+    SourceRow,
+    bad,
+    header,
+    media_row,
+    records,
+)
 
 CAPTION_COLUMNS, PATH_COLUMNS = ("name", "caption", "text"), ("path", "video", "file")
 
@@ -17,7 +25,7 @@ def _files(source: Path) -> list[Path]:
     return [source]
 
 
-def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
+def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
     root = options.media or source.parent
     for line, record in records(source, [PATH_COLUMNS, CAPTION_COLUMNS]):
         if isinstance(record, str):

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from allinone.common.errors import DataError
-from allinone.data.sources.base import Format, ReadOptions, Row, bad, image_of, load_json, media_row
+from allinone.data.sources.base import (
+    Format,
+    ReadOptions,
+    SourceRow,
+    bad,
+    image_of,
+    load_json,
+    media_row,
+)
 
 JSON_FILE = "sbu-captions-all.json"
 TEXT_FILES = ("SBU_captioned_photo_dataset_urls.txt", "SBU_captioned_photo_dataset_captions.txt")
@@ -57,7 +65,7 @@ def _pairs(path: Path) -> list[tuple[str, str]]:
     return list(zip(*columns, strict=True))
 
 
-def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
+def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
     root = options.media or (source.parent if source.is_file() else source) / "images"
     for path in _files(source):
         for number, (url, caption) in enumerate(_pairs(path)):

@@ -18,7 +18,7 @@ from allinone.common.errors import DataError
 from allinone.data.sources.base import (
     Format,
     ReadOptions,
-    Row,
+    SourceRow,
     bad,
     load_json,
     media_row,
@@ -52,7 +52,7 @@ def coco_overlap(source: Path, coco_ids: set[str]) -> frozenset[str]:
     )
 
 
-def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
+def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
     root = options.media or (source.parent if source.is_file() else source)
     for path in _files(source):
         for number, image in stream_json(path):

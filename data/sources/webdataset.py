@@ -11,7 +11,7 @@ from typing import IO
 
 from allinone.common.errors import DataError
 from allinone.data.decoding.codecs import IMAGES, VIDEOS
-from allinone.data.sources.base import Format, ReadOptions, Row, bad
+from allinone.data.sources.base import Format, ReadOptions, SourceRow, bad
 
 
 def _files(source: Path) -> list[Path]:
@@ -20,12 +20,12 @@ def _files(source: Path) -> list[Path]:
     return sorted(source.glob("*.tar"))
 
 
-def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
+def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
     """Members are read by offset inside the tar; their names serve as keys only and never become
     paths. A key is the name up to the first dot behind the last slash, as WebDataset has it."""
     for path in _files(source):
         samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-        again: list[Row] = []
+        again: list[SourceRow] = []
         with path.open("rb") as file:
             try:
                 with tarfile.open(fileobj=file) as archive:
@@ -57,7 +57,7 @@ def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
         yield from again
 
 
-def _row(path: Path, file: IO[bytes], key: str, members: dict[str, tarfile.TarInfo]) -> Row:
+def _row(path: Path, file: IO[bytes], key: str, members: dict[str, tarfile.TarInfo]) -> SourceRow:
     def text(extension: str) -> str:
         member = members[extension]
         file.seek(member.offset_data)
@@ -74,7 +74,7 @@ def _row(path: Path, file: IO[bytes], key: str, members: dict[str, tarfile.TarIn
     media = next((extension for extension in members if extension in VIDEOS | IMAGES), None)
     if media is None:
         return bad("train", name, path, name, "the sample has no media file", "missing")
-    return Row(
+    return SourceRow(
         "train",
         name,
         (caption,),

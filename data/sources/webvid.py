@@ -7,7 +7,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from allinone.data.sources.base import Format, ReadOptions, Row, bad, header, media_row, records
+from allinone.data.sources.base import (
+    Format,
+    ReadOptions,
+    SourceRow,
+    bad,
+    header,
+    media_row,
+    records,
+)
 
 CAPTION_COLUMNS = ("name", "caption", "text")
 
@@ -18,7 +26,7 @@ def _files(source: Path) -> list[Path]:
     return sorted(source.glob("results_*.csv"))
 
 
-def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
+def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
     """Columns by name, since a variant with another order is about. A row without page_dir has its
     file directly below videos/."""
     root = options.media or (source.parent if source.is_file() else source) / "videos"

@@ -23,7 +23,15 @@ from typing import Any
 
 import msgspec
 
-from allinone.data.sources.base import Format, Line, MediaFiles, Narration, ReadOptions, Row, bad
+from allinone.data.sources.base import (
+    Format,
+    Line,
+    MediaFiles,
+    Narration,
+    ReadOptions,
+    SourceRow,
+    bad,
+)
 
 SHORTEST_S, LONGEST_S = 10.0, 15.0
 """Length of a clip. The original draws a window of 10 to 15 s anew each time; here the speech is
@@ -85,7 +93,8 @@ def align(noisy: list[tuple[str, float]], clean: list[str]) -> list[tuple[str, f
     for equal, group in itertools.groupby(steps, key=lambda step: step.tag == "equal"):
         run = list(
             group
-            # "going to" for "gonna" comes as an insertion and a replacement: together they are one run
+            # "going to" for "gonna" comes as an insertion and a replacement: together they are one
+            # run
         )
         first, begin = run[0].src_start, run[0].dest_start
         many, texts = run[-1].src_end - first, clean[begin : run[-1].dest_end]
@@ -138,7 +147,7 @@ def _files(source: Path) -> list[Path]:
     return sorted(source.glob(pattern))
 
 
-def _read(source: Path, options: ReadOptions) -> Iterator[Row]:
+def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
     """A shard that is cut short gives what it holds, and one bad row that names it."""
     base = source.parent if source.is_file() else source
     videos = MediaFiles(options.media or base / "videos", "<id>.mp4, .webm or .mkv")
@@ -178,7 +187,7 @@ def _name(raw: bytes) -> Any:
         return json.loads(raw)["info"]["id"]
 
 
-def _row(videos: MediaFiles, path: Path, number: int, raw: bytes) -> Row:
+def _row(videos: MediaFiles, path: Path, number: int, raw: bytes) -> SourceRow:
     place = f"{path.name}:{number}"
     try:
         name, text = _name(raw), raw.decode("utf-8", "surrogatepass")

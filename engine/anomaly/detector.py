@@ -8,7 +8,7 @@ import statistics
 from collections import deque
 from dataclasses import dataclass
 
-from allinone.engine.monitoring.accumulator import Report
+from allinone.engine.monitoring.accumulator import IntervalMetrics
 
 WINDOW = 200
 """Steps whose values say what is usual."""
@@ -27,7 +27,7 @@ def _log(value: float) -> float:
 
 
 @dataclass(frozen=True)
-class Suspect:
+class Anomaly:
     """One step to be looked into."""
 
     step: int
@@ -76,7 +76,7 @@ class SpikeRule:
         return found
 
 
-class Suspicion:
+class AnomalyDetector:
     """Goes through the steps of each logging interval; the same on every rank, since reports
     are."""
 
@@ -85,7 +85,7 @@ class Suspicion:
         self._loss_scaling = loss_scaling
         """fp16 finds its loss scale by gradients that overflow: those are no faults."""
 
-    def suspects(self, report: Report) -> list[Suspect]:
+    def suspects(self, report: IntervalMetrics) -> list[Anomaly]:
         """At most one reason per step."""
         finite_loss = {skipped.step: skipped.loss_finite for skipped in report.skipped}
         found = []
@@ -93,11 +93,11 @@ class Suspicion:
             loss_spike, norm_spike = self._loss.judge(loss), self._norm.judge(norm)
             if step in finite_loss or not math.isfinite(loss):
                 if not finite_loss.get(step, False):
-                    found.append(Suspect(step, "loss not finite", math.nan, {}))
+                    found.append(Anomaly(step, "loss not finite", math.nan, {}))
                 elif not self._loss_scaling:
-                    found.append(Suspect(step, "gradient not finite", math.nan, {}))
+                    found.append(Anomaly(step, "gradient not finite", math.nan, {}))
             elif loss_spike:
-                found.append(Suspect(step, "loss spike", loss, loss_spike))
+                found.append(Anomaly(step, "loss spike", loss, loss_spike))
             elif norm_spike:
-                found.append(Suspect(step, "gradient spike", norm, norm_spike))
+                found.append(Anomaly(step, "gradient spike", norm, norm_spike))
         return found

@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from allinone.engine.anomaly.detector import Suspect
+from allinone.engine.anomaly.detector import Anomaly
 from allinone.engine.distributed import contrastive, topology
-from allinone.engine.distributed.signals import gathered
-from allinone.engine.monitoring.accumulator import Micro
+from allinone.engine.distributed.signals import all_gather_object
+from allinone.engine.monitoring.accumulator import MicroBatchRecord
 from allinone.engine.objective import seed_of
 
 SHOWN = 5
@@ -27,7 +27,7 @@ pass per rank."""
 
 
 @dataclass(frozen=True)
-class Scene:
+class ReplayContext:
     """Where a step happened, and what is needed to compute it again."""
 
     module: nn.Module
@@ -46,8 +46,11 @@ class Scene:
     device: str
 
 
-def rerun(
-    suspect: Suspect, kept: Sequence[Micro], scene: Scene, dossier: dict[str, Any]
+def replay_step(
+    suspect: Anomaly,
+    kept: Sequence[MicroBatchRecord],
+    scene: ReplayContext,
+    dossier: dict[str, Any],
 ) -> dict[str, Any]:
     """Compute the step again and say whether the fault came back. Collective. `dossier` holds what
     was seen the first time."""
@@ -56,7 +59,7 @@ def rerun(
         "exact": scene.updates_since == 0,
     }
     made, problem = _make_again(suspect.step, len(kept), scene)
-    problems = [text for text in gathered(problem) if text]
+    problems = [text for text in all_gather_object(problem) if text]
     if problems:
         return {
             "weights": weights,
@@ -64,7 +67,7 @@ def rerun(
             "verdict": f"the batch could not be made again: {problems[0]}",
         }
     same_clips = all(
-        gathered([tuple(batch.clips) for batch in made] == [micro.clips for micro in kept])
+        all_gather_object([tuple(batch.clips) for batch in made] == [micro.clips for micro in kept])
     )
     try:
         if scene.device != "cpu":
@@ -76,7 +79,7 @@ def rerun(
             # restart than a hang
             raise
         losses, metrics, gradients, problem = [], [], None, str(error).splitlines()[0]
-    problems = [text for text in gathered(problem) if text]
+    problems = [text for text in all_gather_object(problem) if text]
     if problems:
         return {
             "weights": weights,
@@ -101,7 +104,7 @@ def rerun(
         "guilty": [],
         "highest": [],
     }
-    if all(gathered(all(hasattr(batch, "only") for batch in made))):
+    if all(all_gather_object(all(hasattr(batch, "only") for batch in made))):
         if not all(math.isfinite(loss) for loss in flat):
             result["guilty"] = _guilty(made, scene)
         elif suspect.reason == "loss spike":
@@ -109,7 +112,7 @@ def rerun(
     return {**result, **_verdict(suspect, dossier, result)}
 
 
-def _make_again(step: int, number: int, scene: Scene) -> tuple[list[Any], str]:
+def _make_again(step: int, number: int, scene: ReplayContext) -> tuple[list[Any], str]:
     """(the micro-batches of the step, what went wrong on this rank)."""
     batches = scene.batches_from(step)
     try:
@@ -122,7 +125,7 @@ def _make_again(step: int, number: int, scene: Scene) -> tuple[list[Any], str]:
 
 
 def _compute(
-    made: Sequence[Any], scene: Scene
+    made: Sequence[Any], scene: ReplayContext
 ) -> tuple[list[float], list[dict[str, Tensor]], list[Tensor | None] | None]:
     """(losses, metrics, mean gradient of this rank per parameter). DeepSpeed's own gradients and
     hooks are not touched."""
@@ -166,7 +169,9 @@ def _layers(module: nn.Module, gradients: Sequence[Tensor | None]) -> list[dict[
     world = dist.get_world_size()
     used = [
         any(column)
-        for column in zip(*gathered([gradient is not None for gradient in gradients]), strict=True)
+        for column in zip(
+            *all_gather_object([gradient is not None for gradient in gradients]), strict=True
+        )
     ]
     for (name, parameter), gradient, somewhere in zip(named, gradients, used, strict=True):
         if not somewhere:
@@ -178,7 +183,7 @@ def _layers(module: nn.Module, gradients: Sequence[Tensor | None]) -> list[dict[
             dist.all_reduce(local)
             local = local / world
         mean[layer] = mean.get(layer, 0.0) + float(local.double().square().sum())
-    by_rank = gathered(own)
+    by_rank = all_gather_object(own)
     return [
         {
             "name": layer,
@@ -197,7 +202,7 @@ Place = tuple[int, int]
 """(micro-batch, row) of a clip on its rank."""
 
 
-def _guilty(made: Sequence[Any], scene: Scene) -> list[dict[str, Any]]:
+def _guilty(made: Sequence[Any], scene: ReplayContext) -> list[dict[str, Any]]:
     """Clips whose loss is not finite when computed alone, over all ranks.
 
     Every rank computes the same number of single clips, because losses may gather over ranks (VTC).
@@ -207,10 +212,10 @@ def _guilty(made: Sequence[Any], scene: Scene) -> list[dict[str, Any]]:
     alone = {place: _alone(made, place, scene) for place in _places(made)}
     bad = {place for place, loss in alone.items() if not math.isfinite(loss)}
     layout = topology.current()
-    unclear = sorted(set.intersection(*gathered(bad))) if layout.data_world > 1 else []
+    unclear = sorted(set.intersection(*all_gather_object(bad))) if layout.data_world > 1 else []
     bad -= set(unclear)
     clean = next((place for place, loss in alone.items() if math.isfinite(loss)), None)
-    if all(gathered(clean is not None)):
+    if all(all_gather_object(clean is not None)):
         for place in unclear[:MAX_UNCLEAR]:
             for turn in range(layout.data_world):
                 mine = turn == layout.data_rank
@@ -220,7 +225,7 @@ def _guilty(made: Sequence[Any], scene: Scene) -> list[dict[str, Any]]:
     return _named(made, {place: alone[place] for place in sorted(bad)})
 
 
-def _highest(made: Sequence[Any], scene: Scene) -> list[dict[str, Any]]:
+def _highest(made: Sequence[Any], scene: ReplayContext) -> list[dict[str, Any]]:
     """The clips with the highest losses alone, over all ranks, highest first."""
     found = _named(made, {place: _alone(made, place, scene) for place in _places(made)})
     return sorted(found, key=lambda entry: -entry["loss"])[:SHOWN]
@@ -230,7 +235,7 @@ def _places(made: Sequence[Any]) -> list[Place]:
     return [(micro, row) for micro, batch in enumerate(made) for row in range(len(batch))]
 
 
-def _alone(made: Sequence[Any], place: Place, scene: Scene) -> float:
+def _alone(made: Sequence[Any], place: Place, scene: ReplayContext) -> float:
     """The loss of one clip by itself."""
     micro, row = place
     torch.manual_seed(seed_of(scene.seed, made[micro].first_position))
@@ -267,15 +272,15 @@ def _data_sets(batch: Any) -> list[str | None]:
     return names
 
 
-def _verdict(suspect: Suspect, dossier: dict[str, Any], rerun: dict[str, Any]) -> dict[str, Any]:
+def _verdict(suspect: Anomaly, dossier: dict[str, Any], replayed: dict[str, Any]) -> dict[str, Any]:
     """(reproduced, verdict in words)."""
-    exact, guilty = rerun["weights"]["exact"], rerun["guilty"]
+    exact, guilty = replayed["weights"]["exact"], replayed["guilty"]
     later = (
         ""
         if exact
-        else f" (with the weights {_count(rerun['weights']['updates_since'], 'update')} later)"
+        else f" (with the weights {_count(replayed['weights']['updates_since'], 'update')} later)"
     )
-    if not rerun["same_clips"]:
+    if not replayed["same_clips"]:
         return {
             "reproduced": None,
             "verdict": (
@@ -284,9 +289,9 @@ def _verdict(suspect: Suspect, dossier: dict[str, Any], rerun: dict[str, Any]) -
             ),
         }
     if suspect.reason == "loss not finite":
-        again, what = not math.isfinite(rerun["loss"]), "a loss that is not finite"
+        again, what = not math.isfinite(replayed["loss"]), "a loss that is not finite"
     elif suspect.reason == "gradient not finite":
-        norm = rerun["gradient_norm"]
+        norm = replayed["gradient_norm"]
         again, what = norm is not None and not math.isfinite(norm), "a gradient that is not finite"
         if norm is None:
             return {
@@ -294,7 +299,7 @@ def _verdict(suspect: Suspect, dossier: dict[str, Any], rerun: dict[str, Any]) -
                 "verdict": "gradients cannot be computed outside of the engine under ZeRO 3",
             }
     else:
-        value = rerun["loss"] if suspect.reason == "loss spike" else rerun["gradient_norm"]
+        value = replayed["loss"] if suspect.reason == "loss spike" else replayed["gradient_norm"]
         if value is None:
             return {
                 "reproduced": None,
@@ -309,8 +314,8 @@ def _verdict(suspect: Suspect, dossier: dict[str, Any], rerun: dict[str, Any]) -
         )
     if again:
         cause = "the cause is in the data or the loss"
-        if rerun["highest"]:
-            first = rerun["highest"][0]
+        if replayed["highest"]:
+            first = replayed["highest"][0]
             cause = (
                 f"highest alone: clip {first['clip']}{_owner(first)}, rank {first['rank']},"
                 f" {first['loss']:.4g}"
@@ -324,8 +329,10 @@ def _verdict(suspect: Suspect, dossier: dict[str, Any], rerun: dict[str, Any]) -
             )
         elif suspect.reason == "loss not finite":
             cause = "no clip alone gives it: look at the combination, or at the weights"
-        elif suspect.reason == "gradient not finite" and rerun["layers"]:
-            bad = [layer["name"] for layer in rerun["layers"] if not math.isfinite(layer["norm"])]
+        elif suspect.reason == "gradient not finite" and replayed["layers"]:
+            bad = [
+                layer["name"] for layer in replayed["layers"] if not math.isfinite(layer["norm"])
+            ]
             cause = f"the backward pass overflows; layers that are not finite: {', '.join(bad[:4])}"
         return {
             "reproduced": True,
@@ -372,7 +379,7 @@ def _ratios(sums: dict[str, list[float]]) -> dict[str, float]:
 
 def over_ranks(sums: dict[str, list[float]]) -> dict[str, float]:
     """Means over all ranks."""
-    parts = gathered(sums)
+    parts = all_gather_object(sums)
     return _ratios({name: [sum(part[name][i] for part in parts) for i in (0, 1)] for name in sums})
 
 

@@ -1,7 +1,7 @@
 """A dossier on a step that went wrong, and the same micro-batches computed again.
 
 OUT/dossiers/step-00000013/dossier.json is written in two goes, each atomic: first what was seen,
-then `rerun`. A machine that dies in the second go leaves the first, and the step is not tried
+then `replay_step`. A machine that dies in the second go leaves the first, and the step is not tried
 again. Nothing but the run's seed and a position is needed to make a batch and its random numbers
 again. docs/monitoring.md lists the fields.
 
@@ -25,13 +25,13 @@ import torch.distributed as dist
 
 from allinone.common.atomic_io import publish_dir, write_atomic
 from allinone.engine import ds_config
-from allinone.engine.anomaly.detector import Suspect, Suspicion
-from allinone.engine.anomaly.replay import Scene, means_of, over_ranks, rerun, sums_of
+from allinone.engine.anomaly.detector import Anomaly, AnomalyDetector
+from allinone.engine.anomaly.replay import ReplayContext, means_of, over_ranks, replay_step, sums_of
 from allinone.engine.config import TrainConfig
 from allinone.engine.distributed import topology
-from allinone.engine.distributed.signals import decided_by_rank_0
-from allinone.engine.monitoring.accumulator import Micro, Report
-from allinone.engine.monitoring.run_logger import Monitor, finite
+from allinone.engine.distributed.signals import run_on_rank0
+from allinone.engine.monitoring.accumulator import IntervalMetrics, MicroBatchRecord
+from allinone.engine.monitoring.run_logger import RunLogger, finite
 from allinone.engine.objective import seed_of
 from allinone.engine.optim.adamw import learning_rate
 
@@ -44,12 +44,12 @@ def folder_of(out: Path, step: int) -> Path:
     return out / "dossiers" / f"step-{step:08d}"
 
 
-def dossiers(out: Path) -> list[Path]:
+def anomaly_reports(out: Path) -> list[Path]:
     """All dossiers of a run, oldest step first."""
     return sorted((out / "dossiers").glob("step-*/dossier.json"))
 
 
-class Dossiers:
+class AnomalyReporter:
     """Looks at every logging interval of a run and writes a dossier where a step went wrong."""
 
     def __init__(
@@ -71,19 +71,22 @@ class Dossiers:
             alive,
         )
         self._whole_gradients = ds_config.stage(ds) < 3 and topology.current().tensor == 1
-        self._suspicion = Suspicion(
+        self._suspicion = AnomalyDetector(
             config.spike_deviations, loss_scaling=ds_config.precision(ds) == "fp16"
         )
 
     def look_into(
-        self, report: Report, kept: Mapping[int, Sequence[Micro]], monitor: Monitor | None
+        self,
+        report: IntervalMetrics,
+        kept: Mapping[int, Sequence[MicroBatchRecord]],
+        monitor: RunLogger | None,
     ) -> None:
         """Collective. `kept` are this rank's micro-batches of the interval; `monitor` is rank
         0's."""
         if not self._config.max_dossiers:
             return
         for suspect in self._suspicion.suspects(report)[:PER_INTERVAL]:
-            if not decided_by_rank_0(partial(self._has_room, suspect.step)):
+            if not run_on_rank0(partial(self._has_room, suspect.step)):
                 continue
             self._alive(f"the dossier on step {suspect.step}")
             dossier = write(self._out, suspect, kept[suspect.step], self._scene(suspect, report))
@@ -94,17 +97,17 @@ class Dossiers:
         """One dossier per step, --max-dossiers per run."""
         return (
             not folder_of(self._out, step).exists()
-            and len(dossiers(self._out)) < self._config.max_dossiers
+            and len(anomaly_reports(self._out)) < self._config.max_dossiers
         )
 
-    def _scene(self, suspect: Suspect, report: Report) -> Scene:
+    def _scene(self, suspect: Anomaly, report: IntervalMetrics) -> ReplayContext:
         device = next(self._engine.module.parameters()).device
         moved = [
             step
             for step, skip in zip(report.steps, report.skips, strict=True)
             if not skip and step >= suspect.step
         ]
-        return Scene(
+        return ReplayContext(
             module=self._engine.module,
             batches_from=self._batches_from,
             seed=self._config.seed,
@@ -118,7 +121,7 @@ class Dossiers:
             ),
         )
 
-    def _tell(self, monitor: Monitor, step: int, dossier: dict[str, Any]) -> None:
+    def _tell(self, monitor: RunLogger, step: int, dossier: dict[str, Any]) -> None:
         path, verdict = folder_of(self._out, dossier["step"]), dossier["rerun"]["verdict"]
         monitor.event(
             "dossier",
@@ -138,7 +141,9 @@ class Dossiers:
         )
 
 
-def write(out: Path, suspect: Suspect, kept: Sequence[Micro], scene: Scene) -> dict[str, Any]:
+def write(
+    out: Path, suspect: Anomaly, kept: Sequence[MicroBatchRecord], scene: ReplayContext
+) -> dict[str, Any]:
     """Write what was seen, compute the step again, add the verdict. Collective; returns the
     dossier."""
     mine: dict[str, Any] = {
@@ -174,13 +179,13 @@ def write(out: Path, suspect: Suspect, kept: Sequence[Micro], scene: Scene) -> d
         "rerun": None,
     }
     folder = folder_of(out, suspect.step)
-    decided_by_rank_0(
+    run_on_rank0(
         lambda: publish_dir(folder, lambda inside: _store(inside / "dossier.json", dossier))
     )
     start = time.perf_counter()
-    again = rerun(suspect, kept, scene, dossier)
+    again = replay_step(suspect, kept, scene, dossier)
     dossier["rerun"] = {**again, "seconds": time.perf_counter() - start}
-    decided_by_rank_0(lambda: _store(folder / "dossier.json", dossier))
+    run_on_rank0(lambda: _store(folder / "dossier.json", dossier))
     return dossier
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from allinone.common.atomic_io import write_atomic
-from allinone.engine.config import ConfigError
-from allinone.engine.distributed.signals import decided_by_rank_0
+from allinone.common.errors import ConfigError
+from allinone.engine.distributed.signals import run_on_rank0
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class _State:
     """Step of the last evaluation."""
 
 
-class Best:
+class BestCheckpoint:
     """The best evaluation so far. Its state is saved with every checkpoint, and in OUT/best.json
     after every evaluation (OUT/evaluated.json where nothing is selected): a run that was killed
     between a checkpoint and the evaluation of the same step makes up for it.
@@ -51,7 +51,7 @@ class Best:
         same step. Collective."""
         if self._selection and saved:
             self._state = _State(**saved)
-        self._state = decided_by_rank_0(lambda: self._later(step)) or self._state
+        self._state = run_on_rank0(lambda: self._later(step)) or self._state
 
     def _later(self, step: int) -> _State | None:
         if not self._file.is_file():

@@ -28,12 +28,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from allinone.common.atomic_io import fsync_dir, fsync_file, remove_leftovers, write_atomic
+from allinone.common.errors import AllInOneError, ConfigError
 from allinone.common.formatting import size
 from allinone.common.paths import ROOT
 from allinone.engine import ds_config
-from allinone.engine.config import HARMLESS, ConfigError
+from allinone.engine.config import HARMLESS
 from allinone.engine.distributed import topology
-from allinone.engine.distributed.signals import gathered
+from allinone.engine.distributed.signals import all_gather_object
 
 STATE = "deepspeed"
 BEST = "best"
@@ -42,7 +43,7 @@ WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 LAYOUT = "layout.json"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(AllInOneError, RuntimeError):
     """A checkpoint cannot be written or used. `disk` tells the first case."""
 
     def __init__(self, message: str, disk: bool = False) -> None:
@@ -69,7 +70,7 @@ def write_manifest(folder: Path) -> None:
     write_atomic(folder / "manifest.json", json.dumps(entries, indent=1) + "\n")
 
 
-def damage(folder: Path, without: str = "") -> str | None:
+def find_damage(folder: Path, without: str = "") -> str | None:
     """What is wrong with a checkpoint, in words, or None. Every file's size and hash is compared
     with the manifest; `without` names one file that is not looked at."""
     manifest = folder / "manifest.json"
@@ -105,11 +106,11 @@ def checkpoints(out: Path, kind: str = "checkpoints") -> list[Path]:
     return sorted(folders, key=step_of, reverse=True)
 
 
-def newest_whole(out: Path, kind: str = "checkpoints") -> tuple[Path | None, list[str]]:
+def newest_complete(out: Path, kind: str = "checkpoints") -> tuple[Path | None, list[str]]:
     """The newest undamaged checkpoint, and a line about each damaged one that was passed over."""
     notes: list[str] = []
     for folder in checkpoints(out, kind):
-        problem = damage(folder)
+        problem = find_damage(folder)
         if problem is None:
             return folder, notes
         notes.append(f"checkpoint {folder} {problem}; looking for the one before")
@@ -117,13 +118,13 @@ def newest_whole(out: Path, kind: str = "checkpoints") -> tuple[Path | None, lis
 
 
 def newest_for_resume(out: Path) -> tuple[Path | None, list[str]]:
-    """As `newest_whole`, and damaged checkpoints are renamed to damaged-step-*, so that they count
-    as none when old ones are deleted.
+    """As `newest_complete`, and damaged checkpoints are renamed to damaged-step-*, so that they
+    count as none when old ones are deleted.
 
     Raises CheckpointError if there are checkpoints and none is whole: starting again from step 0 is
     for a person to decide.
     """
-    folder, notes = newest_whole(out)
+    folder, notes = newest_complete(out)
     if folder is None:
         if notes:
             raise CheckpointError(
@@ -142,7 +143,7 @@ def newest_for_resume(out: Path) -> tuple[Path | None, list[str]]:
 def newest_weights(out: Path) -> Path:
     """Folder with the fp32 weights of a run's newest whole checkpoint, for from_pretrained;
     CheckpointError if there is none."""
-    folder, notes = newest_whole(out)
+    folder, notes = newest_complete(out)
     if folder is None:
         raise CheckpointError(
             "; ".join([*notes, f"no checkpoint in {out / 'checkpoints'}; train first"])
@@ -152,7 +153,7 @@ def newest_weights(out: Path) -> Path:
 
 def best_weights(out: Path) -> Path:
     """The weights that a run's validation chose, or, where it has none, `newest_weights`."""
-    folder, notes = newest_whole(out, BEST)
+    folder, notes = newest_complete(out, BEST)
     if folder is None and notes:
         raise CheckpointError("; ".join(notes))
     return folder / "weights" if folder else newest_weights(out)
@@ -177,7 +178,7 @@ def find_weights(path: Path) -> Path:
             )
         return path
     if (path / "manifest.json").is_file():
-        if problem := damage(path):
+        if problem := find_damage(path):
             raise CheckpointError(
                 f"{path} is damaged: it {problem}; give another checkpoint of the run, or the run's"
                 " folder"
@@ -435,7 +436,7 @@ def _finish(
 
 def _first_error(error: str) -> str:
     """The same error on all ranks: the first one's."""
-    return next((text for text in gathered(error) if text), "")
+    return next((text for text in all_gather_object(error) if text), "")
 
 
 def load(

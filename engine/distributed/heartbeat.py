@@ -29,7 +29,7 @@ class Sign:
     doing: str
 
 
-def verdict(before: dict[int, Sign], after: dict[int, Sign], world: int) -> str:
+def describe_silent_ranks(before: dict[int, Sign], after: dict[int, Sign], world: int) -> str:
     """Who is missing, from two looks at all ranks' signs."""
     silent = [
         rank
@@ -61,7 +61,7 @@ def verdict(before: dict[int, Sign], after: dict[int, Sign], world: int) -> str:
     )
 
 
-class RollCall:
+class Heartbeat:
     """Signs of life of this rank, in a thread of its own, and a look at all others'."""
 
     def __init__(self, doing: Callable[[], str]) -> None:
@@ -110,7 +110,7 @@ class RollCall:
             try:
                 before = self._signs()
                 time.sleep(LISTEN_S)
-                found[0] = verdict(before, self._signs(), self._world)
+                found[0] = describe_silent_ranks(before, self._signs(), self._world)
             except RuntimeError as error:
                 found[0] += f" ({error})"
 
@@ -119,8 +119,8 @@ class RollCall:
         asking.join(LISTEN_S + PATIENCE_S)
         time.sleep(
             PERIOD_S
-            # others ask at about the same time: they should still find this rank, and the store if it
-            # keeps it
+            # others ask at about the same time: they should still find this rank, and the store if
+            # it keeps it
         )
         return found[0]
 

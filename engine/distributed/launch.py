@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from allinone.engine.config import ConfigError, LocalConfigError
+from allinone.common.errors import ConfigError, LocalConfigError
 
 EXIT_PEER, EXIT_USER, EXIT_DISK, EXIT_NONFINITE, EXIT_REQUEUE = 1, 2, 3, 4, 75
 """Another rank has left (lower than the code of the one with the reason: srun gives the highest);
@@ -35,7 +35,7 @@ LAUNCHER = "ALLINONE_LAUNCHER"
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """One rank among all."""
 
     rank: int
@@ -80,14 +80,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def find_place(env: Mapping[str, str]) -> Place:
+def find_rank_info(env: Mapping[str, str]) -> RankInfo:
     """Rank, world and rendezvous from the environment that each launcher sets."""
     if "RANK" in env and "WORLD_SIZE" in env:
         launcher = env.get(LAUNCHER) or (
             "torchrun" if "TORCHELASTIC_RUN_ID" in env else "deepspeed"
         )
         port = int(env.get("MASTER_PORT", "29500"))
-        return Place(
+        return RankInfo(
             int(env["RANK"]),
             int(env["WORLD_SIZE"]),
             int(env.get("LOCAL_RANK", "0")),
@@ -98,7 +98,8 @@ def find_place(env: Mapping[str, str]) -> Place:
     tasks = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")))
     if (
         tasks > 1 and "SLURM_STEP_ID" in env
-        # srun sets it; plain python in an sbatch or salloc shell sees SLURM_PROCID too, but is alone
+        # srun sets it; plain python in an sbatch or salloc shell sees SLURM_PROCID too, but is
+        # alone
     ):
         address = env.get("MASTER_ADDR") or _slurm_address(
             env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"]
@@ -109,7 +110,7 @@ def find_place(env: Mapping[str, str]) -> Place:
                 20000 + (int(env["SLURM_JOB_ID"]) * 7 + int(env["SLURM_STEP_ID"])) % 10000,
             )
         )
-        return Place(
+        return RankInfo(
             int(env["SLURM_PROCID"]),
             tasks,
             int(env.get("SLURM_LOCALID", "0")),
@@ -117,13 +118,13 @@ def find_place(env: Mapping[str, str]) -> Place:
             port,
             "srun",
         )
-    return Place(0, 1, 0, "127.0.0.1", free_port(), "python")
+    return RankInfo(0, 1, 0, "127.0.0.1", free_port(), "python")
 
 
 def repeats(tensor_parallel: int) -> bool:
     """Whether another rank of this one's tensor-parallel group reads the same clips: one of them
     writes down which are bad."""
-    return find_place(os.environ).rank % tensor_parallel > 0
+    return find_rank_info(os.environ).rank % tensor_parallel > 0
 
 
 def ranks_of_host(env: Mapping[str, str], world: int) -> int:
@@ -165,14 +166,14 @@ def without_launcher_arguments(argv: Sequence[str]) -> list[str]:
     return [argument for argument in argv if not re.fullmatch(r"--local[_-]rank=\d+", argument)]
 
 
-def start(device: str, timeout_s: float) -> tuple[Place, Any]:
+def start(device: str, timeout_s: float) -> tuple[RankInfo, Any]:
     """Join the process group; returns the place and the torch device. The time-out bounds every
     collective, so that no rank waits for ever."""
     prepare_environment()
     import torch
     import torch.distributed as dist
 
-    place = find_place(os.environ)
+    place = find_rank_info(os.environ)
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     if cuda and not torch.cuda.is_available():
         raise LocalConfigError(
@@ -210,7 +211,7 @@ def start(device: str, timeout_s: float) -> tuple[Place, Any]:
 _began = False
 
 
-def began() -> None:
+def mark_training_started() -> None:
     """To be called after a step: what this rank cannot find from now on, it has found before."""
     global _began
     _began = True
@@ -244,13 +245,13 @@ def _outcome(run: Callable[[], Any]) -> tuple[int, bool, BaseException | None]:
     """(exit code, whether all ranks end so, what is to be raised)."""
     from allinone.common.errors import FULL, DataError, LostDataError
     from allinone.engine.checkpoint.manager import CheckpointError
-    from allinone.engine.distributed.signals import Stopped, TooManySkipped
+    from allinone.engine.distributed.signals import Stopped, TooManySkippedError
 
     try:
         run()
     except Stopped as stopped:
         return _end(stopped, EXIT_REQUEUE, shared=True), True, None
-    except TooManySkipped as error:
+    except TooManySkippedError as error:
         return _end(error, EXIT_NONFINITE, shared=True), True, None
     except CheckpointError as error:
         return _end(error, EXIT_DISK if error.disk else EXIT_USER, shared=True), True, None

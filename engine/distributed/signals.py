@@ -14,7 +14,9 @@ from datetime import timedelta
 from types import FrameType
 from typing import Any, TypeVar
 
-from allinone.engine.distributed.heartbeat import RollCall
+from allinone.common.errors import AllInOneError
+from allinone.common.exit_codes import ExitCode
+from allinone.engine.distributed.heartbeat import Heartbeat
 
 T = TypeVar("T")
 
@@ -38,12 +40,16 @@ def collective_timeout_s(hang_timeout_s: float) -> float:
     return max(hang_timeout_s, START_S) + GRACE_S
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to leave and has saved
+class Stopped(AllInOneError):  # noqa: N818 - not an error: the run was asked to leave and has saved
     """The run left after a signal; the same command continues it."""
 
+    exit_code = ExitCode.REQUEUE
 
-class TooManySkipped(RuntimeError):  # noqa: N818 - says what happened
+
+class TooManySkippedError(AllInOneError, RuntimeError):
     """More steps in a row than --max-skipped had a non-finite gradient."""
+
+    exit_code = ExitCode.NON_FINITE
 
 
 class StopSignals:
@@ -65,7 +71,7 @@ class StopSignals:
             signal.signal(number, handler)
 
 
-class Agreement:
+class SignalSync:
     """Tells every rank about a signal that any rank got, one step later, without waiting for the
     device or for slower ranks.
 
@@ -115,7 +121,7 @@ class Agreement:
         return self._NAMES[int(code)]
 
 
-def decided_by_rank_0(action: Callable[[], T]) -> T:
+def run_on_rank0(action: Callable[[], T]) -> T:
     """Result of `action` on rank 0, given to every rank. Its error is raised on every rank, so that
     none waits for one that has left."""
     import torch.distributed as dist
@@ -132,7 +138,7 @@ def decided_by_rank_0(action: Callable[[], T]) -> T:
     return box[0]
 
 
-def gathered(value: T) -> list[T]:
+def all_gather_object(value: T) -> list[T]:
     """The value of every rank, in their order; collective."""
     import torch.distributed as dist
 
@@ -147,7 +153,7 @@ _watchdogs: list[Watchdog] = []
 """Of the runs of this process, the newest last."""
 
 
-def beat() -> None:
+def keepalive() -> None:
     """A part of a long evaluation is done: the time that the watchdog allows for it starts anew."""
     if _watchdogs:
         _watchdogs[-1].again()
@@ -160,7 +166,7 @@ class Watchdog:
     def __init__(self, timeout_s: float, rank: int, world: int) -> None:
         self._timeout_s, self._rank = timeout_s, rank
         self._doing, self._deadline = "start", float("inf")
-        self._roll_call = RollCall(lambda: self._doing) if world > 1 else None
+        self._roll_call = Heartbeat(lambda: self._doing) if world > 1 else None
         self._ended = threading.Event()
         self._reporting = False
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)

@@ -24,7 +24,7 @@ with warnings.catch_warnings():
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
     from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 
-from allinone.engine.config import ConfigError
+from allinone.common.errors import ConfigError
 from allinone.engine.distributed.topology import Layout, division_of
 from allinone.model.linear import Split, SplitDropout, WholeLinear
 

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from allinone.engine.config import ConfigError
-from allinone.engine.distributed.signals import gathered
+from allinone.common.errors import ConfigError
+from allinone.engine.distributed.signals import all_gather_object
 
 T = TypeVar("T")
 
@@ -94,7 +94,7 @@ def start(tensor: int, timeout_s: float) -> Layout:
 
 def of_data_ranks(mine: T) -> list[T]:
     """This rank's value and the others', one per data rank, on every rank. Collective."""
-    return current().one_per_data_rank(gathered(mine))
+    return current().one_per_data_rank(all_gather_object(mine))
 
 
 @dataclass(frozen=True)

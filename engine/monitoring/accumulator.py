@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from allinone.engine.distributed import topology
-from allinone.engine.distributed.signals import gathered
+from allinone.engine.distributed.signals import all_gather_object
 
 DIGEST_BITS = 63
 NAMED_CLIPS = 16
@@ -31,7 +31,7 @@ class SkippedStep:
 
 
 @dataclass(frozen=True)
-class Micro:
+class MicroBatchRecord:
     """One micro-batch of this rank. Tensors stay on the device."""
 
     position: int
@@ -45,7 +45,7 @@ class Micro:
 
 
 @dataclass(frozen=True)
-class Report:
+class IntervalMetrics:
     """Sums over micro-batches, steps and ranks."""
 
     steps: list[int]
@@ -72,7 +72,7 @@ class Report:
 @dataclass
 class _Step:
     number: int
-    micro: list[Micro]
+    micro: list[MicroBatchRecord]
     skipped: Tensor
     norm: Tensor
 
@@ -82,7 +82,7 @@ class _Step:
         return torch.stack([self.skipped.float(), self.norm.to(loss), loss])
 
 
-class Tally:
+class MetricAccumulator:
     """Sums of one rank. `digest` and `bad_clips` run over the whole training, the rest since the
     last `collect`."""
 
@@ -90,10 +90,10 @@ class Tally:
         self.digest = 0
         self.bad_clips = 0
         self.waited_s = 0.0
-        self.kept: dict[int, list[Micro]] = {}
+        self.kept: dict[int, list[MicroBatchRecord]] = {}
         """Step → this rank's micro-batches, of the interval that was collected last."""
         self._sums: dict[str, Tensor] = {}
-        self._micro: list[Micro] = []
+        self._micro: list[MicroBatchRecord] = []
         self._steps: list[_Step] = []
 
     def __len__(self) -> int:
@@ -105,7 +105,9 @@ class Tally:
         the curve of a whole logging interval."""
         self.digest = (self.digest + batch.digest) % 2**DIGEST_BITS
         self.bad_clips += len(batch.bad)
-        self._micro.append(Micro(batch.first_position, tuple(batch.clips), loss.detach(), metrics))
+        self._micro.append(
+            MicroBatchRecord(batch.first_position, tuple(batch.clips), loss.detach(), metrics)
+        )
         for name, value in metrics.items():
             usable = torch.where(torch.isfinite(value).all(), value, torch.zeros_like(value))
             self._sums[name] = self._sums[name] + usable if name in self._sums else usable
@@ -116,7 +118,7 @@ class Tally:
         self._steps.append(_Step(step, self._micro, skipped, norm))
         self._micro = []
 
-    def collect(self, memory_bytes: int, forward_s: float) -> Report:
+    def collect(self, memory_bytes: int, forward_s: float) -> IntervalMetrics:
         """Wait for the device, add up over ranks (collective), and begin anew. `forward_s` is this
         rank's time in forward passes."""
         steps = self._steps
@@ -136,7 +138,7 @@ class Tally:
             "own": self.waited_s + forward_s,
             "memory": memory_bytes,
         }
-        parts = gathered(mine)
+        parts = all_gather_object(mine)
         wait_s, own_s, memory = (
             [part[name] for part in parts] for name in ("wait", "own", "memory")
         )
@@ -145,7 +147,7 @@ class Tally:
             name: [sum(part["sums"][name][i] for part in parts) for i in (0, 1)]
             for name in self._sums
         }
-        report = Report(
+        report = IntervalMetrics(
             steps=[step.number for step in steps],
             metrics={
                 name: total / count if count else float("nan")
@@ -169,7 +171,7 @@ class Tally:
         return report
 
 
-def _clips(micro: Sequence[Micro]) -> tuple[list[str], list[str]]:
+def _clips(micro: Sequence[MicroBatchRecord]) -> tuple[list[str], list[str]]:
     """(clips of micro-batches with a non-finite loss, all clips) of one step, shortened."""
     guilty = [clip for one in micro if not bool(torch.isfinite(one.loss)) for clip in one.clips]
     return guilty[:NAMED_CLIPS], [clip for one in micro for clip in one.clips][:NAMED_CLIPS]

@@ -39,16 +39,16 @@ import torch
 from allinone.common.atomic_io import write_atomic
 from allinone.common.formatting import count, duration, size
 from allinone.engine.config import TrainConfig
-from allinone.engine.distributed.launch import Place
-from allinone.engine.monitoring.accumulator import Report
+from allinone.engine.distributed.launch import RankInfo
+from allinone.engine.monitoring.accumulator import IntervalMetrics
 from allinone.engine.monitoring.straggler import StragglerAlarm, slowest, spread
-from allinone.engine.monitoring.tensorboard import Board
+from allinone.engine.monitoring.tensorboard import TensorBoardWriter
 from allinone.engine.optim.adamw import learning_rate
 
 HISTORY = "history.jsonl"
 
 
-class Monitor:
+class RunLogger:
     """Writes one record per logging step. After a restart, records of steps that are run again are
     cut from the history."""
 
@@ -57,7 +57,7 @@ class Monitor:
         out: Path,
         config: TrainConfig,
         start_step: int,
-        place: Place,
+        place: RankInfo,
         hosts: Sequence[str],
         flops_per_sample: float,
         peak: tuple[float, str],
@@ -78,7 +78,7 @@ class Monitor:
             f"FMA = 2, all passes, forward and backward; 1 = {count(peak[0])}FLOP/s per rank:"
             f" {peak[1]}"
         )
-        self.board = Board(out / "tensorboard", start_step, convention)
+        self.board = TensorBoardWriter(out / "tensorboard", start_step, convention)
         self.event(
             "start",
             start_step,
@@ -108,7 +108,7 @@ class Monitor:
                 kept.append(line)
         write_atomic(self._history_path, "".join(f"{line}\n" for line in kept))
 
-    def log(self, step: int, report: Report, elapsed_s: float, skipped_steps: int) -> None:
+    def log(self, step: int, report: IntervalMetrics, elapsed_s: float, skipped_steps: int) -> None:
         """One logging interval: `elapsed_s` seconds without checkpoints and evaluations,
         `skipped_steps` since step 0."""
         record = self._record(step, report, elapsed_s, skipped_steps)
@@ -148,7 +148,7 @@ class Monitor:
         print("  ".join([line, *tail]), flush=True)
 
     def _record(
-        self, step: int, report: Report, elapsed_s: float, skipped_steps: int
+        self, step: int, report: IntervalMetrics, elapsed_s: float, skipped_steps: int
     ) -> dict[str, Any]:
         config, steps = self._config, len(report.steps)
         samples_per_s = steps * config.global_batch / elapsed_s

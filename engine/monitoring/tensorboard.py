@@ -102,7 +102,7 @@ def options_table(options: Mapping[str, Any]) -> str:
     return "\n".join(["| option | value |", "| --- | --- |", *rows])
 
 
-class Board:
+class TensorBoardWriter:
     """Writes event files into `folder`; what an earlier process wrote after `start_step` is
     hidden."""
 

@@ -184,7 +184,7 @@ class BytesCounter:
         return counted
 
 
-class Planned:
+class RunEstimate:
     """The plan beside what the run's records say. Rank 0 writes OUT/plan.json at the start and at
     the end."""
 

@@ -88,7 +88,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What is to be trained, in numbers."""
 
     groups: Groups
@@ -128,7 +128,7 @@ def parts_at_peak(memory: Memory, activations: Activations) -> dict[str, float]:
 
 
 def candidate(
-    job: Job,
+    job: TrainingJob,
     ds_name: str,
     zero: Zero,
     micro_batch: int,
@@ -184,7 +184,7 @@ def candidate(
 
 
 def _communication(
-    job: Job,
+    job: TrainingJob,
     sent: Sequence[Collective],
     compute: float,
     accumulation: int,

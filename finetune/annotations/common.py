@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from allinone.common.errors import AllInOneError
 from allinone.data.decoding.codecs import IMAGES, VIDEOS
 from allinone.finetune.annotations.schema import AnnotationError, Item, Split
 
@@ -26,7 +27,7 @@ _EXAMPLES = 5
 AnyItem = TypeVar("AnyItem", bound=Item)
 
 
-class RowError(ValueError):
+class RowError(AllInOneError, ValueError):
     """One row does not fit the format. The message is the same for all rows with this fault, so
     that they can be counted."""
 

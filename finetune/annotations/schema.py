@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from allinone.common.errors import AllInOneError
 
-class AnnotationError(ValueError):
+
+class AnnotationError(AllInOneError, ValueError):
     """Annotation files are missing, of another format, or contradict each other; the message says
     what was given and what is needed."""
 
@@ -84,7 +86,7 @@ class ClipChoiceItem:
 
 
 @dataclass(frozen=True)
-class Region:
+class ImageRegion:
     """One detected object in an image. Box in pixels of the image: x1, y1, x2, y2."""
 
     name: str
@@ -98,7 +100,7 @@ class VCRItem:
 
     id: str
     media: Media
-    regions: tuple[Region, ...]
+    regions: tuple[ImageRegion, ...]
     question: tuple[str | tuple[int, ...], ...]
     answers: tuple[tuple[str | tuple[int, ...], ...], ...]
     rationales: tuple[tuple[str | tuple[int, ...], ...], ...]

@@ -42,7 +42,7 @@ _SUBTITLES_SOURCE = (
 
 
 @dataclass(frozen=True)
-class Line:
+class SubtitleLine:
     """One line of subtitles, times in seconds."""
 
     start_s: float
@@ -145,7 +145,7 @@ class _Subtitles:
 
     def __init__(self, folder: Path, builder: Builder) -> None:
         self.missing: set[str] = set()
-        self._lines: dict[str, Sequence[Line]] = {}
+        self._lines: dict[str, Sequence[SubtitleLine]] = {}
         self._folder: Path | None = next(
             (path for path in (folder / "tvqa_subtitles", folder) if any(path.glob("*.srt"))), None
         )
@@ -157,7 +157,7 @@ class _Subtitles:
         for _, record in json_lines(path, builder):
             try:
                 self._lines[record["vid_name"]] = [
-                    Line(line["start"], line["end"], line["text"]) for line in record["sub"]
+                    SubtitleLine(line["start"], line["end"], line["text"]) for line in record["sub"]
                 ]
             except (KeyError, TypeError) as error:
                 raise AnnotationError(
@@ -181,7 +181,7 @@ class _Subtitles:
         return " ".join(line.text for line in lines if line.start_s <= stop and line.end_s >= begin)
 
 
-def parse_srt(text: str) -> list[Line]:
+def parse_srt(text: str) -> list[SubtitleLine]:
     """SubRip: blocks of a number, `00:00:01,210 --> 00:00:08,490` and text lines, parted by blank
     lines. Blocks without a time are no subtitle."""
     lines = []
@@ -195,7 +195,7 @@ def parse_srt(text: str) -> list[Line]:
             numbers = [int(match[group]) for group in range(1, 9)]
             spoken = " ".join(match[9].split())
             if spoken:
-                lines.append(Line(_seconds(numbers[:4]), _seconds(numbers[4:]), spoken))
+                lines.append(SubtitleLine(_seconds(numbers[:4]), _seconds(numbers[4:]), spoken))
     return lines
 
 

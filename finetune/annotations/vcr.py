@@ -22,9 +22,9 @@ from allinone.finetune.annotations.common import (
 )
 from allinone.finetune.annotations.schema import (
     AnnotationError,
+    ImageRegion,
     Item,
     Media,
-    Region,
     Split,
     VCRItem,
 )
@@ -71,7 +71,7 @@ def _item(
     root: Path, movies: dict[str, str], *, labelled: bool
 ) -> Callable[[dict[str, Any]], Item]:
     @lru_cache(maxsize=4096)
-    def regions(metadata: str, names: tuple[str, ...]) -> tuple[Region, ...]:
+    def regions(metadata: str, names: tuple[str, ...]) -> tuple[ImageRegion, ...]:
         return _regions(root, metadata, names)
 
     def make(record: dict[str, Any]) -> VCRItem:
@@ -132,7 +132,7 @@ def _metadata(root: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _regions(root: Path, metadata: str, names: Sequence[str]) -> tuple[Region, ...]:
+def _regions(root: Path, metadata: str, names: Sequence[str]) -> tuple[ImageRegion, ...]:
     """Boxes come as [x1, y1, x2, y2, score] in pixels, in the order of `objects`."""
     boxes = _metadata(root, metadata).get("boxes")
     if not isinstance(boxes, list) or len(boxes) != len(names):
@@ -146,7 +146,7 @@ def _regions(root: Path, metadata: str, names: Sequence[str]) -> tuple[Region, .
         ):
             raise RowError("a box is not [x1, y1, x2, y2, score]")
         x1, y1, x2, y2 = (float(value) for value in box[:4])
-        regions.append(Region(name, (x1, y1, x2, y2)))
+        regions.append(ImageRegion(name, (x1, y1, x2, y2)))
     return tuple(regions)
 
 

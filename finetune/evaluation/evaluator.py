@@ -23,7 +23,7 @@ from tqdm import tqdm
 from allinone.common.errors import DataError
 from allinone.data.config import ClipConfig, DataConfig
 from allinone.engine.distributed import topology
-from allinone.engine.distributed.signals import Stopped, StopSignals, beat
+from allinone.engine.distributed.signals import Stopped, StopSignals, keepalive
 from allinone.finetune.annotations.common import place_in_order
 from allinone.finetune.annotations.schema import ClipChoiceItem, Media, Split
 from allinone.finetune.evaluation.cache import BatchResult, Cache
@@ -155,7 +155,7 @@ class Evaluator:
         for _ in tqdm(
             range(rounds), desc=f"{source.name} {stage}", unit="batch", disable=quiet or rounds < 2
         ):
-            beat()
+            keepalive()
             if self._signals and self._signals.received:
                 raise Stopped(
                     f"{self._signals.received}: the same command continues the evaluation of"

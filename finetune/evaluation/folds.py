@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from allinone.engine.distributed import launch
-from allinone.engine.distributed.signals import decided_by_rank_0
+from allinone.engine.distributed.signals import run_on_rank0
 from allinone.finetune.benchmark import Benchmark
 from allinone.finetune.config import FinetuneConfig
 from allinone.finetune.evaluation import metrics
@@ -38,7 +38,7 @@ def mean_of_folds(benchmark: Benchmark, config: FinetuneConfig) -> EvaluationRes
     """
     folds = [variant for variant in benchmark.variants if variant != MEAN]
     results = {fold: fine_tune(benchmark, _of_fold(config, fold)) for fold in folds}
-    return decided_by_rank_0(lambda: _publish(config, results))
+    return run_on_rank0(lambda: _publish(config, results))
 
 
 def _folder(fold: str) -> str:

@@ -173,7 +173,7 @@ def _same_length(predicted: Sequence[object], answers: Sequence[object]) -> None
 
 
 @dataclass(frozen=True)
-class VCR:
+class VCRScores:
     """VCR's three scores, item by item, float64 [N] each."""
 
     q2a: Array
@@ -190,7 +190,7 @@ def vcr(
     answers: Array | Tensor | Sequence[int],
     rationales: Array | Tensor | Sequence[int],
     missing: Array | Sequence[bool] | None = None,
-) -> VCR:
+) -> VCRScores:
     """answer_scores [N, 4]; rationale_scores [N, 4, 4], where [n, a] holds the scores of the four
     rationales given answer a."""
     q2a = option_hits(answer_scores, answers, missing)
@@ -199,7 +199,7 @@ def vcr(
     )
     given = _numbers("answers", answers, len(conditioned), conditioned.shape[1])
     qa2r = option_hits(conditioned[np.arange(len(given)), given], rationales, missing)
-    return VCR(q2a, qa2r, q2a * qa2r)
+    return VCRScores(q2a, qa2r, q2a * qa2r)
 
 
 @dataclass(frozen=True)
@@ -386,7 +386,7 @@ def open_ended_scores(
     return {**own, "coverage": percent(answerable, clusters=clusters), **scores}
 
 
-def vcr_scores(found: VCR, media: Sequence[str] = ()) -> dict[str, Score]:
+def vcr_scores(found: VCRScores, media: Sequence[str] = ()) -> dict[str, Score]:
     """q2a, qa2r, q2ar in percent. media: the media id of each item, the clusters of the
     bootstrap."""
     clusters = np.asarray(media) if media else None

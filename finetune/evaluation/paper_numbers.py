@@ -54,7 +54,7 @@ def tested_as(variant: str) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """A model as one row of a table shows it."""
 
     model: str
@@ -117,7 +117,7 @@ class PaperCell:
     """One number of the paper, or its absence."""
 
     table: str
-    row: Row
+    row: PaperRow
     column: Column
     value: float | None = None
     certainty: str = ""
@@ -238,7 +238,7 @@ def losses(result: EvaluationResult) -> str:
     return "joint" if task["rank"] or task["matching"] else "contrast"
 
 
-def same_pretraining(row: Row, names: str) -> bool:
+def same_pretraining(row: PaperRow, names: str) -> bool:
     """Whether a checkpoint pre-trained on `names` (joined by +) is what the row shows."""
     ours = data_sets(names)
     if isinstance(row.pretraining, int):
@@ -258,7 +258,7 @@ class Table:
     title: str
     note: str
     columns: Sequence[Column]
-    rows: Sequence[Row]
+    rows: Sequence[PaperRow]
     cells: Mapping[tuple[int, int], PaperCell]
     """By number of row and of column; every place has one, also where the paper prints nothing."""
 
@@ -288,7 +288,7 @@ def paper_tables() -> tuple[Table, ...]:
 def _table(content: Mapping[str, Any]) -> Table:
     columns = [Column(**column) for column in content["columns"]]
     rows = [
-        Row(**{name: value for name, value in row.items() if name != "cells"})
+        PaperRow(**{name: value for name, value in row.items() if name != "cells"})
         for row in content["rows"]
     ]
     cells = {
@@ -299,7 +299,7 @@ def _table(content: Mapping[str, Any]) -> Table:
     return Table(content["id"], content["title"], content.get("note", ""), columns, rows, cells)
 
 
-def _cell(table: str, row: Row, column: Column, content: Any) -> PaperCell:
+def _cell(table: str, row: PaperRow, column: Column, content: Any) -> PaperCell:
     if isinstance(content, Mapping):
         return PaperCell(table, row, column, **content)
     return PaperCell(table, row, column, content, "" if content is None else "talk")

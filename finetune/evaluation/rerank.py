@@ -18,10 +18,10 @@ from torch import Tensor
 
 from allinone.common.atomic_io import content_hash
 from allinone.data.text import Tokenizer
-from allinone.engine.distributed.signals import beat
+from allinone.engine.distributed.signals import keepalive
 from allinone.finetune.annotations.schema import RetrievalItem
 from allinone.finetune.evaluation.evaluator import Evaluator
-from allinone.finetune.inputs.batch import Example, Look, TaskBatch
+from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
 from allinone.finetune.tasks.base import head_scores
 from allinone.finetune.tasks.prompts import encode, plain
 from allinone.finetune.tasks.task_model import TaskModel
@@ -50,7 +50,7 @@ class ClipExamples:
     items: Sequence[RetrievalItem]
 
     def __call__(self, number: int, random: np.random.Generator | None) -> Example:
-        return Example((Look(self.items[number].media),), ())
+        return Example((VisualInput(self.items[number].media),), ())
 
 
 def shortlist(similarity: np.ndarray, candidates: int) -> np.ndarray:
@@ -159,7 +159,7 @@ class _PairScorer:
         scores = []
         rounds = max(-(-len(rows) // self._size), self._equal_rounds)
         for start in range(0, rounds * self._size, self._size):
-            beat()
+            keepalive()
             part = slice(start, start + self._size)
             if start >= len(rows):  # under ZeRO 3 all ranks pass equally often
                 self._score(model, batch.pixels[:1, 0], self._ids[:1], self._mask[:1])

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from allinone.common.atomic_io import write_atomic
+from allinone.common.errors import AllInOneError
 
 FORMAT = 1
 RESULTS, PREDICTIONS = "results", "predictions"
 """Folders inside a run's folder."""
 
 
-class ResultError(ValueError):
+class ResultError(AllInOneError, ValueError):
     """A results or predictions file is missing, damaged, or of another format; the message names
     it."""
 

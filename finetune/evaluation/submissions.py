@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from allinone.common.atomic_io import write_atomic
+from allinone.common.errors import AllInOneError
 
 VCR_GROUPS = ("answer", *(f"rationale_conditioned_on_a{answer}" for answer in range(4)))
 VCR_COLUMNS = ("annot_id", *(f"{group}_{option}" for group in VCR_GROUPS for option in range(4)))
@@ -25,7 +26,7 @@ VCR_COLUMNS = ("annot_id", *(f"{group}_{option}" for group in VCR_GROUPS for opt
 TVQA_OPTIONS = 5
 
 
-class SubmissionError(ValueError):
+class SubmissionError(AllInOneError, ValueError):
     """The predictions do not fit the benchmark's submission format; the message names the ids."""
 
 

@@ -24,7 +24,7 @@ Paint = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
-class Look:
+class VisualInput:
     """One thing that an item shows."""
 
     media: Media
@@ -37,7 +37,7 @@ class Look:
 class Example:
     """One item as the model is asked."""
 
-    looks: tuple[Look, ...]
+    looks: tuple[VisualInput, ...]
     """C of them; none for a text alone."""
     texts: tuple[Text, ...]
     """K of them; none for a clip alone."""

@@ -17,7 +17,7 @@ from allinone.data.config import ClipConfig, DataConfig
 from allinone.data.decoding.codecs import dali_reads
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
 from allinone.data.decoding.gop_trim import Trimmed, trim
-from allinone.data.decoding.segment import Piece, Region, read_piece
+from allinone.data.decoding.segment import ByteRange, Piece, read_piece
 from allinone.data.loading.open_files import OpenFile
 from allinone.data.loading.sampling import (
     SampleChoices,
@@ -28,7 +28,7 @@ from allinone.data.loading.sampling import (
 )
 from allinone.data.prepare.worker import frames_between
 from allinone.finetune.annotations.schema import Media
-from allinone.finetune.inputs.batch import Look
+from allinone.finetune.inputs.batch import VisualInput
 from allinone.finetune.inputs.media_library import MediaError, MediaFile, MediaLibrary
 
 _REMEMBERED = 8
@@ -75,7 +75,7 @@ class Reader:
         return {**vars(self), "_decoded": OrderedDict()}
 
     def __call__(
-        self, look: Look, random: np.random.Generator | None, views: int = 1
+        self, look: VisualInput, random: np.random.Generator | None, views: int = 1
     ) -> list[Visual]:
         """One visual in training (`random` draws), `views` of them in evaluation. Raises
         DecodeError."""
@@ -122,7 +122,7 @@ class Reader:
         read."""
         path, timeline = self._library.root / file.path, _timeline(file)
         opened = OpenFile(str(path))
-        region = Region(opened.descriptor, 0, os.fstat(opened.descriptor).st_size)
+        region = ByteRange(opened.descriptor, 0, os.fstat(opened.descriptor).st_size)
         piece = read_piece(region, wanted, file.frames, timeline) or Piece(
             path.read_bytes(), 0, file.frames, timeline
         )

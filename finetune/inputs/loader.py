@@ -20,7 +20,7 @@ from allinone.data.loading.bad_clips import Ledger
 from allinone.data.loading.batch import BadClip
 from allinone.data.loading.mixture import Order
 from allinone.data.loading.prefetch import Batches, Endless, ready
-from allinone.data.loading.replacement import MicroBatch, Positions
+from allinone.data.loading.replacement import MicroBatch, ReplacementSampler
 from allinone.data.loading.sampling import generator
 from allinone.data.text import Tokenizer
 from allinone.finetune.inputs.batch import Example, Maker, TaskBatch
@@ -159,7 +159,7 @@ class _TaskBatches(Batches[MicroBatch[Sample], TaskBatch | None]):
 
 
 class _TrainBatches(_TaskBatches):
-    def __init__(self, source: Source, positions: Positions[Sample]) -> None:
+    def __init__(self, source: Source, positions: ReplacementSampler[Sample]) -> None:
         self.source, self._positions = source, positions
 
     def __getitem__(self, k: int) -> MicroBatch[Sample]:
@@ -198,7 +198,7 @@ class TaskStream:
         self._source.reader.codecs = augments[0].codecs
         place = {"first": first, "rank": rank, "world": world, "micro_batch": micro_batch}
         dataset = _TrainBatches(
-            self._source, Positions([self._source], self._order, seed=self._seed, **place)
+            self._source, ReplacementSampler([self._source], self._order, seed=self._seed, **place)
         )
         dataset.device = device
         ledger = Ledger(self._ledger, rank, self._config.max_bad_share)

@@ -16,15 +16,15 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from allinone.engine.config import ConfigError
+from allinone.common.errors import ConfigError
 from allinone.engine.objective import Losses, mean_metric
 from allinone.finetune.annotations.schema import AnnotationError, LabelItem, Split
 from allinone.finetune.evaluation import metrics
 from allinone.finetune.evaluation.evaluator import Evaluator
-from allinone.finetune.inputs.batch import Example, Look, TaskBatch
+from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
 from allinone.finetune.tasks.base import (
-    Outcome,
-    Protocol,
+    EvalOutput,
+    Task,
     TaskOptions,
     head_scores,
     missing_of,
@@ -33,7 +33,7 @@ from allinone.finetune.tasks.base import (
 )
 from allinone.finetune.tasks.heads import answer_head
 from allinone.finetune.tasks.prompts import Part
-from allinone.finetune.tasks.task_model import TASK_HEAD, HeadPlan, Origin, TaskModel
+from allinone.finetune.tasks.task_model import TASK_HEAD, HeadPlan, SourceCheckpoint, TaskModel
 from allinone.model import AllInOneConfig
 
 _SHOWN = 5
@@ -60,11 +60,13 @@ class ActionExamples:
     def __call__(self, number: int, random: np.random.Generator | None) -> Example:
         item = self.items[number]
         return Example(
-            (Look(item.media),), ((Part(self.prompt),),), -1 if item.label is None else item.label
+            (VisualInput(item.media),),
+            ((Part(self.prompt),),),
+            -1 if item.label is None else item.label,
         )
 
 
-class ActionRecognition(Protocol):
+class ActionRecognition(Task):
     """See the module."""
 
     name = "action_recognition"
@@ -73,7 +75,7 @@ class ActionRecognition(Protocol):
 
     classes: tuple[str, ...] = ()
 
-    def learn(self, train: Split | None, origin: Origin, *, eval_only: bool) -> None:
+    def learn(self, train: Split | None, origin: SourceCheckpoint, *, eval_only: bool) -> None:
         """The classes: of the training split. In evaluation they must be those of the
         checkpoint."""
         saved = (
@@ -126,7 +128,7 @@ class ActionRecognition(Protocol):
             },
         )
 
-    def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> Outcome:
+    def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> EvalOutput:
         labels, items = self._labels(split), list(split.items)
         found = evaluator.run(
             "classes", split.name, [item.id for item in items], self.train_examples(split), _logits
@@ -151,7 +153,7 @@ class ActionRecognition(Protocol):
             for n, item in enumerate(items)
         ]
         details = {"classes": len(self.classes), "chance": 100 / len(self.classes), **found.cut}
-        return Outcome(
+        return EvalOutput(
             metrics.action_scores([hits]), rows, missing_of(split, found.missing), details
         )
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from allinone.engine.config import ConfigError
+from allinone.common.errors import ConfigError
 from allinone.engine.objective import Losses
 from allinone.finetune.annotations.schema import Split
 from allinone.finetune.cost import Passes
 from allinone.finetune.evaluation.results import Missing, Score
 from allinone.finetune.inputs.batch import Maker, TaskBatch
-from allinone.finetune.tasks.task_model import HeadPlan, Origin, TaskModel
+from allinone.finetune.tasks.task_model import HeadPlan, SourceCheckpoint, TaskModel
 
 if TYPE_CHECKING:
     from allinone.finetune.evaluation.evaluator import Evaluator
@@ -29,7 +29,7 @@ class TaskOptions:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EvalOutput:
     """One evaluation of one split."""
 
     scores: Mapping[str, Score]
@@ -40,7 +40,7 @@ class Outcome:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Protocol(ABC):
+class Task(ABC):
     """A task: from items to examples, from batches to losses and scores. Sent to reader processes,
     so it holds no tensors."""
 
@@ -56,7 +56,7 @@ class Protocol(ABC):
     def __init__(self, options: Any) -> None:
         self.options = options
 
-    def learn(self, train: Split | None, origin: Origin, *, eval_only: bool) -> None:  # noqa: B027 - most have nothing to learn
+    def learn(self, train: Split | None, origin: SourceCheckpoint, *, eval_only: bool) -> None:  # noqa: B027 - most have nothing to learn
         """Take from the training split what the head depends on, such as an answer vocabulary;
         AnnotationError, ConfigError."""
 
@@ -69,7 +69,7 @@ class Protocol(ABC):
         """What the task adds to the backbone; `zero_shot`: a pre-trained checkpoint is evaluated as
         it is."""
 
-    def check_zero_shot(self, origin: Origin) -> None:
+    def check_zero_shot(self, origin: SourceCheckpoint) -> None:
         """ConfigError where an evaluation without training, of a checkpoint without this task's
         head, has no meaning."""
         raise ConfigError(
@@ -86,10 +86,10 @@ class Protocol(ABC):
         """The loss of a micro-batch (engine.objective.Objective)."""
 
     @abstractmethod
-    def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> Outcome:
+    def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> EvalOutput:
         """Scores and predictions of a split, equal on all ranks."""
 
-    def select(self, outcome: Outcome) -> float:
+    def select(self, outcome: EvalOutput) -> float:
         """What the validation chooses the best weights by, the higher the better."""
         return outcome.scores[self.selects].value
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from allinone.common.errors import ConfigError
 from allinone.data.loading.sampling import generator
-from allinone.engine.config import ConfigError
 from allinone.engine.objective import Losses, mean_metric
 from allinone.finetune.annotations.schema import (
     AnnotationError,
@@ -31,10 +31,10 @@ from allinone.finetune.annotations.schema import (
 from allinone.finetune.cost import Passes
 from allinone.finetune.evaluation import metrics
 from allinone.finetune.evaluation.evaluator import Evaluator
-from allinone.finetune.inputs.batch import Example, Look, TaskBatch
+from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
 from allinone.finetune.tasks.base import (
-    Outcome,
-    Protocol,
+    EvalOutput,
+    Task,
     TaskOptions,
     head_scores,
     missing_of,
@@ -44,7 +44,7 @@ from allinone.finetune.tasks.base import (
 from allinone.finetune.tasks.heads import from_matching, option_head, rank_head
 from allinone.finetune.tasks.prompts import option, plain
 from allinone.finetune.tasks.retrieval import other_captions
-from allinone.finetune.tasks.task_model import HeadPlan, Origin, TaskModel
+from allinone.finetune.tasks.task_model import HeadPlan, SourceCheckpoint, TaskModel
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ class ChoiceExamples:
         item = self.items[number]
         if isinstance(item, ClipChoiceItem):
             return Example(
-                tuple(Look(clip) for clip in item.clips), (plain(item.text),), _label(item.answer)
+                tuple(VisualInput(clip) for clip in item.clips),
+                (plain(item.text),),
+                _label(item.answer),
             )
         if isinstance(item, RetrievalItem):
             item = self._from_captions(item, number, random)
@@ -86,7 +88,9 @@ class ChoiceExamples:
         listed = choices if self.options.list_options else ()
         texts = tuple(option(item.question, choice, listed, item.context) for choice in choices)
         return Example(
-            (Look(item.media),), texts, -1 if item.answer is None else order.index(item.answer)
+            (VisualInput(item.media),),
+            texts,
+            -1 if item.answer is None else order.index(item.answer),
         )
 
     def _from_captions(
@@ -119,7 +123,7 @@ def _right(item: Item) -> int | None:
     return item.answer if isinstance(item, (ChoiceItem, ClipChoiceItem)) else 0
 
 
-class MultipleChoice(Protocol):
+class MultipleChoice(Task):
     """See the module."""
 
     name = "multiple_choice"
@@ -146,7 +150,7 @@ class MultipleChoice(Protocol):
             lambda config: make(config.hidden_size), begin if ranks else None, facts=facts
         )
 
-    def check_zero_shot(self, origin: Origin) -> None:
+    def check_zero_shot(self, origin: SourceCheckpoint) -> None:
         if origin.task:
             raise ConfigError(
                 f"--checkpoint {origin.path} was fine-tuned for {origin.task.get('protocol')} with"
@@ -167,7 +171,7 @@ class MultipleChoice(Protocol):
             },
         )
 
-    def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> Outcome:
+    def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> EvalOutput:
         options = _check_options(split, self.options)
         items = list(split.items)
         found = evaluator.run(
@@ -201,7 +205,7 @@ class MultipleChoice(Protocol):
             else {}
         )
         details = {"options": options, "chance": 100 / options, **found.cut}
-        return Outcome(scores, rows, missing_of(split, found.missing), details)
+        return EvalOutput(scores, rows, missing_of(split, found.missing), details)
 
     def passes(self) -> Passes:
         return [("joint", 1 + self.options.false_texts)]

@@ -18,16 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from allinone.engine.config import ConfigError
+from allinone.common.errors import ConfigError
 from allinone.engine.objective import Losses, mean_metric
 from allinone.finetune.annotations import vqav2_text
 from allinone.finetune.annotations.schema import AnnotationError, QAItem, Split
 from allinone.finetune.evaluation import metrics
 from allinone.finetune.evaluation.evaluator import Evaluator
-from allinone.finetune.inputs.batch import Example, Look, TaskBatch
+from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
 from allinone.finetune.tasks.base import (
-    Outcome,
-    Protocol,
+    EvalOutput,
+    Task,
     TaskOptions,
     head_scores,
     missing_of,
@@ -36,7 +36,7 @@ from allinone.finetune.tasks.base import (
 )
 from allinone.finetune.tasks.heads import answer_head, vqav2_head
 from allinone.finetune.tasks.prompts import plain
-from allinone.finetune.tasks.task_model import HeadPlan, Origin, TaskModel
+from allinone.finetune.tasks.task_model import HeadPlan, SourceCheckpoint, TaskModel
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class QAExamples:
 
     def __call__(self, number: int, random: np.random.Generator | None) -> Example:
         item = self.items[number]
-        return Example((Look(item.media),), (plain(item.question),), self._target(item))
+        return Example((VisualInput(item.media),), (plain(item.question),), self._target(item))
 
     def _target(self, item: QAItem) -> int | np.ndarray:
         if not self.soft:
@@ -74,7 +74,7 @@ class QAExamples:
         return scores
 
 
-class OpenEndedQA(Protocol):
+class OpenEndedQA(Task):
     """See the module."""
 
     name = "open_ended_qa"
@@ -82,7 +82,7 @@ class OpenEndedQA(Protocol):
 
     vocabulary: tuple[str, ...] = ()
 
-    def learn(self, train: Split | None, origin: Origin, *, eval_only: bool) -> None:
+    def learn(self, train: Split | None, origin: SourceCheckpoint, *, eval_only: bool) -> None:
         """The vocabulary: of the training answers. In evaluation it must be the one that the
         checkpoint was trained with."""
         saved = (
@@ -149,7 +149,7 @@ class OpenEndedQA(Protocol):
             losses.mean(), {"qa_loss": mean_metric(losses), "qa_accuracy": mean_metric(right)}
         )
 
-    def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> Outcome:
+    def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> EvalOutput:
         found = evaluator.run(
             "answers",
             split.name,
@@ -190,7 +190,7 @@ class OpenEndedQA(Protocol):
             "chance": 100 / len(self.vocabulary),
             **found.cut,
         }
-        return Outcome(scores, rows, missing_of(split, found.missing), details)
+        return EvalOutput(scores, rows, missing_of(split, found.missing), details)
 
 
 def _logits(model: TaskModel, batch: TaskBatch) -> Tensor:
@@ -218,7 +218,7 @@ def _vocabulary(train: Split, options: QAOptions) -> tuple[str, ...]:
     return tuple(sorted(counts, key=lambda answer: (-counts[answer], answer))[: options.answers])
 
 
-def _difference(saved: Sequence[str], own: Sequence[str], origin: Origin) -> str:
+def _difference(saved: Sequence[str], own: Sequence[str], origin: SourceCheckpoint) -> str:
     gone, new = [a for a in saved if a not in set(own)], [a for a in own if a not in set(saved)]
     what = (
         f"{len(gone)} of its answers are gone ({', '.join(gone[:3])})"

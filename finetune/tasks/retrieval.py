@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from allinone.engine.config import ConfigError
+from allinone.common.errors import ConfigError
 from allinone.engine.distributed.contrastive import contrast
 from allinone.engine.objective import Losses, mean_metric
 from allinone.finetune.annotations.schema import RetrievalItem, Split
@@ -27,10 +27,10 @@ from allinone.finetune.cost import Passes
 from allinone.finetune.evaluation import metrics
 from allinone.finetune.evaluation.evaluator import Evaluator, Scored
 from allinone.finetune.evaluation.rerank import Reranked, rerank
-from allinone.finetune.inputs.batch import Example, Look, TaskBatch
+from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
 from allinone.finetune.tasks.base import (
-    Outcome,
-    Protocol,
+    EvalOutput,
+    Task,
     TaskOptions,
     head_scores,
     missing_of,
@@ -39,7 +39,7 @@ from allinone.finetune.tasks.base import (
 )
 from allinone.finetune.tasks.heads import from_matching, rank_head
 from allinone.finetune.tasks.prompts import plain
-from allinone.finetune.tasks.task_model import HeadPlan, Origin, TaskModel
+from allinone.finetune.tasks.task_model import HeadPlan, SourceCheckpoint, TaskModel
 from allinone.model.contrast import embed_text, embed_video
 
 _ROWS = 1024
@@ -95,7 +95,9 @@ class PairExamples:
         item = self.items[number]
         caption = item.captions[int(random.integers(len(item.captions)))]
         texts = [caption, *other_captions(self.items, number, self.negatives, random)]
-        return Example((Look(item.media),), tuple(plain(text) for text in texts), 0, group=number)
+        return Example(
+            (VisualInput(item.media),), tuple(plain(text) for text in texts), 0, group=number
+        )
 
 
 def other_captions(
@@ -122,7 +124,7 @@ class MediaExamples:
     items: Sequence[RetrievalItem]
 
     def __call__(self, number: int, random: np.random.Generator | None) -> Example:
-        return Example((Look(self.items[number].media),), ())
+        return Example((VisualInput(self.items[number].media),), ())
 
 
 @dataclass(frozen=True)
@@ -135,14 +137,14 @@ class TextExamples:
         return Example((), (plain(self.texts[number]),))
 
 
-class Retrieval(Protocol):
+class Retrieval(Task):
     """See the module."""
 
     name = "retrieval"
     options: RetrievalOptions
     contrastive: bool = True
 
-    def learn(self, train: Split | None, origin: Origin, *, eval_only: bool) -> None:
+    def learn(self, train: Split | None, origin: SourceCheckpoint, *, eval_only: bool) -> None:
         """Which of the two ways of scoring the checkpoint and the options allow."""
         options = self.options
         projected = "text_projection.weight" in origin.tensors
@@ -186,7 +188,7 @@ class Retrieval(Protocol):
             make, begin, contrast=self.contrastive, matching=options.matching > 0, facts=facts
         )
 
-    def check_zero_shot(self, origin: Origin) -> None:
+    def check_zero_shot(self, origin: SourceCheckpoint) -> None:
         """Both ways work without training; `learn` has looked at what the checkpoint offers."""
 
     def train_examples(self, split: Split) -> PairExamples:
@@ -229,7 +231,7 @@ class Retrieval(Protocol):
                 found["matching_loss"] = mean_metric(losses)
         return Losses(total, found)
 
-    def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> Outcome:
+    def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> EvalOutput:
         items = _media(split)
         texts = [caption for item in items for caption in item.captions]
         owners = np.array([number for number, item in enumerate(items) for _ in item.captions])
@@ -282,7 +284,7 @@ class Retrieval(Protocol):
         again: Reranked | None,
         missing: dict[int, str],
         cut: tuple[int, int],
-    ) -> Outcome:
+    ) -> EvalOutput:
         gone = np.isin(np.arange(len(items)), list(missing))
         by_text = again.by_text if again else similarity
         by_clip = again.by_clip if again else similarity
@@ -313,9 +315,9 @@ class Retrieval(Protocol):
         if again:
             details["rerank"] = again.cost
         rows = _rows(items, texts, owners, by_text, by_clip, ranks)
-        return Outcome(scores, rows, missing_of(split, missing), details)
+        return EvalOutput(scores, rows, missing_of(split, missing), details)
 
-    def select(self, outcome: Outcome) -> float:
+    def select(self, outcome: EvalOutput) -> float:
         """Mean of R@1, R@5 and R@10 of text to video: R@1 alone is unstable (the original's own
         warning)."""
         values = [

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from allinone.common.errors import ConfigError
 from allinone.data.config import DatasetSpec
 from allinone.engine.checkpoint.manager import CheckpointError, find_weights
-from allinone.engine.config import ConfigError
 from allinone.model import SIZES, AllInOneConfig, AllInOneModel, AllInOneOutput
 from allinone.model.all_in_one import AllInOnePreTrainedModel
 from allinone.model.convert import (
@@ -96,7 +96,7 @@ class HeadPlan:
 
 
 @dataclass
-class Origin:
+class SourceCheckpoint:
     """A checkpoint as found, before a model is made of it."""
 
     path: Path
@@ -153,7 +153,7 @@ def size_name(config: AllInOneConfig) -> str:
     )
 
 
-def read_origin(path: Path) -> Origin:
+def read_source_checkpoint(path: Path) -> SourceCheckpoint:
     """Our run folder (its best weights), a checkpoint, a model folder, or a file: of the original
     code, or safetensors beside its config.json.
 
@@ -173,7 +173,7 @@ def read_origin(path: Path) -> Origin:
     )
     run_file = folder.parent / "run.json"
     run = json.loads(run_file.read_text()).get("run", {}) if run_file.is_file() else {}
-    return Origin(
+    return SourceCheckpoint(
         folder,
         dict(tensors),
         config,
@@ -184,7 +184,7 @@ def read_origin(path: Path) -> Origin:
     )
 
 
-def _read_reference(path: Path) -> Origin:
+def _read_reference(path: Path) -> SourceCheckpoint:
     file = read_weights(path)
     if not any(reference_name(key) for key in file.tensors):
         raise CheckpointError(
@@ -225,7 +225,7 @@ def _read_reference(path: Path) -> Origin:
         max_text_len=tensors[TEXT_POSITION].shape[0],
         **rows,
     )
-    return Origin(path, tensors, config, _hash(path), report, {}, {}, unexpected)
+    return SourceCheckpoint(path, tensors, config, _hash(path), report, {}, {}, unexpected)
 
 
 def _hash(path: Path) -> str:
@@ -243,7 +243,9 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def task_config(origin: Origin, size: str | None, overrides: Mapping[str, Any]) -> AllInOneConfig:
+def task_config(
+    origin: SourceCheckpoint, size: str | None, overrides: Mapping[str, Any]
+) -> AllInOneConfig:
     """The checkpoint's config with the task's resolution, frames and text length; ConfigError
     naming both sizes where another one was asked for."""
     if size is not None and size not in SIZES:
@@ -275,7 +277,7 @@ def _fields(config: AllInOneConfig) -> dict[str, Any]:
     }
 
 
-def has_head(origin: Origin, plan: HeadPlan) -> bool:
+def has_head(origin: SourceCheckpoint, plan: HeadPlan) -> bool:
     """Whether the checkpoint holds the very head that the task wants: of the same kind, with the
     same labels."""
     same = bool(origin.task) and all(
@@ -284,7 +286,7 @@ def has_head(origin: Origin, plan: HeadPlan) -> bool:
     return same and any(name.startswith(TASK_HEAD) for name in origin.tensors)
 
 
-def check_head(origin: Origin, plan: HeadPlan) -> None:
+def check_head(origin: SourceCheckpoint, plan: HeadPlan) -> None:
     """ConfigError where a new head has nothing to begin from."""
     if (
         plan.make
@@ -298,7 +300,9 @@ def check_head(origin: Origin, plan: HeadPlan) -> None:
         )
 
 
-def build_model(origin: Origin, config: AllInOneConfig, plan: HeadPlan, seed: int) -> TaskModel:
+def build_model(
+    origin: SourceCheckpoint, config: AllInOneConfig, plan: HeadPlan, seed: int
+) -> TaskModel:
     """The model with the checkpoint's weights. Tables of another length are resized and reported in
     origin.report; a head of another task is left out. Raises ConversionError."""
     torch.manual_seed(seed)

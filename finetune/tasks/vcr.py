@@ -28,10 +28,10 @@ from allinone.finetune.annotations.vcr_text import mentioned, names_of, sentence
 from allinone.finetune.cost import Passes
 from allinone.finetune.evaluation import metrics
 from allinone.finetune.evaluation.evaluator import Evaluator
-from allinone.finetune.inputs.batch import Example, Look, TaskBatch
+from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
 from allinone.finetune.tasks.base import (
-    Outcome,
-    Protocol,
+    EvalOutput,
+    Task,
     TaskOptions,
     head_scores,
     missing_of,
@@ -40,7 +40,7 @@ from allinone.finetune.tasks.base import (
 )
 from allinone.finetune.tasks.heads import TwoRanks, from_matching
 from allinone.finetune.tasks.prompts import KEEP, LIST, QUESTION, Part, Text
-from allinone.finetune.tasks.task_model import HeadPlan, Origin, TaskModel
+from allinone.finetune.tasks.task_model import HeadPlan, SourceCheckpoint, TaskModel
 from allinone.finetune.tasks.vcr_highlight import highlight
 
 CHOICES = 4
@@ -84,11 +84,13 @@ class VCRExamples:
             tuple(self._look(item, task) for task in ("answer", "rationale")), tuple(texts), labels
         )
 
-    def _look(self, item: VCRItem, task: str) -> Look:
+    def _look(self, item: VCRItem, task: str) -> VisualInput:
         if self.options.highlight == "none":
-            return Look(item.media)
+            return VisualInput(item.media)
         shown = mentioned(item, task)
-        return Look(item.media, _Drawing(self, item, shown), f"{self.options.highlight} {shown}")
+        return VisualInput(
+            item.media, _Drawing(self, item, shown), f"{self.options.highlight} {shown}"
+        )
 
     def draw(
         self, picture: NDArray[np.uint8], item: VCRItem, shown: Sequence[int]
@@ -134,7 +136,7 @@ class _Drawing:
         return self.examples.draw(picture, self.item, self.shown)
 
 
-class VCR(Protocol):
+class VCR(Task):
     """See the module."""
 
     name = "vcr"
@@ -156,7 +158,7 @@ class VCR(Protocol):
             facts={"protocol": self.name, "kind": "two_ranks"},
         )
 
-    def check_zero_shot(self, origin: Origin) -> None:
+    def check_zero_shot(self, origin: SourceCheckpoint) -> None:
         """Without training both heads are the VTM head."""
 
     def train_examples(self, split: Split) -> VCRExamples:
@@ -181,7 +183,7 @@ class VCR(Protocol):
             }
         return Losses(total, found)
 
-    def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> Outcome:
+    def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> EvalOutput:
         items = _items(split)
         make = VCRExamples(items, self.options, self.media, self.image_size, every_answer=True)
         found = evaluator.run("answers", split.name, [item.id for item in items], make, _scores)
@@ -207,7 +209,7 @@ class VCR(Protocol):
             for n, item in enumerate(items)
         ]
         details = {"chance": {"q2a": 25.0, "qa2r": 25.0, "q2ar": 6.25}, **found.cut}
-        return Outcome(
+        return EvalOutput(
             metrics.vcr_scores(judged, [item.media.id for item in items]) if judged else {},
             rows,
             missing_of(split, found.missing),
@@ -220,7 +222,7 @@ class VCR(Protocol):
         answers: np.ndarray,
         rationales: np.ndarray,
         gone: bool,
-        judged: metrics.VCR | None,
+        judged: metrics.VCRScores | None,
         n: int,
     ) -> dict[str, object]:
         best = None if gone else int(answers.argmax())

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from allinone.data import EvalSet
 from allinone.data.config import ClipConfig, DatasetSpec
-from allinone.tools.inspection.checkpoints import Loaded, load_checkpoint
-from allinone.tools.inspection.media_inputs import Clip, TextReader, Words
+from allinone.tools.inspection.checkpoints import LoadedModel, load_checkpoint
+from allinone.tools.inspection.media_inputs import InputClip, TextReader, Words
 from allinone.tools.inspection.patch_attribution import (
     AttentionRecorder,
     patch_features,
@@ -41,7 +41,7 @@ SEEN = 0.3
 
 
 @torch.inference_mode()
-def attention_map(loaded: Loaded, clip: Clip, words: Words) -> Tensor:
+def attention_map(loaded: LoadedModel, clip: InputClip, words: Words) -> Tensor:
     """The gap's attention to each patch, mean over heads, sum over blocks: [T, P]."""
     frames, length = clip.pixels.shape[1], words.ids.shape[1]
     with AttentionRecorder(loaded.model.backbone.encoder) as seen:
@@ -55,7 +55,7 @@ def attention_map(loaded: Loaded, clip: Clip, words: Words) -> Tensor:
 
 
 @torch.inference_mode()
-def alignment_map(loaded: Loaded, clip: Clip, words: Words) -> Tensor:
+def alignment_map(loaded: LoadedModel, clip: InputClip, words: Words) -> Tensor:
     """Cosine of the gap's final feature and each patch's: what word-patch alignment goes by, [T,
     P]."""
     text = loaded.model(clip.pixels, words.ids, words.mask).text[0, words.gaps[0]]
@@ -63,7 +63,7 @@ def alignment_map(loaded: Loaded, clip: Clip, words: Words) -> Tensor:
 
 
 @torch.inference_mode()
-def log_probability(loaded: Loaded, pixels: Tensor, words: Words, target: int) -> float:
+def log_probability(loaded: LoadedModel, pixels: Tensor, words: Words, target: int) -> float:
     """Of the hidden word piece."""
     text = loaded.model(pixels, words.ids, words.mask).text[0, words.gaps[0]]
     return float(loaded.model.mlm_head(text).log_softmax(-1)[target])
@@ -79,7 +79,7 @@ def keep(pixels: Tensor, kept: Tensor) -> Tensor:
 
 
 def measure(
-    loaded: Loaded, clip: Clip, words: Words, target: int, random: torch.Generator
+    loaded: LoadedModel, clip: InputClip, words: Words, target: int, random: torch.Generator
 ) -> dict[str, tuple[float, float]]:
     """Method → loss of log probability (first quarter deleted, only first quarter kept); {} where
     the word needs no picture."""
@@ -126,7 +126,7 @@ def main() -> None:
             ids, mask = batch.text_ids[row : row + 1].clone(), batch.text_mask[row : row + 1]
             gap = 1 + int(choose.integers(int(mask.sum()) - 2))
             target, ids[0, gap] = int(ids[0, gap]), reader.tokenizer.mask_id
-            clip = Clip(
+            clip = InputClip(
                 Path(batch.clips[row]), batch.pixels[row : row + 1], np.empty(0, np.uint8), ()
             )
             for name, losses in measure(

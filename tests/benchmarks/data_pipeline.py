@@ -41,12 +41,12 @@ from numpy.typing import NDArray
 
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
 from allinone.data.decoding.codecs import _nal_kinds
-from allinone.data.loading.dali_pipeline import Augment
+from allinone.data.loading.dali_pipeline import DaliPipeline
 from allinone.data.loading.index import Index
 from allinone.data.loading.loader import Source, _TrainBatches
-from allinone.data.loading.mixture import Order, Place
+from allinone.data.loading.mixture import Order, SamplePosition
 from allinone.data.loading.prefetch import _pixels
-from allinone.data.loading.replacement import Positions
+from allinone.data.loading.replacement import ReplacementSampler
 from allinone.data.loading.sampling import draw, generator
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 
@@ -159,9 +159,9 @@ class InTurn(Order):
     """One clip after the other, as the other reader takes them: grain's shuffle costs 5 ms per clip
     among six, and 6 microseconds among a million."""
 
-    def __getitem__(self, position: int) -> Place:
+    def __getitem__(self, position: int) -> SamplePosition:
         rows = self._sizes[0]
-        return Place(0, position // rows, position % rows)
+        return SamplePosition(0, position // rows, position % rows)
 
 
 def stream(out: Path, **options: Any) -> Iterator[int]:
@@ -171,9 +171,9 @@ def stream(out: Path, **options: Any) -> Iterator[int]:
         **{"workers": 0, "dali_threads": 1, "backend": "cpu", "decoder": "pyav", **options}
     )
     source, device = Source(DatasetSpec(out), CLIP, config), torch.device("cpu")
-    augment = Augment(CLIP, config, device, MICRO_BATCH)
+    augment = DaliPipeline(CLIP, config, device, MICRO_BATCH)
     source.codecs = augment.codecs
-    positions = Positions(
+    positions = ReplacementSampler(
         [source],
         InTurn([len(source.index)], [1.0], seed=0),
         seed=0,

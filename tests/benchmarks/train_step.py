@@ -30,7 +30,7 @@ import torch
 
 from allinone.common.formatting import count
 from allinone.data.loading.batch import Batch
-from allinone.engine import Run
+from allinone.engine import Trainer
 from allinone.engine.config import TrainConfig
 from allinone.engine.monitoring.peak_flops import measured_matmul_rate, peak_rate
 from allinone.model import AllInOneConfig, AllInOneForPreTraining, flops
@@ -121,7 +121,7 @@ def main() -> int:
     data = OneBatch(config)
     per_clip = training_flops(config, data.masked)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(
+        run = Trainer(
             TrainConfig(
                 steps=args.steps,
                 global_batch=args.micro_batch,

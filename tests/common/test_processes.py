@@ -20,7 +20,7 @@ def child(pipe):
     pipe.send({{**has, "frozen": gc.get_freeze_count(), "private_kib": private[0]}})
 
 if __name__ == "__main__":
-    import allinone.data.loading.dali_pipeline, data.loader
+    import allinone.data.loading.dali_pipeline, allinone.data.loading.loader
     context = forkserver_context()
     ours, theirs = context.Pipe()
     process = context.Process(target=child, args=(theirs,))

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 
 from allinone.data.loading.batch import Batch
-from allinone.engine import Run
+from allinone.engine import Trainer
 from allinone.engine.config import TrainConfig
 from allinone.engine.ds_config import load
 from allinone.engine.planning.memory import Zero, groups_of, state_memory, traffic
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.pretrain.cost import model_activations
 from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective
-from allinone.tools.cluster.rank_server import Ranks
+from allinone.tools.cluster.rank_server import RankProcesses
 
 PLANNED = ("weights", "gradients", "optimizer", "buckets")
 PARTS = ("weights", "gradients", "optimizer", "buckets", "other")
@@ -288,7 +288,7 @@ def run_rank(case: Case, rank: int, folder: Path) -> Seen:
         device="cpu",
     )
     made = model_config(case)
-    run = Run(
+    run = Trainer(
         config,
         model=AllInOneForPreTraining(made),
         objective=PretrainObjective(OBJECTIVE),
@@ -309,7 +309,7 @@ def run_rank(case: Case, rank: int, folder: Path) -> Seen:
 
 
 def _measure_step(
-    run: Run, batches: Iterator[Batch], background: dict[int, int], traffic: Traffic
+    run: Trainer, batches: Iterator[Batch], background: dict[int, int], traffic: Traffic
 ) -> Seen:
     from deepspeed.comm import comm
 
@@ -360,7 +360,7 @@ def _measure_step(
     )
 
 
-def _peaks(run: Run, batches: Iterator[Batch]) -> tuple[int, int]:
+def _peaks(run: Trainer, batches: Iterator[Batch]) -> tuple[int, int]:
     """Allocator peaks (of forward and backward, of the optimizer step), bytes above the level
     between steps."""
     engine = run._engine
@@ -386,7 +386,9 @@ def _rank_main(case: Case, folder: Path, rank: int) -> int:
 def measure(case: Case) -> list[Seen]:
     """Every rank's measurements. Raises RuntimeError with the ranks' last lines where one fails."""
     with tempfile.TemporaryDirectory() as folder:
-        ranks = Ranks(case.world, Path(folder) / "logs", partial(_rank_main, case, Path(folder)))
+        ranks = RankProcesses(
+            case.world, Path(folder) / "logs", partial(_rank_main, case, Path(folder))
+        )
         if any(ranks.finish(200)):
             raise RuntimeError(f"{case.name}: {ranks.output()[-3000:]}")
         return [

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from allinone.tools.cluster.rank_server import Ranks
+from allinone.tools.cluster.rank_server import RankProcesses
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 120.0
@@ -65,7 +65,7 @@ def _rank(job: dict[str, Any], rank: int) -> int:
 
 def _serve(job: dict[str, Any], replies: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        ranks = Ranks(job["world"], Path(folder) / "logs", partial(_rank, job))
+        ranks = RankProcesses(job["world"], Path(folder) / "logs", partial(_rank, job))
         codes, output = ranks.finish(TIMEOUT_S), ranks.output()
     os.write(replies, (json.dumps({"codes": codes, "output": output[-20_000:]}) + "\n").encode())
 

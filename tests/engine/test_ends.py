@@ -12,7 +12,7 @@ import pytest
 import torch.distributed as dist
 
 from allinone.engine.distributed import launch, signals
-from allinone.engine.distributed.signals import Watchdog, beat
+from allinone.engine.distributed.signals import Watchdog, keepalive
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +20,7 @@ FAILING = """
 import sys, time
 from allinone.common.errors import DataError, LostDataError
 from allinone.engine.distributed import launch
-from allinone.engine.config import LocalConfigError
+from allinone.common.errors import LocalConfigError
 launch._waits_for_peers = lambda: True
 launch._leave = lambda: time.sleep(600)  # as NCCL's groups do, whose other ranks wait for this one
 def run():
@@ -36,11 +36,15 @@ sys.exit(launch.main(run))
         ('RuntimeError("CUDA out of memory")', 1, "RuntimeError: CUDA out of memory"),
         ('LostDataError("shard x cannot be opened")', 2, "error: shard x cannot be opened"),
         (
-            'launch.began() or LostDataError("shard x cannot be opened")',
+            'launch.mark_training_started() or LostDataError("shard x cannot be opened")',
             1,
             "error: shard x cannot be opened",
         ),
-        ('launch.began() or DataError("too many bad clips")', 2, "error: too many bad clips"),
+        (
+            'launch.mark_training_started() or DataError("too many bad clips")',
+            2,
+            "error: too many bad clips",
+        ),
         ('LocalConfigError("no GPU here")', 2, "error: no GPU here"),
         ('OSError(28, "No space left on device")', 3, "error: [Errno 28] No space left on device"),
     ],
@@ -80,10 +84,10 @@ def test_batches_of_an_evaluation_are_signs_of_life(monkeypatch: pytest.MonkeyPa
     watchdog.alive("the evaluation at step 5")
     for _ in range(15):  # 1.5 s in all
         time.sleep(0.1)
-        beat()
+        keepalive()
     assert not ended
     time.sleep(1.2)
     assert ended
     watchdog._ended.set()
     watchdog.stop()
-    beat()  # without a watchdog nothing happens
+    keepalive()  # without a watchdog nothing happens

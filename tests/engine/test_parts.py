@@ -11,12 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from allinone.common.errors import ConfigError
 from allinone.common.retrieval_metrics import chance_metrics, ranks, retrieval_metrics
 from allinone.engine import ds_config
 from allinone.engine.checkpoint.manager import changed_options
-from allinone.engine.config import ConfigError, TrainConfig, every
+from allinone.engine.config import TrainConfig, every
 from allinone.engine.distributed.launch import (
-    find_place,
+    find_rank_info,
     first_host,
     gpu_of_rank,
     ranks_of_host,
@@ -79,7 +80,7 @@ from allinone.model import AllInOneConfig, AllInOneForPreTraining
 def test_each_launcher_is_understood(
     env: dict[str, str], launcher: str, rank: int, world: int
 ) -> None:
-    place = find_place(env)
+    place = find_rank_info(env)
     assert (place.launcher, place.rank, place.world) == (launcher, rank, world)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from allinone.data.loading.batch import Batch
 from allinone.engine.distributed import launch
-from allinone.engine import Run
+from allinone.engine import Trainer
 from allinone.engine.config import TrainConfig
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective
@@ -47,7 +47,10 @@ def train():
         pixels = torch.randn(1, config.num_frames, 3, config.image_size, config.image_size)
         return {"norm": float(model.video_projection(model.encode_video(pixels)).float().norm())}
 
-    Run(options, model=model, objective=objective, data=Data(), run_config={}, out=Path(sys.argv[1]), evaluate=evaluate).train()
+    Trainer(
+        options, model=model, objective=objective, data=Data(), run_config={}, out=Path(sys.argv[1]),
+        evaluate=evaluate,
+    ).train()
 
 sys.exit(launch.main(train))
 """

@@ -123,7 +123,7 @@ def test_a_run_writes_every_step_and_keeps_the_newest_checkpoints(whole: Path) -
         "step-00000020",
         "step-00000015",
     ]
-    assert all(manager.damage(folder) is None for folder in manager.checkpoints(whole))
+    assert all(manager.find_damage(folder) is None for folder in manager.checkpoints(whole))
     assert list((whole / "tensorboard").glob("events*"))
 
 
@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(whole: Path, tmp_
     assert victim.name in output
     assert "step-00000015" in output
     assert losses(out) == losses(whole)
-    assert manager.damage(newest) is None
+    assert manager.find_damage(newest) is None
     assert (newest.parent / "damaged-step-00000020").exists()
     assert not list((out / "checkpoints").glob(".tmp*"))
 
@@ -194,7 +194,7 @@ def test_damage_is_found_and_said(whole: Path, tmp_path: Path, break_it: Any, me
     folder = tmp_path / "step-00000020"
     shutil.copytree(whole / "checkpoints" / "step-00000020", folder)
     break_it(folder)
-    assert message in str(manager.damage(folder))
+    assert message in str(manager.find_damage(folder))
 
 
 def test_a_damaged_newer_checkpoint_never_counts_as_one_to_keep(
@@ -207,7 +207,7 @@ def test_a_damaged_newer_checkpoint_never_counts_as_one_to_keep(
         (out / "checkpoints" / f"step-{step:08d}" / "run.json").unlink()
     code, output = train(out, keep_last=1)
     assert code == 0, output
-    assert [(folder.name, manager.damage(folder)) for folder in manager.checkpoints(out)] == [
+    assert [(folder.name, manager.find_damage(folder)) for folder in manager.checkpoints(out)] == [
         ("step-00000020", None)
     ]
 
@@ -281,7 +281,7 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
         assert rank.returncode == -signal.SIGKILL, (
             "the run ended before it was killed: give it more steps"
         )
-        assert all(manager.damage(folder) is None for folder in manager.checkpoints(out))
+        assert all(manager.find_damage(folder) is None for folder in manager.checkpoints(out))
     code, output = train(out, save_every=1, keep_last=3, steps=60)
     assert code == 0, output
     assert losses(out) == losses(tmp_path / "whole")
@@ -425,7 +425,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path, limit: 
     assert "error:" in output
     assert "Traceback" not in output
     assert [folder.name for folder in manager.checkpoints(out)] == ["step-00000005"]
-    assert manager.damage(manager.checkpoints(out)[0]) is None
+    assert manager.find_damage(manager.checkpoints(out)[0]) is None
 
 
 @pytest.mark.parametrize("full", [0, 1])

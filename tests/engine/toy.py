@@ -135,7 +135,7 @@ def dying_evaluation(marker: Path) -> Callable[[nn.Module, torch.device], dict[s
 
 
 def run(out: Path, options: dict[str, object]) -> int:
-    from allinone.engine import Run
+    from allinone.engine import Trainer
     from allinone.engine.distributed import launch
 
     names = ("poison", "die", "hang", "poison_every", "poison_once", "spike")
@@ -166,7 +166,7 @@ def run(out: Path, options: dict[str, object]) -> int:
     torch.manual_seed(0)
 
     def train() -> None:
-        Run(
+        Trainer(
             config,
             model=ToyModel(),
             objective=chosen,
@@ -186,7 +186,7 @@ def _count_waits(train: Callable[[], int]) -> int:
     waits for the device."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from allinone.engine.trainer import Run
+    from allinone.engine.trainer import Trainer
 
     class Counter(TorchDispatchMode):
         count = 0
@@ -197,9 +197,9 @@ def _count_waits(train: Callable[[], int]) -> int:
             Counter.count += func is torch.ops.aten._local_scalar_dense.default
             return func(*args, **(kwargs or {}))
 
-    waits, step = [], Run._train_step
+    waits, step = [], Trainer._train_step
 
-    def counted(self: Run, batches: Iterator[Any]) -> None:
+    def counted(self: Trainer, batches: Iterator[Any]) -> None:
         batch = [
             next(batches) for _ in range(self.accumulation)
         ]  # making a batch is the host's business
@@ -208,7 +208,7 @@ def _count_waits(train: Callable[[], int]) -> int:
             step(self, iter(batch))
         waits.append(Counter.count)
 
-    Run._train_step = counted  # type: ignore[method-assign]
+    Trainer._train_step = counted  # type: ignore[method-assign]
     code = train()
     print("waits", json.dumps(waits))
     return code

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from allinone.tools.cluster.rank_server import Ranks
+from allinone.tools.cluster.rank_server import RankProcesses
 
 if TYPE_CHECKING:
     from allinone.engine.objective import Losses
@@ -83,12 +83,12 @@ def _rank(job: Job, rank: int) -> int:
 
 
 def _arm(kill_at: int) -> None:
-    from allinone.engine.trainer import Run
+    from allinone.engine.trainer import Trainer
     from allinone.finetune.evaluation.cache import Cache
 
-    step, put, kept = Run._train_step, Cache.put, []
+    step, put, kept = Trainer._train_step, Cache.put, []
 
-    def killed_step(self: Run, batches: object) -> None:
+    def killed_step(self: Trainer, batches: object) -> None:
         if self.step + 1 == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         step(self, batches)  # type: ignore[arg-type]
@@ -99,7 +99,7 @@ def _arm(kill_at: int) -> None:
         kept.append(1)
         put(self, *args)  # type: ignore[arg-type]
 
-    Run._train_step, Cache.put = killed_step, killed_put  # type: ignore[method-assign, assignment]
+    Trainer._train_step, Cache.put = killed_step, killed_put  # type: ignore[method-assign, assignment]
 
 
 def _poison(protocol: Any, position: int) -> None:
@@ -114,7 +114,7 @@ def _poison(protocol: Any, position: int) -> None:
 
 
 def _run(job: Job, logs: Path) -> Ended:
-    ranks = Ranks(job.world, logs, partial(_rank, job))
+    ranks = RankProcesses(job.world, logs, partial(_rank, job))
     return Ended(ranks.finish(TIMEOUT_S), ranks.output())
 
 

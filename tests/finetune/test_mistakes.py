@@ -19,7 +19,7 @@ from allinone.finetune.run import main
 from allinone.finetune.tasks.action_recognition import ActionOptions, ActionRecognition
 from allinone.finetune.tasks.open_ended_qa import OpenEndedQA, QAOptions
 from allinone.finetune.tasks.retrieval import Retrieval, RetrievalOptions
-from allinone.finetune.tasks.task_model import build_model, read_origin, task_config
+from allinone.finetune.tasks.task_model import build_model, read_source_checkpoint, task_config
 from tests.finetune.official import Sample
 from tests.tools.conftest import tiny_model
 
@@ -36,7 +36,7 @@ def answering(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that was fine-tuned on other answers than those of the made-up benchmark."""
     protocol = OpenEndedQA(QAOptions())
     protocol.vocabulary = ("cat", "dog", "zebra")
-    origin = read_origin(model)
+    origin = read_source_checkpoint(model)
     tuned = build_model(
         origin, task_config(origin, None, {}), protocol.plan(zero_shot=False), seed=0
     )
@@ -145,7 +145,7 @@ def test_wrong_names_list_the_valid_ones(refused: Callable[..., str]) -> None:
 
 
 def test_retrieval_without_projections_asks_for_the_joint_pass(model: Path) -> None:
-    origin = read_origin(model)
+    origin = read_source_checkpoint(model)
     for name in ("text_projection.weight", "text_projection.bias"):
         del origin.tensors[name]
     with pytest.raises(ValueError, match="Give --rerank all"):

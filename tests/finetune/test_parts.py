@@ -26,7 +26,7 @@ from allinone.finetune.cost import task_activations
 from allinone.finetune.evaluation import paper_numbers
 from allinone.finetune.evaluation.cache import BatchResult, Cache
 from allinone.finetune.evaluation.rerank import _merged, shortlist
-from allinone.finetune.inputs.batch import Look
+from allinone.finetune.inputs.batch import VisualInput
 from allinone.finetune.inputs.clip_reader import Reader, window
 from allinone.finetune.inputs.loader import Source, TaskStream
 from allinone.finetune.inputs.media_library import LIMITS, MediaError, MediaLibrary
@@ -39,10 +39,10 @@ from allinone.finetune.tasks.retrieval import other_captions
 from allinone.finetune.tasks.task_model import (
     TASK_HEAD,
     HeadPlan,
-    Origin,
+    SourceCheckpoint,
     TaskModel,
     build_model,
-    read_origin,
+    read_source_checkpoint,
     task_config,
 )
 from allinone.model import AllInOneConfig
@@ -160,7 +160,7 @@ def numbers(
 ) -> list[list[int]]:
     """What the chosen frames spell."""
     read = Reader(found, ClipConfig(3, 32, 16), DataConfig(workers=0))
-    visuals = read(Look(media), random, views)
+    visuals = read(VisualInput(media), random, views)
     return [[read_frame_number(frame) for frame in np.asarray(visual.media)] for visual in visuals]
 
 
@@ -354,7 +354,7 @@ def test_only_the_head_gets_the_multiplied_rate_and_frozen_parameters_no_state(
     from allinone.engine.config import TrainConfig
 
     tiny_model().save_pretrained(tmp_path)
-    origin = read_origin(tmp_path)
+    origin = read_source_checkpoint(tmp_path)
     plan = HeadPlan(
         lambda config: rank_head(config.hidden_size),
         frozen=True,
@@ -439,7 +439,7 @@ def test_a_released_file_is_taken_as_it_is_and_its_size_is_seen(
     assert ("transformer.dist_token" in weights) is distilled
     if not temporal:
         del weights["transformer.temporal_embed"]
-    origin = read_origin(save(tmp_path / "last.ckpt", weights))
+    origin = read_source_checkpoint(save(tmp_path / "last.ckpt", weights))
     assert origin.size == size
     config = task_config(origin, size, {"num_frames": 3, "max_text_len": 80})
     assert (config.image_size, config.patch_order) == (224, "shuffled")
@@ -472,7 +472,9 @@ def test_a_checkpoint_of_our_own_says_what_it_was_pre_trained_on_also_once_it_is
     config = RECIPES[name][1]
     if name != recipe:
         config = replace(config, cotrain=replace(config.cotrain, image_heads="separate"))
-    origin = Origin(Path(name), {}, AllInOneConfig(), "", LoadReport(name), {}, config.as_json())
+    origin = SourceCheckpoint(
+        Path(name), {}, AllInOneConfig(), "", LoadReport(name), {}, config.as_json()
+    )
     assert paper_numbers.data_sets(origin.pretrained_on["pretraining"]) == data_sets
     assert origin.pretrained_on.get("heads") == heads
     tuned = replace(

@@ -31,7 +31,7 @@ SMALL = (
 STARTER = """
 import os, sys
 from allinone.pretrain import train
-import deepspeed, torch.utils.tensorboard, data.cotrain, data.graph
+import deepspeed, torch.utils.tensorboard, allinone.data.loading.cotrain, allinone.data.loading.dali_pipeline
 options = sys.argv[1].split()
 for recipe in sys.argv[2:]:
     child = os.fork()

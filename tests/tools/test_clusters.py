@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from allinone.common.command import InputError
+from allinone.common.errors import InputError
 from allinone.tools.clusters import kmeans, like
 
 

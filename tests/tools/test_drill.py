@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from allinone.tools.cluster.rank_server import GRACE_S, Ranks
-from allinone.tools.drill import Outcome, compare, table
+from allinone.tools.cluster.rank_server import GRACE_S, RankProcesses
+from allinone.tools.drill import DrillOutcome, compare, table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +51,7 @@ def test_a_killed_rank_and_a_bad_clip_go_as_they_must(tmp_path: Path) -> None:
 
 
 def test_what_went_wrong_stands_in_the_table() -> None:
-    row = Outcome(
+    row = DrillOutcome(
         "kill",
         "kill -9 of rank 1",
         0.2,
@@ -71,7 +71,7 @@ def test_a_failed_rank_takes_the_others_down_even_a_stopped_one(tmp_path: Path) 
             os.kill(os.getpid(), 19)
         raise ValueError("the reason")
 
-    ranks = Ranks(3, tmp_path / "logs", main)
+    ranks = RankProcesses(3, tmp_path / "logs", main)
     assert ranks.finish(timeout_s=60) == [1, 7, -9]
     assert "the reason" in ranks.output()
     assert max(ranks.ended.values()) - min(ranks.ended.values()) < GRACE_S + 5

@@ -63,7 +63,7 @@ def with_contrast(model: nn.Module, batch: ToyBatch) -> Losses:
 
 
 def run(out: Path, options: dict[str, object]) -> int:
-    from allinone.engine import Run
+    from allinone.engine import Trainer
     from allinone.engine.distributed import launch
 
     model_options = {**CONFIG, **options.pop("model", {})}  # type: ignore[dict-item]
@@ -81,7 +81,7 @@ def run(out: Path, options: dict[str, object]) -> int:
             "model": {"size": "odd"},
             "loader": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.25, 0.5]},
         }
-        Run(config, model=model, objective=task, data=data, run_config=facts, out=out).train()  # type: ignore[arg-type]
+        Trainer(config, model=model, objective=task, data=data, run_config=facts, out=out).train()  # type: ignore[arg-type]
 
     return launch.main(train)
 

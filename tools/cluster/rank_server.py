@@ -19,7 +19,7 @@ GRACE_S = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
-class Ranks:
+class RankProcesses:
     """`world` processes that each run `rank_main(rank)`; output goes to `logs`/rank-N.txt.
 
     Fork before torch has started threads: a fork inherits their locks, not the threads.

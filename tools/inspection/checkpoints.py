@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from allinone.common.command import InputError
+from allinone.common.errors import InputError
 from allinone.data.config import DataConfig
 from allinone.data.processor import AllInOneProcessor
 from allinone.engine.checkpoint import manager
@@ -21,7 +21,7 @@ _HEADS = {"mlm_head": "MLM", "vtm_head": "VTM", "text_projection": "VTC", "video
 
 
 @dataclass
-class Loaded:
+class LoadedModel:
     """A model ready for inference, and what is known about its training."""
 
     model: AllInOneForPreTraining
@@ -62,7 +62,7 @@ def find_weights(path: Path, option: str = "--checkpoint") -> Path:
         raise InputError(f"{option} {error}") from error
 
 
-def load_checkpoint(path: Path, device: str = "auto", option: str = "--checkpoint") -> Loaded:
+def load_checkpoint(path: Path, device: str = "auto", option: str = "--checkpoint") -> LoadedModel:
     """Load a model for inference in float32. `device` is cpu, cuda or auto. Raises InputError where
     the folder holds no model of ours."""
     from transformers.utils import logging
@@ -98,7 +98,7 @@ def load_checkpoint(path: Path, device: str = "auto", option: str = "--checkpoin
         )
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     run = _run_facts(weights)
-    return Loaded(
+    return LoadedModel(
         model=model.float().eval().to(target),
         weights=weights,
         data=replace(AllInOneProcessor.from_pretrained(weights).config, dali_threads=1),

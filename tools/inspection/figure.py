@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from allinone.common.atomic_io import write_atomic
-from allinone.common.command import InputError
+from allinone.common.errors import InputError
 from allinone.data.loading.contact_sheet import font
 
 Colour = tuple[int, int, int]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from allinone.tools.inspection.checkpoints import Loaded
-from allinone.tools.inspection.media_inputs import Clip, TextReader, Words
+from allinone.tools.inspection.checkpoints import LoadedModel
+from allinone.tools.inspection.media_inputs import InputClip, TextReader, Words
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Guess:
 
 @torch.inference_mode()
 def fill_gaps(
-    loaded: Loaded, reader: TextReader, clip: Clip, words: Words, top: int
+    loaded: LoadedModel, reader: TextReader, clip: InputClip, words: Words, top: int
 ) -> list[list[Guess]]:
     """The `top` likeliest word pieces of every gap, best first, each gap on its own. Special tokens
     are no words and are left out."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from allinone.common.command import InputError
+from allinone.common.errors import InputError
 from allinone.data.config import ClipConfig, DataConfig
 from allinone.data.decoding.codecs import IMAGES, VIDEOS
 from allinone.data.decoding.frames import DecodeError
@@ -29,7 +29,7 @@ GAP = "[MASK]"
 
 
 @dataclass(frozen=True)
-class Clip:
+class InputClip:
     """One video as the model sees it."""
 
     path: Path
@@ -46,7 +46,7 @@ class ClipReader:
     central square."""
 
     def __init__(self, config: AllInOneConfig, data: DataConfig) -> None:
-        from allinone.data.loading.dali_pipeline import Augment
+        from allinone.data.loading.dali_pipeline import DaliPipeline
 
         self._clip = ClipConfig(
             num_frames=config.num_frames,
@@ -54,9 +54,9 @@ class ClipReader:
             max_text_len=config.max_text_len,
         )
         self._data = data
-        self._augment = Augment(self._clip, data, torch.device("cpu"), 1)
+        self._augment = DaliPipeline(self._clip, data, torch.device("cpu"), 1)
 
-    def __call__(self, path: Path, option: str = "--video") -> Clip:
+    def __call__(self, path: Path, option: str = "--video") -> InputClip:
         """Read one file; raises InputError naming `option` where it is no video that decodes."""
         if not path.is_file():
             kind = "is a folder; give a file" if path.is_dir() else "does not exist"
@@ -75,7 +75,7 @@ class ClipReader:
             round(left * columns),
             max(1, round(min(height * rows, width * columns))),
         )
-        return Clip(
+        return InputClip(
             path,
             self._augment([frames], [choices]),
             frames[:, y : y + side, x : x + side],

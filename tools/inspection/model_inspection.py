@@ -31,7 +31,7 @@ _RECIPE = (
 
 
 @dataclass
-class Loaded:
+class LoadedWeights:
     """Weights with what stands beside them."""
 
     path: Path
@@ -48,7 +48,7 @@ def find_checkpoint(path: Path, without: str = "") -> Path | None:
     """The verified checkpoint that `path` is, or the newest whole one of the run that it is, else
     None. CheckpointError for a damaged one."""
     if (path / "checkpoints").is_dir():
-        folder, notes = manager.newest_whole(path)
+        folder, notes = manager.newest_complete(path)
         if folder is None:
             raise CheckpointError(
                 "; ".join(
@@ -62,13 +62,13 @@ def find_checkpoint(path: Path, without: str = "") -> Path | None:
         raise CheckpointError(
             f"{path} does not exist; give a checkpoint (runs/NAME/checkpoints/step-…) or its run"
         )
-    problem = manager.damage(path, without)
+    problem = manager.find_damage(path, without)
     if problem:
         raise CheckpointError(f"checkpoint {path} {problem}; use the one before, or copy it again")
     return path
 
 
-def load_any(path: Path) -> Loaded:
+def load_any(path: Path) -> LoadedWeights:
     """Weights of a run, a checkpoint, a folder of save_pretrained, a safetensors or torch.save
     file. Raises WeightsError, CheckpointError."""
     folder = find_checkpoint(path)
@@ -76,16 +76,16 @@ def load_any(path: Path) -> Loaded:
         file = read_weights(path)
         kind = "model folder" if path.is_dir() else "weights file"
         config, training = (file.facts, {}) if path.is_dir() else ({}, file.facts)
-        return Loaded(path, kind, file.tensors, config, training, notes=file.notes)
+        return LoadedWeights(path, kind, file.tensors, config, training, notes=file.notes)
     file = read_weights(folder / "weights")
     facts = json.loads((folder / "run.json").read_text())
     training = {name: facts[name] for name in _TRAINING if name in facts}
-    return Loaded(
+    return LoadedWeights(
         folder, "training checkpoint", file.tensors, file.facts, training, facts.get("run", {})
     )
 
 
-def describe(loaded: Loaded) -> dict[str, Any]:
+def describe(loaded: LoadedWeights) -> dict[str, Any]:
     """What `inspect --json` prints: plain values only."""
     parts: dict[str, dict[str, int]] = {}
     parameters = {

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from allinone.common.command import InputError
+from allinone.common.errors import InputError
 from allinone.model import AllInOneConfig
 from allinone.model.all_in_one import Attention, Encoder, fixed_order
 from allinone.model.roll import fold_size, roll_tokens
-from allinone.tools.inspection.checkpoints import Loaded
-from allinone.tools.inspection.media_inputs import Clip, Words
+from allinone.tools.inspection.checkpoints import LoadedModel
+from allinone.tools.inspection.media_inputs import InputClip, Words
 
 
 def slot_origins(config: AllInOneConfig, frames: int, rolls: int) -> tuple[Tensor, Tensor]:
@@ -118,7 +118,9 @@ def row_to_places(
     return to_places(patches, slot_origins(config, frames, block + 1))
 
 
-def patch_relevance(loaded: Loaded, clip: Clip, words: Words, targets: Sequence[int]) -> Tensor:
+def patch_relevance(
+    loaded: LoadedModel, clip: InputClip, words: Words, targets: Sequence[int]
+) -> Tensor:
     """What each patch did for a word in each gap: float32 [gaps, T, P], each gap's sum 1 (or all
     0).
 
@@ -151,7 +153,7 @@ def patch_relevance(loaded: Loaded, clip: Clip, words: Words, targets: Sequence[
 
 
 @torch.inference_mode()
-def patch_features(loaded: Loaded, clip: Clip, words: Words) -> Tensor:
+def patch_features(loaded: LoadedModel, clip: InputClip, words: Words) -> Tensor:
     """Patch features of the joint pass after the final norm, before the mean over frames, each
     where it came from: float32 [T, P, C]."""
     model, device = loaded.model, loaded.device
@@ -168,7 +170,7 @@ def patch_features(loaded: Loaded, clip: Clip, words: Words) -> Tensor:
     return to_places(features, slot_origins(model.config, frames, model.config.num_hidden_layers))
 
 
-def fine_patch_features(loaded: Loaded, clip: Clip, words: Words, fine: int) -> Tensor:
+def fine_patch_features(loaded: LoadedModel, clip: InputClip, words: Words, fine: int) -> Tensor:
     """patch_features on a grid `fine` times as dense: float32 [T, fine^2 * P, C], raster order over
     the dense grid of each frame.
 

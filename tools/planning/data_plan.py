@@ -8,10 +8,10 @@ import json
 import os
 from dataclasses import asdict
 
-from allinone.common.command import InputError
+from allinone.common.errors import InputError
 from allinone.common.formatting import size
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
-from allinone.data.loading.throughput import ClipCost, Feed, cure, cured, measure, plan
+from allinone.data.loading.throughput import ClipCost, Throughput, cure, cured, measure, plan
 
 
 def add_data_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -101,7 +101,7 @@ def plan_data(args: argparse.Namespace) -> int:
     return 0 if feed.enough else 1
 
 
-def _text(cost: ClipCost, feed: Feed) -> str:
+def _text(cost: ClipCost, feed: Throughput) -> str:
     codecs = ", ".join(
         f"{name} {number}"
         for name, number in sorted(cost.codecs.items(), key=lambda pair: -pair[1])
@@ -134,14 +134,14 @@ def _text(cost: ClipCost, feed: Feed) -> str:
     return "\n".join([*lines, *(f"  {limit}" for limit in feed.limits)])
 
 
-def _needs(feed: Feed) -> str:
+def _needs(feed: Throughput) -> str:
     return (
         f"{feed.cores_needed:.1f} of {feed.cores} cores, {feed.bytes_per_s / 1e6:.1f} MB/s from"
         " storage"
     )
 
 
-def _cure(command: str, cost: ClipCost, feed: Feed) -> str:
+def _cure(command: str, cost: ClipCost, feed: Throughput) -> str:
     verdict = (
         "enough"
         if feed.enough

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from allinone.common.atomic_io import atomic_path
-from allinone.common.command import InputError
+from allinone.common.errors import InputError
 from allinone.engine.planning.hardware import NETWORKS, Device, Network
 from allinone.pretrain.config import PretrainConfig
 from allinone.tools.planning.train_plan import make_plan, scaled

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from allinone.common.command import InputError, at_least_one
+from allinone.common.command import at_least_one
+from allinone.common.errors import ConfigError, InputError
 from allinone.common.formatting import count, duration
 from allinone.common.tables import markdown, plain
 from allinone.engine import ds_config
-from allinone.engine.config import ConfigError
 from allinone.engine.planning.hardware import (
     DEVICES,
     NETWORKS,
@@ -27,7 +27,7 @@ from allinone.engine.planning.hardware import (
     find_network,
 )
 from allinone.engine.planning.memory import Zero, groups_of
-from allinone.engine.planning.step_time import Candidate, Job, candidate, recommend
+from allinone.engine.planning.step_time import Candidate, TrainingJob, candidate, recommend
 from allinone.model import AllInOneForPreTraining
 from allinone.pretrain.config import ModelOptions, PretrainConfig
 from allinone.pretrain.cost import SampleCost, activations, training_cost
@@ -127,7 +127,9 @@ def make_plan(
         precision = "fp16"
     cost = training_cost(config, gpus)
     passes = list(cost.video.values())
-    job = Job(groups, gpus, train.global_batch, cost.total, mfu, 2 / 3 * passes[0] / sum(passes))
+    job = TrainingJob(
+        groups, gpus, train.global_batch, cost.total, mfu, 2 / 3 * passes[0] / sum(passes)
+    )
     least = 2 if config.objective.vtm else 1
     sizes = micro_batches(train.global_batch // gpus, least, train.micro_batch)
     if not sizes:

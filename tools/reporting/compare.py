@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from allinone.common.command import InputError
+from allinone.common.errors import InputError
 from allinone.finetune.evaluation.bootstrap import mean, median, paired_interval
 from allinone.finetune.evaluation.results import ResultError, read_predictions
 

@@ -13,7 +13,7 @@ from allinone.common.html import BAD, GRID, LINK, MUTED, RIGHT, page, table_row
 from allinone.finetune.evaluation.paper_numbers import (
     Column,
     PaperCell,
-    Row,
+    PaperRow,
     Table,
     budget,
     certainties,
@@ -25,7 +25,7 @@ from allinone.tools.reporting.tables import (
     FilledTable,
     OwnRow,
     Report,
-    Run,
+    ReportedRun,
     difference,
 )
 
@@ -69,7 +69,7 @@ def difference_text(found: Difference) -> str:
     )
 
 
-def extra(score_name: str, run: Run) -> str:
+def extra(score_name: str, run: ReportedRun) -> str:
     """What belongs beside a headline accuracy: the accuracy over answerable questions and the
     coverage."""
     scores = run.result.scores
@@ -175,7 +175,7 @@ def _head(columns: Sequence[Column]) -> str:
     return f"<tr>{heads}{above}</tr>{table_row([html.escape(column.head) for column in columns], 'th')}"
 
 
-def _paper_row(filled: FilledTable, i: int, row: Row) -> str:
+def _paper_row(filled: FilledTable, i: int, row: PaperRow) -> str:
     title = f' title="{html.escape(row.note)}"' if row.note else ""
     mark = "<sup>*</sup>" if row.note else ""
     size = (
@@ -191,7 +191,7 @@ def _paper_row(filled: FilledTable, i: int, row: Row) -> str:
     return table_row([*heads, *cells])
 
 
-def _cell(cell: PaperCell, runs: Sequence[Run]) -> str:
+def _cell(cell: PaperCell, runs: Sequence[ReportedRun]) -> str:
     title = html.escape(
         "; ".join(part for part in (certainties().get(cell.certainty, ""), cell.note) if part)
     )
@@ -207,7 +207,7 @@ def _cell(cell: PaperCell, runs: Sequence[Run]) -> str:
     return shown + _ours(runs, cell.column, cell.target)
 
 
-def _ours(runs: Sequence[Run], column: Column, target: float | None) -> str:
+def _ours(runs: Sequence[ReportedRun], column: Column, target: float | None) -> str:
     newest = runs[0]
     score = newest.result.scores[column.metric]
     more = f"<sub>+{len(runs) - 1}</sub>" if len(runs) > 1 else ""
@@ -269,7 +269,7 @@ def _several(filled: FilledTable) -> str:
     )
 
 
-def _all(runs: Sequence[Run], column: Column) -> str:
+def _all(runs: Sequence[ReportedRun], column: Column) -> str:
     return ", ".join(
         f'<a href="#run-{run.number}">{number(run.result.scores[column.metric].value)}</a>'
         f" ({html.escape(run.result.date[:10])})"
@@ -353,7 +353,7 @@ def _runs(report: Report, folder: Path) -> str:
     )
 
 
-def _items(run: Run) -> str:
+def _items(run: ReportedRun) -> str:
     result = run.result
     if not result.missing:
         return f"{result.items:,}"
@@ -468,7 +468,7 @@ def _md_rows(cells: Sequence[str], head: bool = False) -> list[str]:
     return [line, "|" + " --- |" * len(cells)] if head else [line]
 
 
-def _md_cell(cell: PaperCell, runs: Sequence[Run]) -> str:
+def _md_cell(cell: PaperCell, runs: Sequence[ReportedRun]) -> str:
     mark = f" {MARKS[cell.certainty]}" if MARKS.get(cell.certainty) else ""
     also = f" ({_also(cell)})" if cell.also else ""
     shown = f"{_paper_text(cell)}{mark}{also}"
@@ -477,7 +477,7 @@ def _md_cell(cell: PaperCell, runs: Sequence[Run]) -> str:
     return f"{shown} → {_md_ours(runs, cell.column, cell.target)}"
 
 
-def _md_ours(runs: Sequence[Run], column: Column, target: float | None) -> str:
+def _md_ours(runs: Sequence[ReportedRun], column: Column, target: float | None) -> str:
     score = runs[0].result.scores[column.metric]
     beside = (
         _interval(score) if target is None else difference_text(difference(score, target, column))

@@ -18,7 +18,7 @@ from allinone.finetune.evaluation.results import EvaluationResult, Score
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """One results file."""
 
     number: int
@@ -64,9 +64,9 @@ def difference(score: Score, target: float, column: Column) -> Difference:
 class OwnRow:
     """A setting of ours that no row of the paper has."""
 
-    run: Run
+    run: ReportedRun
     """One of them, for the row's head."""
-    runs: dict[int, list[Run]]
+    runs: dict[int, list[ReportedRun]]
     """By number of column, newest first."""
     reason: str
     """In what it differs from the nearest row."""
@@ -77,7 +77,7 @@ class FilledTable:
     """One table of the paper with what was run."""
 
     table: Table
-    runs: dict[tuple[int, int], list[Run]]
+    runs: dict[tuple[int, int], list[ReportedRun]]
     """By number of row and column, newest first."""
     own: list[OwnRow]
 
@@ -86,11 +86,11 @@ class FilledTable:
 class Report:
     """All tables, and the results that have no place in them."""
 
-    runs: Sequence[Run]
+    runs: Sequence[ReportedRun]
     tables: list[FilledTable] = field(default_factory=list)
-    rest: list[Run] = field(default_factory=list)
+    rest: list[ReportedRun] = field(default_factory=list)
 
-    def comparisons(self) -> list[tuple[PaperCell, Run, Difference]]:
+    def comparisons(self) -> list[tuple[PaperCell, ReportedRun, Difference]]:
         """Every number of the paper that a result stands beside: the newest one."""
         return [
             (
@@ -139,7 +139,7 @@ VERDICTS = {
 }
 
 
-def arrange(runs: Sequence[Run]) -> Report:
+def arrange(runs: Sequence[ReportedRun]) -> Report:
     """Put every run into the cells that it may stand in; `runs` newest first."""
     report = Report(runs)
     placed: set[int] = set()
@@ -152,8 +152,8 @@ def arrange(runs: Sequence[Run]) -> Report:
     return report
 
 
-def _fill(table: Table, runs: Sequence[Run]) -> FilledTable:
-    cells: dict[tuple[int, int], list[Run]] = {}
+def _fill(table: Table, runs: Sequence[ReportedRun]) -> FilledTable:
+    cells: dict[tuple[int, int], list[ReportedRun]] = {}
     own: dict[tuple[object, ...], OwnRow] = {}
     for run in runs:
         result = run.result

@@ -253,7 +253,7 @@ def test_av1_goes_to_cards_that_decode_it(
 def test_a_fault_of_the_device_condemns_no_clip(
     monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
-    augment = dali_pipeline.Augment(CLIP, DataConfig(backend="cpu", dali_threads=1), CPU, 4)
+    augment = dali_pipeline.DaliPipeline(CLIP, DataConfig(backend="cpu", dali_threads=1), CPU, 4)
     frames = np.zeros((3, 40, 50, 3), np.uint8)
     choices = fixed(DataConfig(), frames=3, width=50, height=40, wanted=3)
 
@@ -268,7 +268,7 @@ def test_a_fault_of_the_device_condemns_no_clip(
 def test_a_batch_that_fails_once_without_a_bad_clip_is_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    augment = dali_pipeline.Augment(CLIP, DataConfig(backend="cpu", dali_threads=1), CPU, 4)
+    augment = dali_pipeline.DaliPipeline(CLIP, DataConfig(backend="cpu", dali_threads=1), CPU, 4)
     frames = np.zeros((3, 40, 50, 3), np.uint8)
     choices = fixed(DataConfig(), frames=3, width=50, height=40, wanted=3)
     real, failures = augment._run, [RuntimeError("passing")]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from allinone.data.decoding.frames import Timeline, decode_frames
-from allinone.data.decoding.segment import Region, read_piece
+from allinone.data.decoding.segment import ByteRange, read_piece
 from allinone.data.prepare.encode import Encoding
 from allinone.data.prepare.probe import Limits, probe
 from allinone.data.prepare.worker import encoded
@@ -42,7 +42,7 @@ def test_a_piece_has_the_frames_and_little_else_is_read(
     descriptor = os.open(tmp_path / "shard", os.O_RDONLY)
     try:
         for wanted in ((240, 247, 251), (3, 20, 40), (475, 478, 479), (13, 13, 14)):
-            region = Region(descriptor, 1000, len(content))
+            region = ByteRange(descriptor, 1000, len(content))
             piece = read_piece(region, wanted, 480, timeline)
             assert piece is not None
             assert piece.first == timeline.start(wanted[0])
@@ -52,7 +52,8 @@ def test_a_piece_has_the_frames_and_little_else_is_read(
             frames = decode_frames(piece.content, numbers, piece.timeline)
             assert tuple(read_frame_number(frame) for frame in frames) == wanted
         assert (
-            read_piece(Region(descriptor, 1000, len(content)), (0, 240, 479), 480, timeline) is None
+            read_piece(ByteRange(descriptor, 1000, len(content)), (0, 240, 479), 480, timeline)
+            is None
         ), "all of it is needed"
     finally:
         os.close(descriptor)
@@ -62,7 +63,7 @@ def test_what_cannot_be_cut_is_left_to_the_whole_file(tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(bytes(range(256)) * 40)
     descriptor = os.open(tmp_path / "noise", os.O_RDONLY)
     assert (
-        read_piece(Region(descriptor, 0, 10_240), (50,), 100, Timeline((0, 40, 80), None, 25.0))
+        read_piece(ByteRange(descriptor, 0, 10_240), (50,), 100, Timeline((0, 40, 80), None, 25.0))
         is None
     )
     os.close(descriptor)
@@ -75,7 +76,7 @@ def test_only_the_neighbourhood_of_a_large_file_is_read(tmp_path: Path) -> None:
     size = path.stat().st_size
     timeline = Timeline(list(range(1500)), None, 12.0)
     descriptor = os.open(path, os.O_RDONLY)
-    region = Region(descriptor, 0, size)
+    region = ByteRange(descriptor, 0, size)
     assert read_piece(region, (700, 720, 740), 1500, timeline) is not None
     os.close(descriptor)
     assert region.bytes_read < 0.2 * size
@@ -95,7 +96,7 @@ def test_a_piece_is_cut_at_any_variable_rate(tmp_path: Path, jitter_ms: int) -> 
     (tmp_path / "shard").write_bytes(content)
     descriptor = os.open(tmp_path / "shard", os.O_RDONLY)
     for wanted in range(30, 380, 25):
-        piece = read_piece(Region(descriptor, 0, len(content)), (wanted,), 400, timeline)
+        piece = read_piece(ByteRange(descriptor, 0, len(content)), (wanted,), 400, timeline)
         assert piece is not None, wanted
         frame = decode_frames(piece.content, [wanted - piece.first], piece.timeline)[0]
         assert read_frame_number(frame) == wanted

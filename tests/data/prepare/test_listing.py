@@ -13,14 +13,14 @@ import pytest
 
 from allinone.common.errors import DataError
 from allinone.data.prepare.listing import Listing
-from allinone.data.sources import Row
+from allinone.data.sources import SourceRow
 from tests.cluster.cluster import wait_for
 
 
-def listed(number: int, fault: str | None = None, hold: Path | None = None) -> Iterator[Row]:
+def listed(number: int, fault: str | None = None, hold: Path | None = None) -> Iterator[SourceRow]:
     """Rows of two splits by turns; then a fault, or nothing for as long as `hold` is there."""
     for k in range(number):
-        yield Row(
+        yield SourceRow(
             ("train", "val")[k % 2],
             str(k),
             ("a caption",),

@@ -190,7 +190,7 @@ def test_prepare_killed_at_any_moment_ends_with_the_same_bytes(
 def test_a_program_without_a_main_guard_is_told_so(prepared: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
-        "from pathlib import Path\nfrom data.prepare import PrepareOptions,"
+        "from pathlib import Path\nfrom allinone.data.prepare.pipeline import PrepareOptions,"
         f" prepare\nprepare(PrepareOptions(Path({str(prepared.parent / 'source')!r}),"
         f" Path({str(tmp_path / 'out')!r}), workers=1), progress=False)\n"
     )

@@ -19,7 +19,7 @@ from allinone.data.prepare import worker as work
 from allinone.data.prepare.encode import Encoding
 from allinone.data.prepare.pipeline import PrepareOptions, _claim, prepare
 from allinone.data.prepare.probe import Limits, ProbeError, ProbePool
-from allinone.data.prepare.worker import Task, worker
+from allinone.data.prepare.worker import ClipTask, worker
 from tests.cluster.cluster import wait_for
 from tests.data.media import write_video
 from tests.data.prepare.test_prepare_and_load import ROOT, small_demo
@@ -92,8 +92,10 @@ def test_parts_that_begin_together_do_not_take_each_other_for_strangers(tmp_path
 def test_what_storage_does_to_a_worker_says_nothing_about_the_clip(tmp_path: Path) -> None:
     video = write_video(tmp_path / "a.mp4")
 
-    def task(target: Path) -> Task:
-        return Task((video,), 0, None, "mp4", encoding=Encoding("h264", None, 12), target=target)
+    def task(target: Path) -> ClipTask:
+        return ClipTask(
+            (video,), 0, None, "mp4", encoding=Encoding("h264", None, 12), target=target
+        )
 
     pool = ProbePool(1, Limits(), worker)
     with contextlib.closing(pool):
@@ -108,7 +110,7 @@ def test_a_file_that_no_tar_holds_is_refused_by_name(
     video = write_video(tmp_path / "a.mp4")
     monkeypatch.setattr(work, "LARGEST", 1000)
     with pytest.raises(ProbeError, match="--short-side") as error:
-        work.examine(Task((video,), 0, None, "mp4"), Limits())
+        work.examine(ClipTask((video,), 0, None, "mp4"), Limits())
     assert error.value.reason == "too_large"
 
 

@@ -18,7 +18,7 @@ from allinone.data.loading.index import Index
 from allinone.data.prepare import shards
 from allinone.data.prepare.pipeline import PrepareOptions, PrepareSummary, prepare
 from allinone.data.prepare.probe import Limits, ProbeError, ProbePool, probe
-from allinone.data.prepare.worker import Task, examine
+from allinone.data.prepare.worker import ClipTask, examine
 from allinone.data.sources import ReadOptions, read
 from tests.data.media import read_frame_number, write_image, write_video
 from tests.data.prepare.test_prepare_and_load import small_demo
@@ -205,7 +205,9 @@ def test_a_video_without_a_usable_line_is_not_even_opened(tmp_path: Path) -> Non
     captions.write_text("start,end,text\n1,2,\n5,4,backwards\n")
     video.write_bytes(b"no video at all")
     with pytest.raises(ProbeError, match="none of 2 caption lines can be used") as error:
-        examine(Task((video,), 0, None, "mp4", narration=Narration(csv_lines, captions)), Limits())
+        examine(
+            ClipTask((video,), 0, None, "mp4", narration=Narration(csv_lines, captions)), Limits()
+        )
     assert error.value.reason == "bad_window", "the line without a time comes first"
 
 

@@ -20,7 +20,7 @@ import torch
 from allinone.data.loading.batch import Batch, CoBatch
 from allinone.engine.anomaly.detector import ENOUGH, SpikeRule
 from allinone.engine.anomaly.replay import layer_of
-from allinone.engine.distributed.heartbeat import Sign, verdict
+from allinone.engine.distributed.heartbeat import Sign, describe_silent_ranks
 from allinone.engine.monitoring.straggler import Slowest, StragglerAlarm, slowest, spread
 from allinone.engine.monitoring.tensorboard import layout
 
@@ -200,13 +200,16 @@ def test_the_roll_names_who_is_silent_or_elsewhere() -> None:
         }
 
     first = signs({0: 4, 1: 9, 2: 1})
-    assert "no sign of life from rank 1 on node1 (pid 7), last in step 9: " in verdict(
-        first, signs({0: 5, 1: 9, 2: 2}), 3
+    assert (
+        "no sign of life from rank 1 on node1 (pid 7), last in step 9: "
+        in describe_silent_ranks(first, signs({0: 5, 1: 9, 2: 2}), 3)
     )
-    assert "no sign of life from rank 2: " in verdict(
+    assert "no sign of life from rank 2: " in describe_silent_ranks(
         signs({0: 4, 1: 9}), signs({0: 5, 1: 10}), 3
     ), "one that never said anything"
-    found = verdict(first, signs({0: 5, 1: 10, 2: 2}, r2="the checkpoint of step 8"), 3)
+    found = describe_silent_ranks(
+        first, signs({0: 5, 1: 10, 2: 2}, r2="the checkpoint of step 8"), 3
+    )
     assert (
         found
         == "all ranks live, most in step 9; elsewhere: rank 2 on node2 in the checkpoint of step 8"

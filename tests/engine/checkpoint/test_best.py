@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from allinone.engine.checkpoint.best import Best, Selection
-from allinone.engine.config import ConfigError
+from allinone.common.errors import ConfigError
+from allinone.engine.checkpoint.best import BestCheckpoint, Selection
 
 
 def test_the_best_is_kept_and_patience_ends(tmp_path: Path) -> None:
-    best = Best(Selection("accuracy", patience=2), tmp_path)
+    best = BestCheckpoint(Selection("accuracy", patience=2), tmp_path)
     assert best.lacks(10)
     values = {10: 40.0, 20: float("nan"), 30: 41.0, 40: 41.0}
     assert [step for step, value in values.items() if best.judge(step, {"accuracy": value})] == [
@@ -30,7 +30,7 @@ def test_the_best_is_kept_and_patience_ends(tmp_path: Path) -> None:
 def test_without_patience_training_never_stops_early_and_an_unknown_metric_lists_those_there_are(
     tmp_path: Path,
 ) -> None:
-    best = Best(Selection("accuracy"), tmp_path)
+    best = BestCheckpoint(Selection("accuracy"), tmp_path)
     assert best.judge(1, {"accuracy": 1.0})
     assert not any(best.judge(step, {"accuracy": 0.0}) for step in range(2, 50))
     assert not best.exhausted
@@ -39,7 +39,7 @@ def test_without_patience_training_never_stops_early_and_an_unknown_metric_lists
 
 
 def test_a_run_that_selects_nothing_knows_what_was_evaluated(tmp_path: Path) -> None:
-    best = Best(None, tmp_path)
+    best = BestCheckpoint(None, tmp_path)
     assert best.lacks(5)
     assert not best.judge(5, {})
     assert best.state() is None

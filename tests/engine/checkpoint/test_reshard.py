@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from allinone.common.errors import ConfigError
 from allinone.engine import ds_config
 from allinone.engine.checkpoint import reshard
 from allinone.engine.checkpoint.manager import CheckpointError
 from allinone.engine.checkpoint.zero_reader import SavedState
-from allinone.engine.config import ConfigError, TrainConfig
+from allinone.engine.config import TrainConfig
 from allinone.engine.distributed.topology import Division, Layout
 from allinone.model.linear import SplitDropout
 from allinone.tools.convert import main as convert

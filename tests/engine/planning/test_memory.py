@@ -15,7 +15,7 @@ from allinone.engine.objective import StepModule
 from allinone.engine.planning.estimate import Activations
 from allinone.engine.planning.hardware import DEVICES, NETWORKS, find_device, peak_of_card
 from allinone.engine.planning.memory import Zero, owned, state_memory, traffic
-from allinone.engine.planning.step_time import Job, candidate, collective_seconds, recommend
+from allinone.engine.planning.step_time import TrainingJob, candidate, collective_seconds, recommend
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.pretrain.config import CoTrainOptions, ModelOptions, PretrainConfig
 from allinone.pretrain.cost import activations, masked_tokens, sample_flops, training_cost
@@ -159,7 +159,7 @@ def test_zero_1_is_recommended_at_110m_parameters_and_zero_3_where_only_it_fits(
     device, network = find_device("a100-40g"), NETWORKS["ib-hdr"]
 
     def best(parameters: int) -> int:
-        job = Job([[1_000_000] * (parameters // 1_000_000)], 128, 2048, 7e11, 0.4, 1 / 3)
+        job = TrainingJob([[1_000_000] * (parameters // 1_000_000)], 128, 2048, 7e11, 0.4, 1 / 3)
         kept = Activations(8e9, 4e9, 1e8)
         found = [
             candidate(job, f"zero{stage}_bf16", Zero(stage, "bf16"), 16, kept, device, network)

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from allinone.finetune.annotations.schema import Media, Region, VCRItem
+from allinone.finetune.annotations.schema import ImageRegion, Media, VCRItem
 from allinone.finetune.annotations.vcr_text import mentioned
 from allinone.finetune.tasks.vcr_highlight import GREY, OPACITY, PALETTE, highlight, outline_width
 
@@ -30,7 +30,7 @@ def item(scale: float = 1.0) -> VCRItem:
     boxes = ((100, 100, 300, 700), (400, 100, 600, 700), (650, 400, 900, 790), (950, 50, 1199, 799))
     names = ("person", "person", "chair", "person")
     regions = tuple(
-        Region(name, (x1 * scale, y1 * scale, x2 * scale, y2 * scale))
+        ImageRegion(name, (x1 * scale, y1 * scale, x2 * scale, y2 * scale))
         for name, (x1, y1, x2, y2) in zip(names, boxes, strict=True)
     )
     question = ("Why", "is", (1,), "on", (2,), "?")
@@ -147,7 +147,7 @@ def test_the_palette_is_55_colours_that_can_be_told_apart_from_each_other_and_fr
     many = VCRItem(
         "m",
         one.media,
-        (Region("person", (10, 10, 200, 200)),) * 56,
+        (ImageRegion("person", (10, 10, 200, 200)),) * 56,
         one.question,
         one.answers,
         one.rationales,

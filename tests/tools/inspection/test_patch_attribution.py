@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from allinone.common.command import InputError
+from allinone.common.errors import InputError
 from allinone.model import AllInOneForPreTraining
-from allinone.tools.inspection.checkpoints import Loaded
-from allinone.tools.inspection.media_inputs import Clip, Words
+from allinone.tools.inspection.checkpoints import LoadedModel
+from allinone.tools.inspection.media_inputs import InputClip, Words
 from allinone.tools.inspection.patch_attribution import (
     AttentionRecorder,
     fine_patch_features,
@@ -26,15 +26,17 @@ from tests.tools.conftest import BLOCKS, FRAMES, PATCHES, SIDE, tiny_config, tin
 LENGTH = 16
 
 
-def example(model: AllInOneForPreTraining, frames: int = FRAMES) -> tuple[Loaded, Clip, Words]:
+def example(
+    model: AllInOneForPreTraining, frames: int = FRAMES
+) -> tuple[LoadedModel, InputClip, Words]:
     random = torch.Generator().manual_seed(1)
     pixels = torch.randn(1, frames, 3, SIDE, SIDE, generator=random)
     ids = torch.zeros(1, LENGTH, dtype=torch.long)
     ids[0, :7] = torch.tensor([101, 2450, 103, 2007, 103, 4309, 102])
-    clip = Clip(
+    clip = InputClip(
         Path("clip"), pixels, np.zeros((frames, SIDE, SIDE, 3), np.uint8), tuple(range(frames))
     )
-    return Loaded(model, Path("weights")), clip, Words("", ids, (ids > 0).long(), (2, 4))
+    return LoadedModel(model, Path("weights")), clip, Words("", ids, (ids > 0).long(), (2, 4))
 
 
 def test_recorded_attention_gives_the_outputs_of_every_block() -> None:
@@ -181,7 +183,7 @@ def test_fine_features_of_one_colour_are_those_of_the_patch_around() -> None:
     assert torch.equal(
         fine_patch_features(loaded, clip, words, 1), patch_features(loaded, clip, words)
     )
-    plain = Clip(
+    plain = InputClip(
         clip.path, torch.full_like(clip.pixels, 0.3), clip.pictures, clip.numbers
     )  # moving it changes nothing
     fine = fine_patch_features(loaded, plain, words, 2).view(FRAMES, 4, 2, 4, 2, -1)
@@ -199,10 +201,10 @@ def test_fine_cells_are_read_where_they_lie() -> None:
     pixels = torch.zeros_like(clip.pixels)
     pixels[:, :, :, 12:16, 20:24] = 5.0  # cell row 3, column 5 of 8
     bright = fine_patch_features(
-        loaded, Clip(clip.path, pixels, clip.pictures, clip.numbers), words, 2
+        loaded, InputClip(clip.path, pixels, clip.pictures, clip.numbers), words, 2
     )
     dark = fine_patch_features(
-        loaded, Clip(clip.path, 0 * pixels, clip.pictures, clip.numbers), words, 2
+        loaded, InputClip(clip.path, 0 * pixels, clip.pictures, clip.numbers), words, 2
     )
     changed = (bright - dark).abs().sum(-1).view(FRAMES, 8, 8)[0] > 1e-6
     assert changed[3, 5]
