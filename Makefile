@@ -1,4 +1,4 @@
-# make demo | demo-finetune | test | check — each sets up all that it needs on a Debian/Ubuntu machine with Python >= 3.11.
+# Every target sets up what it needs on a Debian or Ubuntu machine with Python >= 3.11.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -8,16 +8,18 @@ PIP_ARGS ?=
 # Processes that share the tests, a file at a time
 TEST_WORKERS ?= 2
 
-.PHONY: demo demo-finetune test check bench cluster128 format clean help
+.PHONY: demo demo-finetune test check docs metrics bench cluster128 format clean help
 
 help:
-	@echo "make demo            prepare the embedded clips, pre-train nano (6 to 14 minutes on 2 cores), evaluate, write runs/demo/report.html"
+	@echo "make demo           prepare the embedded clips, pre-train nano, evaluate, report (6 to 14 min, 2 cores)"
 	@echo "make demo ARGS=--fresh   the same from scratch"
-	@echo "make demo-finetune   take the demo's checkpoint through one benchmark of every protocol, print a table beside chance"
-	@echo "make test            run the tests (ARGS='-k name' selects)"
-	@echo "make check           ruff format, ruff, mypy, import rules"
-	@echo "make cluster128      start 16 and 128 ranks on a Slurm of 16 emulated nodes: time and memory (root, slurm-wlm, munge, 20 GB)"
-	@echo "make bench           speed of training and of the data path, beside a named bound and a named peer"
+	@echo "make demo-finetune  fine-tune the demo's checkpoint on one small benchmark of every task"
+	@echo "make test           run the tests (ARGS='-k name' selects)"
+	@echo "make check          format, lint, types, import rules, docs with broken links as errors"
+	@echo "make docs           build the documentation into build/site"
+	@echo "make metrics        figures about the code: names, folders, comments, docstrings, words"
+	@echo "make bench          speed of training and of the data path against a named bound and peer"
+	@echo "make cluster128     start 16 and 128 ranks on an emulated Slurm (root, slurm-wlm, munge, 20 GB)"
 
 demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -33,6 +35,13 @@ check: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --strict --quiet
+
+docs: $(VENV)/.ready
+	$(BIN)/mkdocs build --strict
+
+metrics: $(VENV)/.ready
+	$(BIN)/python tests/benchmarks/code_metrics.py
 
 bench: $(VENV)/.ready
 	$(BIN)/python tests/benchmarks/train_step.py
@@ -46,8 +55,9 @@ format: $(VENV)/.ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The environment is rebuilt when its description changes. The stamp is written last: an interrupted install is never taken for a whole one.
-$(VENV)/.ready: setup.py tools/check_system.sh
+# The environment is rebuilt when its description changes. The stamp is written last, so an
+# interrupted install is never taken for a complete one.
+$(VENV)/.ready: pyproject.toml tools/check_system.sh
 	@sh tools/check_system.sh "$(PYTHON)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[dev]'
