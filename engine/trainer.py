@@ -28,16 +28,18 @@ from allinone.engine.checkpoint import manager, reshard
 from allinone.engine.checkpoint.best import BestCheckpoint, Selection
 from allinone.engine.config import TrainConfig, every
 from allinone.engine.distributed import launch, topology
+from allinone.engine.distributed.collectives import (
+    all_gather_object,
+    collective_timeout_s,
+    run_on_rank0,
+)
 from allinone.engine.distributed.signals import (
     SignalSync,
     Stopped,
     StopSignals,
     TooManySkippedError,
-    Watchdog,
-    all_gather_object,
-    collective_timeout_s,
-    run_on_rank0,
 )
+from allinone.engine.distributed.watchdog import Watchdog
 from allinone.engine.monitoring.accumulator import MetricAccumulator
 from allinone.engine.monitoring.peak_flops import peak_rate
 from allinone.engine.monitoring.run_logger import RunLogger, memory_bytes

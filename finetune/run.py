@@ -22,7 +22,8 @@ from allinone.engine.checkpoint import manager
 from allinone.engine.checkpoint.best import Selection
 from allinone.engine.command_line import refuse_unknown
 from allinone.engine.distributed import launch
-from allinone.engine.distributed.signals import StopSignals, collective_timeout_s, run_on_rank0
+from allinone.engine.distributed.collectives import collective_timeout_s, run_on_rank0
+from allinone.engine.distributed.signals import StopSignals
 from allinone.finetune.annotations.schema import Split
 from allinone.finetune.benchmark import Benchmark, LoadedSplits, load_splits
 from allinone.finetune.config import FinetuneConfig

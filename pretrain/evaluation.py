@@ -16,7 +16,7 @@ from allinone.common.retrieval_metrics import chance_metrics, retrieval_metrics
 from allinone.data import EvalSet
 from allinone.data.loading.batch import BadClip, Batch
 from allinone.engine.distributed import topology
-from allinone.engine.distributed.signals import keepalive
+from allinone.engine.distributed.watchdog import keepalive
 from allinone.model import AllInOneForPreTraining
 from allinone.model.contrast import embed_text, embed_video
 from allinone.pretrain.objectives import draw_matching_pairs

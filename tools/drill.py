@@ -35,7 +35,7 @@ from allinone.common.command_line import run_command
 from allinone.common.errors import InputError
 from allinone.common.formatting import duration
 from allinone.engine.distributed.launch import EXIT_DISK, EXIT_PEER, EXIT_REQUEUE, EXIT_USER
-from allinone.engine.distributed.signals import EXIT_HANG
+from allinone.engine.distributed.watchdog import EXIT_HANG
 from allinone.tools.cluster.rank_server import RankProcesses, preload
 
 STEPS, SAVE_EVERY, MICRO_BATCH = 14, 4, 4

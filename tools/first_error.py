@@ -26,7 +26,7 @@ from datetime import datetime
 from pathlib import Path
 
 EXIT_HANG, EXIT_REQUEUE = 5, 75
-"""As engine/distributed/signals.py and engine/distributed/launch.py have them; importing those
+"""As engine/distributed/watchdog.py and engine/distributed/launch.py have them; importing those
 would import torch on the batch node."""
 MEANING = {
     2: "wrong options or data",
@@ -115,7 +115,7 @@ def place_of_main_thread(log: Path) -> str | None:
 
 
 def _reports_hang(log: Path) -> bool:
-    """Whether the watchdog of engine/distributed/signals.py, or the last resort of faulthandler
+    """Whether the watchdog of engine/distributed/watchdog.py, or the last resort of faulthandler
     behind it, has spoken: another code may have come first."""
     return any(
         " hangs: " in line or line.startswith("Timeout (") for line in last_lines(log, 10_000)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from allinone.engine.anomaly.detector import Anomaly
 from allinone.engine.distributed import contrastive, topology
-from allinone.engine.distributed.signals import all_gather_object
+from allinone.engine.distributed.collectives import all_gather_object
 from allinone.engine.monitoring.accumulator import MicroBatchRecord
 from allinone.engine.objective import seed_of
 

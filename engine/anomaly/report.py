@@ -29,7 +29,7 @@ from allinone.engine.anomaly.detector import Anomaly, AnomalyDetector
 from allinone.engine.anomaly.replay import ReplayContext, means_of, over_ranks, replay_step, sums_of
 from allinone.engine.config import TrainConfig
 from allinone.engine.distributed import topology
-from allinone.engine.distributed.signals import run_on_rank0
+from allinone.engine.distributed.collectives import run_on_rank0
 from allinone.engine.monitoring.accumulator import IntervalMetrics, MicroBatchRecord
 from allinone.engine.monitoring.run_logger import RunLogger, finite
 from allinone.engine.objective import seed_of

@@ -10,7 +10,7 @@ from typing import Any
 
 from allinone.common.atomic_io import write_atomic
 from allinone.common.errors import ConfigError
-from allinone.engine.distributed.signals import run_on_rank0
+from allinone.engine.distributed.collectives import run_on_rank0
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from allinone.common.paths import ROOT
 from allinone.engine import ds_config
 from allinone.engine.config import HARMLESS
 from allinone.engine.distributed import topology
-from allinone.engine.distributed.signals import all_gather_object
+from allinone.engine.distributed.collectives import all_gather_object
 
 STATE = "deepspeed"
 BEST = "best"

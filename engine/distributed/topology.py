@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from allinone.common.errors import ConfigError
-from allinone.engine.distributed.signals import all_gather_object
+from allinone.engine.distributed.collectives import all_gather_object
 
 T = TypeVar("T")
 

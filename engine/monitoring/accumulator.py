@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from allinone.engine.distributed import topology
-from allinone.engine.distributed.signals import all_gather_object
+from allinone.engine.distributed.collectives import all_gather_object
 
 DIGEST_BITS = 63
 NAMED_CLIPS = 16

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from allinone.common.errors import DataError
 from allinone.data.config import ClipConfig, DataConfig
 from allinone.engine.distributed import topology
-from allinone.engine.distributed.signals import Stopped, StopSignals, keepalive
+from allinone.engine.distributed.signals import Stopped, StopSignals
+from allinone.engine.distributed.watchdog import keepalive
 from allinone.finetune.annotations.common import place_in_order
 from allinone.finetune.annotations.schema import ClipChoiceItem, Media, Split
 from allinone.finetune.evaluation.cache import BatchResult, Cache

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from allinone.engine.distributed import launch
-from allinone.engine.distributed.signals import run_on_rank0
+from allinone.engine.distributed.collectives import run_on_rank0
 from allinone.finetune.benchmark import Benchmark
 from allinone.finetune.config import FinetuneConfig
 from allinone.finetune.evaluation import metrics

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from allinone.common.atomic_io import content_hash
 from allinone.data.text import Tokenizer
-from allinone.engine.distributed.signals import keepalive
+from allinone.engine.distributed.watchdog import keepalive
 from allinone.finetune.annotations.schema import RetrievalItem
 from allinone.finetune.evaluation.evaluator import Evaluator
 from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput

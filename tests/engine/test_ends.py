@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from allinone.engine.distributed import launch, signals
-from allinone.engine.distributed.signals import Watchdog, keepalive
+from allinone.engine.distributed import launch, watchdog
+from allinone.engine.distributed.watchdog import Watchdog, keepalive
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,16 +78,16 @@ def test_groups_that_deepspeed_makes_wait_as_long_as_ours(monkeypatch: pytest.Mo
 
 def test_batches_of_an_evaluation_are_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
-    monkeypatch.setattr(signals.os, "_exit", ended.append)
-    monkeypatch.setattr(signals.faulthandler, "dump_traceback_later", lambda *_, **__: None)
-    watchdog = Watchdog(0.6, 0, 1)
-    watchdog.alive("the evaluation at step 5")
+    monkeypatch.setattr(watchdog.os, "_exit", ended.append)
+    monkeypatch.setattr(watchdog.faulthandler, "dump_traceback_later", lambda *_, **__: None)
+    dog = Watchdog(0.6, 0, 1)
+    dog.alive("the evaluation at step 5")
     for _ in range(15):  # 1.5 s in all
         time.sleep(0.1)
         keepalive()
     assert not ended
     time.sleep(1.2)
     assert ended
-    watchdog._ended.set()
-    watchdog.stop()
+    dog._ended.set()
+    dog.stop()
     keepalive()  # without a watchdog nothing happens

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from allinone.engine.distributed import launch, signals
+from allinone.engine.distributed import launch, watchdog
 from allinone.tools import first_error
 from allinone.tools.first_error import LOST_PEER, summary
 
@@ -44,7 +44,7 @@ def rank(
 def test_codes_and_words_are_those_of_the_engine() -> None:
     """They are written down twice, since the tool runs where torch is not installed."""
     assert (first_error.EXIT_HANG, first_error.EXIT_REQUEUE) == (
-        signals.EXIT_HANG,
+        watchdog.EXIT_HANG,
         launch.EXIT_REQUEUE,
     )
     assert first_error.SAID_BY_RANK_0 == (launch.EXIT_USER, launch.EXIT_DISK, launch.EXIT_NONFINITE)
