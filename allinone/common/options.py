@@ -1,0 +1,122 @@
+"""Options as dataclass fields: what a resumed run may change, and options as JSON.
+
+The resume policy is metadata of the field that holds an option. engine/resume.py compares the
+options of a run folder with those of the command that resumes it, by these policies.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+ResumePolicy = Literal["same", "may_change", "layout"]
+"""What a resumed run may do with an option.
+
+same: the option changes what is computed, so it must keep its value. The default.
+may_change: it changes speed, memory, output or evaluation, but not the weights beyond rounding.
+layout: it changes where state is stored; the checkpoint is redistributed if the arithmetic is kept.
+"""
+MAY_CHANGE: Mapping[str, ResumePolicy] = {"resume": "may_change"}
+"""Metadata for a field without a default: `out: Path = field(metadata=MAY_CHANGE)`."""
+RECORDED: Mapping[str, ResumePolicy] = {"resume": "same"}
+"""Metadata for a field that holds a dataclass which differs between kinds of runs: its options must
+all be recorded in the run folder, and no others."""
+
+
+def option(default: Any, *, resume: ResumePolicy) -> Any:
+    """A dataclass field with a default and a resume policy."""
+    return field(default=default, metadata={"resume": resume})
+
+
+@dataclass(frozen=True)
+class OptionInfo:
+    """What engine/resume.py needs to know about an option."""
+
+    policy: ResumePolicy = "same"
+    default: Any = None
+    """The default as JSON; None if there is none."""
+    strict: bool = False
+    """The option belongs to a field with the metadata RECORDED."""
+
+
+class RunOptions(dict[str, Any]):
+    """The options of a run, nested as JSON, with the policy and default of each option."""
+
+    def __init__(
+        self,
+        values: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
+        known: Mapping[str, OptionInfo] | None = None,
+        renamed: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(values)
+        self.known = dict(known or {})
+        """Dotted name (`train.lr`) → information."""
+        self.renamed = dict(renamed or {})
+        """Flags of earlier versions → today's flags, without dashes in front."""
+
+    @classmethod
+    def of(cls, config: Any) -> RunOptions:
+        """From an instance of a (nested) dataclass."""
+        return cls(plain(asdict(config)), option_infos(config), renamed_options(config))
+
+
+def option_infos(config: Any, prefix: str = "") -> dict[str, OptionInfo]:
+    """Dotted name → information on every option of a (nested) dataclass, or an instance of one."""
+    found: dict[str, OptionInfo] = {}
+    for entry in fields(config):
+        name = f"{prefix}{entry.name}"
+        inner = _inner(config, entry.name)
+        if inner is not None:
+            strict = "resume" in entry.metadata
+            for key, info in option_infos(inner, f"{name}.").items():
+                found[key] = replace(info, strict=info.strict or strict)
+        else:
+            default = None if entry.default is MISSING else entry.default
+            if entry.default_factory is not MISSING:
+                default = entry.default_factory()
+            policy = entry.metadata.get("resume", "same")
+            found[name] = OptionInfo(policy, plain(default))
+    return found
+
+
+def renamed_options(config: Any) -> dict[str, str]:
+    """Old flag → new flag, from the dict RENAMED in the module of each dataclass of `config`."""
+    kind = config if isinstance(config, type) else type(config)
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        found |= getattr(sys.modules.get(base.__module__), "RENAMED", {})
+    for entry in fields(config):
+        inner = _inner(config, entry.name)
+        if inner is not None:
+            found |= renamed_options(inner)
+    return found
+
+
+def _inner(config: Any, name: str) -> Any | None:
+    """The nested dataclass in a field: an instance if there is one, else its class, else None."""
+    if not isinstance(config, type):
+        value = getattr(config, name)
+        return value if is_dataclass(value) else None
+    factory = next(entry for entry in fields(config) if entry.name == name).default_factory
+    return factory if isinstance(factory, type) and is_dataclass(factory) else None
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options as one level: {"train": {"lr": 1}} → {"train.lr": 1}."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(item, f"{name}.") if isinstance(item, Mapping) else {name: item})
+    return flat
+
+
+def plain(value: Any) -> Any:
+    """Options as JSON values: paths become text, tuples become lists."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
