@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from allinone.common.options import option
 from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, require
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -82,23 +83,23 @@ class ClipConfig:
 class DataConfig:
     """How clips are read, decoded and augmented."""
 
-    backend: Literal["auto", "cpu", "gpu"] = "auto"
+    backend: Literal["auto", "cpu", "gpu"] = option("auto", resume="may_change")
     """Where the DALI graph runs; auto follows the training device."""
     decoder: Literal["auto", "dali", "pyav"] = "auto"
     """Who decodes: dali (NVDEC on a GPU, VP8, VP9 and MJPEG on the CPU; what it does not read goes
     to PyAV), or pyav in the reader processes. auto is dali on a GPU and pyav, which is faster
     there, on the CPU."""
-    workers: int = 2
+    workers: int = option(2, resume="may_change")
     """Reader processes per rank (read, trim, tokenise, mask). 0 reads in the training process."""
-    dali_threads: int = 2
+    dali_threads: int = option(2, resume="may_change")
     """Host threads of each DALI graph."""
-    pipelines: int = 0
+    pipelines: int = option(0, resume="may_change")
     """DALI graphs per rank that work side by side; 0 takes 1 on a CPU and 4 on a GPU (an A100 has 5
     video decoders, an H100 7)."""
     frames_from: Literal["any", "key"] = "any"
     """key moves each chosen frame to the nearest keyframe within its segment: much cheaper on long
     GOPs, another distribution of frames."""
-    prefetch: int = 4
+    prefetch: int = option(4, resume="may_change")
     """Micro-batches kept ready per worker."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Area of the random training crop as a share of the frame (RandomResizedCrop, Inception)."""
@@ -120,9 +121,9 @@ class DataConfig:
     shuffle_window: int = 0
     """Clips, in the order of the shards, that are shuffled together, for storage that wants
     locality; 0 shuffles the whole data set."""
-    max_bad_share: float = 0.01
+    max_bad_share: float = option(0.01, resume="may_change")
     """Share of bad clips above which a run stops, judged by every rank once it cannot be chance."""
-    clip_timeout_s: float = 30.0
+    clip_timeout_s: float = option(30.0, resume="may_change")
     """Seconds after which decoding one clip on the host counts as failed; 5 more where it hangs in
     the decoder."""
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from allinone.common.options import MAY_CHANGE, RECORDED, RunOptions, option
 from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, require
 from allinone.data.config import ClipConfig, DataConfig
-from allinone.engine.config import TrainConfig, plain
+from allinone.engine.config import TrainConfig
 from allinone.finetune.tasks.base import TaskOptions
 from allinone.model import AllInOneConfig
 
@@ -37,7 +38,7 @@ class TuneConfig(TrainConfig):
     """Optimizer steps; 0 takes them from --epochs."""
     global_batch: int = 512
     """Items per optimizer step over all ranks."""
-    save_every: int = 500
+    save_every: int = option(500, resume="may_change")
     """Steps between two checkpoints; more are written at the end, on a signal and before a
     validation."""
 
@@ -59,7 +60,7 @@ class FinetuneConfig:
     checkpoint: Path = REQUIRED
     """Where the weights come from: a run's folder, a checkpoint, a model folder, or a released file
     of the original code."""
-    out: Path = REQUIRED
+    out: Path = field(default=REQUIRED, metadata=MAY_CHANGE)
     """Folder of the run: checkpoints, best weights, results, predictions. The same command on the
     same folder resumes."""
     variant: str = ""
@@ -93,7 +94,7 @@ class FinetuneConfig:
     patience: int = 5
     """Validations in a row without a better result after which training stops; 0 never stops
     early."""
-    val_items: int = 2000
+    val_items: int = option(2000, resume="may_change")
     """Validate on at most this many items, chosen by the hash of their ids; 0 takes all."""
     head_lr_mult: float = 1.0
     """The task head's learning rate as a multiple of --lr."""
@@ -108,7 +109,7 @@ class FinetuneConfig:
     """Data sets of the pre-training joined by +, as the paper writes them (WebVid+HowTo): which row
     of the paper the result stands beside. If not given, as the checkpoint says: the folders of our
     own pre-training runs."""
-    task: TaskOptions = field(default_factory=TaskOptions)
+    task: TaskOptions = field(default_factory=TaskOptions, metadata=RECORDED)
     loader: DataConfig = field(default_factory=DataConfig)
     train: TuneConfig = field(default_factory=TuneConfig)
 
@@ -145,6 +146,6 @@ class FinetuneConfig:
             num_frames=self.frames, image_size=config.image_size, max_text_len=config.max_text_len
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values only, for checkpoints and results."""
-        return plain(asdict(self))
+    def as_json(self) -> RunOptions:
+        """JSON values with their resume policies, for checkpoints and results."""
+        return RunOptions.of(self)

@@ -3,13 +3,14 @@ checkpoint."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from allinone.common.options import MAY_CHANGE, RunOptions, option
 from allinone.common.validation import COUNT, NOT_NEGATIVE, require
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec, require_distinct
-from allinone.engine.config import TrainConfig, plain
+from allinone.engine.config import TrainConfig
 from allinone.model import AllInOneConfig
 from allinone.pretrain.objectives import ObjectiveConfig
 
@@ -76,7 +77,7 @@ class CoTrainOptions:
     image_heads: Literal["shared", "separate"] = "shared"
     """Whether images use the MLM and VTM heads of video, or have their own (the paper's rows
     "Shared" and "Not Shared")."""
-    image_workers: int | None = None
+    image_workers: int | None = option(None, resume="may_change")
     """Reader processes per rank for the images; as many as --workers if not given."""
 
     def __post_init__(self) -> None:
@@ -88,14 +89,14 @@ class CoTrainOptions:
 class PretrainConfig:
     """Everything that a pre-training run depends on."""
 
-    out: Path
+    out: Path = field(metadata=MAY_CHANGE)
     """Folder of the run: checkpoints, TensorBoard, history. The same command on the same folder
     resumes."""
     data: tuple[str, ...]
     """Prepared data sets to train on, each DIR[:SPLIT][=WEIGHT]."""
-    val: tuple[str, ...] = ()
+    val: tuple[str, ...] = option((), resume="may_change")
     """Prepared data sets to evaluate on during training, each DIR[:SPLIT] (default split val)."""
-    val_items: int = 1000
+    val_items: int = option(1000, resume="may_change")
     """Evaluate at most this many items of each validation set; 0 takes all."""
     model: ModelOptions = field(default_factory=ModelOptions)
     cotrain: CoTrainOptions = field(default_factory=CoTrainOptions)
@@ -134,6 +135,6 @@ class PretrainConfig:
             max_text_len=config.max_text_len,
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values only, for checkpoints and reports."""
-        return plain(asdict(self))
+    def as_json(self) -> RunOptions:
+        """JSON values with their resume policies, for checkpoints and reports."""
+        return RunOptions.of(self)
