@@ -1,1 +1,1 @@
-"""Checkpoints: complete or absent, readable at any parallel layout."""
+"""Checkpoints: complete or absent, and loadable at any parallel layout."""

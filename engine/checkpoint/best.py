@@ -1,4 +1,4 @@
-"""Which evaluation of a run was the best one, and when there is nothing more to wait for."""
+"""Selection of the best evaluation of a run, and early stopping."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from allinone.engine.distributed.collectives import run_on_rank0
 
 @dataclass(frozen=True)
 class Selection:
-    """How the best weights are chosen: by one number of the evaluation, the higher the better."""
+    """How the best weights are chosen: by one number of the evaluation, higher is better."""
 
     metric: str
+    """Name of the number among the evaluation's results."""
     patience: int = 0
-    """Evaluations in a row without a better value after which training stops; 0 never stops
+    """Consecutive evaluations without a better value after which training stops; 0 never stops
     early."""
 
 
 @dataclass
 class _State:
     step: int = 0
+    """Step of the best evaluation."""
     value: float | None = None
+    """Its value."""
     worse: int = 0
     """Evaluations since the best one."""
     evaluated: int = 0
@@ -34,54 +37,69 @@ class _State:
 
 
 class BestCheckpoint:
-    """The best evaluation so far. Its state is saved with every checkpoint, and in OUT/best.json
-    after every evaluation (OUT/evaluated.json where nothing is selected): a run that was killed
-    between a checkpoint and the evaluation of the same step makes up for it.
+    """The best evaluation so far.
+
+    Its state is saved with every checkpoint, and after every evaluation in OUT/best.json
+    (OUT/evaluated.json without a selection). From that file, a run that was killed between a
+    checkpoint and the evaluation of the same step knows that the evaluation is missing.
     """
 
     def __init__(self, selection: Selection | None, out: Path) -> None:
-        self._selection, self._file = (
-            selection,
-            out / ("best.json" if selection else "evaluated.json"),
-        )
+        self._selection = selection
+        self._file = out / ("best.json" if selection else "evaluated.json")
         self._state = _State()
 
     def restore(self, saved: Mapping[str, Any] | None, step: int) -> None:
-        """Take the state of the checkpoint of this step, or that of a later evaluation of the very
-        same step. Collective."""
+        """Restore the state when a run resumes. Collective.
+
+        Args:
+            saved: State in the checkpoint, if any.
+            step: Step of the checkpoint. An evaluation of the same step, done after the checkpoint
+                was written, takes precedence.
+        """
         if self._selection and saved:
             self._state = _State(**saved)
-        self._state = run_on_rank0(lambda: self._later(step)) or self._state
+        self._state = run_on_rank0(lambda: self._evaluated_after(step)) or self._state
 
-    def _later(self, step: int) -> _State | None:
+    def _evaluated_after(self, step: int) -> _State | None:
         if not self._file.is_file():
             return None
         state = _State(**json.loads(self._file.read_text()))
         return state if state.evaluated == step else None
 
     def state(self) -> dict[str, Any] | None:
-        """For the checkpoint; None where nothing is selected."""
+        """State for the checkpoint; None without a selection."""
         return asdict(self._state) if self._selection else None
 
-    def lacks(self, step: int) -> bool:
-        """Whether the evaluation of this step would be news."""
+    def needs_eval(self, step: int) -> bool:
+        """Whether this step still needs evaluation."""
         return 0 < step != self._state.evaluated
 
     @property
     def exhausted(self) -> bool:
-        """Whether to stop early."""
+        """Whether training stops early."""
         patience = self._selection.patience if self._selection else 0
         return 0 < patience <= self._state.worse
 
-    def judge(self, step: int, results: Mapping[str, float]) -> bool:
-        """Whether these results are the best so far. ConfigError where the metric is not among
-        them."""
+    def update(self, step: int, results: Mapping[str, float]) -> bool:
+        """Record an evaluation.
+
+        Args:
+            step: The evaluated step.
+            results: Name → value; a value that is NaN is never the best.
+
+        Returns:
+            Whether this is the best evaluation so far.
+
+        Raises:
+            ConfigError: The selected metric is not among the results.
+        """
         if self._selection is None:
             self._state.evaluated = step
             return False
         if self._selection.metric not in results:
             raise ConfigError(
-                f"the evaluation gives no {self._selection.metric!r} to select by; it gives:"
+                f"the evaluation has no {self._selection.metric!r} to select by; it has:"
                 f" {', '.join(results)}"
             )
         state, value = self._state, float(results[self._selection.metric])
@@ -93,9 +111,11 @@ class BestCheckpoint:
             state.worse += 1
         return better
 
-    def remember(self) -> None:
-        """Rank 0, after the best weights are written: the state as of now."""
+    def save(self) -> None:
+        """Write the state to the run's folder. Rank 0 only, after the best weights are written."""
         write_atomic(self._file, json.dumps(asdict(self._state)) + "\n")
+
+    lacks, judge, remember = needs_eval, update, save  # former names
 
     def __str__(self) -> str:
         if self._selection is None or self._state.value is None:

@@ -1,304 +1,118 @@
-"""Checkpoints that are whole or absent: DeepSpeed's ZeRO state, fp32 weights, the run's options, a
-manifest; published by one rename.
+"""Saving, loading and pruning checkpoints: each is complete or absent, published by one rename.
 
-OUT/checkpoints/step-00001000/
-  manifest.json sizes and sha256 of every other file; a folder without it is unfinished run.json
-  options, step, samples consumed, world size, versions layout.json who held what: ZeRO stage, data
-  ranks, tensor parallel size, what engine/checkpoint/zero_reader.py needs to join the partitions
-  weights/ fp32 weights as safetensors with the model's config.json: what every other tool reads;
-  the same at every layout deepspeed/ optimizer state and partitions, one file per rank
+The content of a checkpoint is described in engine/checkpoint/layout.py.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
-import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from allinone.common.atomic_io import fsync_dir, fsync_file, remove_leftovers, write_atomic
-from allinone.common.errors import AllInOneError, ConfigError
+from allinone.common.atomic_io import fsync_dir, remove_leftovers, write_atomic
+from allinone.common.exit_codes import ExitCode
 from allinone.common.formatting import size
+from allinone.common.options import flatten
 from allinone.common.paths import ROOT
-from allinone.engine import ds_config
-from allinone.engine.config import HARMLESS
+from allinone.engine.checkpoint import _deepspeed, reshard
+from allinone.engine.checkpoint.layout import (
+    BEST,
+    LAYOUT,
+    RUN,
+    STATE,
+    WEIGHTS,
+    CheckpointError,
+    checkpoints,
+    step_folder,
+    step_of,
+)
+from allinone.engine.checkpoint.manifest import find_damage, newest_complete, write_manifest
+from allinone.engine.checkpoint.weights import best_weights, find_weights, newest_weights
 from allinone.engine.distributed import topology
 from allinone.engine.distributed.collectives import all_gather_object
+from allinone.engine.resume import changed_options, newest_for_resume
 
-STATE = "deepspeed"
-BEST = "best"
-"""Folder inside a run with the weights that the validation chose."""
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
-LAYOUT = "layout.json"
-
-
-class CheckpointError(AllInOneError, RuntimeError):
-    """A checkpoint cannot be written or used. `disk` tells the first case."""
-
-    def __init__(self, message: str, disk: bool = False) -> None:
-        super().__init__(message)
-        self.disk = disk
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_manifest(folder: Path) -> None:
-    """Sizes and hashes of all files below `folder`, each forced to the disk first."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in files:
-        fsync_file(path)
-    for path in (path for path in folder.rglob("*") if path.is_dir()):
-        fsync_dir(path)
-    entries = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _hash(path)}
-        for path in files
-    }
-    write_atomic(folder / "manifest.json", json.dumps(entries, indent=1) + "\n")
+__all__ = [
+    "BEST",
+    "LAYOUT",
+    "STATE",
+    "CheckpointError",
+    "StateWriter",
+    "attempt",
+    "best_weights",
+    "changed_options",
+    "checkpoints",
+    "code_version",
+    "find_damage",
+    "find_weights",
+    "flatten",
+    "full_weights",
+    "load",
+    "newest_complete",
+    "newest_for_resume",
+    "newest_weights",
+    "prune",
+    "save",
+    "save_best",
+    "step_of",
+    "write_manifest",
+]
 
 
-def find_damage(folder: Path, without: str = "") -> str | None:
-    """What is wrong with a checkpoint, in words, or None. Every file's size and hash is compared
-    with the manifest; `without` names one file that is not looked at."""
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        return "has no manifest.json: it was not finished"
-    try:
-        entries = json.loads(manifest.read_text())
-        for name, entry in entries.items():
-            if name == without:
-                continue
-            path = folder / name
-            if not path.is_file():
-                return f"misses {name}"
-            if path.stat().st_size != entry["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
-            if _hash(path) != entry["sha256"]:
-                return f"{name} does not have the content that was written"
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        return f"manifest.json cannot be read ({error})"
-    return None
+def full_weights(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
+    """Gather fp32 weights over ZeRO partitions and tensor-parallel ranks. Collective.
 
+    Args:
+        module: The model inside DeepSpeed's engine.
+        optimizer: The engine's optimizer.
 
-def step_of(folder: Path) -> int:
-    """Step in a checkpoint's name, -1 if it has none."""
-    match = re.fullmatch(r"step-(\d+)", folder.name)
-    return int(match[1]) if match else -1
-
-
-def checkpoints(out: Path, kind: str = "checkpoints") -> list[Path]:
-    """Published checkpoints of a run (or, with BEST, its best weights), newest first; whole or
-    not."""
-    folders = [path for path in (out / kind).glob("step-*") if step_of(path) >= 0]
-    return sorted(folders, key=step_of, reverse=True)
-
-
-def newest_complete(out: Path, kind: str = "checkpoints") -> tuple[Path | None, list[str]]:
-    """The newest undamaged checkpoint, and a line about each damaged one that was passed over."""
-    notes: list[str] = []
-    for folder in checkpoints(out, kind):
-        problem = find_damage(folder)
-        if problem is None:
-            return folder, notes
-        notes.append(f"checkpoint {folder} {problem}; looking for the one before")
-    return None, notes
-
-
-def newest_for_resume(out: Path) -> tuple[Path | None, list[str]]:
-    """As `newest_complete`, and damaged checkpoints are renamed to damaged-step-*, so that they
-    count as none when old ones are deleted.
-
-    Raises CheckpointError if there are checkpoints and none is whole: starting again from step 0 is
-    for a person to decide.
+    Returns:
+        On rank 0, parameter name → fp32 tensor on the CPU, the same for every layout; {} on the
+        other ranks.
     """
-    folder, notes = newest_complete(out)
-    if folder is None:
-        if notes:
-            raise CheckpointError(
-                f"{'; '.join(notes)}: none is left. Delete {out / 'checkpoints'} to start again"
-                " from step 0"
-            )
-        return None, []
-    for bad in (path for path in checkpoints(out) if step_of(path) > step_of(folder)):
-        aside = bad.with_name(f"damaged-{bad.name}")
-        if aside.exists():
-            shutil.rmtree(aside)
-        bad.rename(aside)
-    return folder, [f"{note}; it is kept as damaged-*" for note in notes]
-
-
-def newest_weights(out: Path) -> Path:
-    """Folder with the fp32 weights of a run's newest whole checkpoint, for from_pretrained;
-    CheckpointError if there is none."""
-    folder, notes = newest_complete(out)
-    if folder is None:
-        raise CheckpointError(
-            "; ".join([*notes, f"no checkpoint in {out / 'checkpoints'}; train first"])
-        )
-    return folder / "weights"
-
-
-def best_weights(out: Path) -> Path:
-    """The weights that a run's validation chose, or, where it has none, `newest_weights`."""
-    folder, notes = newest_complete(out, BEST)
-    if folder is None and notes:
-        raise CheckpointError("; ".join(notes))
-    return folder / "weights" if folder else newest_weights(out)
-
-
-def find_weights(path: Path) -> Path:
-    """The folder to give to from_pretrained: `path` itself, `weights/` of a checkpoint, or those of
-    a run: its best ones where a validation chose them, else those of the newest whole checkpoint.
-
-    Raises CheckpointError for anything else, and for a checkpoint that is damaged; its message goes
-    on from the name of the path.
-    """
-    if not path.is_dir():
-        raise CheckpointError(
-            f"{path}"
-            f" {'is a file; give the folder that holds it' if path.is_file() else 'does not exist'}"
-        )
-    if (path / "config.json").is_file():
-        if not any((path / name).is_file() for name in WEIGHT_FILES):
-            raise CheckpointError(
-                f"{path} has a config.json but no weights ({' or '.join(WEIGHT_FILES)})"
-            )
-        return path
-    if (path / "manifest.json").is_file():
-        if problem := find_damage(path):
-            raise CheckpointError(
-                f"{path} is damaged: it {problem}; give another checkpoint of the run, or the run's"
-                " folder"
-            )
-        return find_weights(path / "weights")
-    if (path / BEST).is_dir() or (path / "checkpoints").is_dir():
-        try:
-            return best_weights(path)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
-    raise CheckpointError(
-        f"{path} holds no weights; give a folder of save_pretrained (config.json and"
-        " model.safetensors), a checkpoint (step-…, with weights/), or a run's folder (with"
-        " checkpoints/)"
-    )
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options as one level: {"train": {"lr": 1}} → {"train.lr": 1}."""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        name = f"{prefix}{key}"
-        flat.update(flatten(item, f"{name}.") if isinstance(item, Mapping) else {name: item})
-    return flat
-
-
-def changed_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`name: old → new` for every option that changes the result and differs."""
-    before, now = flatten(old), flatten(new)
-    names = sorted(
-        name for name in before.keys() | now.keys() if name.rsplit(".", 1)[-1] not in HARMLESS
-    )
-    return [
-        f"{name}: {before.get(name)} → {now.get(name)}"
-        for name in names
-        if not _same(name, before.get(name), now.get(name))
-    ]
-
-
-def _same(name: str, old: Any, new: Any) -> bool:
-    """Equal, or two DeepSpeed files that compute alike: ZeRO stage, buckets and offload may
-    change."""
-    if old == new or name.rsplit(".", 1)[-1] != "ds_config" or None in (old, new):
-        return old == new
-    try:
-        return ds_config.arithmetic(ds_config.load(old)) == ds_config.arithmetic(
-            ds_config.load(new)
-        )
-    except ConfigError:  # the old file is gone
-        return False
-
-
-def _masters(optimizer: Any) -> dict[nn.Parameter, torch.Tensor]:
-    """fp32 weights that DeepSpeed's optimizer of ZeRO 0 in 16 bits keeps; {} for every other."""
-    if not hasattr(optimizer, "fp32_groups"):
-        return {}
-    pairs = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
-    return {low: full for group in pairs for low, full in zip(*group, strict=True)}
-
-
-def full_weights(module: nn.Module, optimizer: Any) -> dict[str, torch.Tensor]:
-    """fp32 weights of the wrapped model on the CPU, gathered over ZeRO's partitions and
-    tensor-parallel ranks, so that they are the same at every layout. Collective over all ranks; the
-    others than rank 0 get {}."""
-    weights, keep, layout, masters = (
-        {},
-        dist.get_rank() == 0,
-        topology.current(),
-        _masters(optimizer),
-    )
+    weights: dict[str, Tensor] = {}
+    is_rank0 = dist.get_rank() == 0
+    layout = topology.current()
+    masters = _deepspeed.fp32_masters(optimizer)
     for name, parameter in module.named_parameters():
-        partitioned = hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")
-        full = _whole(parameter) if partitioned else masters.get(parameter)
-        value = (
-            (parameter if full is None else full)
-            .detach()
-            .reshape(getattr(parameter, "ds_shape", parameter.shape))
-        )
+        value = _deepspeed.full_parameter(parameter, masters)
         if (division := topology.division_of(parameter)) is not None:
             value = topology.gather(value, division, layout)
-        if keep:
+        if is_rank0:
             weights[name] = value.float().cpu()
     return weights
 
 
-def _whole(parameter: nn.Parameter) -> torch.Tensor | None:
-    from deepspeed import zero
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    if (
-        hasattr(parameter, "ds_id") and not parameter.requires_grad
-    ):  # ZeRO 3 keeps no fp32 copy of what is frozen
-        with zero.GatheredParameters([parameter]):
-            return parameter.detach().clone()
-    return safe_get_full_fp32_param(parameter)
-
-
 class StateWriter:
-    """Makes DeepSpeed's save_checkpoint safe on a full disk: a failed write is remembered instead
-    of raised.
+    """Records a failed write of DeepSpeed's save_checkpoint instead of raising it.
 
-    save_checkpoint holds barriers after its writes. A rank that raised in between would leave the
-    others waiting in them until the time-out.
+    save_checkpoint runs barriers after its writes. A rank that raised in between would leave the
+    other ranks waiting in them until the time-out.
     """
 
     def __init__(self, engine: Any) -> None:
         self.error = ""
-        self._write = engine.checkpoint_engine.save
-        engine.checkpoint_engine.save = self._save
-        engine._copy_recovery_script = lambda save_path: (
-            None
-        )  # zero_to_fp32.py in each checkpoint: weights/ serves its purpose
+        _deepspeed.intercept_writes(engine, self._write)
 
-    def _save(self, state_dict: Any, path: str) -> None:
-        self.error = self.error or attempt(lambda: self._write(state_dict, path))
+    def _write(self, write: Callable[[], None]) -> None:
+        self.error = self.error or attempt(write)
 
 
 def attempt(action: Callable[[], object]) -> str:
-    """What went wrong with a write, or ''. A full disk is an OSError, to torch a RuntimeError, to
-    safetensors an error of its own."""
+    """Run a write and return its error as text, or ''.
+
+    A full disk is an OSError to Python, a RuntimeError to torch and an error of its own to
+    safetensors.
+    """
     try:
         action()
     except (OSError, RuntimeError, SafetensorError) as failure:
@@ -312,36 +126,14 @@ def code_version() -> dict[str, str]:
         version = importlib.metadata.version("allinone-pretrain")
     except importlib.metadata.PackageNotFoundError:
         version = "not installed"
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     try:
-        found = subprocess.run(
-            ["git", "-C", str(ROOT), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError:  # no git on this machine
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # git is not installed
         return {"version": version}
-    return (
-        {"version": version, "commit": found.stdout.strip()}
-        if found.returncode == 0
-        else {"version": version}
-    )
-
-
-def _save_weights(module: nn.Module, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    if isinstance(module, PreTrainedModel):
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # a bar per checkpoint between our own lines
-        module.save_pretrained(folder, state_dict=weights)
-    else:
-        from safetensors.torch import save_file
-
-        folder.mkdir()
-        save_file(
-            {name: value.contiguous() for name, value in weights.items()},
-            folder / "model.safetensors",
-        )
+    if found.returncode != 0:
+        return {"version": version}
+    return {"version": version, "commit": found.stdout.strip()}
 
 
 def save(
@@ -352,53 +144,74 @@ def save(
     facts: Mapping[str, Any],
     layout: Mapping[str, Any],
 ) -> Path:
-    """Write a checkpoint with all ranks and publish it. A failure leaves the earlier ones alone and
-    raises CheckpointError on every rank."""
-    target = out / "checkpoints" / f"step-{facts['step']:08d}"
+    """Write a checkpoint with all ranks and publish it. Collective.
+
+    Args:
+        engine: DeepSpeed's engine.
+        writer: The engine's `StateWriter`.
+        module: The model inside the engine.
+        out: The run's folder.
+        facts: Content of run.json; `step` names the folder.
+        layout: Content of layout.json, see `reshard.describe`.
+
+    Returns:
+        The published folder.
+
+    Raises:
+        CheckpointError: A write failed (exit code DISK_FULL), on every rank. Earlier checkpoints
+            are not affected.
+    """
+    target = step_folder(out, facts["step"])
     temporary = target.with_name(f".tmp-{target.name}")
-    first = dist.get_rank() == 0
-    error = _first_error(attempt(lambda: _make_folder(temporary)) if first else "")
+    is_rank0 = dist.get_rank() == 0
+    error = _first_error(attempt(lambda: _make_folder(temporary)) if is_rank0 else "")
     if not error:
         weights = full_weights(module, engine.optimizer)
         writer.error = ""
         engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False)
-        error = _first_error(
-            writer.error
-        )  # before rank 0 publishes: all partitions must have been written
+        # rank 0 must not publish before all ranks have written their partitions
+        error = _first_error(writer.error)
     if not error:
+        notes = {RUN: facts, LAYOUT: layout}
         error = _first_error(
-            attempt(
-                lambda: _finish(
-                    temporary, target, module, weights, {"run.json": facts, LAYOUT: layout}
-                )
-            )
-            if first
-            else ""
+            attempt(lambda: _publish(temporary, target, module, weights, notes)) if is_rank0 else ""
         )
     if error:
-        if first:
+        if is_rank0:
             shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"checkpoint {target.name} could not be written ({error}); most often the disk or a"
-            f" quota is full: {size(shutil.disk_usage(out).free)} are free in {out}. Earlier"
-            " checkpoints are whole: free space, then run the same command again",
-            disk=True,
+            f"checkpoint {target.name} could not be written ({error}); usually the disk or a quota"
+            f" is full: {size(shutil.disk_usage(out).free)} are free in {out}. Earlier checkpoints"
+            " are complete: free space, then run the same command again",
+            exit_code=ExitCode.DISK_FULL,
         )
     return target
 
 
 def save_best(module: nn.Module, optimizer: Any, out: Path, facts: Mapping[str, Any]) -> Path:
-    """Publish the weights of this step as the run's best ones, with all ranks; older ones are
-    deleted then. Fails as `save` does."""
-    target = out / BEST / f"step-{facts['step']:08d}"
+    """Publish the current weights as the run's best weights, and delete older ones. Collective.
+
+    Args:
+        module: The model inside DeepSpeed's engine.
+        optimizer: The engine's optimizer.
+        out: The run's folder.
+        facts: Content of run.json; `step` names the folder.
+
+    Returns:
+        The published folder.
+
+    Raises:
+        CheckpointError: A write failed (exit code DISK_FULL), on every rank.
+    """
+    target = step_folder(out, facts["step"], BEST)
     temporary = target.with_name(f".tmp-{target.name}")
     weights = full_weights(module, optimizer)
 
     def publish() -> None:
         _make_folder(temporary)
-        if target.exists():  # written before a kill, by the same steps
+        if target.exists():  # written before the run was killed, by the same steps
             shutil.rmtree(target)
-        _finish(temporary, target, module, weights, {"run.json": facts})
+        _publish(temporary, target, module, weights, {RUN: facts})
         for old in checkpoints(out, BEST)[1:]:
             shutil.rmtree(old)
 
@@ -406,7 +219,7 @@ def save_best(module: nn.Module, optimizer: Any, out: Path, facts: Mapping[str, 
     if error:
         raise CheckpointError(
             f"{target} could not be written ({error}); free space, then run the same command again",
-            disk=True,
+            exit_code=ExitCode.DISK_FULL,
         )
     return target
 
@@ -417,16 +230,15 @@ def _make_folder(temporary: Path) -> None:
     temporary.mkdir()
 
 
-def _finish(
+def _publish(
     temporary: Path,
     target: Path,
     module: nn.Module,
-    weights: dict[str, torch.Tensor],
+    weights: dict[str, Tensor],
     notes: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Rank 0's part after all partitions are written: weights, notes (file name → content),
-    manifest, rename."""
-    _save_weights(module, weights, temporary / "weights")
+    """Write weights, notes (file name → content) and manifest, then rename. Rank 0 only."""
+    _save_weights(module, weights, temporary / WEIGHTS)
     for name, content in notes.items():
         write_atomic(temporary / name, json.dumps(content, indent=1) + "\n")
     write_manifest(temporary)
@@ -434,27 +246,50 @@ def _finish(
     fsync_dir(target.parent)
 
 
+def _save_weights(module: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    if isinstance(module, PreTrainedModel):
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # else a bar per checkpoint between our log lines
+        module.save_pretrained(folder, state_dict=weights)
+    else:
+        from safetensors.torch import save_file
+
+        folder.mkdir()
+        contiguous = {name: value.contiguous() for name, value in weights.items()}
+        save_file(contiguous, folder / "model.safetensors")
+
+
 def _first_error(error: str) -> str:
-    """The same error on all ranks: the first one's."""
+    """The error of the lowest rank that has one, on all ranks; '' if there is none. Collective."""
     return next((text for text in all_gather_object(error) if text), "")
 
 
 def load(
     engine: Any, module: nn.Module, folder: Path, layout: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str]:
-    """Restore the state of a verified checkpoint; returns run.json, and in words what has changed
-    in the layout since.
+    """Restore the state of a verified checkpoint. Collective.
 
-    At the layout that wrote it DeepSpeed loads its own files, bit for bit; at another one
-    engine/checkpoint/reshard.py joins and divides the partitions.
+    At the layout that wrote the checkpoint, DeepSpeed loads its own files and training continues
+    bit for bit. At any other layout the state is redistributed (engine/checkpoint/reshard.py).
+
+    Args:
+        engine: DeepSpeed's engine.
+        module: The model inside the engine.
+        folder: The checkpoint.
+        layout: Layout of this run, see `reshard.describe`.
+
+    Returns:
+        Content of run.json, and the differences between the layouts ('' if there are none).
+
+    Raises:
+        CheckpointError: The checkpoint cannot be loaded at this layout.
     """
-    from allinone.engine.checkpoint import reshard
-
-    facts = json.loads((folder / "run.json").read_text())
+    facts = json.loads((folder / RUN).read_text())
     if not (folder / LAYOUT).is_file():
         raise CheckpointError(
-            f"{folder} was written by an earlier version, without {LAYOUT}; begin a new run from"
-            f" its weights in {folder / 'weights'}"
+            f"{folder} was written by an earlier version, without {LAYOUT}; start a new run from"
+            f" its weights in {folder / WEIGHTS}"
         )
     before = json.loads((folder / LAYOUT).read_text())
     changed = reshard.difference(before, layout)
@@ -465,24 +300,28 @@ def load(
     path, _ = engine.load_checkpoint(str(folder), tag=STATE)
     if path is None:
         raise CheckpointError(
-            f"DeepSpeed could not load {folder}; was it written with another ds_config?"
+            f"DeepSpeed could not load {folder}; was it written with another --ds-config?"
         )
     if before["offload"] == "nvme":
         reshard.load_kept_in_memory(engine, folder)
     return facts, ""
 
 
-DOOMED = ".tmp-old-"
-"""Prefix of a checkpoint that is being deleted: a half-deleted one is never taken for whole."""
+DELETING = ".tmp-old-"
+"""Prefix of a checkpoint that is being deleted, so that a partly deleted one is never used."""
 
 
 def prune(out: Path, keep_last: int, keep_every: int) -> None:
-    """Delete old checkpoints: the newest `keep_last` stay, and those at multiples of `keep_every`
-    steps."""
+    """Delete old checkpoints.
+
+    Args:
+        out: The run's folder.
+        keep_last: Number of newest checkpoints to keep.
+        keep_every: Also keep checkpoints at multiples of this many steps; 0 keeps no others.
+    """
     for folder in checkpoints(out)[keep_last:]:
         if not keep_every or step_of(folder) % keep_every:
-            folder.rename(folder.with_name(f"{DOOMED}{folder.name}"))
-    for doomed in (out / "checkpoints").glob(f"{DOOMED}*"):
-        shutil.rmtree(
-            doomed, ignore_errors=True
-        )  # NFS keeps what somebody still reads; the next time
+            folder.rename(folder.with_name(f"{DELETING}{folder.name}"))
+    for folder in (out / "checkpoints").glob(f"{DELETING}*"):
+        # NFS keeps files that a process still reads; the next call deletes them
+        shutil.rmtree(folder, ignore_errors=True)

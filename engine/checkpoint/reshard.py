@@ -1,11 +1,12 @@
-"""A run continues at another number of ranks, ZeRO stage and tensor-parallel size: every rank reads
-its share of the optimizer state from the old partitions by parameter name, and hands it to
-DeepSpeed as the state that it would itself have saved.
+"""Load a checkpoint at another number of ranks, ZeRO stage or tensor-parallel size.
 
-Nothing is converted or written, and no rank holds more than its own share and one whole parameter
-at a time; from ZeRO 1 and 2 to ZeRO 1 and 2 a rank reads little more than its share from the disk.
-DeepSpeed's own way (ds_to_universal) copies the checkpoint, and in 0.19 gives every group the
-weight decay of the first when it comes from ZeRO 3.
+Every rank reads its share of the optimizer state from the old partitions by parameter name, and
+passes it to DeepSpeed as the state that this layout would have saved. Nothing is converted or
+written, and a rank holds at most its own share and one full parameter at a time. From ZeRO 1 or 2
+to ZeRO 1 or 2, a rank reads little more than its share from the disk.
+
+DeepSpeed's own converter (ds_to_universal) copies the checkpoint, and in 0.19 it gives every group
+the weight decay of the first group when it reads ZeRO 3.
 """
 
 from __future__ import annotations
@@ -20,12 +21,21 @@ import torch
 from torch import Tensor, nn
 
 from allinone.engine import ds_config
-from allinone.engine.checkpoint.manager import STATE, CheckpointError
-from allinone.engine.checkpoint.zero_reader import STAND_INS, Key, SavedState
+from allinone.engine.checkpoint import _deepspeed
+from allinone.engine.checkpoint.layout import STATE, WEIGHTS, CheckpointError
+from allinone.engine.checkpoint.zero_reader import Key, SavedState
 from allinone.engine.distributed import topology
 from allinone.model.weights_file import read_pickle
 
 KEYS: tuple[Key, ...] = ("weight", "exp_avg", "exp_avg_sq")
+LABELS = {
+    "data_ranks": "data ranks",
+    "stage": "ZeRO",
+    "tensor_parallel": "tensor parallel",
+    "offload": "offload",
+    "precision": "precision",
+}
+"""Entries of layout.json that must be equal for DeepSpeed's own loading → their names in text."""
 
 
 def describe(
@@ -34,8 +44,14 @@ def describe(
     config: Mapping[str, Any],
     layout: topology.Layout,
 ) -> dict[str, Any]:
-    """JSON-able layout of a run, as layout.json of its checkpoints: who holds what of which
-    parameter."""
+    """The content of layout.json: which state of which parameter is stored where.
+
+    Args:
+        module: The model.
+        groups: Parameter groups of the optimizer.
+        config: The resolved DeepSpeed configuration.
+        layout: Ranks of this run.
+    """
     names = {parameter: name for name, parameter in module.named_parameters()}
     divisions = {
         name: topology.division_of(parameter) for name, parameter in module.named_parameters()
@@ -55,25 +71,44 @@ def describe(
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """In words what is not as it was written; '' if DeepSpeed's own loading fits."""
-    words = {
-        "data_ranks": "data ranks",
-        "stage": "ZeRO",
-        "tensor_parallel": "tensor parallel",
-        "offload": "offload",
-        "precision": "precision",
-    }
+    """The entries of two layouts that differ, as text; '' if DeepSpeed's own loading applies."""
     return ", ".join(
-        f"{word} {before[name]} → {now[name]}"
-        for name, word in words.items()
+        f"{label} {before[name]} → {now[name]}"
+        for name, label in LABELS.items()
         if before[name] != now[name]
     )
 
 
+def check_movable(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a change of layout that is not supported.
+
+    Args:
+        folder: The checkpoint, for messages.
+        before: Its layout.
+        now: The layout of this run.
+
+    Raises:
+        CheckpointError: NVMe offload is involved, whose state is stored in DeepSpeed's swap files,
+            or the precision differs.
+    """
+    if "nvme" in (before["offload"], now["offload"]):
+        raise CheckpointError(
+            f"{folder} cannot be loaded at this layout ({difference(before, now)}): with NVMe"
+            " offload the optimizer state is stored in DeepSpeed's swap files. Continue at the"
+            " layout that wrote it, or start a new run with"
+            f" --init-from {folder / WEIGHTS}"
+        )
+    if before["precision"] != now["precision"]:
+        raise CheckpointError(
+            f"{folder} was written in {before['precision']}, this run computes in"
+            f" {now['precision']}; use a --ds-config of the same precision"
+        )
+
+
 @dataclass
-class _Cut:
-    """A stretch of a flat tensor that this rank holds: `count` numbers of a parameter from `start`
-    on, at `offset`."""
+class _Slice:
+    """Numbers [start, start + count) of a flattened parameter, stored at `offset` of a flat tensor
+    of this rank."""
 
     parameter: nn.Parameter
     start: int
@@ -86,169 +121,85 @@ def load(
 ) -> None:
     """Restore weights, moments and step count from a verified checkpoint of another layout.
 
-    Raises CheckpointError for what cannot move: NVMe offload, whose state lies in DeepSpeed's swap
-    files, and another precision.
+    Args:
+        engine: DeepSpeed's engine.
+        module: The model inside the engine.
+        folder: The checkpoint.
+        before: Layout that wrote it.
+        now: Layout of this run.
+
+    Raises:
+        CheckpointError: As `check_movable`, or files of the checkpoint are missing.
     """
-    if "nvme" in (before["offload"], now["offload"]):
-        raise CheckpointError(
-            f"{folder} cannot move ({difference(before, now)}): with NVMe offload the optimizer's"
-            " state lies in DeepSpeed's swap files. Continue at the layout that wrote it, or begin"
-            f" a new run with --init-from {folder / 'weights'}"
-        )
-    if before["precision"] != now["precision"]:
-        raise CheckpointError(
-            f"{folder} was written in {before['precision']}, this run computes in"
-            f" {now['precision']}; use the same"
-        )
-    saved, names = (
-        SavedState(folder),
-        {parameter: name for name, parameter in module.named_parameters()},
-    )
+    check_movable(folder, before, now)
+    saved = SavedState(folder)
+    names = {parameter: name for name, parameter in module.named_parameters()}
     optimizer, layout = engine.optimizer, topology.current()
 
-    def fill(flat: Tensor, cuts: list[_Cut], key: Key) -> Tensor:
-        """The new content of a flat tensor of this rank; padding is 0."""
+    def fill(flat: Tensor, slices: list[_Slice], key: Key) -> Tensor:
+        """New content of a flat tensor of this rank; padding is 0."""
         filled = torch.zeros_like(flat, dtype=torch.float32, requires_grad=False)
-        for cut in cuts:
-            whole = saved.whole(names[cut.parameter], key)
-            division = topology.division_of(cut.parameter)
-            part = (
-                whole
-                if division is None
-                else division.part(whole, layout.tensor_rank, layout.tensor)
-            )
-            filled.view(-1)[cut.offset : cut.offset + cut.count] = part.flatten()[
-                cut.start : cut.start + cut.count
-            ]
+        for piece in slices:
+            part = saved.full_tensor(names[piece.parameter], key)
+            if (division := topology.division_of(piece.parameter)) is not None:
+                part = division.part(part, layout.tensor_rank, layout.tensor)
+            numbers = part.flatten()[piece.start : piece.start + piece.count]
+            filled.view(-1)[piece.offset : piece.offset + piece.count] = numbers
         return filled
 
     flats: list[Tensor] = []
     state: dict[int, dict[str, Tensor]] = {}
-    for number, (flat, cuts) in enumerate(_flats_of(optimizer, now["stage"], layout)):
-        weight, *moments = (fill(flat, cuts, key) for key in KEYS)
+    for number, (flat, parameters) in enumerate(_deepspeed.flat_groups(optimizer, now["stage"])):
+        slices = list(_slices(now["stage"], flat, parameters, layout))
+        weight, *moments = (fill(flat, slices, key) for key in KEYS)
         flats.append(weight)
         state[number] = {
             "step": torch.tensor(saved.step),
             **dict(zip(KEYS[1:], moments, strict=True)),
         }
-    _hand_over(optimizer, now["stage"], flats, state, layout)
+    _deepspeed.load_flat_state(optimizer, now["stage"], flats, state, layout.data_world)
 
 
 def load_kept_in_memory(engine: Any, folder: Path) -> None:
-    """The rest of a checkpoint with NVMe offload. DeepSpeed 0.19.8 copies the swap files back, but
-    reads only the weights of them, and leaves out what it saved beside them: groups too small for
-    the disk (norms, biases), and AdamW's count of updates. A loss scale (fp16) is found anew.
-    """
-    layout, optimizer = topology.current(), engine.optimizer
+    """Load the state that DeepSpeed omits from a checkpoint with NVMe offload."""
+    layout = topology.current()
     (file,) = (folder / STATE).glob(
         f"*zero_pp_rank_{layout.data_rank}_mp_rank_{layout.tensor_rank:02d}_optim_states.pt"
     )
-    saved = read_pickle(file, STAND_INS)[0]["optimizer_state_dict"]
-    states, masters = saved["optimizer_state_dict"]["state"], saved["fp32_flat_groups"]
-    optimizer.checkpoint_event_prologue()
-    for number, (flat, master) in enumerate(
-        zip(optimizer.fp32_partitioned_groups_flat, masters, strict=True)
-    ):
-        size = optimizer.fp16_partitioned_groups_flat[number].numel()
-        # what is empty lies in a swap file, and is read below because AdamW's state now has a
-        # tensor for it
-        optimizer.optimizer.state[flat] = {
-            name: value.clone() if value.numel() else torch.empty(size, dtype=flat.dtype)
-            for name, value in states[number].items()
-        }
-        if master.numel():
-            flat.data.copy_(master)
-    optimizer.reset_swap_buffers()
-    optimizer.checkpoint_event_epilogue()
+    saved = read_pickle(file, _deepspeed.PICKLED_CLASSES)[0]["optimizer_state_dict"]
+    _deepspeed.restore_swapped_state(engine.optimizer, saved)
 
 
-def _flats_of(
-    optimizer: Any, stage: int, layout: topology.Layout
-) -> Iterator[tuple[Tensor, list[_Cut]]]:
-    """Every fp32 tensor that this rank's AdamW updates, and what of which parameter lies in it."""
+def _slices(
+    stage: int, flat: Tensor, parameters: list[nn.Parameter], layout: topology.Layout
+) -> Iterator[_Slice]:
+    """Where the parameters of a group are stored in a flat tensor of this rank."""
     if stage == 3:
-        for flat, parameters in zip(
-            optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True
-        ):
-            yield flat, list(_cuts_per_parameter(parameters, layout))
-    elif stage in (1, 2):
-        for flat, parameters in zip(
-            optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True
-        ):
-            yield (
-                flat,
-                list(_cuts_of_group(parameters, layout.data_rank * flat.numel(), flat.numel())),
-            )
-    else:
-        for parameter in _parameters(optimizer):
-            yield parameter, [_Cut(parameter, 0, 0, parameter.numel())]
+        return _slices_per_parameter(parameters, layout)
+    if stage in (1, 2):
+        return _slices_of_group(parameters, layout.data_rank * flat.numel(), flat.numel())
+    return iter([_Slice(parameters[0], 0, 0, parameters[0].numel())])
 
 
-def _parameters(optimizer: Any) -> list[nn.Parameter]:
-    """Of ZeRO 0, in the order of the optimizer's groups; in 16 bits DeepSpeed's optimizer holds
-    copies in fp32 beside them."""
-    groups = getattr(optimizer, "fp16_groups", None) or [
-        group["params"] for group in optimizer.param_groups
-    ]
-    return [parameter for group in groups for parameter in group]
-
-
-def _cuts_of_group(parameters: list[nn.Parameter], first: int, size: int) -> Iterator[_Cut]:
-    """Of parameters laid end to end, what lies in [first, first + size)."""
+def _slices_of_group(parameters: list[nn.Parameter], first: int, size: int) -> Iterator[_Slice]:
+    """Stages 1 and 2: of the concatenated parameters, the range [first, first + size)."""
     begin = 0
     for parameter in parameters:
         end = begin + parameter.numel()
         start, stop = max(begin, first), min(end, first + size)
         if start < stop:
-            yield _Cut(parameter, start - begin, start - first, stop - start)
+            yield _Slice(parameter, start - begin, start - first, stop - start)
         begin = end
 
 
-def _cuts_per_parameter(parameters: list[nn.Parameter], layout: topology.Layout) -> Iterator[_Cut]:
-    """Of every parameter, the piece of this data rank."""
+def _slices_per_parameter(
+    parameters: list[nn.Parameter], layout: topology.Layout
+) -> Iterator[_Slice]:
+    """Stage 3: each parameter is divided over the data ranks separately, the last part padded."""
     offset = 0
     for parameter in parameters:
-        numel: int = getattr(parameter, "ds_numel")  # noqa: B009 - DeepSpeed's
-        piece = math.ceil(numel / layout.data_world)
-        start = min(layout.data_rank * piece, numel)
-        yield _Cut(parameter, start, offset, min(piece, numel - start))
-        offset += piece
-
-
-def _hand_over(
-    optimizer: Any,
-    stage: int,
-    flats: list[Tensor],
-    state: dict[int, dict[str, Tensor]],
-    layout: topology.Layout,
-) -> None:
-    """Through DeepSpeed's own state_dict and load_state_dict, at the layout that it has now; then
-    the weights that the model computes with."""
-    content = optimizer.state_dict()
-    if stage == 3:
-        content["optimizer_state_dict"]["state"], content["fp32_flat_groups"] = state, flats
-        optimizer.checkpoint_event_prologue()
-        optimizer.load_state_dict([content] * layout.data_world)
-        optimizer.checkpoint_event_epilogue()
-    elif stage in (1, 2):
-        content["base_optimizer_state"]["state"], content["single_partition_of_fp32_groups"] = (
-            state,
-            flats,
-        )
-        optimizer.load_state_dict(
-            [content] * layout.data_world, load_optimizer_states=True, load_from_fp32_weights=True
-        )
-        optimizer.update_lp_params()
-    else:
-        if "fp32_groups" in content:
-            left = iter(flats)
-            content["optimizer_state_dict"]["state"] = state
-            content["fp32_groups"] = [
-                [next(left) for _ in group] for group in content["fp32_groups"]
-            ]
-        else:
-            content["state"] = state
-        optimizer.load_state_dict(content)
-        with torch.no_grad():
-            for parameter, flat in zip(_parameters(optimizer), flats, strict=True):
-                parameter.copy_(flat)
+        numel: int = getattr(parameter, "ds_numel")  # noqa: B009 - set by DeepSpeed
+        share = math.ceil(numel / layout.data_world)
+        start = min(layout.data_rank * share, numel)
+        yield _Slice(parameter, start, offset, min(share, numel - start))
+        offset += share

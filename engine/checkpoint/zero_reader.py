@@ -1,11 +1,13 @@
-"""Weights and AdamW's moments from a checkpoint's partitions on the disk, by parameter name,
-without DeepSpeed and without a process group.
+"""Read weights and AdamW moments from a checkpoint's partitions by parameter name, without
+DeepSpeed and without a process group.
 
-`weights/` of a checkpoint holds the fp32 weights already gathered; this is for a checkpoint whose
-weights/ is lost, for an independent look at it, and for a run that continues at another layout
-(engine/checkpoint/reshard.py). Files are mapped into memory: only the numbers that are asked for
-are read from the disk. Layout of the partitions: DeepSpeed 0.19, deepspeed/utils/zero_to_fp32.py;
-of tensor-parallel parts: layout.json beside the manifest.
+A checkpoint's `weights/` holds the gathered fp32 weights already. This module is for a checkpoint
+whose weights/ is lost, for an independent check of it, and for a run that continues at another
+layout (engine/checkpoint/reshard.py). Files are memory-mapped: only the numbers that are asked for
+are read from the disk.
+
+Layout of the partitions: DeepSpeed 0.19, deepspeed/utils/zero_to_fp32.py; of tensor-parallel parts:
+layout.json.
 """
 
 from __future__ import annotations
@@ -22,36 +24,34 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from allinone.engine.checkpoint.manager import LAYOUT, STATE, CheckpointError
+from allinone.engine.checkpoint._deepspeed import PICKLED_CLASSES
+from allinone.engine.checkpoint.layout import LAYOUT, STATE, CheckpointError
 from allinone.engine.distributed.topology import Division
 from allinone.model.weights_file import read_pickle
 
 Key = Literal["weight", "exp_avg", "exp_avg_sq"]
+Storage = Literal["replicated", "per group", "per parameter"]
+"""ZeRO 0: one tensor per parameter. ZeRO 1, 2: each group is one flat tensor, divided over the data
+ranks. ZeRO 3: each parameter is divided over the data ranks."""
 
-STAND_INS = (
-    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
-    "deepspeed.runtime.zero.config.ZeroStageEnum",
-    "deepspeed.utils.tensor_fragment.fragment_address",
-)
-_PREFIX = "model."  # engine.objective.StepModule's
+_PREFIX = "model."  # of engine.objective.StepModule
 
 
 @dataclass
-class _Place:
-    """Where a parameter lies: pieces (which data rank, which of its flat tensors, from, to) that
-    follow one another."""
+class _Location:
+    """Where a parameter is stored: consecutive pieces (data rank, number of its flat tensor, from,
+    to)."""
 
     shape: torch.Size
     pieces: list[tuple[int, int, int, int]] = field(default_factory=list)
 
 
 class SavedState:
-    """What a checkpoint holds, at whatever ZeRO stage, number of ranks and tensor-parallel size it
-    was written.
+    """The state in a checkpoint, whatever ZeRO stage, ranks and tensor-parallel size wrote it.
 
-    Raises CheckpointError where files of a rank are missing, and for frozen or shared parameters,
-    which partitions hold elsewhere.
+    Raises:
+        CheckpointError: Files of a rank are missing, or the model has frozen or shared parameters,
+            which DeepSpeed stores elsewhere.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -76,40 +76,38 @@ class SavedState:
                 else "no *_model_states.pt"
             )
             raise CheckpointError(
-                f"{folder} holds {missing}; give a whole checkpoint of this program"
+                f"{folder} holds {missing}; give a complete checkpoint of this program"
                 " (runs/NAME/checkpoints/step-…)"
             )
-        model = {"mp_world_size": 1, **read_pickle(files[0], STAND_INS)[0]}
+        model = {"mp_world_size": 1, **read_pickle(files[0], PICKLED_CLASSES)[0]}
         special = [name for name in ("frozen_param_shapes", "shared_params") if model.get(name)]
         if special:
             raise CheckpointError(
-                f"{folder} has {' and '.join(special)}, which partitions hold elsewhere; use"
-                " weights/"
+                f"{folder} has {' and '.join(special)}, which DeepSpeed stores outside its"
+                " partitions; use weights/"
             )
         return model
 
     @property
     def names(self) -> list[str]:
         """Every parameter, named as in the model."""
-        return list(self._parts[0].places)
+        return list(self._parts[0].locations)
 
     @property
     def step(self) -> float:
         """AdamW's count of updates."""
         return self._parts[0].step
 
-    def whole(self, name: str, key: Key) -> Tensor:
-        """A parameter's fp32 weight or moment in its full shape, at tensor parallel 1."""
+    def full_tensor(self, name: str, key: Key) -> Tensor:
+        """A parameter's fp32 weight or moment in its full shape, as at tensor parallel 1."""
         parts = [part.read(name, key) for part in self._parts]
-        return (
-            parts[0]
-            if name not in self._divisions or len(parts) == 1
-            else self._divisions[name].join(parts)
-        )
+        if name not in self._divisions or len(parts) == 1:
+            return parts[0]
+        return self._divisions[name].join(parts)
 
 
 class _Part:
-    """The files of the data ranks that share one tensor-parallel part of the model."""
+    """Files of the data ranks that share one tensor-parallel part of the model."""
 
     def __init__(
         self, folder: Path, number: int, model: dict[str, Any], facts: dict[str, Any]
@@ -123,76 +121,76 @@ class _Part:
                 f"{folder} holds the partitions of ranks {ranks}, but {model['dp_world_size']}"
                 " ranks wrote it"
             )
-        self._ranks = [read_pickle(path, STAND_INS)[0]["optimizer_state_dict"] for path in files]
+        self._ranks = [
+            read_pickle(path, PICKLED_CLASSES)[0]["optimizer_state_dict"] for path in files
+        ]
 
     @cached_property
-    def _kind(self) -> str:
+    def _storage(self) -> Storage:
         if not self._ranks:
-            return "whole"
+            return "replicated"
         return "per parameter" if "fp32_flat_groups" in self._ranks[0] else "per group"
 
     @cached_property
-    def places(self) -> dict[str, _Place]:
-        """Name → where it lies in the flat tensors; in the order of the optimizer's groups."""
-        if self._kind == "per parameter":
-            return self._places_per_parameter()
-        return self._places_per_group()
+    def locations(self) -> dict[str, _Location]:
+        """Name → position in the flat tensors; in the order of the optimizer's groups."""
+        if self._storage == "per parameter":
+            return self._locations_per_parameter()
+        return self._locations_per_group()
 
     @cached_property
     def _groups(self) -> list[dict[str, torch.Size]]:
         if self._ranks:
             return [
-                {_own(name): shape for name, shape in group.items()}
+                {_model_name(name): shape for name, shape in group.items()}
                 for group in self._model["param_shapes"]
             ]
-        weights = {
-            _own(name): value for name, value in self._model["module"].items() if value is not None
-        }
+        module = self._model["module"].items()
+        weights = {_model_name(name): value for name, value in module if value is not None}
         if "groups" not in self._facts:
             if "fp32_groups" in (self._model["optimizer"] or {}):
                 raise CheckpointError(
-                    f"{self._folder} lies beside no {LAYOUT}, which names its fp32 weights; use"
+                    f"{self._folder.parent} has no {LAYOUT}, which names its fp32 weights; use"
                     " weights/"
                 )
             return [{name: value.shape for name, value in weights.items()}]
         return [{name: weights[name].shape for name in group} for group in self._facts["groups"]]
 
-    def _places_per_group(self) -> dict[str, _Place]:
-        """ZeRO 1, 2: each group is one flat tensor, cut into a piece of equal size per rank. ZeRO
-        0: one tensor per parameter."""
-        found: dict[str, _Place] = {}
+    def _locations_per_group(self) -> dict[str, _Location]:
+        """ZeRO 1, 2: a group is divided into shares of equal size. ZeRO 0: nothing is divided."""
+        found: dict[str, _Location] = {}
         for number, group in enumerate(self._groups):
-            size = self._flats("weight")[0][number].numel() if self._kind != "whole" else 0
+            divided = self._storage != "replicated"
+            share = self._flats("weight")[0][number].numel() if divided else 0
             offset = 0
             for name, shape in group.items():
-                place = found[name] = _Place(shape)
-                if self._kind == "whole":
-                    place.pieces.append((0, len(found) - 1, 0, shape.numel()))
+                location = found[name] = _Location(shape)
+                if not divided:
+                    location.pieces.append((0, len(found) - 1, 0, shape.numel()))
                     continue
                 at, end = offset, offset + shape.numel()
                 while at < end:
-                    rank = at // size
-                    stop = min(end, (rank + 1) * size)
-                    place.pieces.append((rank, number, at - rank * size, stop - rank * size))
+                    rank = at // share
+                    stop = min(end, (rank + 1) * share)
+                    location.pieces.append((rank, number, at - rank * share, stop - rank * share))
                     at = stop
                 offset = end
         return found
 
-    def _places_per_parameter(self) -> dict[str, _Place]:
-        """ZeRO 3: each parameter is cut into a piece per rank, the last one padded; a rank's pieces
-        follow one another."""
-        found: dict[str, _Place] = {}
+    def _locations_per_parameter(self) -> dict[str, _Location]:
+        """ZeRO 3: a rank's flat tensor holds its share of each parameter, the last one padded."""
+        found: dict[str, _Location] = {}
         flats = self._flats("weight")
         flat = offset = 0
         for group in self._groups:
             for name, shape in group.items():
                 if offset == flats[0][flat].numel():
                     flat, offset = flat + 1, 0
-                piece = math.ceil(shape.numel() / len(flats))
-                found[name] = _Place(
-                    shape, [(rank, flat, offset, offset + piece) for rank in range(len(flats))]
+                share = math.ceil(shape.numel() / len(flats))
+                found[name] = _Location(
+                    shape, [(rank, flat, offset, offset + share) for rank in range(len(flats))]
                 )
-                offset += piece
+                offset += share
         return found
 
     @property
@@ -201,17 +199,13 @@ class _Part:
         return float(self._states(self._ranks[0] if self._ranks else None)[0]["step"])
 
     def _states(self, rank: dict[str, Any] | None) -> list[dict[str, Any]]:
-        """AdamW's state of a rank: one entry per flat tensor, or per parameter."""
+        """AdamW's state of a rank: one entry per flat tensor, or per parameter at ZeRO 0."""
         if rank is not None:
-            optimizer = (
-                rank["optimizer_state_dict"]
-                if self._kind == "per parameter"
-                else rank["base_optimizer_state"]
-            )
+            per_parameter = self._storage == "per parameter"
+            optimizer = rank["optimizer_state_dict" if per_parameter else "base_optimizer_state"]
         else:
-            optimizer = self._model["optimizer"].get(
-                "optimizer_state_dict", self._model["optimizer"]
-            )  # 16 bits, fp32
+            saved = self._model["optimizer"]
+            optimizer = saved.get("optimizer_state_dict", saved)  # in 16 bits, in fp32
         state = optimizer["state"]
         if not state:
             raise CheckpointError(
@@ -229,43 +223,37 @@ class _Part:
         if key != "weight":
             return [[state[key] for state in self._states(rank)] for rank in self._ranks or [None]]
         if self._ranks:
-            return [
-                rank[
-                    (
-                        "fp32_flat_groups"
-                        if self._kind == "per parameter"
-                        else "single_partition_of_fp32_groups"
-                    )
-                ]
-                for rank in self._ranks
-            ]
+            per_parameter = self._storage == "per parameter"
+            name = "fp32_flat_groups" if per_parameter else "single_partition_of_fp32_groups"
+            return [rank[name] for rank in self._ranks]
         if masters := (self._model["optimizer"] or {}).get("fp32_groups"):
             return [[weight for group in masters for weight in group]]
-        weights = {_own(name): value for name, value in self._model["module"].items()}
+        weights = {_model_name(name): value for name, value in self._model["module"].items()}
         return [[weights[name] for group in self._groups for name in group]]
 
     def read(self, name: str, key: Key) -> Tensor:
         """This part's numbers of a parameter, in fp32."""
-        if name not in self.places:
+        if name not in self.locations:
             raise CheckpointError(
                 f"{self._folder} holds no parameter {name}; was it written by another model?"
             )
-        place, flats = self.places[name], self._flats(key)
+        location, flats = self.locations[name], self._flats(key)
         pieces = [
             flats[rank][flat].detach().flatten()[start:stop]
-            for rank, flat, start, stop in place.pieces
+            for rank, flat, start, stop in location.pieces
         ]
-        found = torch.cat(pieces)[: place.shape.numel()] if pieces else torch.empty(0)
-        if found.numel() != place.shape.numel():
+        numel = location.shape.numel()
+        found = torch.cat(pieces)[:numel] if pieces else torch.empty(0)
+        if found.numel() != numel:
             raise CheckpointError(
-                f"the partitions end before {name}: {found.numel()} of its {place.shape.numel()}"
-                " numbers are there"
+                f"the partitions end before {name}: they hold {found.numel()} of its {numel}"
+                " numbers"
             )
         if found.dtype != torch.float32:
             raise CheckpointError(
                 f"{self._folder} holds {name} in {found.dtype} only; use weights/"
             )
-        return found.view(place.shape)
+        return found.view(location.shape)
 
 
 def _data_rank(path: Path) -> int:
@@ -273,12 +261,15 @@ def _data_rank(path: Path) -> int:
     return int(match[1]) if match else 0
 
 
-def _own(name: str) -> str:
+def _model_name(name: str) -> str:
     return name.removeprefix(_PREFIX)
 
 
 def weights_from_shards(checkpoint: Path) -> dict[str, Tensor]:
     """Parameter name (of the model, as in weights/) → fp32 tensor, of a checkpoint of any layout.
-    Raises CheckpointError as SavedState does."""
+
+    Raises:
+        CheckpointError: As `SavedState`.
+    """
     saved = SavedState(checkpoint)
-    return {name: saved.whole(name, "weight") for name in saved.names}
+    return {name: saved.full_tensor(name, "weight") for name in saved.names}

@@ -185,7 +185,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(whole: Path, tmp_
     ("break_it", "message"),
     [
         (lambda folder: (folder / "manifest.json").unlink(), "not finished"),
-        (lambda folder: (folder / "run.json").unlink(), "misses run.json"),
+        (lambda folder: (folder / "run.json").unlink(), "is missing run.json"),
         (lambda folder: (folder / "run.json").write_text("{"), "bytes instead of"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "cannot be read"),
     ],

@@ -137,7 +137,7 @@ def test_a_lost_partition_or_tensor_parallel_part_is_named(
     shutil.copytree(zero3, lost)
     (lost / "deepspeed" / "zero_pp_rank_2_mp_rank_00_optim_states.pt").unlink()
     assert main(["to-safetensors", str(lost), "--out", str(tmp_path / "out"), "--from-shards"]) == 2
-    assert "misses deepspeed/zero_pp_rank_2" in capsys.readouterr().err
+    assert "is missing deepspeed/zero_pp_rank_2" in capsys.readouterr().err
     (lost / "manifest.json").unlink()
     write_manifest(lost)  # even where the manifest agrees
     assert main(["to-safetensors", str(lost), "--out", str(tmp_path / "out"), "--from-shards"]) == 2

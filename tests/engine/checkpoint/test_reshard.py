@@ -94,7 +94,7 @@ def test_the_moments_of_every_layout_are_the_same_by_name(runs: Path) -> None:
         assert sorted(other.names) == sorted(first.names)
         for name in first.names:
             for key, scale in (("exp_avg", 1e3), ("exp_avg_sq", 1e5)):
-                expected, found = first.whole(name, key), other.whole(name, key)  # type: ignore[arg-type]
+                expected, found = first.full_tensor(name, key), other.full_tensor(name, key)  # type: ignore[arg-type]
                 assert found.shape == expected.shape
                 assert (found - expected).abs().max() <= TOLERANCE * scale, (name, key)
 

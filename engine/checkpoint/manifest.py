@@ -1,0 +1,90 @@
+"""Manifest of a checkpoint: sizes and hashes of its files, by which damage is found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from allinone.common.atomic_io import fsync_dir, fsync_file, write_atomic
+from allinone.engine.checkpoint.layout import CHECKPOINTS, MANIFEST, checkpoints
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path) -> None:
+    """Write sizes and hashes of all files below `folder`, after an fsync of each file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        fsync_file(path)
+    for path in (path for path in folder.rglob("*") if path.is_dir()):
+        fsync_dir(path)
+    entries = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _hash(path)}
+        for path in files
+    }
+    write_atomic(folder / MANIFEST, json.dumps(entries, indent=1) + "\n")
+
+
+def find_damage(folder: Path, without: str = "") -> str | None:
+    """Compare all files of a checkpoint with its manifest.
+
+    Args:
+        folder: The checkpoint.
+        without: Name of one file that is not checked.
+
+    Returns:
+        The first problem as the rest of a sentence that begins with the folder, or None.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return "has no manifest.json: it was not finished"
+    try:
+        entries = json.loads(manifest.read_text())
+        for name, entry in entries.items():
+            if name == without:
+                continue
+            path = folder / name
+            if not path.is_file():
+                return f"is missing {name}"
+            if path.stat().st_size != entry["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+            if _hash(path) != entry["sha256"]:
+                return f"{name} does not have the content that was written"
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        return f"manifest.json cannot be read ({error})"
+    return None
+
+
+def newest_complete(out: Path, kind: str = CHECKPOINTS) -> tuple[Path | None, list[str]]:
+    """Find the newest undamaged checkpoint of a run.
+
+    Args:
+        out: The run's folder.
+        kind: CHECKPOINTS, or BEST for the best weights.
+
+    Returns:
+        The checkpoint, or None; and a line about each damaged checkpoint that is newer.
+    """
+    notes: list[str] = []
+    for folder in checkpoints(out, kind):
+        problem = find_damage(folder)
+        if problem is None:
+            return folder, notes
+        notes.append(f"checkpoint {folder} {problem}")
+    return None, notes
+
+
+def set_aside(damaged: Iterable[Path]) -> None:
+    """Rename damaged checkpoints to damaged-step-*: pruning then does not count them, and they can
+    still be examined."""
+    for folder in damaged:
+        target = folder.with_name(f"damaged-{folder.name}")
+        if target.exists():
+            shutil.rmtree(target)
+        folder.rename(target)

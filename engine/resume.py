@@ -1,0 +1,298 @@
+"""How a start in a run folder continues: the one place that decides it and explains the decision.
+
+| folder                                              | decision                                  |
+| --------------------------------------------------- | ----------------------------------------- |
+| missing, empty, or only files that precede training | new run                                   |
+| a run with compatible options, no checkpoint        | new run                                   |
+| a run with compatible options and a checkpoint      | resume from the newest complete one       |
+| ... whose newest checkpoints are damaged            | resume from the one before; the damaged   |
+|                                                     | ones are renamed to damaged-step-*        |
+| ... all of whose checkpoints are damaged            | refused                                   |
+| a run with other options                            | refused; lists each option, old → new     |
+| other content                                       | refused                                   |
+
+Which options are compatible is metadata of their fields (allinone/common/options.py). Rank 0 calls
+`decide`; the state itself is loaded by engine/checkpoint/manager.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from allinone.common.atomic_io import write_atomic
+from allinone.common.errors import AllInOneError, ConfigError
+from allinone.common.options import OptionInfo, RunOptions, flatten, option_infos
+from allinone.engine import ds_config
+from allinone.engine.checkpoint.best import BestCheckpoint
+from allinone.engine.checkpoint.layout import (
+    CHECKPOINTS,
+    RUN,
+    CheckpointError,
+    checkpoints,
+    step_of,
+)
+from allinone.engine.checkpoint.manifest import newest_complete, set_aside
+from allinone.engine.config import RENAMED, TrainConfig, every
+
+MAY_PRECEDE = frozenset({"bad_clips", "cache", "results", "predictions", "slurm"})
+"""Entries that a run folder may hold before training starts."""
+_PREFIX = "train."
+"""Where the options of TrainConfig are stored in run.json."""
+
+
+@dataclass(frozen=True)
+class OptionChange:
+    """An option whose value differs from that of the run folder."""
+
+    name: str
+    """Dotted, as in run.json: train.lr."""
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.old} → {self.new}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The options of a run folder against those of the command that resumes it."""
+
+    refused: list[OptionChange]
+    """Changes that would change what is computed."""
+    allowed: list[OptionChange]
+    """Changes of speed, memory, output, evaluation or layout."""
+    unknown: list[str]
+    """Recorded options that this version does not have; ignored."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a start in a run folder continues."""
+
+    kind: Literal["fresh", "resume", "refused"]
+    out: Path
+    checkpoint: Path | None = None
+    """Verified checkpoint to resume from."""
+    damaged: tuple[str, ...] = ()
+    """A sentence on each damaged checkpoint that is newer than `checkpoint`."""
+    changed: tuple[OptionChange, ...] = ()
+    """Options that differ from the run folder and may."""
+    unknown: tuple[str, ...] = ()
+    """Recorded options that this version does not have."""
+    refusal: AllInOneError | None = field(default=None, compare=False)
+    """Why the start is refused, and what to do instead."""
+
+    @property
+    def step(self) -> int:
+        """Last finished step; 0 for a new run."""
+        return step_of(self.checkpoint) if self.checkpoint else 0
+
+    def explain(self) -> str:
+        """The decision in one line per fact."""
+        if self.kind == "refused":
+            return f"refused: {self.refusal}"
+        if self.checkpoint is None:
+            lines = [f"new run in {self.out}"]
+        else:
+            lines = [f"resuming {self.out} after step {self.step}, from {self.checkpoint}"]
+        lines += self.damaged
+        if self.changed:
+            lines.append(f"changed options: {'; '.join(map(str, self.changed))}")
+        if self.unknown:
+            lines.append(f"ignored options of another version: {', '.join(self.unknown)}")
+        return "\n".join(lines)
+
+
+def decide(out: Path, run_config: Mapping[str, Any]) -> Decision:
+    """Decide how a start continues and claim the folder for it. Rank 0 only, before the engine.
+
+    Writes OUT/run.json and renames damaged checkpoints that are newer than the one resumed from.
+
+    Args:
+        out: The run's folder.
+        run_config: Options of this start, normally `RunOptions`. With any other mapping only the
+            policies of TrainConfig are known, for the options under "train".
+
+    Returns:
+        The decision; its kind is "fresh" or "resume".
+
+    Raises:
+        ConfigError: The folder holds a run with other options, or other content.
+        CheckpointError: All checkpoints of the folder are damaged.
+    """
+    decision = examine(out, run_config)
+    if decision.refusal is not None:
+        raise decision.refusal
+    set_aside(_newer_than(decision.checkpoint, out))
+    write_atomic(out / RUN, json.dumps(run_config, indent=1) + "\n")
+    return decision
+
+
+def examine(out: Path, run_config: Mapping[str, Any]) -> Decision:
+    """As `decide`, but nothing is written, and a refusal is returned instead of raised."""
+    record = out / RUN
+    if not record.exists():
+        if out.exists() and any(path.name not in MAY_PRECEDE for path in out.iterdir()):
+            error = ConfigError(
+                f"{out} is not empty and contains no run of this program; give another --out"
+            )
+            return Decision("refused", out, refusal=error)
+        return Decision("fresh", out)
+    found = compare_options(json.loads(record.read_text()), run_config)
+    if found.refused:
+        error = ConfigError(
+            f"{out} holds a run with other options ({'; '.join(map(str, found.refused))}). Give the"
+            " same options to continue it, or another --out"
+        )
+        return Decision("refused", out, refusal=error)
+    changed, unknown = tuple(found.allowed), tuple(found.unknown)
+    folder, notes = newest_complete(out)
+    if folder is None and notes:
+        return Decision("refused", out, refusal=_all_damaged(out, notes))
+    kind: Literal["fresh", "resume"] = "resume" if folder else "fresh"
+    return Decision(kind, out, folder, tuple(map(_fallback, notes)), changed, unknown)
+
+
+def newest_for_resume(out: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint to resume from, and a sentence on each damaged one, which is set aside.
+
+    Raises:
+        CheckpointError: There are checkpoints and all of them are damaged.
+    """
+    folder, notes = newest_complete(out)
+    if folder is None and notes:
+        raise _all_damaged(out, notes)
+    set_aside(_newer_than(folder, out))
+    return folder, list(map(_fallback, notes))
+
+
+def _fallback(note: str) -> str:
+    return f"{note}; using the previous checkpoint, the damaged one is kept as damaged-*"
+
+
+def _newer_than(folder: Path | None, out: Path) -> list[Path]:
+    """Checkpoints newer than the one resumed from; they are damaged."""
+    if folder is None:
+        return []
+    return [path for path in checkpoints(out) if step_of(path) > step_of(folder)]
+
+
+def _all_damaged(out: Path, notes: list[str]) -> CheckpointError:
+    # starting again from step 0 would discard the run, so the user decides about it
+    return CheckpointError(
+        f"all checkpoints are damaged: {'; '.join(notes)}. Delete {out / CHECKPOINTS} to start"
+        " again from step 0"
+    )
+
+
+def evaluation_due(config: TrainConfig, step: int, best: BestCheckpoint, evaluates: bool) -> bool:
+    """Whether the evaluation of the last finished step is missing.
+
+    That is so if the run was killed between the checkpoint and the evaluation of the same step.
+
+    Args:
+        config: Options of the run.
+        step: Last finished step.
+        best: Its evaluations so far.
+        evaluates: Whether the run has a validation set.
+    """
+    return evaluates and every(step, config.eval_every, config.steps) and best.needs_eval(step)
+
+
+def is_done(config: TrainConfig, step: int, best: BestCheckpoint, evaluates: bool) -> bool:
+    """Whether nothing is left to do: all steps are done and evaluated, or training stopped early.
+
+    Args: as `evaluation_due`.
+    """
+    if best.exhausted:
+        return True
+    return step >= config.steps and not evaluation_due(config, step, best, evaluates)
+
+
+def compare_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> Comparison:
+    """Compare recorded options with those of this start.
+
+    Renamed options are recognised. A recorded option that this version does not have is ignored. An
+    option that is not recorded, because the version that wrote the folder did not have it, must
+    have its default.
+
+    Args:
+        old: Content of run.json.
+        new: Options of this start; see `decide`.
+    """
+    known, renamed = _schema(new)
+    now = flatten(new)
+    before, unknown = _translate(flatten(old), now, known, renamed)
+    refused: list[OptionChange] = []
+    allowed: list[OptionChange] = []
+    for name in sorted(before.keys() | now.keys()):
+        info = known.get(name, OptionInfo(strict=True))
+        default = None if info.strict else info.default
+        change = OptionChange(name, before.get(name, default), now.get(name))
+        if change.old == change.new:
+            continue
+        (allowed if _may_change(change, info) else refused).append(change)
+    return Comparison(refused, allowed, unknown)
+
+
+def changed_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`name: old → new` for every difference that forbids to resume; see `compare_options`."""
+    return [str(change) for change in compare_options(old, new).refused]
+
+
+def _schema(options: Mapping[str, Any]) -> tuple[Mapping[str, OptionInfo], Mapping[str, str]]:
+    """(dotted name → information, old flag → new flag)."""
+    if isinstance(options, RunOptions) and options.known:
+        return options.known, options.renamed
+    return option_infos(TrainConfig, _PREFIX), RENAMED
+
+
+def _translate(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    known: Mapping[str, OptionInfo],
+    renamed: Mapping[str, str],
+) -> tuple[dict[str, Any], list[str]]:
+    """Recorded options under today's names, and the names of those that no longer exist."""
+    names = {name.rpartition(".")[2]: name for name in now}
+    strict = {name.rpartition(".")[0] for name, info in known.items() if info.strict}
+    groups = {name.rpartition(".")[0] for name in known} - strict
+    found: dict[str, Any] = {}
+    unknown = []
+    for name, value in before.items():
+        group, _, last = name.rpartition(".")
+        flag = last.replace("_", "-")
+        last = renamed.get(flag, flag).replace("-", "_")
+        sibling = f"{group}.{last}"
+        current = sibling if sibling in now else names.get(last)
+        if name in now:
+            found[name] = value
+        elif current is not None and current not in before:
+            found[current] = value
+        elif group in groups and name not in known:
+            unknown.append(name)
+        else:  # a group of another benchmark, or a mapping without known fields: must not differ
+            found[name] = value
+    return found, unknown
+
+
+def _may_change(change: OptionChange, info: OptionInfo) -> bool:
+    if info.policy == "layout" and change.name.rpartition(".")[2] == "ds_config":
+        return _same_arithmetic(change.old, change.new)
+    return info.policy != "same"
+
+
+def _same_arithmetic(old: str | None, new: str | None) -> bool:
+    """Whether two DeepSpeed files differ in stage, buckets and offload only."""
+    if old is None or new is None:
+        return False
+    try:
+        return ds_config.arithmetic(ds_config.load(old)) == ds_config.arithmetic(
+            ds_config.load(new)
+        )
+    except ConfigError:  # the recorded file no longer exists
+        return False
