@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Score a checkpoint on one node, one rank per GPU (docs/slurm.md).
+# Evaluate a checkpoint on one node, one rank per GPU (docs/slurm.md).
 #
 #   sbatch slurm/evaluate.sh finetune/SCRIPT.py --checkpoint PATH [--options of the script]
 #
-# The same as slurm/finetune_8gpu.sh with --eval-only, fewer GPUs and no signal before the time limit: an evaluation has nothing to save.
+# The same as slurm/finetune_8gpu.sh with --eval-only, but with fewer GPUs and without a signal
+# before the time limit: finished batches are cached, and there is no checkpoint to save.
 #SBATCH --job-name=evaluate
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=2

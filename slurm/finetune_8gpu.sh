@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Fine-tune on one node with 8 GPUs, one rank per GPU, through time limits, preemption, dead ranks and a bad node (docs/slurm.md).
+# Fine-tune on one node with 8 GPUs, one rank per GPU. Survives time limits, preemption, dead ranks
+# and a bad node (docs/slurm.md).
 #
 #   sbatch slurm/finetune_8gpu.sh finetune/SCRIPT.py [--options of the script]
 #
-# Submit it from the root of the project. --out is runs/SCRIPT unless given; the same command on the same --out resumes. sbatch's own options go
-# before this script's name and win over the lines below: sbatch --gpus-per-node=4 --time=2:00:00 ...
+# Submit from the root of the project. --out defaults to runs/SCRIPT; the same command with the same
+# --out resumes. Options of sbatch go before this script's name and override the lines below:
+# sbatch --gpus-per-node=4 --time=2:00:00 ...
 #SBATCH --job-name=finetune
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8

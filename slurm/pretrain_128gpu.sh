@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Pre-train on 16 nodes x 8 GPUs, one rank per GPU, through time limits, preemption, dead ranks and bad nodes (docs/slurm.md).
+# Pre-train on 16 nodes x 8 GPUs, one rank per GPU. Survives time limits, preemption, dead ranks and
+# bad nodes (docs/slurm.md).
 #
 #   sbatch slurm/pretrain_128gpu.sh [RECIPE] [--options of pretrain/train.py]
 #
-# Submit it from the root of the project. RECIPE is webvid-howto unless given, --out is runs/RECIPE. The same command on the same --out resumes.
-# sbatch's own options go before the script's name and win over the lines below: sbatch --nodes=2 --gpus-per-node=4 --partition=gpu ...
-# Everything else that differs between clusters: slurm/site.sh.example.
+# Submit from the root of the project. RECIPE defaults to webvid-howto, --out to runs/RECIPE. The
+# same command with the same --out resumes. Options of sbatch go before this script's name and
+# override the lines below: sbatch --nodes=2 --gpus-per-node=4 --partition=gpu ...
+# slurm/site.sh.example lists all other settings that differ between clusters.
 #SBATCH --job-name=pretrain
 #SBATCH --nodes=16
 #SBATCH --gpus-per-node=8
@@ -27,5 +29,5 @@ if (($#)) && [[ $1 != -* ]]; then
   recipe=$1
   shift
 fi
-out=$(value_of out "$@") || { out=runs/$recipe && set -- "$@" --out "$out"; }
+out=$(option_value out "$@") || { out=runs/$recipe && set -- "$@" --out "$out"; }
 run_job "$out" "$project/pretrain/train.py" "$recipe" "$@"

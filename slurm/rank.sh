@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# One rank, started by srun (slurm/lib.sh): runs COMMAND and writes down when and how it ended, for tools/first_error.py.
+# One rank, started by srun (slurm/lib.sh): runs COMMAND and records when and how it ended, for
+# tools/first_error.py.
 #
 #   rank.sh FOLDER COMMAND...
 #
-# --kill-on-bad-exit ends all others when one leaves with another code than 0. So a rank that has saved after a signal (75) leaves with 0; and 10 s are
-# left to the others where rank 0 says the reason for all (2, 3, 4: engine/distributed/launch.py), and in a hang (5), where who reports nothing is to blame.
+# --kill-on-bad-exit ends all ranks when one exits with another code than 0. So a rank that has
+# saved after a signal (REQUEUE, 75) exits with 0. The other ranks get 10 s to report after USAGE
+# (2), DISK_FULL (3) and NON_FINITE (4), where rank 0 reports for all ranks, and after HANG (5),
+# where the rank that does not report is the one that hangs. Codes: allinone/common/exit_codes.py.
 set -u
 folder=$1
 shift
@@ -12,10 +15,11 @@ node=${SLURMD_NODENAME:-$(hostname)}
 echo "$node" >"$folder/rank-$SLURM_PROCID.node"
 trap : TERM INT USR1
 (
-  trap '' USR1 # until the trainer has its handler: the default would end it in mid-import
+  trap '' USR1 # until the trainer installs its handler: the default action kills it mid-import
   exec "$@"
 )
 code=$?
+# written to another name first, so that first_error.py never reads a partial file
 echo "$(date +%s.%N) $code $node" >"$folder/.rank-$SLURM_PROCID.exit"
 mv "$folder/.rank-$SLURM_PROCID.exit" "$folder/rank-$SLURM_PROCID.exit"
 [[ $code != [2345] ]] || sleep 10

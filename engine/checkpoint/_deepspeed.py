@@ -32,8 +32,8 @@ def full_parameter(parameter: nn.Parameter, masters: dict[nn.Parameter, Tensor])
         masters: Result of `fp32_masters`.
     """
     full = masters.get(parameter)
-    # Stages 1 and 2 set _hp_mapping (utils/tensor_fragment.py); stage 3 sets ds_id
-    # (runtime/zero/partition_parameters.py)
+    # Stages 1 and 2 mark parameters by _hp_mapping (utils/tensor_fragment.py), stage 3 by ds_id
+    # in runtime/zero/partition_parameters.py.
     if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):
         full = _gather(parameter)
     value = (parameter if full is None else full).detach()

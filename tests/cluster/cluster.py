@@ -1,10 +1,10 @@
-"""A real Slurm on this machine: munged, slurmctld and a slurmd per node on loopback, every file in
-one folder, each node with fake GPUs.
+"""A real Slurm on this machine: munged, slurmctld and a slurmd per node on loopback.
 
-    python -m tests.cluster.cluster FOLDER      # a cluster to play with, until Ctrl-C; . FOLDER/env.sh in another shell, then sinfo, sbatch ...
+    python -m tests.cluster.cluster FOLDER      # runs until Ctrl-C
+    . FOLDER/env.sh                             # in another shell, then sinfo, sbatch ...
 
-Needs root and Debian's slurm-wlm and munge (22.05 and 0.5.15 were tried). The fake GPUs are clones
-of /dev/null, which gres.conf takes as devices.
+All files are in one folder. Each node has fake GPUs: device files like /dev/null, which gres.conf
+accepts. Needs root and Debian's slurm-wlm and munge (tested with 22.05 and 0.5.15).
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ InactiveLimit=0
 Waittime=0
 TreeWidth=50
 GresTypes=gpu
-NodeName={names} NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first_port}-{last_port}] Sockets=2 CoresPerSocket=64 ThreadsPerCore=1 \
-RealMemory=1000000 Gres=gpu:a100:{gpus} State=UNKNOWN
+NodeName={names} NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first_port}-{last_port}] \
+Sockets=2 CoresPerSocket=64 ThreadsPerCore=1 RealMemory=1000000 Gres=gpu:a100:{gpus} State=UNKNOWN
 PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -102,8 +102,7 @@ def why_not() -> str:
 
 
 def free_ports(number: int) -> int:
-    """First of `number` neighbouring TCP ports on which nobody listens, above those that jobs
-    use."""
+    """First of `number` consecutive free TCP ports, above those that jobs use."""
     for base in range(30_000 + os.getpid() % 40 * 50, 32_700 - number, 50):
         try:
             for port in range(base, base + number):
@@ -119,7 +118,14 @@ def free_ports(number: int) -> int:
 def wait_for(
     what: str, condition: Callable[[], object], timeout_s: float, every_s: float = 0.2
 ) -> None:
-    """Return when the condition holds; AssertionError with `what` after the time-out."""
+    """Wait until a condition holds.
+
+    Args:
+        what: What is waited for, for the message.
+        condition: Called repeatedly.
+        timeout_s: Seconds after which AssertionError is raised.
+        every_s: Seconds between two calls.
+    """
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, f"after {timeout_s:g} s there is still no {what}"
@@ -127,14 +133,16 @@ def wait_for(
 
 
 class Cluster:
-    """`with Cluster(folder) as cluster:` nodes node01 ... that are idle, and a fork server whose
-    wrapper stands in for python."""
+    """`with Cluster(folder) as cluster:` starts idle nodes node01 ... and a fork server.
+
+    `cluster.python` replaces the interpreter and forks from the server.
+    """
 
     def __init__(self, folder: Path, nodes: int = 16, gpus: int = 8) -> None:
         self.folder, self.gpus = folder, gpus
         self.nodes = [f"node{number:02d}" for number in range(1, nodes + 1)]
         self.python = folder / "python"
-        """Stands in for the interpreter: forks from the server."""
+        """Replaces the interpreter: forks from the server."""
         self.env = {
             **os.environ,
             "SLURM_CONF": str(folder / "slurm.conf"),
@@ -162,7 +170,7 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End exactly what was started, jobs first."""
+        """End the started jobs, then the started daemons."""
         if self._pids("slurmctld.pid"):
             self.run(
                 "scancel", "--full", *self.run("squeue", "-h", "-o", "%i").split(), check=False
@@ -199,10 +207,8 @@ class Cluster:
         ):
             (folder / name).mkdir(parents=True, exist_ok=True)
         folder.chmod(0o755)
-        host, names = (
-            socket.gethostname().split(".")[0],
-            f"node[{self.nodes[0][4:]}-{self.nodes[-1][4:]}]",
-        )
+        host = socket.gethostname().split(".")[0]
+        names = f"node[{self.nodes[0][4:]}-{self.nodes[-1][4:]}]"
         ports = {"port": base, "first_port": base + 1, "last_port": base + len(self.nodes)}
         (folder / "slurm.conf").write_text(
             CONFIG.format(folder=folder, host=host, names=names, gpus=self.gpus, **ports)
@@ -212,8 +218,7 @@ class Cluster:
         )
         (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
         (folder / "plugstack.conf").touch()
-        # all nodes share this machine's cores, so that how fast each of them multiplies says
-        # nothing about it
+        # All nodes share the cores of this machine, so the measured speed of a node means nothing.
         (folder / "site.sh").write_text("NODE_CHECK_OPTIONS=(--slow 0.0001)\n")
         for gpu in range(self.gpus):
             device = folder / "dev" / f"gpu{gpu}"
@@ -262,7 +267,7 @@ class Cluster:
         )
 
     def wait_for_fork_server(self) -> None:
-        """Ranks can be started through `python` from now on."""
+        """Wait until ranks can be started through `python`."""
         assert self._server
         self._server.wait()
 
@@ -310,7 +315,7 @@ class Job:
         return self.log.read_text() if self.log.exists() else ""
 
     def cancel(self) -> None:
-        """End it, saved or not, and wait."""
+        """Cancel it and wait for its end."""
         self.cluster.run("scancel", self.id)
         self.wait(60)
 

@@ -1,4 +1,4 @@
-"""A cluster for all tests of this folder, and a few prepared clips to train on."""
+"""A cluster for all tests of this folder, and a few prepared clips."""
 
 from __future__ import annotations
 

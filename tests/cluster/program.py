@@ -1,5 +1,5 @@
-"""Stands in for a script of finetune/: `program.py --exit CODE --out DIR` says on which node it
-runs, how it was called, and ends."""
+"""Replaces a script of finetune/: `program.py --exit CODE --out DIR` prints its rank, node and
+arguments, and exits with CODE."""
 
 import os
 import sys

@@ -1,35 +1,40 @@
-"""How long from sbatch to the first step, and how much memory a rank takes, at 16 and 128 ranks:
-`python -m tests.cluster.start 16 128`.
+"""Measure the time from sbatch to the first step and the memory per rank, at 16 and 128 ranks.
 
-Ranks of slurm/pretrain_128gpu.sh with the nano model, forked from a server that has done the
-imports (`--plain`: 16 interpreters of their own), on 16 nodes of the real Slurm in
-tests/cluster/cluster.py. ZeRO 1 with buckets of half a million elements: those of ds_configs/, of
-which a GPU has room for one, would be two more copies of the model in each of 128 processes of one
-machine. 128 ranks of 140 MiB need 19 GB. Not part of CI: `make cluster128`.
+    python -m tests.cluster.start 16 128
+
+The ranks run slurm/pretrain_128gpu.sh with the nano model on the 16 nodes of
+tests/cluster/cluster.py. They are forked from a server that has done the imports; with --plain each
+is an interpreter of its own. ZeRO 1 uses buckets of half a million elements: those of ds_configs/,
+sized for a GPU, would add two copies of the model to each of 128 processes on one machine. 128
+ranks of 140 MiB need 19 GB. Not part of CI: `make cluster128`.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import tyro
+
+from allinone.common.command_line import parse
 from allinone.common.formatting import size
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from allinone.engine import ds_config
 from tests.cluster.cluster import Cluster, Job, wait_for
-from tests.cluster.test_slurm import options, ranks_of, rows
+from tests.cluster.test_slurm import options as run_options
+from tests.cluster.test_slurm import ranks_of, rows
 from tests.data.prepare.test_prepare_and_load import small_demo
 from tests.memory import rollup
 
 TIDY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "2"}
-"""glibc gives a freed tensor back at once, where it would keep up to 100 MiB of what starting
-needed."""
+"""glibc returns freed tensors immediately; otherwise it keeps up to 100 MiB from the start."""
 COLUMNS = (
     "ranks",
     "python",
@@ -43,7 +48,7 @@ COLUMNS = (
 
 
 def plain_ranks(job: Job) -> list[int]:
-    """Processes of a job's ranks that are interpreters of their own: children of slurm/rank.sh."""
+    """Processes of ranks that were not forked: children of slurm/rank.sh."""
     parents = {
         path for path in Path("/proc").glob("[0-9]*") if b"slurm/rank.sh" in _read(path / "cmdline")
     }
@@ -69,7 +74,7 @@ def memory(pids: Sequence[int], field: str) -> float:
     """Mean of a field of the processes' smaps_rollup, bytes."""
     values = []
     for pid in pids:
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # has ended
             values.append(rollup(pid, field))
     return sum(values) / len(values)
 
@@ -94,7 +99,7 @@ def measure(
     out, log = folder / "run", folder / "job.log"
     folder.mkdir()
     words = [
-        *options(clips, out, ranks=ranks, hang_timeout_s=1800),
+        *run_options(clips, out, ranks=ranks, hang_timeout_s=1800),
         "--ds-config",
         str(small_buckets(folder)),
     ]
@@ -125,18 +130,24 @@ def measure(
     )
 
 
+@dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    ranks: tyro.conf.Positional[tuple[Literal[16, 32, 64, 128], ...]]
+    """Numbers of ranks, one row of the table each."""
+    plain: bool = False
+    """Start an interpreter per rank, which does its own imports."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    options = parse(
+        Options,
+        sys.argv[1:] if argv is None else argv,
+        prog="python -m tests.cluster.start",
+        description=__doc__ or "",
     )
-    parser.add_argument("ranks", type=int, nargs="+", choices=(16, 32, 64, 128))
-    parser.add_argument(
-        "--plain",
-        action="store_true",
-        help="every rank an interpreter of its own, which does its own imports",
-    )
-    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(
@@ -147,13 +158,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         cluster.env |= TIDY
         with cluster:
             cluster.wait_for_fork_server()
-            python = sys.executable if args.plain else str(cluster.python)
+            python = sys.executable if options.plain else str(cluster.python)
             print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
-            for ranks in args.ranks:
-                print(
-                    f"| {' | '.join(measure(cluster, folder / 'few', folder / f'{ranks}', ranks, python))} |",
-                    flush=True,
-                )
+            for ranks in options.ranks:
+                row = measure(cluster, folder / "few", folder / str(ranks), ranks, python)
+                print(f"| {' | '.join(row)} |", flush=True)
     return 0
 
 

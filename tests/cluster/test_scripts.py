@@ -1,14 +1,16 @@
-"""What slurm/*.sh say without a cluster."""
+"""The scripts in slurm/ without a cluster."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from allinone.common.exit_codes import ExitCode
 from tests.cluster.cluster import ROOT
 
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
@@ -39,7 +41,7 @@ def test_a_wrong_folder_and_a_missing_site_file_are_named(tmp_path: Path) -> Non
     assert "error: submit from the root of the project" in done.stderr
     done = bash("pretrain_128gpu.sh", SITE=str(tmp_path / "none.sh"), SLURM_JOB_ID="7")
     assert done.returncode == 2
-    assert f"SITE={tmp_path}/none.sh: there is no such file" in done.stderr
+    assert f"SITE={tmp_path}/none.sh: no such file" in done.stderr
 
 
 def test_tensorboard_prints_the_tunnel_to_its_own_loopback(tmp_path: Path) -> None:
@@ -59,7 +61,7 @@ def test_tensorboard_prints_the_tunnel_to_its_own_loopback(tmp_path: Path) -> No
     assert bash("tensorboard.sh", str(tmp_path / "none"), **job).returncode == 2
 
 
-def test_the_site_file_example_is_valid_and_every_name_in_it_is_used(tmp_path: Path) -> None:
+def test_the_site_example_is_valid_and_all_its_names_are_used(tmp_path: Path) -> None:
     example = ROOT / "slurm/site.sh.example"
     assert subprocess.run(["bash", "-n", str(example)], check=False).returncode == 0
     used = "".join(path.read_text() for path in SCRIPTS)
@@ -85,23 +87,21 @@ def test_the_site_file_example_is_valid_and_every_name_in_it_is_used(tmp_path: P
         assert name in used
 
 
-@pytest.mark.parametrize(("left_s", "what"), [(3600, "told"), (5, "back into the queue")])
-def test_ranks_that_do_not_leave_before_the_time_limit_cost_no_requeue(
-    left_s: int, what: str
-) -> None:
-    """Slurm's programs are stand-ins; the rank leaves after a second, or would not within ten
-    minutes."""
+@pytest.mark.parametrize(("left_s", "what"), [(3600, "signalled"), (5, "requeueing the job")])
+def test_ranks_still_running_at_the_time_limit_are_requeued(left_s: int, what: str) -> None:
+    """Slurm's programs are replaced by functions; the rank leaves after 1 s or after 10 minutes."""
     script = f"""
 source slurm/lib.sh
 scontrol() {{
-  if [[ $1 == -o ]]; then echo "JobId=7 EndTime=$(date -d "+{left_s} seconds" +%FT%T) Deadline=N/A"; else echo "scontrol $*" && exit 0; fi
+  [[ $1 == -o ]] || {{ echo "scontrol $*" && exit 0; }}
+  echo "JobId=7 EndTime=$(date -d "+{left_s} seconds" +%FT%T) Deadline=N/A"
 }}
-scancel() {{ echo told; }}
+scancel() {{ echo signalled; }}
 SLURM_JOB_ID=7 stopping=USR1
 sleep {1 if left_s > 60 else 600} &
 rank=$!
 trap 'kill $rank $(jobs -p) 2>/dev/null' EXIT
-pass_on $rank
+forward_signal $rank
 """
     done = subprocess.run(
         ["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
@@ -111,16 +111,14 @@ pass_on $rank
     assert ("scontrol requeue 7" in done.stdout) == (left_s < 60)
 
 
-def test_an_evaluation_that_gets_on_is_started_again_and_one_that_does_not_is_given_up(
-    tmp_path: Path,
-) -> None:
+def test_starts_without_checkpoint_or_evaluated_batch_are_limited(tmp_path: Path) -> None:
     script = """
 source slurm/lib.sh
 OUT=$1 SLURM_JOB_ID=7 SLURM_JOB_NODELIST=n1 MAX_STARTS=2
 mkdir -p "$OUT/slurm" "$OUT/cache/ab"
 for batch in 1 2 3 4 5 5 5; do
   touch "$OUT/cache/ab/$batch.npz" "$OUT/cache/ab/.tmp-$batch.npz-7$RANDOM"
-  next_start 9
+  record_start 9
 done
 """
     done = subprocess.run(
@@ -140,8 +138,30 @@ done
     assert [row[5] for row in rows] == ["evaluated", "1", "2", "3", "4", "5", "5"]
 
 
+def test_exit_codes_are_those_of_the_python_package() -> None:
+    text = (ROOT / "slurm/lib.sh").read_text()
+    found = {name: int(code) for name, code in re.findall(r"\bEXIT_([A-Z_]+)=(\d+)\b", text)}
+    assert found.pop("SIGTERM") == 128 + 15
+    assert found == {code.name: code.value for code in ExitCode}
+    assert not re.search(r"\b(exit|fail) \d", text), "a literal exit code"
+
+
+def test_rank_script_delays_the_codes_after_which_others_report() -> None:
+    text = (ROOT / "slurm/rank.sh").read_text()
+    (digits,) = re.findall(r"\$code != \[(\d+)\]", text)
+    delayed = {ExitCode.USAGE, ExitCode.DISK_FULL, ExitCode.NON_FINITE, ExitCode.HANG}
+    assert {int(digit) for digit in digits} == delayed
+    assert f"code == {ExitCode.REQUEUE.value} ? 0 : code" in text
+
+
+@pytest.mark.parametrize("code", ExitCode, ids=lambda code: code.name)
+def test_the_documentation_quotes_every_exit_code(code: ExitCode) -> None:
+    rows = (ROOT / "docs/slurm.md").read_text().splitlines()
+    assert any(row.startswith(f"| {code.value} | {code.meaning} |") for row in rows)
+
+
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
-def test_shellcheck_has_nothing_to_say() -> None:
+def test_shellcheck_reports_nothing() -> None:
     done = subprocess.run(
         ["shellcheck", *SCRIPTS, ROOT / "slurm/site.sh.example"],
         capture_output=True,

@@ -1,5 +1,7 @@
-"""slurm/*.sh on a real Slurm: a controller and 16 node daemons on this machine, fake GPUs, ranks on
-the CPU."""
+"""The scripts in slurm/ on a real Slurm with a controller and 16 node daemons on this machine.
+
+GPUs are fake; ranks run on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ PRETRAIN, FINETUNE = "slurm/pretrain_128gpu.sh", "slurm/finetune_8gpu.sh"
 PROGRAM = "tests/cluster/program.py"
 TWO = ("--nodes=2", "--gpus-per-node=1")
 ENDLESS = 100_000
-"""Steps of runs that are watched for a while and cancelled: how far they get depends on the
-machine, what each step computes does not."""
+"""Steps of runs that are cancelled after a while: how far they get depends on the machine, what
+each step computes does not."""
 
 
 def options(
@@ -70,7 +72,7 @@ def ranks_of(job: Job) -> dict[int, int]:
     for path in Path("/proc").glob("[0-9]*/comm"):
         try:
             number, _, rank = path.read_text().strip().partition(".")
-        except OSError:  # ended meanwhile
+        except OSError:  # has ended
             continue
         if number == job.id and rank.isdecimal():
             found[int(rank)] = int(path.parent.name)
@@ -78,7 +80,7 @@ def ranks_of(job: Job) -> dict[int, int]:
 
 
 class Undisturbed:
-    """A run that nothing happens to, which the others must equal."""
+    """A run without interruptions, whose steps the other runs must equal."""
 
     def __init__(self, job: Job, out: Path) -> None:
         self.job, self.out = job, out
@@ -146,10 +148,10 @@ def test_one_rank_on_each_of_16_nodes(cluster: Cluster, clips: Path, tmp_path: P
     assert job.text().count(" good ") == 16
 
 
-def test_time_limit_saves_requeues_and_continues_exactly_beside_another_job(
+def test_time_limit_saves_requeues_and_continues_exactly(
     cluster: Cluster, clips: Path, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
-    """USR1 comes 50 s before the limit of a minute, or up to 30 s later: Slurm looks every 30 s."""
+    """USR1 arrives 50 s before the limit of a minute, or later: Slurm checks every 30 s."""
     out = tmp_path / "run"
     limited = ("--time=1", "--signal=B:USR1@50", *TWO)
     job = cluster.sbatch(*limited, PRETRAIN, *options(clips, out), log=tmp_path / "job.log")
@@ -157,17 +159,17 @@ def test_time_limit_saves_requeues_and_continues_exactly_beside_another_job(
     again = cluster.sbatch(*TWO, PRETRAIN, *options(clips, out), log=tmp_path / "again.log")
     assert again.wait(60) == "FAILED"
     assert again.field("ExitCode") == "2:0"
-    assert f"job {job.id} works in {out} already" in again.text()
+    assert f"job {job.id} is already running in {out}" in again.text()
 
     wait_for(f"signal; log:\n{job.text()}", lambda: "USR1: saved" in job.text(), 120)
-    # once is enough: a slow machine needs half a minute to start, and would meet the limit again
+    # Once is enough: a slow machine needs half a minute to start and would reach the limit again.
     cluster.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=10")
     saved = max(int(path.name[5:]) for path in out.glob("checkpoints/step-*"))
     await_steps(job, out, saved + 3)
     assert int(job.field("Restarts")) >= 1
     text = job.text()
     assert f"step {saved}; the same command continues" in text
-    assert "back into the queue" in text
+    assert "requeueing the job" in text
     assert f"resumed from {out}/checkpoints/step-{saved:08d}" in text
     computed = rows(out)
     assert [row["step"] for row in computed] == list(range(1, len(computed) + 1))
@@ -180,7 +182,7 @@ def test_time_limit_saves_requeues_and_continues_exactly_beside_another_job(
     )
 
 
-def test_killed_rank_hung_rank_and_lost_node_change_nothing_that_is_computed(
+def test_killed_hung_and_lost_ranks_do_not_change_results(
     cluster: Cluster, clips: Path, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
     undisturbed.rows(40)
@@ -245,8 +247,7 @@ def test_killed_rank_hung_rank_and_lost_node_change_nothing_that_is_computed(
 
 @pytest.fixture
 def python_with_a_bad_node(cluster: Cluster, tmp_path: Path) -> Path:
-    """The node check asks for more memory than there is on the first node of the first
-    allocation."""
+    """The node check requires too much memory on the first node of the first allocation."""
     wrapper = tmp_path / "python"
     wrapper.write_text(f"""#!/bin/bash
 if [[ $2 == run && $SLURM_NODEID == 0 && ${{SLURM_RESTART_COUNT:-0}} == 0 ]]; then
@@ -302,7 +303,7 @@ def test_bad_node_is_named_and_left_out(
 
 
 def test_a_check_that_fails_on_most_nodes_is_tried_again(cluster: Cluster, tmp_path: Path) -> None:
-    """As where the network or the storage stalls for all of them."""
+    """As if the network or the storage stalled for all nodes."""
     wrapper = tmp_path / "python"
     wrapper.write_text(f"""#!/bin/bash
 [[ $2 != run || $* != *start-0001/* ]] || set -- "$1" run --min-memory-gib 1000000 "${{@:3}}"
@@ -322,9 +323,7 @@ exec {cluster.python} "$@"
     assert job.field("Restarts") == "0"
 
 
-def test_exit_codes_lead_to_a_restart_or_not_and_starts_in_vain_are_capped(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_exit_codes_decide_about_restarts(cluster: Cluster, tmp_path: Path) -> None:
     jobs = {
         code: cluster.sbatch(
             *TWO,
@@ -368,9 +367,7 @@ def test_exit_codes_lead_to_a_restart_or_not_and_starts_in_vain_are_capped(
         assert text.startswith("======== first error: rank ") == (code != 0)
 
 
-def test_the_site_file_is_used_and_the_options_of_sbatch_win(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_sbatch_options_override_the_site_file(cluster: Cluster, tmp_path: Path) -> None:
     site, out = tmp_path / "site.sh", tmp_path / "out"
     site.write_text(
         "SBATCH_OPTIONS=(--nodes=2 --gpus-per-node=1 --parsable --job-name=of-the-site)\n"
@@ -384,8 +381,7 @@ def test_the_site_file_is_used_and_the_options_of_sbatch_win(
         " os.environ['SLURM_STEP_NODELIST'])\n"
     )
     log = tmp_path / "job.log"
-    # as in a container, tasks begin in another folder; and the environment of the submission is not
-    # handed on
+    # As in a container, tasks start in another folder, without the environment of the submission.
     given = (
         "--job-name=mine",
         f"--output={log}",

@@ -1,8 +1,9 @@
-"""Writes docs/cluster_transcript.md from a real run: `python -m tests.cluster.transcript >
-docs/cluster_transcript.md`.
+"""Write docs/cluster_transcript.md from a real run.
 
-Commands and what they printed, in order; paths of the machine are shortened, and long outputs cut
-where a line says so.
+    python -m tests.cluster.transcript > docs/cluster_transcript.md
+
+Shows commands and their output in order. Paths of the machine are shortened, and "..." marks where
+long output is cut.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Transcript:
         print(f"\n{text}\n", flush=True)
 
     def shown(self, text: str) -> str:
-        """Without this machine's paths, and without warnings of libraries."""
+        """Text without the paths of this machine and without warnings of libraries."""
         packages = f"{sysconfig.get_paths()['purelib']}/"
         for path, name in ((str(self.folder), "TMP"), (f"{ROOT}/", ""), (packages, "")):
             text = text.replace(path, name)
@@ -49,7 +50,7 @@ class Transcript:
         return output
 
     def block(self, command: str, output: str, last: int | None = None) -> None:
-        """A command that was given, and what came out of it, or its last lines."""
+        """A command and its output, or the last lines of it."""
         lines = self.shown(output).splitlines()
         cut = ["..."] if last and len(lines) > last else []
         print(
@@ -76,12 +77,12 @@ NOISE = re.compile(
 
 
 def first_block(job: Job) -> str:
-    """What stands on top of a job's log."""
+    """The first error, which is at the top of a job's log."""
     return job.text().partition("the log begins below")[0] + "the log begins below"
 
 
 def story(t: Transcript, clips: Path) -> None:
-    """What is shown, in order."""
+    """The steps of the transcript."""
     two = ("--nodes=2", "--gpus-per-node=1")
     t.say("## Submit, train")
     t.run("sinfo", "--format=%P %D %T %G %N")
@@ -129,8 +130,8 @@ def story(t: Transcript, clips: Path) -> None:
         )
         t.block(f"kill -{name} RANK_1; head {faults.log}", first_block(faults))
         t.say(
-            f"{time.monotonic() - begin:.1f} s after the signal the job started again inside its"
-            " allocation."
+            f"The job started again inside its allocation {time.monotonic() - begin:.1f} s after"
+            " the signal."
         )
         wait_for(
             "resumed run",
@@ -144,7 +145,7 @@ def story(t: Transcript, clips: Path) -> None:
     faults.cancel()
     t.block(f"cat {out}/slurm/starts.tsv", (out / "slurm/starts.tsv").read_text())
     t.block(
-        f"grep -E 'start|node check|resumed|ended|again|queue' {faults.log}",
+        f"grep -E 'start|node check|resumed|ended|again|requeueing' {faults.log}",
         "\n".join(_milestones(faults.text())),
     )
 
@@ -155,8 +156,8 @@ def story(t: Transcript, clips: Path) -> None:
     undisturbed.cancel()
     equal = rows(t.folder / "undisturbed")[: len(rows(out))] == rows(out)
     t.say(
-        f"Losses, gradient norms and digests of the {len(rows(out))} steps of that run, beside"
-        " those of a job that nothing happened to:"
+        f"Losses, gradient norms and digests of the {len(rows(out))} steps of that run,"
+        " compared with those of an undisturbed job:"
         f" {'**equal, bit for bit**' if equal else '**different**'}."
     )
 
@@ -167,7 +168,7 @@ def _milestones(text: str) -> list[str]:
         line
         for line in below.splitlines()
         if re.search(
-            r"^start|^node check|^resumed|^the ranks ended|again|queue|^first error|^=+"
+            r"^start|^node check|^resumed|^the ranks ended|again|requeueing|^first error|^=+"
             r" (first|hung)",
             line,
         )
@@ -189,9 +190,9 @@ def main() -> int:
             print(
                 f"Written by `python -m tests.cluster.transcript` on {time.strftime('%Y-%m-%d')}:"
                 f" {version}, one controller and 16 node daemons on one machine with"
-                f" {os.cpu_count()} cores, each with 8 fake GPUs; ranks on the CPU, forked from a"
-                " server that has done the imports. `TMP` is a temporary folder; warnings of"
-                " libraries and tracebacks are left out."
+                f" {os.cpu_count()} cores, each with 8 fake GPUs. Ranks run on the CPU and are"
+                " forked from a server that has done the imports. `TMP` is a temporary folder. Warnings"
+                " of libraries and tracebacks are omitted."
             )
             story(Transcript(cluster, folder), folder / "few")
     return 0
