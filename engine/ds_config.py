@@ -1,4 +1,4 @@
-"""DeepSpeed's JSON: found by name, "auto" filled from the run, contradictions refused."""
+"""DeepSpeed configurations: loaded by name, "auto" filled from the run, conflicts refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ FOLDER = PACKAGE / "ds_configs"
 
 
 def load(name: str) -> dict[str, Any]:
-    """The JSON of a name in ds_configs/ or of a path; ConfigError lists the valid names."""
+    """Load a DeepSpeed JSON file.
+
+    Args:
+        name: A name in ds_configs/, or a path that ends in .json.
+
+    Raises:
+        ConfigError: There is no such file (lists the valid names), or it is not valid JSON.
+    """
     path = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
     if not path.is_file():
         valid = ", ".join(sorted(file.stem for file in FOLDER.glob("*.json")))
@@ -28,7 +35,7 @@ def load(name: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ConfigError(f"--ds-config {path} is no valid JSON: {error}") from error
+        raise ConfigError(f"--ds-config {path} is not valid JSON: {error}") from error
 
 
 def precision(config: Mapping[str, Any]) -> str:
@@ -45,44 +52,44 @@ def stage(config: Mapping[str, Any]) -> int:
 
 
 def offload(config: Mapping[str, Any]) -> str:
-    """Where the optimizer's state lies: none (on the device), cpu or nvme."""
+    """Where the optimizer state is stored: none (on the device), cpu or nvme."""
     return (config.get("zero_optimization", {}).get("offload_optimizer") or {}).get(
         "device", "none"
     )
 
 
 def arithmetic(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a file changes numbers: precisions. The rest says where things lie and when they
-    move."""
-    blocks = {
-        name: config.get(name)
-        for name in ("fp16", "bf16", "data_types", "communication_data_type", "torch_autocast")
-    }
-    return blocks | {
-        "bf16": {k: v for k, v in (config.get("bf16") or {}).items() if k != "check_grad_overflow"}
-    }
+    """The part of a configuration that changes results: precisions.
+
+    The rest decides where state is stored and when it is communicated.
+    """
+    names = ("fp16", "data_types", "communication_data_type", "torch_autocast")
+    bf16 = {k: v for k, v in (config.get("bf16") or {}).items() if k != "check_grad_overflow"}
+    return {name: config.get(name) for name in names} | {"bf16": bf16}
 
 
 def clips_itself(config: dict[str, Any]) -> bool:
-    """Does our optimizer clip and skip (on the device), or DeepSpeed (which asks the device once
-    per step and waits)?
+    """Whether our optimizer clips and skips steps, on the device, instead of DeepSpeed.
 
-    Ours: ZeRO 0 in fp32, ZeRO 1 and 2 in fp32 and bf16. DeepSpeed's: fp16, whose loss scaler must
-    know; ZeRO 3 and ZeRO 0 in bf16, whose wrappers always ask; and offload, where the optimizer
-    runs on the host anyway.
+    DeepSpeed waits for the device once per step to do so. It is used for fp16, whose loss scaler
+    needs the overflow; for ZeRO 3 and for ZeRO 0 in bf16, whose wrappers always check; and with
+    offload, where the optimizer runs on the host anyway.
     """
-    return offload(config) == "none" and (stage(config), precision(config)) in {
-        (0, "fp32"),
-        (1, "fp32"),
-        (2, "fp32"),
-        (1, "bf16"),
-        (2, "bf16"),
-    }
+    supported = {(0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16")}
+    return offload(config) == "none" and (stage(config), precision(config)) in supported
 
 
 def resolve(config: TrainConfig, world: int, on_cpu: bool) -> dict[str, Any]:
-    """What deepspeed.initialize gets. A value that stands both here and in the run and differs
-    raises ConfigError."""
+    """Resolve the run's DeepSpeed file into the configuration for deepspeed.initialize.
+
+    Args:
+        config: Options of the run.
+        world: Number of data ranks.
+        on_cpu: Whether the run trains on CPUs.
+
+    Raises:
+        ConfigError: The file contradicts the run's options, or the combination is not supported.
+    """
     resolved = load(config.ds_config)
     derived = {
         "train_batch_size": config.global_batch,
@@ -95,7 +102,7 @@ def resolve(config: TrainConfig, world: int, on_cpu: bool) -> dict[str, Any]:
         if given not in ("auto", value):
             raise ConfigError(
                 f"{config.ds_config} sets {name} = {given}, but this run needs {value}; write"
-                ' "auto" there or change the option'
+                ' "auto" in the file or change the option'
             )
         resolved[name] = value
     for name in ("optimizer", "scheduler"):
@@ -112,8 +119,8 @@ def resolve(config: TrainConfig, world: int, on_cpu: bool) -> dict[str, Any]:
     if config.tensor_parallel > 1 and stage(resolved) == 0 and precision(resolved) != "fp32":
         raise ConfigError(
             f"--tensor-parallel {config.tensor_parallel} with --ds-config {config.ds_config}: at"
-            " ZeRO 0 in 16 bits DeepSpeed 0.19 leaves all parts but the first of divided layers"
-            " out of the gradient norm; choose zero1_*"
+            " ZeRO 0 in 16 bits, DeepSpeed 0.19 includes only the first part of divided layers in"
+            " the gradient norm; choose zero1_*"
         )
     if clips_itself(resolved):
         if resolved.get("zero_optimization", {}).get("compute_grad_norm", True) is False:
@@ -121,23 +128,21 @@ def resolve(config: TrainConfig, world: int, on_cpu: bool) -> dict[str, Any]:
                 f"{config.ds_config} sets compute_grad_norm = false, but clipping and skipping need"
                 " the norm; remove the line"
             )
-        resolved["gradient_clipping"] = 0.0  # done by SkippingAdamW, without waiting for the device
-    resolved["zero_allow_untested_optimizer"] = True  # SkippingAdamW is AdamW, but not by name
+        resolved["gradient_clipping"] = 0.0  # SkippingAdamW clips, without waiting for the device
+    # DeepSpeed knows optimizers by class name, and SkippingAdamW is not on its list
+    resolved["zero_allow_untested_optimizer"] = True
     if offload(resolved) != "none":
-        _settle_offload(resolved, config.ds_config)
+        _resolve_offload(resolved, config.ds_config)
     return resolved
 
 
-def _settle_offload(resolved: dict[str, Any], name: str) -> None:
-    """AdamW's fused CPU kernel is torch's: no C++ build at the first start. `nvme_path` "auto" is a
-    folder on the node's own disk.
-
-    Each process gets a folder of its own there.
-    """
+def _resolve_offload(resolved: dict[str, Any], name: str) -> None:
+    """Select the optimizer on the host, and the folder of this process for "nvme_path": "auto"."""
     if resolved.get("bf16", {}).get("check_grad_overflow", True) is False:
         raise ConfigError(
             f"{name}: with offload only DeepSpeed can skip a step; remove check_grad_overflow"
         )
+    # torch's fused CPU AdamW needs no C++ build at the first start, DeepSpeedCPUAdam does
     resolved["zero_force_ds_cpu_optimizer"] = False
     block = resolved["zero_optimization"]["offload_optimizer"]
     if block["device"] == "nvme" and block.get("nvme_path") == "auto":
@@ -152,15 +157,16 @@ def _settle_offload(resolved: dict[str, Any], name: str) -> None:
 
 @functools.cache
 def _swap_folder(base: str) -> str:
-    """A folder of this process alone, gone when it ends: DeepSpeed names swap files by parameter
-    only, so two runs would write over each other's, and it copies whatever lies beside them into
-    every checkpoint."""
+    """A temporary folder of this process, deleted when it ends.
+
+    DeepSpeed names swap files by parameter only, so two runs would overwrite each other's files,
+    and it copies everything in their folder into every checkpoint.
+    """
     try:
         made = tempfile.mkdtemp(prefix="all-in-one-", dir=base)
     except OSError as error:
         raise LocalConfigError(
-            f"nothing can be written in {base} ({error}); give a folder on this node's own disk in"
-            " NVME_DIR"
+            f"cannot write to {base} ({error}); set NVME_DIR to a folder on this node's own disk"
         ) from error
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     return made

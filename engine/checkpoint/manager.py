@@ -23,7 +23,8 @@ from allinone.common.exit_codes import ExitCode
 from allinone.common.formatting import size
 from allinone.common.options import flatten
 from allinone.common.paths import ROOT
-from allinone.engine.checkpoint import _deepspeed, reshard
+from allinone.engine import deepspeed_adapter as adapter
+from allinone.engine.checkpoint import reshard
 from allinone.engine.checkpoint.layout import (
     BEST,
     LAYOUT,
@@ -82,9 +83,14 @@ def full_weights(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     is_rank0 = dist.get_rank() == 0
     layout = topology.current()
-    masters = _deepspeed.fp32_masters(optimizer)
+    masters = adapter.fp32_masters(optimizer)
     for name, parameter in module.named_parameters():
-        value = _deepspeed.full_parameter(parameter, masters)
+        if adapter.is_partitioned(parameter):
+            full = adapter.full_fp32_parameter(parameter)
+        else:
+            full = masters.get(parameter)
+        value = (parameter if full is None else full).detach()
+        value = value.reshape(adapter.full_shape(parameter))
         if (division := topology.division_of(parameter)) is not None:
             value = topology.gather(value, division, layout)
         if is_rank0:
@@ -101,10 +107,11 @@ class StateWriter:
 
     def __init__(self, engine: Any) -> None:
         self.error = ""
-        _deepspeed.intercept_writes(engine, self._write)
+        adapter.wrap_state_writer(engine, self._write)
+        adapter.omit_recovery_script(engine)  # weights/ replaces zero_to_fp32.py
 
-    def _write(self, write: Callable[[], None]) -> None:
-        self.error = self.error or attempt(write)
+    def _write(self, save: Callable[..., Any], state_dict: Any, path: str) -> None:
+        self.error = self.error or attempt(lambda: save(state_dict, path))
 
 
 def attempt(action: Callable[[], object]) -> str:
@@ -295,7 +302,7 @@ def load(
     changed = reshard.difference(before, layout)
     if changed:
         reshard.load(engine, module, folder, before, layout)
-        engine.global_steps, engine.global_samples = facts["step"], facts["samples"]
+        adapter.set_progress(engine, facts["step"], facts["samples"])
         return facts, changed
     path, _ = engine.load_checkpoint(str(folder), tag=STATE)
     if path is None:

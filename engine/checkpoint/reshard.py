@@ -11,9 +11,7 @@ the weight decay of the first group when it reads ZeRO 3.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from allinone.engine import ds_config
-from allinone.engine.checkpoint import _deepspeed
 from allinone.engine.checkpoint.layout import STATE, WEIGHTS, CheckpointError
-from allinone.engine.checkpoint.zero_reader import Key, SavedState
+from allinone.engine.checkpoint.zero_reader import PICKLED_CLASSES, Key, SavedState
+from allinone.engine.deepspeed_adapter import (
+    ParameterSlice,
+    flat_partitions,
+    load_partitions,
+    load_state_kept_in_memory,
+)
 from allinone.engine.distributed import topology
 from allinone.model.weights_file import read_pickle
 
@@ -105,17 +108,6 @@ def check_movable(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any
         )
 
 
-@dataclass
-class _Slice:
-    """Numbers [start, start + count) of a flattened parameter, stored at `offset` of a flat tensor
-    of this rank."""
-
-    parameter: nn.Parameter
-    start: int
-    offset: int
-    count: int
-
-
 def load(
     engine: Any, module: nn.Module, folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
@@ -136,7 +128,7 @@ def load(
     names = {parameter: name for name, parameter in module.named_parameters()}
     optimizer, layout = engine.optimizer, topology.current()
 
-    def fill(flat: Tensor, slices: list[_Slice], key: Key) -> Tensor:
+    def fill(flat: Tensor, slices: list[ParameterSlice], key: Key) -> Tensor:
         """New content of a flat tensor of this rank; padding is 0."""
         filled = torch.zeros_like(flat, dtype=torch.float32, requires_grad=False)
         for piece in slices:
@@ -149,15 +141,15 @@ def load(
 
     flats: list[Tensor] = []
     state: dict[int, dict[str, Tensor]] = {}
-    for number, (flat, parameters) in enumerate(_deepspeed.flat_groups(optimizer, now["stage"])):
-        slices = list(_slices(now["stage"], flat, parameters, layout))
+    partitions = flat_partitions(optimizer, now["stage"], layout.data_rank, layout.data_world)
+    for number, (flat, slices) in enumerate(partitions):
         weight, *moments = (fill(flat, slices, key) for key in KEYS)
         flats.append(weight)
         state[number] = {
             "step": torch.tensor(saved.step),
             **dict(zip(KEYS[1:], moments, strict=True)),
         }
-    _deepspeed.load_flat_state(optimizer, now["stage"], flats, state, layout.data_world)
+    load_partitions(optimizer, now["stage"], flats, state, layout.data_world)
 
 
 def load_kept_in_memory(engine: Any, folder: Path) -> None:
@@ -166,40 +158,7 @@ def load_kept_in_memory(engine: Any, folder: Path) -> None:
     (file,) = (folder / STATE).glob(
         f"*zero_pp_rank_{layout.data_rank}_mp_rank_{layout.tensor_rank:02d}_optim_states.pt"
     )
-    saved = read_pickle(file, _deepspeed.PICKLED_CLASSES)[0]["optimizer_state_dict"]
-    _deepspeed.restore_swapped_state(engine.optimizer, saved)
-
-
-def _slices(
-    stage: int, flat: Tensor, parameters: list[nn.Parameter], layout: topology.Layout
-) -> Iterator[_Slice]:
-    """Where the parameters of a group are stored in a flat tensor of this rank."""
-    if stage == 3:
-        return _slices_per_parameter(parameters, layout)
-    if stage in (1, 2):
-        return _slices_of_group(parameters, layout.data_rank * flat.numel(), flat.numel())
-    return iter([_Slice(parameters[0], 0, 0, parameters[0].numel())])
-
-
-def _slices_of_group(parameters: list[nn.Parameter], first: int, size: int) -> Iterator[_Slice]:
-    """Stages 1 and 2: of the concatenated parameters, the range [first, first + size)."""
-    begin = 0
-    for parameter in parameters:
-        end = begin + parameter.numel()
-        start, stop = max(begin, first), min(end, first + size)
-        if start < stop:
-            yield _Slice(parameter, start - begin, start - first, stop - start)
-        begin = end
-
-
-def _slices_per_parameter(
-    parameters: list[nn.Parameter], layout: topology.Layout
-) -> Iterator[_Slice]:
-    """Stage 3: each parameter is divided over the data ranks separately, the last part padded."""
-    offset = 0
-    for parameter in parameters:
-        numel: int = getattr(parameter, "ds_numel")  # noqa: B009 - set by DeepSpeed
-        share = math.ceil(numel / layout.data_world)
-        start = min(layout.data_rank * share, numel)
-        yield _Slice(parameter, start, offset, min(share, numel - start))
-        offset += share
+    saved = read_pickle(file, PICKLED_CLASSES)[0]["optimizer_state_dict"]
+    load_state_kept_in_memory(
+        engine.optimizer, saved["optimizer_state_dict"]["state"], saved["fp32_flat_groups"]
+    )

@@ -24,7 +24,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from allinone.engine.checkpoint._deepspeed import PICKLED_CLASSES
 from allinone.engine.checkpoint.layout import LAYOUT, STATE, CheckpointError
 from allinone.engine.distributed.topology import Division
 from allinone.model.weights_file import read_pickle
@@ -33,6 +32,14 @@ Key = Literal["weight", "exp_avg", "exp_avg_sq"]
 Storage = Literal["replicated", "per group", "per parameter"]
 """ZeRO 0: one tensor per parameter. ZeRO 1, 2: each group is one flat tensor, divided over the data
 ranks. ZeRO 3: each parameter is divided over the data ranks."""
+
+PICKLED_CLASSES = (
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+)
+"""Classes that DeepSpeed 0.19 pickles into its files; the restricted unpickler replaces them."""
 
 _PREFIX = "model."  # of engine.objective.StepModule
 

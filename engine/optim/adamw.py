@@ -1,9 +1,7 @@
-"""AdamW, its parameter groups, the schedule, and steps that are skipped without waiting for the
-device."""
+"""AdamW with parameter groups, and clipping and skipped steps that do not wait for the device."""
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,6 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from allinone.engine.config import TrainConfig
+from allinone.engine.deepspeed_adapter import global_gradient_norm, import_muon, step_overflowed
+from allinone.engine.optim.schedule import learning_rate
+
+__all__ = ["SkippingAdamW", "import_muon", "learning_rate", "outcome", "parameter_groups"]
 
 
 def parameter_groups(
@@ -20,12 +22,21 @@ def parameter_groups(
     head_patterns: Iterable[str] = (),
     head_lr_mult: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Groups {decay, no decay} x {base, head learning rate}; empty ones are left out.
+    """Optimizer groups {decay, no decay} x {base, head learning rate}, without empty ones.
 
-    No decay for biases, for every normalisation weight and for the logit scale, that is for all
-    parameters of one dimension. The original decides by substrings of names, which decays the
-    LayerNorm weights inside its answer heads and gives no head rate to its rank heads: both are
-    slips and not repeated. Embeddings, class token and positions decay, as in the original.
+    Parameters of one dimension do not decay: biases, normalisation weights and the logit scale.
+    Embeddings, class token and positions decay, as in the original code. The original decides by
+    substrings of names, which decays the LayerNorm weights inside its answer heads and gives its
+    rank heads no head learning rate; both look unintended and are not repeated.
+
+    Args:
+        module: The model; parameters without gradient are left out.
+        weight_decay: Decay of parameters of two or more dimensions.
+        head_patterns: Parameters whose name contains one of these belong to the head.
+        head_lr_mult: Learning rate of the head as a multiple of the base rate.
+
+    Returns:
+        Groups for the optimizer with the additional key `lr_mult`.
     """
     patterns = tuple(head_patterns)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -43,32 +54,22 @@ def parameter_groups(
     ]
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Rate of step 1..steps. Linear warm-up reaches the peak at its last step; then linear or
-    cosine decay reaches 0 after the last step.
-
-    The original's first step has rate 0, a step for nothing; here step 1 has peak / warm-up steps.
-    """
-    warmup = config.warmup_steps()
-    if step <= warmup:
-        return config.lr * step / warmup
-    left = (config.steps - step + 1) / max(config.steps - warmup, 1)
-    return config.lr * (
-        left if config.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
-    )
-
-
 class SkippingAdamW(torch.optim.AdamW):
-    """Fused AdamW that clips, and leaves weights, moments and step counts alone when the gradient
-    is not finite, all on the device.
+    """Fused AdamW that clips, and skips the update if the gradient is not finite, on the device.
 
-    torch's fused kernels take two device scalars: `found_inf` (1: change nothing) and `grad_scale`
-    (gradients are divided by it). Both follow from one number, the norm of the whole gradient over
-    all ranks, so all ranks and ZeRO partitions decide alike and the host waits for nothing.
-    `deciding` is false where DeepSpeed clips and skips by itself, waiting for the device: ZeRO 3,
-    fp16, and ZeRO 0 in bf16 (engine/ds_config.py says which). With ZeRO 1 and 2 this optimizer sees
-    one partition of one group per call; the loop then sets `norm_of` to DeepSpeed's norm of all
-    partitions, which it reduces before the first call of a step.
+    A skipped step leaves weights, moments and step counts as they are. torch's fused kernels take
+    two device scalars: `found_inf` (1: change nothing) and `grad_scale` (gradients are divided by
+    it). Both follow from one number, the norm of the complete gradient over all ranks. So all ranks
+    and ZeRO partitions take the same decision, and the host does not wait.
+
+    With ZeRO 1 and 2 the optimizer sees one partition of one group per call; the trainer then sets
+    `norm_of` to DeepSpeed's norm over all partitions, reduced before the first call of a step.
+
+    Args:
+        groups: From `parameter_groups`.
+        config: Learning rate, betas, eps, weight decay and clipping norm.
+        deciding: False if DeepSpeed clips and skips itself, which makes the host wait: ZeRO 3,
+            fp16, and ZeRO 0 in bf16 (see ds_config.clips_itself).
     """
 
     def __init__(
@@ -82,21 +83,24 @@ class SkippingAdamW(torch.optim.AdamW):
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self._clip, self._deciding = config.clip_grad, deciding
+        self._clip = config.clip_grad
+        self._deciding = deciding
         self.norm_of: Callable[[], Tensor] | None = None
-        """Global gradient norm before clipping; None: this optimizer sees the whole gradient and
-        computes it."""
+        """Returns the global gradient norm before clipping. None: this optimizer sees the complete
+        gradient and computes the norm itself."""
         self.grad_norm: Tensor | None = None
-        """float32 scalar of the last step, before clipping; None where DeepSpeed decides."""
+        """float32 scalar of the last step, before clipping; None if DeepSpeed decides."""
         self.skipped: Tensor | None = None
-        """float32 scalar, 1 after a skipped step; None where DeepSpeed decides."""
+        """float32 scalar, 1 after a skipped step; None if DeepSpeed decides."""
 
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no caller wants the loss
-        """One update, or none."""
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no caller uses the loss
+        """One update, or none if the gradient is not finite."""
         if self._deciding:
             norm = self.norm_of() if self.norm_of else self._norm()
-            self.grad_norm, self.skipped = norm, (~torch.isfinite(norm)).float()
+            self.grad_norm = norm
+            self.skipped = (~torch.isfinite(norm)).float()
             self.found_inf = self.skipped
+            # 1e-6 as in torch.nn.utils.clip_grad_norm_
             self.grad_scale = ((norm + 1e-6) / self._clip).clamp(min=1.0) if self._clip else None
         super().step(closure)
 
@@ -108,39 +112,24 @@ class SkippingAdamW(torch.optim.AdamW):
 
 
 def outcome(engine: Any, optimizer: SkippingAdamW, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of the step just done, as device scalars: 1 if it was skipped, and the norm of the whole
-    gradient before clipping (nan where DeepSpeed keeps none). DeepSpeed's word counts where it
-    decides by itself, or refused the gradient before our optimizer saw it, whose norm is an older
-    one.
+    """Outcome of the last step, without waiting for the device.
+
+    Use DeepSpeed's overflow flag if DeepSpeed skips steps itself, or if it rejected the gradient
+    before calling our optimizer, whose norm is then that of an earlier step.
+
+    Args:
+        engine: DeepSpeed's engine.
+        optimizer: The optimizer inside it.
+        device: Device of the results.
+
+    Returns:
+        Two scalars: 1 if the step was skipped, else 0; and the norm of the complete gradient before
+        clipping, NaN if DeepSpeed keeps none.
     """
-    if getattr(engine.optimizer, "overflow", False):
+    if step_overflowed(engine):
         return torch.ones((), device=device), torch.full((), math.nan, device=device)
     skipped = torch.zeros((), device=device) if optimizer.skipped is None else optimizer.skipped
-    norm = optimizer.grad_norm if optimizer.grad_norm is not None else engine.get_global_grad_norm()
-    if (
-        optimizer.grad_norm is None
-        and norm is not None
-        and type(engine.optimizer).__name__ == "FP16_UnfusedOptimizer"
-    ):
-        norm = (
-            norm / engine.optimizer.loss_scale_config.cur_scale
-        )  # ZeRO 0 in fp16: DeepSpeed's norm is of the scaled gradient
+    norm = optimizer.grad_norm if optimizer.grad_norm is not None else global_gradient_norm(engine)
     if not isinstance(norm, Tensor):
         norm = torch.tensor(math.nan if norm is None else float(norm), device=device)
     return skipped, norm
-
-
-def import_muon() -> None:
-    """DeepSpeed imports its Muon to see that the optimizer is another one. If it may compile Muon's
-    functions on that occasion, torch's compiler comes with them: 4.5 s and 116 MiB of every rank
-    (torch 2.13)."""
-    from deepspeed.runtime import compiler
-
-    compiling = compiler.compile
-    compiler.compile = lambda: (
-        compiler.dummy_decorator
-    )  # what it does itself where torch has no compiler
-    try:
-        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
-    finally:
-        compiler.compile = compiling
