@@ -166,7 +166,7 @@ def _swap_folder(base: str) -> str:
         made = tempfile.mkdtemp(prefix="all-in-one-", dir=base)
     except OSError as error:
         raise LocalConfigError(
-            f"cannot write to {base} ({error}); set NVME_DIR to a folder on this node's own disk"
+            f"cannot write to {base} ({error}); give a folder on this node's own disk in NVME_DIR"
         ) from error
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     return made

@@ -54,7 +54,7 @@ class _Location:
 
 
 class SavedState:
-    """The state in a checkpoint, whatever ZeRO stage, ranks and tensor-parallel size wrote it.
+    """The state in a checkpoint of any ZeRO stage, number of ranks and tensor-parallel size.
 
     Raises:
         CheckpointError: Files of a rank are missing, or the model has frozen or shared parameters,

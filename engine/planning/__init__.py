@@ -1,1 +1,1 @@
-"""Memory, time and cost of a run before it starts."""
+"""Estimates of a run's memory, time and cost before it starts."""

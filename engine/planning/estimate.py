@@ -1,11 +1,13 @@
-"""What a run is expected to need, before it starts, and what it got, at its end: OUT/plan.json and
-the lines "planned … got …"."""
+"""Estimate of a run before it starts, compared with its measurements at its end.
+
+Both are written to OUT/plan.json and to the log, as lines "planned …, measured …".
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,13 @@ from allinone.common.atomic_io import write_atomic
 from allinone.common.formatting import count, duration, size
 from allinone.engine import ds_config
 from allinone.engine.config import TrainConfig
+from allinone.engine.deepspeed_adapter import count_collective_bytes
 from allinone.engine.distributed.topology import Layout
 from allinone.engine.monitoring.peak_flops import peak_rate
 from allinone.engine.planning.memory import Groups, Zero, state_memory, traffic
 
 ASSUMED_MFU = {"cuda": 0.4, "cpu": 0.35}
-"""Share of the peak rate that a plan assumes: of a GPU's data-sheet rate, of a CPU's measured
-matrix product."""
+"""Assumed share of the peak rate: a GPU's data-sheet rate, or a CPU's measured matrix product."""
 FILE = "plan.json"
 MOMENTS = {
     "between": "between steps",
@@ -38,14 +40,13 @@ class Activations:
 
     total: float = 0.0
     last_pass: float = 0.0
-    """Of these, the pass that runs last in the forward and is freed first in the backward."""
+    """Of these, those of the pass that runs last in forward and is freed first in backward."""
     working: float = 0.0
-    """Needed beside, while one block's backward pass runs."""
+    """Needed in addition while one block's backward pass runs."""
 
 
 def element_sizes(config: TrainConfig) -> tuple[int, int]:
-    """Bytes of an activation and of an element of a dropout mask, in a run on this machine's kind
-    of device."""
+    """(bytes of an activation, bytes of a dropout mask's element) on this machine's device type."""
     element = Zero.from_config(ds_config.load(config.ds_config)).element
     on_gpu = torch.cuda.is_available() and config.device != "cpu"
     return element, 1 if on_gpu else element
@@ -53,22 +54,24 @@ def element_sizes(config: TrainConfig) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The plan of one run. The first keys are flat: readers of OUT/plan.json compare them with a
-    run's records."""
+    """The estimate of one run, as written to OUT/plan.json.
+
+    The first fields are flat numbers, so that readers can compare them with a run's records.
+    """
 
     samples_per_s: float
     step_s: float
     mfu: float
-    """Assumed."""
+    """Assumed model FLOPs utilisation."""
     memory_bytes: float
-    """Peak of a rank; on a CPU with what the process held before its model."""
+    """Peak of a rank; on a CPU including what the process held before its model."""
     hours: float
     flops_per_sample: float
     flops_per_step: float
     """Of all ranks."""
     bytes_per_step: float
-    """Handed to DeepSpeed's collectives by one rank: whole tensors that are reduced, gathered or
-    scattered; without tensor parallelism's."""
+    """Passed to DeepSpeed's collectives by one rank: complete tensors that are reduced, gathered
+    or scattered. Collectives of tensor parallelism are not included."""
     parameters: int
     world: int
     global_batch: int
@@ -78,11 +81,11 @@ class RunPlan:
     peak_source: str
     activations: Activations
     state: dict[str, Any]
-    """Weights, gradients, optimizer state and buckets between steps, in the backward pass and in
-    the update; bytes."""
+    """Bytes of weights, gradients, optimizer state and buckets between steps, in the backward pass
+    and in the update."""
     collectives: list[dict[str, Any]]
     got: dict[str, float | None] = field(default_factory=dict)
-    """The same keys, measured by this process; empty until the run logs."""
+    """The same keys as measured by this process; empty until the run logs."""
 
 
 def plan_run(
@@ -94,9 +97,20 @@ def plan_run(
     flops_per_sample: float,
     activations: Activations,
 ) -> RunPlan:
-    """The plan of a run that is about to start here. `groups`: parameters that a rank holds. Tensor
-    parallel divides them and the FLOPs; that it divides part of the activations, and its own
-    all-reduces, are left out."""
+    """Estimate a run that is about to start on this machine.
+
+    Tensor parallelism divides parameters and FLOPs; its effect on activations and its own
+    all-reduces are not included.
+
+    Args:
+        config: Options of the run.
+        ds: The resolved DeepSpeed configuration.
+        groups: Elements of the parameters that a rank holds, by optimizer group.
+        layout: Ranks of the run.
+        device: This rank's device.
+        flops_per_sample: Training FLOPs per clip, forward and backward; 0 if unknown.
+        activations: Bytes of one micro-batch.
+    """
     world = layout.data_world
     parameters, accumulation = sum(map(sum, groups)), config.accumulation(world)
     zero = Zero.from_config(ds)
@@ -108,7 +122,8 @@ def plan_run(
         mfu * rate * layout.world / flops_per_sample if flops_per_sample else float("nan")
     )
     resident = 0.0
-    if device.type == "cpu":  # of a bucket, only the pages that are written to take memory
+    if device.type == "cpu":
+        # only the pages of a bucket that are written to take memory
         touched = replace(
             zero,
             bucket=min(zero.bucket, parameters),
@@ -117,9 +132,8 @@ def plan_run(
         peak = state_memory(groups, world, touched, accumulation).peak(
             activations.total, activations.last_pass, activations.working
         )
-        resident = (
-            psutil.Process().memory_info().rss - 4.0 * parameters
-        )  # the fp32 model, which stands already
+        # the process already holds the fp32 model
+        resident = psutil.Process().memory_info().rss - 4.0 * parameters
     else:
         peak = planned.peak(activations.total, activations.last_pass, activations.working)
     return RunPlan(
@@ -144,8 +158,10 @@ def plan_run(
 
 
 class BytesCounter:
-    """Adds up what DeepSpeed hands to collectives, without waiting for the device (its own logger
-    waits at every call)."""
+    """Counts the bytes that DeepSpeed passes to collectives, without waiting for the device.
+
+    DeepSpeed's own communication logger waits for the device at every call.
+    """
 
     NAMES = (
         "all_reduce",
@@ -160,16 +176,9 @@ class BytesCounter:
     def __init__(self) -> None:
         self.total = 0
         self.on = False
-        from deepspeed.comm import comm
+        count_collective_bytes(self.NAMES, self._counted)
 
-        for name in self.NAMES:
-            if comm.cdb is not None and hasattr(comm.cdb, name):
-                found = getattr(comm.cdb, name)
-                setattr(
-                    comm.cdb, name, self._counted(getattr(found, "uncounted", found))
-                )  # not over an earlier run's counter
-
-    def _counted(self, collective: Any) -> Any:
+    def _counted(self, collective: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **kwargs: Any) -> Any:
             tensors = [
                 value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)
@@ -180,13 +189,11 @@ class BytesCounter:
                 )
             return collective(*args, **kwargs)
 
-        counted.uncounted = collective  # type: ignore[attr-defined]
         return counted
 
 
 class RunEstimate:
-    """The plan beside what the run's records say. Rank 0 writes OUT/plan.json at the start and at
-    the end."""
+    """The estimate of a run and its measurements; rank 0 writes both to OUT/plan.json."""
 
     def __init__(self, plan: RunPlan) -> None:
         self.plan = plan
@@ -195,12 +202,12 @@ class RunEstimate:
         self._counter: BytesCounter | None = None
 
     def count_bytes(self) -> None:
-        """Call when the engine stands."""
+        """Start counting collectives; call this after deepspeed.initialize."""
         self._counter = BytesCounter()
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
-        """Count the bytes of a step; those of checkpoints and evaluations are others."""
+        """Count the bytes of a step; checkpoints and evaluations are not counted."""
         if self._counter:
             self._counter.on = True
         yield
@@ -208,45 +215,46 @@ class RunEstimate:
             self._counter.on = False
 
     def lines(self) -> list[str]:
-        """For the log, before training."""
+        """The estimate for the log, before training."""
         plan = self.plan
         moments = [
             f"{size(sum(plan.state[name].values()))} {title}" for name, title in MOMENTS.items()
         ]
         lines = [
-            (
-                f"planned memory per rank: {size(plan.memory_bytes)} at the peak (model state:"
-                f" {', '.join(moments)}; activations {size(plan.activations.total)}); each rank"
-                f" hands {size(plan.bytes_per_step)} to DeepSpeed's collectives per step"
-            ),
+            f"planned memory per rank: {size(plan.memory_bytes)} at the peak (model state:"
+            f" {', '.join(moments)}; activations {size(plan.activations.total)}); each rank passes"
+            f" {size(plan.bytes_per_step)} to DeepSpeed's collectives per step"
         ]
         if plan.samples_per_s == plan.samples_per_s:
             lines.append(
                 f"planned: {plan.samples_per_s:,.1f} clips/s and {duration(3600 * plan.hours)} for"
-                f" the whole run at MFU {plan.mfu:g} of {count(plan.peak_flops)}FLOP/s per rank"
+                f" all steps at MFU {plan.mfu:g} of {count(plan.peak_flops)}FLOP/s per rank"
                 f" ({plan.peak_source})"
             )
         return lines
 
     def see(self, steps: int, seconds: float, memory: float) -> None:
-        """One logging interval of this process."""
+        """Record one logging interval: its steps, seconds and peak memory in bytes."""
         self._intervals.append((steps, seconds))
         self._memory = max(self._memory, memory)
 
     def got(self) -> dict[str, float | None]:
-        """What was measured, by the plan's keys; the first interval, which warms up, is left out of
-        the rates if there are more."""
-        plan, counted = self.plan, self._intervals[1:] or self._intervals
-        steps, seconds = sum(steps for steps, _ in counted), sum(seconds for _, seconds in counted)
+        """Measurements under the plan's keys; {} before the first logging interval.
+
+        Rates do not include the first interval, which warms up, if there are others.
+        """
+        plan = self.plan
+        counted = self._intervals[1:] or self._intervals
+        steps = sum(steps for steps, _ in counted)
+        seconds = sum(seconds for _, seconds in counted)
         if not steps:
             return {}
-        step_s, flops = seconds / steps, plan.flops_per_step
-        sent = (
-            self._counter.total / sum(steps for steps, _ in self._intervals)
-            if self._counter
-            else None
-        )
-        if not plan.collectives:  # DeepSpeed calls them in a group of one rank too; nothing moves
+        step_s = seconds / steps
+        flops = plan.flops_per_step
+        sent = None
+        if self._counter:
+            sent = self._counter.total / sum(steps for steps, _ in self._intervals)
+        if not plan.collectives:  # with one rank, DeepSpeed calls collectives that move nothing
             sent = 0.0
         return {
             "samples_per_s": plan.global_batch / step_s,
@@ -258,34 +266,29 @@ class RunEstimate:
         }
 
     def write(self, out: Path) -> None:
-        """OUT/plan.json, with what is known by now."""
+        """Write OUT/plan.json with the measurements so far."""
         content = asdict(self.plan) | {"got": self.got()}
         write_atomic(out / FILE, json.dumps(_finite(content), indent=1) + "\n")
 
     def summary(self) -> str:
-        """For the log, at the end: "planned … got …"."""
+        """Estimate and measurement for the log, at the end."""
         plan, got = self.plan, self.got()
         pairs = [
             ("memory per rank", plan.memory_bytes, got.get("memory_bytes"), size),
-            (
-                "clips/s",
-                plan.samples_per_s,
-                got.get("samples_per_s"),
-                lambda value: f"{value:,.1f}",
-            ),
-            ("MFU", plan.mfu, got.get("mfu"), lambda value: f"{value:.2f}"),
+            ("clips/s", plan.samples_per_s, got.get("samples_per_s"), "{:,.1f}".format),
+            ("MFU", plan.mfu, got.get("mfu"), "{:.2f}".format),
             (
                 "bytes of DeepSpeed's collectives per rank and step",
                 plan.bytes_per_step,
                 got.get("bytes_per_step"),
                 size,
             ),
-            ("hours of the whole run", plan.hours, got.get("hours"), lambda value: f"{value:.2f}"),
+            ("hours for all steps", plan.hours, got.get("hours"), "{:.2f}".format),
         ]
         return "\n".join(
-            f"planned {name} {show(planned)}, got {'?' if seen is None else show(seen)}"
+            f"planned {name} {show(planned)}, measured {'?' if seen is None else show(seen)}"
             for name, planned, seen, show in pairs
-            if planned == planned  # nothing was planned where the FLOPs are unknown
+            if planned == planned  # NaN: the FLOPs are unknown, so there is no estimate
         )
 
 

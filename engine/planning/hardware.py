@@ -1,7 +1,7 @@
-"""GPUs and networks that plans are made for: figures of data sheets, with their source.
+"""GPUs and networks known to the planner: data-sheet figures with their source.
 
-Memory is the data sheet's number taken as 10**9 bytes per GB; drivers report 0 to 7 % more, which
-is left as a margin.
+Memory is the data sheet's figure at 10**9 bytes per GB; drivers report 0 to 7 % more, which is kept
+as a margin.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Device:
 
     name: str
     product: str
-    """How CUDA names the card: a part of torch.cuda.get_device_name."""
+    """Part of torch.cuda.get_device_name that identifies the card."""
     memory: float
     """Bytes."""
     rate: float
@@ -29,10 +29,9 @@ class Device:
     bandwidth: float
     """Bytes/s of the GPU's memory."""
     link: float
-    """Bytes/s per direction to the other GPUs of its node: NVLink, or PCIe 4.0 x16 where there is
-    none."""
+    """Bytes/s per direction to the other GPUs of its node: NVLink, or PCIe 4.0 x16 without it."""
     watts: float
-    """Thermal design power."""
+    """Thermal design power, W."""
     source: str
     has_bf16: bool = True
 
@@ -40,14 +39,38 @@ class Device:
 DEVICES = {
     device.name: device
     for device in (
-        Device("v100-32g", "V100", 32 * GB, 125 * TERA, 15.7 * TERA, 900 * GB, 150 * GB, 300, "V100 data sheet, SXM2 32 GB", False),
-        Device("a100-40g", "A100", 40 * GB, 312 * TERA, 19.5 * TERA, 1555 * GB, 300 * GB, 400, "A100 data sheet, SXM 40 GB"),
-        Device("a100-80g", "A100", 80 * GB, 312 * TERA, 19.5 * TERA, 2039 * GB, 300 * GB, 400, "A100 data sheet, SXM 80 GB"),
-        Device("h100-80g", "H100", 80 * GB, 989.4 * TERA, 67 * TERA, 3350 * GB, 450 * GB, 700, "H100 data sheet, SXM, half of the sparse rate"),
-        Device("h200-141g", "H200", 141 * GB, 989.4 * TERA, 67 * TERA, 4800 * GB, 450 * GB, 700, "H200 data sheet, SXM, half of the sparse rate"),
-        Device("b200", "B200", 180 * GB, 2250 * TERA, 75 * TERA, 8000 * GB, 900 * GB, 1000, "DGX B200 data sheet / 8, half of the sparse rate"),
-        Device("l40s", "L40S", 48 * GB, 362 * TERA, 91.6 * TERA, 864 * GB, 32 * GB, 350, "L40S data sheet; PCIe 4.0 x16"),
-        Device("a6000", "A6000", 48 * GB, 154.8 * TERA, 38.7 * TERA, 768 * GB, 32 * GB, 300, "RTX A6000 data sheet, half of sparse; PCIe 4.0 x16"),
+        Device(
+            "v100-32g", "V100", 32 * GB, 125 * TERA, 15.7 * TERA, 900 * GB, 150 * GB, 300,
+            "V100 data sheet, SXM2 32 GB", False,
+        ),
+        Device(
+            "a100-40g", "A100", 40 * GB, 312 * TERA, 19.5 * TERA, 1555 * GB, 300 * GB, 400,
+            "A100 data sheet, SXM 40 GB",
+        ),
+        Device(
+            "a100-80g", "A100", 80 * GB, 312 * TERA, 19.5 * TERA, 2039 * GB, 300 * GB, 400,
+            "A100 data sheet, SXM 80 GB",
+        ),
+        Device(
+            "h100-80g", "H100", 80 * GB, 989.4 * TERA, 67 * TERA, 3350 * GB, 450 * GB, 700,
+            "H100 data sheet, SXM, half of the sparse rate",
+        ),
+        Device(
+            "h200-141g", "H200", 141 * GB, 989.4 * TERA, 67 * TERA, 4800 * GB, 450 * GB, 700,
+            "H200 data sheet, SXM, half of the sparse rate",
+        ),
+        Device(
+            "b200", "B200", 180 * GB, 2250 * TERA, 75 * TERA, 8000 * GB, 900 * GB, 1000,
+            "DGX B200 data sheet / 8, half of the sparse rate",
+        ),
+        Device(
+            "l40s", "L40S", 48 * GB, 362 * TERA, 91.6 * TERA, 864 * GB, 32 * GB, 350,
+            "L40S data sheet; PCIe 4.0 x16",
+        ),
+        Device(
+            "a6000", "A6000", 48 * GB, 154.8 * TERA, 38.7 * TERA, 768 * GB, 32 * GB, 300,
+            "RTX A6000 data sheet, half of sparse; PCIe 4.0 x16",
+        ),
     )
 }  # fmt: skip
 """Planning names → GPUs."""
@@ -57,20 +80,19 @@ OTHER_PEAKS = {
     "H100 PCIe": (756.5 * TERA, 51 * TERA),
     "H100 NVL": (835.5 * TERA, 60 * TERA),
 }
-"""(dense 16-bit, fp32) rates of further cards by CUDA's name, from their data sheets; the planner
-has no other figure of them."""
+"""CUDA's name → (dense 16-bit, fp32) FLOP/s of cards that are not planning devices; from their data
+sheets."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """What connects nodes."""
+    """The network between nodes."""
 
     name: str
     node_bandwidth: float
-    """Bytes/s per direction of one node of 8 GPUs, all adapters together, at line rate."""
+    """Bytes/s per direction of a node of 8 GPUs: line rate of all its adapters."""
     efficiency: float
-    """Share of the line rate that large collectives reach: an assumption, stated with every
-    plan."""
+    """Share of the line rate that large collectives reach: an assumption, stated with each plan."""
     latency: float
     """Seconds per message: an assumption."""
     source: str
@@ -79,9 +101,15 @@ class Network:
 NETWORKS = {
     network.name: network
     for network in (
-        Network("ib-hdr", 8 * 200 * GBIT, 0.85, 5e-6, "8 x InfiniBand HDR 200 Gb/s per node (DGX A100)"),
-        Network("ib-ndr", 8 * 400 * GBIT, 0.85, 5e-6, "8 x InfiniBand NDR 400 Gb/s per node (DGX H100)"),
-        Network("ib-hdr-single", 200 * GBIT, 0.85, 5e-6, "one InfiniBand HDR 200 Gb/s adapter per node"),
+        Network(
+            "ib-hdr", 8 * 200 * GBIT, 0.85, 5e-6, "8 x InfiniBand HDR 200 Gb/s per node (DGX A100)",
+        ),
+        Network(
+            "ib-ndr", 8 * 400 * GBIT, 0.85, 5e-6, "8 x InfiniBand NDR 400 Gb/s per node (DGX H100)",
+        ),
+        Network(
+            "ib-hdr-single", 200 * GBIT, 0.85, 5e-6, "one InfiniBand HDR 200 Gb/s adapter per node",
+        ),
         Network("efa-400", 4 * 100 * GBIT, 0.7, 20e-6, "EFA, 4 x 100 Gb/s per node (p4d)"),
         Network("efa-3200", 32 * 100 * GBIT, 0.7, 20e-6, "EFA, 3,200 Gb/s per node (p5)"),
         Network("eth-100", 100 * GBIT, 0.7, 30e-6, "one 100 Gb/s Ethernet adapter per node"),
@@ -96,9 +124,11 @@ USUAL_NETWORK = {
     "l40s": "eth-100",
     "a6000": "eth-100",
 }
-"""The network that a device's plan assumes if none is named; ib-hdr for the others."""
-LINK_EFFICIENCY, LINK_LATENCY = 0.8, 3e-6
-"""The same assumptions inside a node."""
+"""Default network of a device; ib-hdr for all other devices."""
+LINK_EFFICIENCY = 0.8
+"""Share of the link rate that collectives reach inside a node: an assumption."""
+LINK_LATENCY = 3e-6
+"""Seconds per message inside a node: an assumption."""
 
 
 def find_device(name: str) -> Device:
@@ -116,12 +146,19 @@ def find_network(name: str) -> Network:
 
 
 def peak_of_card(cuda_name: str, precision: str) -> tuple[float, str] | None:
-    """(FLOP/s in fp32, or in bf16 and fp16, product) of the card that CUDA names so; None for an
-    unknown one."""
+    """Look up the peak rate of a card.
+
+    Args:
+        cuda_name: Name from torch.cuda.get_device_name.
+        precision: fp32, bf16 or fp16.
+
+    Returns:
+        (dense FLOP/s, product), or None for an unknown card.
+    """
     known = {
         device.product: (device.rate, device.rate_fp32) for device in DEVICES.values()
     } | OTHER_PEAKS
     for product in sorted(known, key=len, reverse=True):  # H100 PCIe before H100
-        if re.search(rf"\b{product}\b", cuda_name):  # neither an A100 nor an A10G is an A10
+        if re.search(rf"\b{product}\b", cuda_name):  # A10 must not match A100 or A10G
             return known[product][precision == "fp32"], product
     return None

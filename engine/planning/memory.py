@@ -1,10 +1,11 @@
-"""How much memory a rank needs for weights, gradients and optimizer, by ZeRO stage; what it sends;
-activations come on top (model/activations.py).
+"""Memory of a rank for weights, gradients and optimizer state, and its collectives, by ZeRO stage.
 
-Read off DeepSpeed 0.19.8 (runtime/zero/stage_1_and_2.py, stage3.py, fp16/unfused_optimizer.py) with
-this project's ds_configs/ and fused AdamW, and held against its live tensors and collectives by
-tests/engine/planning/test_memory.py and tests/benchmarks/plan_check.py. docs/planning.md derives
-the formulas.
+Activations are estimated in model/activations.py.
+
+The formulas were read in DeepSpeed 0.19.8 (runtime/zero/stage_1_and_2.py, stage3.py,
+fp16/unfused_optimizer.py) for this project's ds_configs/ and fused AdamW, and are compared with
+live tensors and collectives by tests/engine/planning/test_memory.py and
+tests/benchmarks/plan_check.py. docs/planning.md derives them.
 
 Letters: P parameters, N ranks, s bytes of a weight, b bucket elements, S activations.
 """
@@ -23,20 +24,20 @@ from allinone.engine import ds_config
 from allinone.engine.optim.adamw import parameter_groups
 
 Groups = Sequence[Sequence[int]]
-"""Elements of every parameter, by optimizer group, in the order of the module."""
+"""Number of elements of every parameter, by optimizer group, in the order of the module."""
 
 ALL_REDUCE_CHUNK = 500_000_000
-"""Elements that DeepSpeed flattens at a time without ZeRO."""
+"""Elements that DeepSpeed flattens per all-reduce without ZeRO."""
 CONTEXT_BYTES = 1.5 * 2**30
-"""Held back on a GPU for the CUDA context, cuBLAS's workspace and NCCL's buffers: an assumption,
-not measured here."""
+"""Reserved on a GPU for the CUDA context, cuBLAS workspace and NCCL buffers: an assumption, not
+measured."""
 FRAGMENTATION = 0.05
-"""Share of all tensors held back for what torch's caching allocator cannot use: an assumption, not
-measured here."""
+"""Share of all tensors reserved for fragmentation of torch's caching allocator: an assumption, not
+measured."""
 
 
 def groups_of(module: nn.Module) -> list[list[int]]:
-    """Parameter sizes by optimizer group; the module may live on the meta device."""
+    """Parameter sizes by optimizer group; the module may be on the meta device."""
     return [
         [parameter.numel() for parameter in group["params"]]
         for group in parameter_groups(module, 0.01)
@@ -45,7 +46,7 @@ def groups_of(module: nn.Module) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Zero:
-    """What of a DeepSpeed configuration decides about memory and traffic."""
+    """The part of a DeepSpeed configuration that determines memory and communication."""
 
     stage: int
     precision: str
@@ -53,15 +54,15 @@ class Zero:
     bucket: int = 50_000_000
     """Elements of a reduction bucket, b."""
     overlap: bool = True
-    """Reduce while the backward pass goes on; stages 1 and 2 then hold two buckets."""
+    """Reduce during the backward pass; stages 1 and 2 then hold two buckets."""
     persistence: int = 100_000
-    """Stage 3 keeps parameters below this many elements whole."""
+    """Stage 3 does not partition parameters below this many elements."""
     offload: bool = False
-    """Master weights, moments and the update live on the host."""
+    """fp32 weights, moments and the update are on the host."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Zero:
-        """Read from a DeepSpeed JSON's content."""
+        """From the content of a DeepSpeed JSON file."""
         block = config.get("zero_optimization", {})
         device = block.get("offload_optimizer", {}).get("device", "none")
         return cls(
@@ -91,25 +92,25 @@ class Parts:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Sum of all parts."""
         return self.weights + self.gradients + self.optimizer + self.buckets
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Model state of the rank that needs most."""
+    """Bytes of model state on the rank that needs most."""
 
     between: Parts
     """Between two steps."""
     backward: Parts
-    """In the backward pass, when gradients are fullest."""
+    """In the backward pass, when gradients take most memory."""
     update: Parts
     """While AdamW runs on the last optimizer group."""
     start: float
-    """Bytes when the backward pass begins: activations come on top."""
+    """When the backward pass begins, without activations."""
     pending: float
-    """Gradients of the passes that are done, which autograd keeps until a parameter's last use: the
-    model is used by several passes."""
+    """Gradients of finished passes: several passes use the model, and autograd keeps a parameter's
+    gradient until its last use."""
     reduce: float
     """Peak of the reductions at the end of the backward pass, with flattened copies."""
     step: float
@@ -118,9 +119,12 @@ class Memory:
     """On the host, with offloading."""
 
     def peak(self, activations: float = 0.0, last_pass: float = 0.0, working: float = 0.0) -> float:
-        """The highest moment. `activations`: bytes saved by all passes of a micro-batch;
-        `last_pass`: of them, the pass that runs last and so is freed first; `working`: what the
-        backward pass of one block needs beside. Activations are gone when the optimizer steps.
+        """Highest number of bytes during a step. Activations are freed before the optimizer steps.
+
+        Args:
+            activations: Bytes saved by all passes of a micro-batch.
+            last_pass: Of these, those of the pass that runs last and is therefore freed first.
+            working: Additional bytes for the backward pass of one block.
         """
         in_backward = max(
             self.start + activations + working,
@@ -130,15 +134,24 @@ class Memory:
 
 
 def padded(elements: int, world: int) -> int:
-    """DeepSpeed pads a group to a multiple of two elements per rank."""
+    """Elements of a group after DeepSpeed's padding to a multiple of two per rank."""
     return math.ceil(elements / (2 * world)) * 2 * world
 
 
 @functools.lru_cache(64)
 def owned(groups: tuple[tuple[int, ...], ...], world: int) -> tuple[list[set[int]], int]:
-    """Stages 1 and 2: per rank, the parameters (by number over all groups) that its partitions
-    touch, each of which it keeps whole however small the overlap; and the elements of the largest
-    piece of a parameter that one rank owns."""
+    """Parameters that overlap with each rank's partitions at stages 1 and 2.
+
+    A rank keeps the full gradient of each of them, however small the overlap is.
+
+    Args:
+        groups: As `Groups`, hashable.
+        world: Number of ranks.
+
+    Returns:
+        Per rank, the numbers of these parameters over all groups; and the number of elements of the
+        largest piece of a parameter in one partition.
+    """
     touched: list[set[int]] = [set() for _ in range(world)]
     largest, number = 0, 0
     for group in groups:
@@ -152,7 +165,14 @@ def owned(groups: tuple[tuple[int, ...], ...], world: int) -> tuple[list[set[int
 
 
 def state_memory(groups: Groups, world: int, zero: Zero, accumulation: int = 1) -> Memory:
-    """Bytes of model state on the fullest of `world` ranks."""
+    """Memory of the rank that needs most.
+
+    Args:
+        groups: Parameter sizes.
+        world: Number of data ranks.
+        zero: The DeepSpeed configuration.
+        accumulation: Micro-batches per step.
+    """
     if zero.stage == 0:
         return _replicated(groups, zero)
     if zero.stage == 3:
@@ -161,8 +181,7 @@ def state_memory(groups: Groups, world: int, zero: Zero, accumulation: int = 1) 
 
 
 def _replicated(groups: Groups, zero: Zero) -> Memory:
-    """ZeRO 0. 16-bit weights have an fp32 copy; the whole gradient is flattened once for its
-    all-reduce."""
+    """ZeRO 0: 16-bit weights have an fp32 copy, and the all-reduce flattens the full gradient."""
     s, parameters = zero.element, sum(map(sum, groups))
     weights, optimizer = s * parameters, (8 if s == 4 else 12) * parameters
     gradients = s * parameters
@@ -179,8 +198,7 @@ def _replicated(groups: Groups, zero: Zero) -> Memory:
 
 
 def _partitioned_optimizer(groups: Groups, world: int, zero: Zero, accumulation: int) -> Memory:
-    """ZeRO 1 and 2. Both all-reduce buckets and keep of the result the parameters that touch the
-    rank's partition."""
+    """ZeRO 1 and 2: both all-reduce buckets, and keep the gradients that overlap the partition."""
     s, b = zero.element, zero.bucket
     shares = [padded(sum(group), world) // world for group in groups]
     parameters, share, largest_group = sum(map(sum, groups)), sum(shares), max(shares)
@@ -193,9 +211,8 @@ def _partitioned_optimizer(groups: Groups, world: int, zero: Zero, accumulation:
     buckets = (2 if zero.overlap else 1) * s * b
     accumulated = 0 if accumulation == 1 else own if zero.stage == 2 else s * parameters
     loose = [_loose(sizes, numbers, b, zero.stage) for numbers in touched]
-    sets = (parameters > b) + (
-        zero.stage == 2 and accumulation > 1
-    )  # below b, all gradients wait in the bucket for the end of the pass
+    # if the model is smaller than a bucket, all gradients stay in the bucket until the pass ends
+    sets = (parameters > b) + (zero.stage == 2 and accumulation > 1)
     if zero.stage == 1 and accumulation > 1:
         full = s * parameters + sets * own
     else:
@@ -210,7 +227,7 @@ def _partitioned_optimizer(groups: Groups, world: int, zero: Zero, accumulation:
     )
     at_end += s * max(loose)
     converted = (s + 4 if s == 2 else 4) * largest_group
-    # a group's fp32 gradient, while the own part waits for the groups after it
+    # a group's fp32 gradient, while 16-bit gradients are kept for the groups that follow
     at_update = (
         0
         if zero.offload
@@ -231,8 +248,10 @@ def _partitioned_optimizer(groups: Groups, world: int, zero: Zero, accumulation:
 
 
 def _loose(sizes: Sequence[int], owned_by_rank: set[int], bucket: int, stage: int) -> int:
-    """Elements of gradients that are too large for a bucket: one at a time on its way; stage 1
-    forgets to free those of other ranks until the end."""
+    """Elements of gradients too large for a bucket, which are reduced one at a time.
+
+    Stage 1 frees those of other ranks' partitions only at the end of the backward pass.
+    """
     oversized = {number: elements for number, elements in enumerate(sizes) if elements > bucket}
     if stage == 2:
         return max(oversized.values(), default=0)
@@ -243,9 +262,10 @@ def _loose(sizes: Sequence[int], owned_by_rank: set[int], bucket: int, stage: in
 
 
 def _partitioned_weights(groups: Groups, world: int, zero: Zero) -> Memory:
-    """ZeRO 3. Gathered parameters stay until their last use within 1e9 elements
-    (stage3_max_reuse_distance and max_live_parameters are DeepSpeed's defaults), so that a smaller
-    model is whole from its first use to the end of the backward pass.
+    """ZeRO 3: gathered parameters stay until their last use within 1e9 elements.
+
+    stage3_max_reuse_distance and max_live_parameters have DeepSpeed's defaults, so a smaller model
+    is fully gathered from its first use to the end of the backward pass.
     """
     s, b = zero.element, zero.bucket
     sizes = [elements for group in groups for elements in group]
@@ -256,10 +276,8 @@ def _partitioned_weights(groups: Groups, world: int, zero: Zero) -> Memory:
         0 if world == 1 else sum(elements for elements in sizes if elements < zero.persistence)
     )
     gathered = 0 if world == 1 else min(parameters, 10**9)
-    weights, kept = (
-        s * share,
-        s * share,
-    )  # the partition, and its gradient buffer that is never given back
+    weights = s * share
+    kept = s * share  # gradients of the partition; DeepSpeed never frees this buffer
     optimizer = 0 if zero.offload else 12 * share
     bucket = s * b
     oversized = s * max((elements for elements in sizes if elements > b), default=0)
@@ -281,25 +299,30 @@ def _partitioned_weights(groups: Groups, world: int, zero: Zero) -> Memory:
 
 @dataclass(frozen=True)
 class Collective:
-    """What one kind of collective moves in a step, per rank."""
+    """Communication of one kind of collective in a step, per rank."""
 
     name: str
     """all_reduce, all_gather or reduce_scatter."""
     calls: float
     bytes: float
-    """Payload: the whole tensor that is reduced, gathered or scattered, in bytes."""
+    """Payload: the complete tensor that is reduced, gathered or scattered."""
     overlapped: bool
-    """Issued while the backward pass computes."""
+    """Whether it runs during the backward pass."""
     when: str
 
 
 def traffic(groups: Groups, world: int, zero: Zero, accumulation: int = 1) -> list[Collective]:
-    """Collectives of one optimizer step; norms and flags of a few bytes are left out. Empty for one
-    rank.
+    """Collectives of one optimizer step; empty for one rank.
 
-    Stages 1 and 2 reduce by all-reduce (`use_multi_rank_bucket_allreduce`, DeepSpeed's default),
-    not by reduce-scatter, and gather the weights afterwards. Stage 1 reduces once per step, stages
-    2 and 3 once per micro-batch.
+    Stages 1 and 2 use all-reduce (`use_multi_rank_bucket_allreduce`, DeepSpeed's default) instead
+    of reduce-scatter, and gather the weights afterwards. Stage 1 reduces once per step, stages 2
+    and 3 once per micro-batch. Norms and flags of a few bytes are not included.
+
+    Args:
+        groups: Parameter sizes.
+        world: Number of data ranks.
+        zero: The DeepSpeed configuration.
+        accumulation: Micro-batches per step.
     """
     if world == 1:
         return []
@@ -348,7 +371,7 @@ def traffic(groups: Groups, world: int, zero: Zero, accumulation: int = 1) -> li
             ),
             Collective("all_gather", 1, s * small, False, "small weights, after the update"),
         ]
-    whole = sum(padded(sum(group), world) for group in groups)
+    gathered = sum(padded(sum(group), world) for group in groups)
     return [
         Collective(
             "all_reduce",
@@ -357,5 +380,5 @@ def traffic(groups: Groups, world: int, zero: Zero, accumulation: int = 1) -> li
             zero.overlap,
             "gradients, in the last backward pass of the micro-batch",
         ),
-        Collective("all_gather", len(groups), s * whole, False, "weights, after the update"),
+        Collective("all_gather", len(groups), s * gathered, False, "weights, after the update"),
     ]

@@ -1,5 +1,7 @@
-"""Time of a training step on GPUs that are not at hand: arithmetic on data-sheet rates
-(engine/planning/hardware.py). docs/planning.md derives it."""
+"""Estimated time of a training step from data-sheet rates (engine/planning/hardware.py).
+
+docs/planning.md derives the formulas.
+"""
 
 from __future__ import annotations
 
@@ -27,24 +29,36 @@ from allinone.engine.planning.memory import (
 )
 
 HOST_OVERHEAD = {0: 0.0, 1: 0.0, 2: 0.06, 3: 0.15}
-"""Share of the throughput that a stage costs beside its traffic (hooks, small launches), by
-DeepSpeed's own comparison on BERT-base, 16 V100: 0 and 1 equal, 2 −6 %, 3 −15 %. Read, not measured
-here."""
+"""ZeRO stage → share of the throughput lost to hooks and small kernels, apart from communication.
+Published by DeepSpeed for BERT-base on 16 V100 (stages 0 and 1 equal, 2 −6 %, 3 −15 %); not
+measured here."""
+HOST_BANDWIDTH = 200e9
+"""Bytes/s of a node's host memory: an assumption."""
+PCIE_BANDWIDTH = 25e9
+"""Bytes/s between a GPU and its host: an assumption."""
 RECOMPUTE = 1 / 3
-"""More FLOPs with activation checkpointing: a second forward pass of the blocks; not counted in
-MFU."""
+"""Additional compute with activation checkpointing, as a share: a second forward pass of the
+blocks. Not counted in MFU."""
 
 
 def collective_seconds(
     kind: str, payload: float, calls: float, gpus: int, device: Device, network: Network
 ) -> float:
-    """Seconds of one rank's collectives in a step.
+    """Seconds of one kind of collective in a step.
 
-    A ring over all ranks, as NCCL builds it (nccl-tests, doc/PERFORMANCE.md): an all-reduce puts 2
-    (N-1)/N of its payload on every rank's link, a gather or scatter half of that. The ring crosses
-    between nodes over all adapters of a node, so the slower of NVLink and the node's adapters
-    decides. Latency: in a node N-1 messages around the ring; between nodes a tree, log2(nodes)
-    deep; both ways for an all-reduce.
+    A ring over all ranks, as NCCL uses it (nccl-tests, doc/PERFORMANCE.md): an all-reduce sends
+    2 (N-1)/N of its payload over every rank's link, a gather or scatter half of that. Between nodes
+    the ring uses all adapters of a node, so the slower of NVLink and the node's adapters limits the
+    rate. Latency: N-1 messages around the ring inside a node, and a tree of depth log2(nodes)
+    between nodes; both in two directions for an all-reduce.
+
+    Args:
+        kind: all_reduce, all_gather or reduce_scatter.
+        payload: Bytes per rank and step.
+        calls: Calls per step.
+        gpus: Number of ranks, N.
+        device: The GPU.
+        network: The network between nodes.
     """
     if gpus == 1:
         return 0.0
@@ -60,7 +74,7 @@ def collective_seconds(
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run a recipe: its memory and its time."""
+    """One configuration of a run, with its memory and time."""
 
     ds_config: str
     """Name in ds_configs/."""
@@ -70,42 +84,41 @@ class Candidate:
     accumulation: int
     checkpointing: bool
     memory: dict[str, float]
-    """Part → bytes per rank at the highest moment; sums to `peak`."""
+    """Part → bytes per rank at the peak; sums to `peak`."""
     peak: float
     host: float
     fits: bool
     collectives: tuple[Collective, ...]
     compute_s: float
     exposed_s: float
-    """Communication that nothing hides."""
+    """Communication that does not overlap with compute."""
     hidden_s: float
-    """Communication behind the backward pass."""
+    """Communication that overlaps with compute."""
     update_s: float
     step_s: float
     samples_per_s: float
     mfu: float
-    """Of the whole step."""
+    """Of the complete step."""
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What is to be trained, in numbers."""
+    """The training to estimate."""
 
     groups: Groups
     gpus: int
     global_batch: int
     flops_per_sample: float
-    """Forward and backward, FMA = 2."""
+    """Forward and backward; a multiply-add counts as 2."""
     mfu: float
-    """Assumed for forward and backward passes alone."""
+    """Assumed for the forward and backward passes only."""
     reduce_window: float
-    """Share of a micro-batch's compute in which gradients are finished one after the other: the
-    backward pass of the pass that ran first. Gradients of the passes after it only wait to be
-    added."""
+    """Share of a micro-batch's compute during which gradients become final: the backward pass of
+    the pass that ran first. Until then gradients of the other passes are incomplete sums."""
 
 
 def parts_at_peak(memory: Memory, activations: Activations) -> dict[str, float]:
-    """The highest moment, by part."""
+    """Bytes at the peak, by part."""
     peak = memory.peak(activations.total, activations.last_pass, activations.working)
     if peak in (memory.reduce, memory.step):
         moment = memory.update if peak == memory.step else memory.backward
@@ -137,7 +150,18 @@ def candidate(
     network: Network,
     checkpointing: bool = False,
 ) -> Candidate:
-    """Memory and time of one configuration."""
+    """Estimate memory and time of one configuration.
+
+    Args:
+        job: The training.
+        ds_name: Name in ds_configs/.
+        zero: Content of that file.
+        micro_batch: Clips per rank and forward pass.
+        activations: Bytes of such a micro-batch.
+        device: The GPU.
+        network: The network between nodes.
+        checkpointing: Whether blocks are recomputed in the backward pass.
+    """
     accumulation = job.global_batch // (job.gpus * micro_batch)
     memory = state_memory(job.groups, job.gpus, zero, accumulation)
     parts = parts_at_peak(memory, activations)
@@ -152,14 +176,12 @@ def candidate(
     sent = traffic(job.groups, job.gpus, zero, accumulation)
     exposed, hidden = _communication(job, sent, compute, accumulation, zero, device, network)
     share = sum(map(sum, job.groups)) / (1 if zero.stage == 0 else job.gpus)
-    update = (
-        (28 + 2 * zero.element) * share / device.bandwidth
-    )  # AdamW reads and writes master weights, moments, gradient and weights once
-    # the same on the host's memory (200 GB/s per node, stated), and gradients and weights over PCIe
-    if zero.offload:
-        update = (
-            28 + 2 * zero.element
-        ) * share * GPUS_PER_NODE / 200e9 + 2 * zero.element * share / 25e9
+    # AdamW reads and writes master weights, moments, gradient and weights once
+    accessed = (28 + 2 * zero.element) * share
+    update = accessed / device.bandwidth
+    if zero.offload:  # in host memory, with gradients and weights transferred over PCIe
+        transferred = 2 * zero.element * share
+        update = accessed * GPUS_PER_NODE / HOST_BANDWIDTH + transferred / PCIE_BANDWIDTH
     step = compute + exposed + update
     return Candidate(
         ds_config=ds_name,
@@ -192,9 +214,11 @@ def _communication(
     device: Device,
     network: Network,
 ) -> tuple[float, float]:
-    """(exposed, hidden) seconds. Reductions hide behind the window in which gradients finish,
-    except the last bucket; stage 3's gathers hide behind all of the compute. What does not fit is
-    exposed."""
+    """(exposed, hidden) seconds of communication.
+
+    Reductions overlap with the window in which gradients become final, except the last bucket.
+    Gathers of stage 3 overlap with all compute. The rest is exposed.
+    """
     exposed = hidden = 0.0
     for collective in sent:
         seconds = collective_seconds(
@@ -215,9 +239,17 @@ def _communication(
 
 
 def recommend(candidates: Sequence[Candidate], tolerance: float = 0.02) -> tuple[Candidate, str]:
-    """The candidate to take and why. Among those that fit and are within `tolerance` of the
-    fastest: the one that needs least memory per rank at the largest micro-batch. Raises ValueError
-    if none fits."""
+    """Choose a configuration.
+
+    Of those that fit and are within `tolerance` of the fastest, choose the largest micro-batch,
+    then the lowest memory per rank.
+
+    Returns:
+        The configuration, and the reason in words.
+
+    Raises:
+        ValueError: No configuration fits.
+    """
     fitting = [each for each in candidates if each.fits]
     if not fitting:
         least = min(candidates, key=lambda each: each.peak)
@@ -233,25 +265,25 @@ def recommend(candidates: Sequence[Candidate], tolerance: float = 0.02) -> tuple
 
 
 def _reason(chosen: Candidate, fitting: Sequence[Candidate]) -> str:
-    alike = {
+    same_size = {
         each.stage: each
         for each in fitting
         if (each.micro_batch, each.checkpointing, each.offload)
         == (chosen.micro_batch, chosen.checkpointing, False)
     }
-    words = []
-    for stage, other in sorted(alike.items()):
+    comparisons = []
+    for stage, other in sorted(same_size.items()):
         if stage != chosen.stage:
             speed = 100 * (other.samples_per_s / chosen.samples_per_s - 1)
-            words.append(
+            comparisons.append(
                 f"ZeRO {stage}: {speed:+.1f} % samples/s,"
                 f" {(other.peak - chosen.peak) / 2**30:+.2f} GiB"
             )
-    against = f"; against it, {'; '.join(words)}" if words else ""
+    against = f"; compared with it, {'; '.join(comparisons)}" if comparisons else ""
     recompute = (
         "blocks must be recomputed to fit" if chosen.checkpointing else "no block is recomputed"
     )
     return (
-        "within 2 % of the fastest that fits, with the largest micro-batch and least memory;"
+        "within 2 % of the fastest that fits, with the largest micro-batch, then least memory;"
         f" {recompute}{against}"
     )

@@ -1,8 +1,10 @@
-"""The cost table against the published numbers and against torch's own counter."""
+"""tools/plan.py: model sizes against published numbers and torch's counter; plans of recipes."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from allinone.engine.planning.hardware import DEVICES, NETWORKS
 from allinone.model import SIZES, AllInOneConfig, AllInOneModel
-from allinone.tools.plan import cost_of, main
+from allinone.tools.plan import main
+from allinone.tools.planning.model_plan import cost_of
+from allinone.tools.planning.options import split_arguments
 
 
 def test_base_costs_the_papers_58_70_giga_multiply_adds() -> None:
@@ -27,24 +32,23 @@ def test_base_costs_the_papers_58_70_giga_multiply_adds() -> None:
     ("size", "without_heads", "paper"),
     [("tiny", 11_431_104, "12M"), ("small", 33_553_536, "33M"), ("base", 109_867_776, "110M")],
 )
-def test_parameters_without_heads_are_those_of_the_original(
+def test_parameters_without_heads_equal_the_original(
     size: str, without_heads: int, paper: str
 ) -> None:
     cost = cost_of(size)
-    # the released S has DeiT's distillation token and its position on top: two rows of 384 that
-    # nothing reads
+    # the released S has DeiT's distillation token and its position too: two unused rows of 384
     assert cost.parameters_without_heads == without_heads - (768 if size == "small" else 0)
     assert cost.paper_parameters == paper
     assert sum(cost.parts.values()) == cost.parameters
 
 
-def test_flops_are_what_torch_counts_for_other_shapes_too() -> None:
+def test_flops_equal_torchs_count_for_other_shapes() -> None:
     cost = cost_of("nano", frames=5, image_size=96, text_tokens=24)
     model = AllInOneModel(
         AllInOneConfig.from_size("nano", num_frames=5, image_size=96, max_text_len=24)
     ).eval()
     ids = torch.ones(1, 24, dtype=torch.long)
-    # the mathematical kernel: torch's counter does not see inside the CPU's fused one
+    # torch's counter does not see inside the CPU's fused attention kernel
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 5, 3, 96, 96), ids, ids)
     assert cost.flops == counter.get_total_flops()
@@ -63,7 +67,7 @@ def test_table_json_and_markdown_hold_every_size(capsys: pytest.CaptureFixture[s
     assert {line.count("|") for line in lines} == {len(SIZES) + 2}
 
 
-def test_other_shapes_are_not_put_beside_the_papers_cost(
+def test_the_papers_cost_is_shown_for_its_own_shape_only(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["model", "--frames", "8"]) == 0
@@ -83,22 +87,8 @@ def test_impossible_shapes_are_refused_with_their_option(
 def test_a_recipe_is_planned_with_its_own_options(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert (
-        main(
-            [
-                "train",
-                "webvid-howto",
-                "--gpus",
-                "64",
-                "--device",
-                "h100-80g",
-                "--json",
-                "--frames",
-                "4",
-            ]
-        )
-        == 0
-    )
+    words = "train webvid-howto --gpus 64 --device h100-80g --json --frames 4"
+    assert main(words.split()) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (
         plan["command"]
@@ -119,10 +109,46 @@ def test_a_recipe_is_planned_with_its_own_options(
     assert picture.stat().st_size > 10_000
 
 
-def test_what_cannot_be_planned_is_refused_with_what_would_do(
+def test_what_cannot_be_planned_is_refused_with_valid_values(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["train", "webvid-howto", "--device", "a100"]) == 2
     assert "valid devices: v100-32g" in capsys.readouterr().err
     assert main(["train", "webvid-howto", "--gpus", "100"]) == 2
     assert "--global-batch 2048 is not a multiple of --gpus 100" in capsys.readouterr().err
+
+
+def test_flags_are_divided_between_planner_and_recipe() -> None:
+    words = "webvid-howto --gpus 64 --size large --json --data a b --device=b200 --no-compile -h"
+    own, recipe = split_arguments(words.split())
+    assert own == ["webvid-howto", "--gpus", "64", "--json", "--device=b200", "-h"]
+    assert recipe == ["--size", "large", "--data", "a", "b", "--no-compile"]
+
+
+def test_options_that_exclude_each_other_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["model"], ["train", "demo"]):
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, "--json", "--markdown"])
+        assert stopped.value.code == 2
+        assert "exclude each other" in capsys.readouterr().err
+
+
+def test_help_lists_every_device_and_does_not_import_torch() -> None:
+    program = (
+        "import sys; from allinone.tools.plan import main\n"
+        "try: main(['train', '--help'])\n"
+        "finally: assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for name in (*DEVICES, *NETWORKS):
+        assert name in done.stdout
+
+
+def test_an_unknown_command_names_the_closest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["trian", "demo"])
+    assert stopped.value.code == 2
+    assert "did you mean train" in capsys.readouterr().err

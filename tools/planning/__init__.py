@@ -1,1 +1,1 @@
-"""Plans of a training run and of its data path."""
+"""The sub-commands of tools/plan.py."""

@@ -3,7 +3,6 @@ hand."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
 from allinone.data.loading.index import Index
 from allinone.data.loading.throughput import ClipCost, cure, cured, measure, plan
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
-from allinone.tools.planning.data_plan import add_data_parser
+from allinone.tools.plan import main as plan_main
 from tests.data import media
 
 CLIP = ClipConfig(num_frames=3, image_size=32)
@@ -139,17 +138,10 @@ def test_the_cure_is_a_prepare_command_where_one_helps() -> None:
 def test_the_command_tells_yes_and_no_by_its_exit_code(
     prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parser = argparse.ArgumentParser()
-    add_data_parser(parser.add_subparsers())
-    slow = parser.parse_args(
-        ["data", str(prepared), "--gpus", "1", "--samples-per-s", "1", "--clips", "3"]
-    )
-    assert slow.plan(slow) == 0
-    assert "this data feeds that training" in capsys.readouterr().out
-    fast = parser.parse_args(
-        ["data", str(prepared), "--gpus", "1", "--samples-per-s", "1e9", "--clips", "3", "--json"]
-    )
-    assert fast.plan(fast) == 1
+    command = ["data", str(prepared), "--gpus", "1", "--clips", "3", "--samples-per-s"]
+    assert plan_main([*command, "1"]) == 0
+    assert "this data is loaded fast enough for the training" in capsys.readouterr().out
+    assert plan_main([*command, "1e9", "--json"]) == 1
     facts = json.loads(capsys.readouterr().out)
     assert facts["feed"]["enough"] is False
     assert facts["cost"]["clips"] == 3

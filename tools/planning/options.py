@@ -1,0 +1,128 @@
+"""Options of tools/plan.py, read before torch is imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from allinone.common.command_line import options_of
+from allinone.common.errors import InputError
+from allinone.common.validation import COUNT, POSITIVE, Bounds, require
+
+OWN_WORDS = ("help", "version", "print-config")
+"""Flags that every command has."""
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """Parameters and operations of every model size."""
+
+    frames: int = 3
+    """Frames per clip; the paper's 3."""
+    image_size: int | None = None
+    """Height and width of a frame, pixels; None uses the size's own."""
+    text_tokens: int | None = None
+    """Text tokens; None uses 32, which reproduces the paper's number, or 16 for nano."""
+    json: bool = False
+    """Print one JSON object."""
+    markdown: bool = False
+    """Print Markdown tables."""
+
+    def __post_init__(self) -> None:
+        require(self, COUNT, ("frames", "image_size", "text_tokens"))
+        _refuse_both(self.json, self.markdown)
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """Whether prepared data can be loaded as fast as a training consumes it."""
+
+    data: Positional[str]
+    """DIR[:SPLIT]; DIR was written by tools/prepare.py."""
+    gpus: int
+    """GPUs of the training."""
+    samples_per_s: float
+    """Clips per second of the training, over all GPUs."""
+    gpus_per_node: int = 8
+    """GPUs of a node."""
+    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """CPU cores of a node; by default those that this process may use."""
+    storage_mb_per_s: float = 0.0
+    """Read rate of a node from storage, MB/s; 0 ignores storage."""
+    clips: int = 200
+    """Clips to measure, chosen at random."""
+    frames: int = 3
+    """Frames per clip."""
+    image_size: int = 224
+    """Height and width of a frame, pixels."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def __post_init__(self) -> None:
+        require(self, COUNT, ("gpus", "gpus_per_node", "cores", "clips", "frames", "image_size"))
+        require(self, POSITIVE, ("samples_per_s",))
+        require(self, Bounds(0), ("storage_mb_per_s",))
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Memory, time and energy of a recipe, and the recommended configuration."""
+
+    recipe: Positional[str]
+    """Recipe of pretrain/train.py; flags that are not listed here are the recipe's."""
+    gpus: int = 128
+    """Number of GPUs; the paper's 128."""
+    device: str = "a100-80g"
+    """v100-32g, a100-40g, a100-80g, h100-80g, h200-141g, b200, l40s or a6000."""
+    network: str | None = None
+    """ib-hdr, ib-ndr, ib-hdr-single, efa-400, efa-3200 or eth-100; None uses the device's usual
+    network."""
+    mfu: float = 0.4
+    """Assumed MFU of forward and backward passes, in (0, 1]."""
+    pue: float = 1.2
+    """Power usage effectiveness of the data centre, 1 to 10."""
+    picture: Path | None = None
+    """Draw the scaling from 8 to 1,024 GPUs into this file (.png, .webp, .pdf or .svg)."""
+    json: bool = False
+    """Print one JSON object."""
+    markdown: bool = False
+    """Print Markdown tables."""
+
+    def __post_init__(self) -> None:
+        require(self, COUNT, ("gpus",))
+        require(self, Bounds(0, 1, above=True), ("mfu",))
+        require(self, Bounds(1, 10), ("pue",))
+        _refuse_both(self.json, self.markdown)
+
+
+def _refuse_both(json: bool, markdown: bool) -> None:
+    if json and markdown:
+        raise InputError("--json and --markdown exclude each other; give one of them")
+
+
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide the arguments of `plan.py train` into its own and those of the recipe.
+
+    A flag of `TrainPlan` is the planner's, every other flag is the recipe's; words that follow a
+    flag belong to it. Words before the first flag are the planner's: the recipe's name.
+
+    Returns:
+        (own arguments, recipe arguments), each in the given order.
+    """
+    flags = {option.flag for option in options_of(TrainPlan)}
+    own_flags = {*OWN_WORDS, *flags, *(f"no-{flag}" for flag in flags)}
+    own: list[str] = []
+    recipe: list[str] = []
+    target = own
+    for word in argv:
+        if word.startswith("--"):
+            flag = word[2:].partition("=")[0].replace("_", "-")
+            target = own if flag in own_flags else recipe
+        elif word == "-h":
+            target = own
+        target.append(word)
+    return own, recipe
