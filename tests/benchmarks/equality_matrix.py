@@ -1,22 +1,23 @@
 #!/usr/bin/env python3
-"""Do all layouts compute the same, and do checkpoints move between all of them?
+"""Compare training at all parallel layouts, and checkpoints moved between them.
 
-`python tests/benchmarks/equality_matrix.py [--moves N]` trains a very small All-in-one (dropout and
-stochastic depth on, fp32) for 6 steps at every {ZeRO 0, 1, 2, 3} x {tensor parallel 1, 2} x {1, 2,
-4 ranks} that exists, and prints the largest difference of losses, gradient norms and weights to
-ZeRO 0 on one rank. Then it continues checkpoints of step 3 at other layouts and prints the largest
-difference of the losses and weights to the uninterrupted run. About 3 s per run on 2 cores. Exit
-code 1 if any difference is above 1e-5.
+    python tests/benchmarks/equality_matrix.py [--moves N]
+
+Trains a very small All-in-one (with dropout and stochastic depth, in fp32) for 6 steps at each
+{ZeRO 0, 1, 2, 3} x {tensor parallel 1, 2} x {1, 2, 4 ranks} that exists, and prints the largest
+difference of losses, gradient norms and weights from ZeRO 0 on one rank. Then continues checkpoints
+of step 3 at other layouts and prints the largest difference of losses and weights from the
+uninterrupted run. About 3 s per run on 2 cores. Exit code 1 if a difference exceeds 1e-5.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,8 @@ if __package__ in (None, ""):
 from safetensors.torch import load_file
 from torch import Tensor
 
+from allinone.common.command_line import parse, run_command
+from allinone.common.validation import NOT_NEGATIVE, require
 from tests.engine.ranks import RankServer
 
 STEPS, CUT = 6, 3
@@ -42,15 +45,15 @@ OPTIONS = {
 
 
 @dataclass(frozen=True)
-class Place:
-    """One cell of the matrix."""
+class Cell:
+    """One parallel layout of the matrix."""
 
     stage: int
     tensor: int
     world: int
     precision: str = "fp32"
     offload: str = ""
-    """cpu or nothing."""
+    """"cpu", or "" for none."""
 
     def __str__(self) -> str:
         return f"zero{self.stage}-tp{self.tensor}-w{self.world}" + (
@@ -66,12 +69,12 @@ class Place:
         }
 
 
-PLACES = [Place(s, t, w) for t in (1, 2) for w in (1, 2, 4) if w >= t for s in range(4)]
+CELLS = [Cell(s, t, w) for t in (1, 2) for w in (1, 2, 4) if w >= t for s in range(4)]
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a run computed."""
+    """Numbers that a run computed."""
 
     losses: list[float]
     norms: list[float]
@@ -79,8 +82,8 @@ class Trace:
     weights: dict[str, Tensor]
 
     def differences(self, other: Trace) -> tuple[float, float, float]:
-        """Largest difference of losses, of gradient norms (relative), and of weights."""
-        assert self.digests == other.digests, "other clips were trained on"
+        """Largest differences of losses, gradient norms (relative) and weights."""
+        assert self.digests == other.digests, "the runs trained on different clips"
         assert self.weights.keys() == other.weights.keys()
         losses = max(abs(a - b) for a, b in zip(self.losses, other.losses, strict=True))
         norms = max(abs(a - b) / b for a, b in zip(self.norms, other.norms, strict=True))
@@ -102,70 +105,88 @@ def trace(out: Path, step: int = STEPS) -> Trace:
     )
 
 
-def train(server: RankServer, out: Path, place: Place) -> str:
-    codes, output = server.run(out, place.world, **place.options())
+def train(server: RankServer, out: Path, cell: Cell) -> str:
+    codes, output = server.run(out, cell.world, **cell.options())
     if any(codes):
-        raise RuntimeError(f"{place} in {out} ended with {codes}:\n{output[-3000:]}")
+        raise RuntimeError(f"{cell} in {out} ended with {codes}:\n{output[-3000:]}")
     return output
 
 
-def move(server: RankServer, source: Path, out: Path, place: Place) -> str:
+def move(server: RankServer, source: Path, out: Path, cell: Cell) -> str:
     """Continue a copy of a run from its checkpoint of step CUT at another layout."""
     shutil.copytree(source, out)
     shutil.rmtree(out / "checkpoints" / f"step-{STEPS:08d}")
-    return train(server, out, place)
+    return train(server, out, cell)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--moves",
-        type=int,
-        default=10_000,
-        help="layouts that each checkpoint moves to (default: all)",
-    )
-    args = parser.parse_args()
-    worst, start = 0.0, time.monotonic()
+@dataclass(frozen=True)
+class Options:
+    """What to compare."""
+
+    moves: int = len(CELLS)
+    """Layouts to which each checkpoint is moved; by default all."""
+
+    def __post_init__(self) -> None:
+        require(self, NOT_NEGATIVE, ("moves",))
+
+
+def compare_layouts(server: RankServer, root: Path) -> float:
+    """Train at every layout, print the differences, return the largest one."""
+    for cell in CELLS:
+        train(server, root / str(cell), cell)
+    reference = trace(root / str(CELLS[0]))
+    print(f"differences from {CELLS[0]}, maximum over {STEPS} steps:")
+    print(f"{'':16}      loss  grad norm    weights")
+    worst = 0.0
+    for cell in CELLS[1:]:
+        found = trace(root / str(cell)).differences(reference)
+        worst = max(worst, *found)
+        print(f"{cell!s:16}{''.join(f'{value:11.1e}' for value in found)}", flush=True)
+    return worst
+
+
+def compare_moves(server: RankServer, root: Path, moves: int) -> float:
+    """Continue the checkpoints at other layouts, print the differences, return the largest one."""
+    reference = trace(root / str(CELLS[0]))
+    print(f"\ncheckpoints of step {CUT} (rows) continued at another layout (columns):")
+    print("maximum difference of losses and weights, in 1e-7")
+    titles = [f"{cell.stage}/{cell.tensor}/{cell.world}".rjust(7) for cell in CELLS]
+    print(f"{'':16}{''.join(titles)}   ZeRO/TP/ranks")
+    worst = 0.0
+    for number, source in enumerate(CELLS):
+        row = ""
+        for column, target in enumerate(CELLS):
+            if (column - number) % len(CELLS) > moves:
+                row += " " * 7
+                continue
+            move(server, root / str(source), root / "moved", target)
+            losses, _, weights = trace(root / "moved").differences(reference)
+            worst = max(worst, losses, weights)
+            row += f"{max(losses, weights) * 1e7:.0f}".rjust(7)
+            shutil.rmtree(root / "moved")
+        print(f"{source!s:16}{row}", flush=True)
+    return worst
+
+
+def benchmark(options: Options) -> int:
+    """Run both comparisons; returns the exit code."""
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        root, server = Path(folder), RankServer()
-        for place in PLACES:
-            train(server, root / str(place), place)
-        whole = trace(root / str(PLACES[0]))
-        print(
-            f"against {PLACES[0]}, largest difference over {STEPS} steps:\n{'':16}      loss  grad"
-            " norm    weights"
-        )
-        for place in PLACES[1:]:
-            found = trace(root / str(place)).differences(whole)
-            worst = max(worst, *found)
-            print(f"{place!s:16}{''.join(f'{value:11.1e}' for value in found)}", flush=True)
-        print(
-            f"\ncheckpoints of step {CUT} (rows) continued at another layout (columns): largest"
-            " difference of loss and weight, in 1e-7"
-        )
-        print(
-            f"{'':16}"
-            + "".join(f"{place.stage}/{place.tensor}/{place.world}".rjust(7) for place in PLACES)
-            + "   ZeRO/TP/ranks"
-        )
-        for number, source in enumerate(PLACES):
-            cells = []
-            for distance in range(len(PLACES)):
-                target = PLACES[distance]
-                if (distance - number) % len(PLACES) > args.moves:
-                    cells.append("")
-                    continue
-                move(server, root / str(source), root / "moved", target)
-                losses, _, weights = trace(root / "moved").differences(whole)
-                worst = max(worst, losses, weights)
-                cells.append(f"{max(losses, weights) * 1e7:.0f}")
-                shutil.rmtree(root / "moved")
-            print(f"{source!s:16}" + "".join(cell.rjust(7) for cell in cells), flush=True)
+        server = RankServer()
+        worst = compare_layouts(server, Path(folder))
+        worst = max(worst, compare_moves(server, Path(folder), options.moves))
         server.close()
-    print(f"worst {worst:.1e}, {time.monotonic() - start:.0f} s")
+    print(f"maximum {worst:.1e}, {time.monotonic() - start:.0f} s")
     return int(worst > TOLERANCE)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    prog = "tests/benchmarks/equality_matrix.py"
+    return run_command(
+        lambda: benchmark(parse(Options, arguments, prog=prog, description=__doc__ or ""))
+    )
 
 
 if __name__ == "__main__":

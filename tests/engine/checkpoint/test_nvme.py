@@ -1,8 +1,8 @@
-"""Optimizer state on a disk: the same weights as without, and a run that goes on from a checkpoint
-gives the same bits.
+"""Optimizer state on a disk gives the same weights, and continues bit-equal from a checkpoint.
 
-Not in CI: DeepSpeed compiles its async_io for it (libaio-dev; ten minutes of one core).
-`NVME_DIR=FOLDER pytest tests/engine/checkpoint/test_nvme.py`
+    NVME_DIR=FOLDER pytest tests/engine/checkpoint/test_nvme.py
+
+Not in CI: DeepSpeed compiles its async_io extension first (libaio-dev; ten minutes on one core).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tests.benchmarks.equality_matrix import OPTIONS, TOLERANCE, trace
 from tests.engine.ranks import RankServer
 
 pytestmark = pytest.mark.skipif(
-    "NVME_DIR" not in os.environ, reason="NVME_DIR names no folder on a disk; see the file"
+    "NVME_DIR" not in os.environ, reason="NVME_DIR does not name a folder on a disk"
 )
 MODEL = {"hidden_size": 192, "num_hidden_layers": 2}
-"""Large enough for a group of a MiB, which is what DeepSpeed puts on the disk."""
+"""Large enough for a group of 1 MiB, the smallest that DeepSpeed moves to the disk."""
 
 
 def train(server: RankServer, out: Path, config: str, world: int) -> None:
@@ -39,12 +39,12 @@ def test_a_run_with_its_state_on_a_disk_continues_bit_equal(
     train(server, tmp_path / "disk", "zero3_offload_nvme_fp32", world)
     swapped = list((tmp_path / "disk" / "checkpoints" / "step-00000002").rglob("exp_avg-*.swp"))
     assert len(swapped) == world
-    whole = trace(tmp_path / "disk")
-    assert max(whole.differences(trace(tmp_path / "memory"))) < TOLERANCE
+    full_run = trace(tmp_path / "disk")
+    assert max(full_run.differences(trace(tmp_path / "memory"))) < TOLERANCE
     shutil.copytree(tmp_path / "disk", tmp_path / "again")
     for step in (4, 6):
         shutil.rmtree(tmp_path / "again" / "checkpoints" / f"step-{step:08d}")
     train(server, tmp_path / "again", "zero3_offload_nvme_fp32", world)
     again = trace(tmp_path / "again")
-    assert again.losses == whole.losses
-    assert all(torch.equal(again.weights[name], value) for name, value in whole.weights.items())
+    assert again.losses == full_run.losses
+    assert all(torch.equal(again.weights[name], value) for name, value in full_run.weights.items())

@@ -1,5 +1,5 @@
 """ZeRO stages, tensor-parallel sizes and numbers of ranks compute the same, and checkpoints move
-between them. The whole matrix: tests/benchmarks/equality_matrix.py."""
+between them. All combinations: tests/benchmarks/equality_matrix.py."""
 
 from __future__ import annotations
 
@@ -20,57 +20,57 @@ from allinone.engine.config import TrainConfig
 from allinone.engine.distributed.topology import Division, Layout
 from allinone.model.linear import SplitDropout
 from allinone.tools.convert import main as convert
-from tests.benchmarks.equality_matrix import CUT, TOLERANCE, Place, Trace, move, trace, train
+from tests.benchmarks.equality_matrix import CUT, TOLERANCE, Cell, Trace, move, trace, train
 from tests.engine.ranks import RankServer
 
-WHOLE = Place(1, 1, 1)
-SPLIT = Place(2, 2, 4)
+SINGLE = Cell(1, 1, 1)
+SPLIT = Cell(2, 2, 4)
 
 
 @pytest.fixture(scope="module")
 def runs(server: RankServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Whole runs, with dropout and stochastic depth on, at layouts that differ in everything."""
+    """Complete runs, with dropout and stochastic depth, at layouts that differ in everything."""
     root = tmp_path_factory.mktemp("layouts")
-    for place in (WHOLE, SPLIT, Place(0, 2, 2), Place(3, 2, 2)):
-        train(server, root / str(place), place)
+    for cell in (SINGLE, SPLIT, Cell(0, 2, 2), Cell(3, 2, 2)):
+        train(server, root / str(cell), cell)
     return root
 
 
 @pytest.fixture(scope="module")
-def whole(runs: Path) -> Trace:
-    return trace(runs / str(WHOLE))
+def full_run(runs: Path) -> Trace:
+    return trace(runs / str(SINGLE))
 
 
 def assert_same(found: Trace, expected: Trace) -> None:
     assert max(found.differences(expected)) < TOLERANCE
 
 
-@pytest.mark.parametrize("place", [SPLIT, Place(0, 2, 2), Place(3, 2, 2)], ids=str)
-def test_divided_layers_give_the_losses_gradient_norms_and_weights_of_whole_ones(
-    runs: Path, whole: Trace, place: Place
+@pytest.mark.parametrize("cell", [SPLIT, Cell(0, 2, 2), Cell(3, 2, 2)], ids=str)
+def test_divided_layers_compute_what_full_layers_compute(
+    runs: Path, full_run: Trace, cell: Cell
 ) -> None:
-    assert_same(trace(runs / str(place)), whole)
+    assert_same(trace(runs / str(cell)), full_run)
 
 
 @pytest.mark.parametrize(
     ("source", "target"),
     [
-        (WHOLE, Place(2, 2, 2)),
-        (SPLIT, Place(3, 1, 2)),
-        (Place(3, 2, 2), Place(0, 1, 1)),
-        (Place(0, 2, 2), Place(3, 2, 4)),
+        (SINGLE, Cell(2, 2, 2)),
+        (SPLIT, Cell(3, 1, 2)),
+        (Cell(3, 2, 2), Cell(0, 1, 1)),
+        (Cell(0, 2, 2), Cell(3, 2, 4)),
     ],
     ids=str,
 )
 def test_a_checkpoint_continues_at_another_layout(
-    server: RankServer, runs: Path, tmp_path: Path, whole: Trace, source: Place, target: Place
+    server: RankServer, runs: Path, tmp_path: Path, full_run: Trace, source: Cell, target: Cell
 ) -> None:
     output = move(server, runs / str(source), tmp_path / "run", target)
     assert f"ZeRO {source.stage} → {target.stage}" in output
-    assert_same(trace(tmp_path / "run"), whole)
+    assert_same(trace(tmp_path / "run"), full_run)
 
 
-def test_at_the_same_layout_divided_training_continues_bit_equal_and_may_recompute(
+def test_at_the_same_layout_a_run_continues_bit_equal(
     server: RankServer, runs: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(runs / str(SPLIT), tmp_path / "run")
@@ -79,7 +79,9 @@ def test_at_the_same_layout_divided_training_continues_bit_equal_and_may_recompu
         tmp_path / "run", SPLIT.world, **SPLIT.options(), activation_checkpointing=True
     )
     assert codes == [0] * SPLIT.world, output
-    assert "divided anew" not in output
+    resumed = output.partition("resumed from")[2].partition("\n")[0]
+    assert resumed
+    assert "→" not in resumed, "the state was redistributed"
     assert trace(tmp_path / "run").differences(trace(runs / str(SPLIT))) == (0, 0, 0)
 
 
@@ -99,8 +101,8 @@ def test_the_moments_of_every_layout_are_the_same_by_name(runs: Path) -> None:
                 assert (found - expected).abs().max() <= TOLERANCE * scale, (name, key)
 
 
-def test_ranks_of_a_group_hold_equal_copies_of_what_is_not_divided(runs: Path) -> None:
-    folder = runs / str(Place(0, 2, 2)) / "checkpoints" / "step-00000006" / "deepspeed"
+def test_ranks_of_a_group_hold_equal_replicated_parameters(runs: Path) -> None:
+    folder = runs / str(Cell(0, 2, 2)) / "checkpoints" / "step-00000006" / "deepspeed"
     parts = [
         torch.load(folder / f"mp_rank_0{part}_model_states.pt", weights_only=False)["module"]
         for part in (0, 1)
@@ -121,54 +123,54 @@ def test_divided_checkpoints_are_exported_from_their_partitions(runs: Path, tmp_
 
 
 def test_contrast_gathers_the_clips_of_data_ranks_only(server: RankServer, tmp_path: Path) -> None:
-    """Two data ranks, each whole or divided in two: the same negatives, the same gradients through
-    the gathering."""
+    """Two data ranks, each of one or two ranks: the same negatives, and the same gradients through
+    the all-gather."""
     found = []
-    for place in (Place(1, 1, 2), SPLIT):
+    for cell in (Cell(1, 1, 2), SPLIT):
         codes, output = server.run(
-            tmp_path / str(place), place.world, **place.options(), contrast=True
+            tmp_path / str(cell), cell.world, **cell.options(), contrast=True
         )
-        assert codes == [0] * place.world, output
-        found.append(trace(tmp_path / str(place)))
+        assert codes == [0] * cell.world, output
+        found.append(trace(tmp_path / str(cell)))
     assert_same(*found)
 
 
 def test_16_bit_masters_move_unrounded(server: RankServer, tmp_path: Path) -> None:
-    """ZeRO 1 and 2 compute alike on one rank, bit for bit; rounded masters would show. ZeRO 0 does
-    not: it adds gradients up in 16 bits."""
-    train(server, tmp_path / "run", Place(1, 1, 1, "bf16"))
-    move(server, tmp_path / "run", tmp_path / "moved", Place(2, 1, 1, "bf16"))
+    """ZeRO 1 and 2 are bit-equal on one rank, so rounded masters would differ. ZeRO 0 is not equal:
+    it accumulates gradients in 16 bits."""
+    train(server, tmp_path / "run", Cell(1, 1, 1, "bf16"))
+    move(server, tmp_path / "run", tmp_path / "moved", Cell(2, 1, 1, "bf16"))
     assert trace(tmp_path / "moved").differences(trace(tmp_path / "run")) == (0, 0, 0)
-    train(server, tmp_path / "low", Place(0, 1, 1, "bf16"))
-    for source, target in (("run", Place(0, 1, 1, "bf16")), ("low", Place(1, 1, 1, "bf16"))):
+    train(server, tmp_path / "low", Cell(0, 1, 1, "bf16"))
+    for source, target in (("run", Cell(0, 1, 1, "bf16")), ("low", Cell(1, 1, 1, "bf16"))):
         move(server, tmp_path / source, tmp_path / f"{source}-moved", target)
         found, expected = trace(tmp_path / f"{source}-moved"), trace(tmp_path / source)
         assert found.losses[: CUT + 1] == expected.losses[: CUT + 1], (
-            "the same weights compute the first step after the move"
+            "the first step after the move starts from the same weights"
         )
 
 
-def test_optimizer_state_in_host_memory_computes_the_same_and_moves(
-    server: RankServer, runs: Path, tmp_path: Path, whole: Trace
+def test_offloaded_optimizer_state_computes_the_same_and_moves(
+    server: RankServer, runs: Path, tmp_path: Path, full_run: Trace
 ) -> None:
-    offloaded = Place(2, 1, 1, offload="cpu")
+    offloaded = Cell(2, 1, 1, offload="cpu")
     train(server, tmp_path / "run", offloaded)
-    assert_same(trace(tmp_path / "run"), whole)
-    assert "offload cpu → none" in move(server, tmp_path / "run", tmp_path / "back", WHOLE)
-    assert_same(trace(tmp_path / "back"), whole)
-    move(server, runs / str(WHOLE), tmp_path / "there", Place(3, 1, 1, offload="cpu"))
-    assert_same(trace(tmp_path / "there"), whole)
+    assert_same(trace(tmp_path / "run"), full_run)
+    assert "offload cpu → none" in move(server, tmp_path / "run", tmp_path / "back", SINGLE)
+    assert_same(trace(tmp_path / "back"), full_run)
+    move(server, runs / str(SINGLE), tmp_path / "there", Cell(3, 1, 1, offload="cpu"))
+    assert_same(trace(tmp_path / "there"), full_run)
 
 
 def test_a_nan_skips_the_step_on_all_ranks_of_a_group(server: RankServer, tmp_path: Path) -> None:
-    codes, output = server.run(tmp_path / "run", 2, **Place(0, 2, 2).options(), poison=12)
+    codes, output = server.run(tmp_path / "run", 2, **Cell(0, 2, 2).options(), poison=12)
     assert codes == [0, 0], output
     assert "step 2 skipped, its loss not finite; clips: clip12, clip13\n" in output
     found = trace(tmp_path / "run")
     assert all(torch.isfinite(value).all() for value in found.weights.values())  # type: ignore[arg-type]
 
 
-def test_sizes_that_do_not_divide_are_refused_with_the_valid_ones(
+def test_sizes_that_do_not_divide_are_refused_with_valid_ones(
     server: RankServer, tmp_path: Path
 ) -> None:
     options = {"ds_config": "zero1_fp32", "micro_batch": 1}
@@ -184,7 +186,7 @@ def test_sizes_that_do_not_divide_are_refused_with_the_valid_ones(
         )
 
 
-def test_what_cannot_move_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_what_cannot_move_is_refused_with_an_alternative(tmp_path: Path) -> None:
     layout = {
         "stage": 1,
         "precision": "bf16",
@@ -198,7 +200,7 @@ def test_what_cannot_move_is_refused_with_the_way_out(tmp_path: Path) -> None:
         reshard.load(None, nn.Module(), tmp_path, layout, {**layout, "precision": "fp32"})
 
 
-def test_the_parts_of_a_parameter_are_whole_heads_and_join_again() -> None:
+def test_parts_of_a_parameter_are_complete_heads_and_join_again() -> None:
     heads, head_dim, width = 4, 2, 3
     rows = torch.tensor(
         [[100 * kind + head for _ in range(head_dim)] for kind in range(3) for head in range(heads)]
@@ -216,7 +218,7 @@ def test_the_parts_of_a_parameter_are_whole_heads_and_join_again() -> None:
     )
 
 
-def test_dropout_inside_divided_layers_drops_the_places_that_whole_layers_drop() -> None:
+def test_divided_layers_drop_the_elements_that_full_layers_drop() -> None:
     x, found = torch.randn(5, 3, 8), []
     for part in range(4):
         dropout = SplitDropout(0.4)
@@ -226,12 +228,12 @@ def test_dropout_inside_divided_layers_drops_the_places_that_whole_layers_drop()
         after = torch.rand(1)
     torch.manual_seed(0)
     assert torch.equal(torch.cat(found, -1), SplitDropout(0.4)(x))
-    assert torch.equal(after, torch.rand(1)), "another number of random numbers was drawn"
+    assert torch.equal(after, torch.rand(1)), "a different number of random numbers was drawn"
 
 
 def test_data_ranks_follow_from_groups_of_neighbours() -> None:
-    places = [Layout(rank, 6, 2) for rank in range(6)]
-    assert [(place.data_rank, place.tensor_rank) for place in places] == [
+    layouts = [Layout(rank, 6, 2) for rank in range(6)]
+    assert [(layout.data_rank, layout.tensor_rank) for layout in layouts] == [
         (0, 0),
         (0, 1),
         (1, 0),
@@ -239,5 +241,5 @@ def test_data_ranks_follow_from_groups_of_neighbours() -> None:
         (2, 0),
         (2, 1),
     ]
-    assert places[0].data_world == 3
-    assert places[0].one_per_data_rank(list("aabbcc")) == ["a", "b", "c"]
+    assert layouts[0].data_world == 3
+    assert layouts[0].one_per_data_rank(list("aabbcc")) == ["a", "b", "c"]

@@ -1,5 +1,5 @@
-"""The planner against what DeepSpeed's ranks hold and send, what autograd keeps, and what torch's
-counter counts."""
+"""The planner compared with tensors and collectives of DeepSpeed's ranks, activations kept by
+autograd, and torch's FLOP counter."""
 
 from __future__ import annotations
 
@@ -41,27 +41,25 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_planned_bytes_are_those_of_deepspeeds_tensors_and_collectives(case: Case) -> None:
+def test_planned_bytes_equal_deepspeeds_tensors_and_traffic(case: Case) -> None:
     """Weights, gradients, fp32 masters and moments, buckets between steps, in the backward pass and
     in the update; bytes of each collective."""
     lines = {line.what: line for line in compare(case, measure(case))}
     for what, line in lines.items():
-        moment = lines.get(
-            f"{what.partition(':')[0]}: all", line
-        )  # a part is held against all that the rank has at that moment
+        # the error of a part is relative to everything the rank holds at that moment
+        moment = lines.get(f"{what.partition(':')[0]}: all", line)
         if not what.startswith("peak"):
             assert abs(line.planned - line.measured) < 0.02 * moment.measured, (case.name, line)
 
 
-def test_a_rank_keeps_every_parameter_that_touches_its_partition_whole() -> None:
+def test_a_rank_keeps_parameters_that_overlap_its_partition() -> None:
     touched, piece = owned(((10, 4, 2), (8,)), world=2)  # partitions of 8 and 4 elements
     assert touched == [{0, 3}, {0, 1, 2, 3}]
     assert piece == 8
 
 
-def test_memory_between_steps_and_peak_of_zero_0_are_the_platforms_figures() -> None:
-    """14 bytes per parameter between steps, 20 at the peak, in bf16: 2.05 GiB for 110M, 18.6 GiB
-    for 1B."""
+def test_zero_0_needs_14_bytes_per_parameter_and_20_at_the_peak() -> None:
+    """In bf16: 14 bytes between steps; the peak is 2.05 GiB for 110M parameters, 18.6 for 1B."""
     for parameters, gib in ((110_000_000, 2.05), (1_000_000_000, 18.6)):
         memory = state_memory([[parameters]], 128, Zero(0, "bf16"))
         assert memory.between.total == 14 * parameters
@@ -78,7 +76,7 @@ def test_memory_between_steps_and_peak_of_zero_0_are_the_platforms_figures() -> 
         (1, 16, 4, 4, False, ObjectiveConfig(mlm=0.0, vtc=1.0)),
     ],
 )
-def test_planned_activations_are_what_autograd_keeps(
+def test_planned_activations_equal_what_autograd_keeps(
     frames: int, words: int, clips: int, element: int, recompute: bool, objective: ObjectiveConfig
 ) -> None:
     options = ModelOptions("nano", frames=frames, max_text_len=words)
@@ -110,15 +108,13 @@ def test_planned_activations_are_what_autograd_keeps(
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-def test_planned_flops_of_a_whole_step_are_what_torch_counts(frames: int) -> None:
+def test_planned_flops_of_a_step_equal_torchs_count(frames: int) -> None:
     """Forward and backward of MLM, VTM and VTC with their heads."""
     config = AllInOneConfig.from_size("nano", num_frames=frames, attention_dropout=0.0)
     objective, clips = ObjectiveConfig(vtc=1.0), 3
     module = StepModule(AllInOneForPreTraining(config), PretrainObjective(objective))
-    with (
-        sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(display=False) as counter,
-    ):  # the counter does not see inside fused attention
+    # the counter does not see inside fused attention
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         module(make_batch(config, clips))[0].backward()
     planned = clips * sum(
         sample_flops(config, objective, frames, MASKED, candidates=clips).values()
@@ -126,12 +122,10 @@ def test_planned_flops_of_a_whole_step_are_what_torch_counts(frames: int) -> Non
     assert planned == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
-def test_images_are_counted_once_in_joint_steps_and_by_their_share_in_alternating_ones() -> None:
+def test_images_count_by_their_share_of_the_steps() -> None:
     recipe = RECIPES["plus-cc3m-webvid"][1]
-    video, image = (
-        sum(training_cost(recipe).video.values()),
-        sum(training_cost(recipe).images.values()),
-    )
+    video = sum(training_cost(recipe).video.values())
+    image = sum(training_cost(recipe).images.values())
     assert training_cost(recipe).total == video + image
     assert 0.3 < image / video < 0.36, "an image is one frame of three"
     alternate = replace(
@@ -155,7 +149,7 @@ def test_rings_take_the_time_of_their_slowest_link() -> None:
     )
 
 
-def test_zero_1_is_recommended_at_110m_parameters_and_zero_3_where_only_it_fits() -> None:
+def test_zero_1_is_recommended_and_zero_3_if_only_it_fits() -> None:
     device, network = find_device("a100-40g"), NETWORKS["ib-hdr"]
 
     def best(parameters: int) -> int:
@@ -175,7 +169,7 @@ def test_zero_1_is_recommended_at_110m_parameters_and_zero_3_where_only_it_fits(
         best(100_000_000_000)
 
 
-def test_every_device_is_found_by_its_planning_name_and_by_cudas() -> None:
+def test_devices_are_found_by_planning_name_and_by_cudas_name() -> None:
     with pytest.raises(ValueError, match="valid devices: v100-32g, a100-40g, a100-80g"):
         find_device("a100")
     assert peak_of_card("NVIDIA A100-SXM4-80GB", "bf16") == (312e12, "A100")
@@ -188,7 +182,7 @@ def test_every_device_is_found_by_its_planning_name_and_by_cudas() -> None:
         assert peak_of_card(unknown, "bf16") is None
 
 
-def test_one_rank_sends_nothing_and_stage_2_reduces_every_micro_batch() -> None:
+def test_stage_2_reduces_every_micro_batch_and_one_rank_none() -> None:
     groups = [[100_000], [64]]
     assert traffic(groups, 1, Zero(1, "bf16")) == []
     reduced = {
