@@ -8,6 +8,7 @@
 | ... whose newest checkpoints are damaged            | resume from the one before; the damaged   |
 |                                                     | ones are renamed to damaged-step-*        |
 | ... all of whose checkpoints are damaged            | refused                                   |
+| ... at another layout that is not supported         | refused; names an alternative             |
 | a run with other options                            | refused; lists each option, old → new     |
 | other content                                       | refused                                   |
 
@@ -27,6 +28,7 @@ from allinone.common.atomic_io import write_atomic
 from allinone.common.errors import AllInOneError, ConfigError
 from allinone.common.options import OptionInfo, RunOptions, flatten, option_infos
 from allinone.engine import ds_config
+from allinone.engine.checkpoint import reshard
 from allinone.engine.checkpoint.best import BestCheckpoint
 from allinone.engine.checkpoint.layout import (
     CHECKPOINTS,
@@ -83,6 +85,8 @@ class Decision:
     """Options that differ from the run folder and may."""
     unknown: tuple[str, ...] = ()
     """Recorded options that this version does not have."""
+    layout_change: str = ""
+    """Differences between the checkpoint's layout and this run's, in words."""
     refusal: AllInOneError | None = field(default=None, compare=False)
     """Why the start is refused, and what to do instead."""
 
@@ -100,6 +104,8 @@ class Decision:
         else:
             lines = [f"resuming {self.out} after step {self.step}, from {self.checkpoint}"]
         lines += self.damaged
+        if self.layout_change:
+            lines.append(f"its state is redistributed: {self.layout_change}")
         if self.changed:
             lines.append(f"changed options: {'; '.join(map(str, self.changed))}")
         if self.unknown:
@@ -107,7 +113,9 @@ class Decision:
         return "\n".join(lines)
 
 
-def decide(out: Path, run_config: Mapping[str, Any]) -> Decision:
+def decide(
+    out: Path, run_config: Mapping[str, Any], layout: Mapping[str, Any] | None = None
+) -> Decision:
     """Decide how a start continues and claim the folder for it. Rank 0 only, before the engine.
 
     Writes OUT/run.json and renames damaged checkpoints that are newer than the one resumed from.
@@ -116,15 +124,17 @@ def decide(out: Path, run_config: Mapping[str, Any]) -> Decision:
         out: The run's folder.
         run_config: Options of this start, normally `RunOptions`. With any other mapping only the
             policies of TrainConfig are known, for the options under "train".
+        layout: Layout of this start (`reshard.identity`); None leaves the check to `manager.load`.
 
     Returns:
         The decision; its kind is "fresh" or "resume".
 
     Raises:
         ConfigError: The folder holds a run with other options, or other content.
-        CheckpointError: All checkpoints of the folder are damaged.
+        CheckpointError: All checkpoints are damaged, or the newest one cannot be loaded at this
+            layout.
     """
-    decision = examine(out, run_config)
+    decision = examine(out, run_config, layout)
     if decision.refusal is not None:
         raise decision.refusal
     set_aside(_newer_than(decision.checkpoint, out))
@@ -132,7 +142,9 @@ def decide(out: Path, run_config: Mapping[str, Any]) -> Decision:
     return decision
 
 
-def examine(out: Path, run_config: Mapping[str, Any]) -> Decision:
+def examine(
+    out: Path, run_config: Mapping[str, Any], layout: Mapping[str, Any] | None = None
+) -> Decision:
     """As `decide`, but nothing is written, and a refusal is returned instead of raised."""
     record = out / RUN
     if not record.exists():
@@ -154,7 +166,16 @@ def examine(out: Path, run_config: Mapping[str, Any]) -> Decision:
     if folder is None and notes:
         return Decision("refused", out, refusal=_all_damaged(out, notes))
     kind: Literal["fresh", "resume"] = "resume" if folder else "fresh"
-    return Decision(kind, out, folder, tuple(map(_fallback, notes)), changed, unknown)
+    damaged = tuple(map(_fallback, notes))
+    layout_change = ""
+    if folder is not None and layout is not None:
+        try:
+            before = reshard.read_layout(folder)
+            reshard.check_movable(folder, before, layout)
+        except CheckpointError as error:
+            return Decision("refused", out, folder, damaged, refusal=error)
+        layout_change = reshard.difference(before, layout)
+    return Decision(kind, out, folder, damaged, changed, unknown, layout_change)
 
 
 def newest_for_resume(out: Path) -> tuple[Path | None, list[str]]:

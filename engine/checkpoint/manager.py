@@ -293,12 +293,7 @@ def load(
         CheckpointError: The checkpoint cannot be loaded at this layout.
     """
     facts = json.loads((folder / RUN).read_text())
-    if not (folder / LAYOUT).is_file():
-        raise CheckpointError(
-            f"{folder} was written by an earlier version, without {LAYOUT}; start a new run from"
-            f" its weights in {folder / WEIGHTS}"
-        )
-    before = json.loads((folder / LAYOUT).read_text())
+    before = reshard.read_layout(folder)
     changed = reshard.difference(before, layout)
     if changed:
         reshard.load(engine, module, folder, before, layout)

@@ -11,6 +11,7 @@ the weight decay of the first group when it reads ZeRO 3.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from allinone.engine import ds_config
-from allinone.engine.checkpoint.layout import STATE, WEIGHTS, CheckpointError
+from allinone.engine.checkpoint.layout import LAYOUT, STATE, WEIGHTS, CheckpointError
 from allinone.engine.checkpoint.zero_reader import PICKLED_CLASSES, Key, SavedState
 from allinone.engine.deepspeed_adapter import (
     ParameterSlice,
@@ -60,17 +61,37 @@ def describe(
         name: topology.division_of(parameter) for name, parameter in module.named_parameters()
     }
     return {
-        "stage": ds_config.stage(config),
-        "precision": ds_config.precision(config),
-        "offload": ds_config.offload(config),
-        "data_ranks": layout.data_world,
-        "tensor_parallel": layout.tensor,
+        **identity(config, layout),
         "groups": [
             [names[parameter] for parameter in group["params"] if parameter in names]
             for group in groups
         ],
         "divided": {name: [found.dim, found.blocks] for name, found in divisions.items() if found},
     }
+
+
+def identity(config: Mapping[str, Any], layout: topology.Layout) -> dict[str, Any]:
+    """The entries of layout.json that must be equal for DeepSpeed's own loading.
+
+    They are known before the engine is built.
+    """
+    return {
+        "stage": ds_config.stage(config),
+        "precision": ds_config.precision(config),
+        "offload": ds_config.offload(config),
+        "data_ranks": layout.data_world,
+        "tensor_parallel": layout.tensor,
+    }
+
+
+def read_layout(folder: Path) -> dict[str, Any]:
+    """The content of a checkpoint's layout.json; CheckpointError if it has none."""
+    if not (folder / LAYOUT).is_file():
+        raise CheckpointError(
+            f"{folder} was written by an earlier version, without {LAYOUT}; start a new run from"
+            f" its weights in {folder / WEIGHTS}"
+        )
+    return json.loads((folder / LAYOUT).read_text())
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -83,7 +104,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def check_movable(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse a change of layout that is not supported.
+    """Refuse a change of layout that is not supported; equal layouts always pass.
 
     Args:
         folder: The checkpoint, for messages.
@@ -94,6 +115,8 @@ def check_movable(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any
         CheckpointError: NVMe offload is involved, whose state is stored in DeepSpeed's swap files,
             or the precision differs.
     """
+    if not difference(before, now):
+        return
     if "nvme" in (before["offload"], now["offload"]):
         raise CheckpointError(
             f"{folder} cannot be loaded at this layout ({difference(before, now)}): with NVMe"

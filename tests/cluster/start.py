@@ -134,7 +134,7 @@ def measure(
 class Options:
     """What to measure."""
 
-    ranks: tyro.conf.Positional[tuple[Literal[16, 32, 64, 128], ...]]
+    ranks: tyro.conf.Positional[tuple[Literal[16, 32, 64, 128], ...]] = (16, 128)
     """Numbers of ranks, one row of the table each."""
     plain: bool = False
     """Start an interpreter per rank, which does its own imports."""

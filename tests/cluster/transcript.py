@@ -191,8 +191,8 @@ def main() -> int:
                 f"Written by `python -m tests.cluster.transcript` on {time.strftime('%Y-%m-%d')}:"
                 f" {version}, one controller and 16 node daemons on one machine with"
                 f" {os.cpu_count()} cores, each with 8 fake GPUs. Ranks run on the CPU and are"
-                " forked from a server that has done the imports. `TMP` is a temporary folder. Warnings"
-                " of libraries and tracebacks are omitted."
+                " forked from a server that has done the imports. `TMP` is a temporary folder."
+                " Warnings of libraries and tracebacks are omitted."
             )
             story(Transcript(cluster, folder), folder / "few")
     return 0

@@ -12,10 +12,12 @@ import pytest
 from allinone.common.errors import ConfigError
 from allinone.common.exit_codes import ExitCode
 from allinone.common.options import MAY_CHANGE, RECORDED, RunOptions
+from allinone.engine.checkpoint import reshard
 from allinone.engine.checkpoint.best import BestCheckpoint, Selection
 from allinone.engine.checkpoint.layout import CheckpointError, step_folder
 from allinone.engine.checkpoint.manifest import write_manifest
 from allinone.engine.config import TrainConfig
+from allinone.engine.distributed.topology import Layout
 from allinone.engine.resume import compare_options, decide, evaluation_due, examine, is_done
 from allinone.finetune.config import FinetuneConfig
 from allinone.finetune.tasks.base import TaskOptions
@@ -50,10 +52,14 @@ def options(**train: Any) -> RunOptions:
     return RunOptions.of(replace(CONFIG, train=TrainConfig(**train)))
 
 
-def write_checkpoint(out: Path, step: int, damaged: bool = False) -> Path:
+def write_checkpoint(
+    out: Path, step: int, damaged: bool = False, layout: dict[str, Any] | None = None
+) -> Path:
     folder = step_folder(out, step)
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"step": step}))
+    if layout:
+        (folder / "layout.json").write_text(json.dumps(layout))
     write_manifest(folder)
     if damaged:
         (folder / "run.json").unlink()
@@ -130,6 +136,24 @@ def test_a_layout_may_change_while_the_arithmetic_is_kept(
 ) -> None:
     found = compare_options(options(), options(**changes))
     assert [str(change) for change in found.refused] == refused
+
+
+def test_a_layout_that_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
+    decide(tmp_path, options())
+    layout = reshard.identity({"bf16": {"enabled": True}}, Layout(0, 4, 1))
+    folder = write_checkpoint(tmp_path, 5, layout=layout)
+    assert decide(tmp_path, options(), layout).layout_change == ""
+    other = reshard.identity({"bf16": {"enabled": True}}, Layout(0, 4, 2))
+    decision = decide(tmp_path, options(), other)
+    assert decision.layout_change == "data ranks 4 → 2, tensor parallel 1 → 2"
+    assert decision.layout_change in decision.explain()
+    with pytest.raises(CheckpointError, match="written in bf16, this run computes in fp32"):
+        decide(tmp_path, options(), reshard.identity({}, Layout(0, 4, 1)))
+    (folder / "layout.json").unlink()
+    (folder / "manifest.json").unlink()
+    write_manifest(folder)
+    with pytest.raises(CheckpointError, match=r"without layout\.json"):
+        decide(tmp_path, options(), layout)
 
 
 def test_renamed_and_moved_options_keep_their_value() -> None:
