@@ -111,7 +111,7 @@ forward_signal $rank
     assert ("scontrol requeue 7" in done.stdout) == (left_s < 60)
 
 
-def test_starts_without_checkpoint_or_evaluated_batch_are_limited(tmp_path: Path) -> None:
+def test_starts_without_progress_are_limited(tmp_path: Path) -> None:
     script = """
 source slurm/lib.sh
 OUT=$1 SLURM_JOB_ID=7 SLURM_JOB_NODELIST=n1 MAX_STARTS=2
