@@ -82,4 +82,4 @@ def test_so_is_what_data_cannot_be_prepared_with(
     given: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
-        PrepareOptions(tmp_path, tmp_path / "out", kind="webvid", **given).resolved()
+        PrepareOptions(tmp_path, tmp_path / "out", format="webvid", **given).resolved()

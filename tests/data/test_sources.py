@@ -21,9 +21,9 @@ from allinone.data.loading.index import Index, window
 from allinone.data.prepare.pipeline import PrepareOptions, PrepareSummary, prepare
 from allinone.data.prepare.worker import frames_between
 from allinone.data.sources import ReadOptions, detect, read
-from allinone.data.sources.base import stream_json
-from allinone.data.sources.howto100m import four_seconds
-from allinone.data.sources.yttemporal import align, windows
+from allinone.data.sources.reading import stream_json
+from allinone.data.sources.howto100m import widen_to_four_seconds
+from allinone.data.sources.yttemporal import align, speech_windows
 from tests.data.media import read_frame_number, vfr_times, write_html, write_image, write_video
 
 URL = "https://example.org/pictures/{}.jpg?size=big"
@@ -70,13 +70,13 @@ def test_webvid_columns_go_by_name_and_missing_page_dirs_and_bad_bytes_are_handl
 
 
 def test_the_four_second_rule_is_mil_nce_s() -> None:
-    assert four_seconds(12.5, 15.1) == (
+    assert widen_to_four_seconds(12.5, 15.1) == (
         11.0,
         15.0,
     )  # 1.4 s too short: 11.8 to 15.8, cut to whole seconds
-    assert four_seconds(0.5, 1.5) == (0.0, 4.0)  # never before the beginning
-    assert four_seconds(14.8, 19.2) == (14.0, 19.0)
-    assert four_seconds(6.0, 6.0) == (4.0, 8.0)
+    assert widen_to_four_seconds(0.5, 1.5) == (0.0, 4.0)  # never before the beginning
+    assert widen_to_four_seconds(14.8, 19.2) == (14.0, 19.0)
+    assert widen_to_four_seconds(6.0, 6.0) == (4.0, 8.0)
 
 
 def howto(folder: Path) -> Path:
@@ -233,16 +233,16 @@ def test_clean_words_take_the_time_of_the_noisy_word_that_they_stand_for() -> No
 
 def test_speech_is_cut_into_windows_of_ten_to_fifteen_seconds_at_sentence_ends() -> None:
     words = [(f"w{k}." if k == 23 else f"w{k}", 0.5 * k) for k in range(60)]
-    lines = windows(words)
+    lines = speech_windows(words)
     assert " ".join(line.text for line in lines).split() == [word for word, _ in words], (
         "each word once, in order"
     )
     assert lines[0].text.endswith("w23.")
     assert (lines[0].start_s, lines[0].end_s) == (0.0, 12.0)
     assert all(10 <= line.end_s - line.start_s <= 15 for line in lines[:-1])
-    (alone,) = windows([("hello", 3.0)])
+    (alone,) = speech_windows([("hello", 3.0)])
     assert (alone.start_s, alone.end_s) == (3.0, 7.0)
-    assert windows([]) == []
+    assert speech_windows([]) == []
 
 
 def record(name: str, words: int = 40) -> dict[str, Any]:
@@ -476,7 +476,7 @@ def test_big_json_is_read_in_pieces_of_any_size(
     path = tmp_path / "a.json"
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
     for size in (1, 3, 7, 1000):
-        monkeypatch.setattr("allinone.data.sources.base.CHUNK", size)
+        monkeypatch.setattr("allinone.data.sources.reading.CHUNK", size)
         assert dict(stream_json(path)) == content
     path.write_text("[10, [], 30 ]")
     assert list(stream_json(path)) == [("0", 10), ("1", []), ("2", 30)]

@@ -17,7 +17,7 @@ from allinone.common.errors import DataError
 from allinone.data.loading.index import Index
 from allinone.data.prepare import worker as work
 from allinone.data.prepare.encode import Encoding
-from allinone.data.prepare.pipeline import PrepareOptions, _claim, prepare
+from allinone.data.prepare.pipeline import PrepareOptions, _claim_folder, prepare
 from allinone.data.prepare.probe import Limits, ProbeError, ProbePool
 from allinone.data.prepare.worker import ClipTask, worker
 from tests.cluster.cluster import wait_for
@@ -86,7 +86,7 @@ def test_parts_that_begin_together_do_not_take_each_other_for_strangers(tmp_path
     with ThreadPoolExecutor(8) as threads:
         for turn in range(40):
             options = PrepareOptions(source, tmp_path / f"out{turn}").resolved()
-            list(threads.map(_claim, [options] * 8))
+            list(threads.map(_claim_folder, [options] * 8))
 
 
 def test_what_storage_does_to_a_worker_says_nothing_about_the_clip(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_file_that_no_tar_holds_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     video = write_video(tmp_path / "a.mp4")
-    monkeypatch.setattr(work, "LARGEST", 1000)
+    monkeypatch.setattr(work, "MAX_MEMBER_BYTES", 1000)
     with pytest.raises(ProbeError, match="--short-side") as error:
         work.examine(ClipTask((video,), 0, None, "mp4"), Limits())
     assert error.value.reason == "too_large"

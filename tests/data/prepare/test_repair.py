@@ -56,7 +56,7 @@ def own(folder: Path, names: list[str]) -> Path:
 def test_media_that_are_nowhere_stop_it_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: tuple[int, int] | None
 ) -> None:
-    monkeypatch.setattr("allinone.data.prepare.existing.NOTHING_FOUND", 8)
+    monkeypatch.setattr("allinone.data.prepare.existing.MISSING_LIMIT", 8)
     names = [f"{k}.mp4" for k in range(20)]
     source, out = own(tmp_path / "in", names), tmp_path / "out"
     (tmp_path / "unmounted").mkdir()
