@@ -65,7 +65,13 @@ def write_shard(options: PrepareOptions, shard: PendingShard) -> None:
 
 
 def unfinished_path(out: Path, name: str, number: int) -> Path:
-    """Where the number-th file of a shard is re-encoded to, until the tar is written."""
+    """Where a file is re-encoded to, until its shard is written.
+
+    Args:
+        out: The prepared folder.
+        name: The shard.
+        number: Position of the file's row in the shard.
+    """
     return out / "shards" / f"{TEMPORARY}{name}.{number:05d}"
 
 

@@ -38,8 +38,15 @@ CSV_COLUMNS = {"start", "end", "text"}
 def widen_to_four_seconds(start_s: float, end_s: float) -> tuple[float, float]:
     """Window of a subtitle line, as in MIL-NCE's loader; its text stays the same.
 
-    The line is widened about its middle to four seconds, then both ends are truncated to whole
+    The line is widened about its middle to four seconds, then both ends are truncated to full
     seconds. (The older loader of HowTo100M has another rule: 10 s, with neighbouring lines merged.)
+
+    Args:
+        start_s: Seconds from the first frame.
+        end_s: Seconds from the first frame.
+
+    Returns:
+        (start, end) in seconds.
     """
     if end_s - start_s < SHORTEST_S:
         start_s = max(0.0, start_s - (SHORTEST_S - (end_s - start_s)) / 2)
@@ -48,7 +55,16 @@ def widen_to_four_seconds(start_s: float, end_s: float) -> tuple[float, float]:
 
 
 def caption_line(start: Any, end: Any, text: Any) -> CaptionLine:
-    """One subtitle line as a window, or with the reason why it cannot be used."""
+    """Convert one subtitle line.
+
+    Args:
+        start: Seconds, as a number or text.
+        end: Seconds, as a number or text.
+        text: The caption.
+
+    Returns:
+        The line's window, or the line with the reason why it cannot be used.
+    """
     try:
         begin, stop = float(start), float(end)
     except (TypeError, ValueError):

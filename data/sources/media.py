@@ -136,7 +136,13 @@ class MediaFiles:
                     self._paths.setdefault(stem, os.path.relpath(path, root))
 
     def row(self, split: str, name: str, narration: Narration) -> SourceRow:
-        """Return the row of the video with the id `name`, or a bad row if it does not exist."""
+        """Return the row of a video, or a bad row if it does not exist.
+
+        Args:
+            split: Split of the row.
+            name: Id of the video.
+            narration: Its captions.
+        """
         relative = self._paths.get(name)
         if relative is None:
             detail = f"no video {name}.* below {self.root}"

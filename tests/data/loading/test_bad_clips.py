@@ -46,17 +46,20 @@ def logging_stream(out: Path, folder: Path) -> TrainStream:
     return TrainStream([DatasetSpec(out)], CLIP, config, seed=3, ledger=folder)
 
 
+def logged(folder: Path) -> list[dict[str, object]]:
+    """Lines of the bad-clip log of rank 0."""
+    return [json.loads(line) for line in (folder / "rank-0.jsonl").read_text().splitlines()]
+
+
 def test_a_failing_clip_is_replaced_alike_on_every_rank(prepared: Path, tmp_path: Path) -> None:
     out = damaged(prepared, tmp_path / "out", 2)
-    data = logging_stream(out, tmp_path / "ledger")
+    data = logging_stream(out, tmp_path / "log")
     batches = take(data, 10)
     assert sum(len(batch.bad) for batch in batches) >= 2  # type: ignore[attr-defined]
     assert all(len(batch.clips) == 4 for batch in batches)  # type: ignore[attr-defined]
     for k in range(5):
         assert_same(take(data, 5, rank=1, world=2)[k], batches[2 * k + 1])
-    lines = [
-        json.loads(line) for line in (tmp_path / "ledger" / "rank-0.jsonl").read_text().splitlines()
-    ]
+    lines = logged(tmp_path / "log")
     assert {line["clip"] for line in lines} == {f"train/{key}" for key in keys(prepared)[:2]}
     dataset = EvalSet(DatasetSpec(out), CLIP, DataConfig(workers=0))
     evaluated = list(dataset.batches(rank=0, world=1, batch_size=8, device=CPU))
@@ -66,14 +69,12 @@ def test_a_failing_clip_is_replaced_alike_on_every_rank(prepared: Path, tmp_path
 
 def test_every_bad_clip_is_logged_once_per_epoch(prepared: Path, tmp_path: Path) -> None:
     out = damaged(prepared, tmp_path / "out", 5)
-    data = logging_stream(out, tmp_path / "ledger")
+    data = logging_stream(out, tmp_path / "log")
     source = data.batches(first=0, rank=0, world=1, micro_batch=7, device=CPU)
     for _ in range(-(-4 * 40 // 7)):  # four epochs of 40 clips
         next(source)
     source.close()  # type: ignore[attr-defined]
-    lines = [
-        json.loads(line) for line in (tmp_path / "ledger" / "rank-0.jsonl").read_text().splitlines()
-    ]
+    lines = logged(tmp_path / "log")
     for epoch in range(4):
         named = [line["clip"] for line in lines if line["epoch"] == epoch]
         assert sorted(named) == sorted(f"train/{key}" for key in keys(prepared)[:5])
@@ -81,7 +82,7 @@ def test_every_bad_clip_is_logged_once_per_epoch(prepared: Path, tmp_path: Path)
 
 def test_a_restart_does_not_log_a_bad_clip_again(prepared: Path, tmp_path: Path) -> None:
     out = damaged(prepared, tmp_path / "out", 5)
-    log = tmp_path / "ledger" / "rank-0.jsonl"
+    log = tmp_path / "log" / "rank-0.jsonl"
     for first in (0, 12, 36):  # from a checkpoint before the end; and into the next epoch
         data = logging_stream(out, log.parent)
         source = data.batches(first=first, rank=0, world=1, micro_batch=4, device=CPU)

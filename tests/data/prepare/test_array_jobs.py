@@ -26,7 +26,7 @@ def test_parts_in_any_order_and_a_merge_equal_one_run(tmp_path: Path) -> None:
     ):
         clips = 7 if name == "webvid" else 1
         prepare(
-            PrepareOptions(source, tmp_path / f"{name}-whole", shard_clips=clips, workers=2),
+            PrepareOptions(source, tmp_path / f"{name}-single", shard_clips=clips, workers=2),
             progress=False,
         )
         out = tmp_path / f"{name}-parts"
@@ -47,7 +47,7 @@ def test_parts_in_any_order_and_a_merge_equal_one_run(tmp_path: Path) -> None:
         )
         merged = prepare(PrepareOptions(source, out, shard_clips=clips, merge=True), progress=False)
         assert merged.clips["train"] == (40 if name == "webvid" else 4)
-        assert contents(out) == contents(tmp_path / f"{name}-whole")
+        assert contents(out) == contents(tmp_path / f"{name}-single")
 
 
 def test_only_the_merge_removes_other_parts_unfinished_files(tmp_path: Path) -> None:

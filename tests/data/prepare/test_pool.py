@@ -27,7 +27,7 @@ def test_a_full_disk_does_not_make_a_clip_bad(tmp_path: Path) -> None:
 
     pool = ProbePool(1, Limits(), worker)
     with contextlib.closing(pool):
-        assert [reason for _, reason, _ in pool.map([task(tmp_path / "whole")])] == [None]
+        assert [reason for _, reason, _ in pool.map([task(tmp_path / "good")])] == [None]
         with pytest.raises(OSError, match="No space left"):
             list(pool.map([task(Path("/dev/full"))]))
 

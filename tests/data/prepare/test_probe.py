@@ -26,7 +26,7 @@ def test_a_file_too_large_for_a_tar_is_refused(
 
 
 def test_a_truncated_jpeg_is_refused(tmp_path: Path) -> None:
-    content = write_image(tmp_path / "whole.jpg", 3, 320, 240).read_bytes()
+    content = write_image(tmp_path / "complete.jpg", 3, 320, 240).read_bytes()
     assert probe(content, "jpg", Limits())["width"] == 320
     for share in (0.05, 0.5, 0.9, 0.97):
         with pytest.raises(ProbeError) as error:
