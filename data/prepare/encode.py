@@ -55,7 +55,9 @@ def _encoder(encoding: Encoding) -> tuple[str, str, dict[str, str]]:
     """(encoder, pixel format, options).
 
     Encoders run single-threaded: clips are encoded in parallel processes, and the bytes must not
-    depend on the machine's number of cores.
+    depend on the machine's number of cores. H.264 still is not fully reproducible: the assembly of
+    x264's macroblock tree reads uninitialised memory (the bytes change with MALLOC_PERTURB_, not
+    with mbtree=0 or asm=0; FFmpeg of PyAV 18.1), so a few files differ between two runs.
     """
     gop = encoding.gop
     keys = f"keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0"
