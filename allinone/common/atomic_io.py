@@ -1,5 +1,7 @@
-"""Files that are either whole or absent: write beside the target, fsync, rename. The only file
-writer of the project."""
+"""Atomic writing: write a temporary file in the target's folder, fsync it, rename it.
+
+A reader therefore sees a complete file or none. All files of the project are written here.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ TEMPORARY = ".tmp-"
 
 
 def fsync_dir(path: Path) -> None:
-    """Make renames inside `path` survive a power cut."""
+    """Make renames inside the folder `path` survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -39,8 +41,10 @@ def _temporary(target: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target`; on a clean exit it is fsynced and renamed over the
-    target, else removed."""
+    """Yield a temporary path in the folder of `target`.
+
+    On a clean exit it is fsynced and renamed over the target, after an exception it is removed.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(target)
     try:
@@ -53,19 +57,24 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def write_atomic(target: Path, content: bytes | str) -> None:
-    """Write a whole small file or nothing."""
+    """Write a small file completely or not at all."""
     with atomic_path(target) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def content_hash(content: bytes) -> str:
-    """What `b2sum --length 64` prints: the index's `hash` of a stored file."""
+    """BLAKE2b hash of 64 bits, as `b2sum --length 64` prints it; the index's column `hash`."""
     return blake2b(content, digest_size=8).hexdigest()
 
 
 def publish_dir(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a temporary folder, fsync every file in it and rename it to `target`, which must not
-    exist."""
+    """Create a folder atomically.
+
+    Args:
+        target: The new folder, which must not exist.
+        fill: Writes the content into the temporary folder that it is given. All of it is fsynced
+            before the folder is renamed to `target`.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(target)
     temporary.mkdir()
@@ -82,7 +91,7 @@ def publish_dir(target: Path, fill: Callable[[Path], None]) -> None:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Delete unfinished files and folders directly inside `folder`; returns what was removed."""
+    """Delete unfinished files and folders directly inside `folder`; return the removed paths."""
     removed = []
     for path in folder.glob(f"{TEMPORARY}*"):
         if path.is_dir():

@@ -1,10 +1,10 @@
-"""How numbers are shown to people: one function for durations, one for bytes, one for counts."""
+"""Human-readable durations, byte sizes and counts."""
 
 from __future__ import annotations
 
 
 def duration(seconds: float) -> str:
-    """12.3 s, 4 min 05 s, 3 h 12 min, 2 d 04 h; '?' where unknown (nan or infinite)."""
+    """Format a duration: 12.3 s, 4 min 05 s, 3 h 12 min, 2 d 04 h; '?' if NaN or infinite."""
     if not 0 <= seconds < float("inf"):
         return "?"
     if seconds < 60:
@@ -18,7 +18,7 @@ def duration(seconds: float) -> str:
 
 
 def size(number: float) -> str:
-    """Bytes in binary units: 3.2 MiB."""
+    """Format bytes in binary units: 3.2 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(number) < 1024 or unit == "TiB":
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
@@ -27,7 +27,7 @@ def size(number: float) -> str:
 
 
 def count(number: float) -> str:
-    """Large counts with SI prefixes: 1.2 k, 109.9 M, 3.1 G."""
+    """Format a large count with an SI prefix: 1.2 k, 109.9 M, 3.1 G."""
     for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= limit:
             return f"{number / limit:.1f} {unit}"

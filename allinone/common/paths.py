@@ -1,8 +1,8 @@
-"""Where the project's own files are."""
+"""Locations of the project's own files."""
 
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
-"""The folder `allinone`; in a source tree its sub-packages are links to the folders beside it."""
+"""The folder `allinone`; in a source tree, links in it point to the folders of the root."""
 ROOT = PACKAGE.parent
-"""What must be on sys.path; in a source tree the project's root."""
+"""The folder that must be on sys.path; in a source tree, the project's root."""

@@ -1,4 +1,4 @@
-"""What the values of options may be."""
+"""Ranges of option values."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from allinone.common.errors import InputError
+
 
 @dataclass(frozen=True)
 class Bounds:
-    """A range of numbers; `low` and `high` belong to it unless `above` and `below` say otherwise.
-    Infinity and NaN never do."""
+    """A range of finite numbers."""
 
     low: float = 0
+    """Smallest value."""
     high: float = math.inf
+    """Largest value."""
     above: bool = False
+    """Exclude `low`."""
     below: bool = False
+    """Exclude `high`."""
 
     def hold(self, value: float) -> bool:
-        """Whether the value lies within."""
+        """Whether the value is finite and in the range."""
         return (
             math.isfinite(value)
             and (self.low < value if self.above else self.low <= value)
@@ -28,11 +33,9 @@ class Bounds:
 
     def __str__(self) -> str:
         low = f"{'above' if self.above else 'at least'} {self.low:g}"
-        return (
-            low
-            if self.high == math.inf
-            else f"{low} and {'below' if self.below else 'at most'} {self.high:g}"
-        )
+        if self.high == math.inf:
+            return low
+        return f"{low} and {'below' if self.below else 'at most'} {self.high:g}"
 
 
 COUNT = Bounds(1)
@@ -42,10 +45,18 @@ SHARE = Bounds(0, 1)
 
 
 def require(config: Any, bounds: Bounds, names: Iterable[str]) -> None:
-    """ValueError that names the option where a value (each of a tuple; None stands for a default)
-    lies outside."""
+    """Check fields of a configuration against a range.
+
+    Args:
+        config: Any object. A field that is None is not checked; every item of a tuple is.
+        bounds: The allowed range.
+        names: Fields to check.
+
+    Raises:
+        InputError: A value is out of range; the message names the command-line option.
+    """
     for name in names:
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not bounds.hold(number):
-                raise ValueError(f"--{name.replace('_', '-')} must be {bounds}, got {number}")
+                raise InputError(f"--{name.replace('_', '-')} must be {bounds}, got {number}")

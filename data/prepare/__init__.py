@@ -1,1 +1,1 @@
-"""Official files to shards."""
+"""Preparation: official files → shards and an index."""

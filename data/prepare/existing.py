@@ -1,5 +1,4 @@
-"""What of a prepared folder stands already, what is to be tried again, and whether the media are
-there at all."""
+"""Which shards exist, which are made again, and whether the media are there at all."""
 
 from __future__ import annotations
 
@@ -12,57 +11,63 @@ from allinone.data.prepare.merge import bad_files, fragment_paths
 from allinone.data.prepare.options import PrepareOptions
 from allinone.data.sources import SourceRow
 
-NOTHING_FOUND = 1000
-"""Files missing one after the other, and none found, after which the folder of the media must be a
-wrong one."""
+MISSING_LIMIT = 1000
+"""If this many files are missing and none was found, the folder of the media must be wrong."""
 RETRY = "retry.json"
-"""The reasons of a retry that goes on. What is younger than this file has been made anew already,
-by a run that was interrupted."""
+"""Holds the reasons of a retry in progress. Shards that are newer than this file were already made
+again, by a run that was interrupted."""
 
 
-class MediaRoots:
-    """Whether the media are where they are looked for: a wrong folder, or one that is not mounted,
-    would make every clip bad for good."""
+class MissingMediaGuard:
+    """Stops the preparation if the folder of the media is wrong or not mounted.
+
+    Otherwise every clip would be recorded as bad.
+
+    Args:
+        options: Resolved options.
+        found: Whether files were already found, by an earlier run.
+    """
 
     def __init__(self, options: PrepareOptions, found: bool) -> None:
         self.found = found or bool(options.retry)
-        """Any file; before that, no shard is written."""
-        self._options, self._missing, self._first = options, 0, ""
-        root = (
-            options.videos
-            or (options.source if options.source.is_dir() else options.source.parent) / "videos"
-        )
+        """Whether any file was found; before that, no shard is written."""
+        self._options = options
+        self._missing = 0
+        self._first = ""
+        base = options.source if options.source.is_dir() else options.source.parent
+        root = options.videos or base / "videos"
         self._root = root if _holds_something(root) else None
 
-    def check(self) -> None:
-        """DataError where the folder of the videos, which held something at the start, does not any
-        more."""
+    def check_mounted(self) -> None:
+        """Raise DataError if the folder of the videos was not empty at the start, and is now."""
         if self._root is not None and not _holds_something(self._root):
             raise DataError(
-                f"{self._root} has become empty: is the storage still mounted here? When it is, the"
+                f"{self._root} has become empty: is the storage still mounted here? Once it is, the"
                 " same command continues"
             )
 
-    def lost(self, detail: object) -> None:
-        """A file is missing. DataError after NOTHING_FOUND of them."""
+    def add_missing(self, detail: object) -> None:
+        """Count a missing file; raises DataError at the limit."""
         self._missing += 1
         self._first = self._first or str(detail)
-        if self._missing >= NOTHING_FOUND:
-            self._refuse()
+        if self._missing >= MISSING_LIMIT:
+            self._require_found()
 
-    def end(self) -> None:
-        """After the last file. DataError where all of the source's are missing; a small part may
-        have drawn the missing ones."""
+    def finish(self) -> None:
+        """After the last file: raise DataError if all of the source's files are missing.
+
+        A part of an array may be small enough to have only missing files.
+        """
         if self._missing and self._options.part is None:
-            self._refuse()
+            self._require_found()
         self.found = True
 
-    def _refuse(self) -> None:
+    def _require_found(self) -> None:
         if not self.found:
             raise DataError(
-                f"none of the first {self._missing:,} files that {self._options.source} lists is"
-                f" there (first: {self._first}), and nothing was written of them. Is the storage"
-                " mounted here, and does --videos name the right folder?"
+                f"none of the first {self._missing:,} files that {self._options.source} lists"
+                f" exists (first: {self._first}); nothing was written. Is the storage mounted here,"
+                " and does --videos name the right folder?"
             )
 
 
@@ -73,52 +78,66 @@ def _holds_something(folder: Path) -> bool:
         return False
 
 
-def standing_shards(out: Path) -> tuple[frozenset[str], dict[str, list[Path]]]:
-    """Shards whose tar and fragments stand, and unfinished files by shard. Each folder is listed
-    once: it may hold a hundred thousand files."""
-    tars, fragments, leftovers = set[str](), set[str](), dict[str, list[Path]]()
+def existing_shards(out: Path) -> tuple[frozenset[str], dict[str, list[Path]]]:
+    """Find what earlier runs have left.
+
+    Each folder is listed once, because it may hold a hundred thousand files.
+
+    Args:
+        out: The prepared folder.
+
+    Returns:
+        (names of the complete shards, unfinished files by shard).
+    """
+    tars, fragments = set[str](), set[str]()
+    leftovers: dict[str, list[Path]] = {}
     for folder, names in (("shards", tars), ("parts", fragments)):
         for path in (out / folder).iterdir():
             if path.name.startswith(TEMPORARY):
-                leftovers.setdefault(
-                    path.name.removeprefix(TEMPORARY).partition(".")[0], []
-                ).append(path)
+                name = path.name.removeprefix(TEMPORARY).partition(".")[0]
+                leftovers.setdefault(name, []).append(path)
             else:
                 names.add(path.name)
-    whole = (name.removesuffix(".tar") for name in tars)
-    return (
-        frozenset(
-            name
-            for name in whole
-            if all(path.name in fragments for path in fragment_paths(out, name))
-        ),
-        leftovers,
+    shards = (name.removesuffix(".tar") for name in tars)
+    complete = frozenset(
+        name for name in shards if all(path.name in fragments for path in fragment_paths(out, name))
     )
+    return complete, leftovers
 
 
-def begin_retry(options: PrepareOptions) -> None:
-    """Write down what --retry asks for, unless an interrupted run did."""
-    reasons, marker = sorted(options.retry), options.out / RETRY
+def record_retry(options: PrepareOptions) -> None:
+    """Write down the reasons of --retry, unless an interrupted run with the same ones did."""
+    reasons = sorted(options.retry)
+    marker = options.out / RETRY
     if reasons and not (marker.exists() and json.loads(marker.read_text()) == reasons):
         write_atomic(marker, json.dumps(reasons) + "\n")
 
 
-def to_retry(options: PrepareOptions, name: str, rows: list[SourceRow]) -> bool:
-    """Whether a shard that stands holds what --retry names, and was not made anew for it
-    already."""
+def needs_retry(options: PrepareOptions, name: str, rows: list[SourceRow]) -> bool:
+    """Whether an existing shard must be made again for --retry.
+
+    Args:
+        options: Resolved options.
+        name: The shard.
+        rows: Its rows.
+
+    Returns:
+        True if it holds files that are bad for one of the reasons (missing ones only if they exist
+        now), and was not already made again.
+    """
     if not options.retry:
         return False
     fragment = fragment_paths(options.out, name)[1]
     if fragment.stat().st_mtime_ns > (options.out / RETRY).stat().st_mtime_ns:
         return False
-    lost = {
-        key: reason
-        for key, reason in bad_files(options.out, name).items()
-        if reason in options.retry
+    bad = {
+        k: reason for k, reason in bad_files(options.out, name).items() if reason in options.retry
     }
-    here = (
-        row for row in rows if row.reason is None and lost.get(f"{row.split}/{row.id}") == "missing"
-    )
-    return bool(set(lost.values()) - {"missing"}) or any(
-        path.is_file() for row in here for path in (row.path, *row.others)
+    if set(bad.values()) - {"missing"}:
+        return True
+    return any(
+        path.is_file()
+        for row in rows
+        if row.reason is None and bad.get(f"{row.split}/{row.id}") == "missing"
+        for path in (row.path, *row.alternatives)
     )

@@ -1,5 +1,8 @@
-"""How many files a source lists. Counting the largest lists takes half an hour; only the progress
-display waits for it, not the work."""
+"""The rows of a source and their counts.
+
+Counting the largest lists takes half an hour. Only the progress display needs the counts, so the
+work starts without them.
+"""
 
 from __future__ import annotations
 
@@ -19,37 +22,52 @@ Counts = dict[str, int]
 """Rows per split, in order of first appearance."""
 
 
-class Listing:
-    """A source's rows, and their counts in `path` once somebody has come to their end: this process
-    in its work, one of its own that does nothing else, or another part of the same preparation.
-    `read` goes to another process: a function of a module, or a partial of one.
+class SourceListing:
+    """A source's rows and their counts.
+
+    The counts are stored in a file once someone has reached the end of the list: this process while
+    it works, a counting process, or another part of the same preparation.
+
+    Args:
+        source: Shown in messages.
+        read: Yields all rows. A module-level function or a partial of one, because it is sent to
+            another process.
+        path: The file of the counts.
     """
 
     def __init__(self, source: Path, read: Callable[[], Iterator[SourceRow]], path: Path) -> None:
-        self._source, self._read, self._path = source, read, path
+        self._source = source
+        self._read = read
+        self._path = path
         self._counter: tuple[Any, Connection] | None = None
         self.counts: Counts | None = None
-        self.look()
+        """None until they are known."""
+        self.poll()
 
     def rows(self) -> Iterator[SourceRow]:
-        """Every row. DataError at their end where they are not those that were counted before, or
-        none."""
+        """Yield every row.
+
+        Raises:
+            DataError: At the end, if there were no rows, or other counts than before.
+        """
         counts: Counts = {}
         for row in self._read():
             counts[row.split] = counts.get(row.split, 0) + 1
             yield row
         self._keep(counts)
 
-    def counted(self) -> Counts:
-        """The counts, if need be after reading all rows."""
+    def count(self) -> Counts:
+        """Return the counts; reads all rows if they are not known yet."""
         if self.counts is None:
             deque(self.rows(), maxlen=0)
         assert self.counts is not None
         return self.counts
 
-    def count_beside(self) -> None:
-        """Let another process count what nobody has counted; `look` tells. It finds what is wrong
-        with a list long before the work comes to it."""
+    def start_counting(self) -> None:
+        """Count in another process, unless the counts are known; `poll` collects the result.
+
+        This also finds a damaged row long before the work reaches it.
+        """
         if self.counts is None:
             context = forkserver_context()
             pipe, theirs = context.Pipe(duplex=False)
@@ -58,14 +76,14 @@ class Listing:
             theirs.close()
             self._counter = process, pipe
 
-    def look(self) -> Counts | None:
-        """The counts, None as long as nobody knows them. Raises what the counting process met."""
+    def poll(self) -> Counts | None:
+        """Return the counts if they are known by now; raises errors of the counting process."""
         if self.counts is None and self._path.exists():
             self.counts = dict(json.loads(self._path.read_text()))
         if self.counts is None and self._counter is not None and self._counter[1].poll():
             try:
                 found = self._counter[1].recv()
-            except EOFError:  # it was killed, for want of memory perhaps: the work will count
+            except EOFError:  # killed, perhaps for lack of memory: `rows` counts too
                 self.close()
                 return None
             if isinstance(found, Exception):
@@ -76,14 +94,14 @@ class Listing:
     def _keep(self, counts: Counts) -> None:
         if not counts:
             raise DataError(f"{self._source} lists no clips")
-        known = self.look()
+        known = self.poll()
         if known is None:
             write_atomic(self._path, json.dumps(counts) + "\n")
             self.counts = counts
         elif known != counts:
             raise DataError(
-                f"{self._source} lists {counts} now, and listed {known} when {self._path.parent}"
-                " was begun; prepare it into another --out"
+                f"{self._source} lists {counts} now, and listed {known} when the preparation of"
+                f" {self._path.parent} began; prepare it into another --out"
             )
 
     def close(self) -> None:

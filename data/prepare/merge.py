@@ -1,5 +1,7 @@
-"""Fragments of all shards → one index, counts and the list of bad clips. Reads a shard's fragment
-at a time: HowTo100M has 136 million clips."""
+"""Fragments of all shards → one index, its counts and the list of bad clips.
+
+Only one shard's fragment is in memory at a time: HowTo100M has 136 million clips.
+"""
 
 from __future__ import annotations
 
@@ -29,39 +31,43 @@ from allinone.data.loading.index import (
 )
 
 PLACEHOLDER_COPIES = 20
-"""An image that so many rows share is no photo but what a site shows for a deleted one (Flickr's in
-SBU): none of its rows is used."""
+"""An image that this many rows share is not a photo but what a site shows for a deleted one (Flickr
+in SBU's case): none of its rows is used."""
 
 
 def fragment_paths(out: Path, name: str) -> tuple[Path, Path]:
-    """(stored files, clips) of one shard. The second is written last: where it stands, the shard is
-    whole."""
+    """(stored files, clips) of one shard; the second is written last and marks it as complete."""
     return out / "parts" / f"{name}.videos.parquet", out / "parts" / f"{name}.parquet"
 
 
 def write_fragment(out: Path, name: str, videos: list[Video], clips: list[Clip]) -> None:
-    """Both tables of one shard; a clip's `video` counts inside the shard."""
+    """Write both tables of one shard.
+
+    Args:
+        out: The prepared folder.
+        name: The shard.
+        videos: Its stored files, in the order of the tar.
+        clips: Its clips; `video` is the position in `videos`.
+    """
     for_videos, for_clips = fragment_paths(out, name)
-    with atomic_path(for_videos) as temporary:
-        pq.write_table(
-            pa.Table.from_pylist([vars(video) for video in videos], schema=VIDEO_SCHEMA), temporary
-        )
-    with atomic_path(for_clips) as temporary:
-        pq.write_table(
-            pa.Table.from_pylist([vars(clip) for clip in clips], schema=SCHEMA), temporary
-        )
+    _write_rows(for_videos, [vars(video) for video in videos], VIDEO_SCHEMA)
+    _write_rows(for_clips, [vars(clip) for clip in clips], SCHEMA)
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
 
 
 def bad_files(out: Path, name: str) -> dict[str, str]:
     """Key → reason of a shard's files that are not stored."""
     table = pq.read_table(fragment_paths(out, name)[1], columns=["key", "video", "reason"])
-    return {
-        row["key"]: row["reason"] for row in table.filter(pc.is_null(table["video"])).to_pylist()
-    }
+    bad = table.filter(pc.is_null(table["video"])).to_pylist()
+    return {row["key"]: row["reason"] for row in bad}
 
 
 @dataclass(frozen=True)
-class Merged:
+class DatasetCounts:
     """What a prepared folder holds."""
 
     clips: dict[str, int]
@@ -69,22 +75,55 @@ class Merged:
     bad: dict[str, int]
     """Bad files and captions per reason."""
     files: tuple[int, int]
-    """Stored and listed."""
+    """Files: stored, and listed."""
     captions: tuple[int, int]
-    """Good clips, and clips listed by the stored files."""
+    """Good clips, and clips that the stored files list."""
     bytes: int
+    """Size of all shards."""
 
     @property
     def kept_share(self) -> float:
-        """Share of the listed clips that can be used. How many a lost long video had is not known:
-        as many as the others, is assumed."""
+        """Share of the listed clips that can be used.
+
+        The number of captions of a long video that is not stored is unknown; it is assumed to be
+        the average.
+        """
         (stored, listed), (good, all_clips) = self.files, self.captions
         return stored / max(listed, 1) * good / max(all_clips, 1)
 
 
-def merge_fragments(out: Path, names: list[str]) -> Merged:
-    """Write index and videos, Parquet and Arrow, and bad_clips.jsonl; equal bytes whoever made the
-    fragments. DataError where one is missing."""
+def merge_fragments(out: Path, names: list[str]) -> DatasetCounts:
+    """Write the index, as Parquet and Arrow, and bad_clips.jsonl.
+
+    The bytes do not depend on which runs made the fragments.
+
+    Args:
+        out: The prepared folder.
+        names: All shards, in order.
+
+    Raises:
+        DataError: Shards are missing.
+    """
+    _require_complete(out, names)
+    for folder in (out, out / "shards", out / "parts"):
+        remove_leftovers(folder)
+    write_mapped(
+        out / "videos.arrow", VIDEO_SCHEMA, (_videos(out, name) for name in names), VIDEOS_PER_BATCH
+    )
+    with (
+        atomic_path(out / "videos.parquet") as path,
+        pq.ParquetWriter(path, VIDEO_SCHEMA, compression="zstd") as writer,
+    ):
+        for name in names:
+            writer.write_table(_videos(out, name))
+    counts = _write_clips(out, names)
+    write_mapped(
+        out / "index.arrow", LOADER_SCHEMA, _good_clips(out / "index.parquet"), CLIPS_PER_BATCH
+    )
+    return counts
+
+
+def _require_complete(out: Path, names: list[str]) -> None:
     missing = [
         name
         for name in names
@@ -98,26 +137,19 @@ def merge_fragments(out: Path, names: list[str]) -> Merged:
             f" {', '.join(missing[:5])}; run the parts that make them (--part i/n, the same n as"
             " before), or the command without --part, which makes what is missing"
         )
-    for folder in (out, out / "shards", out / "parts"):
-        remove_leftovers(folder)
+
+
+def _write_clips(out: Path, names: list[str]) -> DatasetCounts:
+    """Write index.parquet and bad_clips.jsonl."""
     placeholders = _placeholders(out, names)
-    write_mapped(
-        out / "videos.arrow", VIDEO_SCHEMA, (_videos(out, name) for name in names), VIDEOS_PER_BATCH
-    )
-    with (
-        atomic_path(out / "videos.parquet") as path,
-        pq.ParquetWriter(path, VIDEO_SCHEMA, compression="zstd") as writer,
-    ):
-        for name in names:
-            writer.write_table(_videos(out, name))
     clips: Counter[str] = Counter()
     bad: Counter[str] = Counter()
-    total = stored = cuts = lost_files = 0
+    total = stored = listed_clips = lost_files = 0
     with (
         atomic_path(out / "index.parquet") as path,
         pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer,
-        atomic_path(out / "bad_clips.jsonl") as ledger,
-        ledger.open("w", encoding="utf-8") as bad_rows,
+        atomic_path(out / "bad_clips.jsonl") as log_path,
+        log_path.open("w", encoding="utf-8") as bad_clips,
     ):
         for name in names:
             videos = _videos(out, name)
@@ -125,19 +157,15 @@ def merge_fragments(out: Path, names: list[str]) -> Merged:
             writer.write_table(table)
             lost = table.filter(pc.is_valid(table["reason"]))
             for row in lost.select(["key", "source", "reason", "detail"]).to_pylist():
-                bad_rows.write(json.dumps(row) + "\n")
+                bad_clips.write(json.dumps(row) + "\n")
                 bad[row["reason"]] += 1
             clips[name.rpartition("-")[0]] += table.num_rows - lost.num_rows
-            cuts += table.num_rows - table["video"].null_count
+            listed_clips += table.num_rows - table["video"].null_count
             lost_files += table["video"].null_count
             stored += videos.num_rows
             total += (out / "shards" / f"{name}.tar").stat().st_size
-    write_mapped(
-        out / "index.arrow", LOADER_SCHEMA, _good_clips(out / "index.parquet"), CLIPS_PER_BATCH
-    )
-    return Merged(
-        dict(clips), dict(bad), (stored, stored + lost_files), (sum(clips.values()), cuts), total
-    )
+    files = (stored, stored + lost_files)
+    return DatasetCounts(dict(clips), dict(bad), files, (sum(clips.values()), listed_clips), total)
 
 
 def _videos(out: Path, name: str) -> pa.Table:
@@ -145,27 +173,21 @@ def _videos(out: Path, name: str) -> pa.Table:
 
 
 def _clips(out: Path, name: str, videos: pa.Table, base: int, placeholders: pa.Array) -> pa.Table:
-    """A shard's clips, numbered through the whole data set."""
+    """A shard's clips; `video` becomes the row of the complete table of stored files."""
     table = pq.read_table(fragment_paths(out, name)[1], schema=SCHEMA)
     local = table["video"]
     if len(placeholders):
         shared = pc.fill_null(pc.is_in(videos["hash"].take(local), value_set=placeholders), False)
-        for column, text in (
-            ("reason", "placeholder"),
-            ("detail", f"at least {PLACEHOLDER_COPIES} rows share this very image"),
-        ):
-            table = table.set_column(
-                table.schema.get_field_index(column),
-                column,
-                pc.if_else(shared, text, table[column]),
-            )
-    return table.set_column(
-        table.schema.get_field_index("video"), "video", pc.add(local, base)
-    ).cast(SCHEMA)
+        detail = f"at least {PLACEHOLDER_COPIES} rows share this image"
+        for column, text in (("reason", "placeholder"), ("detail", detail)):
+            marked = pc.if_else(shared, text, table[column])
+            table = table.set_column(table.schema.get_field_index(column), column, marked)
+    position = table.schema.get_field_index("video")
+    return table.set_column(position, "video", pc.add(local, base)).cast(SCHEMA)
 
 
 def _placeholders(out: Path, names: list[str]) -> pa.Array:
-    """Hashes of images that too many rows share."""
+    """Hashes of the images that too many rows share."""
     seen: list[Any] = []
     for name in names:
         table = pq.read_table(fragment_paths(out, name)[0], columns=["hash", "media"])
@@ -177,28 +199,37 @@ def _placeholders(out: Path, names: list[str]) -> pa.Array:
 
 
 def _good_clips(path: Path) -> Iterator[pa.Table]:
-    """Clips without a reason; the shards' order keeps splits together."""
+    """Clips without a reason; the order of the shards keeps splits together."""
     for batch in pq.ParquetFile(path).iter_batches(CLIPS_PER_BATCH):
         table = pa.Table.from_batches([batch])
-        yield (
-            table.filter(pc.is_null(table["reason"]))
-            .select(LOADER_SCHEMA.names)
-            .cast(LOADER_SCHEMA)
-        )
+        good = table.filter(pc.is_null(table["reason"]))
+        yield good.select(LOADER_SCHEMA.names).cast(LOADER_SCHEMA)
 
 
 def write_facts(
-    out: Path, merged: Merged, kind: str, options: dict[str, Any], official: list[str]
+    out: Path,
+    counts: DatasetCounts,
+    format_name: str,
+    options: dict[str, Any],
+    official: list[str],
 ) -> None:
-    """dataset.json, the last file of preparing."""
+    """Write dataset.json, the last file of a preparation.
+
+    Args:
+        out: The prepared folder.
+        counts: What it holds.
+        format_name: Format of the source.
+        options: Fingerprint of the options.
+        official: Comparison with the official numbers, for people.
+    """
     facts = {
         "layout": LAYOUT,
-        "format": kind,
-        "clips": merged.clips,
-        "bad": merged.bad,
-        "files": merged.files,
-        "captions": merged.captions,
-        "bytes": merged.bytes,
+        "format": format_name,
+        "clips": counts.clips,
+        "bad": counts.bad,
+        "files": counts.files,
+        "captions": counts.captions,
+        "bytes": counts.bytes,
         "official": official,
         "options": options,
     }

@@ -1,23 +1,39 @@
-"""What `data.prepare` is asked to do, and what follows from it alone."""
+"""Options of preparing a data set, and what follows from them alone. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, cast
 
-from allinone.common.errors import DataError
+from tyro.conf import Positional, arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+from allinone.common.errors import DataError, InputError
 from allinone.common.validation import COUNT, POSITIVE, Bounds, require
-from allinone.data.loading.index import LAYOUT
-from allinone.data.prepare.encode import Encoding
+from allinone.data.prepare.encode import Codec, Encoding
 from allinone.data.sources import FORMATS, ReadOptions, SourceRow, detect, excluded_ids, read
 
-OUTSIDE = ("missing", "timeout", "killed", "decoder_crashed", "unreadable")
-"""Reasons that may lie outside the file."""
-RETRIED = (
-    *OUTSIDE,
+FormatName = Literal[
+    "auto",
+    "webvid",
+    "yttemporal",
+    "cc3m",
+    "cc12m",
+    "sbu",
+    "coco",
+    "vg",
+    "webdataset",
+    "howto100m",
+    "csv",
+]
+EXTERNAL_REASONS = ("missing", "timeout", "killed", "decoder_crashed", "unreadable")
+"""Reasons whose cause may be outside the file."""
+RETRY_REASONS = (
+    *EXTERNAL_REASONS,
     "undecodable",
     "truncated",
     "corrupt",
@@ -27,59 +43,108 @@ RETRIED = (
     "no_video_track",
     "too_few_frames",
 )
-"""Reasons that another download may do away with, too."""
+"""Reasons of --retry: the external ones, and those that another download may fix."""
+NOT_IN_FINGERPRINT = ("out", "workers", "timeout_s", "part", "merge", "retry")
+"""Options that do not change the result."""
+
+
+def _parse_part(arguments: list[str]) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", arguments[0])
+    if match is None:
+        raise ValueError(f"{arguments[0]!r} is not i/n, for example 3/16")
+    return int(match[1]), int(match[2])
+
+
+_PART = PrimitiveConstructorSpec[tuple[int, int] | None](
+    nargs=1,
+    metavar="i/n",
+    instance_from_str=_parse_part,
+    is_instance=lambda value: value is None or isinstance(value, tuple),
+    str_from_instance=lambda value: ["None" if value is None else f"{value[0]}/{value[1]}"],
+)
+_REASONS = PrimitiveConstructorSpec[tuple[str, ...]](
+    nargs=1,
+    metavar="REASON,…",
+    instance_from_str=lambda arguments: tuple(arguments[0].split(",")),
+    is_instance=lambda value: isinstance(value, tuple),
+    str_from_instance=lambda value: [",".join(value)],
+)
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What to prepare and how. None stands for the format's own default: short clips, or videos of
-    minutes to hours."""
+    """What to prepare, and how.
 
-    source: Path
+    None stands for the default of the source's format: short clips, or videos of minutes to hours.
+    """
+
+    source: Positional[Annotated[Path, arg(metavar="SOURCE")]]
+    """The official list, the folder that holds it, your own CSV, or WebDataset tars."""
     out: Path
-    kind: str = "auto"
+    """Folder of the prepared data."""
+    format: FormatName = "auto"
+    """Format of SOURCE; auto recognises it by its files."""
     videos: Path | None = None
+    """Folder of the list's videos or images; None: the official place, relative to the list."""
     names: str | None = None
+    """Template of an image's path below that folder, for lists that hold URLs only; fields:
+    {split}, {number} (line, from 0), {crc32}, {md5}, {basename}."""
     exclude: Path | None = None
+    """Ids to leave out, one per line; for vg also dataset_coco.json: its val and test images."""
     shard_clips: int | None = None
+    """Files per shard; None: 1000, for long videos 100."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """Decoding processes; by default one per core."""
     min_frames: int = 2
+    """Fewest frames of a video; shorter ones are bad clips."""
     max_duration_s: float | None = None
+    """Longest video, seconds; None: 3600, for long videos 36000."""
     timeout_s: float | None = None
-    codec: str | None = None
-    """Encode anew (data.encode.CODECS); None copies the stream, unless short_side or gop is
-    given."""
+    """Time limit for decoding one file, seconds; None: 60, for long videos 1800."""
+    codec: Codec | None = None
+    """Re-encode to this codec; None copies the stream, unless --short-side or --gop is given (then
+    h264)."""
     short_side: int | None = None
+    """Scale to this shorter side, pixels; never enlarges. Images are scaled too."""
     gop: int | None = None
-    part: tuple[int, int] | None = None
-    """(i, n): make the i-th of n shares of the shards, i from 1, and no index."""
+    """Frames from keyframe to keyframe of re-encoded videos; None: 25."""
+    part: Annotated[tuple[int, int] | None, _PART] = None
+    """Make only the i-th of n shares of the shards, i from 1, and no index."""
     merge: bool = False
-    """Make the index only, anew where it stands."""
-    retry: tuple[str, ...] = ()
-    """Make those shards anew that hold files which are bad for one of these reasons."""
+    """Make only the index, when all parts are done, or to replace a damaged one."""
+    retry: Annotated[tuple[str, ...], _REASONS] = ()
+    """Make those shards again that hold files which are bad for one of these reasons; files that
+    are still missing are not tried. Reasons: missing, timeout, killed, decoder_crashed, unreadable,
+    undecodable, truncated, corrupt, empty_file, not_a_video, not_an_image, no_video_track,
+    too_few_frames."""
 
     def resolved(self) -> PrepareOptions:
-        """With the format named, and its defaults. DataError for values that cannot be."""
-        kind = detect(self.source) if self.kind == "auto" else self.kind
+        """Return the options with the format recognised and its defaults filled in.
+
+        Raises:
+            DataError: A value is out of range, or the source does not exist.
+        """
+        name = detect(self.source) if self.format == "auto" else self.format
         if not self.source.exists():
             raise DataError(f"no such source: {self.source}")
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise DataError(f"--part {self.part[0]}/{self.part[1]}: i must be from 1 to n")
-        unknown = [reason for reason in self.retry if reason not in RETRIED]
+        unknown = [reason for reason in self.retry if reason not in RETRY_REASONS]
         if unknown:
             raise DataError(
-                f"--retry {','.join(self.retry)}: {unknown[0]!r} is none of {', '.join(RETRIED)}"
+                f"--retry {','.join(self.retry)}: {unknown[0]!r} is none of"
+                f" {', '.join(RETRY_REASONS)}"
             )
         try:
             require(self, COUNT, ("workers", "shard_clips", "min_frames", "gop"))
             require(self, Bounds(16), ("short_side",))
             require(self, POSITIVE, ("max_duration_s", "timeout_s"))
-        except ValueError as error:
+        except InputError as error:
             raise DataError(str(error)) from error
-        long = FORMATS[kind].narrated
+        long = FORMATS[name].narrated
         return replace(
             self,
-            kind=kind,
+            format=cast(FormatName, name),
             shard_clips=self.shard_clips or (100 if long else 1000),
             max_duration_s=self.max_duration_s or (36_000.0 if long else 3600.0),
             timeout_s=self.timeout_s or (1800.0 if long else 60.0),
@@ -87,32 +152,33 @@ class PrepareOptions:
 
     @property
     def encoding(self) -> Encoding | None:
-        """How files are encoded anew, None where they are copied."""
+        """How files are re-encoded; None if they are copied."""
         if (self.codec, self.short_side, self.gop) == (None, None, None):
             return None
         return Encoding(self.codec or "h264", self.short_side, self.gop or Encoding.gop)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The options that change the result."""
-        values = {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in asdict(self).items()
-        }
-        ignored = ("out", "workers", "timeout_s", "part", "merge", "retry")
-        return {
-            "layout": LAYOUT,
-            **{key: value for key, value in values.items() if key not in ignored},
-        }
+        """The options that determine the result, as prepare.json and dataset.json store them."""
+        from allinone.data.loading.index import LAYOUT
+
+        values: dict[str, Any] = {"layout": LAYOUT}
+        for entry in fields(PrepareOptions):
+            if entry.name not in NOT_IN_FINGERPRINT:
+                # prepared folders call the format "kind"
+                key = "kind" if entry.name == "format" else entry.name
+                value = getattr(self, entry.name)
+                values[key] = str(value) if isinstance(value, Path) else value
+        return values
 
 
 def rows_of(options: PrepareOptions) -> Iterator[SourceRow]:
-    """What the source lists."""
-    exclude = excluded_ids(options.exclude, options.source, options.kind)
-    return read(options.source, options.kind, ReadOptions(options.videos, options.names, exclude))
+    """All rows that the source lists; `options` are resolved."""
+    exclude = excluded_ids(options.exclude, options.source, options.format)
+    return read(options.source, options.format, ReadOptions(options.videos, options.names, exclude))
 
 
 def shard_names(options: PrepareOptions, counts: dict[str, int]) -> list[str]:
-    """Of the rows per split."""
+    """Names of all shards of a source with these rows per split."""
     clips = options.shard_clips or 1
     return [
         f"{split}-{number:05d}"

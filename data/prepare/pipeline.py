@@ -1,8 +1,9 @@
-"""Source → shards + index. Resumable: a shard whose tar and fragment stand is not made again,
-unless --retry asks; dataset.json is written last.
+"""Source → shards + index.
 
-Any number of parts may work on one folder at the same time, each on its own shards (--part i/n);
---merge then makes the index. An unparted run is both.
+A preparation can be continued: a shard whose tar and fragment exist is not made again, unless
+--retry asks for it; dataset.json is written last. Any number of parts may work on one folder at the
+same time, each on its own shards (--part i/n); --merge then makes the index. A run without parts
+does both.
 """
 
 from __future__ import annotations
@@ -20,31 +21,35 @@ from allinone.common.formatting import size
 from allinone.common.processes import refuse_to_start_again
 from allinone.data.loading.index import dataset_facts
 from allinone.data.prepare.existing import RETRY
-from allinone.data.prepare.listing import Listing
-from allinone.data.prepare.merge import Merged, merge_fragments, write_facts
-from allinone.data.prepare.options import OUTSIDE, RETRIED, PrepareOptions, rows_of, shard_names
-from allinone.data.prepare.shards import Made, make_shards
+from allinone.data.prepare.listing import SourceListing
+from allinone.data.prepare.merge import DatasetCounts, merge_fragments, write_facts
+from allinone.data.prepare.options import PrepareOptions, rows_of, shard_names
+from allinone.data.prepare.shards import ShardCounts, make_shards
 from allinone.data.sources import FORMATS
 
-__all__ = ["OUTSIDE", "RETRIED", "PrepareOptions", "PrepareSummary", "prepare"]
+__all__ = ["PrepareOptions", "PrepareSummary", "prepare"]
 
 
 @dataclass(frozen=True)
 class PrepareSummary:
-    """What came out."""
+    """Result of a preparation."""
 
     clips: dict[str, int]
     """Good clips per split."""
     bad: dict[str, int]
     """Bad files and captions per reason."""
     kept_share: float
+    """Share of the listed clips that can be used."""
     bytes: int
+    """Size of all shards."""
     seconds: float
     done_before: bool = False
+    """Whether there was nothing to do."""
     part: str | None = None
-    """Of an array: what this part did. There is no index yet: no clips, and what is bad are files
-    of the shards that it made."""
+    """What this part of an array has made. There is no index yet: `clips` is empty, and `bad`
+    counts files of the shards that it made."""
     official: tuple[str, ...] = ()
+    """Comparison with the official numbers, one sentence per split."""
 
     @property
     def bad_share(self) -> float:
@@ -53,47 +58,61 @@ class PrepareSummary:
 
 
 def prepare(options: PrepareOptions, progress: bool = True) -> PrepareSummary:
-    """Prepare a source; raises DataError for what a user can mend. Run again after any
-    interruption: it continues."""
+    """Prepare a source; called again after an interruption, it continues.
+
+    Args:
+        options: What to prepare.
+        progress: Whether to show the progress.
+
+    Raises:
+        DataError: The options, the source or the storage cannot be used.
+    """
     refuse_to_start_again()
     start = time.monotonic()
     options = options.resolved()
     if (options.out / "dataset.json").exists():
-        _check_same(options)
-        if _stands(options):
-            return _done(options.out)
-    _claim(options)
+        _require_same_options(options)
+        if _is_complete(options):
+            return _summary(options.out)
+    _claim_folder(options)
     try:
         (options.out / "dataset.json").unlink(missing_ok=True)
-        listing = Listing(options.source, partial(rows_of, options), options.out / "plan.json")
-        made = Made() if options.merge else make_shards(options, listing, progress)
+        listing = SourceListing(
+            options.source, partial(rows_of, options), options.out / "plan.json"
+        )
+        made = ShardCounts() if options.merge else make_shards(options, listing, progress)
         if options.part is not None:
-            text = (
-                f"part {options.part[0]} of {options.part[1]}: {made.shards} shards made of"
-                f" {made.files:,} files, {made.files - made.bad.total():,} of them good; when all"
-                " parts are done, run with --merge"
-            )
-            kept = 1 - made.bad.total() / max(made.files, 1)
-            return PrepareSummary({}, dict(made.bad), kept, 0, time.monotonic() - start, part=text)
-        counts = listing.counted()
+            return _part_summary(options.part, made, time.monotonic() - start)
+        counts = listing.count()
         merged = merge_fragments(options.out, shard_names(options, counts))
         (options.out / RETRY).unlink(missing_ok=True)
-        official = _official(options, counts, merged)
-        write_facts(options.out, merged, options.kind, options.fingerprint(), official)
+        official = _compare_official(options, counts, merged)
+        write_facts(options.out, merged, options.format, options.fingerprint(), official)
     except OSError as error:
         free = size(shutil.disk_usage(options.out).free)
-        what = "write below" if error.errno in FULL else f"read {options.source} or write below"
-        remedy = "Free space, then" if error.errno in FULL else "When the storage is well again,"
+        full = error.errno in FULL
+        what = "write below" if full else f"read {options.source} or write below"
+        remedy = "Free space, then" if full else "Once the storage works again,"
         raise DataError(
             f"cannot {what} {options.out}: {error} ({free} free). {remedy} the same command"
             " continues"
         ) from error
-    return replace(_done(options.out), seconds=time.monotonic() - start, done_before=False)
+    return replace(_summary(options.out), seconds=time.monotonic() - start, done_before=False)
 
 
-def _done(out: Path) -> PrepareSummary:
+def _part_summary(part: tuple[int, int], made: ShardCounts, seconds: float) -> PrepareSummary:
+    bad = made.bad.total()
+    text = (
+        f"part {part[0]} of {part[1]}: {made.shards} shards made of {made.files:,} files,"
+        f" {made.files - bad:,} of them good; when all parts are done, run with --merge"
+    )
+    return PrepareSummary({}, dict(made.bad), 1 - bad / max(made.files, 1), 0, seconds, part=text)
+
+
+def _summary(out: Path) -> PrepareSummary:
+    """Summary of a finished folder."""
     facts = dataset_facts(out)
-    merged = Merged(
+    counts = DatasetCounts(
         facts["clips"],
         facts["bad"],
         tuple(facts["files"]),
@@ -101,24 +120,22 @@ def _done(out: Path) -> PrepareSummary:
         facts["bytes"],
     )
     return PrepareSummary(
-        merged.clips,
-        merged.bad,
-        merged.kept_share,
-        merged.bytes,
+        counts.clips,
+        counts.bad,
+        counts.kept_share,
+        counts.bytes,
         0.0,
         done_before=True,
         official=tuple(facts["official"]),
     )
 
 
-def _check_same(options: PrepareOptions) -> None:
-    old, new = (
-        json.loads((options.out / "prepare.json").read_text()),
-        json.loads(json.dumps(options.fingerprint())),
-    )
-    # the media may have been moved, or looked for in a wrong place
+def _require_same_options(options: PrepareOptions) -> None:
+    old = json.loads((options.out / "prepare.json").read_text())
+    new = json.loads(json.dumps(options.fingerprint()))
+    # "videos" may differ: the media may have been moved, or searched in a wrong folder
     changes = [
-        f"{key}: {old.get(key)} → {new[key]}"
+        f"{'format' if key == 'kind' else key}: {old.get(key)} → {new[key]}"
         for key in new
         if key != "videos" and old.get(key) != new[key]
     ]
@@ -129,15 +146,16 @@ def _check_same(options: PrepareOptions) -> None:
         )
 
 
-def _claim(options: PrepareOptions) -> None:
+def _claim_folder(options: PrepareOptions) -> None:
+    """Create the folder, or check that it belongs to the same preparation."""
     marker = options.out / "prepare.json"
     foreign = options.out.exists() and any(
         not path.name.startswith(TEMPORARY) for path in options.out.iterdir()
     )
-    # looked for after the folder was: another part may have begun it meanwhile, and the marker
-    # comes first
+    # The marker is checked after listing the folder: another part may have begun in between, and
+    # the marker is the first file that it writes.
     if marker.exists():
-        _check_same(options)
+        _require_same_options(options)
     elif foreign:
         raise DataError(
             f"{options.out} is not empty and holds no prepared data; give another --out"
@@ -150,25 +168,32 @@ def _claim(options: PrepareOptions) -> None:
         raise DataError(f"cannot write to {options.out}: {error}") from error
 
 
-def _stands(options: PrepareOptions) -> bool:
-    """Whether a finished folder needs nothing: no index is to be made anew, no shard is gone, none
-    is to be tried again."""
+def _is_complete(options: PrepareOptions) -> bool:
+    """Whether a finished folder needs nothing: no new index, no lost shard, no retry."""
     if options.merge or options.retry:
         return False
     plan = options.out / "plan.json"
-    if not plan.exists():  # a copy of what training needs
+    if not plan.exists():  # a copy of the files that training needs
         return True
     tars = {path.name for path in (options.out / "shards").glob("*.tar")}
-    return tars.issuperset(
-        f"{name}.tar" for name in shard_names(options, json.loads(plan.read_text()))
-    )
+    names = shard_names(options, json.loads(plan.read_text()))
+    return tars.issuperset(f"{name}.tar" for name in names)
 
 
-def _official(options: PrepareOptions, counts: dict[str, int], merged: Merged) -> list[str]:
-    """What is listed against the official numbers, one line per split of a known file, or for the
-    whole of a source."""
-    lines = []
-    known = FORMATS[options.kind]
+def _compare_official(
+    options: PrepareOptions, counts: dict[str, int], merged: DatasetCounts
+) -> list[str]:
+    """Compare what is listed with the official numbers.
+
+    Args:
+        options: Resolved options.
+        counts: Listed rows per split.
+        merged: What was stored.
+
+    Returns:
+        A line per split of a known file, or for the complete source.
+    """
+    known = FORMATS[options.format]
     here = {
         "videos": f"{sum(counts.values()):,} videos listed, {merged.files[0]:,} of them stored",
         "captions": (
@@ -176,14 +201,16 @@ def _official(options: PrepareOptions, counts: dict[str, int], merged: Merged) -
             " good"
         ),
     }
-    lines += [f"{here[what]}; officially about {number:,}" for what, number in known.whole.items()]
+    lines = [
+        f"{here[what]}; officially about {number:,}"
+        for what, number in known.official_totals.items()
+    ]
     for path in known.files(options.source) if known.official else ():
         for split, (rows, exact) in known.official.get(path.name, {}).items():
             listed = counts.get(split, 0)
             close = listed == rows if exact else abs(listed - rows) <= 0.02 * rows
-            relation = "as" if close else "but"
             lines.append(
-                f"{path.name}, {split}: {listed:,} rows, {relation} officially"
+                f"{path.name}, {split}: {listed:,} rows, {'as' if close else 'but'} officially"
                 f" {'' if exact else 'about '}{rows:,}"
             )
     return lines

@@ -1,9 +1,13 @@
-"""All shards of a source, or of a part of them: rows out, files decoded in processes, shards
-written meanwhile."""
+"""Makes all shards of a source, or of a part of it.
+
+Rows are read, files decoded in processes, and complete shards written, all at the same time.
+"""
 
 from __future__ import annotations
 
+import io
 import itertools
+import logging
 import sys
 import time
 from collections import Counter, deque
@@ -12,24 +16,33 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 
+from tqdm import tqdm
+
 from allinone.common.errors import DataError
-from allinone.common.formatting import duration
-from allinone.data.prepare.existing import MediaRoots, begin_retry, standing_shards, to_retry
-from allinone.data.prepare.listing import Listing
+from allinone.data.prepare.existing import (
+    MissingMediaGuard,
+    existing_shards,
+    needs_retry,
+    record_retry,
+)
+from allinone.data.prepare.listing import SourceListing
 from allinone.data.prepare.merge import fragment_paths
 from allinone.data.prepare.options import PrepareOptions, shard_names
-from allinone.data.prepare.probe import Limits, ProbePool
+from allinone.data.prepare.pool import ProbePool
+from allinone.data.prepare.probe import Limits
 from allinone.data.prepare.worker import ClipTask, worker
-from allinone.data.prepare.writer import Shard, task_of, write_shard
+from allinone.data.prepare.writer import PendingShard, task_of, write_shard
 from allinone.data.sources import SourceRow
 
-WRITING = 2
-"""Shards that wait to be written while the next ones are decoded."""
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 2
+"""Shards that may wait to be written while the next ones are decoded."""
 
 
 @dataclass
-class Made:
-    """What one run has done."""
+class ShardCounts:
+    """What one run has made."""
 
     shards: int = 0
     files: int = 0
@@ -37,105 +50,118 @@ class Made:
     """Files by reason."""
 
 
-def make_shards(options: PrepareOptions, listing: Listing, progress: bool) -> Made:
-    """All shards of this part that do not stand yet."""
+def make_shards(options: PrepareOptions, listing: SourceListing, progress: bool) -> ShardCounts:
+    """Make all shards of this part that do not exist yet.
+
+    Args:
+        options: Resolved options.
+        listing: The source's rows; closed at the end.
+        progress: Whether to show the progress.
+    """
     with closing(listing):
-        listing.count_beside()
-        with closing(_Making(options, listing, progress)) as making:
-            return making.run()
+        listing.start_counting()
+        with closing(_ShardMaker(options, listing, progress)) as maker:
+            return maker.run()
 
 
-class _Making:
-    """Workers go on to the next shards while the last files of one are decoded, which may take them
-    half an hour, and while it is written."""
+class _ShardMaker:
+    """Decodes files and writes shards.
 
-    def __init__(self, options: PrepareOptions, listing: Listing, progress: bool) -> None:
-        self._options, self._listing, self._made = options, listing, Made()
-        self._standing, self._leftovers = standing_shards(options.out)
-        begin_retry(options)
-        self._media = MediaRoots(options, found=bool(self._standing))
-        self._show = Progress(listing, (options.part or (1, 1))[1], progress)
-        self._places: dict[int, tuple[Shard, int]] = {}
-        """Number of a task → what it is of."""
-        self._whole: deque[Shard] = deque()
+    Workers begin the next shards while the last files of one are decoded, which may take half an
+    hour, and while it is written.
+    """
+
+    def __init__(self, options: PrepareOptions, listing: SourceListing, progress: bool) -> None:
+        self._options = options
+        self._listing = listing
+        self._counts = ShardCounts()
+        self._existing, self._leftovers = existing_shards(options.out)
+        record_retry(options)
+        self._media = MissingMediaGuard(options, found=bool(self._existing))
+        self._progress = Progress(listing, (options.part or (1, 1))[1], progress)
+        self._rows_of_tasks: dict[int, tuple[PendingShard, int]] = {}
+        """Number of a task → its shard and row."""
+        self._complete: deque[PendingShard] = deque()
         self._writing: deque[Future[None]] = deque()
         self._writer = ThreadPoolExecutor(1)
         limits = Limits(options.min_frames, options.max_duration_s or 0.0, options.timeout_s or 0.0)
         self._pool = ProbePool(options.workers, limits, worker)
 
-    def run(self) -> Made:
+    def run(self) -> ShardCounts:
         for task, reason, result in self._pool.map(self._tasks()):
-            shard, number = self._places.pop(task)
+            shard, number = self._rows_of_tasks.pop(task)
             if reason is None:
-                shard.found[number] = result
+                shard.good[number] = result
+                self._progress.add(files=1, clips=len(result.windows) or 1)
             else:
                 shard.reasons[number] = (reason, str(result))
-            self._show.add(1, int(reason is not None), 0 if reason else len(result.cuts) or 1)
-            if shard.whole:
-                self._whole.append(shard)
+                self._progress.add(files=1, bad=1)
+            if shard.complete:
+                self._complete.append(shard)
             if reason == "missing":
-                self._media.lost(result)
-                self._media.check()
+                self._media.add_missing(result)
+                self._media.check_mounted()
             else:
                 self._media.found = True
-            self._write(WRITING)
-        self._media.end()
+            self._write(MAX_WAITING)
+        self._media.finish()
         self._write(0)
-        return self._made
+        return self._counts
 
     def close(self) -> None:
         self._pool.close()
         self._writer.shutdown(cancel_futures=True)
-        self._show.end()
+        self._progress.close()
 
     def _tasks(self) -> Iterator[ClipTask]:
-        numbers = itertools.count()
+        task_numbers = itertools.count()
         for name, rows in _shards_of_part(self._options, self._listing):
-            if name in self._standing and not to_retry(self._options, name, rows):
-                self._show.skip(len(rows))
+            if name in self._existing and not needs_retry(self._options, name, rows):
+                self._progress.skip(len(rows))
                 continue
-            # of a run that was killed; and no fragment stands beside a tar that it does not
-            # describe
+            # Leftovers are from a run that was killed. The old fragment is removed before the new
+            # tar is written: a fragment must never exist with a tar that it does not describe.
             for path in (*self._leftovers.get(name, ()), *fragment_paths(self._options.out, name)):
                 path.unlink(missing_ok=True)
-            shard = Shard(name, rows)
-            self._show.add(len(shard.reasons), len(shard.reasons))
+            shard = PendingShard(name, rows)
+            self._progress.add(files=len(shard.reasons), bad=len(shard.reasons))
             for reason, detail in shard.reasons.values():
                 if reason == "missing":
-                    self._media.lost(detail)
-            if shard.whole:
-                self._whole.append(shard)
-                self._write(WRITING)
+                    self._media.add_missing(detail)
+            if shard.complete:
+                self._complete.append(shard)
+                self._write(MAX_WAITING)
             for number in [number for number in range(len(rows)) if number not in shard.reasons]:
-                self._places[next(numbers)] = shard, number
+                self._rows_of_tasks[next(task_numbers)] = shard, number
                 yield task_of(self._options, name, number, rows[number])
 
     def _write(self, waiting: int) -> None:
-        """Begin to write what is whole, and wait until no more than `waiting` shards are not
-        written yet. Raises what writing met."""
-        while self._whole and self._media.found:
-            shard = self._whole.popleft()
-            self._made.shards += 1
-            self._made.files += len(shard.rows)
-            self._made.bad.update(str(reason) for reason, _ in shard.reasons.values())
+        """Start writing complete shards, then wait until at most `waiting` are unwritten.
+
+        Raises the errors of writing.
+        """
+        while self._complete and self._media.found:
+            shard = self._complete.popleft()
+            self._counts.shards += 1
+            self._counts.files += len(shard.rows)
+            self._counts.bad.update(str(reason) for reason, _ in shard.reasons.values())
             self._writing.append(self._writer.submit(write_shard, self._options, shard))
         while len(self._writing) > waiting:
             self._writing.popleft().result()
 
 
 def _shards_of_part(
-    options: PrepareOptions, listing: Listing
+    options: PrepareOptions, listing: SourceListing
 ) -> Iterator[tuple[str, list[SourceRow]]]:
     turn, parts = options.part or (1, 1)
     names = None if listing.counts is None else set(shard_names(options, listing.counts))
     for ordinal, (name, rows) in enumerate(_shards(listing.rows(), options.shard_clips or 1)):
-        listing.look()
-        if (
-            names is not None and name not in names
-        ):  # the end of the list would tell as well, after all the work
+        listing.poll()
+        # `rows` raises too, but only at the end of the list, after all the work
+        if names is not None and name not in names:
             raise DataError(
-                f"{options.source} lists more than {listing.counts}, as it did when {options.out}"
-                " was begun; prepare it into another --out"
+                f"{options.source} lists more than {listing.counts}, which it listed when the"
+                f" preparation of {options.out} began; prepare it into another --out"
             )
         if ordinal % parts == turn - 1:
             yield name, rows
@@ -156,43 +182,57 @@ def _shards(rows: Iterator[SourceRow], clips: int) -> Iterator[tuple[str, list[S
 
 
 class Progress:
-    """done/total, bad, clips/s, ETA: one line on a terminal, a line every 10 s elsewhere."""
+    """Files done, bad ones, rates and remaining time.
 
-    def __init__(self, listing: Listing, parts: int, on: bool) -> None:
-        self._listing, self._parts, self._on = listing, parts, on
-        self._done = self._bad = self._clips = self._skipped = 0
-        self._start = self._shown = time.monotonic()
+    A progress bar on a terminal, a log message every 10 s elsewhere.
+
+    Args:
+        listing: Knows the total, once it is counted.
+        parts: Number of parts that share the total.
+        enabled: Whether anything is shown.
+    """
+
+    def __init__(self, listing: SourceListing, parts: int, enabled: bool) -> None:
+        self._listing = listing
+        self._parts = parts
+        self._enabled = enabled
         self._terminal = sys.stderr.isatty()
+        # without a terminal, only the bar's text is used
+        target = sys.stderr if enabled and self._terminal else io.StringIO()
+        self._bar = tqdm(file=target, unit=" files", leave=False, dynamic_ncols=self._terminal)
+        self._bad = self._clips = 0
+        self._start = self._shown = time.monotonic()
 
-    def skip(self, done: int) -> None:
-        """Files of an earlier run: they count as done, not for the rate."""
-        self._skipped += done
+    def skip(self, files: int) -> None:
+        """Add files of an earlier run: they count as done, but not for the rate."""
+        self._bar.n += files
+        self._bar.initial += files
 
-    def add(self, done: int, bad: int, clips: int = 0) -> None:
-        self._done += done
+    def add(self, files: int, bad: int = 0, clips: int = 0) -> None:
+        """Add files of this run.
+
+        Args:
+            files: Number of files examined.
+            bad: How many of them are bad.
+            clips: Clips of the good ones.
+        """
+        self._bar.n += files
         self._bad += bad
         self._clips += clips
         now = time.monotonic()
-        if self._on and now - self._shown >= (0.2 if self._terminal else 10):
+        if self._enabled and now - self._shown >= (0.2 if self._terminal else 10):
             self._shown = now
-            seconds, ready = max(now - self._start, 1e-9), self._done + self._skipped
-            rate = self._done / seconds
-            text = f"bad {self._bad:,}  {rate:.3g} files/s  {self._clips / seconds:.3g} clips/s"
-            if (counts := self._listing.look()) is None:
-                text = f"{ready:,} files  {text}  the list is still being counted"
+            rate = self._clips / max(now - self._start, 1e-9)
+            text = f"bad {self._bad:,}, {rate:.3g} clips/s"
+            counts = self._listing.poll()
+            if counts is None:
+                text += ", still counting the list"
             else:
-                total = -(-sum(counts.values()) // self._parts)
-                text = (
-                    f"{ready:,}/{total:,} files  {text}  ETA"
-                    f" {duration(max(total - ready, 0) / max(rate, 1e-9))}"
-                )
-            print(
-                f"\r\033[K{text}" if self._terminal else text,
-                end="" if self._terminal else "\n",
-                file=sys.stderr,
-                flush=True,
-            )
+                self._bar.total = -(-sum(counts.values()) // self._parts)
+            self._bar.set_postfix_str(text, refresh=self._terminal)
+            if not self._terminal:
+                log.info("%s", self._bar)
 
-    def end(self) -> None:
-        if self._on and self._terminal:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bar.close()

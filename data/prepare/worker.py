@@ -1,5 +1,7 @@
-"""What a preparing process does with one file: read, decode to the end, cut its captions into
-windows. It can be killed at any moment."""
+"""The work of a preparing process on one file: read it, decode it completely, cut it into windows.
+
+Such a process may be killed at any moment.
+"""
 
 from __future__ import annotations
 
@@ -23,41 +25,46 @@ from allinone.data.prepare.probe import (
     probe,
     probe_packets,
 )
-from allinone.data.sources import Line, Narration
+from allinone.data.sources.schema import CaptionLine, Narration, clean_text
 
 MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"BM": "bmp", b"GIF8": "gif"}
-"""First bytes of image files. Downloaders name files by what they hoped for."""
+"""First bytes of image files; downloaders often choose a wrong extension."""
+MAX_MEMBER_BYTES = 8 << 30
+"""Exclusive upper limit for the size of a member of a USTAR archive."""
 
 
 @dataclass(frozen=True)
 class ClipTask:
-    """One file to be examined."""
+    """One file to examine."""
 
     paths: tuple[Path, ...]
-    """Where it may lie; the first that exists counts."""
+    """Candidates; the first that exists is used."""
     offset: int
+    """First byte of the file in `paths`."""
     size: int | None
+    """Bytes; None: to the end."""
     extension: str
     narration: Narration | None = None
     encoding: Encoding | None = None
     target: Path | None = None
-    """Where an encoded file is left until the tar takes it."""
+    """Where to write a re-encoded file until it is added to the tar."""
 
 
 @dataclass(frozen=True)
-class Cut:
-    """One caption of a long video: display-order numbers of its first and last frame, or why it is
-    skipped."""
+class CaptionWindow:
+    """One caption of a long video and its window, or why it is skipped."""
 
     caption: str
     first: int = 0
+    """Display-order number of the window's first frame."""
     last: int = 0
+    """The same of its last frame."""
     reason: str | None = None
     detail: str | None = None
 
 
 @dataclass(frozen=True)
-class Found:
+class ProbedFile:
     """A good file."""
 
     path: Path
@@ -65,15 +72,26 @@ class Found:
     size: int | None
     extension: str
     columns: dict[str, Any]
-    """Of the index's table of stored files."""
-    cuts: tuple[Cut, ...] = ()
+    """Its columns of the index's table of stored files."""
+    windows: tuple[CaptionWindow, ...] = ()
+    """Of a long video; empty for short clips and images."""
 
 
 def frames_between(
     start_s: float, end_s: float, frames: int, rate: float, times: Sequence[float] | None
 ) -> tuple[int, int] | None:
-    """(first, last) display-order number of the frames that are on screen in [start_s, end_s),
-    seconds from the first frame; None beyond the end."""
+    """Find the frames that are on screen in [start_s, end_s).
+
+    Args:
+        start_s: Seconds from the first frame.
+        end_s: Seconds from the first frame.
+        frames: Number of frames of the video.
+        rate: Frames per second.
+        times: Time of every frame in seconds; None at a constant rate.
+
+    Returns:
+        Display-order numbers of the first and the last frame; None beyond the end of the video.
+    """
     if times is not None:
         duration = times[-1] + (times[-1] - times[0]) / max(frames - 1, 1)
         first = bisect.bisect_right(times, start_s + 1e-6) - 1
@@ -81,99 +99,121 @@ def frames_between(
     else:
         duration = frames / rate if rate else 0.0
         near = CONSTANT_RATE_TOLERANCE
-        first, last = math.floor(start_s * rate + near), math.ceil(end_s * rate - near) - 1
+        first = math.floor(start_s * rate + near)
+        last = math.ceil(end_s * rate - near) - 1
     if start_s >= duration or first >= frames:
         return None
     first = max(first, 0)
     return first, max(first, min(last, frames - 1))
 
 
-def cut(lines: Sequence[Line], columns: dict[str, Any]) -> tuple[Cut, ...]:
-    """Timed captions as windows of frames; what does not fit the video keeps its reason."""
-    cuts = []
-    for line in lines:
-        text = " ".join(line.text.encode("utf-8", "replace").decode().replace("\0", "?").split())
-        if line.reason is not None:
-            cuts.append(Cut(text, reason=line.reason, detail=line.detail))
-            continue
-        if not text:
-            cuts.append(Cut("", reason="no_caption", detail=f"no text at {line.start_s:g} s"))
-            continue
-        found = frames_between(
-            line.start_s,
-            line.end_s,
-            columns["frames"],
-            columns["frame_rate"],
-            columns["frame_times"],
-        )
-        if found is None:
-            detail = f"from {line.start_s:g} s on, the video ends at {columns['duration_s']:.1f} s"
-            cuts.append(Cut(text, reason="beyond_end", detail=detail))
-        else:
-            cuts.append(Cut(text, *found))
-    return tuple(cuts)
+def _window(line: CaptionLine, columns: dict[str, Any]) -> CaptionWindow:
+    """A timed caption as a window of frames; one that does not fit the video has a reason."""
+    text = clean_text(line.text)
+    if line.reason is not None:
+        return CaptionWindow(text, reason=line.reason, detail=line.detail)
+    if not text:
+        return CaptionWindow("", reason="no_caption", detail=f"no text at {line.start_s:g} s")
+    found = frames_between(
+        line.start_s,
+        line.end_s,
+        columns["frames"],
+        columns["frame_rate"],
+        columns["frame_times"],
+    )
+    if found is None:
+        detail = f"from {line.start_s:g} s on, the video ends at {columns['duration_s']:.1f} s"
+        return CaptionWindow(text, reason="beyond_end", detail=detail)
+    return CaptionWindow(text, *found)
 
 
-LARGEST = 8 << 30
-"""Bytes that a member of a tar (USTAR) has less than."""
+def examine(task: ClipTask, limits: Limits) -> ProbedFile:
+    """Decode one file completely, re-encode it if the task says so.
 
+    Args:
+        task: The file, and what to do with it.
+        limits: Requirements that it must meet.
 
-def examine(task: ClipTask, limits: Limits) -> Found:
-    """Decode one file to its end; raises ProbeError for a bad one, OSError where it cannot be
-    read."""
+    Returns:
+        The good file: the source's own, or the re-encoded one at `task.target`.
+
+    Raises:
+        ProbeError: The file is bad.
+        OSError: It cannot be read, or the re-encoded file cannot be written.
+    """
     path = next((path for path in task.paths if path.is_file()), task.paths[0])
     with path.open("rb") as file:
         file.seek(task.offset)
         content = file.read() if task.size is None else file.read(task.size)
     lines = _lines(task.narration)
-    extension = task.extension
-    if extension in IMAGES:
-        extension = next(
-            (kind for magic, kind in MAGIC.items() if content.startswith(magic)), extension
-        )
+    extension = _image_type(content, task.extension)
+    made: bytes | None = None
     if task.encoding is None or task.target is None:
-        columns, made = probe(content, extension, limits), None
+        columns = probe(content, extension, limits)
     else:
         columns, made = encoded(content, extension, limits, task.encoding)
         extension = columns["container"]
-    cuts = cut(lines, columns)
-    if cuts and all(found.reason for found in cuts):
-        raise ProbeError(
-            str(cuts[0].reason),
-            f"none of {len(cuts)} caption lines can be used, the first: {cuts[0].detail}",
-        )
-    if len(made or content) >= LARGEST:
+    windows = tuple(_window(line, columns) for line in lines)
+    _require_usable(windows)
+    stored = len(made or content)
+    if stored >= MAX_MEMBER_BYTES:
         raise ProbeError(
             "too_large",
-            f"{len(made or content):,} bytes, a member of a tar has less than {LARGEST:,}; encode"
-            " it (--short-side)",
+            f"{stored:,} bytes, a member of a tar has less than {MAX_MEMBER_BYTES:,}; re-encode it"
+            " (--short-side)",
         )
     if made is None or task.target is None:
-        return Found(path, task.offset, task.size, extension, columns, cuts)
+        return ProbedFile(path, task.offset, task.size, extension, columns, windows)
     task.target.write_bytes(made)
-    return Found(task.target, 0, None, extension, columns, cuts)
+    return ProbedFile(task.target, 0, None, extension, columns, windows)
 
 
-def _lines(narration: Narration | None) -> list[Line]:
-    """Caption lines; ProbeError where none can be used, before hours go into the video."""
+def _image_type(content: bytes, extension: str) -> str:
+    """The extension of a file's actual type, for images."""
+    if extension not in IMAGES:
+        return extension
+    return next((kind for magic, kind in MAGIC.items() if content.startswith(magic)), extension)
+
+
+def _lines(narration: Narration | None) -> list[CaptionLine]:
+    """Caption lines; raises ProbeError if none can be used, before hours of video are decoded."""
     if narration is None:
         return []
     lines = narration.lines(narration)
     if not lines:
         raise ProbeError("no_caption", "the video has no caption lines")
-    if all(line.reason for line in lines):
+    _require_usable(lines)
+    return lines
+
+
+def _require_usable(lines: Sequence[CaptionLine | CaptionWindow]) -> None:
+    """ProbeError if there are lines and none of them can be used."""
+    if lines and all(line.reason for line in lines):
         raise ProbeError(
             str(lines[0].reason),
             f"none of {len(lines)} caption lines can be used, the first: {lines[0].detail}",
         )
-    return lines
 
 
 def encoded(
     content: bytes, extension: str, limits: Limits, encoding: Encoding
 ) -> tuple[dict[str, Any], bytes | None]:
-    """Columns of the file encoded anew, and its bytes, None where they are the source's own. The
-    source is judged as without encoding; the result is decoded once more."""
+    """Re-encode a file.
+
+    The source must meet the same requirements as without encoding; the result is decoded again.
+
+    Args:
+        content: The source's file.
+        extension: Its file name extension, without the dot.
+        limits: Requirements that it must meet.
+        encoding: How to encode.
+
+    Returns:
+        (columns of the index, bytes); the bytes are None if the source's own are kept.
+
+    Raises:
+        ProbeError: The source is bad, or the result differs from it.
+    """
     if extension in IMAGES:
         probe(content, extension, limits)
         try:
@@ -184,24 +224,24 @@ def encoded(
     encoder = ClipEncoder(encoding, _rate(content, extension, limits))
     probe(content, extension, limits, encoder.add)
     video = encoder.finish()
-    after = probe(video, encoding.extension, replace(limits, min_frames=1))
-    if after["frames"] != encoder.frames:
-        raise ProbeError("encoding_failed", f"{encoder.frames} frames became {after['frames']}")
-    return after, video
+    # the number of frames may fall below --min-frames at the average rate of a variable one
+    columns = probe(video, encoding.extension, replace(limits, min_frames=1))
+    if columns["frames"] != encoder.frames:
+        raise ProbeError("encoding_failed", f"{encoder.frames} frames became {columns['frames']}")
+    return columns, video
 
 
 def _rate(content: bytes, extension: str, limits: Limits) -> float:
-    """Frames per second on average: by the times of the packets, or, where those do not tell the
-    frames, by decoding once more."""
+    """Average frames per second, from the packets, or by decoding if those are not frames."""
     try:
         columns = probe_packets(content, extension, limits)
-    except ProbeError:  # decoding judges
+    except ProbeError:  # decoding gives the reason
         columns = None
     return float((columns or probe(content, extension, limits))["frame_rate"]) or 25.0
 
 
 def worker(pipe: Connection, limits: Limits) -> None:
-    """Main function of a process of data.probe.ProbePool."""
+    """Main function of a process of ProbePool."""
     import av
 
     live_and_die_with_parent()

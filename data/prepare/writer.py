@@ -1,4 +1,4 @@
-"""A shard in the making, and how it is written: tar first, fragment of the index second."""
+"""A shard under construction, and how it is written: the tar first, its index fragment second."""
 
 from __future__ import annotations
 
@@ -12,31 +12,34 @@ from allinone.common.atomic_io import TEMPORARY, atomic_path, content_hash
 from allinone.data.loading.index import Clip, Video
 from allinone.data.prepare.merge import write_fragment
 from allinone.data.prepare.options import PrepareOptions
-from allinone.data.prepare.worker import ClipTask, Found
+from allinone.data.prepare.worker import ClipTask, ProbedFile
 from allinone.data.sources import SourceRow
 
 
-class Shard:
-    """A shard in the making."""
+class PendingShard:
+    """A shard whose files are being examined."""
 
     def __init__(self, name: str, rows: list[SourceRow]) -> None:
-        self.name, self.rows = name, rows
+        self.name = name
+        self.rows = rows
         self.reasons = {
             number: (row.reason, row.detail)
             for number, row in enumerate(rows)
             if row.reason is not None
         }
-        self.found: dict[int, Found] = {}
+        """Number of a row → (reason, detail), for bad files."""
+        self.good: dict[int, ProbedFile] = {}
+        """Number of a row → its file, for good ones."""
 
     @property
-    def whole(self) -> bool:
-        """Whether every file has been looked at."""
-        return len(self.reasons) + len(self.found) == len(self.rows)
+    def complete(self) -> bool:
+        """Whether every file has been examined."""
+        return len(self.reasons) + len(self.good) == len(self.rows)
 
 
-def write_shard(options: PrepareOptions, shard: Shard) -> None:
-    """Tar first, fragment second: a fragment stands only beside a whole tar."""
-    out, name, found = options.out, shard.name, shard.found
+def write_shard(options: PrepareOptions, shard: PendingShard) -> None:
+    """Write the tar first and the fragment second: a fragment implies a complete tar."""
+    out, name = options.out, shard.name
     videos: list[Video] = []
     clips: list[Clip] = []
     with (
@@ -44,51 +47,65 @@ def write_shard(options: PrepareOptions, shard: Shard) -> None:
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive,
     ):
         for number, row in enumerate(shard.rows):
-            if number not in found:
+            if number not in shard.good:
                 reason, detail = shard.reasons[number]
-                captions = list(row.captions)
-                clips.append(
-                    Clip(
-                        f"{row.split}/{row.id}",
-                        row.split,
-                        captions,
-                        row.source,
-                        reason=reason,
-                        detail=detail,
-                    )
-                )
+                key, captions = f"{row.split}/{row.id}", list(row.captions)
+                clip = Clip(key, row.split, captions, row.source, reason=reason, detail=detail)
+                clips.append(clip)
                 continue
-            cuts = clips_of(row, found[number], len(videos))
-            video = Video(f"shards/{name}.tar", row.source, **found[number].columns)
-            _add_video(archive, f"{name}-{number:05d}", row, found[number], video, cuts)
+            found = shard.good[number]
+            of_file = clips_of(row, found, len(videos))
+            video = Video(f"shards/{name}.tar", row.source, **found.columns)
+            _add_video(archive, f"{name}-{number:05d}", row, found, video, of_file)
             videos.append(video)
-            clips += cuts
-    for number in found:
-        unfinished(out, name, number).unlink(missing_ok=True)
+            clips += of_file
+    for number in shard.good:
+        unfinished_path(out, name, number).unlink(missing_ok=True)
     write_fragment(out, name, videos, clips)
 
 
-def unfinished(out: Path, name: str, number: int) -> Path:
-    """Where the number-th file of a shard is encoded to."""
+def unfinished_path(out: Path, name: str, number: int) -> Path:
+    """Where a file is re-encoded to, until its shard is written.
+
+    Args:
+        out: The prepared folder.
+        name: The shard.
+        number: Position of the file's row in the shard.
+    """
     return out / "shards" / f"{TEMPORARY}{name}.{number:05d}"
 
 
 def task_of(options: PrepareOptions, name: str, number: int, row: SourceRow) -> ClipTask:
-    """What a worker is to do with a row."""
-    target = unfinished(options.out, name, number)
+    """The task of a worker for one row.
+
+    Args:
+        options: Resolved options.
+        name: The row's shard.
+        number: The row's position in the shard.
+        row: The row.
+    """
     return ClipTask(
-        (row.path, *row.others),
+        (row.path, *row.alternatives),
         row.offset,
         row.size,
         row.extension,
         row.narration,
         options.encoding,
-        target,
+        unfinished_path(options.out, name, number),
     )
 
 
-def clips_of(row: SourceRow, found: Found, video: int) -> list[Clip]:
-    """A file's clips: itself with all its captions, or a window for each line of its narration."""
+def clips_of(row: SourceRow, found: ProbedFile, video: int) -> list[Clip]:
+    """The clips of one stored file.
+
+    Args:
+        row: The file's row.
+        found: The file.
+        video: Its position in the shard's table of stored files.
+
+    Returns:
+        One clip with all captions, or a window for each line of its narration.
+    """
     key = f"{row.split}/{row.id}"
     if row.narration is None:
         return [Clip(key, row.split, list(row.captions), row.source, video)]
@@ -96,15 +113,15 @@ def clips_of(row: SourceRow, found: Found, video: int) -> list[Clip]:
         Clip(
             f"{key}#{number}",
             row.split,
-            [cut.caption],
+            [window.caption],
             row.source,
             video,
-            None if cut.reason else cut.first,
-            None if cut.reason else cut.last,
-            cut.reason,
-            cut.detail,
+            None if window.reason else window.first,
+            None if window.reason else window.last,
+            window.reason,
+            window.detail,
         )
-        for number, cut in enumerate(found.cuts)
+        for number, window in enumerate(found.windows)
     ]
 
 
@@ -112,7 +129,7 @@ def _add_video(
     archive: tarfile.TarFile,
     key: str,
     row: SourceRow,
-    found: Found,
+    found: ProbedFile,
     video: Video,
     clips: list[Clip],
 ) -> None:
@@ -122,10 +139,8 @@ def _add_video(
     archive.addfile(*_member(f"{key}.{found.extension}", content))
     video.size = len(content)
     video.hash = content_hash(content)
-    video.offset = (
-        archive.offset - -(-len(content) // 512) * 512
-    )  # the archive stands behind the padded content now
-    good = [clip for clip in clips if clip.reason is None]
+    # the archive is now positioned after the content, which is padded to blocks of 512 bytes
+    video.offset = archive.offset - -(-len(content) // 512) * 512
     facts: dict[str, Any] = {
         "key": f"{row.split}/{row.id}",
         "width": video.width,
@@ -136,6 +151,7 @@ def _add_video(
         archive.addfile(*_member(f"{key}.txt", row.captions[0].encode()))
         facts["captions"] = row.captions
     else:
+        good = (clip for clip in clips if clip.reason is None)
         facts["clips"] = [[clip.first_frame, clip.last_frame, *clip.captions] for clip in good]
     archive.addfile(*_member(f"{key}.json", json.dumps(facts).encode()))
 

@@ -1,5 +1,4 @@
-"""Official formats → rows. One module per data set; this is the registry, and what holds for all of
-them."""
+"""Readers of official formats: one module per data set, and the checks that all of them share."""
 
 from __future__ import annotations
 
@@ -19,32 +18,32 @@ from allinone.data.sources import (
     webvid,
     yttemporal,
 )
-from allinone.data.sources.base import (
-    NAME_FIELDS,
+from allinone.data.sources.media import NAME_FIELDS
+from allinone.data.sources.schema import (
     SPLIT,
-    Format,
-    Line,
+    CaptionLine,
     Narration,
     ReadOptions,
+    SourceFormat,
     SourceRow,
-    clean,
+    clean_text,
     key_hash,
 )
 
 __all__ = [
     "FORMATS",
     "NAME_FIELDS",
-    "Format",
-    "Line",
+    "CaptionLine",
     "Narration",
     "ReadOptions",
-    "Row",
+    "SourceFormat",
+    "SourceRow",
     "detect",
     "excluded_ids",
     "read",
 ]
 
-FORMATS: dict[str, Format] = {
+FORMATS: dict[str, SourceFormat] = {
     known.name: known
     for known in (
         webvid.FORMAT,
@@ -59,80 +58,93 @@ FORMATS: dict[str, Format] = {
         own_csv.FORMAT,
     )
 }
-"""By name, in the order in which a source is tried."""
+"""Formats by name, in the order in which `detect` tries them."""
 
 
 def detect(source: Path) -> str:
-    """Name of the source's format; DataError tells what was looked for."""
+    """Name of the source's format; raises DataError if no format matches."""
     if not source.exists():
         raise DataError(f"no such source: {source}")
     for known in FORMATS.values():
         if known.files(source):
             return known.name
-    wanted = "; ".join(f"{known.name}: {known.wanted}" for known in FORMATS.values())
-    raise DataError(f"{source}: format not recognised; --format names one. {wanted}")
+    wanted = "; ".join(f"{known.name}: {known.description}" for known in FORMATS.values())
+    raise DataError(f"{source}: format not recognised; --format selects one. {wanted}")
 
 
-def excluded_ids(path: Path | None, source: Path, kind: str) -> frozenset[str]:
-    """Ids of a text file, one a line; for Visual Genome also a Karpathy file, whose val and test
-    images are meant. DataError where it cannot be read."""
+def excluded_ids(path: Path | None, source: Path, format_name: str) -> frozenset[str]:
+    """Read the ids that --exclude names.
+
+    Args:
+        path: A text file with one id per line; for Visual Genome also a Karpathy file, which
+            excludes the images of its val and test splits. None: nothing is excluded.
+        source: The source; Visual Genome's image_data.json is looked for there.
+        format_name: Name of the source's format.
+
+    Raises:
+        DataError: The file cannot be used.
+    """
     if path is None:
         return frozenset()
     if not path.is_file():
         raise DataError(f"--exclude {path}: no such file")
     if path.suffix == ".json":
-        if kind != "vg":
+        if format_name != "vg":
             raise DataError(
-                f"--exclude {path}: a Karpathy file goes with --format vg; for {kind} give a text"
-                " file with an id a line"
+                f"--exclude {path}: a Karpathy file needs --format vg; for {format_name} give a"
+                " text file with one id per line"
             )
-        images = karpathy.images_of(path)
-        return visual_genome.coco_overlap(
-            source, {str(i.get("cocoid")) for i in images if i.get("split") in ("val", "test")}
-        )
+        held_out = (i for i in karpathy.images_of(path) if i.get("split") in ("val", "test"))
+        return visual_genome.coco_overlap(source, {str(image.get("cocoid")) for image in held_out})
     try:
-        return frozenset(
-            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-        )
+        lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"--exclude {path} is not UTF-8 text ({error})") from error
+    return frozenset(line.strip() for line in lines if line.strip())
 
 
-def read(source: Path, kind: str, options: ReadOptions) -> Iterator[SourceRow]:
-    """All rows in the source's order, texts made clean; what cannot be used is marked with a
-    reason."""
+def read(source: Path, format_name: str, options: ReadOptions) -> Iterator[SourceRow]:
+    """Read a source.
+
+    Args:
+        source: A file or folder of that format.
+        format_name: A name in FORMATS.
+        options: How to read it.
+
+    Yields:
+        All rows in the source's order, with clean texts and unique ids; rows that cannot be used
+        have a reason.
+    """
     seen: set[int] = set()
-    for number, row in enumerate(FORMATS[kind].read(source, options)):
+    for number, row in enumerate(FORMATS[format_name].read(source, options)):
         yield _checked(row, number, options.exclude, seen)
 
 
 def _checked(row: SourceRow, number: int, exclude: frozenset[str], seen: set[int]) -> SourceRow:
-    captions = tuple(text for text in map(clean, row.captions) if text)
-    name, split, reason, detail = clean(row.id), row.split, row.reason, row.detail
+    captions = tuple(text for text in map(clean_text, row.captions) if text)
+    name = clean_text(row.id)
+    split, reason, detail = row.split, row.reason, row.detail
     if not SPLIT.fullmatch(split):
-        reason, detail, split = (
-            "bad_row",
-            f"split {clean(split)!r} is no word of letters, digits, - and _",
-            "train",
-        )
+        reason = "bad_row"
+        detail = f"split {clean_text(split)!r} may only contain letters, digits, - and _"
+        split = "train"
     if reason is None and not name:
         reason, detail = "bad_row", "the id is empty"
     if reason is None and name in exclude:
         reason, detail = "excluded", "named in --exclude"
     if key_hash(split, name) in seen:
         if reason is None:
-            reason, detail = "duplicate", f"id {name} stands twice in split {split}"
+            reason, detail = "duplicate", f"id {name} occurs twice in split {split}"
         name = f"{name}~{number}"  # keys stay unique
     elif reason is None and row.narration is None and not captions:
         reason, detail = "no_caption", "the caption is missing or empty"
     seen.add(key_hash(split, name))
-    detail = clean(detail) if detail else detail
     return replace(
         row,
         split=split,
         id=name,
         captions=captions,
-        source=clean(row.source),
+        source=clean_text(row.source),
         reason=reason,
-        detail=detail,
+        detail=clean_text(detail) if detail else detail,
     )

@@ -1,10 +1,11 @@
-"""Conceptual Captions: CC3M (Train_GCC-training.tsv: caption TAB url; Sharma et al., ACL 2018) and
-CC12M (cc12m.tsv: url TAB caption, the other way round; Changpinyo et al., CVPR 2021). Neither has a
-header, and both know URLs only.
+"""Conceptual Captions: CC3M and CC12M, lists of captions and URLs without a header.
 
-Images lie where the downloader put them: --names is a template over the URL. The default is the
-CRC-32 of the URL, as the common download script of Conceptual Captions names them. What img2dataset
-downloads is read as WebDataset tars instead.
+CC3M (Sharma et al., ACL 2018): Train_GCC-training.tsv, caption TAB url. CC12M (Changpinyo et al.,
+CVPR 2021): cc12m.tsv, url TAB caption, the other way round.
+
+The path of an image follows from its URL by the template --names. The default is the CRC-32 of the
+URL, as the common download script of Conceptual Captions names its files. Downloads of img2dataset
+are read as WebDataset tars instead.
 """
 
 from __future__ import annotations
@@ -13,15 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from allinone.common.errors import DataError
-from allinone.data.sources.base import (
-    Format,
-    ReadOptions,
-    SourceRow,
-    bad,
-    image_of,
-    media_row,
-    tab_lines,
-)
+from allinone.data.sources.media import image_path, media_row
+from allinone.data.sources.reading import tsv_records
+from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
 
 CC3M = {
     "Train_GCC-training.tsv": ("train", "training/{crc32}"),
@@ -29,87 +24,75 @@ CC3M = {
 }
 CC12M = {"cc12m.tsv": ("train", "training/{crc32}")}
 PERSON = "<PERSON>"
-"""CC12M's stand-in for a name. It becomes "person", which CC3M writes and BERT's vocabulary knows;
-as it is, it would be cut to '<', 'person', '>'."""
+"""CC12M's placeholder for a name. It becomes "person", as in CC3M, which BERT's vocabulary has; the
+placeholder would be split into '<', 'person', '>'."""
 
 
-def _listed(source: Path, names: dict[str, tuple[str, str]]) -> list[Path]:
+def _files(source: Path, names: dict[str, tuple[str, str]]) -> list[Path]:
     paths = [source] if source.is_file() else [source / name for name in names]
     return [path for path in paths if path.name in names and path.is_file()]
+
+
+def _check(
+    source: Path, options: ReadOptions, names: dict[str, tuple[str, str]], files: list[Path]
+) -> None:
+    if not files:
+        raise DataError(
+            f"{source} holds none of {', '.join(names)}; give the official file, or a folder"
+            " with it"
+        )
+    template = options.names
+    distinct = ("{split}", "{crc32}", "{md5}")
+    if template and len(files) > 1 and not any(name in template for name in distinct):
+        raise DataError(
+            f"--names {template!r} gives the same files for"
+            f" {' and '.join(path.name for path in files)}; put {{split}} into it (train or val),"
+            " or prepare each list separately, with its own --videos"
+        )
 
 
 def _read(
     source: Path, options: ReadOptions, names: dict[str, tuple[str, str]], url_first: bool
 ) -> Iterator[SourceRow]:
     root = options.media or (source.parent if source.is_file() else source)
-    files = _listed(source, names)
-    if not files:
-        raise DataError(
-            f"{source} holds none of {', '.join(names)}; give the official file, or a folder"
-            " with it"
-        )
-    if (
-        options.names
-        and len(files) > 1
-        and "{split}" not in options.names
-        and not any(f in options.names for f in ("{crc32}", "{md5}"))
-    ):
-        raise DataError(
-            f"--names {options.names!r} gives the same files for"
-            f" {' and '.join(path.name for path in files)}; put {{split}} into it (train or val),"
-            " or prepare each list by itself, with its own --videos"
-        )
+    files = _files(source, names)
+    _check(source, options, names, files)
     for path in files:
         split, template = names[path.name]
-        for line, fields in tab_lines(path, 2):
-            place = f"{path.name}:{line}"
+        for line, fields in tsv_records(path, 2):
+            place = f"line-{line}"
+            shown = f"{path.name}:{line}"
             if isinstance(fields, str):
-                yield bad(split, f"line-{line}", path, place, fields)
+                yield bad_row(split, place, path, shown, fields)
                 continue
             url, caption = fields if url_first else reversed(fields)
             if "://" not in url:
-                swapped = (
-                    f"; is this {'CC3M, with the caption' if url_first else 'CC12M, with the URL'}"
-                    " first?"
-                    if line == 1
-                    else ""
-                )
-                yield bad(
-                    split,
-                    f"line-{line}",
-                    path,
-                    place,
-                    f"line {line} has no URL where one should be{swapped}",
-                )
+                detail = f"line {line} has no URL where one should be"
+                if line == 1:
+                    other = "CC3M, with the caption" if url_first else "CC12M, with the URL"
+                    detail += f"; is this {other} first?"
+                yield bad_row(split, place, path, shown, detail)
                 continue
-            relative = image_of(options.names or template, split, line - 1, url)
-            yield media_row(
-                split,
-                relative.as_posix(),
-                (caption.replace(PERSON, "person"),),
-                root,
-                relative,
-                path,
-                f"line-{line}",
-                "jpg",
-            )
+            image = image_path(options.names or template, split, line - 1, url)
+            captions = (caption.replace(PERSON, "person"),)
+            yield media_row(split, image.as_posix(), captions, root, image, path, place, "jpg")
 
 
-CC3M_FORMAT = Format(
+CC3M_FORMAT = SourceFormat(
     "cc3m",
     "Train_GCC-training.tsv or Validation_GCC-1.1.0-Validation.tsv (caption TAB url), or a folder"
     " with them",
-    lambda source: _listed(source, CC3M),
+    lambda source: _files(source, CC3M),
     lambda source, options: _read(source, options, CC3M, url_first=False),
     {
         "Train_GCC-training.tsv": {"train": (3_318_333, True)},
         "Validation_GCC-1.1.0-Validation.tsv": {"val": (15_840, True)},
     },
 )
-CC12M_FORMAT = Format(
+CC12M_FORMAT = SourceFormat(
     "cc12m",
     "cc12m.tsv (url TAB caption), or a folder with it",
-    lambda source: _listed(source, CC12M),
+    lambda source: _files(source, CC12M),
     lambda source, options: _read(source, options, CC12M, url_first=True),
     {"cc12m.tsv": {"train": (12_400_000, False)}},
 )

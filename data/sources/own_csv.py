@@ -1,52 +1,42 @@
-"""A user's own list: a CSV or TSV with a path, a caption and, if wanted, a split. Paths start from
-the list's folder, or are absolute."""
+"""A user's own list: a CSV or TSV file with the columns path, caption and, optionally, split.
+
+Paths are absolute or relative to the list's folder.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from allinone.data.sources.base import (
-    Format,
-    ReadOptions,
-    SourceRow,
-    bad,
-    header,
-    media_row,
-    records,
-)
+from allinone.data.sources.media import media_row
+from allinone.data.sources.reading import csv_header, csv_records
+from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
 
-CAPTION_COLUMNS, PATH_COLUMNS = ("name", "caption", "text"), ("path", "video", "file")
+CAPTION_COLUMNS = ("name", "caption", "text")
+PATH_COLUMNS = ("path", "video", "file")
 
 
 def _files(source: Path) -> list[Path]:
-    if not source.is_file() or source.suffix not in (".csv", ".tsv") or not header(source):
+    if not source.is_file() or source.suffix not in (".csv", ".tsv") or not csv_header(source):
         return []
     return [source]
 
 
 def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
     root = options.media or source.parent
-    for line, record in records(source, [PATH_COLUMNS, CAPTION_COLUMNS]):
+    for line, record in csv_records(source, [PATH_COLUMNS, CAPTION_COLUMNS]):
+        place = f"line-{line}"
         if isinstance(record, str):
-            yield bad("train", f"line-{line}", source, f"{source.name}:{line}", record)
+            yield bad_row("train", place, source, f"{source.name}:{line}", record)
             continue
-        relative = Path(next(record[column] for column in PATH_COLUMNS if column in record))
+        path = Path(next(record[column] for column in PATH_COLUMNS if column in record))
         caption = next(record[column] for column in CAPTION_COLUMNS if column in record)
-        name = relative.as_posix() if relative.name else ""
-        yield media_row(
-            record.get("split") or "train",
-            name,
-            (caption,),
-            root,
-            relative,
-            source,
-            f"line-{line}",
-            absolute=True,
-        )
+        split = record.get("split") or "train"
+        name = path.as_posix() if path.name else ""
+        yield media_row(split, name, (caption,), root, path, source, place, absolute=True)
 
 
-FORMAT = Format(
+FORMAT = SourceFormat(
     "csv",
     f"a CSV with the columns {'/'.join(PATH_COLUMNS)} and {'/'.join(CAPTION_COLUMNS)}",
     _files,

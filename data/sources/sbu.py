@@ -1,10 +1,11 @@
-"""SBU Captioned Photos (Ordonez et al., NeurIPS 2011): sbu-captions-all.json with the parallel
-lists image_urls, user_ids and captions, or the older SBU_captioned_photo_dataset_urls.txt and
-..._captions.txt, aligned by line.
+"""SBU Captioned Photos (Ordonez et al., NeurIPS 2011).
 
-Images are looked for by the file name of their URL (--names is a template over it). Photos that
-were deleted at Flickr come as one placeholder image; preparing refuses an image that many rows
-share.
+sbu-captions-all.json with the parallel lists image_urls, user_ids and captions, or the older
+SBU_captioned_photo_dataset_urls.txt and ..._captions.txt, aligned by line.
+
+The path of an image is the file name of its URL (or follows from it by the template --names).
+Photos that were deleted at Flickr are downloaded as one placeholder image; images that many rows
+share are therefore rejected when the index is made.
 """
 
 from __future__ import annotations
@@ -14,55 +15,44 @@ from pathlib import Path
 from typing import Any
 
 from allinone.common.errors import DataError
-from allinone.data.sources.base import (
-    Format,
-    ReadOptions,
-    SourceRow,
-    bad,
-    image_of,
-    load_json,
-    media_row,
-)
+from allinone.data.sources.media import image_path, media_row
+from allinone.data.sources.reading import load_json
+from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
 
 JSON_FILE = "sbu-captions-all.json"
-TEXT_FILES = ("SBU_captioned_photo_dataset_urls.txt", "SBU_captioned_photo_dataset_captions.txt")
+URL_FILE = "SBU_captioned_photo_dataset_urls.txt"
+CAPTION_FILE = "SBU_captioned_photo_dataset_captions.txt"
 
 
 def _files(source: Path) -> list[Path]:
     if source.is_file():
-        return [source] if source.name in (JSON_FILE, TEXT_FILES[0]) else []
-    return [source / name for name in (JSON_FILE, TEXT_FILES[0]) if (source / name).is_file()][:1]
+        return [source] if source.name in (JSON_FILE, URL_FILE) else []
+    return [source / name for name in (JSON_FILE, URL_FILE) if (source / name).is_file()][:1]
 
 
-def _pairs(path: Path) -> list[tuple[str, str]]:
-    columns: list[Any]
+def _pairs(path: Path) -> list[tuple[Any, Any]]:
+    """(URL, caption) of every photo; damaged records may hold other types."""
     if path.suffix == ".json":
         content = load_json(path)
-        columns = (
-            [content.get(name) for name in ("image_urls", "captions")]
-            if isinstance(content, dict)
-            else []
-        )
+        record = content if isinstance(content, dict) else {}
+        urls, captions = record.get("image_urls"), record.get("captions")
     else:
-        other = path.with_name(TEXT_FILES[1])
-        if not other.is_file():
+        caption_file = path.with_name(CAPTION_FILE)
+        if not caption_file.is_file():
             raise DataError(
-                f"{other} is missing; it stands beside {path.name} in the official archive"
+                f"{caption_file} is missing; the official archive has it next to {path.name}"
             )
-        # not splitlines: captions may hold characters that it takes for line ends
-        columns = [
-            file.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
-            for file in (path, other)
-        ]
-    if (
-        len(columns) != 2
-        or not all(isinstance(column, list) for column in columns)
-        or len(columns[0]) != len(columns[1])
-    ):
+        urls, captions = _lines(path), _lines(caption_file)
+    if not isinstance(urls, list) or not isinstance(captions, list) or len(urls) != len(captions):
         raise DataError(
-            f"{path}: image_urls and captions are no two lists of one length; download it again"
+            f"{path}: image_urls and captions are not two lists of one length; download it again"
         )
-    return list(zip(*columns, strict=True))
+    return list(zip(urls, captions, strict=True))
+
+
+def _lines(path: Path) -> list[str]:
+    # not splitlines, which also splits at Unicode line separators inside captions
+    return path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
 
 
 def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
@@ -71,18 +61,17 @@ def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
         for number, (url, caption) in enumerate(_pairs(path)):
             place = f"{path.name}:{number}"
             if not isinstance(url, str) or not isinstance(caption, str):
-                yield bad("train", place, path, place, f"record {number} is no pair of texts")
+                detail = f"record {number} is not a pair of texts"
+                yield bad_row("train", place, path, place, detail)
                 continue
-            relative = image_of(options.names or "{basename}", "train", number, url)
-            yield media_row(
-                "train", relative.as_posix(), (caption,), root, relative, path, place, "jpg"
-            )
+            image = image_path(options.names or "{basename}", "train", number, url)
+            yield media_row("train", image.as_posix(), (caption,), root, image, path, place, "jpg")
 
 
-FORMAT = Format(
+FORMAT = SourceFormat(
     "sbu",
-    f"{JSON_FILE} or {TEXT_FILES[0]}, or a folder with it",
+    f"{JSON_FILE} or {URL_FILE}, or a folder with it",
     _files,
     _read,
-    {name: {"train": (1_000_000, True)} for name in (JSON_FILE, TEXT_FILES[0])},
+    {name: {"train": (1_000_000, True)} for name in (JSON_FILE, URL_FILE)},
 )

@@ -1,11 +1,11 @@
-"""Visual Genome's region descriptions (Krishna et al., IJCV 2017): region_descriptions.json beside
-VG_100K/ and VG_100K_2/.
+"""Visual Genome's region descriptions (Krishna et al., IJCV 2017).
 
-One row per image with all its phrases as captions: an epoch shows each image once, with another
-phrase each time, and the index holds 108 thousand rows instead of 5.4 million. Boxes are not used,
-as in All-in-one. About half the images are COCO's too, of all its splits: with --exclude
-dataset_coco.json those of Karpathy's val and test are left out (image_data.json tells which they
-are).
+region_descriptions.json with VG_100K/ and VG_100K_2/ in the same folder. One row per image with all
+its phrases as captions: an epoch shows each image once, with another phrase each time, and the
+index holds 108 thousand rows instead of 5.4 million. Boxes are not used, as in All-in-one.
+
+About half the images are also in COCO, in all of its splits: --exclude dataset_coco.json leaves out
+those of Karpathy's val and test splits (image_data.json maps them to COCO ids).
 """
 
 from __future__ import annotations
@@ -15,17 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from allinone.common.errors import DataError
-from allinone.data.sources.base import (
-    Format,
-    ReadOptions,
-    SourceRow,
-    bad,
-    load_json,
-    media_row,
-    stream_json,
-)
+from allinone.data.sources.media import media_row
+from allinone.data.sources.reading import load_json, stream_json
+from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
 
-NAME, FOLDERS = "region_descriptions.json", ("VG_100K", "VG_100K_2")
+NAME = "region_descriptions.json"
+FOLDERS = ("VG_100K", "VG_100K_2")
 
 
 def _files(source: Path) -> list[Path]:
@@ -34,8 +29,15 @@ def _files(source: Path) -> list[Path]:
 
 
 def coco_overlap(source: Path, coco_ids: set[str]) -> frozenset[str]:
-    """Visual Genome's ids of images with these COCO ids, by image_data.json; DataError where that
-    is not there."""
+    """Visual Genome's ids of the images with these COCO ids.
+
+    Args:
+        source: region_descriptions.json or its folder, which must also hold image_data.json.
+        coco_ids: Ids of COCO images.
+
+    Raises:
+        DataError: image_data.json is missing or damaged.
+    """
     path = (source.parent if source.is_file() else source) / "image_data.json"
     if not path.is_file():
         raise DataError(
@@ -46,7 +48,7 @@ def coco_overlap(source: Path, coco_ids: set[str]) -> frozenset[str]:
     if not isinstance(images, list) or not all(
         isinstance(image, dict) and "image_id" in image for image in images
     ):
-        raise DataError(f"{path} is no list of images with image_id; download it again")
+        raise DataError(f"{path} is not a list of images with image_id; download it again")
     return frozenset(
         str(image["image_id"]) for image in images if str(image.get("coco_id")) in coco_ids
     )
@@ -59,25 +61,20 @@ def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
             place = f"{path.name}:{number}"
             try:
                 name = str(image["id"] if "id" in image else image["regions"][0]["image_id"])
-                # the same phrase may describe two regions; the first of each, in the file's order
+                # two regions may have the same phrase: keep the first of each, in the file's order
                 phrases = tuple(dict.fromkeys(str(region["phrase"]) for region in image["regions"]))
             except (KeyError, IndexError, TypeError, AttributeError) as error:
-                yield bad(
-                    "train",
-                    place,
-                    path,
-                    place,
-                    f"image {number} lacks a field of region_descriptions.json: {error!r}",
-                )
+                detail = f"image {number} lacks a field of region_descriptions.json: {error!r}"
+                yield bad_row("train", place, path, place, detail)
                 continue
             first, second = (Path(folder) / f"{name}.jpg" for folder in FOLDERS)
             row = media_row("train", name, phrases, root, first, path, place, "jpg")
-            yield row if row.reason else replace(row, others=(root / second,))
+            yield row if row.reason else replace(row, alternatives=(root / second,))
 
 
-FORMAT = Format(
+FORMAT = SourceFormat(
     "vg",
-    f"{NAME} beside {FOLDERS[0]}/ and {FOLDERS[1]}/",
+    f"a folder with {NAME}, {FOLDERS[0]}/ and {FOLDERS[1]}/",
     _files,
     _read,
     {NAME: {"train": (108_077, True)}},

@@ -1,5 +1,7 @@
-"""Tars as video2dataset and img2dataset write them: <key>.mp4|jpg|…, <key>.txt, <key>.json per
-sample (github.com/webdataset/webdataset)."""
+"""Tars of video2dataset and img2dataset: <key>.mp4|jpg|…, <key>.txt and <key>.json per sample.
+
+The layout is WebDataset's (github.com/webdataset/webdataset).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,10 @@ from typing import IO
 
 from allinone.common.errors import DataError
 from allinone.data.decoding.codecs import IMAGES, VIDEOS
-from allinone.data.sources.base import Format, ReadOptions, SourceRow, bad
+from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
+
+Members = dict[str, tarfile.TarInfo]
+"""Extension → member of one sample."""
 
 
 def _files(source: Path) -> list[Path]:
@@ -21,63 +26,50 @@ def _files(source: Path) -> list[Path]:
 
 
 def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
-    """Members are read by offset inside the tar; their names serve as keys only and never become
-    paths. A key is the name up to the first dot behind the last slash, as WebDataset has it."""
+    """Read members by their offset in the tar; their names are keys only and never become paths."""
     for path in _files(source):
-        samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-        again: list[SourceRow] = []
         with path.open("rb") as file:
-            try:
-                with tarfile.open(fileobj=file) as archive:
-                    for member in archive:
-                        if member.isfile():
-                            folder, slash, base = member.name.removeprefix("./").rpartition("/")
-                            stem, _, extension = base.partition(".")
-                            members = samples.setdefault(f"{folder}{slash}{stem}", {})
-                            if extension.lower() in members:
-                                name = f"{path.stem}/{member.name}"
-                                again.append(
-                                    bad(
-                                        "train",
-                                        name,
-                                        path,
-                                        name,
-                                        f"{member.name} stands twice in the tar",
-                                        "duplicate",
-                                    )
-                                )
-                            else:
-                                members[extension.lower()] = member
-            except (tarfile.TarError, EOFError) as error:
-                raise DataError(
-                    f"{path} is no readable tar ({error}); delete or repair it"
-                ) from error
+            samples, duplicates = _samples(path, file)
             for key, members in samples.items():
                 yield _row(path, file, key, members)
-        yield from again
+        yield from duplicates
 
 
-def _row(path: Path, file: IO[bytes], key: str, members: dict[str, tarfile.TarInfo]) -> SourceRow:
-    def text(extension: str) -> str:
-        member = members[extension]
-        file.seek(member.offset_data)
-        return file.read(member.size).decode("utf-8", errors="replace")
+def _samples(path: Path, file: IO[bytes]) -> tuple[dict[str, Members], list[SourceRow]]:
+    """(members by key, rows of the members that occur twice).
 
-    caption, name = "", f"{path.stem}/{key}"
-    if "txt" in members:
-        caption = text("txt")
-    elif "json" in members:
-        try:
-            caption = str(json.loads(text("json")).get("caption") or "")
-        except (json.JSONDecodeError, AttributeError):
-            caption = ""
+    A key is the name up to the first dot after the last slash, as in WebDataset.
+    """
+    samples: dict[str, Members] = {}
+    duplicates: list[SourceRow] = []
+    try:
+        with tarfile.open(fileobj=file) as archive:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                folder, slash, base = member.name.removeprefix("./").rpartition("/")
+                stem, _, extension = base.partition(".")
+                members = samples.setdefault(f"{folder}{slash}{stem}", {})
+                if extension.lower() not in members:
+                    members[extension.lower()] = member
+                    continue
+                name = f"{path.stem}/{member.name}"
+                detail = f"{member.name} occurs twice in the tar"
+                duplicates.append(bad_row("train", name, path, name, detail, "duplicate"))
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{path} is not a readable tar ({error}); delete or repair it") from error
+    return samples, duplicates
+
+
+def _row(path: Path, file: IO[bytes], key: str, members: Members) -> SourceRow:
+    name = f"{path.stem}/{key}"
     media = next((extension for extension in members if extension in VIDEOS | IMAGES), None)
     if media is None:
-        return bad("train", name, path, name, "the sample has no media file", "missing")
+        return bad_row("train", name, path, name, "the sample has no media file", "missing")
     return SourceRow(
         "train",
         name,
-        (caption,),
+        (_caption(file, members),),
         path,
         name,
         members[media].offset_data,
@@ -86,6 +78,22 @@ def _row(path: Path, file: IO[bytes], key: str, members: dict[str, tarfile.TarIn
     )
 
 
-FORMAT = Format(
+def _caption(file: IO[bytes], members: Members) -> str:
+    def text(extension: str) -> str:
+        member = members[extension]
+        file.seek(member.offset_data)
+        return file.read(member.size).decode("utf-8", errors="replace")
+
+    if "txt" in members:
+        return text("txt")
+    if "json" in members:
+        try:
+            return str(json.loads(text("json")).get("caption") or "")
+        except (json.JSONDecodeError, AttributeError):
+            return ""
+    return ""
+
+
+FORMAT = SourceFormat(
     "webdataset", "a .tar of video2dataset or img2dataset, or a folder of them", _files, _read
 )

@@ -1,12 +1,13 @@
-"""YT-Temporal-180M (MERLOT, Zellers et al., NeurIPS 2021): yttemporal180m_NNNof100.jsonl.gz, one
-record per video: {"info": {"id": ...}, "subtitles": [{"word": ..., "time": seconds}, ...],
+"""YT-Temporal-180M (MERLOT, Zellers et al., NeurIPS 2021): yttemporal180m_NNNof100.jsonl.gz.
+
+One record per video: {"info": {"id": ...}, "subtitles": [{"word": ..., "time": seconds}, ...],
 "denoised": [{"noisyasr": ..., "cleanasr": ...}, ...]}.
 
-The recogniser's words carry times, the denoised text reads better; each clean word takes the time
-of the noisy word it is aligned with. Alignment is rapidfuzz's: a minimal edit script over words,
-exact where MERLOT's band of a dynamic time warp is not, in C++ (3,000 words: 2 ms; Python's difflib
-100 ms, and its scripts are not minimal). It runs once, while preparing, in the process that decodes
-the video.
+The words of the speech recogniser have times, the denoised text reads better: each clean word gets
+the time of the noisy word that it is aligned with. The alignment is a minimal edit script over
+words. rapidfuzz computes it exactly and in C++ (3,000 words: 2 ms); MERLOT's banded dynamic time
+warping is approximate, and Python's difflib is slow (100 ms) and not minimal. It runs once, during
+preparation, in the process that decodes the video.
 """
 
 from __future__ import annotations
@@ -23,39 +24,38 @@ from typing import Any
 
 import msgspec
 
-from allinone.data.sources.base import (
-    Format,
-    Line,
-    MediaFiles,
+from allinone.data.sources.media import MediaFiles
+from allinone.data.sources.schema import (
+    CaptionLine,
     Narration,
     ReadOptions,
+    SourceFormat,
     SourceRow,
-    bad,
+    bad_row,
 )
 
 SHORTEST_S, LONGEST_S = 10.0, 15.0
-"""Length of a clip. The original draws a window of 10 to 15 s anew each time; here the speech is
-cut once into windows of that length, so that an epoch says each word once."""
+"""Length of a clip. The original draws a new window of 10 to 15 s each time; here the speech is cut
+once into windows of that length, so that an epoch contains each word once."""
 WIDENED_S = 4.0
-"""Least length of what is left at the end (the original widens to this)."""
+"""Minimum length of the remainder at the end (the original widens to this)."""
 LAST_WORD_S = 1.0
-"""Time given to a word that no other follows."""
+"""Duration of a word that no other word follows."""
 
 
 def noisy_words(subtitles: Any) -> list[tuple[str, float]]:
-    """(word, time in seconds) in order of time, without the remains of HTML entities (words that
-    begin with & or end with ;), as MERLOT drops them."""
+    """(word, time in seconds) of the speech recogniser, in order of time.
+
+    Remains of HTML entities (words that begin with & or end with ;) are dropped, as in MERLOT.
+    """
     words = []
     for item in subtitles if isinstance(subtitles, list) else ():
-        word, time = (
-            (item.get("word"), item.get("time")) if isinstance(item, dict) else (None, None)
-        )
-        if (
-            not isinstance(word, str)
-            or not isinstance(time, int | float)
-            or not math.isfinite(time)
-            or time < 0
-        ):
+        if not isinstance(item, dict):
+            continue
+        word, time = item.get("word"), item.get("time")
+        if not isinstance(word, str) or not isinstance(time, int | float):
+            continue
+        if not math.isfinite(time) or time < 0:
             continue
         word = word.strip()
         if word and not word.startswith("&") and not word.endswith(";"):
@@ -64,50 +64,58 @@ def noisy_words(subtitles: Any) -> list[tuple[str, float]]:
 
 
 def clean_words(denoised: Any) -> list[str]:
-    """Words of all cleanasr texts, mended by ftfy as MERLOT does."""
+    """Words of all cleanasr texts, repaired by ftfy as in MERLOT."""
     import ftfy
 
-    parts = (
-        [item.get("cleanasr") for item in denoised if isinstance(item, dict)]
-        if isinstance(denoised, list)
-        else []
-    )
-    return ftfy.fix_text(" ".join(part for part in parts if isinstance(part, str))).split()
+    items = denoised if isinstance(denoised, list) else []
+    texts = (item.get("cleanasr") for item in items if isinstance(item, dict))
+    return ftfy.fix_text(" ".join(text for text in texts if isinstance(text, str))).split()
 
 
-def _bare(word: str) -> str:
+def _normalised(word: str) -> str:
     return re.sub(r"[^\w]", "", word.lower()) or word
 
 
 def align(noisy: list[tuple[str, float]], clean: list[str]) -> list[tuple[str, float]]:
-    """(clean word, time in seconds): of its partner in a minimal edit script over words without
-    case and punctuation. Where a run of words replaces another one, times are spread evenly; an
-    inserted word takes the time of the noisy word before it.
+    """Give every clean word the time of its partner in a minimal edit script.
+
+    Words are compared without case and punctuation. Where a run of words replaces another one,
+    times are spread evenly; an inserted word gets the time of the noisy word before it.
+
+    Args:
+        noisy: (word, time in seconds), in order of time.
+        clean: Words of the denoised text.
+
+    Returns:
+        (clean word, time in seconds); empty if there are no noisy words.
     """
     from rapidfuzz.distance import Levenshtein
 
     if not noisy:
         return []
     timed: list[tuple[str, float]] = []
-    steps = Levenshtein.opcodes([_bare(word) for word, _ in noisy], [_bare(word) for word in clean])
+    steps = Levenshtein.opcodes(
+        [_normalised(word) for word, _ in noisy], [_normalised(word) for word in clean]
+    )
+    # "going to" for "gonna" is an insertion and a replacement: adjacent edits form one run
     for equal, group in itertools.groupby(steps, key=lambda step: step.tag == "equal"):
-        run = list(
-            group
-            # "going to" for "gonna" comes as an insertion and a replacement: together they are one
-            # run
-        )
-        first, begin = run[0].src_start, run[0].dest_start
-        many, texts = run[-1].src_end - first, clean[begin : run[-1].dest_end]
+        run = list(group)
+        first = run[0].src_start
+        many = run[-1].src_end - first
+        texts = clean[run[0].dest_start : run[-1].dest_end]
         for k, text in enumerate(texts):
             partner = first + (k if equal else k * many // len(texts)) if many else first - 1
             timed.append((text, noisy[max(partner, 0)][1]))
     return timed
 
 
-def windows(words: list[tuple[str, float]]) -> list[Line]:
-    """Consecutive clips of 10 to 15 s: each ends after a sentence where one ends in that span, else
-    at its longest pause. A silence ends one early."""
-    lines: list[Line] = []
+def speech_windows(words: list[tuple[str, float]]) -> list[CaptionLine]:
+    """Cut timed words into consecutive clips of 10 to 15 s.
+
+    Each clip ends after the last sentence that ends in that span, or else at the longest pause. A
+    silence ends a clip early.
+    """
+    lines: list[CaptionLine] = []
     first = 0
     ends = [time for _, time in words[1:]] + [words[-1][1] + LAST_WORD_S] if words else []
     while first < len(words):
@@ -119,25 +127,20 @@ def windows(words: list[tuple[str, float]]) -> list[Line]:
         if last + 1 < len(words) and choices:
             sentence = [k for k in choices if words[k][0][-1] in ".?!"]
             last = sentence[-1] if sentence else max(choices, key=lambda k: ends[k] - words[k][1])
-        end = min(ends[last], words[last][1] + LAST_WORD_S)
-        lines.append(
-            Line(
-                start,
-                max(end, start + WIDENED_S),
-                " ".join(word for word, _ in words[first : last + 1]),
-            )
-        )
+        end = max(min(ends[last], words[last][1] + LAST_WORD_S), start + WIDENED_S)
+        text = " ".join(word for word, _ in words[first : last + 1])
+        lines.append(CaptionLine(start, end, text))
         first = last + 1
     return lines
 
 
-def record_lines(narration: Narration) -> list[Line]:
-    """Clips of one record. Without a denoised text the recogniser's words are used."""
+def record_lines(narration: Narration) -> list[CaptionLine]:
+    """Clips of one record; without a denoised text, the recogniser's words are used."""
     record = json.loads(narration.text or "{}")
     noisy, clean = noisy_words(record.get("subtitles")), clean_words(record.get("denoised"))
     if not noisy:
-        return [Line(0.0, 0.0, "", "no_caption", "the record has no timed words")]
-    return windows(align(noisy, clean) if clean else noisy)
+        return [CaptionLine(0.0, 0.0, "", "no_caption", "the record has no timed words")]
+    return speech_windows(align(noisy, clean) if clean else noisy)
 
 
 def _files(source: Path) -> list[Path]:
@@ -148,7 +151,7 @@ def _files(source: Path) -> list[Path]:
 
 
 def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
-    """A shard that is cut short gives what it holds, and one bad row that names it."""
+    """Read all shards; one that is cut short gives its complete records and a bad row."""
     base = source.parent if source.is_file() else source
     videos = MediaFiles(options.media or base / "videos", "<id>.mp4, .webm or .mkv")
     for path in _files(source):
@@ -159,7 +162,7 @@ def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
                     yield _row(videos, path, number, raw)
         except (EOFError, OSError, zlib.error) as error:
             detail = f"{path.name} cannot be read beyond line {number} ({error}); download it again"
-            yield bad("train", f"{path.name}-end", path, path.name, detail, "list_cut_short")
+            yield bad_row("train", f"{path.name}-end", path, path.name, detail, "list_cut_short")
 
 
 class _Info(msgspec.Struct):
@@ -167,8 +170,10 @@ class _Info(msgspec.Struct):
 
 
 class _Record(msgspec.Struct):
-    """All of a record that reading the list needs; msgspec skips the rest without making objects of
-    a thousand words."""
+    """The only part of a record that reading the list needs.
+
+    msgspec skips the rest without creating objects for a thousand words.
+    """
 
     info: _Info
 
@@ -177,13 +182,14 @@ _RECORDS = msgspec.json.Decoder(_Record)
 
 
 def _name(raw: bytes) -> Any:
-    """info.id of a record. Every part of an array reads the whole list: json alone takes hours for
-    6 M records."""
+    """info.id of a record.
+
+    Every task of an array reads the complete list, and json alone would take hours for 6 M records.
+    """
     try:
         return _RECORDS.decode(raw).info.id
-    except (
-        msgspec.MsgspecError
-    ):  # it is stricter than json (NaN), which has the last word, and says what is wrong
+    except msgspec.MsgspecError:
+        # msgspec is stricter than json (NaN): json decides, and its error is the one reported
         return json.loads(raw)["info"]["id"]
 
 
@@ -192,23 +198,18 @@ def _row(videos: MediaFiles, path: Path, number: int, raw: bytes) -> SourceRow:
     try:
         name, text = _name(raw), raw.decode("utf-8", "surrogatepass")
     except (ValueError, KeyError, TypeError) as error:
-        return bad(
-            "train",
-            place,
-            path,
-            place,
-            f"line {number} is no record with info.id ({type(error).__name__}: {error})",
-        )
+        detail = f"line {number} is not a record with info.id ({type(error).__name__}: {error})"
+        return bad_row("train", place, path, place, detail)
     if not isinstance(name, str):
-        return bad("train", place, path, place, f"info.id is {name!r}, not a text")
+        return bad_row("train", place, path, place, f"info.id is {name!r}, not a text")
     return videos.row("train", name, Narration(record_lines, path, text))
 
 
-FORMAT = Format(
+FORMAT = SourceFormat(
     "yttemporal",
-    "a folder with yttemporal180m_*.jsonl.gz beside videos/, or one such file",
+    "a folder with yttemporal180m_*.jsonl.gz and videos/, or one such file",
     _files,
     _read,
-    whole={"videos": 6_000_000},  # MERLOT's paper; its 180 M segments are not these windows
+    official_totals={"videos": 6_000_000},  # MERLOT's paper; its 180 M segments are not these
     narrated=True,
 )

@@ -1,22 +1,21 @@
 #!/usr/bin/env python3
-"""The data path for a long time: python tests/benchmarks/soak.py [--clips 200000] [--workers 1]
+"""Runs the data path for a long time: python tests/benchmarks/soak.py [--clips 200000]
 
-Streams training batches from the embedded clips, 2 % of which were damaged after preparing: zeros,
-noise, cut off, a web page, another clip's header, an index that promises more frames than there
-are, an empty file, sound only, one frame left of a clip, and one clip whose decoding takes longer
-than --clip-timeout-s. Checks, and leaves with 1 where one fails:
-  - memory of the process and its readers is flat: the upper end of the slope's 95 % interval over
-    the second half, in KiB per 1,000 clips, is below a bound;
+Streams training batches from the demo clips, 2 % of which were damaged after preparation: zeros,
+noise, truncated, a web page, another clip's header, an index that claims more frames than there
+are, an empty file, sound only, a single frame, and one clip whose decoding takes longer than
+--clip-timeout-s. Exit code 1 if one of these checks fails:
+  - the memory of the process and its readers is flat: over the second half, the upper end of the
+    slope's 95 % interval, in KiB per 1,000 clips, is below a limit;
   - no file descriptor is leaked;
-  - every damaged clip that was met stands in the ledger once per epoch, with its reason, and no
-    other clip does;
+  - the bad-clip log has every damaged clip that was read once per epoch, with its reason, and no
+    other clip;
   - the digests of all batches equal those of a second run (over the first tenth) with another
     number of workers.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import json
@@ -25,10 +24,11 @@ import tempfile
 import time
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
@@ -40,7 +40,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import theilslopes
 
+from allinone.common.command_line import parse, run_command
 from allinone.common.formatting import duration
+from allinone.common.paths import ROOT
 from allinone.data import TrainStream
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
 from allinone.data.loading.index import VIDEO_SCHEMA, VIDEOS_PER_BATCH, Index, write_mapped
@@ -50,27 +52,37 @@ from tests.memory import rollup
 
 MICRO_BATCH = 20
 BAD_SHARE = 0.02
-LARGEST_SLOPE = 20.0
+MAX_SLOPE = 20.0
 """KiB per 1,000 clips: 100,000 clips may cost 2 MiB, epochs of a 400K-step run less than 1 GiB per
 rank."""
 POINTS, WINDOWS = 400, 20
-"""Looks at the memory of the whole run, and windows of the second half whose minima the slope is
-of. Between two times that a reader gives free memory back it holds more."""
-STILL_S = 0.1
-"""Readers that used no processor for so long have made all batches that they may be ahead. How far
-they are is worth megabytes, and depends on what else the machine does; to look while they stand
-still leaves that out."""
+"""Measurements of the complete run, and windows of the second half. The slope is that of the
+windows' minima, because a reader holds more memory between two times that it gives some back."""
+IDLE_S = 0.1
+"""Readers that use no processor for this long have filled their queues. How full the queues are is
+worth megabytes and depends on the machine's load, so memory is measured when they are full."""
 PR_SET_THP_DISABLE = 41
-"""Of prctl(2). The kernel's khugepaged fills holes between an allocator's pages to make them huge,
-minutes later and unasked."""
+"""Option of prctl(2). Otherwise the kernel's khugepaged merges an allocator's pages into huge ones
+minutes later, which fills holes between them."""
 KINDS = ("zeros", "noise", "cut", "page", "header", "frames", "empty", "sound", "one frame")
 TIMEOUT_S = 1.5
 SLOW_FRAMES = 300_000
-"""In one GOP; the last third of it takes longer to reach than TIMEOUT_S."""
+"""Frames of one GOP; decoding to its last third takes longer than TIMEOUT_S."""
+PAGE = b"<!DOCTYPE html><html>403 Forbidden</html>"
 
 
-def odd_files(folder: Path) -> dict[str, bytes]:
-    """Files that cannot stand in a clip's place in its tar, by kind."""
+@dataclass(frozen=True)
+class SoakOptions:
+    """Options of the command."""
+
+    clips: int = 200_000
+    """Clips to stream; with fewer, the slope's interval is wider than its limit."""
+    workers: int = 1
+    """Reader processes."""
+
+
+def replacement_files(folder: Path) -> dict[str, bytes]:
+    """Files that differ in size from the clip that they replace, by kind."""
     one = media.write_video(folder / "one.mp4", frames=1).read_bytes()
     slow = media.write_video(
         folder / "slow.mp4",
@@ -85,56 +97,63 @@ def odd_files(folder: Path) -> dict[str, bytes]:
     return {"empty": b"", "sound": sound, "one frame": one, "slow": slow.read_bytes()}
 
 
-def damage(folder: Path) -> dict[str, str]:
-    """Damage every 50th training clip of a prepared folder, in turn by kind, one of them to be
-    slow; returns name → kind."""
-    index, random = Index(folder, "train"), np.random.default_rng(0)
-    damaged: dict[str, str] = {}
-    videos = pq.read_table(folder / "videos.parquet", schema=VIDEO_SCHEMA).to_pylist()
-    others = folder / "shards" / "odd"
-    files, places = odd_files(folder), {}
-    with others.open("wb") as file:
-        for kind, content in files.items():
-            places[kind] = {
-                "shard": f"shards/{others.name}",
-                "offset": file.tell(),
-                "size": len(content),
-            }
+def write_replacements(folder: Path) -> dict[str, dict[str, Any]]:
+    """Write the replacement files into one new shard; return the columns that point to them."""
+    path = folder / "shards" / "odd"
+    places = {}
+    with path.open("wb") as file:
+        for kind, content in replacement_files(folder).items():
+            shard = f"shards/{path.name}"
+            places[kind] = {"shard": shard, "offset": file.tell(), "size": len(content)}
             file.write(content)
+    places["slow"] |= {
+        "frames": SLOW_FRAMES,
+        "keyframes": [0],
+        "frame_times": None,
+        "frame_rate": 12.0,
+    }
+    return places
+
+
+def damaged_content(kind: str, content: bytes, random: np.random.Generator) -> bytes:
+    """A clip's bytes, damaged in place: the size stays the same."""
+    size = len(content)
+    if kind == "zeros":
+        return bytes(size)
+    if kind == "noise":
+        return random.bytes(size)
+    if kind == "cut":  # loses the packet table, which an mp4 has at its end
+        kept = size // 2 // 4
+        return content[:kept] + bytes(size - kept)
+    if kind == "page":
+        return (PAGE * size)[:size]
+    return random.bytes(64) + content[64:]
+
+
+def damage(folder: Path) -> dict[str, str]:
+    """Damage every 50th training clip of a prepared folder, with alternating kinds.
+
+    Returns:
+        Key of the clip → kind; the first one is slow.
+    """
+    index, random = Index(folder, "train"), np.random.default_rng(0)
+    videos = pq.read_table(folder / "videos.parquet", schema=VIDEO_SCHEMA).to_pylist()
+    places = write_replacements(folder)
+    damaged: dict[str, str] = {}
     for turn, item in enumerate(range(0, len(index), round(1 / BAD_SHARE))):
-        row, kind = index[item], KINDS[turn % len(KINDS)] if turn else "slow"
+        row = index[item]
+        kind = KINDS[turn % len(KINDS)] if turn else "slow"
         damaged[row["key"]] = kind
         if kind in places:
             videos[row["video"]] |= places[kind]
-            if kind == "slow":
-                videos[row["video"]] |= {
-                    "frames": SLOW_FRAMES,
-                    "keyframes": [0],
-                    "frame_times": None,
-                    "frame_rate": 12.0,
-                }
-            continue
-        if kind == "frames":
-            videos[row["video"]]["frames"] *= 50  # chosen frames lie beyond the end
-            continue
-        with (folder / row["shard"]).open("r+b") as file:
-            file.seek(row["offset"])
-            content = bytearray(file.read(row["size"]))
-            half = len(content) // 2
-            if kind == "zeros":
-                content[:] = bytes(len(content))
-            elif kind == "noise":
-                content[:] = random.bytes(len(content))
-            elif kind == "cut":  # an mp4 whose table of packets stands at the end loses it
-                content[half // 4 :] = bytes(len(content) - half // 4)
-            elif kind == "page":
-                content[:] = (b"<!DOCTYPE html><html>403 Forbidden</html>" * len(content))[
-                    : len(content)
-                ]
-            else:
-                content[:64] = random.bytes(64)
-            file.seek(row["offset"])
-            file.write(content)
+        elif kind == "frames":
+            videos[row["video"]]["frames"] *= 50  # chosen frames are beyond the end
+        else:
+            with (folder / row["shard"]).open("r+b") as file:
+                file.seek(row["offset"])
+                content = file.read(row["size"])
+                file.seek(row["offset"])
+                file.write(damaged_content(kind, content, random))
     table = pa.Table.from_pylist(videos, schema=VIDEO_SCHEMA)
     write_mapped(folder / "videos.arrow", VIDEO_SCHEMA, [table], VIDEOS_PER_BATCH)
     return damaged
@@ -142,7 +161,7 @@ def damage(folder: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Slope:
-    """KiB per 1,000 clips: Theil and Sen's estimate with its 95 % interval."""
+    """KiB per 1,000 clips: the Theil-Sen estimate with its 95 % interval."""
 
     middle: float
     low: float
@@ -152,37 +171,37 @@ class Slope:
         return f"{self.middle:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
 
 
-class Meter:
-    """Anonymous memory (bytes) and descriptors of this process and its children, by clips seen:
-    heaps and stacks, what a reader shares with the server that forked it counted in both. Not PSS
-    or USS, where pages of a library count by who else has it open, nor private memory, which a
-    reader gains by writing on a page that it shared."""
+class MemoryMeter:
+    """Anonymous memory in bytes and descriptors of this process and its children, by clips read.
+
+    Anonymous memory is heaps and stacks; what a reader shares with the fork server counts for both.
+    PSS and USS would not do: library pages then count by how many processes map them. Neither would
+    private memory, which grows when a reader writes to a shared page.
+    """
 
     def __init__(self) -> None:
         self._me = psutil.Process()
-        self._numbers = array(
-            "q"
-        )  # not lists of tuples: they would be half of the growth that is measured
+        # not a list of tuples, which would be half of the growth that is measured
+        self._numbers = array("q")
 
     @property
     def points(self) -> NDArray[np.int64]:
         """[points, 4]: clips; bytes of this process, of its children; descriptors of all."""
         return np.array(self._numbers).reshape(-1, 4)
 
-    def _used(self) -> float:
-        """Seconds of processor time of the readers."""
+    def _readers_cpu_s(self) -> float:
         times = 0.0
         for process in self._me.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 times += sum(process.cpu_times()[:2])
         return times
 
-    def read(self, clips: int) -> None:
-        """Wait until the readers stand still, and add a point."""
+    def measure(self, clips: int) -> None:
+        """Wait until the readers are idle, and add a point."""
         before = -1.0
-        while (now := self._used()) != before:
+        while (now := self._readers_cpu_s()) != before:
             before = now
-            time.sleep(STILL_S)
+            time.sleep(IDLE_S)
         memory, files = [0, 0], 0
         for process in [self._me, *self._me.children(recursive=True)]:
             try:
@@ -193,8 +212,7 @@ class Meter:
         self._numbers.extend((clips, *memory, files))
 
     def slope(self, *columns: int) -> Slope:
-        """Of the sum of columns 1 (this process) and 2 (its children), over the second half of the
-        points."""
+        """Slope of the sum of columns 1 (this process) and 2 (its children), second half only."""
         later = self.points[len(self.points) // 2 :].astype(float)
         windows = np.array_split(later, min(WINDOWS, len(later)))
         clips = [float(window[:, 0].mean()) for window in windows]
@@ -202,26 +220,37 @@ class Meter:
         middle, _, low, high = theilslopes(kib, clips, 0.95)
         return Slope(1000 * middle, 1000 * low, 1000 * high)
 
-    def leaked(self) -> int:
-        """Descriptors at the end beyond those at a tenth of the way."""
+    def leaked_files(self) -> int:
+        """Descriptors at the end, minus those after a tenth of the run."""
         files = self.points[:, 3]
         return int(files[-1] - files[len(files) // 10])
 
 
-def stream_of(folder: Path, workers: int, ledger: Path | None) -> TrainStream:
+def stream_of(folder: Path, workers: int, log: Path | None) -> TrainStream:
     """The stream under test."""
     config = DataConfig(
         workers=workers, dali_threads=1, max_bad_share=1.0, clip_timeout_s=TIMEOUT_S
     )
-    return TrainStream([DatasetSpec(folder)], ClipConfig(3, 32, 16), config, seed=0, ledger=ledger)
+    return TrainStream([DatasetSpec(folder)], ClipConfig(3, 32, 16), config, seed=0, ledger=log)
 
 
 def run(
-    folder: Path, clips: int, workers: int, ledger: Path | None, meter: Meter | None
+    folder: Path, clips: int, workers: int, log: Path | None, meter: MemoryMeter | None
 ) -> array[int]:
-    """Digests of all batches."""
+    """Stream batches.
+
+    Args:
+        folder: The prepared folder.
+        clips: Clips to stream.
+        workers: Reader processes.
+        log: Folder of the bad-clip log.
+        meter: Measures the memory on the way.
+
+    Returns:
+        Digests of all batches.
+    """
     digests, seen, start = array("q"), 0, time.monotonic()
-    batches = stream_of(folder, workers, ledger).batches(
+    batches = stream_of(folder, workers, log).batches(
         first=0, rank=0, world=1, micro_batch=MICRO_BATCH, device=torch.device("cpu")
     )
     step = max(MICRO_BATCH, clips // POINTS // MICRO_BATCH * MICRO_BATCH)
@@ -229,7 +258,7 @@ def run(
         digests.append(batch.digest)
         seen += len(batch)
         if meter and seen % step == 0:
-            meter.read(seen)
+            meter.measure(seen)
             if seen % (POINTS // 10 * step) == 0:
                 rate = seen / (time.monotonic() - start)
                 _, own, readers, files = meter.points[-1]
@@ -245,21 +274,28 @@ def run(
     return digests
 
 
-def check_ledger(ledger: Path, damaged: dict[str, str], clips: int, size: int) -> list[str]:
-    """What is wrong with the ledger."""
-    lines = [
-        json.loads(line)
-        for path in ledger.glob("*.jsonl")
-        for line in path.read_text().splitlines()
-    ]
+def check_log(log: Path, damaged: dict[str, str], clips: int, size: int) -> list[str]:
+    """Compare the bad-clip log with the damage.
+
+    Args:
+        log: Folder of the log.
+        damaged: Key of the clip → kind.
+        clips: Clips that were streamed.
+        size: Clips of one epoch.
+
+    Returns:
+        What is wrong, a sentence each.
+    """
+    paths = log.glob("*.jsonl")
+    lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
     counts = Counter((line["clip"], line["epoch"]) for line in lines)
     faults = [
-        f"{clip} stands {number} times in epoch {epoch}"
+        f"{clip} is logged {number} times in epoch {epoch}"
         for (clip, epoch), number in counts.items()
         if number > 1
     ]
     faults += [
-        f"{line['clip']} was not damaged but is named: {line['reason']}"
+        f"{line['clip']} was not damaged but is logged: {line['reason']}"
         for line in lines
         if line["clip"] not in damaged
     ]
@@ -267,78 +303,72 @@ def check_ledger(ledger: Path, damaged: dict[str, str], clips: int, size: int) -
     for epoch in range(clips // size):
         missing = set(damaged) - {clip for clip, number in counts if number == epoch}
         faults += [
-            f"{clip} ({damaged[clip]}) is not named in epoch {epoch}" for clip in sorted(missing)
+            f"{clip} ({damaged[clip]}) is not logged in epoch {epoch}" for clip in sorted(missing)
         ]
     by_kind = Counter(damaged[line["clip"]] for line in lines if line["clip"] in damaged)
-    print(f"ledger: {len(lines)} lines; by kind: {dict(by_kind)}")
+    print(f"bad-clip log: {len(lines)} lines; by kind: {dict(by_kind)}")
     return faults
 
 
-def main() -> int:
-    """Command line entry."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--clips",
-        type=int,
-        default=200_000,
-        help=(
-            "clips to stream; fewer leave the slope's interval wider than its bound (default:"
-            " %(default)s)"
-        ),
-    )
-    parser.add_argument(
-        "--workers", type=int, default=1, help="reader processes (default: %(default)s)"
-    )
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    if ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0):  # children inherit it
-        print(
-            "warning: transparent huge pages cannot be left out: memory grows by 2 MiB where the"
-            " kernel merges pages",
-            flush=True,
-        )
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        prepare(PrepareOptions(ROOT / "data/demo", folder / "demo"), progress=False)
-        damaged = damage(folder / "demo")
-        size = len(Index(folder / "demo", "train"))
-        meter = Meter()
-        start = time.monotonic()
-        digests = run(folder / "demo", args.clips, args.workers, folder / "ledger", meter)
-        seconds = time.monotonic() - start
-        again = run(
-            folder / "demo",
-            max(MICRO_BATCH, args.clips // 10),
-            1 - min(args.workers, 1),
-            None,
-            None,
-        )
-        faults = check_ledger(folder / "ledger", damaged, args.clips, size)
-    if again != digests[: len(again)]:
-        faults.append("the second run has other digests")
-    slope, leaked = meter.slope(1, 2), meter.leaked()
-    if not slope.high <= LARGEST_SLOPE:  # nor is no number a pass
+def check_memory(meter: MemoryMeter) -> list[str]:
+    """Print the memory's slope; return what is wrong with memory and descriptors."""
+    faults = []
+    slope, leaked = meter.slope(1, 2), meter.leaked_files()
+    if not slope.high <= MAX_SLOPE:  # also true for NaN
+        wider = "" if slope.low > 0 else "; more --clips make the interval narrower"
         faults.append(
-            f"memory may grow by {slope.high:.1f} KiB per 1,000 clips, more than {LARGEST_SLOPE}"
-            + ("" if slope.low > 0 else "; more --clips make the interval narrower")
+            f"memory may grow by {slope.high:.1f} KiB per 1,000 clips, more than {MAX_SLOPE}{wider}"
         )
     if leaked > 0:
         faults.append(f"{leaked} descriptors were leaked")
-    print(
-        f"{args.clips:,} clips in {duration(seconds)} ({args.clips / seconds:.0f} clips/s),"
-        f" {len(damaged)} of {size:,} damaged"
-    )
     print(
         f"memory {meter.points[-1, 1:3].sum() / 2**20:.0f} MiB, slope of the second half in KiB per"
         f" 1,000 clips with 95 % interval: {slope}; training process {meter.slope(1)}, readers"
         f" {meter.slope(2)}; descriptors {leaked:+d}"
     )
-    print(f"digests of {len(again):,} batches equal a second run: {again == digests[: len(again)]}")
+    return faults
+
+
+def soak(options: SoakOptions) -> int:
+    """Run all checks; return the exit code."""
+    clips, workers = options.clips, options.workers
+    torch.set_num_threads(1)
+    if ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0):  # children inherit it
+        print(
+            "warning: transparent huge pages cannot be disabled: memory grows by 2 MiB where the"
+            " kernel merges pages",
+            flush=True,
+        )
+    with tempfile.TemporaryDirectory() as name:
+        folder, log = Path(name) / "demo", Path(name) / "bad_clips"
+        prepare(PrepareOptions(ROOT / "data/demo", folder), progress=False)
+        damaged = damage(folder)
+        size = len(Index(folder, "train"))
+        meter = MemoryMeter()
+        start = time.monotonic()
+        digests = run(folder, clips, workers, log, meter)
+        seconds = time.monotonic() - start
+        again = run(folder, max(MICRO_BATCH, clips // 10), 1 - min(workers, 1), None, None)
+        faults = check_log(log, damaged, clips, size)
+    equal = again == digests[: len(again)]
+    if not equal:
+        faults.append("the second run has other digests")
+    print(
+        f"{clips:,} clips in {duration(seconds)} ({clips / seconds:.0f} clips/s),"
+        f" {len(damaged)} of {size:,} damaged"
+    )
+    faults += check_memory(meter)
+    print(f"digests of {len(again):,} batches equal a second run: {equal}")
     for fault in faults[:20]:
         print(f"FAULT: {fault}")
     return 1 if faults else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry."""
+    arguments = sys.argv[1:] if argv is None else argv
+    options = parse(SoakOptions, arguments, prog="soak.py", description=__doc__ or "")
+    return run_command(lambda: soak(options))
 
 
 if __name__ == "__main__":

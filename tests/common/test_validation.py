@@ -1,4 +1,4 @@
-"""Values that cannot be are refused by the option's name, before anything is loaded."""
+"""Values out of range are refused with the name of the option, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ HERE = Path()
         (FinetuneConfig, {"patience": -1}, "--patience must be at least 0, got -1"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(kind: Any, given: dict[str, Any], message: str) -> None:
+def test_values_out_of_range_name_the_option(
+    kind: Any, given: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         kind(**given)
 
@@ -78,8 +80,8 @@ def test_what_cannot_be_is_refused_by_name(kind: Any, given: dict[str, Any], mes
         ({"timeout_s": -1.0}, "--timeout-s must be above 0, got -1.0"),
     ],
 )
-def test_so_is_what_data_cannot_be_prepared_with(
+def test_prepare_options_out_of_range_name_the_option(
     given: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
-        PrepareOptions(tmp_path, tmp_path / "out", kind="webvid", **given).resolved()
+        PrepareOptions(tmp_path, tmp_path / "out", format="webvid", **given).resolved()

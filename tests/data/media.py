@@ -1,9 +1,9 @@
-"""Small odd videos for tests, made with PyAV. Every frame carries its own number, so that a test
-can tell WHICH frame was decoded.
+"""Small unusual videos for tests, made with PyAV.
 
-A frame is a grid of 4 x 4 cells, dark or bright: 12 bits of frame number, then 4 check bits (which
-neither a black, nor a white, nor a wrongly rotated frame satisfies, but for one in 16).
-`read_frame_number` wants the whole frame, at any scale.
+The pixels of every frame encode its number, so that a test knows WHICH frame was decoded. A frame
+is a grid of 4 x 4 cells, dark or bright: 12 bits of the number, then 4 check bits, which black and
+white frames never satisfy, and wrongly rotated ones rarely (one in 16). `read_frame_number` needs
+the complete frame, at any scale.
 
     path = write_video(tmp_path / "a.mp4", codec="libx264", frames=50, gop=12, open_gop=True)
     assert read_frame_number(rgb_frames(path)[17]) == 17
@@ -36,7 +36,7 @@ def _bits(number: int) -> list[int]:
 
 
 def frame_array(number: int, width: int = 64, height: int = 64) -> NDArray[np.uint8]:
-    """RGB image [height, width, 3] that spells `number` (0..4095)."""
+    """RGB image [height, width, 3] that encodes `number` (0..4095)."""
     cells = np.array(_bits(number), dtype=bool).reshape(GRID, GRID)
     rows = np.arange(height) * GRID // height
     columns = np.arange(width) * GRID // width
@@ -45,8 +45,10 @@ def frame_array(number: int, width: int = 64, height: int = 64) -> NDArray[np.ui
 
 
 def read_frame_number(rgb: NDArray[np.generic]) -> int:
-    """Number spelled by a whole frame [height, width, 3] of values 0..255; ValueError where the
-    check bits disagree."""
+    """Number encoded by a frame [height, width, 3] of values 0..255.
+
+    Raises ValueError if the check bits disagree.
+    """
     gray = np.asarray(rgb, dtype=np.float64).mean(axis=-1)
     height, width = gray.shape
     bits = []
@@ -54,13 +56,12 @@ def read_frame_number(rgb: NDArray[np.generic]) -> int:
         row, column = divmod(cell, GRID)
         top, bottom = (row + 0.3) * height / GRID, (row + 0.7) * height / GRID
         left, right = (column + 0.3) * width / GRID, (column + 0.7) * width / GRID
-        patch = gray[
-            int(top) : max(int(bottom), int(top) + 1), int(left) : max(int(right), int(left) + 1)
-        ]
-        bits.append(int(patch.mean() > (DARK + BRIGHT) / 2))
+        rows = slice(int(top), max(int(bottom), int(top) + 1))
+        columns = slice(int(left), max(int(right), int(left) + 1))
+        bits.append(int(gray[rows, columns].mean() > (DARK + BRIGHT) / 2))
     number = sum(bit << i for i, bit in enumerate(bits[:12]))
     if bits != _bits(number):
-        raise ValueError(f"this is no frame of ours, or a damaged one: the cells read {bits}")
+        raise ValueError(f"not a frame of these tests, or a damaged one: the cells read {bits}")
     return number
 
 
@@ -72,9 +73,11 @@ def rgb_frames(path: Path) -> list[NDArray[np.uint8]]:
 
 @contextmanager
 def _same_priority() -> Iterator[None]:
-    """Where it may, SVT-AV1 4.1 makes the thread that opens it, and so all that it starts later, a
-    real-time one of the highest priority: one that spins then takes the machine from everybody
-    else."""
+    """Restore the scheduling policy after encoding.
+
+    If permitted, SVT-AV1 4.1 gives the calling thread, and all threads that it starts later, the
+    highest real-time priority: one that spins would then block the machine.
+    """
     policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         yield
@@ -100,18 +103,31 @@ def write_video(
     still: bool = False,
     x264: str = "",
 ) -> Path:
-    """Write a video whose frame i spells number `first` + i; the container follows from the suffix
-    of `path`.
+    """Write a video whose frame i encodes the number `first` + i.
 
-    `times` gives each frame's time in seconds (variable frame rate). `open_gop` makes
-    recovery-point I-frames (x264) or CRA pictures (x265) where closed GOPs have IDR frames; `still`
-    shows the first frame all the time; `x264` adds parameters of that encoder. Returns `path`.
+    Args:
+        path: The file; its suffix selects the container.
+        frames: Number of frames.
+        codec: FFmpeg's name of the encoder.
+        rate: Frames per second.
+        width: Pixels.
+        height: Pixels.
+        gop: Frames from keyframe to keyframe.
+        open_gop: Make recovery-point I-frames (x264) or CRA pictures (x265), not IDR frames.
+        b_frames: B-frames in a row, for x264 and x265.
+        pixel_format: None: the usual one of the codec.
+        times: Each frame's time in seconds, for a variable frame rate.
+        audio: Add a sound track.
+        first: Number of the first frame.
+        still: Repeat the first frame.
+        x264: Further parameters of x264.
+
+    Returns:
+        `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    options, formats = (
-        _codec_options(codec, gop, open_gop, b_frames, x264),
-        {"mjpeg": "yuvj420p", "gif": "rgb8", "png": "rgb24"},
-    )
+    options = _codec_options(codec, gop, open_gop, b_frames, x264)
+    formats = {"mjpeg": "yuvj420p", "gif": "rgb8", "png": "rgb24"}
     clock = Fraction(1, rate) if times is None else Fraction(1, TICKS)
     with _same_priority(), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options)
@@ -138,12 +154,12 @@ def write_video(
 def _codec_options(
     codec: str, gop: int, open_gop: bool, b_frames: int, x264: str
 ) -> dict[str, str]:
+    keys = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes={b_frames}:open-gop={int(open_gop)}"
     if codec == "libx264":
-        params = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes={b_frames}:open-gop={int(open_gop)}:b-pyramid=none:{x264}"
+        params = f"{keys}:b-pyramid=none:{x264}"
         return {"preset": "ultrafast", "x264-params": params, "threads": "1"}
     if codec == "libx265":
-        pools = "pools=none:frame-threads=1:log-level=none"
-        params = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes={b_frames}:open-gop={int(open_gop)}:{pools}"
+        params = f"{keys}:pools=none:frame-threads=1:log-level=none"
         return {"preset": "ultrafast", "x265-params": params}
     if codec in ("libvpx", "libvpx-vp9"):
         return {
@@ -178,14 +194,13 @@ def write_audio_only(path: Path, seconds: float = 1.0) -> Path:
 
 
 def write_rotated(path: Path, degrees: int, **options: int) -> Path:
-    """An mp4 whose pictures are stored upright but whose display matrix turns them `degrees` (90,
-    180 or 270) clockwise for display."""
+    """An mp4 whose display matrix rotates its frames clockwise by 90, 180 or 270 degrees."""
     write_video(path, **options)
     one = 1 << 16
     cosine, sine = {90: (0, one), 180: (-one, 0), 270: (0, -one)}[degrees]
     content = bytearray(path.read_bytes())
-    # ISO 14496-12 tkhd, version 0: the 3 x 3 matrix lies 44 bytes after the type's end; a b u / c d
-    # v / x y w
+    # ISO 14496-12, box tkhd of version 0: the 3 x 3 matrix (a b u / c d v / x y w) begins 40 bytes
+    # after the box's type
     start = content.index(b"tkhd") + 4 + 40
     if content[start - 40] != 0:
         raise AssertionError("the muxer wrote a tkhd box of version 1")
@@ -195,8 +210,7 @@ def write_rotated(path: Path, degrees: int, **options: int) -> Path:
 
 
 def write_long_by_metadata(path: Path, hours: float = 10.0) -> Path:
-    """A webm of a few frames whose header claims `hours`: what a ten-hour video looks like before
-    it is decoded."""
+    """A webm of a few frames whose header claims `hours`, like a ten-hour video's header."""
     write_video(path, codec="libvpx", frames=4, gop=4)
     content = bytearray(path.read_bytes())
     # Matroska element Duration (id 44 89, size 8): a double in milliseconds
@@ -207,7 +221,7 @@ def write_long_by_metadata(path: Path, hours: float = 10.0) -> Path:
 
 
 def write_html(path: Path) -> Path:
-    """The error page that a downloader saved under a video's name."""
+    """An error page saved under a video's name, as downloaders do."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         "<!DOCTYPE html>\n<html><head><title>403"
@@ -233,8 +247,18 @@ def truncate(path: Path, share: float = 0.6) -> Path:
 def corrupt(
     path: Path, *, seed: int = 0, share: float = 0.02, start: float = 0.3, stop: float = 0.9
 ) -> Path:
-    """Overwrite `share` of the bytes between two relative places with random ones (always the same
-    for one seed)."""
+    """Overwrite some bytes with random ones.
+
+    Args:
+        path: The file.
+        seed: Determines the bytes.
+        share: Share of the bytes between the two positions.
+        start: Relative position in the file.
+        stop: Relative position in the file.
+
+    Returns:
+        `path`.
+    """
     content = bytearray(path.read_bytes())
     generator = np.random.default_rng(seed)
     low, high = int(len(content) * start), int(len(content) * stop)
@@ -245,7 +269,7 @@ def corrupt(
 
 
 def write_image(path: Path, number: int = 0, width: int = 64, height: int = 64) -> Path:
-    """One picture (jpg, png, webp by suffix) that spells `number`."""
+    """One image (jpg, png, webp by suffix) that encodes `number`."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -262,7 +286,7 @@ def vfr_times(frames: int) -> list[float]:
 GOOD: dict[str, Callable[[Path], Path]] = {
     "h264_closed.mp4": lambda path: write_video(path, gop=8),
     "h264_open.mp4": lambda path: write_video(path, gop=8, open_gop=True),
-    # as x264 writes unless told otherwise: B-frames that others refer to, several references
+    # x264's defaults: B-frames that others refer to, several references
     "h264_pyramid.mp4": lambda path: write_video(
         path, gop=12, b_frames=3, x264="b-pyramid=normal:ref=4:b-adapt=0:weightp=2"
     ),
@@ -289,7 +313,7 @@ GOOD: dict[str, Callable[[Path], Path]] = {
     "rotated90.mp4": lambda path: write_rotated(path, 90, width=64, height=48),
     "with_sound.mp4": lambda path: write_video(path, audio=True),
 }
-"""Clips that must come through preparing as good, by file name: 24 frames each."""
+"""Clips that must be prepared as good ones, by file name: 24 frames each."""
 
 BAD: dict[str, tuple[Callable[[Path], Path], frozenset[str]]] = {
     "empty.mp4": (write_empty, frozenset({"empty_file"})),
@@ -314,4 +338,4 @@ BAD: dict[str, tuple[Callable[[Path], Path], frozenset[str]]] = {
         frozenset({"undecodable", "truncated"}),
     ),
 }
-"""Clips that must be refused: writer and the reasons that are right."""
+"""Clips that must be refused: writer and the acceptable reasons."""

@@ -1,4 +1,4 @@
-"""tools/check_data.py finds every kind of damage, names it, and shows what the model sees."""
+"""tools/check_data.py reports every kind of damage and shows what the model sees."""
 
 from __future__ import annotations
 
@@ -20,59 +20,46 @@ from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from allinone.data.prepare.verify import distributions
 from allinone.tools import check_data
 from allinone.tools.inspection.pictures import FRAME, GAP, contact_sheet
-from tests.data.prepare.test_prepare_and_load import small_demo
-from tests.data.test_sources import howto
+from tests.data.helpers import howto, small_demo
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("check")
-    prepare(
-        PrepareOptions(
-            small_demo(folder / "source", 24), folder / "demo", shard_clips=10, workers=2
-        ),
-        progress=False,
-    )
+    source = small_demo(folder / "source", 24)
+    options = PrepareOptions(source, folder / "demo", shard_clips=10, workers=2)
+    prepare(options, progress=False)
     return folder / "demo"
 
 
-def test_a_sound_folder_passes_and_leaves_pictures(
+def test_an_undamaged_folder_passes_and_gets_pictures(
     prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (
-        check_data.main([str(prepared), "--samples", "5", "--decodes", "6", "--image-size", "64"])
-        == 0
-    )
+    options = ["--samples", "5", "--decodes", "6", "--image-size", "64"]
+    assert check_data.main([str(prepared), *options]) == 0
     shown = capsys.readouterr().out
-    assert "all is well" in shown
+    assert "no damage found" in shown
     assert "words per caption" in shown
     for name in ("samples.png", "distributions.png"):
         with Image.open(prepared / "check" / name) as image:
             assert min(image.size) > 300
-    assert (
-        check_data.main(
-            [str(prepared), "--view", "eval", "--samples", "4", "--decodes", "0", "--quick"]
-        )
-        == 0
-    )
+    options = ["--view", "eval", "--samples", "4", "--decodes", "0", "--quick"]
+    assert check_data.main([str(prepared), *options]) == 0
 
 
 def test_the_contact_sheet_shows_the_pixels_of_the_batch(prepared: Path, tmp_path: Path) -> None:
     config = DataConfig(workers=0, dali_threads=1)
-    batches = TrainStream(
-        [DatasetSpec(prepared)], ClipConfig(3, FRAME, 12), config, seed=2
-    ).batches(first=0, rank=0, world=1, micro_batch=2, device=torch.device("cpu"))
-    batch = next(batches)
+    stream = TrainStream([DatasetSpec(prepared)], ClipConfig(3, FRAME, 12), config, seed=2)
+    device = torch.device("cpu")
+    batch = next(stream.batches(first=0, rank=0, world=1, micro_batch=2, device=device))
     contact_sheet(tmp_path / "a.png", batch, config, "title")
     sheet = np.asarray(Image.open(tmp_path / "a.png"))
-    wanted = (batch.pixels[0, 1].permute(1, 2, 0).numpy() * config.std + config.mean).clip(
-        0, 1
-    ) * 255
+    pixels = batch.pixels[0, 1].permute(1, 2, 0).numpy() * config.std + config.mean
+    wanted = (pixels.clip(0, 1) * 255).round()
     left = GAP + FRAME + 6
     found = sheet[62 + GAP : 62 + GAP + FRAME, left : left + FRAME]
-    assert (
-        np.abs(found[1:-1, 1:-1] - wanted.round()[1:-1, 1:-1]).max() <= 1
-    )  # the outermost pixels are the outline
+    # the outermost pixels are the outline
+    assert np.abs(found[1:-1, 1:-1] - wanted[1:-1, 1:-1]).max() <= 1
 
 
 def _overwrite(out: Path) -> None:
@@ -121,7 +108,7 @@ def _edit(name: str, schema: pa.Schema, column: str, value: object) -> Callable[
         (lambda out: (out / "videos.arrow").unlink(), "the index cannot be read"),
     ],
 )
-def test_every_damage_is_named_and_the_exit_code_is_one(
+def test_every_damage_is_reported_with_exit_code_one(
     prepared: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -131,9 +118,8 @@ def test_every_damage_is_named_and_the_exit_code_is_one(
     out = tmp_path / "demo"
     shutil.copytree(prepared, out)
     harm(out)
-    assert (
-        check_data.main([str(out), "--samples", "2", "--decodes", "24", "--image-size", "32"]) == 1
-    )
+    options = ["--samples", "2", "--decodes", "24", "--image-size", "32"]
+    assert check_data.main([str(out), *options]) == 1
     assert words in capsys.readouterr().out
 
 
@@ -144,7 +130,7 @@ def test_a_folder_that_is_not_prepared_is_an_error(
     assert "tools/prepare.py" in capsys.readouterr().err
 
 
-def test_lengths_of_windows_are_those_of_the_clips_not_of_the_video(tmp_path: Path) -> None:
+def test_clip_lengths_are_those_of_windows_not_of_videos(tmp_path: Path) -> None:
     prepare(PrepareOptions(howto(tmp_path / "source"), tmp_path / "out", workers=1), progress=False)
     values = distributions(tmp_path / "out")
     assert sorted(values["clip length, s"].round()) == [3, 4, 4, 4]

@@ -1,9 +1,7 @@
-"""Preparing in parts on many machines gives the bytes of one run, in any order and after any
-loss."""
+"""Preparation in parts, on many machines: the bytes of one run, in any order."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -14,26 +12,11 @@ from pathlib import Path
 import pytest
 
 from allinone.common.errors import DataError
+from allinone.common.paths import ROOT
 from allinone.data.loading.index import Index
-from allinone.data.prepare import worker as work
-from allinone.data.prepare.encode import Encoding
-from allinone.data.prepare.pipeline import PrepareOptions, _claim, prepare
-from allinone.data.prepare.probe import Limits, ProbeError, ProbePool
-from allinone.data.prepare.worker import ClipTask, worker
+from allinone.data.prepare.pipeline import PrepareOptions, _claim_folder, prepare
 from tests.cluster.cluster import wait_for
-from tests.data.media import write_video
-from tests.data.prepare.test_prepare_and_load import ROOT, small_demo
-from tests.data.test_sources import howto
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    """Everything but the options, which name the folders."""
-    paths = [
-        path
-        for path in out.rglob("*")
-        if path.is_file() and path.name not in ("prepare.json", "dataset.json")
-    ]
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}
+from tests.data.helpers import contents, howto, small_demo
 
 
 def test_parts_in_any_order_and_a_merge_equal_one_run(tmp_path: Path) -> None:
@@ -43,7 +26,7 @@ def test_parts_in_any_order_and_a_merge_equal_one_run(tmp_path: Path) -> None:
     ):
         clips = 7 if name == "webvid" else 1
         prepare(
-            PrepareOptions(source, tmp_path / f"{name}-whole", shard_clips=clips, workers=2),
+            PrepareOptions(source, tmp_path / f"{name}-single", shard_clips=clips, workers=2),
             progress=False,
         )
         out = tmp_path / f"{name}-parts"
@@ -64,10 +47,10 @@ def test_parts_in_any_order_and_a_merge_equal_one_run(tmp_path: Path) -> None:
         )
         merged = prepare(PrepareOptions(source, out, shard_clips=clips, merge=True), progress=False)
         assert merged.clips["train"] == (40 if name == "webvid" else 4)
-        assert contents(out) == contents(tmp_path / f"{name}-whole")
+        assert contents(out) == contents(tmp_path / f"{name}-single")
 
 
-def test_an_unfinished_file_of_another_part_is_left_alone_until_the_merge(tmp_path: Path) -> None:
+def test_only_the_merge_removes_other_parts_unfinished_files(tmp_path: Path) -> None:
     source, out = small_demo(tmp_path / "source", 10), tmp_path / "out"
     options = {"shard_clips": 5, "workers": 1}
     prepare(PrepareOptions(source, out, part=(1, 2), **options), progress=False)  # type: ignore[arg-type]
@@ -81,40 +64,15 @@ def test_an_unfinished_file_of_another_part_is_left_alone_until_the_merge(tmp_pa
     assert not theirs.exists()
 
 
-def test_parts_that_begin_together_do_not_take_each_other_for_strangers(tmp_path: Path) -> None:
+def test_parts_may_claim_a_new_folder_at_the_same_time(tmp_path: Path) -> None:
     source = small_demo(tmp_path / "source", 10)
     with ThreadPoolExecutor(8) as threads:
         for turn in range(40):
             options = PrepareOptions(source, tmp_path / f"out{turn}").resolved()
-            list(threads.map(_claim, [options] * 8))
+            list(threads.map(_claim_folder, [options] * 8))
 
 
-def test_what_storage_does_to_a_worker_says_nothing_about_the_clip(tmp_path: Path) -> None:
-    video = write_video(tmp_path / "a.mp4")
-
-    def task(target: Path) -> ClipTask:
-        return ClipTask(
-            (video,), 0, None, "mp4", encoding=Encoding("h264", None, 12), target=target
-        )
-
-    pool = ProbePool(1, Limits(), worker)
-    with contextlib.closing(pool):
-        assert [reason for _, reason, _ in pool.map([task(tmp_path / "whole")])] == [None]
-        with pytest.raises(OSError, match="No space left"):
-            list(pool.map([task(Path("/dev/full"))]))
-
-
-def test_a_file_that_no_tar_holds_is_refused_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    video = write_video(tmp_path / "a.mp4")
-    monkeypatch.setattr(work, "LARGEST", 1000)
-    with pytest.raises(ProbeError, match="--short-side") as error:
-        work.examine(ClipTask((video,), 0, None, "mp4"), Limits())
-    assert error.value.reason == "too_large"
-
-
-def test_a_source_that_grew_meanwhile_is_refused(tmp_path: Path) -> None:
+def test_a_source_that_has_grown_is_refused(tmp_path: Path) -> None:
     source = small_demo(tmp_path / "source", 10)
     prepare(
         PrepareOptions(source, tmp_path / "out", shard_clips=5, workers=1, part=(1, 2)),
@@ -127,10 +85,8 @@ def test_a_source_that_grew_meanwhile_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("makes", [True, False])
-def test_an_array_task_goes_back_into_the_queue_before_its_time_limit_if_it_gets_on(
-    tmp_path: Path, makes: bool
-) -> None:
-    """With stand-ins for sbatch, scontrol and Python."""
+def test_an_array_task_that_makes_progress_is_requeued(tmp_path: Path, makes: bool) -> None:
+    """With fake versions of sbatch, scontrol and Python."""
     made = "out/parts/train-00000.parquet" if makes else ""
     stand_ins = {
         "sbatch": "true",
@@ -179,7 +135,7 @@ def test_an_array_task_goes_back_into_the_queue_before_its_time_limit_if_it_gets
 
 
 def test_slurm_array_makes_the_parts_and_submits_one_merge(tmp_path: Path) -> None:
-    """With a stand-in for sbatch that writes down how it was called."""
+    """With a fake sbatch that logs its arguments."""
     source, out = small_demo(tmp_path / "source with space", 12), tmp_path / "out"
     log = tmp_path / "sbatch.log"
     stub = tmp_path / "bin" / "sbatch"
