@@ -101,7 +101,7 @@ def test_foreign_folders_and_missing_checkpoints_are_refused(
     assert "does not exist" in errors
 
 
-def test_an_installed_package_without_clips_names_the_source_tree(
+def test_a_package_without_clips_names_the_source_tree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "CLIPS", tmp_path / "data" / "demo")
