@@ -239,13 +239,11 @@ def _reasons(
         options = _four(
             activity, [figure.activity for figure in figures], actions, f"{key} because"
         )
-        return [
-            _sentence(index, f"is the one who is {option}") for option in options
-        ], options.index(activity)
+        sentences = [_sentence(index, f"is the one who is {option}") for option in options]
+        return sentences, options.index(activity)
     options = pick(POSITIONS, len(POSITIONS), f"{key} because")
-    return [_sentence(index, f"is the one in the {option}") for option in options], options.index(
-        figures[index].position_name
-    )
+    sentences = [_sentence(index, f"is the one in the {option}") for option in options]
+    return sentences, options.index(figures[index].position_name)
 
 
 def _sentence(index: int, words: str) -> Tokens:
