@@ -1,5 +1,7 @@
-"""A self-contained report of a pre-trained model: loss curves, retrieval tables, retrieval examples,
-masked words. PNG files and one HTML page."""
+"""A self-contained report of a pre-trained model as PNG files and one HTML page.
+
+Loss curves, retrieval tables, retrieval examples, masked words.
+"""
 
 from __future__ import annotations
 
