@@ -1,64 +1,126 @@
 #!/usr/bin/env python3
-"""`make demo`: prepare the embedded clips → pre-train nano → evaluate on held-out clips → pictures
-and a page.
+"""`make demo`: prepare the embedded clips, pre-train the nano model, evaluate it on held-out clips,
+and write a report.
 
-Every step is the tool that a real run uses. A second call resumes where the first one stopped, or
-says that it is done; --fresh starts over.
+Every step runs the command that a real run uses. A second call resumes where the first one stopped,
+or shows the results of a finished demo.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from allinone.common.atomic_io import write_atomic
-from allinone.common.formatting import duration
+from allinone.common.command_line import parse, run_command
+from allinone.common.errors import InputError
+from allinone.common.paths import ROOT
 
 SPLITS = ("val", "val_unseen")
+CLIPS = ROOT / "data" / "demo"
 
 
-class Clock:
-    """Seconds per phase, kept on disk so that a resumed demo reports the whole time."""
+@dataclass(frozen=True)
+class DemoOptions:
+    """Options of the demo."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the demo; relative paths start at the root of the source tree."""
+    fresh: bool = False
+    """Delete the folder of an earlier demo and start over."""
+    steps: int | None = None
+    """Training steps (default: the recipe's)."""
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
+
+
+def check_steps(steps: int | None) -> None:
+    """InputError for --steps below 1."""
+    if steps is not None and steps < 1:
+        raise InputError(f"--steps must be at least 1, got {steps}")
+
+
+class PhaseTimer:
+    """Seconds per phase, kept in a file so that a resumed demo reports the time of all calls."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
 
-    def add(self, phase: str, start: float) -> None:
-        """Add the time since `start` (time.monotonic) to a phase and save."""
-        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.monotonic() - start, 1)
-        write_atomic(self._path, json.dumps(self.seconds) + "\n")
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        """Add the time of a block to a phase, also if the block fails."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            elapsed = time.monotonic() - start
+            self.seconds[phase] = round(self.seconds.get(phase, 0.0) + elapsed, 1)
+            write_atomic(self._path, json.dumps(self.seconds) + "\n")
 
 
-def _run(command: Sequence[str]) -> None:
-    shown = ["python", *command[1:]]
-    print(f"\n$ {' '.join(shown)}", flush=True)
-    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+def run_python(*arguments: str) -> None:
+    """Run a command of the source tree.
+
+    Args:
+        *arguments: A script below ROOT and its options.
+
+    Raises:
+        SystemExit: The command failed and has printed why; with its exit code, or 128 + N after
+            signal N.
+    """
+    print(f"\n$ {' '.join(('python', *arguments))}", flush=True)
+    code = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False).returncode
     if code:
         raise SystemExit(code if code > 0 else 128 - code)
 
 
-def _phase(clock: Clock, name: str, command: Sequence[str]) -> None:
-    start = time.monotonic()
-    try:
-        _run([sys.executable, *command])
-    finally:
-        clock.add(name, start)
+def require_embedded_clips() -> None:
+    """InputError where the package is installed without the clips of the source tree."""
+    if not (CLIPS / "attributes.csv").is_file():
+        raise InputError(
+            "the demo needs the embedded clips (data/demo), which are only in the source tree, not"
+            " in the installed package; clone the repository and run `make demo` there"
+        )
 
 
-def evaluate_and_report(out: Path, clock: Clock) -> tuple[dict[str, Any], list[Path]]:
+def prepare_folder(out: Path, marker: str, *, fresh: bool) -> tuple[Path, Path]:
+    """Create the folder of a demo, or open that of an earlier call.
+
+    Args:
+        out: As given on the command line; relative to ROOT.
+        marker: Name of an empty file that identifies the demo's own folder.
+        fresh: Delete an earlier demo in it.
+
+    Returns:
+        The folder's absolute path, and its path as seen from ROOT.
+
+    Raises:
+        InputError: The folder holds anything else.
+    """
+    folder = out if out.is_absolute() else ROOT / out
+    if folder.exists() and any(folder.iterdir()) and not (folder / marker).exists():
+        raise InputError(f"{folder} holds something that is not this demo; give another --out")
+    if fresh and folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / marker).touch()
+    return folder, folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+
+
+def evaluate_and_report(out: Path, timer: PhaseTimer) -> None:
     """Evaluate the newest checkpoint of the run in `out`/train and write the report into `out`."""
     import torch
 
@@ -69,112 +131,94 @@ def evaluate_and_report(out: Path, clock: Clock) -> tuple[dict[str, Any], list[P
     from allinone.pretrain.evaluation import embed, retrieval_table
     from allinone.pretrain.recipes import demo
     from allinone.tools.inspection.checkpoints import load_checkpoint
-    from allinone.tools.reporting.pretrain_examples import gallery, masked_words
+    from allinone.tools.reporting.pretrain_examples import masked_words, retrieval_examples
     from allinone.tools.reporting.pretrain_page import write_report
 
-    start = time.monotonic()
-    weights = newest_weights(out / "train")
-    model = load_checkpoint(weights, "cpu").model
-    recipe = demo.RECIPE
-    clip = recipe.clip(model.config)
-    device = torch.device("cpu")
-    sets = {
-        split: EvalSet(DatasetSpec(out / "data", split), clip, recipe.loader) for split in SPLITS
+    with timer.measure("evaluate"):
+        weights = newest_weights(out / "train")
+        model = load_checkpoint(weights, "cpu").model
+        recipe = demo.RECIPE
+        clip = recipe.clip(model.config)
+
+        def eval_set(split: str, **changes: Any) -> EvalSet:
+            spec = DatasetSpec(out / "data", split)
+            return EvalSet(spec, replace(clip, **changes), recipe.loader)
+
+        sets = {split: eval_set(split) for split in SPLITS}
+        cpu = torch.device("cpu")
+        embedded = {split: embed(model, dataset, cpu) for split, dataset in sets.items()}
+        large_frames = eval_set("val", image_size=128)
+        examples = retrieval_examples(embedded["val"], large_frames)
+        words = masked_words(model, sets["val"], large_frames)
+    parameters = parameters_by_part(model)
+    phases = ("prepare", "train", "evaluate")
+    results: dict[str, Any] = {
+        **{split: retrieval_table(value) for split, value in embedded.items()},
+        "mlm_accuracy": embedded["val"].mlm_accuracy,
+        "vtm_accuracy": embedded["val"].vtm_accuracy,
+        "items": {split: len(value.items) for split, value in embedded.items()},
+        "missing": {split: [vars(clip) for clip in one.bad] for split, one in embedded.items()},
+        "train_clips": len(eval_set("train")),
+        "parameters": sum(parameters.values()),
+        "seconds": {name: timer.seconds.get(name, 0.0) for name in phases},
     }
-    embedded = {split: embed(model, dataset, device) for split, dataset in sets.items()}
-    results: dict[str, Any] = {split: retrieval_table(value) for split, value in embedded.items()}
-    results["mlm_accuracy"] = embedded["val"].mlm_accuracy
-    results["vtm_accuracy"] = embedded["val"].vtm_accuracy
-    results["items"] = {split: len(value.items) for split, value in embedded.items()}
-    results["missing"] = {
-        split: [vars(clip) for clip in value.bad] for split, value in embedded.items()
-    }
-    results["train_clips"] = len(EvalSet(DatasetSpec(out / "data", "train"), clip, recipe.loader))
-    results["parameters"] = sum(parameters_by_part(model).values())
-    shown = EvalSet(DatasetSpec(out / "data", "val"), replace(clip, image_size=128), recipe.loader)
-    queries = gallery(embedded["val"], shown)
-    words = masked_words(model, sets["val"], shown)
-    clock.add("evaluate", start)
-    results["seconds"] = {
-        name: clock.seconds.get(name, 0.0) for name in ("prepare", "train", "evaluate")
-    }
-    history = [
-        json.loads(line) for line in (out / "train" / "history.jsonl").read_text().splitlines()
-    ]
+    lines = (out / "train" / "history.jsonl").read_text().splitlines()
     facts = [
         f"weights: {weights}",
         f"parameters: {results['parameters']:,}",
-        *(f"{part}: {number:,}" for part, number in parameters_by_part(model).items()),
+        *(f"{part}: {number:,}" for part, number in parameters.items()),
         f"recipe: {json.dumps(recipe.as_json())}",
     ]
-    return results, write_report(out, results, history, queries, words, facts)
+    write_report(out, results, [json.loads(line) for line in lines], examples, words, facts)
 
 
-def print_results(results: dict[str, Any], paths: Sequence[Path], out: Path) -> None:
-    """The result table and the paths: the demo's last lines."""
-    from allinone.tools.reporting.pretrain_page import retrieval_rows
-
-    print(f"\n{'split':<12}{'direction':<16}{'R@1 %':>8}{'R@5 %':>8}{'R@10 %':>8}{'MdR':>8}")
-    for row in retrieval_rows(results):
-        print(f"{row[0]:<12}{row[1]:<16}" + "".join(f"{cell:>8}" for cell in row[2:]))
-    times = ", ".join(f"{name} {duration(value)}" for name, value in results["seconds"].items())
-    print(
-        f"masked words right: {results['mlm_accuracy']:.1f} %   pairs told right:"
-        f" {results['vtm_accuracy']:.1f} % (chance 50)"
+def print_results(results: Mapping[str, Any], out: Path) -> None:
+    """The result table and the paths of the report in `out`."""
+    from allinone.common.tables import plain
+    from allinone.tools.reporting.pretrain_page import (
+        FILES,
+        RETRIEVAL_HEADER,
+        accuracy_texts,
+        duration_texts,
+        retrieval_rows,
     )
-    print(f"time: {times}\n")
-    for path in paths:
-        print(f"  {path}")
+
+    print(f"\n{plain([RETRIEVAL_HEADER, *retrieval_rows(results)], left_aligned=2)}")
+    print("   ".join(accuracy_texts(results)))
+    print(f"time: {duration_texts(results)}\n")
+    for name in FILES:
+        print(f"  {out / name}")
     print(f"  TensorBoard: tensorboard --logdir {out / 'train'}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/demo"),
-        help="folder of the demo (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help="delete the folder of an earlier demo and start over"
-    )
-    parser.add_argument(
-        "--steps", type=int, default=None, help="training steps (default: the recipe's)"
-    )
-    args = parser.parse_args(argv)
-    out = args.out if args.out.is_absolute() else ROOT / args.out
-    marker = out / ".allinone-demo"
-    if out.exists() and any(out.iterdir()) and not marker.exists():
-        print(
-            f"error: {out} holds something that is not a demo; give another --out", file=sys.stderr
-        )
-        return 2
-    if args.fresh and out.exists():
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    marker.touch()
-    steps = [] if args.steps is None else ["--steps", str(args.steps)]
-    shown = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out
+def run_demo(options: DemoOptions) -> None:
+    """Prepare, train, evaluate and report; finished steps are not repeated."""
+    require_embedded_clips()
+    out, shown = prepare_folder(options.out, ".allinone-demo", fresh=options.fresh)
     finished = out / "results.json"
     if finished.exists():
         print(f"the demo in {shown} is done; `make demo ARGS=--fresh` starts over")
     else:
-        clock = Clock(out / "seconds.json")
-        _phase(clock, "prepare", ["tools/prepare.py", "data/demo", "--out", str(shown / "data")])
-        data = ["--data", f"{shown / 'data'}:train", "--val", f"{shown / 'data'}:val"]
-        _phase(
-            clock,
-            "train",
-            ["pretrain/train.py", "demo", "--out", str(shown / "train"), *data, *steps],
-        )
-        evaluate_and_report(out, clock)
-    names = ("report.html", "losses.png", "gallery.png", "masked_words.png", "results.json")
-    print_results(json.loads(finished.read_text()), [shown / name for name in names], shown)
-    return 0
+        timer = PhaseTimer(out / "seconds.json")
+        data = shown / "data"
+        with timer.measure("prepare"):
+            run_python("tools/prepare.py", "data/demo", "--out", str(data))
+        steps = [] if options.steps is None else ["--steps", str(options.steps)]
+        command = ["pretrain/train.py", "demo", "--out", str(shown / "train")]
+        with timer.measure("train"):
+            run_python(*command, "--data", f"{data}:train", "--val", f"{data}:val", *steps)
+        evaluate_and_report(out, timer)
+    print_results(json.loads(finished.read_text()), shown)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+
+    def command() -> None:
+        arguments = sys.argv[1:] if argv is None else argv
+        run_demo(parse(DemoOptions, arguments, prog="examples/demo.py", description=__doc__))
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

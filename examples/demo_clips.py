@@ -1,5 +1,5 @@
-"""What is true of the embedded clips (data/demo/attributes.csv), split for fine-tuning, and their
-frames."""
+"""The embedded clips with their attributes (data/demo/attributes.csv), split for fine-tuning, and
+their frames."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from allinone.common.errors import InputError
-from allinone.data.decoding.frames import Timeline, decode_frames
-from allinone.data.loading.sampling import middle_frames
-from allinone.data.prepare.probe import Limits, probe
 from allinone.finetune.annotations.common import place_in_order
 
 SPLITS = ("train", "val", "test")
@@ -52,18 +49,18 @@ ROLES = (
 HAIR = ("blond hair", "curly hair", "red hair", "white hair", "beard", "bald")
 _ACTION = re.compile(r"(?:mountain )?[a-z]+ing(?: .+)?")
 VAL_SHARE = 0.5
-"""Of the people in the demo's training set, the share that lends one skin tone to validation."""
+"""Share of the people in the demo's training set with one skin tone held out for validation."""
 
 
 @dataclass(frozen=True)
 class DemoClip:
-    """One clip and what is true of it; an attribute that does not apply is empty."""
+    """One clip and its attributes; an attribute that does not apply is empty."""
 
     number: int
     """Its video id in data/demo."""
     split: str
     name: str
-    """The caption: woman running with dark skin tone."""
+    """The caption, for example "woman running with dark skin tone"."""
     base: str
     """The caption without the skin tone."""
     who: str
@@ -79,26 +76,34 @@ class DemoClip:
 
 
 def clips(folder: Path) -> list[DemoClip]:
-    """All clips that fine-tuning uses, by number.
+    """All clips that fine-tuning uses, ordered by number.
 
-    test: the demo's val, one skin tone of each of 246 people, of which pre-training saw neither
-    clip nor combination. val: one further skin tone of about half of these people. train: the rest
-    of the demo's train. The demo's val_unseen has names that no training set teaches; it is left
-    out.
+    test is the demo's val split: one skin tone of each of 246 people, a combination that does not
+    occur in pre-training. val is one more skin tone of about half of these people. train is the
+    rest of the demo's train split. The demo's val_unseen split is not used, because no training
+    set has its names.
+
+    Args:
+        folder: data/demo of the source tree.
+
+    Raises:
+        InputError: The folder holds no attributes.csv.
     """
     path = folder / "attributes.csv"
     if not path.is_file():
         raise InputError(
-            f"{folder} lacks attributes.csv: --demo names the folder data/demo of the project"
+            f"{folder} lacks attributes.csv: --demo must be the folder data/demo of the source tree"
         )
     with path.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] in ("train", "val")]
-    lent = _lent_to_val(rows)
-    return [_clip(folder, row, lent) for row in sorted(rows, key=lambda row: int(row["videoid"]))]
+    held_out = _held_out(rows)
+    return [
+        _clip(folder, row, held_out) for row in sorted(rows, key=lambda row: int(row["videoid"]))
+    ]
 
 
-def _lent_to_val(rows: Sequence[dict[str, str]]) -> set[str]:
-    """Names of the training clips that validation takes: never the last tone of a person."""
+def _held_out(rows: Sequence[dict[str, str]]) -> set[str]:
+    """Names of the training clips used for validation; at least two skin tones of a person stay."""
     tones: dict[str, list[str]] = {}
     for row in rows:
         if row["split"] == "train" and row["tones"]:
@@ -110,7 +115,7 @@ def _lent_to_val(rows: Sequence[dict[str, str]]) -> set[str]:
     }
 
 
-def _clip(folder: Path, row: dict[str, str], lent: set[str]) -> DemoClip:
+def _clip(folder: Path, row: dict[str, str], held_out: set[str]) -> DemoClip:
     base, number = row["base_name"], int(row["videoid"])
     first, _, rest = base.partition(" ")
     who = first if first in WHO else "person" if base in ROLES else ""
@@ -118,7 +123,7 @@ def _clip(folder: Path, row: dict[str, str], lent: set[str]) -> DemoClip:
     page = f"{200 * ((number - 1) // 200) + 1:06d}_{200 * ((number - 1) // 200) + 200:06d}"
     return DemoClip(
         number=number,
-        split="test" if row["split"] == "val" else "val" if row["name"] in lent else "train",
+        split="test" if row["split"] == "val" else "val" if row["name"] in held_out else "train",
         name=row["name"],
         base=base,
         who=who,
@@ -133,6 +138,10 @@ def _clip(folder: Path, row: dict[str, str], lent: set[str]) -> DemoClip:
 
 def frames(clip: DemoClip, wanted: int) -> list[NDArray[np.uint8]]:
     """The middle frames of `wanted` equal parts of a clip, RGB [128, 128, 3]."""
+    from allinone.data.decoding.frames import Timeline, decode_frames
+    from allinone.data.loading.sampling import middle_frames
+    from allinone.data.prepare.probe import Limits, probe
+
     content = clip.path.read_bytes()
     facts = probe(content, "mp4", Limits())
     chosen = middle_frames(facts["frames"], wanted)
@@ -141,12 +150,11 @@ def frames(clip: DemoClip, wanted: int) -> list[NDArray[np.uint8]]:
 
 @lru_cache(maxsize=4096)
 def middle_frame(clip: DemoClip) -> NDArray[np.uint8]:
-    """The clip's middle frame; kept, since stills use a clip several times (200 MiB at the
-    most)."""
+    """The clip's middle frame; cached (at most 200 MiB) because several stills show one clip."""
     return frames(clip, 1)[0]
 
 
 def pick(items: Sequence[str], size: int, key: str) -> list[str]:
-    """`size` of the items in an order that depends on nothing but the texts: the same in every
-    run."""
+    """Choose `size` items in pseudo-random order; the order depends only on the texts and `key`, so
+    every run gives the same."""
     return sorted(items, key=lambda item: place_in_order(f"{key}/{item}"))[:size]

@@ -1,385 +1,288 @@
 #!/usr/bin/env python3
-"""`make demo-finetune`: take the demo's checkpoint through one benchmark of every protocol and
-compare with chance.
+"""`make demo-finetune`: fine-tune the demo's checkpoint on one benchmark of every task and compare
+with chance.
 
-The data are made from the embedded clips in the benchmarks' official formats
-(examples/demo_tasks.py); every row of the table comes from the script that a real run uses. A
-second call resumes where the first one stopped, or says that it is done; --fresh starts over.
-Without a demo checkpoint, the program of `make demo` is run first.
+The data sets are made from the embedded clips in the benchmarks' official formats
+(examples/demo_tasks.py). Every row of the table comes from the script that a real run uses. A
+second call resumes where the first one stopped, or shows the results of a finished demo. If there
+is no demo checkpoint yet, `make demo` runs first.
 """
 
 from __future__ import annotations
 
-import argparse
-import shutil
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal, get_args
 
-ROOT = Path(__file__).resolve().parent.parent
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import tyro
+
 from allinone.common.atomic_io import write_atomic
-from allinone.common.command import at_least_one
-from allinone.common.command_line import run_command
+from allinone.common.command_line import parse, run_command
 from allinone.common.errors import InputError
 from allinone.common.formatting import duration
+from allinone.common.paths import ROOT
+from allinone.common.tables import markdown, plain
 from allinone.examples import demo_tasks
-from allinone.examples.demo import Clock, _phase, _run
+from allinone.examples.demo import (
+    CLIPS,
+    PhaseTimer,
+    check_steps,
+    prepare_folder,
+    require_embedded_clips,
+    run_python,
+)
 from allinone.finetune.annotations import kinetics, msrvtt
 from allinone.finetune.annotations.schema import QAItem
 from allinone.finetune.evaluation.results import RESULTS, EvaluationResult, read_results
-from allinone.tools.report import main as report
+from allinone.tools.report import write_report
 
+Script = Literal["msrvtt_retrieval", "msrvtt_qa", "msrvtt_choice", "vcr", "k400_linear"]
 COMMON = (
-    "--workers",
-    "1",
-    "--dali-threads",
-    "1",
-    "--ds-config",
-    "zero1_fp32",
-    "--log-every",
-    "25",
-    "--val-items",
-    "300",
-    "--patience",
-    "0",
-    "--crop-scale",
-    "0.8",
-    "1.0",
+    *("--workers", "1", "--dali-threads", "1", "--ds-config", "zero1_fp32"),
+    *("--log-every", "25", "--val-items", "300", "--patience", "0", "--crop-scale", "0.8", "1.0"),
 )
-"""For two CPU cores; crops as in the demo's pre-training: its model has not seen smaller ones."""
-DEMO = Path("runs/demo/train")
+"""Options for two CPU cores. Crops are those of the demo's pre-training, because the model has not
+seen smaller ones."""
+TEXT_LENGTH = {"--max-text-len": "16"}
+"""The checkpoint's own text length, which is enough for the demo's captions and questions."""
+CHECKPOINT = Path("runs/demo/train")
+HEADER = ["benchmark", "score", "items", "chance %", "zero-shot %", "fine-tuned %", "95 % interval"]
+
+
+@dataclass(frozen=True)
+class DemoFinetuneOptions:
+    """Options of the fine-tuning demo."""
+
+    out: Path = Path("runs/demo-finetune")
+    """Folder of the demo; relative paths start at the root of the source tree."""
+    checkpoint: Path | None = None
+    """Checkpoint to fine-tune (default: that of `make demo`)."""
+    fresh: bool = False
+    """Delete the folder of an earlier call and start over."""
+    only: Annotated[tuple[Script, ...], tyro.conf.arg(metavar="BENCHMARK ...")] = ()
+    """Some of the benchmarks: msrvtt_retrieval, msrvtt_qa, msrvtt_choice, vcr, k400_linear
+    (default: all)."""
+    steps: int | None = None
+    """Training steps of every benchmark (default: each benchmark's own number)."""
+
+    def __post_init__(self) -> None:
+        check_steps(self.steps)
 
 
 @dataclass(frozen=True)
 class DemoTask:
     """One benchmark of the demo."""
 
-    script: str
+    script: Script
     data: str
-    """Folder of examples/demo_tasks.py."""
-    options: tuple[str, ...]
+    """Data set of examples/demo_tasks.py."""
+    options: dict[str, str]
+    """Options of the script."""
     chance: Callable[[Path], dict[str, float]]
-    """Annotations → score → what guessing gives, %."""
+    """Annotations folder → score name → percent without looking at the video."""
     zero_shot: bool = False
-    """Whether the checkpoint has a meaning before training."""
+    """Whether the pre-trained checkpoint can be evaluated as it is."""
 
 
-def _retrieval_chance(annotations: Path) -> dict[str, float]:
+def retrieval_chance(annotations: Path) -> dict[str, float]:
+    """R@K of a random order."""
     size = len(msrvtt.load(annotations, "test", task="retrieval", protocol="7k").items)
     return {f"t2v/R@{k}": 100 * k / size for k in (1, 5, 10)}
 
 
-def _blind(annotations: Path) -> dict[str, float]:
-    """The best that a question can be answered without the video: by the most frequent training
-    answer to the same question."""
+def text_only_accuracy(annotations: Path) -> dict[str, float]:
+    """Accuracy of answering each question with its most frequent answer in training."""
     train, test = (msrvtt.load(annotations, split, task="qa") for split in ("train", "test"))
-    said: dict[str, Counter[str]] = {}
+    answers: dict[str, Counter[str]] = {}
     for item in train.items:
         if isinstance(item, QAItem):
-            said.setdefault(item.question, Counter()).update(item.answers)
+            answers.setdefault(item.question, Counter()).update(item.answers)
     hits = [
-        item.question in said and said[item.question].most_common(1)[0][0] in item.answers
+        item.question in answers and answers[item.question].most_common(1)[0][0] in item.answers
         for item in test.items
         if isinstance(item, QAItem)
     ]
     return {"accuracy": 100 * sum(hits) / len(hits)}
 
 
-def _class_chance(annotations: Path) -> dict[str, float]:
+def class_chance(annotations: Path) -> dict[str, float]:
+    """Top-1 and top-5 accuracy of a random class."""
     classes = len(kinetics.load(annotations, "val").classes)
     return {f"top{k}": 100 * k / classes for k in (1, 5)}
 
 
-SHORT = ("--max-text-len", "16")
-"""The checkpoint's own text length, which holds the demo's captions and questions."""
+def _schedule(steps: int, batch: int, lr: str) -> dict[str, str]:
+    """Training options: two evaluations, no gradient accumulation."""
+    return {
+        "--steps": str(steps),
+        "--eval-every": str(steps // 2),
+        "--global-batch": str(batch),
+        "--micro-batch": str(batch),
+        "--lr": lr,
+    }
+
+
 TASKS = (
     DemoTask(
         "msrvtt_retrieval",
         "msrvtt",
-        (
-            "--variant",
-            "7k",
-            *SHORT,
-            "--steps",
-            "70",
-            "--eval-every",
-            "35",
-            "--global-batch",
-            "64",
-            "--micro-batch",
-            "64",
-            "--lr",
-            "5e-4",
-        ),
-        _retrieval_chance,
+        {"--variant": "7k", **TEXT_LENGTH, **_schedule(70, 64, "5e-4")},
+        retrieval_chance,
         zero_shot=True,
     ),
     DemoTask(
-        "msrvtt_qa",
-        "msrvtt",
-        (
-            *SHORT,
-            "--steps",
-            "120",
-            "--eval-every",
-            "60",
-            "--global-batch",
-            "32",
-            "--micro-batch",
-            "32",
-            "--lr",
-            "5e-4",
-        ),
-        _blind,
+        "msrvtt_qa", "msrvtt", {**TEXT_LENGTH, **_schedule(120, 32, "5e-4")}, text_only_accuracy
     ),
     DemoTask(
         "msrvtt_choice",
         "msrvtt",
-        (
-            *SHORT,
-            "--steps",
-            "20",
-            "--eval-every",
-            "10",
-            "--global-batch",
-            "16",
-            "--micro-batch",
-            "16",
-            "--lr",
-            "5e-5",
-        ),
+        {**TEXT_LENGTH, **_schedule(20, 16, "5e-5")},
         lambda _: {"accuracy": 20.0},
         zero_shot=True,
     ),
     DemoTask(
         "vcr",
         "vcr",
-        (
-            "--image-size",
-            "128",
-            "--max-text-len",
-            "32",
-            "--steps",
-            "40",
-            "--eval-every",
-            "20",
-            "--global-batch",
-            "16",
-            "--micro-batch",
-            "16",
-            "--lr",
-            "5e-5",
-        ),
+        {"--image-size": "128", "--max-text-len": "32", **_schedule(40, 16, "5e-5")},
         lambda _: {"q2a": 25.0, "qa2r": 25.0, "q2ar": 6.25},
         zero_shot=True,
     ),
     DemoTask(
-        "k400_linear",
-        "kinetics",
-        (
-            *SHORT,
-            "--steps",
-            "150",
-            "--eval-every",
-            "75",
-            "--global-batch",
-            "64",
-            "--micro-batch",
-            "64",
-            "--lr",
-            "5e-3",
-        ),
-        _class_chance,
+        "k400_linear", "kinetics", {**TEXT_LENGTH, **_schedule(150, 64, "5e-3")}, class_chance
     ),
 )
+assert tuple(task.script for task in TASKS) == get_args(Script)
 
 
-def run_task(
-    task: DemoTask,
-    checkpoint: Path,
-    out: Path,
-    clock: Clock,
-    more: Sequence[str] = (),
-    *,
-    zero_shot: bool,
-) -> EvaluationResult:
-    """The result of a task, by its script unless it is there already. `more` options come last and
-    win."""
-    folder = out / (f"{task.script}-zero-shot" if zero_shot else task.script)
-    if not (folder / RESULTS).is_dir():
-        data = out / "data" / task.data
-        command = [
-            f"finetune/{task.script}.py",
-            "--annotations",
-            str(data / "annotations"),
-            "--media",
-            str(data / "media"),
-        ]
-        command += [
-            "--checkpoint",
-            str(checkpoint),
-            "--out",
-            str(folder),
-            "--cache",
-            str(out / "cache"),
-            *COMMON,
-        ]
-        command += [*_with(task.options, more)]
-        _phase(clock, folder.name, [*command, *(["--eval-only"] if zero_shot else [])])
-    return read_results(folder)[0][1]
+@dataclass(frozen=True)
+class Demo:
+    """What all benchmarks of one call share."""
 
+    out: Path
+    """The demo's folder as seen from ROOT."""
+    checkpoint: Path
+    timer: PhaseTimer
+    overrides: dict[str, str]
+    """Options that replace those of every task."""
 
-def _with(options: Sequence[str], more: Sequence[str]) -> list[str]:
-    """Options by name, those of `more` in place of the same ones."""
-    merged = dict(zip(options[::2], options[1::2], strict=True)) | dict(
-        zip(more[::2], more[1::2], strict=True)
-    )
-    return [text for option in merged.items() for text in option]
+    def evaluate(self, task: DemoTask, *, zero_shot: bool) -> EvaluationResult:
+        """The result of a task; runs its script unless an earlier call has.
+
+        Args:
+            task: What to run.
+            zero_shot: Evaluate the checkpoint without training.
+        """
+        folder = self.out / (f"{task.script}-zero-shot" if zero_shot else task.script)
+        if not (ROOT / folder / RESULTS).is_dir():
+            data = self.out / "data" / task.data
+            options = {
+                "--annotations": str(data / "annotations"),
+                "--media": str(data / "media"),
+                "--checkpoint": str(self.checkpoint),
+                "--out": str(folder),
+                "--cache": str(self.out / "cache"),
+                **task.options,
+                **self.overrides,
+            }
+            words = [word for option in options.items() for word in option]
+            if zero_shot:
+                words.append("--eval-only")
+            with self.timer.measure(folder.name):
+                run_python(f"finetune/{task.script}.py", *words, *COMMON)
+        return read_results(ROOT / folder)[0][1]
 
 
 def rows_of(
     task: DemoTask, annotations: Path, trained: EvaluationResult, before: EvaluationResult | None
 ) -> list[list[str]]:
-    """Per score: what guessing gives, what the checkpoint gives before any training, and what
-    fine-tuning gives with its 95 % interval."""
+    """One table row per score, in the columns of HEADER.
+
+    Args:
+        task: The benchmark.
+        annotations: Its annotations, from which chance is computed.
+        trained: The result after fine-tuning.
+        before: The result of the checkpoint as it is, where the task has one.
+    """
     rows = []
     for name, chance in task.chance(annotations).items():
         score = trained.scores[name]
-        interval = (
-            f"[{score.low:.1f}, {score.high:.1f}]"
-            if score.low is not None and score.high is not None
-            else ""
-        )
-        untrained = f"{before.scores[name].value:.1f}" if before else "–"
+        known = score.low is not None and score.high is not None
         rows.append(
             [
                 task.script,
                 name,
                 f"{trained.items:,}",
                 f"{chance:.1f}",
-                untrained,
+                f"{before.scores[name].value:.1f}" if before else "–",
                 f"{score.value:.1f}",
-                interval,
+                f"[{score.low:.1f}, {score.high:.1f}]" if known else "",
             ]
         )
     return rows
 
 
-HEADER = ["benchmark", "score", "items", "chance %", "zero-shot %", "fine-tuned %", "95 % interval"]
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; the first two to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column > 1 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """The same as a Markdown table."""
-    lines = [rows[0], ["---"] * 2 + ["---:"] * (len(rows[0]) - 2), *rows[1:]]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def find_checkpoint(given: Path | None) -> Path:
-    """The checkpoint to start from; without one of the demo, `make demo` is run first."""
+    """The checkpoint to start from; runs `make demo` first if it is needed."""
     if given is not None:
         if not given.exists():
-            raise InputError(f"--checkpoint {given} is not there")
-        return given
-    if not (ROOT / DEMO.parent / "results.json").is_file():
-        print("there is no demo checkpoint yet: `make demo` comes first", flush=True)
-        _run([sys.executable, "examples/demo.py"])
-    return DEMO
+            raise InputError(f"--checkpoint {given} does not exist")
+        return given.absolute()  # the scripts run in ROOT
+    if not (ROOT / CHECKPOINT.parent / "results.json").is_file():
+        print("there is no demo checkpoint yet: running `make demo` first", flush=True)
+        run_python("examples/demo.py")
+    return CHECKPOINT
 
 
-def demo(out: Path, checkpoint: Path, names: Sequence[str], more: Sequence[str] = ()) -> None:
-    """Data, runs, table; what is there already stays."""
-    clock = Clock(out / "seconds.json")
-    tasks = [task for task in TASKS if not names or task.script in names]
-    start = time.monotonic()
-    demo_tasks.write(
-        ROOT / "data" / "demo", out / "data", list(dict.fromkeys(task.data for task in tasks))
-    )
-    if "data" not in clock.seconds:
-        clock.add("data", start)
+def run_demo(options: DemoFinetuneOptions) -> None:
+    """Make the data sets, run the benchmarks, print the table; finished steps are not repeated."""
+    require_embedded_clips()
+    if options.checkpoint is not None:  # before --fresh deletes anything
+        find_checkpoint(options.checkpoint)
+    out, shown = prepare_folder(options.out, ".allinone-demo-finetune", fresh=options.fresh)
+    checkpoint = find_checkpoint(options.checkpoint)
+    timer = PhaseTimer(out / "seconds.json")
+    tasks = [task for task in TASKS if not options.only or task.script in options.only]
+    names = list(dict.fromkeys(task.data for task in tasks))
+    if "data" in timer.seconds:
+        demo_tasks.write(CLIPS, out / "data", names)
+    else:
+        with timer.measure("data"):
+            demo_tasks.write(CLIPS, out / "data", names)
+    overrides = {} if options.steps is None else {"--steps": str(options.steps)}
+    demo = Demo(shown, checkpoint, timer, overrides)
     rows = [HEADER]
     for task in tasks:
-        before = (
-            run_task(task, checkpoint, out, clock, more, zero_shot=True) if task.zero_shot else None
-        )
-        trained = run_task(task, checkpoint, out, clock, more, zero_shot=False)
+        before = demo.evaluate(task, zero_shot=True) if task.zero_shot else None
+        trained = demo.evaluate(task, zero_shot=False)
         rows += rows_of(task, out / "data" / task.data / "annotations", trained, before)
-    times = ", ".join(f"{name} {duration(seconds)}" for name, seconds in clock.seconds.items())
-    total = f"time: {duration(sum(clock.seconds.values()))} ({times})"
-    write_atomic(out / "table.md", f"{markdown(rows)}\n{total}\n")
-    print(f"\n{table(rows)}\n{total}\n")
+    times = ", ".join(f"{name} {duration(seconds)}" for name, seconds in timer.seconds.items())
+    total = f"time: {duration(sum(timer.seconds.values()))} ({times})"
+    write_atomic(out / "table.md", f"{markdown(rows, left_aligned=2)}\n\n{total}\n")
+    print(f"\n{plain(rows, left_aligned=2)}\n{total}\n")
     print(
-        "chance of msrvtt_qa: the most frequent training answer to the same question, without"
-        " looking at the video"
+        "chance of msrvtt_qa: the most frequent training answer to each question, without looking"
+        " at the video"
     )
-    report(
-        [str(out / path.name) for path in sorted(out.iterdir()) if (path / RESULTS).is_dir()]
-        + ["--out", str(out / "report")]
-    )
-    print(f"  {out / 'table.md'}\n  TensorBoard: tensorboard --logdir {out}")
+    evaluated = [str(path) for path in sorted(out.iterdir()) if (path / RESULTS).is_dir()]
+    write_report(evaluated, out / "report")
+    print(f"  {shown / 'table.md'}\n  TensorBoard: tensorboard --logdir {shown}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/demo-finetune"),
-        help="folder of the demo (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--checkpoint", type=Path, help=f"what to fine-tune (default: {DEMO}, of `make demo`)"
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help="delete the folder of an earlier call and start over"
-    )
-    names = [task.script for task in TASKS]
-    parser.add_argument(
-        "--only", nargs="+", choices=names, default=[], help="some of the benchmarks"
-    )
-    parser.add_argument(
-        "--steps",
-        type=at_least_one,
-        help="training steps of every benchmark (default: each its own)",
-    )
-    args = parser.parse_args(argv)
-    more = [] if args.steps is None else ["--steps", str(args.steps)]
-    out = args.out if args.out.is_absolute() else ROOT / args.out
-    marker = out / ".allinone-demo-finetune"
+    """Run the command; returns the exit code."""
 
-    def tool() -> None:
-        if out.exists() and any(out.iterdir()) and not marker.exists():
-            raise InputError(f"{out} holds something that is not this demo; give another --out")
-        if args.fresh and out.exists():
-            shutil.rmtree(out)
-        checkpoint = find_checkpoint(args.checkpoint)
-        out.mkdir(parents=True, exist_ok=True)
-        marker.touch()
-        demo(
-            out.relative_to(ROOT) if out.is_relative_to(ROOT) else out, checkpoint, args.only, more
-        )
+    def command() -> None:
+        arguments = sys.argv[1:] if argv is None else argv
+        prog = "examples/demo_finetune.py"
+        run_demo(parse(DemoFinetuneOptions, arguments, prog=prog, description=__doc__))
 
-    return run_command(tool)
+    return run_command(command)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Movie stills for the demo of VCR: figures of several clips in one picture, with boxes, outlines,
-and questions that only the highlighting answers.
+"""Movie stills for the VCR demo: figures of several clips in one image, with boxes, outlines, and
+questions that can only be answered with the highlighting.
 
-A question points at a figure by its detection's number. Another figure of the same picture lends
-one wrong answer, so whoever ignores where the highlighted figure is does no better than guessing
-between the two.
+A question refers to a figure by the number of its detection. One of the wrong answers is true of
+another figure in the image, so a model that ignores the highlighting can only guess between the
+two.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ from PIL import Image
 from allinone.examples.demo_clips import TONES, DemoClip, middle_frame, pick
 from allinone.finetune.annotations.common import place_in_order
 
-CELL, SIDE = 128, 256
-"""Pixels of a figure's place and of the whole picture: two by two places."""
-PLACES = ("top left", "top right", "bottom left", "bottom right")
+FIGURE_SIDE = 128
+"""Pixels of one figure."""
+SIDE = 2 * FIGURE_SIDE
+"""Pixels of the image, which holds two by two figures."""
+POSITIONS = ("top left", "top right", "bottom left", "bottom right")
 FIGURES = (2, 3, 4)
 QUESTIONS_PER_STILL = 2
 STILLS = 600
-"""At most so many per split."""
+"""Maximum per split."""
 MOVIE = 10
-"""Stills of one made-up movie; whole movies are held out."""
+"""Stills per made-up movie; validation holds out complete movies."""
 WHITE = 250
-"""Brighter than this in all three channels is background."""
+"""A pixel brighter than this in all three channels is background."""
 OUTLINE_ROWS = 16
 """Rows of a figure's outline."""
 
@@ -41,37 +43,43 @@ Tokens = list[str | list[int]]
 @dataclass(frozen=True)
 class _Figure:
     clip: DemoClip
-    place: int
+    position: int
 
     @property
-    def does(self) -> str:
-        return _does(self.clip)
+    def activity(self) -> str:
+        return _activity(self.clip)
 
     @property
-    def where(self) -> str:
-        return PLACES[self.place]
+    def position_name(self) -> str:
+        return POSITIONS[self.position]
 
 
-def _does(clip: DemoClip) -> str:
+def _activity(clip: DemoClip) -> str:
     article = "an" if clip.role[:1] in "aeiou" else "a"
     return clip.doing or (f"working as {article} {clip.role}" if clip.role else "")
 
 
 def write(clips: Sequence[DemoClip], split: str, folder: Path) -> list[dict[str, Any]]:
-    """Write the stills of a split with their metadata files into `folder`; returns the rows of
-    {split}.jsonl.
+    """Write the stills of a split with their metadata files.
 
-    Every figure with an action or a job stands in the middle of one still; others join it. Uses
-    only `clips`, so splits share no figure.
+    Every person with an action or a job is the main figure of one still; others are added to it.
+
+    Args:
+        clips: Clips of this split, the only ones used, so that splits share no figure.
+        split: Part of the names of movies and items.
+        folder: Receives the images.
+
+    Returns:
+        The rows of {split}.jsonl.
     """
     people = [clip for clip in clips if clip.tone and clip.who and (clip.doing or clip.role)]
-    asked_about = sorted(people, key=lambda clip: place_in_order(f"still {clip.number}"))[:STILLS]
+    main_clips = sorted(people, key=lambda clip: place_in_order(f"still {clip.number}"))[:STILLS]
     things = [clip for clip in clips if not clip.who and not clip.tone]
-    actions = sorted({_does(clip) for clip in people})
+    actions = sorted({_activity(clip) for clip in people})
     rows: list[dict[str, Any]] = []
-    for number, clip in enumerate(asked_about):
+    for number, clip in enumerate(main_clips):
         key = f"{split} {clip.number}"
-        figures = _cast(clip, people, things, key)
+        figures = _choose_figures(clip, people, things, key)
         movie = f"demo_{split}_{number // MOVIE:04d}"
         name = f"{movie}/{number:06d}@0"
         objects = [
@@ -96,28 +104,29 @@ def write(clips: Sequence[DemoClip], split: str, folder: Path) -> list[dict[str,
     return rows
 
 
-def _cast(
+def _choose_figures(
     clip: DemoClip, people: Sequence[DemoClip], things: Sequence[DemoClip], key: str
 ) -> list[_Figure]:
-    """The clip's figure, one person that differs in action and tone, and up to two more persons or
-    things, in detections of mixed order."""
-    rivals = [
+    """The main figure, a person who differs in action and skin tone, and up to two more people or
+    things, in pseudo-random order."""
+    distractors = [
         other
         for other in people
         if (other.doing or other.role) != (clip.doing or clip.role) and other.tone != clip.tone
     ]
-    rival = rivals[int(place_in_order(f"{key} rival") * len(rivals))]
+    distractor = distractors[int(place_in_order(f"{key} rival") * len(distractors))]
     extra = FIGURES[int(place_in_order(f"{key} size") * len(FIGURES))] - 2
     pool = (*things, *people)
     drawn = [pool[int(place_in_order(f"{key} extra {k}") * len(pool))] for k in range(2 * extra)]
     chosen = [
         clip,
-        rival,
-        *[other for other in dict.fromkeys(drawn) if other not in (clip, rival)][:extra],
+        distractor,
+        *[other for other in dict.fromkeys(drawn) if other not in (clip, distractor)][:extra],
     ]
-    places = pick(PLACES, len(chosen), f"{key} places")
+    positions = pick(POSITIONS, len(chosen), f"{key} places")
     figures = [
-        _Figure(figure, PLACES.index(place)) for figure, place in zip(chosen, places, strict=True)
+        _Figure(figure, POSITIONS.index(position))
+        for figure, position in zip(chosen, positions, strict=True)
     ]
     return sorted(figures, key=lambda figure: place_in_order(f"{key} order {figure.clip.number}"))
 
@@ -128,9 +137,9 @@ def _write_still(
     canvas = np.full((SIDE, SIDE, 3), 255, np.uint8)
     boxes, outlines = [], []
     for figure in figures:
-        top, left = CELL * (figure.place // 2), CELL * (figure.place % 2)
+        top, left = FIGURE_SIDE * (figure.position // 2), FIGURE_SIDE * (figure.position % 2)
         shown = middle_frame(figure.clip)
-        canvas[top : top + CELL, left : left + CELL] = shown
+        canvas[top : top + FIGURE_SIDE, left : left + FIGURE_SIDE] = shown
         polygon = outline(shown)
         xs, ys = [x + left for x, _ in polygon], [y + top for _, y in polygon]
         boxes.append([float(min(xs)), float(min(ys)), float(max(xs)), float(max(ys)), 1.0])
@@ -148,8 +157,8 @@ def _write_still(
 
 
 def outline(picture: NDArray[np.uint8]) -> list[tuple[int, int]]:
-    """A polygon around all that is not background: down its right side, up its left one. The whole
-    picture where all is background."""
+    """A polygon around everything but the background, down the right side and up the left one; the
+    image's own outline if all of it is background."""
     ink = picture.min(axis=-1) < WHITE
     rows = np.flatnonzero(ink.any(axis=1))
     if rows.size == 0:
@@ -170,16 +179,16 @@ def outline(picture: NDArray[np.uint8]) -> list[tuple[int, int]]:
 def _questions(
     figures: Sequence[_Figure], actions: Sequence[str], key: str
 ) -> list[dict[str, Any]]:
-    """Questions about different figures: what one does, which skin tone it has, where it is; the
-    rationale tells another thing about it."""
-    people = [index for index, figure in enumerate(figures) if figure.does and figure.clip.tone]
+    """Questions about different figures: their activity, skin tone, or position. The rationale
+    states another attribute of the same figure."""
+    people = [index for index, figure in enumerate(figures) if figure.activity and figure.clip.tone]
     order = sorted(people, key=lambda index: place_in_order(f"{key} asked {index}"))
     rows = []
     for asked, index in enumerate(order[:QUESTIONS_PER_STILL]):
-        kind = ("does", "tone", "where")[int(place_in_order(f"{key} kind {asked}") * 3)]
-        place = f"{key} {asked}"
-        question, answers, label = _asked(figures, index, kind, actions, place)
-        rationales, rationale = _reasons(figures, index, kind, actions, place)
+        kind = ("activity", "tone", "position")[int(place_in_order(f"{key} kind {asked}") * 3)]
+        question_key = f"{key} {asked}"
+        question, answers, label = _asked(figures, index, kind, actions, question_key)
+        rationales, rationale = _reasons(figures, index, kind, actions, question_key)
         labels = {"answer_label": label, "rationale_label": rationale}
         rows.append(
             {
@@ -195,12 +204,12 @@ def _questions(
 def _asked(
     figures: Sequence[_Figure], index: int, kind: str, actions: Sequence[str], key: str
 ) -> tuple[Tokens, list[Tokens], int]:
-    """(question, answers, place of the right answer)."""
-    if kind == "where":
+    """(question, answers, index of the correct answer)."""
+    if kind == "position":
         return (
             ["Where", "is", [index], "?"],
-            [_said(index, f"is in the {place}") for place in PLACES],
-            figures[index].place,
+            [_sentence(index, f"is in the {name}") for name in POSITIONS],
+            figures[index].position,
         )
     if kind == "tone":
         tone = figures[index].clip.tone
@@ -208,43 +217,51 @@ def _asked(
         question: Tokens = ["What", "skin", "tone", "does", [index], "have", "?"]
         return (
             question,
-            [_said(index, f"has {option} skin") for option in options],
+            [_sentence(index, f"has {option} skin") for option in options],
             options.index(tone),
         )
-    does = figures[index].does
-    options = _four(does, [figure.does for figure in figures], actions, key)
+    activity = figures[index].activity
+    options = _four(activity, [figure.activity for figure in figures], actions, key)
     return (
         ["What", "is", [index], "doing", "?"],
-        [_said(index, f"is {option}") for option in options],
-        options.index(does),
+        [_sentence(index, f"is {option}") for option in options],
+        options.index(activity),
     )
 
 
 def _reasons(
     figures: Sequence[_Figure], index: int, kind: str, actions: Sequence[str], key: str
 ) -> tuple[list[Tokens], int]:
-    """True and false sentences about the figure, none about what was asked: its place, or what it
-    does where the place was asked."""
-    if kind == "where":
-        does = figures[index].does
-        options = _four(does, [figure.does for figure in figures], actions, f"{key} because")
-        return [_said(index, f"is the one who is {option}") for option in options], options.index(
-            does
+    """(rationales, index of the true one) about the figure's position, or about its activity if the
+    question asks for the position."""
+    if kind == "position":
+        activity = figures[index].activity
+        options = _four(
+            activity, [figure.activity for figure in figures], actions, f"{key} because"
         )
-    options = pick(PLACES, len(PLACES), f"{key} because")
-    return [_said(index, f"is the one in the {option}") for option in options], options.index(
-        figures[index].where
-    )
+        sentences = [_sentence(index, f"is the one who is {option}") for option in options]
+        return sentences, options.index(activity)
+    options = pick(POSITIONS, len(POSITIONS), f"{key} because")
+    sentences = [_sentence(index, f"is the one in the {option}") for option in options]
+    return sentences, options.index(figures[index].position_name)
 
 
-def _said(index: int, words: str) -> Tokens:
+def _sentence(index: int, words: str) -> Tokens:
     return [[index], *words.split(), "."]
 
 
 def _four(right: str, shown: Sequence[str], pool: Sequence[str], key: str) -> list[str]:
-    """The right option and three others in an order fixed by `key`: one that another figure of the
-    picture has, two that none has, as in VCR, whose wrong answers are right ones of other
-    pictures."""
+    """The correct option and three wrong ones, in an order that depends on `key`.
+
+    One wrong option is true of another figure in the image, two are true of none. In VCR, too,
+    wrong answers are correct answers for other images.
+
+    Args:
+        right: The correct option.
+        shown: The options that are true of the figures in the image.
+        pool: All options.
+        key: Makes the choice differ between questions.
+    """
     wrong = [option for option in dict.fromkeys(shown) if option not in ("", right)][:1]
     others = pick(
         [option for option in pool if option not in (right, *wrong)], len(pool), f"{key} wrong"

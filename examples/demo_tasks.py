@@ -1,48 +1,50 @@
 #!/usr/bin/env python3
-"""Small data sets in the official formats of five benchmarks, made of the clips that ship with the
-project.
+"""Make small data sets in the official formats of five benchmarks from the embedded clips.
 
     python examples/demo_tasks.py --out runs/demo-finetune/data
 
 writes OUT/<benchmark>/annotations and OUT/<benchmark>/media for msrvtt (retrieval, QA, multiple
-choice), tgif (action, transition, frameqa as GIFs), vcr (stills of several figures with boxes and
-outlines), kinetics (classes: what the figure does or is) and coco (stills with captions). All
-labels are true: they come from attributes.csv. No clip is in two splits, and the test combines
-people and skin tones that training never shows together. A second call writes the same bytes.
+choice), tgif (action, transition and frameqa, as GIFs), vcr (stills of several figures with boxes
+and outlines), kinetics (classes: action or job) and coco (stills with captions). All labels come
+from attributes.csv. No clip is in two splits, and the test split combines people and skin tones
+that training never shows together. Every call writes the same bytes.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Annotated, Any
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import tyro
+
 from allinone.common.atomic_io import publish_dir
-from allinone.common.command_line import run_command
+from allinone.common.command_line import parse, run_command
 from allinone.common.errors import InputError
+from allinone.common.paths import ROOT
 from allinone.examples import demo_stills
 from allinone.examples.demo_clips import SPLITS, DemoClip, clips, frames, middle_frame, pick
 from allinone.finetune.annotations.common import place_in_order
 from allinone.finetune.annotations.msrvtt import FIRST_VIDEO
 
-ROOT = Path(__file__).resolve().parent.parent
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 GIF_FRAMES, GIF_MS = 8, 120
 GIFS = {"train": 250, "test": 100}
-"""At most so many GIFs per half and task: they are slow to write."""
+"""Maximum number of GIFs per half and task; writing them is slow."""
 
 
 def captions(clip: DemoClip) -> tuple[str, ...]:
-    """The clip's own caption first, then other words for it."""
+    """The clip's own caption, then paraphrases."""
     tone = f" with {clip.tone} skin" if clip.tone else ""
     return (
         clip.name,
@@ -52,24 +54,24 @@ def captions(clip: DemoClip) -> tuple[str, ...]:
 
 
 def questions(clip: DemoClip) -> list[tuple[str, str]]:
-    """(question, answer) in the manner of MSR-VTT-QA: the question never holds the answer, and the
-    picture shows it."""
-    asked = []
+    """(question, answer) in the style of MSR-VTT-QA. No question contains its answer, and every
+    answer is visible."""
+    found = []
     if clip.doing:
-        asked += [
+        found += [
             (f"who is {clip.doing}?", clip.who),
             (f"what is the {clip.who} doing?", clip.doing),
         ]
     if clip.role:
-        asked += [
+        found += [
             (f"who is the {clip.role}?", clip.who),
             (f"what is the job of the {clip.who}?", clip.role),
         ]
     if clip.hair:
-        asked += [(f"what kind of hair does the {clip.who} have?", clip.hair)]
+        found += [(f"what kind of hair does the {clip.who} have?", clip.hair)]
     if clip.who and clip.tone:
-        asked += [(f"what is the skin tone of the {clip.who}?", clip.tone)]
-    return asked
+        found += [(f"what is the skin tone of the {clip.who}?", clip.tone)]
+    return found
 
 
 def _by_split(all_clips: Iterable[DemoClip]) -> dict[str, list[DemoClip]]:
@@ -80,8 +82,8 @@ def _by_split(all_clips: Iterable[DemoClip]) -> dict[str, list[DemoClip]]:
 
 
 def _text(path: Path, text: str) -> None:
-    """A whole folder is published at once, so a file in it is simply written; line ends stay as
-    they are."""
+    """Write a file without atomic renaming, because `publish_dir` renames the folder; line ends are
+    kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode())
 
@@ -99,8 +101,8 @@ def _copy(clip: DemoClip, path: Path) -> None:
 
 
 def write_msrvtt(all_clips: Sequence[DemoClip], out: Path) -> None:
-    """Captions in MSR-VTT's own two files, the 1k-A test, QA and JSFusion's multiple choice. Videos
-    are numbered in the official ranges of splits."""
+    """Captions in MSR-VTT's own two files, the 1k-A test, QA and JSFusion's multiple choice; video
+    numbers are in the official range of each split."""
     numbered = {
         split: [(FIRST_VIDEO[split] + k, clip) for k, clip in enumerate(part)]
         for split, part in _by_split(all_clips).items()
@@ -141,7 +143,7 @@ def write_msrvtt(all_clips: Sequence[DemoClip], out: Path) -> None:
     )
     rows = ["\t".join(("key", "vid_key", "a1", "a2", "a3", "a4", "a5", "answer"))]
     for k, (number, clip) in enumerate(numbered["test"]):
-        options, answer = options_of(
+        options, answer = shuffled_options(
             clip.name,
             _other_captions(clip, [c for _, c in numbered["test"]]),
             f"choice {clip.name}",
@@ -166,7 +168,7 @@ def _msrvtt_questions(path: Path, part: Sequence[tuple[int, DemoClip]]) -> None:
 
 
 def _other_captions(clip: DemoClip, others: Sequence[DemoClip]) -> list[str]:
-    """Four captions of other videos: two of people with the same skin tone, two of any others."""
+    """Four captions of other videos: two with the same skin tone, two of any kind."""
     wrong = [other for other in others if other.name != clip.name]
     near = pick([other.name for other in wrong if other.tone == clip.tone], 2, f"near {clip.name}")
     return near + pick(
@@ -174,18 +176,18 @@ def _other_captions(clip: DemoClip, others: Sequence[DemoClip]) -> list[str]:
     )
 
 
-def options_of(right: str, wrong: Sequence[str], key: str) -> tuple[list[str], int]:
-    """Right and wrong options in an order fixed by `key`, and the place of the right one."""
-    options = pick([right, *wrong], len(wrong) + 1, key)
-    return options, options.index(right)
+def shuffled_options(correct: str, wrong: Sequence[str], key: str) -> tuple[list[str], int]:
+    """All options in an order that depends on `key`, and the index of the correct one."""
+    options = pick([correct, *wrong], len(wrong) + 1, key)
+    return options, options.index(correct)
 
 
 # -- TGIF-QA ---------------------------------------------------------------------------------------
 
 
 def write_tgif(all_clips: Sequence[DemoClip], out: Path) -> None:
-    """action: what is done; transition: two clips of the same kind of person one after the other,
-    what is done after; frameqa: one word."""
+    """The three tasks of TGIF-QA: the action; the second action after a transition between two
+    clips of the same kind of person; frameqa with one-word answers."""
     actions = sorted({clip.doing for clip in all_clips if clip.doing})
     for half, splits in (("train", ("train", "val")), ("test", ("test",))):
         part = [clip for clip in all_clips if clip.split in splits and clip.doing]
@@ -221,7 +223,7 @@ def _write_gif(path: Path, shown: Sequence[NDArray[np.uint8]]) -> None:
 
 def _action(clip: DemoClip, actions: Sequence[str]) -> tuple[str, str, list[str], int]:
     wrong = pick([action for action in actions if action != clip.doing], 4, f"action {clip.name}")
-    options, answer = options_of(clip.doing, wrong, f"action order {clip.name}")
+    options, answer = shuffled_options(clip.doing, wrong, f"action order {clip.name}")
     return f"tumblr_{clip.number}", f"What does the {clip.who} do 3 times ?", options, answer
 
 
@@ -243,10 +245,10 @@ def _transitions(
         then = min(fitting, key=lambda other: place_in_order(f"then {first.name}/{other.name}"))
         name = f"tumblr_{first.number}_{then.number}"
         _write_gif(media / f"{name}.gif", [*shown[first.number][::2], *shown[then.number][::2]])
-        # The action before is the strongest wrong answer.
+        # the first action is the strongest wrong answer: a single frame may show it
         others = [action for action in actions if action not in (first.doing, then.doing)]
         wrong = [first.doing, *pick(others, 3, f"transition {name}")]
-        options, answer = options_of(then.doing, wrong, f"transition order {name}")
+        options, answer = shuffled_options(then.doing, wrong, f"transition order {name}")
         rows.append((name, f"What does the {first.who} do after {first.doing} ?", options, answer))
     return rows
 
@@ -286,8 +288,8 @@ def _write_tgif(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]
 
 
 def write_kinetics(all_clips: Sequence[DemoClip], out: Path) -> None:
-    """Classes: what the figure does or is. Official val is the demo's test; validation is held out
-    of train by the reader."""
+    """Classes are actions and jobs. The official val split holds the demo's test clips; the reader
+    holds out validation clips from train."""
     chosen = {
         half: [
             clip
@@ -308,7 +310,7 @@ def write_kinetics(all_clips: Sequence[DemoClip], out: Path) -> None:
 
 
 def write_coco(all_clips: Sequence[DemoClip], out: Path) -> None:
-    """Karpathy's JSON: the middle frame of every clip with its captions."""
+    """Karpathy's JSON: the middle frame of every clip, with its captions."""
     from PIL import Image
 
     images = []
@@ -345,8 +347,8 @@ def write_coco(all_clips: Sequence[DemoClip], out: Path) -> None:
 
 
 def write_vcr(all_clips: Sequence[DemoClip], out: Path) -> None:
-    """Stills of two to four figures. Official val is the demo's test; the official test, whose
-    labels are hidden, gets a few of its stills again."""
+    """Stills of two to four figures. The official val split holds the demo's test clips; the
+    official test split, whose labels are hidden, repeats a few of its stills."""
     parts = {"train": ("train", "val"), "val": ("test",)}
     for split, names in parts.items():
         rows = demo_stills.write(
@@ -373,8 +375,16 @@ WRITERS: dict[str, Callable[[Sequence[DemoClip], Path], None]] = {
 
 
 def write(demo: Path, out: Path, names: Sequence[str] = tuple(WRITERS)) -> list[Path]:
-    """Write the named benchmarks into `out`; one that is there already stays. Returns their
-    folders."""
+    """Write data sets that do not exist yet.
+
+    Args:
+        demo: data/demo of the source tree.
+        out: Receives one folder per benchmark.
+        names: Keys of WRITERS.
+
+    Returns:
+        The folders of all named benchmarks.
+    """
     missing = [name for name in names if not (out / name).is_dir()]
     found = clips(demo) if missing else []
     for name in missing:
@@ -382,33 +392,34 @@ def write(demo: Path, out: Path, names: Sequence[str] = tuple(WRITERS)) -> list[
     return [out / name for name in names]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "benchmarks",
-        nargs="*",
-        metavar="BENCHMARK",
-        help=f"which of {', '.join(WRITERS)} (default: all)",
-    )
-    parser.add_argument(
-        "--demo", type=Path, default=ROOT / "data" / "demo", help="folder of the embedded clips"
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write into, one folder per benchmark"
-    )
-    args = parser.parse_args(argv)
+@dataclass(frozen=True)
+class DemoTasksOptions:
+    """Options of the data sets."""
 
-    def tool() -> None:
-        unknown = [name for name in args.benchmarks if name not in WRITERS]
+    out: Path
+    """Folder to write into, one folder per benchmark."""
+    benchmarks: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[BENCHMARK ...]")
+    ] = ()
+    """Some of msrvtt, tgif, vcr, kinetics, coco (default: all)."""
+    demo: Path = ROOT / "data" / "demo"
+    """Folder of the embedded clips."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+
+    def command() -> None:
+        arguments = sys.argv[1:] if argv is None else argv
+        prog = "examples/demo_tasks.py"
+        options = parse(DemoTasksOptions, arguments, prog=prog, description=__doc__)
+        unknown = [name for name in options.benchmarks if name not in WRITERS]
         if unknown:
             raise InputError(f"no benchmark {unknown[0]!r}; choose from: {', '.join(WRITERS)}")
-        for path in write(args.demo, args.out, args.benchmarks or tuple(WRITERS)):
+        for path in write(options.demo, options.out, options.benchmarks or tuple(WRITERS)):
             print(path)
 
-    return run_command(tool)
+    return run_command(command)
 
 
 if __name__ == "__main__":

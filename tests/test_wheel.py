@@ -80,6 +80,9 @@ def test_wheel_has_one_top_level_name_and_its_data_files(wheel: Path) -> None:
         "allinone/pretrain/recipes/webvid_howto.py",
         "allinone/data/vocab/bert-base-uncased.txt",
         "allinone/finetune/evaluation/paper_numbers.json",
+        "allinone/common/templates/page.html.j2",
+        "allinone/tools/reporting/templates/results.html.j2",
+        "allinone/tools/inspection/templates/figure.html.j2",
     ):
         assert needed in names
 

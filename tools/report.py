@@ -1,51 +1,75 @@
 #!/usr/bin/env python3
-"""Our results beside the paper's: one HTML page and one Markdown file in the layout of the paper's
-tables.
+"""Report our results next to the paper's numbers: one HTML page and one Markdown file.
 
-    tools/report.py runs/msrvtt_qa runs/vcr                 two runs
-    tools/report.py 'runs/*' --out report                   all runs below a folder, to report.html and report.md
-    tools/report.py --compare A.jsonl B.jsonl               two predictions files of one test set, item by item (exit code 1 where they differ)
+    tools/report.py runs/msrvtt_qa runs/vcr      two runs
+    tools/report.py 'runs/*' --out report        all runs below a folder
+    tools/report.py --compare A.jsonl B.jsonl    two predictions files of one test set, item by item
 
-RUNS are folders of runs, folders that hold such folders, results files, or patterns in quotes. A
-result stands in a cell of the paper only where model size, pre-training, frames, views, image size,
-split and variant are the paper's; what differs is listed with the reason.
+A result is compared with a number of the paper only if model size, pre-training, frames, views,
+image size, split and variant are the same; every other result gets a row of its own that states
+the differences. --compare exits with 1 if the files differ.
 """
 
 from __future__ import annotations
 
-import argparse
 import glob
+import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-ROOT = Path(__file__).resolve().parent.parent
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from allinone.common.atomic_io import write_atomic
-from allinone.common.command_line import run_command
+import tyro
+
+from allinone.common.command_line import parse, run_command
+from allinone.common.console import setup_logging
 from allinone.common.errors import InputError
-from allinone.finetune.evaluation.results import (
-    RESULTS,
-    EvaluationResult,
-    ResultError,
-    read_results,
-)
-from allinone.tools.reporting.compare import compare
-from allinone.tools.reporting.page import html_page, markdown
-from allinone.tools.reporting.tables import ReportedRun, arrange
+
+if TYPE_CHECKING:
+    from allinone.finetune.evaluation.results import EvaluationResult
+    from allinone.tools.reporting.tables import ReportedRun
+
+log = logging.getLogger("allinone.tools.report")  # not __name__, which is __main__ in a script
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Options of the results report."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RUNS ...]")] = ()
+    """Folders of runs, folders that contain such folders, results files, or quoted patterns.
+    Without any, the report shows the paper's tables alone."""
+    out: Path = Path("runs/report")
+    """The report is written to OUT.html and OUT.md."""
+    skip_damaged: bool = False
+    """Warn about damaged results files instead of stopping."""
+    compare: Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="A B")] = None
+    """Compare two predictions files (predictions/*.jsonl of a run) instead."""
 
 
 def collect(arguments: Sequence[str], *, skip_damaged: bool = False) -> list[ReportedRun]:
-    """The results that the arguments name, each file once, newest first. InputError names all
-    damaged files and folders without results."""
+    """Read the results below all arguments, each file once, newest first.
+
+    Args:
+        arguments: Paths and patterns, as on the command line.
+        skip_damaged: Log damaged files instead of raising.
+
+    Raises:
+        InputError: Names all damaged files and all folders without results.
+    """
+    from allinone.finetune.evaluation.results import ResultError, read_results
+    from allinone.tools.reporting.tables import ReportedRun
+
     faults: list[str] = []
     found: dict[Path, tuple[Path, EvaluationResult]] = {}
-    for place in _places(arguments):
+    for path in _expand(arguments):
         try:
-            files = _files(place)
-        except ResultError as error:
+            files = _results_files(path)
+        except InputError as error:
             faults.append(str(error))
             continue
         for file in files:
@@ -53,108 +77,107 @@ def collect(arguments: Sequence[str], *, skip_damaged: bool = False) -> list[Rep
                 found[file.resolve()] = read_results(file)[0]
             except ResultError as error:
                 if skip_damaged:
-                    print(f"warning: left out: {error}", file=sys.stderr)
+                    log.warning("left out: %s", error)
                 else:
                     faults.append(str(error))
     if faults:
         raise InputError(
-            "\n       ".join(
-                [*faults, "Evaluate again, or leave damaged files out with --skip-damaged"]
-            )
+            "\n       ".join(faults),
+            hint="evaluate again, or leave damaged files out with --skip-damaged",
         )
     newest = sorted(found.values(), key=lambda each: (each[1].date, str(each[0])), reverse=True)
     return [ReportedRun(number, file, result) for number, (file, result) in enumerate(newest, 1)]
 
 
-def _places(arguments: Sequence[str]) -> list[Path]:
-    places: list[Path] = []
+def _expand(arguments: Sequence[str]) -> list[Path]:
+    """Paths, with patterns replaced by what they match."""
+    paths: list[Path] = []
     for argument in arguments:
-        pattern = glob.has_magic(argument) and not Path(argument).exists()
-        matches = sorted(glob.glob(argument, recursive=True)) if pattern else [argument]  # noqa: PTH207 - absolute patterns too
+        if Path(argument).exists() or not glob.has_magic(argument):
+            paths.append(Path(argument))
+            continue
+        matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207 - absolute patterns
         if not matches:
             raise InputError(f"nothing matches {argument!r}")
-        kept = [Path(match) for match in matches]
-        # 'runs/*' names logs and folders of other kinds as well: of a pattern, only what holds
-        # results counts
-        places += (
-            kept
-            if len(kept) == 1
-            else [path for path in kept if path.suffix == ".json" or _holds(path)] or kept
-        )
-    return places
+        found = [Path(match) for match in matches]
+        # 'runs/*' also matches logs and other folders; what has results is meant
+        with_results = [path for path in found if path.suffix == ".json" or _has_results(path)]
+        paths += found if len(found) == 1 else with_results or found
+    return paths
 
 
-def _holds(path: Path) -> bool:
-    return path.is_dir() and (path.name == RESULTS or bool(_below(path)))
+def _has_results(path: Path) -> bool:
+    from allinone.finetune.evaluation.results import RESULTS
+
+    return path.is_dir() and (path.name == RESULTS or bool(_files_below(path)))
 
 
-def _below(folder: Path) -> list[Path]:
+def _files_below(folder: Path) -> list[Path]:
+    from allinone.finetune.evaluation.results import RESULTS
+
     return sorted(
         file for file in folder.rglob(f"{RESULTS}/*.json") if not file.name.startswith(".")
     )
 
 
-def _files(place: Path) -> list[Path]:
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise ResultError(f"{place} is neither a file nor a folder")
-    files = sorted(place.glob("*.json")) if place.name == RESULTS else _below(place)
+def _results_files(path: Path) -> list[Path]:
+    from allinone.finetune.evaluation.results import RESULTS
+
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(f"{path} is neither a file nor a folder")
+    files = sorted(path.glob("*.json")) if path.name == RESULTS else _files_below(path)
     if not files:
-        raise ResultError(
-            f"{place} holds no results: no {RESULTS}/*.json in it or below. Give the folder of a"
+        raise InputError(
+            f"{path} holds no results: no {RESULTS}/*.json in it or below it. Give the folder of a"
             " run that was evaluated"
         )
     return files
 
 
+def write_report(runs: Sequence[str], out: Path, *, skip_damaged: bool = False) -> None:
+    """Write OUT.html and OUT.md, and print the summary; arguments and errors as for `collect`."""
+    from allinone.common.atomic_io import write_atomic
+    from allinone.tools.reporting.markdown import markdown
+    from allinone.tools.reporting.page import html_page
+    from allinone.tools.reporting.tables import fill_tables
+
+    filled = fill_tables(collect(runs, skip_damaged=skip_damaged))
+    page = out.with_name(f"{out.name}.html")
+    text = out.with_name(f"{out.name}.md")
+    write_atomic(page, html_page(filled, page.parent))
+    write_atomic(text, markdown(filled, text.parent))
+    print(f"{filled.summary()}\n  {page}\n  {text}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "runs",
-        nargs="*",
-        metavar="RUNS",
-        help="folders of runs, results files, or patterns; none: the paper's tables alone",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/report"),
-        help="write OUT.html and OUT.md (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--skip-damaged",
-        action="store_true",
-        help="warn about damaged results files instead of stopping",
-    )
-    parser.add_argument(
-        "--compare",
-        nargs=2,
-        type=Path,
-        metavar=("A", "B"),
-        help="two predictions files (predictions/*.jsonl of a run)",
-    )
-    args = parser.parse_args(argv)
-    if args.compare and args.runs:
-        parser.error("--compare takes two predictions files and no RUNS")
+    """Run the command.
 
-    def tool() -> int:
-        if args.compare:
-            return compare(*args.compare)
-        report = arrange(collect(args.runs, skip_damaged=args.skip_damaged))
-        page, text = (
-            args.out.with_name(f"{args.out.name}.html"),
-            args.out.with_name(f"{args.out.name}.md"),
+    Returns:
+        The exit code; of --compare 0 if the files agree in every item, else 1, like diff.
+    """
+
+    def command() -> int:
+        setup_logging(stderr=True)
+        options = parse(
+            ReportOptions,
+            sys.argv[1:] if argv is None else argv,
+            prog="tools/report.py",
+            description=__doc__,
         )
-        write_atomic(page, html_page(report, page.parent))
-        write_atomic(text, markdown(report, text.parent))
-        print(f"{report.summary()}\n  {page}\n  {text}")
-        return 0
+        if options.compare is None:
+            write_report(options.runs, options.out, skip_damaged=options.skip_damaged)
+            return 0
+        if options.runs:
+            raise InputError("--compare takes two predictions files and no RUNS")
+        from allinone.tools.reporting.compare import compare
 
-    return run_command(tool)
+        text, identical = compare(*options.compare)
+        print(text)
+        return 0 if identical else 1
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

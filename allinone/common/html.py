@@ -1,31 +1,64 @@
-"""HTML pages that need no other file and no network: the frame and the style that all reports
-share."""
+"""Self-contained HTML pages from Jinja templates.
+
+Templates are package data next to the module that renders them and extend
+`common/templates/page.html.j2`. Everything that is inserted is escaped.
+"""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+import base64
+import functools
+from typing import Any
 
-RIGHT, WRONG, INK, GRID = "#1a7f37", "#d0d7de", "#24292f", "#eaeef2"
-MUTED, LINK, BAD = "#6e7781", "#0969da", "#cf222e"
-STYLE = f"""
-body {{ font: 15px/1.5 system-ui, sans-serif; color: {INK}; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.6rem; margin-bottom: .2rem }} h2 {{ font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid {WRONG} }}
-table {{ border-collapse: collapse }} td, th {{ padding: .25rem .8rem; text-align: right; border-bottom: 1px solid {GRID} }}
-img {{ max-width: 100% }} pre {{ background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: .8rem }}
-"""
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from allinone.common.paths import PACKAGE
+
+INK, MUTED, BORDER, GRID = "#24292f", "#6e7781", "#d0d7de", "#eaeef2"
+CORRECT, LINK, ERROR = "#1a7f37", "#0969da", "#cf222e"
+"""Colours that pages and charts share; templates know them as CSS variables (`--ink`, …)."""
 
 
-def page(title: str, body: str, style: str = "") -> str:
-    """A whole document; `body` is HTML and begins with its h1, `title` is text."""
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport"'
-        ' content="width=device-width">\n'
-        f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style>\n{body}</html>\n"
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(PACKAGE),
+        autoescape=True,
+        undefined=StrictUndefined,  # a misspelled name must not become an empty cell
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
+    colours = {
+        "ink": INK,
+        "muted": MUTED,
+        "border": BORDER,
+        "grid": GRID,
+        "correct": CORRECT,
+        "link": LINK,
+        "error": ERROR,
+    }
+    environment.globals["colours"] = colours
+    return environment
 
 
-def table_row(cells: Sequence[str], tag: str = "td", css: str = "") -> str:
-    """One row from cells that are HTML already."""
-    name = f' class="{css}"' if css else ""
-    return f"<tr{name}>{''.join(f'<{tag}>{cell}</{tag}>' for cell in cells)}</tr>"
+def render(template: str, **data: Any) -> str:
+    """Render a template of the package.
+
+    Args:
+        template: Path below `allinone/`, for example `tools/reporting/templates/results.html.j2`.
+        **data: What the template names; text is escaped.
+
+    Returns:
+        The page.
+
+    Raises:
+        jinja2.TemplateNotFound: The package holds no such file.
+        jinja2.UndefinedError: The template names something that is not in `data`.
+    """
+    return _environment().get_template(template).render(**data)
+
+
+def data_uri(content: bytes, image_format: str) -> str:
+    """An image as a `src` attribute, so that the page needs no other file."""
+    return f"data:image/{image_format};base64,{base64.b64encode(content).decode()}"

@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def plain(rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned for a terminal, numbers to the right."""
+def plain(rows: Sequence[Sequence[str]], left_aligned: int = 1) -> str:
+    """Align columns for a terminal: the first `left_aligned` ones left, the others right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-            ]
+            cell.ljust(width) if column < left_aligned else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+def markdown(rows: Sequence[Sequence[str]], left_aligned: int = 1) -> str:
+    """Format a Markdown table: the first `left_aligned` columns left, the others right."""
     lines = [f"| {' | '.join(cell.strip() for cell in row)} |" for row in rows]
-    return "\n".join([lines[0], f"| --- |{' ---: |' * (len(rows[0]) - 1)}", *lines[1:]])
+    alignments = ["---"] * left_aligned + ["---:"] * (len(rows[0]) - left_aligned)
+    return "\n".join([lines[0], f"| {' | '.join(alignments)} |", *lines[1:]])

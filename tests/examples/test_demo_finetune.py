@@ -1,5 +1,5 @@
-"""The demo of fine-tuning: its table beside chance, from the scripts' own results, and what it says
-of places that it cannot use."""
+"""The fine-tuning demo: its table with chance, built from the scripts' own results, and the errors
+for folders that it cannot use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from allinone.examples import demo_finetune
+from allinone.common.tables import markdown, plain
+from allinone.examples import demo, demo_finetune
 from allinone.examples.demo_clips import DemoClip
 from allinone.examples.demo_tasks import write_msrvtt
 from allinone.finetune.evaluation.results import EvaluationResult, Score
@@ -32,7 +33,7 @@ def clip(number: int, split: str, who: str, doing: str, tone: str) -> DemoClip:
     )
 
 
-def test_chance_of_the_questions_is_the_best_answer_without_looking(tmp_path: Path) -> None:
+def test_chance_of_questions_is_their_best_text_only_answer(tmp_path: Path) -> None:
     """Three of the four runners in training are women with dark skin, the fourth is a man with
     light skin."""
     train = [clip(k, "train", "woman", "running", "dark") for k in range(3)] + [
@@ -45,11 +46,11 @@ def test_chance_of_the_questions_is_the_best_answer_without_looking(tmp_path: Pa
     write_msrvtt([*train, clip(6, "val", "man", "running", "dark"), *test], tmp_path)
     # who is running? woman, woman: 1 of 2; what is the … doing? 2 of 2; skin tone of the woman:
     # dark, wrong; of the man: light, right
-    assert demo_finetune._blind(tmp_path / "annotations") == {"accuracy": 100 * 4 / 6}
-    assert demo_finetune._retrieval_chance(tmp_path / "annotations")["t2v/R@1"] == 50.0
+    assert demo_finetune.text_only_accuracy(tmp_path / "annotations") == {"accuracy": 100 * 4 / 6}
+    assert demo_finetune.retrieval_chance(tmp_path / "annotations")["t2v/R@1"] == 50.0
 
 
-def test_rows_show_chance_the_checkpoint_as_it_is_and_after_fine_tuning_with_its_interval(
+def test_rows_show_chance_zero_shot_and_fine_tuned_scores(
     tmp_path: Path,
 ) -> None:
     def result(value: float) -> EvaluationResult:
@@ -62,16 +63,16 @@ def test_rows_show_chance_the_checkpoint_as_it_is_and_after_fine_tuning_with_its
     rows = demo_finetune.rows_of(task, tmp_path, result(50.0), result(26.0))
     assert rows[2] == ["vcr", "q2ar", "294", "6.2", "26.0", "50.0", "[48.0, 52.0]"]
     assert demo_finetune.rows_of(task, tmp_path, result(50.0), None)[0][4] == "–"
-    shown = demo_finetune.table([demo_finetune.HEADER, *rows]).splitlines()
+    shown = plain([demo_finetune.HEADER, *rows], left_aligned=2).splitlines()
     assert len({len(line) for line in shown}) == 1
-    assert demo_finetune.markdown([demo_finetune.HEADER, *rows]).count("\n") == 5
+    assert f"{markdown([demo_finetune.HEADER, *rows], left_aligned=2)}\n".count("\n") == 5
 
 
-def test_the_demo_runs_a_script_to_a_table_and_a_report_and_a_second_call_only_shows_them(
+def test_a_second_call_shows_the_results_without_running(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tiny_model().save_pretrained(tmp_path / "model")
-    out = tmp_path / "demo"
+    out = tmp_path / "out"
     argv = ["--out", str(out), "--checkpoint", str(tmp_path / "model"), "--only", "k400_linear"]
     assert demo_finetune.main([*argv, "--steps", "2"]) == 0
     first = capfd.readouterr().out
@@ -85,7 +86,7 @@ def test_the_demo_runs_a_script_to_a_table_and_a_report_and_a_second_call_only_s
     assert json.loads((out / "seconds.json").read_text()) == seconds
 
 
-def test_a_folder_that_is_not_the_demos_stays_and_a_missing_checkpoint_is_named(
+def test_foreign_folders_and_missing_checkpoints_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine").write_text("x")
@@ -97,4 +98,22 @@ def test_a_folder_that_is_not_the_demos_stays_and_a_missing_checkpoint_is_named(
     )
     errors = capsys.readouterr().err
     assert "holds something that is not this demo" in errors
-    assert "is not there" in errors
+    assert "does not exist" in errors
+
+
+def test_a_package_without_clips_names_the_source_tree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "CLIPS", tmp_path / "data" / "demo")
+    for main in (demo.main, demo_finetune.main):
+        assert main(["--out", str(tmp_path / "out")]) == 2
+        assert "only in the source tree" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_steps_below_one_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for main in (demo.main, demo_finetune.main):
+        with pytest.raises(SystemExit) as exit_info:
+            main(["--steps", "0"])
+        assert exit_info.value.code == 2
+        assert "--steps must be at least 1, got 0" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def attributes() -> dict[int, dict[str, str]]:
         return {int(row["videoid"]): row for row in csv.DictReader(file)}
 
 
-def test_the_test_split_shows_people_and_tones_that_training_has_but_never_together(
+def test_test_split_combines_people_and_tones_in_new_ways(
     all_clips: list[DemoClip],
 ) -> None:
     rows = attributes()
@@ -89,13 +89,13 @@ def clip_of(few: Iterable[DemoClip], video: str) -> DemoClip:
 
 
 def clean(*splits: Split) -> None:
-    """Nothing was left out, and no media stand in two splits."""
+    """No row was left out, and no media are in two splits."""
     assert_disjoint(*splits)
     for split in splits:
         assert not [note for note in split.notes if "left out" in note]
 
 
-def test_msrvtts_answers_and_options_are_true_and_questions_do_not_give_them_away(
+def test_msrvtt_labels_are_true_and_not_in_the_questions(
     written: Path, few: list[DemoClip]
 ) -> None:
     folder, rows = written / "msrvtt" / "annotations", attributes()
@@ -135,7 +135,7 @@ def test_msrvtts_answers_and_options_are_true_and_questions_do_not_give_them_awa
         ).path.read_bytes()
 
 
-def test_tgifs_gifs_show_what_their_labels_say(written: Path, few: list[DemoClip]) -> None:
+def test_tgif_gifs_show_their_labels(written: Path, few: list[DemoClip]) -> None:
     folder, by_number = written / "tgif", {clip.number: clip for clip in few}
     for task in tgif.TASKS:
         clean(
@@ -158,9 +158,9 @@ def test_tgifs_gifs_show_what_their_labels_say(written: Path, few: list[DemoClip
                 assert item.answers[0] in (shown[0].who, shown[0].tone)
 
 
-def test_vcrs_boxes_hold_their_figures_and_answers_follow_from_the_picture(written: Path) -> None:
-    """The picture itself is the witness: what is not white lies in boxes; the box's corner and the
-    options agree."""
+def test_vcr_boxes_and_answers_agree_with_the_pixels(written: Path) -> None:
+    """Checked against the pixels: everything that is not white is inside boxes, and the position of
+    a box agrees with the options."""
     folder = written / "vcr"
     train, val = (
         vcr.load(folder / "annotations", split, images=folder / "media")
@@ -208,7 +208,7 @@ def test_vcrs_boxes_hold_their_figures_and_answers_follow_from_the_picture(writt
     )
 
 
-def test_kinetics_and_coco_are_read_and_their_classes_and_captions_are_true(written: Path) -> None:
+def test_kinetics_classes_and_coco_captions_are_true(written: Path) -> None:
     rows = attributes()
     for split in ("train-full", "val"):
         found = kinetics.load(written / "kinetics" / "annotations", split)
@@ -230,7 +230,7 @@ def test_kinetics_and_coco_are_read_and_their_classes_and_captions_are_true(writ
         assert (written / "coco" / "media" / item.media.path).is_file()
 
 
-def test_the_same_bytes_come_out_every_time_and_what_is_there_stays(
+def test_every_call_writes_the_same_bytes_and_keeps_folders(
     written: Path, few: list[DemoClip], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def content(folder: Path) -> dict[str, str]:

@@ -1,5 +1,5 @@
-"""The report shows what was run beside the paper, and nothing where it does not belong; two
-predictions files are compared item by item."""
+"""The report compares each result only with numbers of the same setting; two predictions files are
+compared item by item."""
 
 from __future__ import annotations
 
@@ -22,10 +22,22 @@ from allinone.tools.report import main
 
 def write(folder: Path, value: float, **changes: Any) -> Path:
     facts: dict[str, Any] = {
-        "benchmark": "msrvtt_qa", "split": "test", "protocol": "open_ended_qa", "zero_shot": False, "frames": 3, "views": 1, "image_size": 224,
-        "max_text_len": 40, "model_size": "base", "parameters": 110_000_000, "checkpoint": "runs/<b>/step-1", "checkpoint_sha256": "ab" * 32,
-        "items": 72_821, "pretraining": "WebVid+HowTo100M", "scores": {"accuracy": Score(value, value - 1, value + 1)},
-    }  # fmt: skip
+        "benchmark": "msrvtt_qa",
+        "split": "test",
+        "protocol": "open_ended_qa",
+        "zero_shot": False,
+        "frames": 3,
+        "views": 1,
+        "image_size": 224,
+        "max_text_len": 40,
+        "model_size": "base",
+        "parameters": 110_000_000,
+        "checkpoint": "runs/<b>/step-1",
+        "checkpoint_sha256": "ab" * 32,
+        "items": 72_821,
+        "pretraining": "WebVid+HowTo100M",
+        "scores": {"accuracy": Score(value, value - 1, value + 1)},
+    }
     return write_result(folder, EvaluationResult(**(facts | changes)))
 
 
@@ -57,7 +69,7 @@ def report(tmp_path: Path, *arguments: str) -> tuple[Cells, str]:
     return cells, (tmp_path / "out" / "report.md").read_text()
 
 
-def test_cells_show_the_papers_number_ours_and_the_difference_with_its_interval(
+def test_cells_show_both_numbers_and_their_difference(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(
@@ -77,12 +89,12 @@ def test_cells_show_the_papers_number_ours_and_the_difference_with_its_interval(
     targets = {link for link in page.links if not link.startswith("#")}
     assert {(tmp_path / "out" / link).resolve() for link in targets} == {path}
     assert (
-        "1 of the paper's 143 numbers have one beside them: 1 within our 95 % interval"
+        "1 result for 1 of the paper's 143 numbers: 1 within our 95 % interval"
         in capsys.readouterr().out
     )
 
 
-def test_clipberts_files_of_a_protocol_stand_in_its_cells(
+def test_clipbert_annotations_count_as_the_same_test(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scores = {"t2v/R@1": Score(30.0, 29.0, 31.0)}
@@ -101,7 +113,7 @@ def test_clipberts_files_of_a_protocol_stand_in_its_cells(
     assert "| msrvtt_retrieval-1k-b-test |" in text
 
 
-def test_another_setting_stands_in_a_row_of_its_own_with_the_reason(tmp_path: Path) -> None:
+def test_another_setting_gets_a_row_with_the_reason(tmp_path: Path) -> None:
     write(tmp_path / "frames", 44.0, frames=8)
     write(tmp_path / "unknown", 50.0, pretraining="")
     write(tmp_path / "other", 70.0, benchmark="demo_qa")
@@ -115,11 +127,37 @@ def test_another_setting_stands_in_a_row_of_its_own_with_the_reason(tmp_path: Pa
     assert "| demo_qa-test | accuracy | 70.0 | [69.0, 71.0] |" in text
 
 
-def test_of_several_runs_the_newest_is_shown_and_all_are_listed(tmp_path: Path) -> None:
+def test_newest_of_several_runs_is_shown_and_all_are_listed(tmp_path: Path) -> None:
     for day, value in ((1, 41.0), (3, 43.0), (2, 42.0)):
         write(tmp_path / f"run{day}", value, date=f"2026-01-0{day}T00:00:00+00:00")
     _, text = report(tmp_path, str(tmp_path / "run*"), str(tmp_path / "run1"))
     assert "→ **43.0** +0.1 [−0.9, +1.1] (run 1, 2: 42.0, 3: 41.0)" in text
+
+
+HOSTILE = "<script>alert('x')</script> \"quoted\" {{ 7 * 7 }} {% raw %}"
+
+
+def test_hostile_names_in_results_are_shown_as_text(tmp_path: Path) -> None:
+    missing = (Missing(HOSTILE, HOSTILE, HOSTILE),)
+    write(tmp_path, 44.0, checkpoint=HOSTILE, pretraining=HOSTILE, missing=missing)
+    write(tmp_path / "other", 70.0, benchmark="demo_qa", protocol=HOSTILE)
+    cells, _ = report(tmp_path, str(tmp_path))  # the parser refuses a script element
+    for column in ("pretraining", "checkpoint", "protocol"):
+        assert any(HOSTILE in cell for cell in cells.cells), column
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script" not in page
+    assert 'title="&lt;script&gt;' in page
+
+
+def test_options_after_compare_and_unknown_options_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path), "--compare", "a.jsonl", "b.jsonl"]) == 2
+    assert "--compare takes two predictions files and no RUNS" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--skip-damage"])
+    assert exit_info.value.code == 2
+    assert "did you mean --skip-damaged" in capsys.readouterr().err
 
 
 def test_ranks_are_better_when_they_are_lower(
@@ -137,7 +175,7 @@ def test_without_runs_the_papers_tables_are_shown(tmp_path: Path) -> None:
     assert text.count("not run") > 140
 
 
-def test_what_cannot_be_read_is_named_all_at_once(
+def test_all_unreadable_results_are_named_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "good", 43.0)

@@ -1,13 +1,10 @@
-"""Pictures for people: pieces of text and images stacked to one sheet, as PNG or WebP and as an
-HTML page that needs no other file.
+"""Figures of text and images in one column, as PNG or WebP and as a self-contained HTML page.
 
-Everything is drawn at its final size, so type is readable at 1:1. Colours are RGB.
+Everything is drawn at its final size, so text is readable at 1:1. Colours are RGB.
 """
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -17,17 +14,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from allinone.common.atomic_io import write_atomic
 from allinone.common.errors import InputError
+from allinone.common.html import data_uri, render
 from allinone.data.loading.contact_sheet import font
 
 Colour = tuple[int, int, int]
-INK, SOFT, LINE, PAPER, BLACK = (
-    (36, 41, 47),
-    (87, 96, 106),
-    (208, 215, 222),
-    (255, 255, 255),
-    (0, 0, 0),
-)
-GREEN, ORANGE = (26, 127, 55), (188, 76, 0)
+INK = (36, 41, 47)
+SOFT = (87, 96, 106)
+LINE = (208, 215, 222)
+PAPER = (255, 255, 255)
+BLACK = (0, 0, 0)
+GREEN = (26, 127, 55)
+ORANGE = (188, 76, 0)
 FRAME_COLOURS: tuple[Colour, ...] = (
     (31, 119, 180),
     (230, 120, 0),
@@ -38,9 +35,9 @@ FRAME_COLOURS: tuple[Colour, ...] = (
     (210, 80, 170),
     (90, 90, 90),
 )
-"""Told apart on screen and paper; repeated from the ninth on."""
+"""Distinguishable on screen and paper; the ninth frame has the colour of the first."""
 TEXT, SMALL, HEADING, TITLE = 15, 13, 17, 24
-"""Sizes of type, pixels."""
+"""Font sizes, pixels."""
 FORMATS = ("png", "html", "webp")
 
 
@@ -62,7 +59,7 @@ def _lines(text: str, width: int, face: ImageFont.FreeTypeFont) -> list[str]:
 def paragraph(
     text: str, width: int, size: int = TEXT, colour: Colour = INK, bold: bool = False
 ) -> Image.Image:
-    """Text broken to `width` pixels."""
+    """Text wrapped to `width` pixels."""
     face = font(size, bold)
     lines = _lines(text, width, face)
     step = round(1.35 * size)
@@ -74,12 +71,12 @@ def paragraph(
 
 
 def label(text: str, size: int = SMALL, colour: Colour = INK, bold: bool = False) -> Image.Image:
-    """One line of text, as wide as it is."""
+    """One line of text on an image of its own width."""
     return paragraph(text, round(font(size, bold).getlength(text)) + 2, size, colour, bold)
 
 
 def row(images: Sequence[Image.Image], gap: int = 12, middle: bool = False) -> Image.Image:
-    """Side by side, tops (or middles) aligned."""
+    """Images side by side, aligned at their tops or middles."""
     height = max(image.height for image in images)
     canvas = Image.new(
         "RGB", (sum(image.width for image in images) + gap * (len(images) - 1), height), PAPER
@@ -92,7 +89,7 @@ def row(images: Sequence[Image.Image], gap: int = 12, middle: bool = False) -> I
 
 
 def column(images: Sequence[Image.Image], gap: int = 6) -> Image.Image:
-    """One below the other, left aligned."""
+    """Images below each other, aligned at their left edges."""
     canvas = Image.new(
         "RGB",
         (
@@ -116,7 +113,7 @@ def swatch(colour: Colour, side: int = 16) -> Image.Image:
 
 
 def legend(entries: Sequence[tuple[Colour, str]], width: int) -> Image.Image:
-    """Swatches with their meaning, broken to `width`."""
+    """Swatches with their meaning, wrapped to `width` pixels."""
     lines: list[list[Image.Image]] = [[]]
     used = 0
     for colour, text in entries:
@@ -130,12 +127,12 @@ def legend(entries: Sequence[tuple[Colour, str]], width: int) -> Image.Image:
 
 
 def tinted(image: Image.Image, colour: Colour, strength: float) -> Image.Image:
-    """The image mixed with a colour; strength 0 leaves it, 1 hides it."""
+    """The image blended with a colour: strength 0 keeps the image, 1 gives the plain colour."""
     return Image.blend(image, Image.new("RGB", image.size, colour), strength)
 
 
 def cells(side: int, grid: int) -> list[tuple[int, int, int, int]]:
-    """Boxes (left, top, right, bottom) of a square picture cut into grid x grid patches, in raster
+    """Boxes (left, top, right, bottom) of the grid x grid patches of a square picture, in raster
     order."""
     edges = [round(side * k / grid) for k in range(grid + 1)]
     return [
@@ -146,35 +143,35 @@ def cells(side: int, grid: int) -> list[tuple[int, int, int, int]]:
 def outline(
     image: Image.Image, box: tuple[int, int, int, int], colour: Colour, width: int = 3
 ) -> None:
-    """Draw a frame just inside a box."""
+    """Draw a border just inside a box."""
     left, top, right, bottom = box
     ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), outline=colour, width=width)
 
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a sheet: heading, picture, what one sees in it."""
+    """One part of a figure: heading, picture, explanation."""
 
     heading: str
     picture: Image.Image
     note: str = ""
     alt: str = ""
-    """The picture in words, for readers of the page who do not see it."""
+    """Alternative text of the page."""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A titled picture that explains itself."""
+    """A figure with a title and an explanation."""
 
     title: str
     lead: str
     sections: Sequence[Section]
     source: str = ""
-    """Model and files, in small type at the end."""
+    """Model and files, in small print at the end."""
     margin: int = field(default=24)
 
     def image(self) -> Image.Image:
-        """The whole sheet as one picture."""
+        """The figure as one picture."""
         width = max(760, *(section.picture.width for section in self.sections))
         parts = [
             paragraph(self.title, width, TITLE, bold=True),
@@ -200,24 +197,31 @@ class Sheet:
         return canvas
 
     def page(self) -> str:
-        """The sheet as HTML with its pictures inside."""
-        sections = "".join(
-            f"<section><h2>{html.escape(section.heading)}</h2>"
-            f'<img src="{_data_uri(section.picture)}" width="{section.picture.width}"'
-            f' alt="{html.escape(section.alt or section.note)}">'
-            f"<p>{html.escape(section.note)}</p></section>"
-            for section in self.sections
-        )
-        return (
-            '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport"'
-            ' content="width=device-width">'
-            f"<title>{html.escape(self.title)}</title><style>{_STYLE}</style><h1>{html.escape(self.title)}</h1>"
-            f"<p>{html.escape(self.lead)}</p>{sections}<footer>{html.escape(self.source)}</footer></html>\n"
+        """The figure as an HTML page that contains its pictures."""
+        return render(
+            "tools/inspection/templates/figure.html.j2",
+            title=self.title,
+            lead=self.lead,
+            sections=[
+                (section, data_uri(_encoded(section.picture, "png"), "png"))
+                for section in self.sections
+            ],
+            source=self.source,
         )
 
     def save(self, stem: Path, formats: Sequence[str]) -> list[Path]:
-        """Write stem.png, stem.html, stem.webp as wanted; returns the paths. InputError where the
-        folder cannot be written."""
+        """Write the figure to files.
+
+        Args:
+            stem: Path without ending; an ending in FORMATS is dropped.
+            formats: Some of FORMATS.
+
+        Returns:
+            The paths, in the order of `formats`.
+
+        Raises:
+            InputError: A file cannot be written.
+        """
         stem = stem.with_suffix("") if stem.suffix.lstrip(".") in FORMATS else stem
         written = []
         for kind in formats:
@@ -232,14 +236,6 @@ class Sheet:
         return written
 
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #24292f; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem } h2 { font-size: 1.1rem; margin-bottom: .5rem } img { max-width: 100%; height: auto }
-section { border-top: 1px solid #d0d7de; margin-top: 1.5rem } section p, footer { color: #57606a; font-size: .85rem }
-footer { border-top: 1px solid #d0d7de }
-"""
-
-
 def _encoded(image: Image.Image, kind: str) -> bytes:
     buffer = BytesIO()
     if kind == "webp":
@@ -247,7 +243,3 @@ def _encoded(image: Image.Image, kind: str) -> bytes:
     else:
         image.save(buffer, "png", optimize=True)
     return buffer.getvalue()
-
-
-def _data_uri(image: Image.Image) -> str:
-    return f"data:image/png;base64,{base64.b64encode(_encoded(image, 'png')).decode()}"

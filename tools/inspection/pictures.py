@@ -1,4 +1,4 @@
-"""Pictures of a prepared data set: samples as the model sees them, and distributions."""
+"""Figures of a prepared data set: samples as the model sees them, and distributions."""
 
 from __future__ import annotations
 
@@ -18,21 +18,32 @@ __all__ = ["FRAME", "GAP", "contact_sheet", "plot_distributions"]
 
 
 def contact_sheet(path: Path, batch: Batch, config: DataConfig, title: str) -> None:
-    """A PNG with a row per sample: its frames after crop, colour and normalisation (undone for the
-    eye), caption, and the masked text."""
+    """Write a PNG with one row per sample.
+
+    Args:
+        path: File to write.
+        batch: Samples as the model gets them: frames after crop and colour augmentation, caption,
+            masked text.
+        config: Its mean and std are used to undo the normalisation.
+        title: Heading.
+    """
     sheet = pictures.contact_sheet(batch, config, title)
     with atomic_path(path) as temporary:
         sheet.save(temporary, "PNG")
 
 
 def plot_distributions(path: Path, values: dict[str, NDArray[np.float64]], title: str) -> None:
-    """A PNG with a histogram per entry; on a logarithmic axis where values span more than two
-    decades. The median is marked."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Write a PNG with six histograms with their medians marked.
+
+    Args:
+        path: File to write.
+        values: Title → values; the axis is logarithmic if positive values span more than two
+            decades.
+        title: Heading.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 6.2), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=13, fontweight="bold", color=INK, x=0.01, ha="left")
     for axes, (name, data) in zip(figure.subplots(2, 3).flat, values.items(), strict=True):
         axes.set_title(name, fontsize=11, color=INK, loc="left")

@@ -1,4 +1,5 @@
-"""Which result stands where in the paper's tables, and in which rows of our own."""
+"""Assigns our results to the cells of the paper's tables, and to rows of our own where no row of
+the paper has the same setting."""
 
 from __future__ import annotations
 
@@ -16,6 +17,13 @@ from allinone.finetune.evaluation.paper_numbers import (
 )
 from allinone.finetune.evaluation.results import EvaluationResult, Score
 
+VERDICTS = {
+    "within": "within our 95 % interval",
+    "better": "better than the paper",
+    "worse": "worse than the paper",
+    "unknown": "without an interval",
+}
+
 
 @dataclass(frozen=True)
 class ReportedRun:
@@ -26,8 +34,8 @@ class ReportedRun:
     result: EvaluationResult
 
     @property
-    def look(self) -> str:
-        """Frames, with views where there are several: 3×3 (views × frames)."""
+    def frames_label(self) -> str:
+        """Frames, with views if there are several: 3×3 (views × frames)."""
         result = self.result
         return str(result.frames) if result.views == 1 else f"{result.views}×{result.frames}"
 
@@ -40,23 +48,20 @@ class Difference:
     low: float | None
     high: float | None
     verdict: str
-    """within: the paper's number lies in our interval; better or worse: outside of it; unknown:
-    there is no interval."""
+    """A key of VERDICTS. within: our interval contains the paper's number; better, worse: it does
+    not; unknown: there is no interval."""
 
 
 def difference(score: Score, target: float, column: Column) -> Difference:
-    """Of a score to the paper's number."""
+    """Compare a score with the paper's number."""
     value = score.value - target
     if score.low is None or score.high is None:
         return Difference(value, None, None, "unknown")
     low, high = score.low - target, score.high - target
-    verdict = (
-        "within"
-        if low <= 0 <= high
-        else "better"
-        if (value < 0) == column.lower_is_better
-        else "worse"
-    )
+    if low <= 0 <= high:
+        verdict = "within"
+    else:
+        verdict = "better" if (value < 0) == column.lower_is_better else "worse"
     return Difference(value, low, high, verdict)
 
 
@@ -65,33 +70,33 @@ class OwnRow:
     """A setting of ours that no row of the paper has."""
 
     run: ReportedRun
-    """One of them, for the row's head."""
+    """One of its runs; the row's head is taken from it."""
     runs: dict[int, list[ReportedRun]]
-    """By number of column, newest first."""
+    """Column index → runs, newest first."""
     reason: str
-    """In what it differs from the nearest row."""
+    """How the setting differs from the nearest row of the paper."""
 
 
 @dataclass(frozen=True)
 class FilledTable:
-    """One table of the paper with what was run."""
+    """One table of the paper with our results."""
 
     table: Table
     runs: dict[tuple[int, int], list[ReportedRun]]
-    """By number of row and column, newest first."""
+    """(row index, column index) → runs, newest first."""
     own: list[OwnRow]
 
 
 @dataclass
-class Report:
-    """All tables, and the results that have no place in them."""
+class FilledTables:
+    """All tables, and the results that belong to none of them."""
 
     runs: Sequence[ReportedRun]
     tables: list[FilledTable] = field(default_factory=list)
-    rest: list[ReportedRun] = field(default_factory=list)
+    unmatched: list[ReportedRun] = field(default_factory=list)
 
     def comparisons(self) -> list[tuple[PaperCell, ReportedRun, Difference]]:
-        """Every number of the paper that a result stands beside: the newest one."""
+        """Every number of the paper that has a result, with the newest one."""
         return [
             (
                 cell,
@@ -99,19 +104,16 @@ class Report:
                 difference(runs[0].result.scores[cell.column.metric], cell.target, cell.column),
             )
             for filled in self.tables
-            for place, runs in filled.runs.items()
-            if (cell := filled.table.cells[place]).target is not None and runs
+            for position, runs in filled.runs.items()
+            if (cell := filled.table.cells[position]).target is not None and runs
         ]
 
     def counts(self) -> dict[str, int]:
-        """targets: numbers that may be compared with; run: those with a result; then the results by
-        verdict."""
+        """How many numbers can be compared (targets), how many have a result (run), and how many
+        of these have each verdict."""
         cells = [cell for filled in self.tables for cell in filled.table.cells.values()]
         found = self.comparisons()
-        verdicts = {
-            name: sum(each.verdict == name for *_, each in found)
-            for name in ("within", "better", "worse", "unknown")
-        }
+        verdicts = {name: sum(each.verdict == name for *_, each in found) for name in VERDICTS}
         return {
             "targets": sum(cell.target is not None for cell in cells),
             "run": len(found),
@@ -124,32 +126,24 @@ class Report:
         verdicts = ", ".join(
             f"{counts[name]} {text}" for name, text in VERDICTS.items() if counts[name]
         )
-        tail = f": {verdicts}" if verdicts else ""
+        read = f"{len(self.runs)} result{'' if len(self.runs) == 1 else 's'}"
         return (
-            f"{len(self.runs)} results; {counts['run']} of the paper's {counts['targets']} numbers"
-            f" have one beside them{tail}"
+            f"{read} for {counts['run']} of the paper's {counts['targets']} numbers"
+            f"{f': {verdicts}' if verdicts else ''}"
         )
 
 
-VERDICTS = {
-    "within": "within our 95 % interval",
-    "better": "better than the paper",
-    "worse": "worse than the paper",
-    "unknown": "without an interval",
-}
-
-
-def arrange(runs: Sequence[ReportedRun]) -> Report:
-    """Put every run into the cells that it may stand in; `runs` newest first."""
-    report = Report(runs)
-    placed: set[int] = set()
+def fill_tables(runs: Sequence[ReportedRun]) -> FilledTables:
+    """Assign every run to all cells that have its setting; `runs` newest first."""
+    filled = FilledTables(runs)
+    assigned: set[int] = set()
     for table in paper_tables():
-        filled = _fill(table, runs)
-        placed |= {run.number for found in filled.runs.values() for run in found}
-        placed |= {run.number for row in filled.own for found in row.runs.values() for run in found}
-        report.tables.append(filled)
-    report.rest = [run for run in runs if run.number not in placed]
-    return report
+        one = _fill(table, runs)
+        assigned |= {run.number for found in one.runs.values() for run in found}
+        assigned |= {run.number for row in one.own for found in row.runs.values() for run in found}
+        filled.tables.append(one)
+    filled.unmatched = [run for run in runs if run.number not in assigned]
+    return filled
 
 
 def _fill(table: Table, runs: Sequence[ReportedRun]) -> FilledTable:
@@ -157,24 +151,24 @@ def _fill(table: Table, runs: Sequence[ReportedRun]) -> FilledTable:
     own: dict[tuple[object, ...], OwnRow] = {}
     for run in runs:
         result = run.result
-        columns = [j for j, column in enumerate(table.columns) if _belongs(column, result)]
-        fits = [
-            i
-            for i in range(len(table.rows))
-            if columns and not table.cells[i, columns[0]].differences(result)
+        columns = [j for j, column in enumerate(table.columns) if _is_of_column(result, column)]
+        if not columns:
+            continue
+        # the cells of a row differ from a result in the same points, so one of them decides
+        matching = [
+            i for i in range(len(table.rows)) if not table.cells[i, columns[0]].differences(result)
         ]
-        for place in ((i, j) for i in fits for j in columns):
-            cells.setdefault(place, []).append(run)
-        if columns and not fits:
-            row = own.setdefault(
-                setting(result), OwnRow(run, {}, _nearest(table, columns[0], result))
-            )
+        for position in ((i, j) for i in matching for j in columns):
+            cells.setdefault(position, []).append(run)
+        if not matching:
+            reason = _nearest(table, columns[0], result)
+            row = own.setdefault(setting(result), OwnRow(run, {}, reason))
             for j in columns:
                 row.runs.setdefault(j, []).append(run)
     return FilledTable(table, cells, list(own.values()))
 
 
-def _belongs(column: Column, result: EvaluationResult) -> bool:
+def _is_of_column(result: EvaluationResult, column: Column) -> bool:
     names = (column.benchmark, column.split, column.variant)
     return (
         names == (result.benchmark, result.split, tested_as(result.variant))
@@ -183,11 +177,11 @@ def _belongs(column: Column, result: EvaluationResult) -> bool:
 
 
 def _nearest(table: Table, j: int, result: EvaluationResult) -> str:
-    """What parts the result from the row of the paper that is most like it, of those that print a
-    number in the column."""
+    """How the result's setting differs from the most similar row that prints a number in column
+    j."""
     cells = [table.cells[i, j] for i in range(len(table.rows))]
-    apart = [(cell.differences(result), cell.row) for cell in cells if cell.certainty]
-    if not apart:
+    candidates = [(cell.differences(result), cell.row) for cell in cells if cell.certainty]
+    if not candidates:
         return "the paper prints no number"
-    differences, row = min(apart, key=lambda each: len(each[0]))
+    differences, row = min(candidates, key=lambda each: len(each[0]))
     return f"nearest row {row.model}, {row.look} frames: {'; '.join(differences)}"

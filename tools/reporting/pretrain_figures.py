@@ -1,0 +1,169 @@
+"""The figures of a pre-training report: loss curves, retrieval examples, masked words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from allinone.common.atomic_io import atomic_path
+from allinone.common.html import BORDER, CORRECT, GRID, INK
+from allinone.tools.reporting.objective_titles import objective_title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LOSS_COLOUR, _ACCURACY_COLOUR, _BAR_COLOUR = "#0969da", "#bf8700", "#8c959f"
+_BORDER_PX = 4
+
+History = Sequence[Mapping[str, Any]]
+"""Rows of a run's history.jsonl."""
+
+
+@dataclass(frozen=True)
+class RetrievalExample:
+    """A caption with the clips that rank first for it."""
+
+    caption: str
+    frames: Sequence[np.ndarray]
+    """uint8 [T, H, W, 3] per clip, best first."""
+    captions: Sequence[str]
+    """The clips' own captions."""
+    correct: Sequence[bool]
+    """Whether a clip is the caption's own."""
+    rank: int
+    """1-based rank of the caption's own clip."""
+
+
+@dataclass(frozen=True)
+class MaskedWord:
+    """A masked word with the model's top guesses."""
+
+    before: str
+    after: str
+    truth: str
+    guesses: Sequence[tuple[str, float]]
+    """(word piece, probability), best first."""
+    frames: np.ndarray
+    """uint8 [T, H, W, 3]"""
+
+
+def clip_image(frames: np.ndarray, border: str = "white") -> Image.Image:
+    """Frames [T, H, W, 3] side by side with a border of the given colour."""
+    image = Image.fromarray(np.concatenate(list(frames), axis=1))
+    return ImageOps.expand(image, _BORDER_PX, border)
+
+
+def example_images(example: RetrievalExample) -> list[Image.Image]:
+    """The clips of an example, best first; the correct one has a green border."""
+    return [
+        clip_image(frames, CORRECT if correct else BORDER)
+        for frames, correct in zip(example.frames, example.correct, strict=True)
+    ]
+
+
+def plot_losses(history: History, target: Path) -> None:
+    """Write a PNG with one panel per objective: training loss (left axis) and accuracy in percent
+    (right axis) over steps."""
+    from matplotlib.figure import Figure
+
+    metrics = _metric_names(history)
+    objectives = [name.removesuffix("_loss") for name in metrics if name.endswith("_loss")]
+    columns = max(len(objectives), 1)
+    figure = Figure(figsize=(4.2 * columns, 3.1), layout="constrained")
+    for axes, name in zip(figure.subplots(1, columns, squeeze=False)[0], objectives, strict=False):
+        axes.set_title(objective_title(name), fontsize=11, color=INK)
+        axes.plot(*_series(history, f"{name}_loss"), color=_LOSS_COLOUR, linewidth=1.6)
+        axes.set_xlabel("step")
+        axes.set_ylabel("training loss", color=_LOSS_COLOUR)
+        axes.set_ylim(bottom=0)
+        axes.grid(color=GRID)
+        axes.spines[["top"]].set_visible(False)
+        accuracies = [m for m in metrics if m.startswith(f"{name}_") and m.endswith("_accuracy")]
+        if accuracies:
+            _plot_accuracy(axes, *_series(history, accuracies[0]))
+    _save(figure, target, dpi=110)
+
+
+def _plot_accuracy(axes: Axes, steps: Sequence[int], accuracies: Sequence[float]) -> None:
+    twin = axes.twinx()
+    percent = [100 * value for value in accuracies]
+    twin.plot(steps, percent, color=_ACCURACY_COLOUR, linewidth=1.2, alpha=0.8)
+    twin.set_ylabel("training accuracy, %", color=_ACCURACY_COLOUR)
+    twin.set_ylim(0, 100)
+    twin.spines[["top"]].set_visible(False)
+
+
+def _metric_names(history: History) -> list[str]:
+    """Names of the metrics over all data, in the order of their first appearance."""
+    names: dict[str, None] = {}
+    for row in history:
+        names.update(dict.fromkeys(row.get("metrics", {})))
+    return [name for name in names if "/" not in name]  # "/": metrics of one source
+
+
+def _series(history: History, name: str) -> tuple[list[int], list[float]]:
+    rows = [row for row in history if name in row.get("metrics", {})]
+    return [row["step"] for row in rows], [row["metrics"][name] for row in rows]
+
+
+def plot_retrieval_examples(examples: Sequence[RetrievalExample], target: Path) -> None:
+    """Write a PNG with a row per caption: its best clips from left to right, the correct one with a
+    green border."""
+    from matplotlib.figure import Figure
+
+    columns = max(len(example.frames) for example in examples)
+    figure = Figure(figsize=(3.1 * columns, 1.62 * len(examples)))
+    figure.subplots_adjust(
+        left=0.005, right=0.995, top=0.985, bottom=0.005, wspace=0.03, hspace=0.42
+    )
+    grid = figure.subplots(len(examples), columns, squeeze=False)
+    for row, example in zip(grid, examples, strict=True):
+        for axes in row:
+            axes.axis("off")
+        for axes, image in zip(row, example_images(example), strict=False):
+            axes.imshow(image)
+        title = f"“{example.caption}”   correct clip: rank {example.rank}"
+        row[0].set_title(title, loc="left", fontsize=10, color=INK)
+    _save(figure, target, dpi=90)
+
+
+def plot_masked_words(examples: Sequence[MaskedWord], target: Path) -> None:
+    """Write a PNG with a row per masked word: the clip, the sentence with its gap, and the top
+    guesses as bars."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 1.55 * len(examples)))
+    figure.subplots_adjust(left=0.01, right=0.97, top=0.965, bottom=0.01, wspace=0.28, hspace=0.5)
+    grid = figure.subplots(len(examples), 2, squeeze=False, width_ratios=(1.25, 1))
+    for (left, right), example in zip(grid, examples, strict=True):
+        left.imshow(clip_image(example.frames))
+        left.axis("off")
+        sentence = f"{example.before} [____] {example.after}".strip()
+        left.set_title(sentence, loc="left", fontsize=10, color=INK)
+        _plot_guesses(right, example)
+    _save(figure, target, dpi=90)
+
+
+def _plot_guesses(axes: Axes, example: MaskedWord) -> None:
+    words = [word for word, _ in example.guesses]
+    percent = [100 * probability for _, probability in example.guesses]
+    colours = [CORRECT if word == example.truth else _BAR_COLOUR for word in words]
+    bars = axes.barh(words, percent, color=colours)
+    axes.bar_label(bars, fmt="%.0f %%", padding=3, fontsize=8, color=INK)
+    axes.invert_yaxis()  # best first
+    axes.set_xlim(0, 100)
+    axes.set_title(f"masked: {example.truth}", loc="left", fontsize=9, color=INK)
+    axes.tick_params(labelsize=8)
+    axes.set_xticks([])
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def _save(figure: Figure, target: Path, dpi: int) -> None:
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, dpi=dpi, format="png")
