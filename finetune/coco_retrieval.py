@@ -1,37 +1,38 @@
 #!/usr/bin/env python3
-"""COCO image-text retrieval on Karpathy's split: 5,000 test images with all their captions, or the
-mean over five folds of 1,000.
+r"""COCO image-text retrieval on Karpathy's split.
 
-    deepspeed finetune/coco_retrieval.py --annotations karpathy --media coco --checkpoint base.ckpt --out runs/coco
-    … --variant 1k: COCO 1K, --folds 5
+5,000 test images with all their captions, or the mean over five folds of 1,000 images.
+
+    deepspeed finetune/coco_retrieval.py --annotations karpathy --media coco \
+        --checkpoint base.ckpt --out runs/coco
+    … --variant 1k: COCO 1K, the mean over five folds
 
 Hardware of the published values: 256 images per step, 50 epochs (about 22,100 steps), contrast and
-rank head with 15 negatives. Time on a GPU is not measured by us. The paper configures COCO and
-reports no figure. All captions of an image count: 25,010 in the test split.
+rank head with 15 negatives. Time on a GPU is not measured by us. The paper configures COCO but
+reports no number. All captions of an image count: 25,010 in the test split.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from allinone.engine.distributed import launch
 from allinone.finetune.annotations import karpathy
 from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.command import main
 from allinone.finetune.config import FinetuneConfig, TuneConfig
-from allinone.finetune.run import fine_tune, parse
-from allinone.finetune.tasks.retrieval import Retrieval, RetrievalOptions
+from allinone.finetune.tasks.options import RetrievalOptions
 
 BENCHMARK = Benchmark(
     name="coco_retrieval",
-    protocol=Retrieval,
+    description=__doc__,
+    task="retrieval",
     load=lambda folder, split, variant: karpathy.load(folder, split, dataset="coco"),
     variants=dict.fromkeys(("5k", "1k"), Splits("train", "val", "test")),
+    variant_options={"1k": {"folds": 5}},
     config=FinetuneConfig(
         frames=1,
         max_text_len=40,
@@ -41,21 +42,6 @@ BENCHMARK = Benchmark(
     ),
     archives="train2014.zip and val2014.zip of COCO (images.cocodataset.org)",
 )
-
-
-def with_folds(config: FinetuneConfig) -> FinetuneConfig:
-    """The options of a variant: 1k is the mean over five folds."""
-    assert isinstance(config.task, RetrievalOptions)
-    return replace(config, task=replace(config.task, folds=5)) if config.variant == "1k" else config
-
-
-def main(benchmark: Benchmark, argv: Sequence[str] | None = None) -> int:
-    """Command line entry; returns the exit code."""
-    config = parse(
-        benchmark, launch.without_launcher_arguments(sys.argv[1:] if argv is None else argv)
-    )
-    return launch.main(lambda: fine_tune(benchmark, with_folds(config)))
-
 
 if __name__ == "__main__":
     sys.exit(main(BENCHMARK))

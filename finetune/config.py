@@ -1,5 +1,8 @@
-"""A fine-tuning or evaluation run is this one dataclass: the benchmark's published values, changed
-by options, saved with every checkpoint."""
+"""Options of a fine-tuning or evaluation run: one dataclass, saved with every checkpoint.
+
+A benchmark holds an instance with its published values; the command line changes it. Importing this
+module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -7,35 +10,40 @@ import math
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from allinone.common.options import MAY_CHANGE, RECORDED, RunOptions, option
 from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, require
 from allinone.data.config import ClipConfig, DataConfig
+from allinone.engine.config import RENAMED as TRAIN_RENAMED
 from allinone.engine.config import TrainConfig
-from allinone.finetune.tasks.base import TaskOptions
-from allinone.model import AllInOneConfig
+from allinone.finetune.tasks.options import TaskOptions
+
+if TYPE_CHECKING:
+    from allinone.model import AllInOneConfig
 
 REQUIRED: Any = tyro.MISSING
-"""Stands for an option that the command line must give."""
+"""Value of an option that the command line must give."""
 VALIDATIONS = 20
-"""Evaluations per run where --eval-every does not say otherwise."""
+"""Validations per run if --eval-every is not given."""
+RENAMED = {**TRAIN_RENAMED}
+"""Options of earlier versions → today's names."""
 
 
 def cache_folder() -> Path:
-    """Where probed media are remembered for all runs: $XDG_CACHE_HOME/allinone, by default below
-    the home folder."""
+    """Folder of the cache of probed media, shared by all runs: $XDG_CACHE_HOME/allinone, by default
+    below the home folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "allinone"
 
 
 @dataclass(frozen=True)
 class TuneConfig(TrainConfig):
-    """The loop's options, with steps from epochs."""
+    """Options of the training loop, with the number of steps derived from --epochs."""
 
     steps: int = 0
-    """Optimizer steps; 0 takes them from --epochs."""
+    """Optimizer steps; 0 derives them from --epochs."""
     global_batch: int = 512
     """Items per optimizer step over all ranks."""
     save_every: int = option(500, resume="may_change")
@@ -45,7 +53,7 @@ class TuneConfig(TrainConfig):
     def __post_init__(self) -> None:
         if self.steps:
             super().__post_init__()
-        else:  # the other values are judged now, the steps when the data is known
+        else:  # check the other values now, and the steps once the data is known
             TrainConfig(**{**vars(self), "steps": 1})
 
 
@@ -58,60 +66,64 @@ class FinetuneConfig:
     media: Path = REQUIRED
     """Folder with the videos or images."""
     checkpoint: Path = REQUIRED
-    """Where the weights come from: a run's folder, a checkpoint, a model folder, or a released file
-    of the original code."""
+    """Source of the weights: a run's folder, a checkpoint, a model folder, or a released file of
+    the original code."""
     out: Path = field(default=REQUIRED, metadata=MAY_CHANGE)
     """Folder of the run: checkpoints, best weights, results, predictions. The same command on the
     same folder resumes."""
     variant: str = ""
-    """Which of the benchmark's variants (split protocol, sub-task); empty takes the first."""
+    """Variant of the benchmark (split protocol, sub-task); empty takes the first."""
     eval_only: bool = False
     """Evaluate the checkpoint as it is, without training."""
     train_split: str = ""
     """Split to train on; empty takes the variant's."""
     val_split: str = ""
-    """Split that chooses the best weights; empty takes the variant's. Never the test split."""
+    """Split that selects the best weights; empty takes the variant's. Never the test split."""
     eval_split: str = ""
-    """Split to evaluate on in the end; empty takes the variant's test split."""
+    """Split of the final evaluation; empty takes the variant's test split."""
     size: str | None = None
-    """Size that the checkpoint must have; not needed, the checkpoint says its own."""
+    """Size that the checkpoint must have. Optional: the checkpoint states its own size."""
     frames: int = 3
     """Frames per view, T."""
     views: int = 1
     """Views per clip in evaluation, whose scores are averaged; the paper's 3x3 is 3 views of 3
     frames."""
     image_size: int | None = None
-    """Height and width of the frames, pixels; None takes the checkpoint's. Tables of another size
-    are interpolated."""
+    """Height and width of the frames, pixels; None takes the checkpoint's. Position tables of
+    another size are interpolated."""
     max_text_len: int | None = None
     """Tokens per text, [CLS] and [SEP] included; None takes the checkpoint's."""
     patch_order: str | None = None
-    """Which patches roll, raster or shuffled; None takes the checkpoint's."""
+    """Order of the patches, which decides which of them roll: raster or shuffled; None takes the
+    checkpoint's."""
     dropout: float | None = None
-    """Dropout of hidden states; None takes the checkpoint's."""
+    """Dropout probability of hidden states; None takes the checkpoint's."""
     epochs: float = 20.0
-    """Passes over the training split, where --steps is 0."""
+    """Passes over the training split, if --steps is 0."""
     patience: int = 5
-    """Validations in a row without a better result after which training stops; 0 never stops
+    """Consecutive validations without improvement after which training stops; 0 never stops
     early."""
     val_items: int = option(2000, resume="may_change")
     """Validate on at most this many items, chosen by the hash of their ids; 0 takes all."""
     head_lr_mult: float = 1.0
     """The task head's learning rate as a multiple of --lr."""
     eval_batch: int = 32
-    """Items per evaluation batch. Part of what results are cached by; scores depend on it through
-    rounding only."""
+    """Items per evaluation batch. Scores depend on it through rounding only; cached evaluation
+    results are kept per value."""
     cache: Path = field(default_factory=cache_folder)
-    """Folder in which probed media are remembered, for all runs."""
+    """Folder of the cache of probed media, shared by all runs."""
     picture_rate: float = 3.0
-    """Pictures per second where a video is a folder of numbered pictures (TVQA)."""
+    """Pictures per second of videos that are folders of numbered pictures (TVQA)."""
     pretraining: str = ""
-    """Data sets of the pre-training joined by +, as the paper writes them (WebVid+HowTo): which row
-    of the paper the result stands beside. If not given, as the checkpoint says: the folders of our
-    own pre-training runs."""
+    """Data sets of the pre-training, joined by + as in the paper (WebVid+HowTo); selects the row of
+    the paper that the result is compared with. By default taken from the checkpoint, if one of our
+    pre-training runs wrote it."""
     task: TaskOptions = field(default_factory=TaskOptions, metadata=RECORDED)
+    """Options of the task: losses, head, vocabulary."""
     loader: DataConfig = field(default_factory=DataConfig)
+    """How clips are read, decoded and augmented."""
     train: TuneConfig = field(default_factory=TuneConfig)
+    """Options of the training loop."""
 
     def __post_init__(self) -> None:
         require(self, COUNT, ("frames", "views", "eval_batch"))
@@ -129,8 +141,8 @@ class FinetuneConfig:
         }
 
     def with_steps(self, items: int) -> FinetuneConfig:
-        """The same with steps, and the interval of validations, for a training split of this
-        size."""
+        """A copy with the number of steps and the validation interval for `items` training
+        items."""
         train = self.train
         steps = train.steps or max(1, math.ceil(self.epochs * items / train.global_batch))
         return replace(
@@ -141,11 +153,12 @@ class FinetuneConfig:
         )
 
     def clip(self, config: AllInOneConfig) -> ClipConfig:
-        """What the reader must deliver for this model."""
+        """Shape of the clips that this model needs."""
         return ClipConfig(
             num_frames=self.frames, image_size=config.image_size, max_text_len=config.max_text_len
         )
 
     def as_json(self) -> RunOptions:
-        """JSON values with their resume policies, for checkpoints and results."""
+        """JSON values with their resume policies, for run.json, checkpoints and results; --config
+        reads them back."""
         return RunOptions.of(self)

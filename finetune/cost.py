@@ -1,5 +1,5 @@
-"""What fine-tuning computes and keeps, from a protocol's backbone passes: training FLOPs per item
-and the activations of a micro-batch."""
+"""Cost of fine-tuning, from the backbone passes of a task: training FLOPs per item and activation
+memory of a micro-batch."""
 
 from __future__ import annotations
 
@@ -12,36 +12,50 @@ from allinone.model import AllInOneConfig
 from allinone.model.activations import pass_bytes, pass_shape, working_bytes
 from allinone.model.flops import Part, forward_flops
 
-Passes = Sequence[tuple[Part, int]]
-"""Part of the backbone and clips of a training item that run through it at once, in the order of
+BackbonePasses = Sequence[tuple[Part, int]]
+"""(part of the backbone, clips of one training item that pass through it at once), in the order of
 the forward pass."""
 
 
-def training_flops(passes: Passes, config: AllInOneConfig, *, frozen: bool) -> float:
-    """FLOPs of a step per item: all passes, forward and backward (3 x forward; a frozen backbone
-    has no backward), FMA = 2; heads are left out."""
+def training_flops(passes: BackbonePasses, config: AllInOneConfig, *, frozen: bool) -> float:
+    """Training FLOPs per item, FMA = 2, heads excluded.
+
+    Args:
+        passes: Backbone passes of the task.
+        config: Shape of the model.
+        frozen: The backbone is frozen and has no backward pass; otherwise backward = 2 x forward.
+    """
     forward = sum(
-        number
+        clips
         * forward_flops(
             config, frames=config.num_frames, text_tokens=config.max_text_len, part=part
         )
-        for part, number in passes
+        for part, clips in passes
     )
     return float(forward if frozen else 3 * forward)
 
 
 def task_activations(
-    passes: Passes,
+    passes: BackbonePasses,
     config: AllInOneConfig,
     items: int,
     element: int,
     mask: int = 1,
     checkpointing: bool = False,
 ) -> Activations:
-    """Bytes that a micro-batch of `items` keeps for its backward pass, heads left out. `element`:
-    bytes of an activation; `mask`: of a dropout mask. Every pass is taken to copy its pixels, as
-    those of several texts per clip do."""
-    kept, working = [0.0], 0.0
+    """Activation memory that a micro-batch keeps for its backward pass, heads excluded.
+
+    Args:
+        passes: Backbone passes of the task. Each is assumed to copy its pixels, as passes of
+            several texts per clip do.
+        config: Shape of the model.
+        items: Size of the micro-batch.
+        element: Bytes of one activation.
+        mask: Bytes of one element of a dropout mask.
+        checkpointing: Blocks are recomputed in the backward pass.
+    """
+    kept = [0.0]
+    working = 0.0
     for part, clips in ((part, items * number) for part, number in passes):
         shape: dict[str, Any] = {
             "clips": clips,
@@ -59,8 +73,10 @@ def task_activations(
     return Activations(sum(kept), kept[-1], working)
 
 
-def run_activations(passes: Passes, config: AllInOneConfig, train: TrainConfig) -> Activations:
-    """The activations of a run on this machine's kind of device."""
+def run_activations(
+    passes: BackbonePasses, config: AllInOneConfig, train: TrainConfig
+) -> Activations:
+    """Activation memory of a run, with the element sizes of its precision and device."""
     return task_activations(
         passes, config, train.micro_batch, *element_sizes(train), train.activation_checkpointing
     )

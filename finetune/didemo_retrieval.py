@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""DiDeMo, paragraph to video: all descriptions of a video make one query, 1,004 against 1,004,
-first 30 seconds.
+r"""DiDeMo, paragraph-to-video retrieval.
 
-    deepspeed finetune/didemo_retrieval.py --annotations LocalizingMoments/data --media didemo/videos --checkpoint base.ckpt --out runs/didemo
+All descriptions of a video form one query: 1,004 against 1,004, first 30 seconds.
+
+    deepspeed finetune/didemo_retrieval.py --annotations LocalizingMoments/data \
+        --media didemo/videos --checkpoint base.ckpt --out runs/didemo
 
 Hardware of the published values: 1,024 videos per step, 200 epochs (about 1,600 steps), contrast
-alone, 80 tokens. Time on a GPU is not measured by us. The paper (R@1/5/10 and MdR of text to
-video): B 31.2 / 60.5 / 72.1, 3; with 3x3 (--views 3) 32.7 / 61.4 / 73.5, 3.
+only, 80 tokens. Time on a GPU is not measured by us. The paper (R@1/5/10 and MdR of text to video):
+B 31.2 / 60.5 / 72.1, 3; with 3x3 (--views 3) 32.7 / 61.4 / 73.5, 3.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ if __package__ in (None, ""):
 
 from allinone.finetune.annotations import didemo
 from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.command import main
 from allinone.finetune.config import FinetuneConfig, TuneConfig
-from allinone.finetune.run import main
-from allinone.finetune.tasks.retrieval import Retrieval, RetrievalOptions
+from allinone.finetune.tasks.options import RetrievalOptions
 
 BENCHMARK = Benchmark(
     name="didemo_retrieval",
-    protocol=Retrieval,
+    description=__doc__,
+    task="retrieval",
     load=lambda folder, split, variant: didemo.load(folder, split),
     variants={"": Splits("train", "val", "test")},
     config=FinetuneConfig(

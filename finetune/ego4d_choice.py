@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Ego4D multiple choice as the paper has it: which of four narrations belongs to the clip,
-zero-shot; chance 25 %. This is not EgoMCQ.
+r"""Ego4D multiple choice as defined by the paper, zero-shot. This is not EgoMCQ.
 
-    deepspeed finetune/ego4d_choice.py --annotations ego4d --media ego4d/videos --checkpoint base.ckpt --out runs/ego4d --eval-only
+Which of four narrations belongs to the clip; chance is 25 %.
+
+    deepspeed finetune/ego4d_choice.py --annotations ego4d --media ego4d/videos \
+        --checkpoint base.ckpt --out runs/ego4d --eval-only
 
 Hardware: one GPU; time is not measured by us. The paper: zero-shot B 36.5. The number of its items
-is not published. There is nothing to train on: the original is configured for 256 items per step
-and 10 epochs, but its training list is its pre-training set.
+is not published. There is no training split: the original is configured for 256 items per step and
+10 epochs, but its training list is its pre-training set.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ if __package__ in (None, ""):
 
 from allinone.finetune.annotations import ego4d
 from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.command import main
 from allinone.finetune.config import FinetuneConfig, TuneConfig
-from allinone.finetune.run import main
-from allinone.finetune.tasks.multiple_choice import ChoiceOptions, MultipleChoice
+from allinone.finetune.tasks.options import ChoiceOptions
 
 BENCHMARK = Benchmark(
     name="ego4d_choice",
-    protocol=MultipleChoice,
+    description=__doc__,
+    task="multiple_choice",
     load=lambda folder, split, variant: ego4d.load(folder, split),
     variants={"": Splits("", "", "val")},
     config=FinetuneConfig(

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""EgoMCQ (Lin et al. 2022): which of five clips belongs to the narration, of other videos (inter)
-or of the same one (intra); chance 20 %.
+r"""EgoMCQ: which of five clips belongs to the narration (Lin et al. 2022).
 
-    deepspeed finetune/egomcq.py --annotations EgoVLP --media ego4d/videos --checkpoint base.ckpt --out runs/egomcq --eval-only
-    … --variant chunks: videos cut into chunks of 600 seconds, <uid>/<number>.mp4, as EgoVLP prepares them
+Clips of other videos (inter) or of the same video (intra); chance is 20 %.
+
+    deepspeed finetune/egomcq.py --annotations EgoVLP --media ego4d/videos \
+        --checkpoint base.ckpt --out runs/egomcq --eval-only
+    … --variant chunks: videos cut into chunks of 600 seconds, <uid>/<number>.mp4, as EgoVLP does
 
 Hardware: one GPU; time is not measured by us. The paper reports no EgoMCQ. EgoVLP's released metric
-prints inter and intra under each other's name; the higher figure is inter. There is nothing to
-train on.
+prints inter and intra under each other's name; the higher number is inter. There is no training
+split.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ if __package__ in (None, ""):
 
 from allinone.finetune.annotations import egomcq
 from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.command import main
 from allinone.finetune.config import FinetuneConfig, TuneConfig
-from allinone.finetune.run import main
-from allinone.finetune.tasks.multiple_choice import ChoiceOptions, MultipleChoice
+from allinone.finetune.tasks.options import ChoiceOptions
 
 BENCHMARK = Benchmark(
     name="egomcq",
-    protocol=MultipleChoice,
+    description=__doc__,
+    task="multiple_choice",
     load=lambda folder, split, variant: egomcq.load(
         folder, split, chunk_s=600.0 if variant == "chunks" else None
     ),

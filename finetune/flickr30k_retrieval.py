@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""Flickr30k image-text retrieval on Karpathy's split: 1,000 test images, 5,000 captions.
+r"""Flickr30k image-text retrieval on Karpathy's split.
 
-    deepspeed finetune/flickr30k_retrieval.py --annotations karpathy --media flickr30k-images --checkpoint base.ckpt --out runs/flickr30k
+1,000 test images, 5,000 captions.
+
+    deepspeed finetune/flickr30k_retrieval.py --annotations karpathy --media flickr30k-images \
+        --checkpoint base.ckpt --out runs/flickr30k
 
 Hardware of the published values: 256 images per step, 10 epochs (about 1,100 steps), rank head with
-15 negatives. Time on a GPU is not measured by us. The paper configures Flickr30k and reports no
-figure. The original trains the rank head alone, which needs all 5,000,000 pairs in evaluation;
-contrast is trained beside it here, so that --rerank 32 needs 160,000. It also trains on the
-validation set, which chooses the best weights here.
+15 negatives. Time on a GPU is not measured by us. The paper configures Flickr30k but reports no
+number. The original trains the rank head only, which needs all 5,000,000 pairs in evaluation; here
+the contrastive loss is trained as well, so that --rerank 32 needs 160,000. The original also trains
+on the validation split, which selects the best weights here.
 """
 
 from __future__ import annotations
@@ -20,13 +23,14 @@ if __package__ in (None, ""):
 
 from allinone.finetune.annotations import karpathy
 from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.command import main
 from allinone.finetune.config import FinetuneConfig, TuneConfig
-from allinone.finetune.run import main
-from allinone.finetune.tasks.retrieval import Retrieval, RetrievalOptions
+from allinone.finetune.tasks.options import RetrievalOptions
 
 BENCHMARK = Benchmark(
     name="flickr30k_retrieval",
-    protocol=Retrieval,
+    description=__doc__,
+    task="retrieval",
     load=lambda folder, split, variant: karpathy.load(folder, split, dataset="flickr30k"),
     variants={"": Splits("train", "val", "test")},
     config=FinetuneConfig(

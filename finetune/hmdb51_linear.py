@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""HMDB51, linear probe: the backbone is frozen, a classifier is trained on each of the three
-official folds; the mean of top-1, 5 and 10.
+r"""HMDB51 linear probe: a classifier is trained on the frozen backbone.
 
-    deepspeed finetune/hmdb51_linear.py --annotations splits --media videos --checkpoint base.ckpt --out runs/hmdb51_linear
-    … --variant 2: one fold alone; --frames 8
+Mean of top-1, top-5 and top-10 over the three official folds.
+
+    deepspeed finetune/hmdb51_linear.py --annotations splits --media videos \
+        --checkpoint base.ckpt --out runs/hmdb51_linear
+    … --variant 2: a single fold; --frames 8
 
 Hardware of the published values: 256 clips per step, 50 epochs per fold, forward passes only. Time
 on a GPU is not measured by us. The paper: B 51.9 / 84.1 / 93.4 with 3 frames (its notes: 50.8 on
-paper, 51.2 in the log), 54.7 / 88.2 / 95.2 with 8; B+ with heads not shared 55.2 / 89.1 / 95.8;
-time average in place of rolling 43.1 / 75.5 / 90.5. The original evaluates fold 1 alone: --variant
-1. 5 % of the training films of each fold are held out to choose the best weights.
+paper, 51.2 in the log), 54.7 / 88.2 / 95.2 with 8; B+ with separate heads 55.2 / 89.1 / 95.8;
+temporal average instead of rolling 43.1 / 75.5 / 90.5. The original evaluates fold 1 only:
+--variant 1. 5 % of the training films of each fold are held out to select the best weights.
 """
 
 from __future__ import annotations
@@ -22,15 +24,17 @@ if __package__ in (None, ""):
 
 from allinone.finetune.annotations import hmdb51
 from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.command import main
 from allinone.finetune.config import FinetuneConfig, TuneConfig
-from allinone.finetune.evaluation.folds import MEAN, main
-from allinone.finetune.tasks.action_recognition import ActionOptions, ActionRecognition
+from allinone.finetune.tasks.options import ActionOptions
 
 BENCHMARK = Benchmark(
     name="hmdb51_linear",
-    protocol=ActionRecognition,
+    description=__doc__,
+    task="action_recognition",
     load=lambda folder, split, variant: hmdb51.load(folder, split, fold=int(variant)),
-    variants=dict.fromkeys((MEAN, "1", "2", "3"), Splits("train", "held-out", "test")),
+    variants=dict.fromkeys(("mean", "1", "2", "3"), Splits("train", "held-out", "test")),
+    averages_folds=True,
     config=FinetuneConfig(
         max_text_len=40,
         epochs=50,

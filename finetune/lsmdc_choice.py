@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""LSMDC multiple choice: which of five sentences belongs to the movie clip, accuracy over about
-10,053 test clips; chance 20 %.
+r"""LSMDC multiple choice: which of five sentences belongs to the movie clip.
 
-    deepspeed finetune/lsmdc_choice.py --annotations LSMDC --media LSMDC/clips --checkpoint base.ckpt --out runs/lsmdc_choice
+Accuracy over about 10,053 test clips; chance is 20 %.
+
+    deepspeed finetune/lsmdc_choice.py --annotations LSMDC --media LSMDC/clips \
+        --checkpoint base.ckpt --out runs/lsmdc_choice
     … --eval-only: zero-shot, scored by the matching head
 
 Hardware of the published values: 256 items per step, 20 epochs (about 7,900 steps). Time on a GPU
@@ -20,13 +22,14 @@ if __package__ in (None, ""):
 
 from allinone.finetune.annotations import lsmdc
 from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.command import main
 from allinone.finetune.config import FinetuneConfig, TuneConfig
-from allinone.finetune.run import main
-from allinone.finetune.tasks.multiple_choice import ChoiceOptions, MultipleChoice
+from allinone.finetune.tasks.options import ChoiceOptions
 
 BENCHMARK = Benchmark(
     name="lsmdc_choice",
-    protocol=MultipleChoice,
+    description=__doc__,
+    task="multiple_choice",
     load=lambda folder, split, variant: lsmdc.load(folder, split, task="choice"),
     variants={"": Splits("train", "val", "test")},
     config=FinetuneConfig(

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""LSMDC retrieval: 1,000 test clips with one sentence each, text to video and back.
+r"""LSMDC retrieval: 1,000 test clips with one sentence each.
 
-    deepspeed finetune/lsmdc_retrieval.py --annotations LSMDC --media LSMDC/clips --checkpoint base.ckpt --out runs/lsmdc_retrieval
+Text to video and video to text.
+
+    deepspeed finetune/lsmdc_retrieval.py --annotations LSMDC --media LSMDC/clips \
+        --checkpoint base.ckpt --out runs/lsmdc_retrieval
 
 Hardware of the published values: 1,024 clips per step, 50 epochs (about 4,900 steps), contrast and
 rank head, 80 tokens. Time on a GPU is not measured by us. The paper reports no LSMDC retrieval: the
-original code reads the clip's id in place of its sentence.
+original code reads the clip's id instead of its sentence.
 """
 
 from __future__ import annotations
@@ -18,13 +21,14 @@ if __package__ in (None, ""):
 
 from allinone.finetune.annotations import lsmdc
 from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.command import main
 from allinone.finetune.config import FinetuneConfig, TuneConfig
-from allinone.finetune.run import main
-from allinone.finetune.tasks.retrieval import Retrieval, RetrievalOptions
+from allinone.finetune.tasks.options import RetrievalOptions
 
 BENCHMARK = Benchmark(
     name="lsmdc_retrieval",
-    protocol=Retrieval,
+    description=__doc__,
+    task="retrieval",
     load=lambda folder, split, variant: lsmdc.load(folder, split, task="retrieval"),
     variants={"": Splits("train", "val", "test")},
     config=FinetuneConfig(

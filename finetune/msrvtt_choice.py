@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
-"""MSR-VTT multiple choice (JSFusion): five captions for each of 2,990 test videos, accuracy; chance
-20.
+r"""MSR-VTT multiple choice (JSFusion): five captions for each of 2,990 test videos.
 
-    deepspeed finetune/msrvtt_choice.py --annotations MSRVTT --media MSRVTT/videos --checkpoint base.ckpt --out runs/msrvtt_choice
-    … --eval-only: without training, by the VTM head
+Accuracy; chance is 20 %.
 
-There are no training questions: a caption of a training video among those of four others is one.
-The training videos are the 7,010 of the official train and val; those of the 9k protocol hold 1,990
-of the test videos. Hardware of the published values: 256 clips per step, 10 epochs. Time on a GPU
-is not measured by us. The paper: B+ 91.9 (README), zero-shot B 80.3 (77.5 in its EVAL.md), B+ 82.2.
+    deepspeed finetune/msrvtt_choice.py --annotations MSRVTT --media MSRVTT/videos \
+        --checkpoint base.ckpt --out runs/msrvtt_choice
+    … --eval-only: zero-shot, scored by the VTM head
+
+There are no training questions: they are made of one caption of a training video and captions of
+four other videos. The training videos are the 7,010 of the official train and val splits; those of
+the 9k protocol contain 1,990 of the test videos. Hardware of the published values: 256 clips per
+step, 10 epochs. Time on a GPU is not measured by us. The paper: B+ 91.9 (README), zero-shot B 80.3
+(77.5 in its EVAL.md), B+ 82.2.
 """
 
 from __future__ import annotations
@@ -21,13 +24,14 @@ if __package__ in (None, ""):
 
 from allinone.finetune.annotations import msrvtt
 from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.command import main
 from allinone.finetune.config import FinetuneConfig, TuneConfig
-from allinone.finetune.run import main
-from allinone.finetune.tasks.multiple_choice import ChoiceOptions, MultipleChoice
+from allinone.finetune.tasks.options import ChoiceOptions
 
 BENCHMARK = Benchmark(
     name="msrvtt_choice",
-    protocol=MultipleChoice,
+    description=__doc__,
+    task="multiple_choice",
     load=lambda folder, split, variant: msrvtt.load(folder, split, task="choice"),
     variants={"": Splits("train", "held-out", "test")},
     config=FinetuneConfig(

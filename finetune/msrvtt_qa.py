@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""MSR-VTT-QA: open questions on short web videos (Xu et al. 2017), accuracy over all test
-questions.
+r"""MSR-VTT-QA: open-ended questions on short web videos (Xu et al. 2017).
 
-    deepspeed finetune/msrvtt_qa.py --annotations MSRVTT-QA --media MSRVTT/videos --checkpoint all-in-one-base.ckpt --out runs/msrvtt_qa
+Accuracy over all test questions.
+
+    deepspeed finetune/msrvtt_qa.py --annotations MSRVTT-QA --media MSRVTT/videos \
+        --checkpoint all-in-one-base.ckpt --out runs/msrvtt_qa
 
 Hardware of the published values: 512 questions per step, 20 epochs (about 6,200 steps). Time on a
 GPU is not measured by us. The paper: S 39.5 (illegible on the slides), B 42.9 with 3 frames, 44.3
-with 3x3 (--views 3), B+ 44.6, B* 46.8. Whether these leave out questions whose answer is not in the
-vocabulary, as the original code does, is not known: compare accuracy_answerable as well.
+with 3x3 (--views 3), B+ 44.6, B* 46.8. It is not known whether these exclude questions whose answer
+is not in the vocabulary, as the original code does: compare accuracy_answerable as well.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ if __package__ in (None, ""):
 
 from allinone.finetune.annotations import msrvtt
 from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.command import main
 from allinone.finetune.config import FinetuneConfig, TuneConfig
-from allinone.finetune.run import main
-from allinone.finetune.tasks.open_ended_qa import OpenEndedQA, QAOptions
+from allinone.finetune.tasks.options import QAOptions
 
 BENCHMARK = Benchmark(
     name="msrvtt_qa",
-    protocol=OpenEndedQA,
+    description=__doc__,
+    task="open_ended_qa",
     load=lambda folder, split, variant: msrvtt.load(folder, split, task="qa"),
     variants={"": Splits("train", "val", "test")},
     config=FinetuneConfig(

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""MSVD-QA: open questions on short video clips (Xu et al. 2017), accuracy over all 13,157 test
-questions.
+r"""MSVD-QA: open-ended questions on short video clips (Xu et al. 2017).
 
-    deepspeed finetune/msvd_qa.py --annotations MSVD-QA --media YouTubeClips --checkpoint base.ckpt --out runs/msvd_qa
+Accuracy over all 13,157 test questions.
+
+    deepspeed finetune/msvd_qa.py --annotations MSVD-QA --media YouTubeClips \
+        --checkpoint base.ckpt --out runs/msvd_qa
 
 Hardware of the published values: 512 questions per step, 20 epochs (about 1,200 steps). Time on a
 GPU is not measured by us. The paper: S 41.7, B 46.5 with 3 frames (46.1 in the log), 47.9 with 3x3
-(--views 3), B+ 48.2, B* 48.3. Whether these leave out the questions whose answer is not among the
-1,000 of the vocabulary (8.9 % of the test), as the original code does, is not known: compare
-accuracy_answerable too.
+(--views 3), B+ 48.2, B* 48.3. It is not known whether these exclude the questions whose answer is
+not among the 1,000 of the vocabulary (8.9 % of the test split), as the original code does: compare
+accuracy_answerable as well.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ if __package__ in (None, ""):
 
 from allinone.finetune.annotations import msvd
 from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.command import main
 from allinone.finetune.config import FinetuneConfig, TuneConfig
-from allinone.finetune.run import main
-from allinone.finetune.tasks.open_ended_qa import OpenEndedQA, QAOptions
+from allinone.finetune.tasks.options import QAOptions
 
 BENCHMARK = Benchmark(
     name="msvd_qa",
-    protocol=OpenEndedQA,
+    description=__doc__,
+    task="open_ended_qa",
     load=lambda folder, split, variant: msvd.load(folder, split, task="qa"),
     variants={"": Splits("train", "val", "test")},
     config=FinetuneConfig(

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""MSVD retrieval: all captions of 670 test clips are queries (about 27,800), text to video and
-back.
+r"""MSVD retrieval: all captions of 670 test clips are queries (about 27,800).
 
-    deepspeed finetune/msvd_retrieval.py --annotations msvd_data --media YouTubeClips --checkpoint base.ckpt --out runs/msvd_retrieval
+Text to video and video to text.
+
+    deepspeed finetune/msvd_retrieval.py --annotations msvd_data --media YouTubeClips \
+        --checkpoint base.ckpt --out runs/msvd_retrieval
 
 Hardware of the published values: 256 clips per step, 50 epochs (about 230 steps), contrast and rank
 head with 10 negatives. Time on a GPU is not measured by us. The paper reports no MSVD retrieval
@@ -19,13 +21,14 @@ if __package__ in (None, ""):
 
 from allinone.finetune.annotations import msvd
 from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.command import main
 from allinone.finetune.config import FinetuneConfig, TuneConfig
-from allinone.finetune.run import main
-from allinone.finetune.tasks.retrieval import Retrieval, RetrievalOptions
+from allinone.finetune.tasks.options import RetrievalOptions
 
 BENCHMARK = Benchmark(
     name="msvd_retrieval",
-    protocol=Retrieval,
+    description=__doc__,
+    task="retrieval",
     load=lambda folder, split, variant: msvd.load(folder, split, task="retrieval"),
     variants={"": Splits("train", "val", "test")},
     config=FinetuneConfig(

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""TGIF-QA transition: what comes before or after, five options, accuracy over 6,232 test questions;
-chance 20 %.
+r"""TGIF-QA transition: what happens before or after, five options.
 
-    deepspeed finetune/tgif_transition.py --annotations tgif-qa/dataset --media tgif/gifs --checkpoint base.ckpt --out runs/tgif_transition
+Accuracy over 6,232 test questions; chance is 20 %.
+
+    deepspeed finetune/tgif_transition.py --annotations tgif-qa/dataset --media tgif/gifs \
+        --checkpoint base.ckpt --out runs/tgif_transition
 
 Hardware of the published values: 512 questions per step, 100 epochs (about 9,800 steps). Time on a
 GPU is not measured by us. The paper (3 frames): Ti 83.5, S 92.7, B 94.3, B at 384 pixels 95.1, B+
-95.5. There is no official validation set: 5 % of the training GIFs are held out (--variant clipbert
-reads ClipBERT's files, which have one). A model that sees the five options and no video exceeds 90
-% here, so high scores prove little about video; the option is never cut off by the text limit, as
-it was in the original. GIFs downloaded anew are often stills: use the archive, and convert it to
-mp4 once if decoding limits the speed.
+95.5. There is no official validation split: 5 % of the training GIFs are held out (--variant
+clipbert reads ClipBERT's files, which have one). A model that sees the five options and no video
+exceeds 90 % here, so high scores prove little about video. See tgif_action.py about the archive.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ if __package__ in (None, ""):
 
 from allinone.finetune.annotations import tgif
 from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.command import main
 from allinone.finetune.config import FinetuneConfig, TuneConfig
-from allinone.finetune.run import main
-from allinone.finetune.tasks.multiple_choice import ChoiceOptions, MultipleChoice
+from allinone.finetune.tasks.options import ChoiceOptions
 
 BENCHMARK = Benchmark(
     name="tgif_transition",
-    protocol=MultipleChoice,
+    description=__doc__,
+    task="multiple_choice",
     load=lambda folder, split, variant: tgif.load(folder, split, task="transition", form=variant),
     variants={"": Splits("train", "held-out", "test"), "clipbert": Splits("train", "val", "test")},
     config=FinetuneConfig(

@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
-"""TVQA: questions on TV clips with five options (Lei et al. 2018), accuracy on the official
-validation set as in the paper's table; chance 20 %.
+r"""TVQA: questions on TV clips with five options (Lei et al. 2018).
 
-    deepspeed finetune/tvqa.py --annotations tvqa --media frames_hq --checkpoint base.ckpt --out runs/tvqa
-    … --variant timestamps-subtitles --max-text-len 256: with the subtitles of the span
+Accuracy on the official validation split, as in the paper's table; chance is 20 %.
+
+    deepspeed finetune/tvqa.py --annotations tvqa --media frames_hq --checkpoint base.ckpt \
+        --out runs/tvqa
+    … --variant timestamps-subtitles --max-text-len 256: with the subtitles of the time span
     … --variant whole | whole-subtitles: without the annotated time span
-    … --eval-split test: hidden labels, predictions in the form of the test server
+    … --eval-split test: hidden labels, predictions in the format of the test server
 
 Hardware of the published values: 512 questions per step, 100 epochs (about 22,600 steps), 100
 tokens. Time on a GPU is not measured by us. The paper: S 63.5, B 69.8, 71.3 with 3x3 (--views 3),
-B+ 71.5, B* 72.0. The original reads the time span and no subtitles, the default here; whether the
-paper's numbers are of that form is not known. 5 % of the training clips are held out to choose the
-best weights. Media are folders of frames at 3 per second: no videos are released.
+B+ 71.5, B* 72.0. The original reads the time span and no subtitles, the default here; it is not
+known whether the paper's numbers use that form. 5 % of the training clips are held out to select
+the best weights. Media are folders of frames at 3 per second: no videos are released.
 """
 
 from __future__ import annotations
@@ -23,27 +25,15 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from allinone.finetune.annotations import tvqa
-from allinone.finetune.annotations.schema import Split
 from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.command import main
 from allinone.finetune.config import FinetuneConfig, TuneConfig
-from allinone.finetune.evaluation import submissions
-from allinone.finetune.run import main
-from allinone.finetune.tasks.base import EvalOutput
-from allinone.finetune.tasks.multiple_choice import ChoiceOptions, MultipleChoice
-
-
-def options(path: Path, split: Split, outcome: EvalOutput) -> None:
-    """The file of the test server."""
-    ids, chosen = (
-        [str(row["id"]) for row in outcome.rows],
-        [row["prediction"] for row in outcome.rows],
-    )
-    submissions.tvqa_json(path, ids, chosen, expected=[item.id for item in split.items])
-
+from allinone.finetune.tasks.options import ChoiceOptions
 
 BENCHMARK = Benchmark(
     name="tvqa",
-    protocol=MultipleChoice,
+    description=__doc__,
+    task="multiple_choice",
     load=lambda folder, split, variant: tvqa.load(
         folder,
         split,
@@ -65,7 +55,7 @@ BENCHMARK = Benchmark(
         "frames_hq of TVQA (tvqa.cs.unc.edu, on request): <show>_frames/<vid_name>/00001.jpg at 3"
         " frames per second"
     ),
-    submission=("tvqa_submission.json", options),
+    submission="tvqa",
 )
 
 if __name__ == "__main__":

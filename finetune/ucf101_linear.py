@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""UCF101, linear probe: the backbone is frozen, a classifier is trained on each of the three
-official folds; the mean of top-1, 5 and 10.
+r"""UCF101 linear probe: a classifier is trained on the frozen backbone.
 
-    deepspeed finetune/ucf101_linear.py --annotations splits --media videos --checkpoint base.ckpt --out runs/ucf101_linear
-    … --variant 2: one fold alone; --frames 8
+Mean of top-1, top-5 and top-10 over the three official folds.
+
+    deepspeed finetune/ucf101_linear.py --annotations splits --media videos \
+        --checkpoint base.ckpt --out runs/ucf101_linear
+    … --variant 2: a single fold; --frames 8
 
 Hardware of the published values: 256 clips per step, 50 epochs per fold, forward passes only. Time
 on a GPU is not measured by us. The paper: B 81.1 / 93.8 / 95.5 with 3 frames, 82.8 / 95.1 / 96.9
-with 8; B+ with heads not shared 84.1 / 95.7 / 97.8; time average in place of rolling 77.6 / 86.4 /
-90.9. The original has no configuration for it: the values here are those of HMDB51. 5 % of the
-training groups of each fold are held out to choose the best weights.
+with 8; B+ with separate heads 84.1 / 95.7 / 97.8; temporal average instead of rolling 77.6 / 86.4 /
+90.9. The original has no configuration for UCF101: the values here are those of HMDB51. 5 % of the
+training groups of each fold are held out to select the best weights.
 """
 
 from __future__ import annotations
@@ -22,15 +24,17 @@ if __package__ in (None, ""):
 
 from allinone.finetune.annotations import ucf101
 from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.command import main
 from allinone.finetune.config import FinetuneConfig, TuneConfig
-from allinone.finetune.evaluation.folds import MEAN, main
-from allinone.finetune.tasks.action_recognition import ActionOptions, ActionRecognition
+from allinone.finetune.tasks.options import ActionOptions
 
 BENCHMARK = Benchmark(
     name="ucf101_linear",
-    protocol=ActionRecognition,
+    description=__doc__,
+    task="action_recognition",
     load=lambda folder, split, variant: ucf101.load(folder, split, fold=int(variant)),
-    variants=dict.fromkeys((MEAN, "1", "2", "3"), Splits("train", "held-out", "test")),
+    variants=dict.fromkeys(("mean", "1", "2", "3"), Splits("train", "held-out", "test")),
+    averages_folds=True,
     config=FinetuneConfig(
         max_text_len=40,
         epochs=50,

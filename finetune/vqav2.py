@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""VQAv2: open questions on COCO images with ten answers each, the official accuracy (images are
-clips of one frame).
+r"""VQAv2: open-ended questions on COCO images with ten answers each.
 
-    deepspeed finetune/vqav2.py --annotations vqav2 --media coco --checkpoint base.ckpt --out runs/vqav2
-    … --variant val: train on train2014 alone, scored on val2014 here instead of on the test server
+The official accuracy. Images are clips of one frame.
+
+    deepspeed finetune/vqav2.py --annotations vqav2 --media coco --checkpoint base.ckpt \
+        --out runs/vqav2
+    … --variant val: train on train2014 only, score val2014 here instead of on the test server
 
 Hardware of the published values: 256 questions per step, 10 epochs (about 25,500 steps). Time on a
-GPU is not measured by us. The paper configures VQAv2 and reports no figure. As in ViLT, training is
-on train2014 and val2014 but for about 1,000 images of val2014 that choose the best weights;
-test-dev has hidden labels, its predictions are written in the form of the test server.
+GPU is not measured by us. The paper configures VQAv2 but reports no number. As in ViLT, training
+uses train2014 and val2014 except about 1,000 images of val2014 that select the best weights.
+test-dev has hidden labels: its predictions are written in the format of the test server.
 """
 
 from __future__ import annotations
@@ -20,27 +22,15 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from allinone.finetune.annotations import vqav2
-from allinone.finetune.annotations.schema import Split
 from allinone.finetune.benchmark import Benchmark, Splits
+from allinone.finetune.command import main
 from allinone.finetune.config import FinetuneConfig, TuneConfig
-from allinone.finetune.evaluation import submissions
-from allinone.finetune.run import main
-from allinone.finetune.tasks.base import EvalOutput
-from allinone.finetune.tasks.open_ended_qa import OpenEndedQA, QAOptions
-
-
-def answers(path: Path, split: Split, outcome: EvalOutput) -> None:
-    """The file of the test server."""
-    ids, given = (
-        [str(row["id"]) for row in outcome.rows],
-        [row["prediction"] for row in outcome.rows],
-    )
-    submissions.vqav2_json(path, ids, given, expected=[item.id for item in split.items])
-
+from allinone.finetune.tasks.options import QAOptions
 
 BENCHMARK = Benchmark(
     name="vqav2",
-    protocol=OpenEndedQA,
+    description=__doc__,
+    task="open_ended_qa",
     load=lambda folder, split, variant: vqav2.load(folder, split),
     variants={
         "test-dev": Splits("train+val", "held-out", "test-dev"),
@@ -55,7 +45,7 @@ BENCHMARK = Benchmark(
         train=TuneConfig(global_batch=256, micro_batch=16, lr=1e-4, warmup=0.1),
     ),
     archives="train2014.zip, val2014.zip and test2015.zip of COCO (images.cocodataset.org)",
-    submission=("vqav2_submission.json", answers),
+    submission="vqav2",
 )
 
 if __name__ == "__main__":

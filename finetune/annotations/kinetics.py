@@ -1,5 +1,4 @@
-"""Kinetics-400: official CSV lists. Class numbers are places in the sorted class names of
-train.csv."""
+"""Kinetics-400: official CSV lists. Classes are numbered by the sorted class names of train.csv."""
 
 from __future__ import annotations
 
@@ -29,43 +28,37 @@ _SOURCE = (
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
 
-def load(folder: Path, split: str, *, class_folders: str = "spaces") -> Split:
-    """train.csv and val.csv, with or without the column is_cc. The paper's numbers are on val: it
-    is the test, a part of train is held out.
+def load(
+    folder: Path, split: str, *, class_folders: str = "spaces", videos: Path | None = None
+) -> Split:
+    """Read train.csv and val.csv, with or without the column is_cc.
 
-    `class_folders` spaces or underscores: how the class folders of the videos are written, which
-    differs between archives. The official test list has no labels and is no split here. train.csv
-    is always needed: classes are numbered by it.
+    The paper's numbers are on val: it is the test split, and a part of train is held out. The
+    official test list has no labels and is not a split here. train.csv is always needed: it numbers
+    the classes.
+
+    Args:
+        folder: Holds the lists.
+        split: One of SPLITS.
+        class_folders: "spaces" or "underscores": how the class folders of the videos are named,
+            which differs between archives.
+        videos: The media folder; if given, `class_folders` is detected there.
     """
     check_split(split, SPLITS, "Kinetics-400")
+    if videos is not None:
+        underscores = any(next((videos / half).glob("*_*"), None) for half in ("train", "val"))
+        class_folders = "underscores" if underscores else "spaces"
     if class_folders not in ("spaces", "underscores"):
         raise AnnotationError(
             f"class_folders is {class_folders!r}; choose one of: spaces, underscores"
         )
     builder = Builder(split)
     half = "val" if split == "val" else "train"
-    train = list(
-        table(
-            builder.use(_list(folder, "train")),
-            builder,
-            columns=_COLUMNS,
-            delimiter=",",
-            quoted=True,
-        )
-    )
-    classes = tuple(sorted({_label(row) for _, row in train} - {""}))
-    rows = train
+    rows = _rows(folder, "train", builder)
+    classes = tuple(sorted({_label(row) for _, row in rows} - {""}))
     if half == "val":
-        builder = Builder(split)
-        rows = list(
-            table(
-                builder.use(_list(folder, "val")),
-                builder,
-                columns=_COLUMNS,
-                delimiter=",",
-                quoted=True,
-            )
-        )
+        builder = Builder(split)  # rows left out of train.csv are not reported for val
+        rows = _rows(folder, "val", builder)
     builder.read(rows, _item(classes, half, class_folders))
     builder.official("classes", len(classes), CLASSES)
     if half == "val":
@@ -76,6 +69,11 @@ def load(folder: Path, split: str, *, class_folders: str = "spaces") -> Split:
         " copies differ by a few thousand"
     )
     return builder.split(train_part(list(builder.items.values()), split), classes=classes)
+
+
+def _rows(folder: Path, half: str, builder: Builder) -> list[tuple[str, dict[str, str]]]:
+    path = builder.use(_list(folder, half))
+    return list(table(path, builder, columns=_COLUMNS, delimiter=",", quoted=True))
 
 
 def _list(folder: Path, half: str) -> Path:
@@ -91,7 +89,7 @@ def _list(folder: Path, half: str) -> Path:
 
 
 def _label(record: dict[str, Any]) -> str:
-    """Some copies quote labels of several words twice, some write underscores."""
+    """Some copies quote labels of several words twice, others write underscores."""
     return str(record["label"]).strip().strip('"').replace("_", " ")
 
 

@@ -1,10 +1,9 @@
-"""Texts of VCR for a language model: names for detections, plain sentences, and the prompts of the
-two tasks.
+"""VCR's texts for a language model: names for detections and plain sentences.
 
-Two namings: `merlot` (rowanz/merlot, downstream/vcr: person i is called NAMES[i mod 50], other
-objects by class) and `reference` (All-in-one: `person 0`, numbered by first mention). Only objects
-that the texts of the task itself mention are shown or counted: the original code also highlighted
-what only the rationales mention while it asked for the answer, which gives the answer away.
+There are two namings: `merlot` (rowanz/merlot, downstream/vcr: person i is called NAMES[i mod 50],
+other objects by class) and `reference` (All-in-one: `person 0`, numbered by first mention). Only
+objects that the texts of the task mention are shown or counted: the original code also highlighted
+objects that only the rationales mention when it asked for the answer, which gives the answer away.
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ from allinone.finetune.annotations.vcr import Tokens
 
 # fmt: off
 NAMES = (
-    "Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton", "Kerry", "Jody", "Kendall", "Skyler", "Frankie", "Pat", "Quinn", "Morgan",
-    "Finley", "Harley", "Robbie", "Sidney", "Tommie", "Ashley", "Carter", "Adrian", "Clarke", "Logan", "Mickey", "Nicky", "Parker", "Tyler", "Reese",
-    "Charlie", "Austin", "Denver", "Emerson", "Tatum", "Dallas", "Haven", "Jordan", "Robin", "Rory", "Bellamy", "Salem", "Sutton", "Gray", "Shae",
-    "Kyle", "Alex", "Ryan", "Cameron", "Dakota",
+    "Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton", "Kerry", "Jody", "Kendall",
+    "Skyler", "Frankie", "Pat", "Quinn", "Morgan", "Finley", "Harley", "Robbie", "Sidney", "Tommie",
+    "Ashley", "Carter", "Adrian", "Clarke", "Logan", "Mickey", "Nicky", "Parker", "Tyler", "Reese",
+    "Charlie", "Austin", "Denver", "Emerson", "Tatum", "Dallas", "Haven", "Jordan", "Robin", "Rory",
+    "Bellamy", "Salem", "Sutton", "Gray", "Shae", "Kyle", "Alex", "Ryan", "Cameron", "Dakota",
 )
 # fmt: on
 """MERLOT's gender-neutral names, by the detection's original index."""
@@ -31,8 +31,16 @@ _NO_SPACE_AFTER = frozenset({"(", "[", "$", "#"})
 
 
 def names_of(item: VCRItem, naming: str, task: str = "answer") -> tuple[str, ...]:
-    """The name of every region. `task` decides what the reference's numbers count; it is of no
-    matter to MERLOT's names."""
+    """The name of every region.
+
+    Args:
+        item: The question.
+        naming: merlot or reference.
+        task: answer or rationale; decides which mentions the reference's numbers count.
+
+    Raises:
+        ValueError: Unknown naming or task.
+    """
     if naming == "merlot":
         return tuple(
             NAMES[i % len(NAMES)] if region.name == "person" else region.name
@@ -48,8 +56,8 @@ def names_of(item: VCRItem, naming: str, task: str = "answer") -> tuple[str, ...
 
 
 def mentioned(item: VCRItem, task: str) -> tuple[int, ...]:
-    """Regions in the order of first mention: in question and answers for `answer`, in the
-    rationales as well for `rationale`."""
+    """Regions in the order of first mention: in question and answers for `answer`, and also in the
+    rationales for `rationale`; ValueError for another task."""
     if task not in TASKS:
         raise ValueError(f"no task {task!r}; choose one of: {', '.join(TASKS)}")
     texts: Iterable[Tokens] = (
@@ -69,8 +77,8 @@ def mentioned(item: VCRItem, task: str) -> tuple[int, ...]:
 
 
 def sentence(tokens: Tokens, names: Sequence[str]) -> str:
-    """One plain sentence: objects by name, several joined with "and", no space before punctuation
-    and clitics."""
+    """A plain sentence: objects by name, joined with "and", no space before punctuation and
+    clitics."""
     text, glue = "", True
     for token in tokens:
         word = token if isinstance(token, str) else _joined([names[index] for index in token])
@@ -82,25 +90,3 @@ def sentence(tokens: Tokens, names: Sequence[str]) -> str:
 def _joined(names: Sequence[str]) -> str:
     """MERLOT puts "and" before the last name and no commas between the others."""
     return names[0] if len(names) == 1 else f"{' '.join(names[:-1])} and {names[-1]}"
-
-
-def answer_prompts(item: VCRItem, naming: str = "merlot") -> tuple[tuple[str, str], ...]:
-    """Q→A: (context, option) for each of the four answers."""
-    names = names_of(item, naming, "answer")
-    context = f"answer question: {sentence(item.question, names)}"
-    return tuple((context, sentence(answer, names)) for answer in item.answers)
-
-
-def rationale_prompts(
-    item: VCRItem, answer: int, naming: str = "merlot"
-) -> tuple[tuple[str, str], ...]:
-    """QA→R: (context, option) for each of the four rationales, given one answer.
-
-    The right answer for QA→R and Q→AR; each of the four in turn for the test server.
-    """
-    names = names_of(item, naming, "rationale")
-    context = (
-        f"provide rationale: {sentence(item.question, names)}"
-        f" {sentence(item.answers[answer], names)}"
-    )
-    return tuple((context, sentence(rationale, names)) for rationale in item.rationales)

@@ -1,8 +1,8 @@
-"""VQAv2's own arithmetic: answer normalisation, accuracy, soft targets and the answer space.
+"""VQAv2's official rules: answer normalisation, accuracy, soft targets and the answer space.
 
-Source of the rules: visualqa.org/evaluation.html and the official evaluation (GT-Vision-Lab/VQA,
-PythonEvaluationTools/vqaEvaluation/vqaEval.py), followed in its quirks too, since published numbers
-contain them.
+Sources: visualqa.org/evaluation.html and the official evaluation (GT-Vision-Lab/VQA,
+PythonEvaluationTools/vqaEvaluation/vqaEval.py). Its quirks are reproduced, because published
+numbers depend on them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 ANSWERS = 3_129
 MIN_COUNT = 9
-"""Answers seen at least this often in train and val make the answer space."""
+"""Answers seen at least this often in train and val form the answer space."""
 ANNOTATORS = 10
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -21,18 +21,20 @@ _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 _NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(_WORDS)}}
 _ARTICLES = frozenset({"a", "an", "the"})
 _CONTRACTED = """
-ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd
-it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't
-shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd
-there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd
-where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've
-you'll you're you've
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
+haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've
+might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've
+shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll
+someone's something'd something'd've something'll that's there'd there'd've there're there's they'd
+they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've
+when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't
+would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
 
 
 def _misspelled() -> dict[str, str]:
-    """Every contraction with one apostrophe left out → the contraction. The one exception stands so
-    in the official table."""
+    """Every contraction without one of its apostrophes → the contraction. The exception is copied
+    from the official table."""
     known = {
         word[:place] + word[place + 1 :]: word
         for word in _CONTRACTED.split()
@@ -46,12 +48,12 @@ _CONTRACTIONS = _misspelled()
 _NUMBER_WITH_COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _MOST_PERIODS = 32
-"""The official code passes a flag of value 32 where the number of replacements belongs."""
+"""The official code passes a flag with the value 32 as the number of replacements."""
 
 
 def strip_punctuation(text: str) -> str:
-    """Remove a sign that touches a space, or any sign where the text holds a number with a comma;
-    else put a space in its place."""
+    """Remove a punctuation mark that touches a space, or any if the text contains a number with a
+    comma; replace others by a space."""
     cleaned = text
     has_number = _NUMBER_WITH_COMMA.search(text) is not None
     for sign in _PUNCTUATION:
@@ -61,8 +63,8 @@ def strip_punctuation(text: str) -> str:
 
 
 def normalise(answer: str) -> str:
-    """An answer as it is compared: lower case, no punctuation, digits for number words up to ten,
-    no articles, apostrophes in contractions."""
+    """An answer normalised for comparison: lower case, no punctuation, digits for number words up to
+    ten, no articles, apostrophes in contractions."""
     words = strip_punctuation(answer.replace("\n", " ").replace("\t", " ").strip()).lower().split()
     words = [word for word in (_NUMBERS.get(word, word) for word in words) if word not in _ARTICLES]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words)
@@ -72,13 +74,13 @@ def accuracy(prediction: str, answers: Sequence[str]) -> float:
     """The official accuracy in 0..1: the mean over all leave-one-out sets of annotators of min(1,
     matches / 3).
 
-    As in the official code, the annotators' answers are stripped of punctuation only, and only
-    where they disagree. ValueError without any.
+    As in the official code, the annotators' answers are only stripped of punctuation, and only if
+    they disagree. ValueError if there are no answers.
     """
     if not answers:
         raise ValueError(
-            "no annotated answers: the labels of this split are hidden, send the predictions to the"
-            " server"
+            "no annotated answers: the labels of this split are hidden; submit the predictions to"
+            " the server"
         )
     if len(set(answers)) > 1:
         answers = [strip_punctuation(answer) for answer in answers]
@@ -86,19 +88,19 @@ def accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def leave_one_out(matches: int, annotators: int = ANNOTATORS) -> float:
-    """`accuracy` from the number of annotators that agree: leaving out one that does leaves one
-    match less."""
+    """`accuracy` from the number of annotators that agree: leaving one of them out leaves one match
+    less."""
     return (
         matches * min(1.0, (matches - 1) / 3) + (annotators - matches) * min(1.0, matches / 3)
     ) / annotators
 
 
 def soft_targets(answers: Sequence[str], numbers: dict[str, int]) -> dict[int, float]:
-    """Training targets: class number → score (0.3, 0.6, 0.9, 1.0 for 1, 2, 3, 4 and more of ten
-    annotators), for the answers in the answer space.
+    """Training targets of the answers in the answer space: class number → score (0.3, 0.6, 0.9, 1.0
+    for 1, 2, 3, 4 or more of ten annotators).
 
-    The annotators' strings are normalised as the answer space is; raw strings would miss it ("a
-    dog" against "dog").
+    The annotators' strings are normalised like the answer space; raw strings would miss it ("a dog"
+    against "dog").
     """
     counts = Counter(normalise(answer) for answer in answers)
     return {

@@ -15,18 +15,18 @@ Statistic = Callable[[Array], float]
 
 
 def mean(values: Array) -> float:
-    """Of all values."""
+    """Mean of all values."""
     return float(np.mean(values))
 
 
 def median(values: Array) -> float:
-    """Of all values; the mean of the middle two."""
+    """Median of all values; of an even number, the mean of the middle two."""
     return float(np.median(values))
 
 
 def ratio(values: Array) -> float:
-    """Sum of column 0 over sum of column 1 of [N, 2]: accuracy over the answerable questions. NaN
-    where the denominator is 0."""
+    """Sum of column 0 over sum of column 1 of [N, 2], for example accuracy over the answerable
+    questions; NaN if the denominator is 0."""
     top, bottom = values.sum(0)
     return float(top / bottom) if bottom else float("nan")
 
@@ -40,13 +40,24 @@ def interval(
     seed: int = 0,
     level: float = LEVEL,
 ) -> tuple[float, float]:
-    """Percentile bootstrap over items: the statistic of `samples` draws of N items with
-    replacement.
+    """Percentile bootstrap interval of a statistic over items.
 
-    per_item: [N] or [N, columns]; a list of arrays (folds, splits) is resampled within each, and
-    the mean of their statistics is taken. clusters: a name per item, in the same form. Whole
-    clusters are drawn instead of items: the questions about one video are no independent
-    observations, and an interval that takes them as such is too narrow.
+    Args:
+        per_item: [N] or [N, columns]. A list of arrays (folds) is resampled within each array, and
+            their statistics are averaged.
+        statistic: Of the resampled items.
+        clusters: One name per item, in the same form. Complete clusters are drawn instead of items:
+            questions about one video are not independent observations, and treating them as such
+            makes the interval too narrow.
+        samples: Number of resamples.
+        seed: Seed of the resampling.
+        level: Share of the resamples inside the interval.
+
+    Returns:
+        (low, high).
+
+    Raises:
+        ValueError: There are no items, or `clusters` has another length.
     """
     groups = groups_of(per_item)
     owners: list[Array] | list[None] = (
@@ -79,7 +90,7 @@ def groups_of(values: Array | Sequence[Array]) -> list[Array]:
 
 
 def _draw(size: int, clusters: Array | None) -> Callable[[np.random.Generator], Array]:
-    """A function that draws `size` indices, or the indices of as many clusters as there are."""
+    """A function that draws `size` item indices, or the items of as many clusters as there are."""
     if clusters is None:
         return lambda random: random.integers(size, size=size)
     if len(clusters) != size:
@@ -106,8 +117,23 @@ def paired_interval(
     seed: int = 0,
     level: float = LEVEL,
 ) -> tuple[float, float, float]:
-    """(difference second - first, low, high) of two runs on the same items in the same order: each
-    draw takes the same items of both."""
+    """Bootstrap interval of the difference of two runs; each draw takes the same items of both.
+
+    Args:
+        first: Values per item of one run.
+        second: Values per item of the other run, for the same items in the same order.
+        statistic: Of the resampled items of each run.
+        clusters: See `interval`.
+        samples: Number of resamples.
+        seed: Seed of the resampling.
+        level: Share of the resamples inside the interval.
+
+    Returns:
+        (difference second - first, low, high).
+
+    Raises:
+        ValueError: The runs have different numbers of values.
+    """
     if first.shape != second.shape:
         raise ValueError(
             f"the two runs have {list(first.shape)} and {list(second.shape)} values; pair the items"

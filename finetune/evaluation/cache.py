@@ -1,5 +1,5 @@
-"""Results of evaluation batches on disk, by the content of everything that they depend on: an
-interrupted evaluation continues."""
+"""Cache of evaluated batches on disk, so that an interrupted evaluation continues. The key is the
+content of everything that a batch's result depends on."""
 
 from __future__ import annotations
 
@@ -16,21 +16,27 @@ from allinone.common.atomic_io import atomic_path, content_hash
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What became of one batch."""
+    """Result of one batch."""
 
     items: tuple[int, ...]
     """Numbers of the items that could be shown."""
     values: NDArray[np.float32]
-    """[items, ...]"""
+    """[items, ...], in the order of `items`."""
     missing: dict[int, str]
-    """Number → reason."""
+    """Number of an item that could not be shown → reason."""
     lost: int
+    """Texts whose deciding part was cut."""
     shortened: int
+    """Texts of which any part was cut."""
 
 
 class Cache:
-    """A folder of batch results. `scope` names the weights and the settings; a batch adds its items
-    and their content."""
+    """A folder of batch results.
+
+    Args:
+        folder: The folder.
+        scope: Describes the weights and the settings; a batch adds its items and their content.
+    """
 
     def __init__(self, folder: Path, scope: str) -> None:
         self._folder, self._scope = folder, scope
@@ -60,7 +66,7 @@ class Cache:
             return None
 
     def put(self, content: str, result: BatchResult) -> None:
-        """Keep a result."""
+        """Store a result atomically."""
         with atomic_path(self._path(content)) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,

@@ -1,9 +1,9 @@
-"""Scoring a split at any world size: fixed batches, dealt whole to ranks, every item exactly once,
-nothing replaced.
+"""Scores a split at any world size: fixed batches are distributed over the ranks, every item is
+evaluated exactly once, and nothing is replaced.
 
-What is computed of an item depends on the items of its batch only through rounding, and batches are
-the same at every world size: results are equal, byte for byte. Letters: N items of a split, n items
-of a batch.
+The composition of a batch influences its items' scores through rounding. Batches are the same at
+every world size, so results are equal byte for byte. Letters: N items of a split, n items of a
+batch.
 """
 
 from __future__ import annotations
@@ -34,45 +34,49 @@ from allinone.finetune.inputs.loader import Source, evaluation_batches
 from allinone.finetune.inputs.media_library import MediaLibrary
 from allinone.finetune.tasks.task_model import TaskModel
 
-Score = Callable[[TaskModel, TaskBatch], Tensor]
+ScoreFn = Callable[[TaskModel, TaskBatch], Tensor]
 """Values of a batch, float32 [n, ...]."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Values of a whole split, the same on every rank."""
+class SplitScores:
+    """Values of a complete split, the same on every rank."""
 
     values: NDArray[np.float32]
-    """[N, ...]; NaN where an item is missing."""
+    """[N, ...]; NaN for missing items."""
     missing: dict[int, str]
     """Number of an item that could not be shown → reason."""
     lost: int
-    """Texts whose deciding part had to be cut."""
+    """Texts whose deciding part was cut."""
     shortened: int
-    """Texts of which anything was cut."""
+    """Texts of which any part was cut."""
 
     @property
     def cut(self) -> dict[str, int]:
-        """Both, for the details of a result."""
+        """Counts of cut texts, for the details of a result."""
         return {"texts_cut": self.lost, "texts_shortened": self.shortened}
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How evaluation looks at items."""
+    """How evaluation reads items."""
 
     clip: ClipConfig
     data: DataConfig
     views: int
+    """Views per clip, whose scores are averaged."""
     batch: int
     """Items per batch."""
     quiet: bool = False
+    """Show no progress bar."""
 
 
 class Evaluator:
-    """Runs a protocol's scoring over items. With `cache`, ranks work on their own and finished
-    batches are kept; without, every rank makes the same number of forward passes, since under ZeRO
-    3 each of them needs all ranks."""
+    """Runs a task's scoring over items.
+
+    With `cache`, ranks work independently and finished batches are kept. Without it, every rank
+    makes the same number of forward passes: under ZeRO 3 a forward pass is a collective.
+    """
 
     def __init__(
         self,
@@ -82,28 +86,44 @@ class Evaluator:
         device: torch.device,
         cache: Cache | None = None,
     ) -> None:
-        self._model, self._library, self.settings, self._cache = model, library, settings, cache
+        self._model = model
+        self._library = library
+        self._cache = cache
+        self.settings = settings
         self.device = device
         layout = topology.current()
-        self.rank, self.world, self._group = layout.data_rank, layout.data_world, layout.data_group
-        self.forwarded = 0
-        """Items that this rank computed, not those found in the cache."""
+        self.rank = layout.data_rank
+        self.world = layout.data_world
+        self._group = layout.data_group
         self.seconds = 0.0
         """Time of this rank inside forward passes, without reading and decoding."""
         self._signals: StopSignals | None = None
 
     def watch(self, signals: StopSignals) -> None:
-        """Leave between two batches after a signal; what is finished is kept."""
+        """Stop between two batches after a signal; finished batches are kept."""
         self._signals = signals
 
     @property
     def collective(self) -> bool:
-        """Whether every rank makes the same number of passes, as ZeRO 3 needs."""
+        """Whether every rank makes the same number of passes, as ZeRO 3 requires."""
         return self._cache is None
 
-    def run(self, stage: str, name: str, ids: Sequence[str], make: Maker, score: Score) -> Scored:
-        """`score` over the examples of all items `ids`; `stage` says what is computed, for the
-        cache and the progress bar. Collective."""
+    def run(
+        self, stage: str, name: str, ids: Sequence[str], make: Maker, score: ScoreFn
+    ) -> SplitScores:
+        """Score all items of a split. Collective.
+
+        Args:
+            stage: What is computed; part of the cache key and of the progress bar's label.
+            name: Name of the split.
+            ids: Ids of the N items.
+            make: Item number → example.
+            score: Batch → values.
+
+        Raises:
+            DataError: None of the items can be shown.
+            Stopped: A signal arrived.
+        """
         examples = [make(number, None) for number in range(len(ids))]
         batches = _fixed_batches(examples, self.settings.batch)
         reader = Reader(self._library, self.settings.clip, self.settings.data)
@@ -124,7 +144,8 @@ class Evaluator:
         if self.world > 1:
             parts = [None] * self.world
             dist.all_gather_object(parts, mine, group=self._group)
-        return _join({k: result for part in parts for k, result in part.items()}, len(ids), name)
+        joined = {k: result for part in parts for k, result in part.items()}
+        return _join(list(joined.values()), len(ids), name)
 
     def _content(self, example: Example) -> str:
         shown = [
@@ -140,7 +161,7 @@ class Evaluator:
         batches: Sequence[Sequence[int]],
         contents: Sequence[str],
         examples: Sequence[Example],
-        score: Score,
+        score: ScoreFn,
     ) -> Iterator[tuple[int, BatchResult]]:
         """(number of the batch, result) of this rank's share."""
         todo: list[int] = []
@@ -163,9 +184,8 @@ class Evaluator:
                     f" {source.name}"
                 )
             k, result = next(computed, (-1, None))
-            if (
-                result is None
-            ):  # this rank has run out of batches, the others' forward passes wait for it
+            if result is None:
+                # This rank has no batches left, but other ranks' forward passes wait for it.
                 self._pass_with_nothing(source, examples[0], score)
                 continue
             if self._cache:
@@ -173,7 +193,7 @@ class Evaluator:
             yield k, result
 
     def _compute(
-        self, source: Source, batches: Sequence[Sequence[int]], todo: Sequence[int], score: Score
+        self, source: Source, batches: Sequence[Sequence[int]], todo: Sequence[int], score: ScoreFn
     ) -> Iterator[tuple[int, BatchResult]]:
         settings = self.settings
         for k, batch, bad in evaluation_batches(
@@ -185,15 +205,14 @@ class Evaluator:
                     self._pass_with_nothing(source, source.make(batches[k][0], None), score)
                 yield k, BatchResult((), np.zeros((0,), np.float32), missing, 0, 0)
                 continue
-            self.forwarded += len(batch)
-            begun = time.perf_counter()
+            start = time.perf_counter()
             values = score(self._model, batch).float().cpu().numpy()  # .cpu() waits for the device
-            self.seconds += time.perf_counter() - begun
+            self.seconds += time.perf_counter() - start
             yield k, BatchResult(batch.items, values, missing, batch.lost, batch.shortened)
 
-    def _pass_with_nothing(self, source: Source, example: Example, score: Score) -> None:
-        """The forward passes of a batch, on a grey picture and an empty text; the values are
-        dropped."""
+    def _pass_with_nothing(self, source: Source, example: Example, score: ScoreFn) -> None:
+        """The forward passes of a batch on a grey picture and an empty text; the values are
+        discarded."""
         clip, looks, texts = source.clip, len(example.looks), len(example.texts)
         pixels = torch.zeros(
             1, looks, self.settings.views, clip.num_frames, 3, clip.image_size, clip.image_size
@@ -207,57 +226,51 @@ class Evaluator:
 
 
 def _fixed_batches(examples: Sequence[Example], size: int) -> list[list[int]]:
-    """Numbers of the items of each batch. Items that show the same follow one another, so that it
-    is decoded once."""
+    """Item numbers of each batch. Items that show the same media are adjacent, so that each is
+    decoded once."""
 
-    def place(number: int) -> tuple[str, float, float, int]:
-        shown: Media | None = examples[number].looks[0].media if examples[number].looks else None
-        return (
-            (shown.path, shown.start_s or 0.0, shown.end_s or 0.0, number)
-            if shown
-            else ("", 0.0, 0.0, number)
-        )
+    def key(number: int) -> tuple[str, float, float, int]:
+        looks = examples[number].looks
+        if not looks:
+            return "", 0.0, 0.0, number
+        media = looks[0].media
+        return media.path, media.start_s or 0.0, media.end_s or 0.0, number
 
-    order = sorted(range(len(examples)), key=place)
+    order = sorted(range(len(examples)), key=key)
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def _join(results: dict[int, BatchResult], items: int, name: str) -> Scored:
-    if items and not any(result.items for result in results.values()):
-        reason = next(
-            (reason for result in results.values() for reason in result.missing.values()), ""
-        )
+def _join(results: Sequence[BatchResult], items: int, name: str) -> SplitScores:
+    """The results of all batches in the order of the items."""
+    missing = {number: reason for result in results for number, reason in result.missing.items()}
+    scored = [result for result in results if result.items]
+    if items and not scored:
+        reason = next(iter(missing.values()), "")
         raise DataError(f"none of the {items:,} items of {name} can be shown, the first: {reason}")
-    missing: dict[int, str] = {}
-    shape = next((result.values.shape[1:] for result in results.values() if result.items), ())
-    values = np.full((items, *shape), np.nan, np.float32)
     seen = np.zeros(items, np.int64)
-    for result in results.values():
-        values[list(result.items)] = (
-            result.values if result.items else np.zeros((0, *shape), np.float32)
-        )
+    for result in results:
         np.add.at(seen, [*result.items, *result.missing], 1)
-        missing |= result.missing
     assert (seen == 1).all(), "an item was evaluated twice or not at all"
-    lost, shortened = (
-        sum(getattr(result, name) for result in results.values()) for name in ("lost", "shortened")
-    )
-    return Scored(values, missing, lost, shortened)
+    shape = scored[0].values.shape[1:] if scored else ()
+    values = np.full((items, *shape), np.nan, np.float32)
+    for result in scored:
+        values[list(result.items)] = result.values
+    lost = sum(result.lost for result in results)
+    return SplitScores(values, missing, lost, sum(result.shortened for result in results))
 
 
 def subset(split: Split, limit: int) -> Split:
-    """At most `limit` items of a split, chosen by their ids' hashes, in the order of the split; for
-    validation during training."""
+    """At most `limit` items of a split (0: all), chosen by the hashes of their ids, in the order of
+    the split; for validation during training."""
     if not limit or len(split.items) <= limit:
         return split
-    chosen = {
-        item.id for item in sorted(split.items, key=lambda item: place_in_order(item.id))[:limit]
-    }
+    by_hash = sorted(split.items, key=lambda item: place_in_order(item.id))
+    chosen = {item.id for item in by_hash[:limit]}
     return replace(split, items=[item for item in split.items if item.id in chosen])
 
 
-def shown_media(split: Split) -> list[Media]:
-    """All media that a split's items show."""
+def media_of(split: Split) -> list[Media]:
+    """All media that a split's items show, with repetitions."""
     return [
         clip
         for item in split.items

@@ -1,22 +1,21 @@
-"""Benchmarks whose result is the mean over official folds (HMDB51, UCF101): a run per fold in
-OUT/fold-N, and one result of them all."""
+"""Benchmarks whose result is the mean over official folds (HMDB51, UCF101): one run per fold in
+OUT/fold-N, and one result over all of them."""
 
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from allinone.engine.distributed import launch
 from allinone.engine.distributed.collectives import run_on_rank0
 from allinone.finetune.benchmark import Benchmark
 from allinone.finetune.config import FinetuneConfig
-from allinone.finetune.evaluation import metrics
+from allinone.finetune.evaluation import metrics, summaries
 from allinone.finetune.evaluation.results import (
     PREDICTIONS,
     EvaluationResult,
@@ -24,20 +23,28 @@ from allinone.finetune.evaluation.results import (
     write_result,
 )
 from allinone.finetune.evaluation.table import table
-from allinone.finetune.run import fine_tune, parse
+
+log = logging.getLogger(__name__)
 
 MEAN = "mean"
-"""Variant that trains and evaluates all folds; the others are single folds."""
+"""Variant that trains and evaluates all folds; the other variants are single folds."""
 
 
-def mean_of_folds(benchmark: Benchmark, config: FinetuneConfig) -> EvaluationResult:
-    """Fine-tune and evaluate every fold, resuming what stands in OUT/fold-N, and write their mean
-    into OUT.
+def mean_of_folds(
+    benchmark: Benchmark,
+    config: FinetuneConfig,
+    run: Callable[[Benchmark, FinetuneConfig], EvaluationResult],
+) -> EvaluationResult:
+    """Fine-tune and evaluate every fold, and write the mean into OUT.
 
-    With --eval-only, a --checkpoint that holds fold-N folders gives each fold its own.
+    Args:
+        benchmark: Its variants other than MEAN are the folds.
+        config: Options. With --eval-only, a --checkpoint that holds fold-N folders provides the
+            weights of each fold.
+        run: Runs one fold, resuming what OUT/fold-N holds.
     """
     folds = [variant for variant in benchmark.variants if variant != MEAN]
-    results = {fold: fine_tune(benchmark, _of_fold(config, fold)) for fold in folds}
+    results = {fold: run(benchmark, _config_of_fold(config, fold)) for fold in folds}
     return run_on_rank0(lambda: _publish(config, results))
 
 
@@ -45,7 +52,7 @@ def _folder(fold: str) -> str:
     return f"fold-{fold}"
 
 
-def _of_fold(config: FinetuneConfig, fold: str) -> FinetuneConfig:
+def _config_of_fold(config: FinetuneConfig, fold: str) -> FinetuneConfig:
     own = config.checkpoint / _folder(fold)
     weights = own if config.eval_only and own.is_dir() else config.checkpoint
     return replace(config, variant=fold, out=config.out / _folder(fold), checkpoint=weights)
@@ -53,35 +60,36 @@ def _of_fold(config: FinetuneConfig, fold: str) -> FinetuneConfig:
 
 def _publish(config: FinetuneConfig, results: Mapping[str, EvaluationResult]) -> EvaluationResult:
     first = next(iter(results.values()))
-    hashes = sorted({result.checkpoint_sha256 for result in results.values()})
-    kept = {
-        name: first.details[name] for name in ("roll", "fine_tuned_on") if name in first.details
-    }
+    kept = ("roll", "fine_tuned_on")
     mean = replace(
         first,
         variant=MEAN,
-        scores=metrics.action_scores(
+        scores=summaries.action_scores(
             [_hits(config.out / _folder(fold), result) for fold, result in results.items()]
         ),
         items=sum(result.items for result in results.values()),
         missing=tuple(missing for result in results.values() for missing in result.missing),
         checkpoint=str(config.checkpoint if config.eval_only else config.out),
-        # of several checkpoints the hash of their hashes
-        checkpoint_sha256=(
-            hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-        ),
+        checkpoint_sha256=_common_hash(results),
         details={
-            **kept,
+            **{name: first.details[name] for name in kept if name in first.details},
             "folds": {
-                fold: {name: score.value for name, score in r.scores.items()}
-                for fold, r in results.items()
+                fold: {name: score.value for name, score in result.scores.items()}
+                for fold, result in results.items()
             },
         },
         settings=config.as_json(),
     )
     path = write_result(config.out, mean)
-    print(f"{table(mean)}\n{path}: written, the mean over {len(results)} folds", flush=True)
+    log.info("%s", table(mean))
+    log.info("wrote %s, the mean over %d folds", path, len(results))
     return mean
+
+
+def _common_hash(results: Mapping[str, EvaluationResult]) -> str:
+    """Hash of the weights; of several checkpoints, the hash of their hashes."""
+    hashes = sorted({result.checkpoint_sha256 for result in results.values()})
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _hits(out: Path, result: EvaluationResult) -> dict[int, NDArray[np.float64]]:
@@ -92,12 +100,3 @@ def _hits(out: Path, result: EvaluationResult) -> dict[int, NDArray[np.float64]]
         for k in metrics.TOPS
         if f"top{k}" in rows[0]["measures"]
     }
-
-
-def main(benchmark: Benchmark, argv: Sequence[str] | None = None) -> int:
-    """Command line entry of a benchmark with folds; returns the exit code."""
-    config = parse(
-        benchmark, launch.without_launcher_arguments(sys.argv[1:] if argv is None else argv)
-    )
-    run = mean_of_folds if config.variant in ("", MEAN) else fine_tune
-    return launch.main(lambda: run(benchmark, config))

@@ -1,17 +1,18 @@
-"""Metrics of all protocols: one value per item first, then a summary with its bootstrap interval.
+"""Metrics of all tasks, one value per item; evaluation/summaries.py summarises them with intervals.
 
-Per-item values are float64 arrays [N] of numpy, 0..1 for hits. Rules that hold everywhere:
-- Ties: equal scores stand in a random order, and the item's value is the expectation over all
-  orders (a right option tied with one wrong: 0.5).
-- Scores are float32 or float64; half precision makes ties that the model did not mean, and is
-  refused. So is NaN.
-- A missing item (media that cannot be decoded) is a wrong item: hit 0, rank = number of candidates.
+Per-item values are float64 arrays [N], hits in 0..1. Rules:
+
+- Ties: equal scores count as a random order, and an item's value is the expectation over all orders
+  (the correct option tied with one other: 0.5).
+- Scores must be float32 or float64. Half precision creates ties that the model does not have, and
+  is refused, as is NaN.
+- A missing item (media that cannot be decoded) is wrong: hit 0, rank = number of candidates.
+
 Letters: N items, K options, C classes, Q texts, M media.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,24 +22,26 @@ from torch import Tensor
 
 from allinone.common.retrieval_metrics import ranked
 from allinone.finetune.annotations.vqav2_text import accuracy as vqa_accuracy
-from allinone.finetune.evaluation.bootstrap import (
-    Array,
-    Statistic,
-    groups_of,
-    interval,
-    mean,
-    median,
-    ratio,
-)
-from allinone.finetune.evaluation.results import Score
+from allinone.finetune.evaluation.bootstrap import Array
 
 RECALLS = (1, 5, 10, 50)
+"""K of R@K."""
 TOPS = (1, 5, 10)
+"""K of top-K accuracy."""
 
 
 def _scores(name: str, values: Array | Tensor, ndim: int, ignored: Array | None = None) -> Array:
-    """The scores as an array on the CPU; ValueError for another shape, another precision, or NaN
-    outside of what is `ignored` (broadcast)."""
+    """Check scores and return them as an array on the CPU.
+
+    Args:
+        name: For messages.
+        values: The scores.
+        ndim: Number of dimensions that they must have.
+        ignored: bool, broadcast to the scores: where NaN is allowed.
+
+    Raises:
+        ValueError: Another shape, half precision, or NaN elsewhere.
+    """
     kind = str(values.dtype).removeprefix("torch.")
     if kind not in ("float32", "float64"):
         raise ValueError(
@@ -62,11 +65,11 @@ def _scores(name: str, values: Array | Tensor, ndim: int, ignored: Array | None 
 
 
 def _numbers(name: str, values: Array | Tensor | Sequence[int], size: int, below: int) -> Array:
-    """Class numbers as int64 [size]; ValueError where one is outside 0..below-1."""
+    """Class numbers as int64 [size]; ValueError if one is outside 0..below-1."""
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if array.shape != (size,) or array.dtype.kind not in "iu":
         raise ValueError(
-            f"{name} must be {size} whole numbers, one per row of the scores; got {array.dtype}"
+            f"{name} must be {size} integers, one per row of the scores; got {array.dtype}"
             f" {list(array.shape)}"
         )
     wrong = np.nonzero((array < 0) | (array >= below))[0]
@@ -79,7 +82,7 @@ def _numbers(name: str, values: Array | Tensor | Sequence[int], size: int, below
 
 
 def _mask(missing: Array | Tensor | Sequence[bool] | None, size: int) -> Array:
-    """bool [size]; none missing where none are named."""
+    """`missing` as bool [size]; None: no item is missing."""
     if missing is None:
         return np.zeros(size, bool)
     array = missing.detach().cpu().numpy() if isinstance(missing, Tensor) else np.asarray(missing)
@@ -88,20 +91,23 @@ def _mask(missing: Array | Tensor | Sequence[bool] | None, size: int) -> Array:
     return array
 
 
-# One value per item
-
-
 def topk_hits(
     scores: Array | Tensor,
     labels: Array | Tensor | Sequence[int],
     k: int,
     missing: Array | Sequence[bool] | None = None,
 ) -> Array:
-    """Whether the labelled class is among the k highest of scores [N, C]: float64 [N], the
-    expectation where it is tied with others.
+    """Top-k accuracy per item.
 
-    Scores of missing items are ignored. -inf marks a class that an item does not have (fewer
-    options): it is never a hit.
+    Args:
+        scores: [N, C]. -inf marks a class that an item does not have (fewer options); it is never a
+            hit.
+        labels: The correct class of each item.
+        k: The label must be among the k highest scores.
+        missing: bool [N]; scores of missing items are ignored.
+
+    Returns:
+        float64 [N], the expectation over the orders of tied classes.
     """
     gone = _mask(missing, len(scores))
     kept = _scores("scores", scores, 2, gone[:, None])
@@ -117,33 +123,41 @@ def option_hits(
     answers: Array | Tensor | Sequence[int],
     missing: Array | Sequence[bool] | None = None,
 ) -> Array:
-    """Multiple choice: whether the right option of scores [N, K] is the highest; 1/m where m
-    options, it among them, share the top."""
+    """Multiple choice: whether the correct option of scores [N, K] is the highest; 1/m if it shares
+    the highest score with m - 1 others."""
     return topk_hits(scores, answers, 1, missing)
 
 
 @dataclass(frozen=True)
 class OpenEnded:
-    """Open-ended answers, item by item."""
+    """Open-ended answers, per item."""
 
     hits: Array
     """float64 [N]"""
     answerable: Array
-    """bool [N], whether a right answer is in the vocabulary. Community rule: one that is not stays
-    in the denominator, as wrong."""
+    """bool [N], whether a correct answer is in the vocabulary. By convention, a question without
+    one stays in the denominator and counts as wrong."""
 
 
 def open_ended(
     predicted: Sequence[str | None], answers: Sequence[Sequence[str]], vocabulary: Collection[str]
 ) -> OpenEnded:
-    """Exact match of each prediction (None = missing item) with one of the item's right answers, as
-    the files spell them."""
+    """Exact match of predictions with answers, as spelled in the annotation files.
+
+    Args:
+        predicted: One answer per item; None for a missing item.
+        answers: The correct answers of each item.
+        vocabulary: All answers that the model can give.
+
+    Raises:
+        ValueError: A prediction is not in the vocabulary, or the lengths differ.
+    """
     _same_length(predicted, answers)
     known = frozenset(vocabulary)
-    strange = next((text for text in predicted if text is not None and text not in known), None)
-    if strange is not None:
+    foreign = next((text for text in predicted if text is not None and text not in known), None)
+    if foreign is not None:
         raise ValueError(
-            f"the prediction {strange!r} is not in the vocabulary of {len(known)} answers: it"
+            f"the prediction {foreign!r} is not in the vocabulary of {len(known)} answers: it"
             " belongs to another checkpoint"
         )
     hits = np.array(
@@ -156,8 +170,7 @@ def open_ended(
 
 
 def vqa_soft(predicted: Sequence[str | None], answers: Sequence[Sequence[str]]) -> Array:
-    """VQAv2's official accuracy per question, float64 [N] in 0..1: strings normalised and compared
-    as `vqav2_text.accuracy` says."""
+    """VQAv2's official accuracy per question (`vqav2_text.accuracy`), float64 [N] in 0..1."""
     _same_length(predicted, answers)
     return np.array(
         [
@@ -174,12 +187,12 @@ def _same_length(predicted: Sequence[object], answers: Sequence[object]) -> None
 
 @dataclass(frozen=True)
 class VCRScores:
-    """VCR's three scores, item by item, float64 [N] each."""
+    """VCR's three scores per item, float64 [N] each."""
 
     q2a: Array
     """Q→A: the answer."""
     qa2r: Array
-    """QA→R: the rationale, given the right answer."""
+    """QA→R: the rationale, given the correct answer."""
     q2ar: Array
     """Q→AR: both for the same item, not the product of the averages."""
 
@@ -191,8 +204,15 @@ def vcr(
     rationales: Array | Tensor | Sequence[int],
     missing: Array | Sequence[bool] | None = None,
 ) -> VCRScores:
-    """answer_scores [N, 4]; rationale_scores [N, 4, 4], where [n, a] holds the scores of the four
-    rationales given answer a."""
+    """VCR accuracy per item.
+
+    Args:
+        answer_scores: [N, 4].
+        rationale_scores: [N, 4, 4]; [n, a] holds the scores of the four rationales given answer a.
+        answers: Correct answers [N].
+        rationales: Correct rationales [N].
+        missing: bool [N].
+    """
     q2a = option_hits(answer_scores, answers, missing)
     conditioned = _scores(
         "rationale_scores", rationale_scores, 3, _mask(missing, len(q2a))[:, None, None]
@@ -204,10 +224,10 @@ def vcr(
 
 @dataclass(frozen=True)
 class Retrieved:
-    """One direction of retrieval, query by query."""
+    """One direction of retrieval, per query."""
 
     ranks: Array
-    """float64 [queries], expected 1-based rank of the best relevant candidate."""
+    """float64 [queries], expected rank of the best relevant candidate; 1 is best."""
     hits: Mapping[int, Array]
     """K → float64 [queries], probability that a relevant candidate is among the first K."""
     candidates: int
@@ -220,12 +240,19 @@ def retrieval_ranks(
     relevant: Array | Tensor | None = None,
     missing: Array | Sequence[bool] | None = None,
 ) -> tuple[Retrieved, Retrieved]:
-    """(text → media, media → text) from similarity [Q texts, M media]; `relevant` bool [Q, M],
-    default the diagonal, see `relevance`.
+    """Ranks and hits of both directions.
 
-    With several captions per media item every caption is a query of its own, and a media query
-    counts its best caption. Missing media (bool [M]) are never retrieved; their captions get rank
-    M, they themselves rank Q.
+    If a media item has several captions, each caption is one query, and the media item as a query
+    counts its best caption.
+
+    Args:
+        similarity: [Q texts, M media].
+        relevant: bool [Q, M], see `relevance`; default: the diagonal.
+        missing: bool [M]. Missing media are never retrieved: their captions get rank M, and they
+            themselves rank Q.
+
+    Returns:
+        (text → media, media → text).
     """
     lost_media = _mask(missing, similarity.shape[-1])
     scores = torch.from_numpy(
@@ -271,14 +298,21 @@ def fold_ranks(
     folds: int = 5,
     missing: Array | Sequence[bool] | None = None,
 ) -> list[tuple[Retrieved, Retrieved]]:
-    """COCO 1K: the 5,000 media in their order make five folds of 1,000, each with its own captions;
-    `retrieval_scores` averages over them."""
+    """`retrieval_ranks` inside equal folds of the media, each with its own captions. COCO 1K: the
+    5,000 media in their order form five folds of 1,000.
+
+    Args:
+        similarity: [Q texts, M media].
+        owners: Media item of each text [Q].
+        folds: Number of folds; must divide M.
+        missing: bool [M].
+    """
     gone = _mask(missing, similarity.shape[-1])
     scores = _scores("similarities", similarity, 2, gone)
     texts, media = scores.shape
     if media % folds:
         raise ValueError(
-            f"{media} media do not divide into {folds} equal folds; the protocol needs the whole"
+            f"{media} media do not divide into {folds} equal folds; the protocol needs the complete"
             " test split"
         )
     owner, size = _numbers("owners", owners, texts, media), media // folds
@@ -292,109 +326,3 @@ def fold_ranks(
             )
         )
     return parts
-
-
-# Summaries
-
-
-def percent(
-    per_item: Array | Sequence[Array],
-    statistic: Statistic = mean,
-    clusters: Array | Sequence[Array] | None = None,
-) -> Score:
-    """A share of 0..1 per item as percent with its interval; a list of arrays is averaged over them
-    (the three splits of HMDB51)."""
-    return _score(per_item, statistic, clusters, 100.0, "%")
-
-
-def _score(
-    per_item: Array | Sequence[Array],
-    statistic: Statistic,
-    clusters: Array | Sequence[Array] | None,
-    scale: float = 1.0,
-    unit: str = "rank",
-) -> Score:
-    low, high = interval(per_item, statistic, clusters=clusters)
-    value = float(np.mean([statistic(group) for group in groups_of(per_item)]))
-    return Score(scale * value, scale * low, scale * high, unit)
-
-
-def retrieval_scores(
-    found: tuple[Retrieved, Retrieved] | Sequence[tuple[Retrieved, Retrieved]],
-) -> dict[str, Score]:
-    """t2v/R@1, R@5, R@10, R@50 (percent), t2v/MdR, t2v/MnR, then v2t/…; of several folds the mean.
-    t2v is IR and v2t is TR where media are images.
-
-    An R@K with K >= candidates says nothing and is left out. The captions of one media item are one
-    cluster of the bootstrap.
-    """
-    folds = [found] if isinstance(found[0], Retrieved) else list(found)
-    scores: dict[str, Score] = {}
-    for way, parts in zip(("t2v", "v2t"), zip(*folds, strict=True), strict=True):
-        ranks, clusters = [part.ranks for part in parts], [part.clusters for part in parts]
-        shown = [k for k in RECALLS if k < min(part.candidates for part in parts)]
-        scores |= {
-            f"{way}/R@{k}": percent([part.hits[k] for part in parts], clusters=clusters)
-            for k in shown
-        }
-        scores |= {
-            f"{way}/MdR": _score(ranks, median, clusters),
-            f"{way}/MnR": _score(ranks, mean, clusters),
-        }
-    return scores
-
-
-def accuracy_scores(
-    hits: Array, kinds: Sequence[str] = (), media: Sequence[str] = ()
-) -> dict[str, Score]:
-    """accuracy, and accuracy/<kind> for each kind of question that is named (what, yes/no, inter,
-    …), most frequent first.
-
-    media: the media id of each item, the clusters of the bootstrap.
-    """
-    for names in (kinds, media):
-        if len(names) not in (0, len(hits)):
-            raise ValueError(f"{len(names)} kinds or media for {len(hits)} items")
-    clusters = np.asarray(media) if media else None
-    scores = {"accuracy": percent(hits, clusters=clusters)}
-    counts = Counter(kind for kind in kinds if kind)
-    for kind in sorted(counts, key=lambda kind: (-counts[kind], kind)):
-        mine = np.asarray(kinds) == kind
-        scores[f"accuracy/{kind}"] = percent(
-            hits[mine], clusters=None if clusters is None else clusters[mine]
-        )
-    return scores
-
-
-def open_ended_scores(
-    found: OpenEnded, kinds: Sequence[str] = (), media: Sequence[str] = ()
-) -> dict[str, Score]:
-    """accuracy over all questions, accuracy_answerable over those whose answer is in the
-    vocabulary, coverage = their share; then per kind.
-
-    accuracy_answerable is what code reports that drops unknown answers from the denominator; it is
-    never the lower one.
-    """
-    answerable = found.answerable.astype(float)
-    clusters = np.asarray(media) if media else None
-    scores = accuracy_scores(found.hits, kinds, media)
-    own = {"accuracy": scores.pop("accuracy")}
-    if answerable.any():
-        own["accuracy_answerable"] = percent(
-            np.stack([found.hits * answerable, answerable], axis=1), ratio, clusters
-        )
-    return {**own, "coverage": percent(answerable, clusters=clusters), **scores}
-
-
-def vcr_scores(found: VCRScores, media: Sequence[str] = ()) -> dict[str, Score]:
-    """q2a, qa2r, q2ar in percent. media: the media id of each item, the clusters of the
-    bootstrap."""
-    clusters = np.asarray(media) if media else None
-    return {name: percent(hits, clusters=clusters) for name, hits in vars(found).items()}
-
-
-def action_scores(splits: Sequence[Mapping[int, Array]]) -> dict[str, Score]:
-    """top1, top5, top10 from K → hits per split; the mean over the splits (HMDB51 and UCF101:
-    three; Kinetics: one)."""
-    shared = [k for k in TOPS if all(k in split for split in splits)]
-    return {f"top{k}": percent([split[k] for split in splits]) for k in shared}

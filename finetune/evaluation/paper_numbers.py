@@ -1,8 +1,8 @@
-"""The paper's numbers as data, and which of them one of our results may stand beside.
+"""The paper's numbers as data, and which of them a result of ours is comparable with.
 
 `paper_numbers.json` holds the tables in the paper's layout: a row is a model with its pre-training,
-frames and views, a column is one metric of one benchmark. A number whose reading is doubtful says
-so; an illegible one is never a target.
+frames and views; a column is one metric of one benchmark. Numbers of doubtful reading are marked,
+and an illegible one is never compared with.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from allinone.finetune.evaluation.results import EvaluationResult
 
 NUMBERS = Path(__file__).with_name("paper_numbers.json")
 SAME_TEST = {"7k-clipbert": "7k", "clipbert": ""}
-"""Variant of a script → the one whose test it reads from ClipBERT's files: the same items. Only the
-parts for training and choosing differ, which no table of the paper states."""
+"""Variant of a script that reads ClipBERT's files → the variant with the same test items. Only the
+training and validation parts differ, which no table of the paper states."""
 IMAGE_SETS = frozenset({"CC3M", "CC12M", "COCO", "SBU", "VisualGenome"})
 _PATTERNS = {
     r"webvid.*": "WebVid",
@@ -36,7 +36,7 @@ _PATTERNS = {
 
 def data_sets(names: str) -> frozenset[str]:
     """Canonical names of data sets joined by + or commas: webvid2m+howto100m → {WebVid, HowTo100M}.
-    Unknown names stay as they are."""
+    Unknown names are kept as they are."""
     parts = [part.strip() for part in re.split(r"[+,]", names) if part.strip()]
     return frozenset(_canonical(part) for part in parts)
 
@@ -49,37 +49,37 @@ def _canonical(name: str) -> str:
 
 
 def tested_as(variant: str) -> str:
-    """The variant under which the paper's tables have a result."""
+    """The variant under which the paper's tables list a result."""
     return SAME_TEST.get(variant, variant)
 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A model as one row of a table shows it."""
+    """A model, as one row of a table."""
 
     model: str
     size: str
     pretraining: Sequence[str] | str | int
-    """Names of data sets; "B+" or "B*" where the table names the model only; a number where it
-    names the number of sets."""
+    """Names of data sets; "B+" or "B*" if the table names only the model; a number if it names only
+    the number of data sets."""
     frames: int
     views: int = 1
     image_size: int = 224
     zero_shot: bool = False
     loss: str = ""
-    """contrast: no other loss was trained; joint: a loss on the joint pass as well; "" = not
+    """contrast: the only loss; joint: a loss on the joint pass was trained as well; "" = not
     stated."""
     roll: str = ""
-    """Kind of temporal interaction, where it is not the paper's token rolling."""
+    """Kind of temporal interaction, if it is not the paper's token rolling."""
     highlight: str = ""
-    """VCR: masks, boxes or none, how people are drawn into the picture."""
+    """VCR: how people are drawn into the picture: masks, boxes or none."""
     heads: str = ""
-    """shared or apart, between images and videos in co-training; "" = not stated."""
+    """shared or apart: heads of images and videos in co-training; "" = not stated."""
     note: str = ""
 
     @property
     def data(self) -> str:
-        """The pre-training in words."""
+        """The pre-training data as text."""
         if isinstance(self.pretraining, int):
             return f"{self.pretraining} data sets"
         if isinstance(self.pretraining, str):
@@ -88,7 +88,7 @@ class PaperRow:
 
     @property
     def look(self) -> str:
-        """Frames, with views where there are several: 3, 3×3 (views × frames)."""
+        """Frames, with views if there are several: 3, 3×3 (views × frames)."""
         return str(self.frames) if self.views == 1 else f"{self.views}×{self.frames}"
 
 
@@ -104,97 +104,88 @@ class Column:
     variant: str = ""
     unit: str = "%"
     group: str = ""
-    """Heading over several columns of one benchmark."""
+    """Heading above several columns of one benchmark."""
 
     @property
     def lower_is_better(self) -> bool:
-        """A rank."""
+        """Whether the metric is a rank."""
         return self.unit == "rank"
 
 
 @dataclass(frozen=True)
 class PaperCell:
-    """One number of the paper, or its absence."""
+    """One number of the paper, or an empty cell."""
 
     table: str
     row: PaperRow
     column: Column
     value: float | None = None
     certainty: str = ""
-    """verified, readme, talk, unsure or illegible: the meanings are in the file; "" where there is
-    no number."""
+    """verified, readme, talk, unsure or illegible, explained in the file; "" if there is no
+    number."""
     also: Mapping[str, float] = field(default_factory=dict)
-    """What other sources print for the same."""
+    """Numbers that other sources give for the same cell."""
     note: str = ""
 
     @property
     def target(self) -> float | None:
-        """The number, if it may be compared with."""
+        """The number, if it may be used for comparison."""
         return None if self.certainty == "illegible" else self.value
 
     def measures(self, result: EvaluationResult) -> bool:
-        """Whether the result is of this column's benchmark and split and has its metric."""
+        """Whether the result has this column's benchmark, split and metric."""
         column = self.column
-        return (column.benchmark, column.split) == (
-            result.benchmark,
-            result.split,
-        ) and column.metric in result.scores
+        same = (column.benchmark, column.split) == (result.benchmark, result.split)
+        return same and column.metric in result.scores
 
     def differences(self, result: EvaluationResult) -> list[str]:
-        """In what the result's setting differs from the paper's; empty where the two may stand side
-        by side."""
+        """How the result's setting differs from the paper's; empty if the two are comparable."""
         row = self.row
-        found = []
-        for name, ours, theirs in (
+        roll = str(_recorded(result, "roll") or "roll")
+        highlight = str(_task(result).get("highlight", "not recorded"))
+        heads = _recorded(result, "heads") or "not recorded"
+        compared = [
             ("variant", tested_as(result.variant), self.column.variant),
             ("model size", result.model_size, row.size),
             ("frames", result.frames, row.frames),
             ("views", result.views, row.views),
             ("image size", result.image_size, row.image_size),
             ("zero-shot", result.zero_shot, row.zero_shot),
-        ):
-            if ours != theirs:
-                found.append(f"{name} {_shown(ours)}, not {_shown(theirs)}")
+            ("temporal interaction", roll, row.roll or "roll"),
+            # the paper does not state these everywhere
+            ("highlight", highlight, row.highlight or highlight),
+            ("heads of images and videos", heads, row.heads or heads),
+            ("losses", losses(result), row.loss or losses(result)),
+        ]
+        found = [
+            f"{name} {_shown(ours)}, not {_shown(theirs)}"
+            for name, ours, theirs in compared
+            if ours != theirs
+        ]
         if not same_pretraining(row, result.pretraining):
-            paper = (
-                "that of the row, which the paper does not print"
-                if isinstance(row.pretraining, str)
-                else row.data
-            )
-            found.append(
-                f"pre-training {result.pretraining or 'not stated (--pretraining)'}, not {paper}"
-            )
-        before = _tuned_before(result)
-        if before:
+            not_printed = "that of the row, which the paper does not print"
+            paper = not_printed if isinstance(row.pretraining, str) else row.data
+            ours = result.pretraining or "not stated (--pretraining)"
+            found.append(f"pre-training {ours}, not {paper}")
+        if before := _tuned_before(result):
             found.append(f"fine-tuned on {before} before")
-        roll = str(_recorded(result, "roll") or "roll")
-        if roll != (row.roll or "roll"):
-            found.append(f"temporal interaction {roll}, not {row.roll or 'roll'}")
-        drawn = str(_task(result).get("highlight", "not recorded"))
-        if row.highlight and drawn != row.highlight:
-            found.append(f"highlight {drawn}, not {row.highlight}")
-        if row.heads and _recorded(result, "heads") != row.heads:
-            found.append(
-                f"heads of images and videos {_recorded(result, 'heads') or 'not recorded'}, not"
-                f" {row.heads}"
-            )
-        if row.loss and losses(result) != row.loss:
-            found.append(f"losses {losses(result)}, not {row.loss}")
         return found
 
 
 def _shown(value: object) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value) or "none"
 
 
 def _tuned_before(result: EvaluationResult) -> str:
     """The other benchmark that the evaluated checkpoint was fine-tuned on: such a result is not
     what the paper calls zero-shot."""
-    origin = _recorded(result, "fine_tuned_on") or {}
-    benchmark = str(origin.get("benchmark", ""))
+    tuned_on = _recorded(result, "fine_tuned_on") or {}
+    benchmark = str(tuned_on.get("benchmark", ""))
     if benchmark in ("", result.benchmark):
         return ""
-    return " ".join(filter(None, (benchmark, str(origin.get("variant", "")))))
+    return " ".join(filter(None, (benchmark, str(tuned_on.get("variant", "")))))
 
 
 def _recorded(result: EvaluationResult, name: str) -> Any:
@@ -202,36 +193,29 @@ def _recorded(result: EvaluationResult, name: str) -> Any:
 
 
 def _task(result: EvaluationResult) -> Mapping[str, Any]:
-    """Options of the protocol."""
+    """Options of the task."""
     task = result.settings.get("task")
     return task if isinstance(task, Mapping) else {}
 
 
 def setting(result: EvaluationResult) -> tuple[Any, ...]:
-    """Everything of a result that rows of the paper can differ by: results with the same setting
-    may share a row."""
-    size, look = (
+    """Everything in which rows of the paper can differ: results with the same setting may share a
+    row."""
+    return (
         result.model_size or result.parameters,
+        data_sets(result.pretraining),
         (result.frames, result.views, result.image_size),
-    )
-    told = (
+        result.zero_shot,
+        _tuned_before(result),
         _recorded(result, "roll") or "roll",
         _recorded(result, "heads"),
         _task(result).get("highlight"),
         losses(result),
     )
-    return (
-        size,
-        data_sets(result.pretraining),
-        look,
-        result.zero_shot,
-        _tuned_before(result),
-        *told,
-    )
 
 
 def losses(result: EvaluationResult) -> str:
-    """Of a retrieval run: contrast, or joint where a loss on the joint pass was trained too."""
+    """Losses of a retrieval run: contrast, or joint if a loss on the joint pass was trained too."""
     task = _task(result)
     if not {"rank", "matching"} <= task.keys():
         return "not recorded"
@@ -239,7 +223,7 @@ def losses(result: EvaluationResult) -> str:
 
 
 def same_pretraining(row: PaperRow, names: str) -> bool:
-    """Whether a checkpoint pre-trained on `names` (joined by +) is what the row shows."""
+    """Whether a checkpoint pre-trained on `names` (joined by +) matches the row."""
     ours = data_sets(names)
     if isinstance(row.pretraining, int):
         return len(ours) == row.pretraining
@@ -260,7 +244,7 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[PaperRow]
     cells: Mapping[tuple[int, int], PaperCell]
-    """By number of row and of column; every place has one, also where the paper prints nothing."""
+    """By row and column number; cells in which the paper prints nothing are included."""
 
 
 @lru_cache(maxsize=1)
@@ -270,12 +254,12 @@ def _content() -> dict[str, Any]:
 
 
 def certainties() -> dict[str, str]:
-    """Mark → what it means."""
+    """Mark → its meaning."""
     return dict(_content()["certainty"])
 
 
 def budget() -> list[dict[str, str]]:
-    """What the authors say that training and evaluation took: rows of what, value."""
+    """The authors' statements about the cost of training and evaluation: rows of name and value."""
     return list(_content()["budget"])
 
 
@@ -306,7 +290,7 @@ def _cell(table: str, row: PaperRow, column: Column, content: Any) -> PaperCell:
 
 
 def paper_cells(benchmark: str, variant: str = "") -> list[PaperCell]:
-    """The numbers that the paper has for a benchmark, of one variant where one is given."""
+    """The paper's numbers for a benchmark, or for one of its variants."""
     cells = [cell for table in paper_tables() for cell in table.cells.values()]
     return [
         cell

@@ -1,8 +1,8 @@
-"""Retrieval ordered anew by the joint pass: the first candidates of every text, or every pair.
+"""Re-ranks retrieval with the joint pass: the first candidates of every text, or every pair.
 
-Pairs are grouped by clip, so that each clip is decoded once and its pixels serve all its pairs;
-passes are large and of one size; batches of clips are dealt to ranks and kept in the cache like any
-other. Letters: Q texts, M media, P pairs.
+Pairs are grouped by clip, so that each clip is decoded once for all its pairs. Joint passes are
+large and have one size. Batches of clips are distributed over ranks and cached like any other.
+Letters: Q texts, M media, P pairs.
 """
 
 from __future__ import annotations
@@ -26,26 +26,28 @@ from allinone.finetune.tasks.base import head_scores
 from allinone.finetune.tasks.prompts import encode, plain
 from allinone.finetune.tasks.task_model import TaskModel
 
-_ABOVE = 1e3
-"""Shortlisted candidates stand above all others by this."""
+_MARGIN = 1e3
+"""Added to the scores of shortlisted candidates, so that they rank above all others."""
 
 
 @dataclass(frozen=True)
-class Reranked:
-    """Scores of all pairs, float64 [Q, M]: joint scores for the shortlisted, above the contrastive
-    ones of the others."""
+class RerankedScores:
+    """Scores of all pairs, float64 [Q, M]: joint scores of the shortlisted pairs, above the
+    contrastive scores of the rest."""
 
     by_text: np.ndarray
     """For text → media."""
     by_clip: np.ndarray
-    """For media → text; the contrastive one where only texts had shortlists."""
+    """For media → text; contrastive if only texts had shortlists."""
     missing: dict[int, str]
+    """Number of a media item that could not be shown → reason."""
     cost: dict[str, Any]
+    """Pairs, passes and seconds, for the details of the result."""
 
 
 @dataclass(frozen=True)
-class ClipExamples:
-    """The clips whose pairs are scored."""
+class MediaExamples:
+    """RetrievalItem → its clip alone."""
 
     items: Sequence[RetrievalItem]
 
@@ -54,7 +56,7 @@ class ClipExamples:
 
 
 def shortlist(similarity: np.ndarray, candidates: int) -> np.ndarray:
-    """bool [Q, M]: the `candidates` best columns of every row; NaN columns never."""
+    """bool [Q, M]: the `candidates` highest columns of every row, never NaN."""
     usable = np.where(np.isnan(similarity), -np.inf, similarity)
     order = np.argsort(-usable, axis=1, kind="stable")[:, :candidates]
     chosen = np.zeros(similarity.shape, bool)
@@ -73,12 +75,23 @@ def rerank(
     candidates: int,
     both_ways: bool = False,
     pair_batch: int = 256,
-) -> Reranked:
-    """Score the shortlisted pairs by the joint pass and model.task_head; all pairs where
-    `candidates` covers them or there is no similarity."""
-    begun, passed_s = time.perf_counter(), evaluator.seconds
-    whole = similarity is None or candidates >= len(items)
-    if whole or similarity is None:
+) -> RerankedScores:
+    """Score shortlisted pairs by the joint pass and model.task_head. Collective.
+
+    Args:
+        model: The model.
+        evaluator: Reads clips and distributes batches.
+        name: Name of the split.
+        items: M media items.
+        texts: Q texts.
+        similarity: Contrastive scores [Q, M]; None: all pairs are scored.
+        candidates: Length of each shortlist; M or more scores all pairs.
+        both_ways: Also score the shortlist of each clip's texts.
+        pair_batch: Pairs per joint pass.
+    """
+    start, passes_s = time.perf_counter(), evaluator.seconds
+    all_pairs = similarity is None or candidates >= len(items)
+    if all_pairs or similarity is None:
         text_list = clip_list = np.ones((len(texts), len(items)), bool)
     else:
         text_list = shortlist(similarity, candidates)
@@ -88,41 +101,39 @@ def rerank(
     shown = [m for m in range(len(items)) if len(pairs[m])]
     scorer = _PairScorer(evaluator, texts, [pairs[m] for m in shown], pair_batch)
     part = [items[m] for m in shown]
-    found = evaluator.run(
-        scorer.stage, name, [item.id for item in part], ClipExamples(part), scorer
-    )
+    ids = [item.id for item in part]
+    found = evaluator.run(scorer.stage, name, ids, MediaExamples(part), scorer)
     joint = np.full(wanted.shape, np.nan, np.float64)
     for row, m in enumerate(shown):
         joint[pairs[m], m] = found.values[row, : len(pairs[m])]
     missing = {shown[number]: reason for number, reason in found.missing.items()}
     scored = int(wanted.sum())
     cost = {
-        "candidates": len(items) if whole else candidates,
+        "candidates": len(items) if all_pairs else candidates,
         "pairs": scored,
         "all_pairs": wanted.size,
         "share": scored / wanted.size,
         "passes_of_rank_0": scorer.passed,
-        "seconds": time.perf_counter() - begun,
-        "seconds_in_passes": evaluator.seconds - passed_s,
+        "seconds": time.perf_counter() - start,
+        "seconds_in_passes": evaluator.seconds - passes_s,
     }
-    by_clip = (
-        similarity
-        if not whole and not both_ways and similarity is not None
-        else _merged(joint, clip_list, similarity)
-    )
-    return Reranked(_merged(joint, text_list, similarity), by_clip, missing, cost)
+    by_text = _merged(joint, text_list, similarity)
+    if similarity is not None and not all_pairs and not both_ways:
+        return RerankedScores(by_text, similarity, missing, cost)
+    return RerankedScores(by_text, _merged(joint, clip_list, similarity), missing, cost)
 
 
 def _merged(joint: np.ndarray, chosen: np.ndarray, similarity: np.ndarray | None) -> np.ndarray:
+    """Joint scores of the chosen pairs, raised above the contrastive scores of the rest."""
     if similarity is None or chosen.all():
         return joint
     lowest = np.nanmin(joint) if np.isfinite(joint).any() else 0.0
-    return np.where(chosen, joint - lowest + _ABOVE, similarity.astype(np.float64))
+    return np.where(chosen, joint - lowest + _MARGIN, similarity.astype(np.float64))
 
 
 class _PairScorer:
-    """Joint scores of the pairs of a batch of clips, [n, most pairs of a clip]; NaN behind a clip's
-    last pair."""
+    """Joint scores of the pairs of a batch of clips, [n, most pairs of any clip]; rows of clips
+    with fewer pairs end in NaN."""
 
     def __init__(
         self,
@@ -137,13 +148,12 @@ class _PairScorer:
             torch.from_numpy(np.stack([getattr(one, part) for one in encoded])).to(evaluator.device)
             for part in ("ids", "mask")
         )
-        self._pairs, self._size = pairs, pair_batch
+        self._pairs = pairs
+        self._size = pair_batch
         self._columns = max(map(len, pairs), default=0)
-        self._equal_rounds = (
-            -(-evaluator.settings.batch * self._columns // pair_batch)
-            if evaluator.collective
-            else 0
-        )
+        self._min_rounds = 0
+        if evaluator.collective:  # under ZeRO 3 all ranks must make the same number of passes
+            self._min_rounds = -(-evaluator.settings.batch * self._columns // pair_batch)
         content = content_hash(repr([list(texts), [pair.tolist() for pair in pairs]]).encode())
         self.stage = f"pairs-{content}"
         self.passed = 0
@@ -157,28 +167,23 @@ class _PairScorer:
         values = torch.full((len(own), self._columns), float("nan"))
         clip, text = (torch.from_numpy(x).to(batch.pixels.device) for x in (rows, texts))
         scores = []
-        rounds = max(-(-len(rows) // self._size), self._equal_rounds)
+        rounds = max(-(-len(rows) // self._size), self._min_rounds)
         for start in range(0, rounds * self._size, self._size):
             keepalive()
             part = slice(start, start + self._size)
-            if start >= len(rows):  # under ZeRO 3 all ranks pass equally often
+            if start >= len(rows):  # a pass that only keeps ranks in step
                 self._score(model, batch.pixels[:1, 0], self._ids[:1], self._mask[:1])
                 continue
             pixels = batch.pixels[:, 0].index_select(0, clip[part])
-            scores.append(
-                self._score(
-                    model,
-                    pixels,
-                    self._ids.index_select(0, text[part]),
-                    self._mask.index_select(0, text[part]),
-                )
-            )
+            ids = self._ids.index_select(0, text[part])
+            mask = self._mask.index_select(0, text[part])
+            scores.append(self._score(model, pixels, ids, mask))
         values[torch.from_numpy(rows), torch.from_numpy(columns)] = torch.cat(scores).cpu()
         self.passed += len(rows) * batch.pixels.shape[2]
         return values
 
     def _score(self, model: TaskModel, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """[P] of clips [P, V, T, 3, S, S] with texts [P, L], the mean over views."""
+        """Scores [P] of clips [P, V, T, 3, S, S] with texts [P, L], the mean over views."""
         by_view = [
             head_scores(model.task_head, model(pixels[:, v], ids, mask).pooled).squeeze(-1)
             for v in range(pixels.shape[1])

@@ -1,5 +1,5 @@
-"""What an evaluation leaves behind: one JSON file of scores per benchmark and split, and one line
-per item that says what was predicted."""
+"""Files of an evaluation: one JSON file of scores per benchmark and split, and one JSON line per
+item with its prediction."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ class Score:
 
     value: float
     low: float | None = None
-    """Lower end of the 95 % bootstrap interval over the items; None where there is none."""
+    """Lower end of the 95 % bootstrap interval over the items; None if there is none."""
     high: float | None = None
+    """Upper end."""
     unit: str = "%"
     """"%" (0 to 100), "rank" (1 is best) or "" (a plain number)."""
 
 
 @dataclass(frozen=True)
-class Missing:
-    """An item that could not be shown to the model. It counts as wrong."""
+class MissingItem:
+    """An item whose media could not be shown to the model. It counts as wrong."""
 
     item: str
     media: str
@@ -54,39 +55,37 @@ class EvaluationResult:
     """Name of the entry script: msrvtt_retrieval, tgif_action, …"""
     split: str
     protocol: str
-    """retrieval, open_ended_qa, multiple_choice, vcr or action_recognition."""
+    """Name of the task: retrieval, open_ended_qa, multiple_choice, vcr or action_recognition."""
     zero_shot: bool
     """Whether no parameter was trained on this benchmark."""
     frames: int
     """Frames per view."""
     views: int
     image_size: int
-    """Pixels of the square that the model sees."""
+    """Height and width of the model's input, pixels."""
     max_text_len: int
     """Tokens, [CLS] and [SEP] included."""
     model_size: str
-    """tiny, small, base, …; "" where the checkpoint fits none of the named sizes."""
+    """tiny, small, base, …; "" if the checkpoint has none of the named sizes."""
     parameters: int
     """Backbone and heads that this evaluation used."""
     checkpoint: str
     checkpoint_sha256: str
     items: int
-    """Test items, the missing ones included."""
+    """Test items, including missing ones."""
     scores: Mapping[str, Score]
-    """By name, the headline first. Names are those of `finetune.metrics`: t2v/R@1, accuracy,
+    """By name, the headline first. Names come from evaluation/summaries.py: t2v/R@1, accuracy,
     accuracy/what, q2ar, top1, …"""
     variant: str = ""
-    """Which of several protocols on the same files: 9k, 7k, 1k-b, subtitles, …"""
+    """One of several protocols on the same files: 9k, 7k, 1k-b, subtitles, …"""
     pretraining: str = ""
-    """Data sets of the pre-training joined by +, as the paper writes them (WebVid+HowTo); "" = not
-    known."""
-    missing: Sequence[Missing] = ()
+    """Data sets of the pre-training joined by +, as in the paper (WebVid+HowTo); "" if unknown."""
+    missing: Sequence[MissingItem] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Anything else that was found, as JSON: chance level, notes of the reader, cost of the
-    re-ranking."""
+    """Further findings, as JSON: chance level, notes of the reader, cost of the re-ranking."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The whole configuration of the run, as JSON; what decides comparability (captions, rerank, …)
-    belongs in here."""
+    """The complete configuration of the run, as JSON, including everything that decides
+    comparability (captions, rerank, …)."""
     code: str = ""
     """Version of the code: commit, or package version."""
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -98,7 +97,7 @@ class EvaluationResult:
         return "-".join(part for part in (self.benchmark, self.variant, self.split) if part)
 
     def same_measurement(self, other: EvaluationResult) -> bool:
-        """Whether the two differ in nothing but what was found and when."""
+        """Whether both measure the same; they may differ in scores, details and date."""
         names = (
             "name",
             "zero_shot",
@@ -113,7 +112,7 @@ class EvaluationResult:
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def as_json(self) -> dict[str, Any]:
-        """Nested plain data, the file's content."""
+        """Nested plain data: the content of the file."""
         plain = dataclasses.asdict(dataclasses.replace(self, scores={}, details={}, settings={}))
         scores = {name: dataclasses.asdict(score) for name, score in self.scores.items()}
         return {
@@ -126,7 +125,7 @@ class EvaluationResult:
 
 
 def result_from_json(content: Mapping[str, Any]) -> EvaluationResult:
-    """The inverse of `as_json`. Raises ResultError that names the field."""
+    """The inverse of `as_json`; ResultError names a missing or malformed field."""
     if content.get("format") != FORMAT:
         raise ResultError(
             f"format {content.get('format')!r}, this version reads {FORMAT}; evaluate again"
@@ -140,7 +139,7 @@ def result_from_json(content: Mapping[str, Any]) -> EvaluationResult:
         scores = {name: Score(**score) for name, score in values["scores"].items()}
         values |= {
             "scores": scores,
-            "missing": tuple(Missing(**item) for item in values.get("missing", ())),
+            "missing": tuple(MissingItem(**item) for item in values.get("missing", ())),
         }
         return EvaluationResult(**values)
     except (TypeError, AttributeError) as error:
@@ -152,12 +151,14 @@ def _required(part: dataclasses.Field[Any]) -> bool:
 
 
 def write_result(folder: Path, result: EvaluationResult) -> Path:
-    """Write `folder`/results/<name>.json, whole or not at all; returns the path.
+    """Write `folder`/results/<name>.json atomically; returns the path.
 
-    The same evaluation done again replaces its file. One with other settings (frames, checkpoint,
-    …) moves the file that it finds aside, to <name>.1.json and so on, and its predictions with it:
-    no number is lost. Call it before `write_predictions`. ValueError for a score that is no finite
-    number.
+    Repeating an evaluation replaces its file. An evaluation with other settings (frames,
+    checkpoint, …) first renames the existing file to <name>.1.json and so on, together with its
+    predictions, so that no number is lost. Call this before `write_predictions`.
+
+    Raises:
+        ValueError: A score is not a finite number.
     """
     broken = [name for name, score in result.scores.items() if not math.isfinite(score.value)]
     if broken:
@@ -186,8 +187,8 @@ def _replaces(path: Path, content: Mapping[str, Any]) -> bool:
 
 
 def read_results(path: Path) -> list[tuple[Path, EvaluationResult]]:
-    """(file, result) of a results file, of a folder of them, or of a run's folder, in order of
-    name. Raises ResultError where there is none."""
+    """(file, result) of a results file, a folder of them, or a run's folder, sorted by name;
+    ResultError if there is none."""
     if path.is_file():
         return [(path, _read_result(path))]
     if not path.is_dir():
@@ -196,8 +197,7 @@ def read_results(path: Path) -> list[tuple[Path, EvaluationResult]]:
     files = sorted(file for file in folder.glob("*.json") if not file.name.startswith("."))
     if not files:
         raise ResultError(
-            f"{path} holds no results: no {RESULTS}/*.json in it. Give the folder of a run that was"
-            " evaluated"
+            f"{path} contains no {RESULTS}/*.json; give the folder of a run that was evaluated"
         )
     return [(file, _read_result(file)) for file in files]
 
@@ -206,22 +206,26 @@ def _read_result(path: Path) -> EvaluationResult:
     try:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
-            raise ResultError("no JSON object")
+            raise ResultError("it does not hold a JSON object")
         return result_from_json(content)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # ResultError, broken UTF-8 and broken JSON are ValueErrors
-        raise ResultError(f"{path} is no evaluation result or is damaged: {error}") from error
+    except (ValueError, RecursionError) as error:
+        # ResultError, broken UTF-8 and broken JSON are ValueErrors
+        raise ResultError(f"{path} is not an evaluation result or is damaged: {error}") from error
 
 
 def write_predictions(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON line per item, sorted by "id", whole or not at all: equal rows give equal bytes, in
-    whatever order they arrive.
+    """Write one JSON line per item, sorted by id, atomically. Equal rows give equal bytes in any
+    order.
 
-    A row is any JSON object with "id" (text, unique). By convention: "media" (id), "prediction",
-    "answer" and "measures", an object of numbers per item from which scores are averages or medians
-    ({"accuracy": 1.0}, {"t2v/rank": 3.0}); `tools/report.py --compare` pairs these.
+    Args:
+        path: The file.
+        rows: JSON objects with a unique text as "id". By convention also "media" (id),
+            "prediction", "answer" and "measures", an object of numbers of which scores are averages
+            or medians ({"accuracy": 1.0}, {"t2v/rank": 3.0}); `tools/report.py --compare` pairs
+            these.
+
+    Raises:
+        ValueError: An id is missing or repeated.
     """
     lines: dict[str, str] = {}
     for row in rows:
@@ -237,11 +241,10 @@ def write_predictions(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_predictions(path: Path) -> dict[str, dict[str, Any]]:
-    """Rows by id, as `write_predictions` wrote them. Raises ResultError that names file and
-    line."""
+    """Rows by id, as written by `write_predictions`; ResultError names file and line."""
     if not path.is_file():
         raise ResultError(
-            f"{path} is no file; predictions are in {PREDICTIONS}/*.jsonl of a run's folder"
+            f"{path} is not a file; predictions are in {PREDICTIONS}/*.jsonl of a run's folder"
         )
     rows: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
@@ -250,7 +253,7 @@ def read_predictions(path: Path) -> dict[str, dict[str, Any]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ResultError(f"{path}:{number} is no JSON: {error}") from error
+            raise ResultError(f"{path}:{number} is not JSON: {error}") from error
         if not isinstance(row, dict) or not isinstance(row.get("id"), str):
             raise ResultError(f"{path}:{number} has no id")
         if row["id"] in rows:
@@ -259,3 +262,8 @@ def read_predictions(path: Path) -> dict[str, dict[str, Any]]:
     if not rows:
         raise ResultError(f"{path} holds no predictions")
     return rows
+
+
+def rounded(value: float) -> float:
+    """A score as written to predictions: six significant digits."""
+    return float(f"{value:.6g}")

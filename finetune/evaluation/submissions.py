@@ -1,9 +1,8 @@
-"""Predictions in the form that each benchmark's server takes: VCR's CSV, VQAv2's and TVQA's JSON.
-Ids and values are checked before writing.
+"""Predictions in the format of each benchmark's test server: VCR's CSV, VQAv2's and TVQA's JSON.
 
-Servers want a row per item, so an item whose media cannot be decoded (`missing`) is in the file
-with an answer that carries no knowledge: equal probabilities, an empty string, option 0. Only a
-server can count such a row right by luck; our own scores never do.
+Ids and values are checked before writing. Servers want one row per item, so an item whose media
+cannot be decoded (`missing`) gets an uninformative answer: equal probabilities, an empty string,
+option 0. A server may count such a row as correct by chance; our own scores never do.
 """
 
 from __future__ import annotations
@@ -12,13 +11,18 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from allinone.common.atomic_io import write_atomic
 from allinone.common.errors import AllInOneError
+from allinone.finetune.annotations.schema import Split
+
+if TYPE_CHECKING:
+    from allinone.finetune.tasks.base import EvalOutput
 
 VCR_GROUPS = ("answer", *(f"rationale_conditioned_on_a{answer}" for answer in range(4)))
 VCR_COLUMNS = ("annot_id", *(f"{group}_{option}" for group in VCR_GROUPS for option in range(4)))
@@ -39,11 +43,18 @@ def vcr_csv(
     expected: Collection[str],
     missing: Collection[str] = (),
 ) -> None:
-    """Scores (logits) of the four answers [N, 4] and of the four rationales given each of them [N,
-    4, 4] as probabilities, rows in order of id.
+    """Write VCR's CSV: probabilities of answers and rationales, rows sorted by id.
 
-    `expected`: the annot_id of every question of the split. Those of `missing` need no scores; if
-    they have any, these are not used.
+    Args:
+        path: The file.
+        ids: annot_id of the N scored questions.
+        answer_scores: Logits of the four answers [N, 4].
+        rationale_scores: Logits of the four rationales given each answer [N, 4, 4].
+        expected: annot_id of every question of the split.
+        missing: Questions without usable media. They need no scores; any given are ignored.
+
+    Raises:
+        SubmissionError: Ids or shapes do not fit, or a score is not finite.
     """
     absent = sorted(set(missing) - set(ids))
     _check_ids([*ids, *absent], expected, "VCR")
@@ -74,7 +85,17 @@ def vcr_csv(
 def vqav2_json(
     path: Path, ids: Sequence[str], answers: Sequence[str | None], *, expected: Collection[str]
 ) -> None:
-    """[{"question_id": int, "answer": text}, …] in order of id; None = missing."""
+    """Write VQAv2's JSON: [{"question_id": int, "answer": text}, …], sorted by id.
+
+    Args:
+        path: The file.
+        ids: Question ids, decimal.
+        answers: One per id; None for missing media.
+        expected: Ids of every question of the split.
+
+    Raises:
+        SubmissionError: Ids do not fit.
+    """
     _check_ids(ids, expected, "VQAv2")
     _same_length(ids, answers, "VQAv2")
     rows = [
@@ -91,7 +112,17 @@ def vqav2_json(
 def tvqa_json(
     path: Path, ids: Sequence[str], options: Sequence[int | None], *, expected: Collection[str]
 ) -> None:
-    """{"qid": option 0..4, …} in order of id; None = missing."""
+    """Write TVQA's JSON: {"qid": option 0..4, …}, sorted by id.
+
+    Args:
+        path: The file.
+        ids: Question ids, decimal.
+        options: Chosen option per id; None for missing media.
+        expected: Ids of every question of the split.
+
+    Raises:
+        SubmissionError: Ids or options do not fit.
+    """
     _check_ids(ids, expected, "TVQA")
     _same_length(ids, options, "TVQA")
     chosen = {
@@ -107,8 +138,40 @@ def tvqa_json(
     write_atomic(path, json.dumps({str(qid): chosen[qid] for qid in sorted(chosen)}) + "\n")
 
 
+def _write_vcr(path: Path, split: Split, output: EvalOutput) -> None:
+    scored = [row for row in output.rows if row["prediction"] is not None]
+    vcr_csv(
+        path,
+        [str(row["id"]) for row in scored],
+        np.array([row["answer_scores"] for row in scored], np.float32),
+        np.array([row["rationale_scores"] for row in scored], np.float32),
+        expected=[item.id for item in split.items],
+        missing=[item.item for item in output.missing],
+    )
+
+
+def _write_vqav2(path: Path, split: Split, output: EvalOutput) -> None:
+    vqav2_json(path, *_predictions(output), expected=[item.id for item in split.items])
+
+
+def _write_tvqa(path: Path, split: Split, output: EvalOutput) -> None:
+    tvqa_json(path, *_predictions(output), expected=[item.id for item in split.items])
+
+
+def _predictions(output: EvalOutput) -> tuple[list[str], list[Any]]:
+    return [str(row["id"]) for row in output.rows], [row["prediction"] for row in output.rows]
+
+
+WRITERS: dict[str, tuple[str, Callable[[Path, Split, EvalOutput], None]]] = {
+    "tvqa": ("tvqa_submission.json", _write_tvqa),
+    "vcr": ("vcr.csv", _write_vcr),
+    "vqav2": ("vqav2_submission.json", _write_vqav2),
+}
+"""Benchmark.submission → (name of the file, what writes it from the rows of an evaluation)."""
+
+
 def _check_ids(ids: Sequence[str], expected: Collection[str], benchmark: str) -> None:
-    """Every expected id exactly once, and no other."""
+    """Require every expected id exactly once, and no other."""
     counts = Counter(ids)
     faults = {
         "repeated": [name for name, count in counts.items() if count > 1],
@@ -134,5 +197,5 @@ def _same_length(ids: Sequence[str], values: Sequence[object], benchmark: str) -
 
 def _number(name: str, benchmark: str) -> int:
     if not name.isdecimal():
-        raise SubmissionError(f"{benchmark}: question ids are whole numbers, got {name!r}")
+        raise SubmissionError(f"{benchmark}: question ids must be integers, got {name!r}")
     return int(name)

@@ -1,16 +1,15 @@
-"""Action recognition by a probe: the backbone is frozen, a classifier on the class token is trained
-(Kinetics-400, HMDB51, UCF101).
+"""Action recognition by a probe (Kinetics-400, HMDB51, UCF101).
 
-Sample: a clip with the prompt "A person is doing [MASK]". Head: published, the pooler and C → C/2 →
-classes; linear, one layer alone. Frozen parameters have no optimizer state, and dropout is off.
-Loss: cross-entropy. Score: top-1, top-5, top-10. Letters: B items, N items, K classes.
+Sample: a clip with the prompt "A person is doing [MASK]". The backbone is frozen and a classifier
+is trained on the class token. Head: `published`, the pooler and C → C/2 → classes; `linear`, a
+single layer. Frozen parameters have no optimizer state, and dropout is off. Loss: cross-entropy.
+Scores: top-1, top-5, top-10. Letters: B items, N items of a split, K classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch.nn.functional as F
@@ -19,35 +18,25 @@ from torch import Tensor, nn
 from allinone.common.errors import ConfigError
 from allinone.engine.objective import Losses, mean_metric
 from allinone.finetune.annotations.schema import AnnotationError, LabelItem, Split
-from allinone.finetune.evaluation import metrics
+from allinone.finetune.evaluation import metrics, summaries
 from allinone.finetune.evaluation.evaluator import Evaluator
+from allinone.finetune.evaluation.results import rounded
 from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
 from allinone.finetune.tasks.base import (
     EvalOutput,
     Task,
-    TaskOptions,
     head_scores,
-    missing_of,
+    missing_items,
     pooled,
-    rounded,
 )
 from allinone.finetune.tasks.heads import answer_head
+from allinone.finetune.tasks.options import ActionOptions
 from allinone.finetune.tasks.prompts import Part
-from allinone.finetune.tasks.task_model import TASK_HEAD, HeadPlan, SourceCheckpoint, TaskModel
+from allinone.finetune.tasks.task_model import TASK_HEAD, HeadSpec, SourceCheckpoint, TaskModel
 from allinone.model import AllInOneConfig
 
-_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class ActionOptions(TaskOptions):
-    """Action recognition."""
-
-    probe: Literal["published", "linear", "full"] = "published"
-    """What is trained: the pooler and a classifier of two layers, as the original's linear
-    evaluation does; one linear layer; or everything."""
-    prompt: str = "A person is doing [MASK]"
-    """The text beside every clip."""
+_LISTED = 5
+"""Classes that a prediction lists."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +56,7 @@ class ActionExamples:
 
 
 class ActionRecognition(Task):
-    """See the module."""
+    """Classification of clips by a probe on the backbone."""
 
     name = "action_recognition"
     selects = "top1"
@@ -75,44 +64,46 @@ class ActionRecognition(Task):
 
     classes: tuple[str, ...] = ()
 
-    def learn(self, train: Split | None, origin: SourceCheckpoint, *, eval_only: bool) -> None:
-        """The classes: of the training split. In evaluation they must be those of the
-        checkpoint."""
-        saved = (
-            tuple(origin.task.get("labels", ())) if origin.task.get("protocol") == self.name else ()
-        )
+    def setup(self, train: Split | None, source: SourceCheckpoint, *, eval_only: bool) -> None:
+        """Take the classes from the training split. In evaluation they must be the
+        checkpoint's."""
+        saved = self.saved_labels(source)
         own = train.classes if train is not None else saved
         if eval_only and saved and own != saved:
             raise ConfigError(
-                f"{origin.path} was trained on {len(saved)} classes, the annotations here name"
-                f" {len(own)} or others"
+                f"{source.path} was trained on {len(saved)} classes, but the annotations name"
+                f" {len(own)} classes that differ from them; give the annotations of the training"
             )
         if not own:
             raise AnnotationError(
-                "no training split and no fine-tuned checkpoint: the classes are not known"
+                "the classes are unknown: there is neither a training split nor a fine-tuned"
+                " checkpoint"
             )
         self.classes = own
 
-    def usable(self, split: Split) -> Split:
+    def trainable(self, split: Split) -> Split:
         self._labels(split)
         return split
 
-    def plan(self, *, zero_shot: bool) -> HeadPlan:
+    def head_spec(self, *, zero_shot: bool) -> HeadSpec:
         probe = self.options.probe
 
-        def make(config: AllInOneConfig) -> nn.Module:
-            classes = len(self.classes)
-            return (
-                nn.Linear(config.hidden_size, classes)
-                if probe == "linear"
-                else answer_head(config.hidden_size, classes)
-            )
+        def build(config: AllInOneConfig) -> nn.Module:
+            width, classes = config.hidden_size, len(self.classes)
+            return nn.Linear(width, classes) if probe == "linear" else answer_head(width, classes)
 
-        trained = (TASK_HEAD,) if probe == "linear" else (TASK_HEAD, "backbone.pooler.")
-        facts = {"protocol": self.name, "kind": f"classes_{probe}", "labels": list(self.classes)}
-        return HeadPlan(make, frozen=probe != "full", trained=trained, facts=facts)
+        return HeadSpec(
+            build,
+            frozen=probe != "full",
+            trained=(TASK_HEAD,) if probe == "linear" else (TASK_HEAD, "backbone.pooler."),
+            metadata={
+                "protocol": self.name,
+                "kind": f"classes_{probe}",
+                "labels": list(self.classes),
+            },
+        )
 
-    def train_examples(self, split: Split) -> ActionExamples:
+    def examples(self, split: Split) -> ActionExamples:
         return ActionExamples(
             [item for item in split.items if isinstance(item, LabelItem)], self.options.prompt
         )
@@ -130,35 +121,32 @@ class ActionRecognition(Task):
 
     def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> EvalOutput:
         labels, items = self._labels(split), list(split.items)
-        found = evaluator.run(
-            "classes", split.name, [item.id for item in items], self.train_examples(split), _logits
-        )
-        gone = np.isin(np.arange(len(items)), list(found.missing))
+        ids = [item.id for item in items]
+        found = evaluator.run("classes", split.name, ids, self.examples(split), _logits)
+        missing = np.isin(np.arange(len(items)), list(found.missing))
         tops = [k for k in metrics.TOPS if k < len(self.classes)] or [1]
-        hits = {k: metrics.topk_hits(found.values, labels, k, gone) for k in tops}
-        order = np.argsort(-found.values, axis=1, kind="stable")[:, :_SHOWN]
-        rows = [
-            {
-                "id": item.id,
-                "media": item.media.id,
-                "prediction": [] if gone[n] else [self.classes[place] for place in order[n]],
-                "score": (
-                    []
-                    if gone[n]
-                    else [rounded(float(found.values[n, place])) for place in order[n]]
-                ),
-                "answer": self.classes[labels[n]],
-                "measures": {f"top{k}": float(hits[k][n]) for k in tops},
-            }
-            for n, item in enumerate(items)
-        ]
+        hits = {k: metrics.topk_hits(found.values, labels, k, missing) for k in tops}
+        best = np.argsort(-found.values, axis=1, kind="stable")[:, :_LISTED]
+        rows = []
+        for n, item in enumerate(items):
+            listed = [] if missing[n] else best[n].tolist()
+            rows.append(
+                {
+                    "id": item.id,
+                    "media": item.media.id,
+                    "prediction": [self.classes[k] for k in listed],
+                    "score": [rounded(float(found.values[n, k])) for k in listed],
+                    "answer": self.classes[labels[n]],
+                    "measures": {f"top{k}": float(hits[k][n]) for k in tops},
+                }
+            )
         details = {"classes": len(self.classes), "chance": 100 / len(self.classes), **found.cut}
         return EvalOutput(
-            metrics.action_scores([hits]), rows, missing_of(split, found.missing), details
+            summaries.action_scores([hits]), rows, missing_items(split, found.missing), details
         )
 
     def _labels(self, split: Split) -> list[int]:
-        """The labels; AnnotationError for one outside the range or for other classes than those of
+        """The labels; AnnotationError if one is out of range, or if the classes are not those of
         training."""
         if split.classes and split.classes != self.classes:
             raise AnnotationError(
@@ -179,6 +167,5 @@ class ActionRecognition(Task):
 
 def _logits(model: TaskModel, batch: TaskBatch) -> Tensor:
     """float32 [B, K], the mean over views."""
-    return head_scores(
-        model.task_head, pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)[:, 0]
-    ).mean(1)
+    tokens = pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)[:, 0]
+    return head_scores(model.task_head, tokens).mean(1)

@@ -1,16 +1,18 @@
-"""Heads of the tasks, on the pooled class token [.., C]. Sizes and dropout are the original's
-(LayerNorm with PyTorch's default eps 1e-5)."""
+"""Heads of the tasks, on the pooled class token [.., C].
+
+Sizes and dropout are the original's (LayerNorm with PyTorch's default eps 1e-5).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 
 def answer_head(width: int, classes: int) -> nn.Sequential:
-    """Open-ended answers, and the actions of the published linear evaluation: C → C/2 → classes."""
+    """Open-ended answers, and actions of the published linear evaluation: C → C/2 → classes."""
     hidden = width // 2
     return nn.Sequential(
         nn.Dropout(0.5),
@@ -32,19 +34,18 @@ def vqav2_head(width: int, classes: int) -> nn.Sequential:
 
 
 def option_head(width: int) -> nn.Sequential:
-    """One score of an option that is read together with its question (TGIF-QA, TVQA): C → 256 →
-    1."""
+    """Score of an option that is read together with its question (TGIF-QA, TVQA): C → 256 → 1."""
     return nn.Sequential(
         nn.Dropout(0.1), nn.Linear(width, 256), nn.LayerNorm(256), nn.GELU(), nn.Linear(256, 1)
     )
 
 
 def rank_head(width: int) -> nn.Linear:
-    """One score of a pair: C → 1. It begins as the matching head, see `from_matching`."""
+    """Score of a pair: C → 1. Initialised from the matching head, see `from_matching`."""
     return nn.Linear(width, 1)
 
 
-class TwoRanks(nn.Module):
+class VCRHead(nn.Module):
     """VCR: a rank head for answers and one for rationales."""
 
     def __init__(self, width: int) -> None:
@@ -52,19 +53,17 @@ class TwoRanks(nn.Module):
         self.answer, self.rationale = rank_head(width), rank_head(width)
 
 
-Begin = Callable[[nn.Module, Mapping[str, Tensor]], None]
-"""Gives a new head its first weights from those of the checkpoint."""
-
-
 @torch.no_grad()
 def from_matching(
     head: nn.Module, weights: Mapping[str, Tensor], *, log_odds: bool = False
 ) -> None:
-    """Every rank head inside `head` begins as the row "match" of the checkpoint's VTM head, as
-    published.
+    """Initialise every rank head inside `head` from the row "match" of the VTM head, as published.
 
-    log_odds: the difference of the rows, whose output is the log-odds of a match: what scores pairs
-    without any fine-tuning.
+    Args:
+        head: A rank head, or a module that contains some.
+        weights: The checkpoint's tensors.
+        log_odds: Use the difference of the VTM head's rows instead. The output is then the log-odds
+            of a match, which scores pairs without fine-tuning.
     """
     weight, bias = weights["vtm_head.weight"].float(), weights["vtm_head.bias"].float()
     for module in head.modules():

@@ -1,17 +1,16 @@
-"""Multiple choice: one clip with several texts (TGIF action and transition, TVQA, MSR-VTT and
-LSMDC), or one text with several clips (EgoMCQ).
+"""Multiple choice: one clip with several texts (TGIF action and transition, TVQA, MSR-VTT, LSMDC),
+or one text with several clips (EgoMCQ).
 
-Sample: a clip and K texts, each a joint pass; the options are shuffled in training. Head: the rank
-head, begun as the VTM head, or C → 256 → 1. Loss: cross-entropy over the options. Score: accuracy.
-Without training the log-odds of the VTM head score the options. Letters: B items, C clips, K texts,
-V views, N items of a split.
+Sample: a clip and K texts, one joint pass each; the options are shuffled in training. Head: the
+rank head, initialised from the VTM head, or C → 256 → 1. Loss: cross-entropy over the options.
+Score: accuracy. Zero-shot, the log-odds of the VTM head score the options. Letters: B items, C
+clips, K texts, V views, N items of a split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch.nn.functional as F
@@ -28,37 +27,23 @@ from allinone.finetune.annotations.schema import (
     RetrievalItem,
     Split,
 )
-from allinone.finetune.cost import Passes
-from allinone.finetune.evaluation import metrics
+from allinone.finetune.cost import BackbonePasses
+from allinone.finetune.evaluation import metrics, summaries
 from allinone.finetune.evaluation.evaluator import Evaluator
+from allinone.finetune.evaluation.results import rounded
 from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
 from allinone.finetune.tasks.base import (
     EvalOutput,
     Task,
-    TaskOptions,
     head_scores,
-    missing_of,
+    missing_items,
     pooled,
-    rounded,
 )
 from allinone.finetune.tasks.heads import from_matching, option_head, rank_head
+from allinone.finetune.tasks.options import ChoiceOptions
 from allinone.finetune.tasks.prompts import option, plain
 from allinone.finetune.tasks.retrieval import other_captions
-from allinone.finetune.tasks.task_model import HeadPlan, SourceCheckpoint, TaskModel
-
-
-@dataclass(frozen=True)
-class ChoiceOptions(TaskOptions):
-    """Multiple choice."""
-
-    head: Literal["rank", "mlp"] = "rank"
-    """rank: C → 1, begun as the VTM head; mlp: C → 256 → 1 (the original's for TGIF-QA and
-    TVQA)."""
-    list_options: bool = True
-    """Whether every text lists all options before its own answer, where there is a question."""
-    false_texts: int = 4
-    """Captions of other clips beside the true one, where training items are captioned clips
-    (MSR-VTT has no training questions)."""
+from allinone.finetune.tasks.task_model import HeadSpec, SourceCheckpoint, TaskModel
 
 
 @dataclass(frozen=True)
@@ -80,9 +65,8 @@ class ChoiceExamples:
             item = self._from_captions(item, number, random)
         assert isinstance(item, ChoiceItem)
         order = list(range(len(item.choices)))
-        if (
-            random is not None
-        ):  # a training file may have the right option always in the same place (LSMDC)
+        if random is not None:
+            # some training files always put the correct option in the same place (LSMDC)
             order = random.permutation(len(order)).tolist()
         choices = [item.choices[place] for place in order]
         listed = choices if self.options.list_options else ()
@@ -96,68 +80,66 @@ class ChoiceExamples:
     def _from_captions(
         self, item: RetrievalItem, number: int, random: np.random.Generator | None
     ) -> ChoiceItem:
-        """The item's caption among those of others; in evaluation always the same ones."""
+        """The item's caption among captions of others; in evaluation always the same ones."""
         drawn = random if random is not None else generator(0, "options", 0, number)
         captions = [other for other in self.items if isinstance(other, RetrievalItem)]
         own = item.captions[int(drawn.integers(len(item.captions)))]
-        return ChoiceItem(
-            item.id,
-            item.media,
-            "",
-            (own, *other_captions(captions, number, self.options.false_texts, drawn)),
-            0,
-        )
+        others = other_captions(captions, number, self.options.false_texts, drawn)
+        return ChoiceItem(item.id, item.media, "", (own, *others), 0)
 
 
 def _label(answer: int | None) -> int:
     return -1 if answer is None else answer
 
 
-def _options_of(item: Item, options: ChoiceOptions) -> int:
+def _option_count(item: Item, options: ChoiceOptions) -> int:
     if isinstance(item, ClipChoiceItem):
         return len(item.clips)
     return len(item.choices) if isinstance(item, ChoiceItem) else 1 + options.false_texts
 
 
-def _right(item: Item) -> int | None:
+def _answer(item: Item) -> int | None:
+    """Number of the correct option; the first where it is made of captions."""
     return item.answer if isinstance(item, (ChoiceItem, ClipChoiceItem)) else 0
 
 
 class MultipleChoice(Task):
-    """See the module."""
+    """Scores each option by a joint pass and takes the best."""
 
     name = "multiple_choice"
     options: ChoiceOptions
 
-    def usable(self, split: Split) -> Split:
-        """Training questions with a known answer."""
+    def trainable(self, split: Split) -> Split:
+        """The split; AnnotationError if it hides its answers."""
         _check_options(split, self.options)
-        if any(_right(item) is None for item in split.items):
+        if any(_answer(item) is None for item in split.items):
             raise AnnotationError(
                 f"split {split.name!r} hides its answers: it cannot be trained on"
             )
         return split
 
-    def plan(self, *, zero_shot: bool) -> HeadPlan:
+    def head_spec(self, *, zero_shot: bool) -> HeadSpec:
         ranks = zero_shot or self.options.head == "rank"
+        make = rank_head if ranks else option_head
 
-        def begin(head: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        def initialize(head: nn.Module, weights: Mapping[str, Tensor]) -> None:
             from_matching(head, weights, log_odds=zero_shot)
 
-        facts = {"protocol": self.name, "kind": "rank" if ranks else "option"}
-        make = rank_head if ranks else option_head
-        return HeadPlan(
-            lambda config: make(config.hidden_size), begin if ranks else None, facts=facts
+        return HeadSpec(
+            lambda config: make(config.hidden_size),
+            initialize if ranks else None,
+            metadata={"protocol": self.name, "kind": "rank" if ranks else "option"},
         )
 
-    def check_zero_shot(self, origin: SourceCheckpoint) -> None:
-        if origin.task:
+    def check_zero_shot(self, source: SourceCheckpoint) -> None:
+        """A pre-trained VTM head scores options; the head of another task does not."""
+        if source.task:
             raise ConfigError(
-                f"--checkpoint {origin.path} was fine-tuned for {origin.task.get('protocol')} with"
+                f"--checkpoint {source.path} was fine-tuned for {source.task.get('protocol')} with"
                 f" another head; give one that was trained for {self.name}, or a pre-trained model"
             )
 
-    def train_examples(self, split: Split) -> ChoiceExamples:
+    def examples(self, split: Split) -> ChoiceExamples:
         return ChoiceExamples(split.items, self.options)
 
     def __call__(self, model: TaskModel, batch: TaskBatch) -> Losses:
@@ -174,40 +156,32 @@ class MultipleChoice(Task):
     def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> EvalOutput:
         options = _check_options(split, self.options)
         items = list(split.items)
-        found = evaluator.run(
-            "options",
-            split.name,
-            [item.id for item in items],
-            self.train_examples(split),
-            option_scores,
-        )
-        gone = np.isin(np.arange(len(items)), list(found.missing))
-        answers = [_right(item) for item in items]
+        ids = [item.id for item in items]
+        found = evaluator.run("options", split.name, ids, self.examples(split), option_scores)
+        missing = np.isin(np.arange(len(items)), list(found.missing))
+        answers = [_answer(item) for item in items]
         known = all(answer is not None for answer in answers)
-        hits = metrics.option_hits(found.values, [answer or 0 for answer in answers], gone)
+        hits = metrics.option_hits(found.values, [answer or 0 for answer in answers], missing)
         rows = [
             {
                 "id": item.id,
                 "media": item.media.id,
-                "prediction": None if gone[n] else int(found.values[n].argmax()),
-                "score": [] if gone[n] else [rounded(float(score)) for score in found.values[n]],
+                "prediction": None if missing[n] else int(found.values[n].argmax()),
+                "score": [] if missing[n] else [rounded(float(x)) for x in found.values[n]],
                 "answer": answers[n],
                 "measures": {"accuracy": float(hits[n])} if known else {},
             }
             for n, item in enumerate(items)
         ]
-        kinds = [item.kind if isinstance(item, ClipChoiceItem) else "" for item in items]
-        scores = (
-            metrics.accuracy_scores(
-                hits, kinds if any(kinds) else (), [item.media.id for item in items]
-            )
-            if known
-            else {}
-        )
+        scores = {}
+        if known:
+            kinds = [item.kind if isinstance(item, ClipChoiceItem) else "" for item in items]
+            media = [item.media.id for item in items]
+            scores = summaries.accuracy_scores(hits, kinds if any(kinds) else (), media)
         details = {"options": options, "chance": 100 / options, **found.cut}
-        return EvalOutput(scores, rows, missing_of(split, found.missing), details)
+        return EvalOutput(scores, rows, missing_items(split, found.missing), details)
 
-    def passes(self) -> Passes:
+    def backbone_passes(self) -> BackbonePasses:
         return [("joint", 1 + self.options.false_texts)]
 
 
@@ -216,7 +190,7 @@ def option_scores(model: TaskModel, batch: TaskBatch) -> Tensor:
     clips = batch.pixels.shape[1]
     if clips == 1:
         pairs = pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)
-    else:  # one text with several clips: each clip is an item of its own
+    else:  # one text with several clips: pass each clip as an item
         ids, mask = (
             x[:, :1].repeat_interleave(clips, 0) for x in (batch.text_ids, batch.text_mask)
         )
@@ -225,8 +199,8 @@ def option_scores(model: TaskModel, batch: TaskBatch) -> Tensor:
 
 
 def _check_options(split: Split, options: ChoiceOptions) -> int:
-    """The number of options, which must be the same for all items."""
-    numbers = {_options_of(item, options) for item in split.items}
+    """The number of options; AnnotationError if items differ in it."""
+    numbers = {_option_count(item, options) for item in split.items}
     if len(numbers) != 1:
         raise AnnotationError(
             f"split {split.name!r} has items of {sorted(numbers)} options; all must have the same"

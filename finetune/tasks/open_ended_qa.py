@@ -2,8 +2,9 @@
 FrameQA, VQAv2).
 
 Sample: one clip, one question. Head: C → C/2 → answers (VQAv2: C → 2C → answers). Loss:
-cross-entropy, or VQAv2's binary cross-entropy with soft scores. Score: accuracy over all questions,
-an answer outside the vocabulary counts as wrong; and over the answerable ones with their share.
+cross-entropy, or VQAv2's binary cross-entropy with soft scores. Scores: accuracy over all
+questions, where an answer outside the vocabulary counts as wrong; accuracy over the answerable
+questions; and their share.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,32 +22,21 @@ from allinone.common.errors import ConfigError
 from allinone.engine.objective import Losses, mean_metric
 from allinone.finetune.annotations import vqav2_text
 from allinone.finetune.annotations.schema import AnnotationError, QAItem, Split
-from allinone.finetune.evaluation import metrics
+from allinone.finetune.evaluation import metrics, summaries
 from allinone.finetune.evaluation.evaluator import Evaluator
+from allinone.finetune.evaluation.results import Score, rounded
 from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
 from allinone.finetune.tasks.base import (
     EvalOutput,
     Task,
-    TaskOptions,
     head_scores,
-    missing_of,
+    missing_items,
     pooled,
-    rounded,
 )
 from allinone.finetune.tasks.heads import answer_head, vqav2_head
+from allinone.finetune.tasks.options import QAOptions
 from allinone.finetune.tasks.prompts import plain
-from allinone.finetune.tasks.task_model import HeadPlan, SourceCheckpoint, TaskModel
-
-
-@dataclass(frozen=True)
-class QAOptions(TaskOptions):
-    """Open-ended questions."""
-
-    answers: int = 1500
-    """Size of the answer vocabulary: the most frequent answers of the training split. 0 takes the
-    list that comes with the benchmark (VQAv2)."""
-    loss: Literal["ce", "bce"] = "ce"
-    """bce: VQAv2's soft scores of ten annotators, and its official accuracy."""
+from allinone.finetune.tasks.task_model import HeadSpec, SourceCheckpoint, TaskModel
 
 
 @dataclass(frozen=True)
@@ -58,6 +47,7 @@ class QAExamples:
     numbers: dict[str, int]
     """Answer → class."""
     soft: bool
+    """Whether targets are VQAv2's soft scores."""
 
     def __call__(self, number: int, random: np.random.Generator | None) -> Example:
         item = self.items[number]
@@ -75,31 +65,29 @@ class QAExamples:
 
 
 class OpenEndedQA(Task):
-    """See the module."""
+    """Classifies a question about a clip into an answer vocabulary."""
 
     name = "open_ended_qa"
     options: QAOptions
 
     vocabulary: tuple[str, ...] = ()
 
-    def learn(self, train: Split | None, origin: SourceCheckpoint, *, eval_only: bool) -> None:
-        """The vocabulary: of the training answers. In evaluation it must be the one that the
+    def setup(self, train: Split | None, source: SourceCheckpoint, *, eval_only: bool) -> None:
+        """Take the vocabulary from the training answers. In evaluation it must be the one that the
         checkpoint was trained with."""
-        saved = (
-            tuple(origin.task.get("labels", ())) if origin.task.get("protocol") == self.name else ()
-        )
+        saved = self.saved_labels(source)
         own = _vocabulary(train, self.options) if train is not None else saved
         if eval_only and saved and own != saved:
-            raise ConfigError(_difference(saved, own, origin))
+            raise ConfigError(_difference(saved, own, source))
         if not own:
             raise AnnotationError(
-                "no training split and no fine-tuned checkpoint: there is nothing to take the"
-                " answer vocabulary from"
+                "the answer vocabulary is unknown: there is neither a training split nor a"
+                " fine-tuned checkpoint"
             )
         self.vocabulary = own
 
-    def usable(self, split: Split) -> Split:
-        """Training questions with an answer in the vocabulary; the others have no target."""
+    def trainable(self, split: Split) -> Split:
+        """Training questions with an answer in the vocabulary; others have no target."""
         numbers = {answer: number for number, answer in enumerate(self.vocabulary)}
         soft = self.options.loss == "bce"
         kept = [
@@ -121,16 +109,18 @@ class OpenEndedQA(Task):
             split.name, kept, split.files, notes=(*split.notes, note) if left else split.notes
         )
 
-    def plan(self, *, zero_shot: bool) -> HeadPlan:
+    def head_spec(self, *, zero_shot: bool) -> HeadSpec:
         make = vqav2_head if self.options.loss == "bce" else answer_head
-        facts = {
-            "protocol": self.name,
-            "kind": f"answers_{self.options.loss}",
-            "labels": list(self.vocabulary),
-        }
-        return HeadPlan(lambda config: make(config.hidden_size, len(self.vocabulary)), facts=facts)
+        return HeadSpec(
+            lambda config: make(config.hidden_size, len(self.vocabulary)),
+            metadata={
+                "protocol": self.name,
+                "kind": f"answers_{self.options.loss}",
+                "labels": list(self.vocabulary),
+            },
+        )
 
-    def train_examples(self, split: Split) -> QAExamples:
+    def examples(self, split: Split) -> QAExamples:
         numbers = {answer: number for number, answer in enumerate(self.vocabulary)}
         items = [item for item in split.items if isinstance(item, QAItem)]
         return QAExamples(items, numbers, self.options.loss == "bce")
@@ -140,64 +130,58 @@ class OpenEndedQA(Task):
         if self.options.loss == "ce":
             losses = F.cross_entropy(logits, batch.target, reduction="none")
             right = (logits.argmax(-1) == batch.target).float()
-        else:  # summed over the answers, as published: mean x number of classes
-            losses = F.binary_cross_entropy_with_logits(logits, batch.target, reduction="none").sum(
-                -1
-            )
+        else:
+            # summed over the answers, as published: the mean times the number of classes
+            losses = F.binary_cross_entropy_with_logits(logits, batch.target, reduction="none")
+            losses = losses.sum(-1)
             right = batch.target.gather(1, logits.argmax(-1, keepdim=True)).squeeze(1)
         return Losses(
             losses.mean(), {"qa_loss": mean_metric(losses), "qa_accuracy": mean_metric(right)}
         )
 
     def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> EvalOutput:
-        found = evaluator.run(
-            "answers",
-            split.name,
-            [item.id for item in split.items],
-            self.train_examples(split),
-            _best,
-        )
         items = [item for item in split.items if isinstance(item, QAItem)]
-        said = [
-            None if i in found.missing else self.vocabulary[int(found.values[i, 0])]
-            for i in range(len(items))
+        ids = [item.id for item in split.items]
+        found = evaluator.run("answers", split.name, ids, self.examples(split), _best)
+        predicted = [
+            None if n in found.missing else self.vocabulary[int(found.values[n, 0])]
+            for n in range(len(items))
         ]
-        answers, kinds = [item.answers for item in items], [item.kind for item in items]
-        media = [item.media.id for item in items]
-        hits = np.zeros(len(items))
-        if all(answers):
-            if self.options.loss == "bce":
-                hits = metrics.vqa_soft(said, answers)
-                scores = metrics.accuracy_scores(hits, kinds, media)
-            else:
-                opened = metrics.open_ended(said, answers, self.vocabulary)
-                hits, scores = opened.hits, metrics.open_ended_scores(opened, kinds, media)
-        else:
-            scores = {}
+        labelled = all(item.answers for item in items)
+        hits, scores = self._score(items, predicted) if labelled else (np.zeros(len(items)), {})
         rows = [
             {
                 "id": item.id,
                 "media": item.media.id,
-                "prediction": said[i],
-                "score": None if said[i] is None else rounded(found.values[i, 1]),
+                "prediction": predicted[n],
+                "score": None if predicted[n] is None else rounded(found.values[n, 1]),
                 "answer": list(item.answers[:1]),
-                "measures": {"accuracy": float(hits[i])} if all(answers) else {},
+                "measures": {"accuracy": float(hits[n])} if labelled else {},
             }
-            for i, item in enumerate(items)
+            for n, item in enumerate(items)
         ]
-        details = {
-            "vocabulary": len(self.vocabulary),
-            "chance": 100 / len(self.vocabulary),
-            **found.cut,
-        }
-        return EvalOutput(scores, rows, missing_of(split, found.missing), details)
+        size = len(self.vocabulary)
+        details = {"vocabulary": size, "chance": 100 / size, **found.cut}
+        return EvalOutput(scores, rows, missing_items(split, found.missing), details)
+
+    def _score(
+        self, items: Sequence[QAItem], predicted: Sequence[str | None]
+    ) -> tuple[np.ndarray, dict[str, Score]]:
+        """(hit of each item, scores)."""
+        answers = [item.answers for item in items]
+        kinds = [item.kind for item in items]
+        media = [item.media.id for item in items]
+        if self.options.loss == "bce":
+            hits = metrics.vqa_soft(predicted, answers)
+            return hits, summaries.accuracy_scores(hits, kinds, media)
+        found = metrics.open_ended(predicted, answers, self.vocabulary)
+        return found.hits, summaries.open_ended_scores(found, kinds, media)
 
 
 def _logits(model: TaskModel, batch: TaskBatch) -> Tensor:
     """float32 [B, answers], the mean over views."""
-    return head_scores(
-        model.task_head, pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)[:, 0]
-    ).mean(1)
+    tokens = pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)[:, 0]
+    return head_scores(model.task_head, tokens).mean(1)
 
 
 def _best(model: TaskModel, batch: TaskBatch) -> Tensor:
@@ -218,22 +202,18 @@ def _vocabulary(train: Split, options: QAOptions) -> tuple[str, ...]:
     return tuple(sorted(counts, key=lambda answer: (-counts[answer], answer))[: options.answers])
 
 
-def _difference(saved: Sequence[str], own: Sequence[str], origin: SourceCheckpoint) -> str:
-    gone, new = [a for a in saved if a not in set(own)], [a for a in own if a not in set(saved)]
-    what = (
-        f"{len(gone)} of its answers are gone ({', '.join(gone[:3])})"
-        if gone
-        else "none of its answers is gone"
-    )
-    more = (
-        f"{len(new)} are new ({', '.join(new[:3])})"
-        if new
-        else "none is new"
-        if gone
-        else "their order differs"
-    )
+def _difference(saved: Sequence[str], own: Sequence[str], source: SourceCheckpoint) -> str:
+    before, now = set(saved), set(own)
+    removed = [answer for answer in saved if answer not in now]
+    added = [answer for answer in own if answer not in before]
+    changes = [
+        f"{len(answers)} {what} ({', '.join(answers[:3])})"
+        for what, answers in (("removed", removed), ("added", added))
+        if answers
+    ]
     return (
-        f"the answer vocabulary has changed: {origin.path} was trained with {len(saved):,} answers,"
-        f" the training annotations here give {len(own):,}; {what}, {more}. Evaluate with the"
-        " annotations and --answers of the training, or train anew"
+        f"the answer vocabulary has changed: {source.path} was trained with {len(saved):,} answers,"
+        f" the training annotations give {len(own):,}; answers"
+        f" {' and '.join(changes) or 'in another order'}. Evaluate with the annotations and the"
+        " --answers of the training, or train again"
     )

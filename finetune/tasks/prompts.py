@@ -1,8 +1,8 @@
-"""Texts made of parts of which some may be cut and others must not: what decides an item is never
-lost to the text limit.
+"""Texts made of parts with a cutting order, so that the text limit never removes the part that an
+item's answer depends on.
 
-The original joins question, options and answer into one string and cuts it at 40 tokens: where the
-options are long, the answer is gone and all five inputs are equal.
+The original joins question, options and answer into one string and cuts it at 40 tokens: if the
+options are long, the answer is lost and all five inputs are equal.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from allinone.data.text import Tokenizer
 
 KEEP, QUESTION, LIST, CONTEXT = 0, 1, 2, 3
-"""How readily a part is cut, the highest first: subtitles, the list of options, the question; what
-decides only where it alone is too long."""
+"""Cutting order of parts, the highest first: subtitles, the list of options, the question. A KEEP
+part is cut only if it alone is too long."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a text."""
+    """One part of a text."""
 
     text: str
     cut: int = KEEP
     after_sep: bool = False
-    """Whether a [SEP] stands before it."""
+    """Whether [SEP] precedes it."""
 
 
 Text = tuple[Part, ...]
@@ -42,14 +42,20 @@ class Encoded:
     mask: NDArray[np.int64]
     """int64 [L], 1 at tokens."""
     lost: bool
-    """Whether something that decides was cut: the text limit is too small for this item."""
+    """Whether a KEEP part was cut: the text limit is too small for this item."""
     shortened: bool
     """Whether anything was cut."""
 
 
 def encode(tokenizer: Tokenizer, text: Text, length: int) -> Encoded:
-    """[CLS] parts [SEP], cut to `length` tokens: of the parts that are cut first the longest loses
-    its end, then the next kind."""
+    """Tokens of [CLS] parts [SEP], cut to `length`.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The parts. Those with the highest `cut` lose tokens first, always the longest of them
+            at its end, then those with the next lower value.
+        length: Tokens of the result, padding included.
+    """
     pieces = [tokenizer.ids(part.text) for part in text]
     excess = sum(map(len, pieces)) + 2 + sum(part.after_sep for part in text) - length
     lost, shortened = False, excess > 0
@@ -69,13 +75,19 @@ def encode(tokenizer: Tokenizer, text: Text, length: int) -> Encoded:
 
 
 def plain(text: str) -> Text:
-    """A text that is cut at its end: a caption, a question."""
+    """A text of one part, such as a caption or a question; it is cut at its end."""
     return (Part(text, QUESTION),)
 
 
 def option(question: str, choice: str, choices: Sequence[str] = (), context: str = "") -> Text:
-    """One option of a question, as the original words it: `question Options: all of them Answer:
-    this one`; the option alone without a question."""
+    """One option of a question in the original's wording: `question Options: a b c Answer: b`.
+
+    Args:
+        question: Empty: the text is the option alone.
+        choice: The option.
+        choices: All options, if they are to be listed.
+        context: Text before the question, such as subtitles.
+    """
     if not question:
         return (Part(choice),)
     parts = [Part(context, CONTEXT)] if context else []

@@ -1,18 +1,17 @@
 """Text-to-video (or image) retrieval and back.
 
-Sample: one clip with one of its captions, drawn anew in every epoch; for the rank and matching
-losses also captions of other clips. Head: the contrastive projections; optionally a rank head on
-the joint pass. Loss: contrast over the clips of all ranks, cross-entropy of the rank head over 1 +
-N captions, matching. Score: embeddings once per item, fp32 similarities of all pairs, optionally
-re-ranked by the joint pass (finetune.rerank). Letters: M media, Q texts, N negatives, D projection
-width.
+Sample: one clip with one of its captions, drawn in every epoch; for the rank and matching losses
+also captions of other clips. Head: the contrastive projections; optionally a rank head on the joint
+pass. Loss: contrast over the clips of all ranks, cross-entropy of the rank head over 1 + N
+captions, matching. Scores: one embedding per item, float32 similarities of all pairs, optionally
+re-ranked by the joint pass (evaluation/rerank.py). Letters: M media, Q texts, N negatives, D
+projection width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,64 +22,23 @@ from allinone.common.errors import ConfigError
 from allinone.engine.distributed.contrastive import contrast
 from allinone.engine.objective import Losses, mean_metric
 from allinone.finetune.annotations.schema import RetrievalItem, Split
-from allinone.finetune.cost import Passes
-from allinone.finetune.evaluation import metrics
-from allinone.finetune.evaluation.evaluator import Evaluator, Scored
-from allinone.finetune.evaluation.rerank import Reranked, rerank
+from allinone.finetune.cost import BackbonePasses
+from allinone.finetune.evaluation import metrics, summaries
+from allinone.finetune.evaluation.evaluator import Evaluator, SplitScores
+from allinone.finetune.evaluation.rerank import MediaExamples, RerankedScores, rerank
+from allinone.finetune.evaluation.retrieval_rows import prediction_rows, ranks_of_folds
 from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
-from allinone.finetune.tasks.base import (
-    EvalOutput,
-    Task,
-    TaskOptions,
-    head_scores,
-    missing_of,
-    pooled,
-    rounded,
-)
+from allinone.finetune.tasks.base import EvalOutput, Task, head_scores, missing_items, pooled
 from allinone.finetune.tasks.heads import from_matching, rank_head
+from allinone.finetune.tasks.options import RetrievalOptions
 from allinone.finetune.tasks.prompts import plain
-from allinone.finetune.tasks.task_model import HeadPlan, SourceCheckpoint, TaskModel
+from allinone.finetune.tasks.task_model import HeadSpec, SourceCheckpoint, TaskModel
 from allinone.model.contrast import embed_text, embed_video
 
-_ROWS = 1024
-_TRIES = 64
-_SHOWN = 5
-
-
-@dataclass(frozen=True)
-class RetrievalOptions(TaskOptions):
-    """Retrieval."""
-
-    contrast: float = 1.0
-    """Weight of the contrastive loss; 0 gives a cross-encoder, whose evaluation needs --rerank
-    all."""
-    rank: float = 0.0
-    """Weight of the rank loss: the joint pass of the clip with its caption and with other captions,
-    cross-entropy over them."""
-    matching: float = 0.0
-    """Weight of the matching loss on the same passes (the original's 0.5 creates the head and
-    computes no loss)."""
-    negatives: int = 15
-    """Captions of other clips per sample, for rank and matching."""
-    rerank: str = "0"
-    """Candidates of each text that the joint pass orders anew: 0, a number, or all (every pair:
-    slow)."""
-    rerank_ways: Literal["t2v", "both"] = "t2v"
-    """both: the shortlist of each clip's texts is scored as well, twice the passes."""
-    pair_batch: int = 256
-    """Pairs per joint pass of the re-ranking."""
-    folds: int = 0
-    """Score as the mean over this many equal folds of the test media (COCO 1K: 5)."""
-
-    def __post_init__(self) -> None:
-        if self.rerank != "all" and not self.rerank.isdecimal():
-            raise ConfigError(
-                f"--rerank must be 0, a number of candidates, or all; got {self.rerank!r}"
-            )
-        if not (self.contrast or self.rank):
-            raise ConfigError(
-                "--contrast 0 and --rank 0: nothing would be trained; give one of them a weight"
-            )
+_BLOCK_ROWS = 1024
+"""Texts per block of the similarity matrix."""
+_MAX_DRAWS = 64
+"""Draws for a negative caption before accepting one that the item has as well."""
 
 
 @dataclass(frozen=True)
@@ -103,28 +61,25 @@ class PairExamples:
 def other_captions(
     items: Sequence[RetrievalItem], number: int, wanted: int, random: np.random.Generator
 ) -> list[str]:
-    """Captions of other items, drawn uniformly; none that the item has as well, unless chance
-    offers nothing else."""
-    own, found = set(items[number].captions), []
+    """Draw captions of other items uniformly.
+
+    Args:
+        items: All items.
+        number: The item whose captions are excluded, unless no other is found in _MAX_DRAWS draws.
+        wanted: Number of captions.
+        random: Source of the draws.
+    """
+    own = set(items[number].captions)
+    found = []
     for _ in range(wanted):
         text = ""
-        for other in random.integers(len(items) - 1, size=_TRIES).tolist():
+        for other in random.integers(len(items) - 1, size=_MAX_DRAWS).tolist():
             captions = items[other + (other >= number)].captions
             text = captions[int(random.integers(len(captions)))]
             if text not in own:
                 break
         found.append(text)
     return found
-
-
-@dataclass(frozen=True)
-class MediaExamples:
-    """Evaluation: the clips alone."""
-
-    items: Sequence[RetrievalItem]
-
-    def __call__(self, number: int, random: np.random.Generator | None) -> Example:
-        return Example((VisualInput(self.items[number].media),), ())
 
 
 @dataclass(frozen=True)
@@ -138,126 +93,108 @@ class TextExamples:
 
 
 class Retrieval(Task):
-    """See the module."""
+    """Retrieval in the contrastive space, by the joint pass, or by both."""
 
     name = "retrieval"
     options: RetrievalOptions
     contrastive: bool = True
+    """Whether evaluation scores pairs in the contrastive space."""
 
-    def learn(self, train: Split | None, origin: SourceCheckpoint, *, eval_only: bool) -> None:
-        """Which of the two ways of scoring the checkpoint and the options allow."""
+    def setup(self, train: Split | None, source: SourceCheckpoint, *, eval_only: bool) -> None:
+        """Decide whether the contrastive space can be used; ConfigError if pairs cannot be scored
+        as the options ask."""
         options = self.options
-        projected = "text_projection.weight" in origin.tensors
+        projected = "text_projection.weight" in source.tensors
         self.contrastive = options.contrast > 0 and (projected or not eval_only)
         if not self.contrastive and options.rerank != "all":
-            why = (
-                "--contrast is 0"
-                if not options.contrast
-                else f"{origin.path} has no contrastive projections"
+            reason = (
+                f"{source.path} has no contrastive projections"
+                if options.contrast
+                else "--contrast is 0"
             )
             raise ConfigError(
-                f"{why}: pairs can be scored by the joint pass only. Give --rerank all, or a"
+                f"{reason}: pairs can be scored by the joint pass only. Give --rerank all, or a"
                 " checkpoint trained with contrast"
             )
-        if (
-            eval_only
-            and options.rerank != "0"
-            and origin.task
-            and origin.task.get("kind") != "rank"
-        ):
+        if options.rerank == "0":
+            return
+        if eval_only and source.task and source.task.get("kind") != "rank":
             raise ConfigError(
-                f"--rerank {options.rerank}: {origin.path} was fine-tuned without a rank head;"
+                f"--rerank {options.rerank}: {source.path} was fine-tuned without a rank head;"
                 " train with --rank 1"
             )
-        if options.rerank != "0" and not options.rank and not eval_only:
+        if not eval_only and not options.rank:
             raise ConfigError(
                 f"--rerank {options.rerank} needs a trained rank head: give --rank 1, or leave"
-                " it out"
+                " --rerank out"
             )
 
-    def plan(self, *, zero_shot: bool) -> HeadPlan:
+    def head_spec(self, *, zero_shot: bool) -> HeadSpec:
         options = self.options
         ranks = options.rank > 0 or options.rerank != "0"
-        facts = {"protocol": self.name, "kind": "rank" if ranks else "contrast"}
 
-        def begin(head: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
+        def initialize(head: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
             from_matching(head, weights, log_odds=zero_shot)
 
-        make = (lambda config: rank_head(config.hidden_size)) if ranks else None
-        return HeadPlan(
-            make, begin, contrast=self.contrastive, matching=options.matching > 0, facts=facts
+        return HeadSpec(
+            (lambda config: rank_head(config.hidden_size)) if ranks else None,
+            initialize,
+            contrastive=self.contrastive,
+            matching=options.matching > 0,
+            metadata={"protocol": self.name, "kind": "rank" if ranks else "contrast"},
         )
 
-    def check_zero_shot(self, origin: SourceCheckpoint) -> None:
-        """Both ways work without training; `learn` has looked at what the checkpoint offers."""
+    def check_zero_shot(self, source: SourceCheckpoint) -> None:
+        """Both ways of scoring work zero-shot; `setup` has checked what the checkpoint offers."""
 
-    def train_examples(self, split: Split) -> PairExamples:
+    def examples(self, split: Split) -> PairExamples:
         options = self.options
-        return PairExamples(
-            _media(split), options.negatives if options.rank or options.matching else 0
-        )
+        joint = options.rank or options.matching
+        return PairExamples(_items(split), options.negatives if joint else 0)
 
     def __call__(self, model: TaskModel, batch: TaskBatch) -> Losses:
-        options, total = self.options, batch.pixels.new_zeros(())
-        found: dict[str, Tensor] = {}
+        options = self.options
+        total = batch.pixels.new_zeros(())
+        reported: dict[str, Tensor] = {}
         if options.contrast:
             text = embed_text(model, batch.text_ids[:, 0], batch.text_mask[:, 0])
-            both = contrast(
-                text, embed_video(model, batch.pixels[:, 0, 0]), model.logit_scale(), batch.groups
-            )
+            video = embed_video(model, batch.pixels[:, 0, 0])
+            both = contrast(text, video, model.logit_scale(), batch.groups)
             total = total + options.contrast * both.losses.mean()
-            found |= {
-                "contrast_loss": mean_metric(both.losses),
-                "t2v_accuracy": mean_metric(both.text_right),
-            }
+            reported["contrast_loss"] = mean_metric(both.losses)
+            reported["t2v_accuracy"] = mean_metric(both.text_right)
         if options.rank or options.matching:
             pairs = pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)[:, :, 0]
-            if options.rank:
-                logits = head_scores(model.task_head, pairs).squeeze(-1)
-                losses = F.cross_entropy(logits, batch.target, reduction="none")
-                total = total + options.rank * losses.mean()
-                found |= {
-                    "rank_loss": mean_metric(losses),
-                    "rank_accuracy": mean_metric(logits.argmax(-1) == 0),
-                }
-            if options.matching:
-                labels = torch.tensor([1, 0], device=pairs.device).expand(len(pairs), 2)
-                losses = F.cross_entropy(
-                    model.vtm_head(pairs[:, :2]).float().flatten(0, 1),
-                    labels.flatten(),
-                    reduction="none",
-                )
-                total = total + options.matching * losses.mean()
-                found["matching_loss"] = mean_metric(losses)
-        return Losses(total, found)
+        if options.rank:
+            logits = head_scores(model.task_head, pairs).squeeze(-1)
+            losses = F.cross_entropy(logits, batch.target, reduction="none")
+            total = total + options.rank * losses.mean()
+            reported["rank_loss"] = mean_metric(losses)
+            reported["rank_accuracy"] = mean_metric(logits.argmax(-1) == 0)
+        if options.matching:
+            # the clip's own caption is a match, the first other caption is none
+            labels = torch.tensor([1, 0], device=pairs.device).expand(len(pairs), 2).flatten()
+            logits = model.vtm_head(pairs[:, :2]).float().flatten(0, 1)
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            total = total + options.matching * losses.mean()
+            reported["matching_loss"] = mean_metric(losses)
+        return Losses(total, reported)
 
     def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> EvalOutput:
-        items = _media(split)
+        items = _items(split)
         texts = [caption for item in items for caption in item.captions]
-        owners = np.array([number for number, item in enumerate(items) for _ in item.captions])
-        similarity, missing, lost, shortened = None, {}, 0, 0
+        similarity, missing, cut = None, {}, {"texts_cut": 0, "texts_shortened": 0}
         if self.contrastive:
-            video = evaluator.run(
-                "clips",
-                split.name,
-                [item.id for item in items],
-                MediaExamples(items),
-                _clip_embeddings,
-            )
-            words = evaluator.run(
-                "texts",
-                split.name,
-                [str(n) for n in range(len(texts))],
-                TextExamples(texts),
-                _text_embeddings,
-            )
-            similarity, missing = similarities(words, video), dict(video.missing)
-            lost, shortened = words.lost, words.shortened
-        embedded_s = evaluator.seconds
-        again: Reranked | None = None
+            ids = [item.id for item in items]
+            clips = evaluator.run("clips", split.name, ids, MediaExamples(items), _embed_clips)
+            ids = [str(n) for n in range(len(texts))]
+            words = evaluator.run("texts", split.name, ids, TextExamples(texts), _embed_texts)
+            similarity, missing, cut = similarities(words, clips), dict(clips.missing), words.cut
+        embedding_s = evaluator.seconds
+        reranked: RerankedScores | None = None
         if self.options.rerank != "0":
             candidates = len(items) if self.options.rerank == "all" else int(self.options.rerank)
-            again = rerank(
+            reranked = rerank(
                 model,
                 evaluator,
                 split.name,
@@ -268,151 +205,106 @@ class Retrieval(Task):
                 both_ways=self.options.rerank_ways == "both",
                 pair_batch=self.options.pair_batch,
             )
-            missing |= again.missing
-            again.cost["seconds_in_embedding_passes"] = embedded_s
-        return self._outcome(
-            split, items, texts, owners, similarity, again, missing, (lost, shortened)
-        )
+            missing |= reranked.missing
+            reranked.cost["seconds_in_embedding_passes"] = embedding_s
+        return self._output(split, similarity, reranked, missing, cut)
 
-    def _outcome(
+    def _output(
         self,
         split: Split,
-        items: Sequence[RetrievalItem],
-        texts: Sequence[str],
-        owners: np.ndarray,
         similarity: np.ndarray | None,
-        again: Reranked | None,
+        reranked: RerankedScores | None,
         missing: dict[int, str],
-        cut: tuple[int, int],
+        cut: Mapping[str, int],
     ) -> EvalOutput:
-        gone = np.isin(np.arange(len(items)), list(missing))
-        by_text = again.by_text if again else similarity
-        by_clip = again.by_clip if again else similarity
+        items = _items(split)
+        owners = np.array([number for number, item in enumerate(items) for _ in item.captions])
+        by_text = reranked.by_text if reranked else similarity
+        by_clip = reranked.by_clip if reranked else similarity
         assert by_text is not None
         assert by_clip is not None
-        relevant = metrics.relevance(owners, len(items))
+        gone = np.isin(np.arange(len(items)), list(missing))
         if self.options.folds:
-            folds = metrics.fold_ranks(by_text, owners, self.options.folds, gone)
-            if by_clip is not by_text:
-                other = metrics.fold_ranks(by_clip, owners, self.options.folds, gone)
-                folds = [(first[0], second[1]) for first, second in zip(folds, other, strict=True)]
-            scores, ranks = (
-                metrics.retrieval_scores(folds),
-                _ranks_of_folds(folds, owners, len(items)),
-            )
+            folds = _fold_ranks(by_text, by_clip, owners, self.options.folds, gone)
+            scores = summaries.retrieval_scores(folds)
+            ranks = ranks_of_folds(folds, owners, len(items))
         else:
-            found = metrics.retrieval_ranks(by_text, relevant, gone)
-            if by_clip is not by_text:
-                found = found[0], metrics.retrieval_ranks(by_clip, relevant, gone)[1]
-            scores, ranks = metrics.retrieval_scores(found), (found[0].ranks, found[1].ranks)
-        details: dict[str, Any] = {
-            "texts": len(texts),
+            found = _ranks(by_text, by_clip, metrics.relevance(owners, len(items)), gone)
+            scores = summaries.retrieval_scores(found)
+            ranks = found[0].ranks, found[1].ranks
+        details = {
+            "texts": len(owners),
             "media": len(items),
-            "texts_cut": cut[0],
-            "texts_shortened": cut[1],
+            **cut,
             "chance_R@1": 100 / len(items),
+            **({"rerank": reranked.cost} if reranked else {}),
         }
-        if again:
-            details["rerank"] = again.cost
-        rows = _rows(items, texts, owners, by_text, by_clip, ranks)
-        return EvalOutput(scores, rows, missing_of(split, missing), details)
+        rows = prediction_rows(items, by_text, by_clip, ranks)
+        return EvalOutput(scores, rows, missing_items(split, missing), details)
 
-    def select(self, outcome: EvalOutput) -> float:
-        """Mean of R@1, R@5 and R@10 of text to video: R@1 alone is unstable (the original's own
-        warning)."""
-        values = [
-            score.value
-            for name, score in outcome.scores.items()
-            if name in ("t2v/R@1", "t2v/R@5", "t2v/R@10")
-        ]
-        return float(np.mean(values)) if values else -outcome.scores["t2v/MnR"].value
+    def select(self, output: EvalOutput) -> float:
+        """Mean of R@1, R@5 and R@10 of text to video: R@1 alone is unstable, as the original code
+        warns."""
+        recalls = ("t2v/R@1", "t2v/R@5", "t2v/R@10")
+        values = [score.value for name, score in output.scores.items() if name in recalls]
+        # with so few candidates that no recall is reported, the mean rank
+        return float(np.mean(values)) if values else -output.scores["t2v/MnR"].value
 
-    def passes(self) -> Passes:
+    def backbone_passes(self) -> BackbonePasses:
         options = self.options
-        contrast: Passes = [("text", 1), ("video", 1)] if options.contrast > 0 else []
-        joint: Passes = (
+        contrastive: BackbonePasses = [("text", 1), ("video", 1)] if options.contrast > 0 else []
+        joint: BackbonePasses = (
             [("joint", 1 + options.negatives)] if options.rank or options.matching else []
         )
-        return [*contrast, *joint]
+        return [*contrastive, *joint]
 
 
-def _media(split: Split) -> list[RetrievalItem]:
+def _items(split: Split) -> list[RetrievalItem]:
     return [item for item in split.items if isinstance(item, RetrievalItem)]
 
 
-def _clip_embeddings(model: TaskModel, batch: TaskBatch) -> Tensor:
+def _embed_clips(model: TaskModel, batch: TaskBatch) -> Tensor:
     """[n, D], the mean over views of unit vectors: its products with texts are the means of the
     views' cosines."""
     views = batch.pixels.shape[2]
     return embed_video(model, batch.pixels[:, 0].flatten(0, 1)).unflatten(0, (-1, views)).mean(1)
 
 
-def _text_embeddings(model: TaskModel, batch: TaskBatch) -> Tensor:
+def _embed_texts(model: TaskModel, batch: TaskBatch) -> Tensor:
+    """[n, D] unit vectors."""
     return embed_text(model, batch.text_ids[:, 0], batch.text_mask[:, 0])
 
 
-def similarities(texts: Scored, clips: Scored) -> np.ndarray:
-    """Cosines float32 [Q, M] from float64 sums, so that the number of threads does not show; NaN in
-    the columns of missing clips."""
+def similarities(texts: SplitScores, clips: SplitScores) -> np.ndarray:
+    """Cosines float32 [Q, M], NaN in the columns of missing clips. Sums are float64, so that the
+    result does not depend on the number of threads."""
     columns = clips.values.astype(np.float64).T
-    rows = [
-        texts.values[start : start + _ROWS].astype(np.float64) @ columns
-        for start in range(0, len(texts.values), _ROWS)
+    blocks = [
+        texts.values[start : start + _BLOCK_ROWS].astype(np.float64) @ columns
+        for start in range(0, len(texts.values), _BLOCK_ROWS)
     ]
-    return np.concatenate(rows).astype(np.float32)
+    return np.concatenate(blocks).astype(np.float32)
 
 
-def _ranks_of_folds(
-    folds: Sequence[tuple[metrics.Retrieved, metrics.Retrieved]], owners: np.ndarray, media: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of every text and of every clip inside its own fold, in the order of the whole split."""
-    size = media // len(folds)
-    by_text = np.zeros(len(owners))
-    for number, (texts, _) in enumerate(folds):
-        by_text[owners // size == number] = texts.ranks
-    return by_text, np.concatenate([clips.ranks for _, clips in folds])
+Directions = tuple[metrics.Retrieved, metrics.Retrieved]
 
 
-def _rows(
-    items: Sequence[RetrievalItem],
-    texts: Sequence[str],
-    owners: np.ndarray,
-    by_text: np.ndarray,
-    by_clip: np.ndarray,
-    ranks: tuple[np.ndarray, np.ndarray],
-) -> list[dict[str, Any]]:
-    """One row per text and one per clip: the first five found, and the rank of the right one."""
-    rows = []
-    first = {owner: number for number, owner in reversed(list(enumerate(owners.tolist())))}
-    for q, text in enumerate(texts):
-        item = items[owners[q]]
-        best = _top(by_text[q])
-        rows.append(
-            {
-                "id": f"text:{item.id}#{q - first[owners[q]]}",
-                "media": item.media.id,
-                "text": text,
-                "prediction": [items[m].id for m in best],
-                "score": [rounded(float(by_text[q, m])) for m in best],
-                "answer": item.id,
-                "measures": {"t2v/rank": float(ranks[0][q])},
-            }
-        )
-    for m, item in enumerate(items):
-        best = _top(by_clip[:, m])
-        rows.append(
-            {
-                "id": f"media:{item.id}",
-                "media": item.media.id,
-                "prediction": [texts[q] for q in best],
-                "answer": list(item.captions[:_SHOWN]),
-                "measures": {"v2t/rank": float(ranks[1][m])},
-            }
-        )
-    return rows
+def _ranks(
+    by_text: np.ndarray, by_clip: np.ndarray, relevant: np.ndarray, missing: np.ndarray
+) -> Directions:
+    """Ranks in both directions, each from its own scores [Q, M]."""
+    found = metrics.retrieval_ranks(by_text, relevant, missing)
+    if by_clip is by_text:
+        return found
+    return found[0], metrics.retrieval_ranks(by_clip, relevant, missing)[1]
 
 
-def _top(scores: np.ndarray) -> list[int]:
-    usable = np.where(np.isfinite(scores), scores, -np.inf)
-    order = np.argsort(-usable, kind="stable")[:_SHOWN]
-    return [int(place) for place in order if np.isfinite(usable[place])]
+def _fold_ranks(
+    by_text: np.ndarray, by_clip: np.ndarray, owners: np.ndarray, folds: int, missing: np.ndarray
+) -> list[Directions]:
+    """`_ranks` inside each fold of the media."""
+    found = metrics.fold_ranks(by_text, owners, folds, missing)
+    if by_clip is by_text:
+        return found
+    other = metrics.fold_ranks(by_clip, owners, folds, missing)
+    return [(texts[0], clips[1]) for texts, clips in zip(found, other, strict=True)]

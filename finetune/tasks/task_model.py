@@ -1,5 +1,5 @@
-"""The backbone with what a task needs of the pre-training heads and a head of its own; weights from
-any kind of checkpoint."""
+"""The model of a task: the backbone, the pre-training heads that the task uses, and its own head;
+and how its weights are read from any kind of checkpoint."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ from allinone.model.weights_file import read_weights
 TASK_HEAD = "task_head."
 MATCHING = "vtm_head."
 _NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
-"""Of a frozen backbone: its features are those of evaluation."""
+"""Config of a frozen backbone: its features are the same in training and evaluation."""
 
 
 class TaskModel(AllInOnePreTrainedModel):
-    """The backbone, `task_head`, and those pre-training heads that the task uses: a head that is
-    not trained would only decay and go stale."""
+    """The backbone, `task_head`, and the pre-training heads that the task trains. Other heads are
+    left out: without training, weight decay would only shrink them."""
 
     def __init__(
         self,
         config: AllInOneConfig,
         head: nn.Module | None,
         *,
-        contrast: bool = False,
+        contrastive: bool = False,
         matching: bool = False,
     ) -> None:
         super().__init__(config)
         width = config.hidden_size
         self.backbone = AllInOneModel(config)
-        if contrast:
+        if contrastive:
             self.text_projection = nn.Linear(width, config.projection_dim)
             self.video_projection = nn.Linear(width, config.projection_dim)
             self.logit_scale = LogitScale()
@@ -65,7 +65,7 @@ class TaskModel(AllInOnePreTrainedModel):
     def forward(
         self, pixels: Tensor, text_ids: Tensor, text_mask: Tensor, **kwargs: Any
     ) -> AllInOneOutput:
-        """The joint pass of the backbone; heads are called by the protocol on what they need."""
+        """The joint pass of the backbone. Tasks call the heads themselves."""
         return self.backbone(pixels, text_ids, text_mask)
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
@@ -78,86 +78,91 @@ class TaskModel(AllInOnePreTrainedModel):
 
 
 @dataclass(frozen=True)
-class HeadPlan:
+class HeadSpec:
     """What a task adds to the backbone."""
 
-    make: Callable[[AllInOneConfig], nn.Module] | None = None
-    """The task's head; None: the contrastive space is all."""
-    begin: Callable[[nn.Module, Mapping[str, Tensor]], None] | None = None
-    """First weights of a new head; None leaves it random."""
-    contrast: bool = False
+    build: Callable[[AllInOneConfig], nn.Module] | None = None
+    """Makes the task's head; None: the task uses the contrastive projections only."""
+    initialize: Callable[[nn.Module, Mapping[str, Tensor]], None] | None = None
+    """Sets the first weights of a new head from the checkpoint's tensors; None: random."""
+    contrastive: bool = False
+    """Add the contrastive projections."""
     matching: bool = False
+    """Add the VTM head."""
     frozen: bool = False
-    """Nothing but the parameters that hold one of `trained` learns."""
+    """Train only the parameters whose name contains one of `trained`."""
     trained: tuple[str, ...] = (TASK_HEAD,)
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    """What a checkpoint must say of its head to be taken over: protocol, kind, labels. Kept in
-    config.json as "task"."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """protocol, kind and labels of the head, stored in config.json as "task". A checkpoint's head
+    is reused if its kind and labels are equal."""
 
 
 @dataclass
 class SourceCheckpoint:
-    """A checkpoint as found, before a model is made of it."""
+    """The checkpoint that a run starts from, before a model is made of it."""
 
     path: Path
     tensors: dict[str, Tensor]
-    """By this project's names."""
+    """Weights, by this project's parameter names."""
     config: AllInOneConfig
-    """Of the checkpoint, not of the task."""
+    """The checkpoint's config, not the task's."""
     sha256: str
     report: LoadReport
     task: Mapping[str, Any]
-    """What it was fine-tuned for; empty for a pre-trained one."""
+    """Metadata of the head that it was fine-tuned with; empty for a pre-trained model."""
     run: Mapping[str, Any]
-    """Options of the run that wrote it; empty where unknown."""
+    """Options of the run that wrote it; empty if unknown."""
     unexpected: list[str] = field(default_factory=list)
+    """Tensors of the file that the model does not know."""
 
     @property
     def size(self) -> str:
-        """Name of its size; empty where it fits none."""
+        """Name of its size; empty if it is none of the named sizes."""
         return size_name(self.config)
 
     @property
     def pretrained_on(self) -> dict[str, str]:
-        """`pretraining`: names of the data sets, joined by +, as a fine-tuned checkpoint says or as
-        the folders of the pre-training run are called. `heads`: whether videos and images shared
-        them ("shared" or "apart"), where it had images. Empty where unknown.
+        """What is known about the pre-training; empty if nothing is.
+
+        Returns:
+            `pretraining`: names of the data sets joined by +, as recorded by a fine-tuned
+            checkpoint, or the folder names of the pre-training run. `heads`: "shared" or "apart",
+            whether videos and images shared their heads; only if there were images.
         """
         if self.task:
-            known = {
-                **self.run,
-                **self.task,
-            }  # a fine-tuning run has --pretraining among its options
+            # a fine-tuning run has --pretraining among its options
+            known = {**self.run, **self.task}
             return {name: str(known[name]) for name in ("pretraining", "heads") if known.get(name)}
         cotrain = self.run.get("cotrain", {})
         images = cotrain.get("images", ())
         names = [DatasetSpec.parse(text).path.name for text in (*self.run.get("data", ()), *images)]
         found = {"pretraining": "+".join(names)} if names else {}
-        return found | (
-            {"heads": {"shared": "shared", "separate": "apart"}[cotrain["image_heads"]]}
-            if images
-            else {}
-        )
+        if images:
+            found["heads"] = "shared" if cotrain["image_heads"] == "shared" else "apart"
+        return found
 
 
 def size_name(config: AllInOneConfig) -> str:
-    """tiny, small, base, … by width, depth and heads."""
+    """tiny, small, base, … by width, depth and heads; empty if none matches."""
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    return next(
-        (
-            name
-            for name, shape in SIZES.items()
-            if all(shape[key] == getattr(config, key) for key in names)
-        ),
-        "",
-    )
+    for size, shape in SIZES.items():
+        if all(shape[name] == getattr(config, name) for name in names):
+            return size
+    return ""
 
 
 def read_source_checkpoint(path: Path) -> SourceCheckpoint:
-    """Our run folder (its best weights), a checkpoint, a model folder, or a file: of the original
-    code, or safetensors beside its config.json.
+    """Read weights and what is known about their training.
 
-    Raises CheckpointError, WeightsError, ConversionError, ConfigError.
+    Args:
+        path: A run's folder (its best weights), a checkpoint, a model folder, a file of the
+            original code, or a safetensors file next to its config.json.
+
+    Raises:
+        CheckpointError: There are no weights at this path.
+        WeightsError: A file cannot be read.
+        ConversionError: Tensors of the original code do not fit.
+        ConfigError: The weights fit no known size.
     """
     if path.is_file() and not (path.parent / "config.json").is_file():
         return _read_reference(path)
@@ -165,17 +170,14 @@ def read_source_checkpoint(path: Path) -> SourceCheckpoint:
     file = read_weights(folder)
     config = AllInOneConfig.from_pretrained(folder)
     report = LoadReport(str(folder), notes=list(file.notes))
-    bare = not any(name.startswith("backbone.") for name in file.tensors)
-    tensors = (
-        {f"backbone.{name}": tensor for name, tensor in file.tensors.items()}
-        if bare
-        else file.tensors
-    )
+    tensors = dict(file.tensors)
+    if not any(name.startswith("backbone.") for name in tensors):  # a bare AllInOneModel
+        tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
     run_file = folder.parent / "run.json"
     run = json.loads(run_file.read_text()).get("run", {}) if run_file.is_file() else {}
     return SourceCheckpoint(
         folder,
-        dict(tensors),
+        tensors,
         config,
         _hash(folder),
         report,
@@ -188,26 +190,24 @@ def _read_reference(path: Path) -> SourceCheckpoint:
     file = read_weights(path)
     if not any(reference_name(key) for key in file.tensors):
         raise CheckpointError(
-            f"--checkpoint {path} is no checkpoint of the original code, and no config.json stands"
-            " beside it"
+            f"--checkpoint {path} is not a checkpoint of the original code, and there is no"
+            " config.json next to it"
         )
     report = LoadReport(str(path), notes=list(file.notes))
     tensors, unexpected = rename_reference(file.tensors, report)
-    width, depth = (
-        tensors[POSITION].shape[-1],
-        len({name.split(".")[3] for name in tensors if ".encoder.blocks." in name}),
-    )
+    width = tensors[POSITION].shape[-1]
+    depth = len({name.split(".")[3] for name in tensors if ".encoder.blocks." in name})
     size = next(
         (
             name
-            for name, s in SIZES.items()
-            if s["hidden_size"] == width and s["num_hidden_layers"] == depth
+            for name, shape in SIZES.items()
+            if (shape["hidden_size"], shape["num_hidden_layers"]) == (width, depth)
         ),
         None,
     )
     if size is None:
         raise ConfigError(
-            f"--checkpoint {path} is {width} wide with {depth} blocks; known sizes:"
+            f"--checkpoint {path} has width {width} and {depth} blocks; known sizes:"
             f" {', '.join(SIZES)}"
         )
     patch = tensors["backbone.video_embeddings.patch.weight"].shape[-1]
@@ -229,12 +229,10 @@ def _read_reference(path: Path) -> SourceCheckpoint:
 
 
 def _hash(path: Path) -> str:
-    """sha256 of a file, or of the weights in a folder."""
-    files = (
-        [path]
-        if path.is_file()
-        else sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin"))
-    )
+    """SHA-256 of a file, or of the weight files in a folder."""
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin"))
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -244,29 +242,33 @@ def _hash(path: Path) -> str:
 
 
 def task_config(
-    origin: SourceCheckpoint, size: str | None, overrides: Mapping[str, Any]
+    source: SourceCheckpoint, size: str | None, overrides: Mapping[str, Any]
 ) -> AllInOneConfig:
-    """The checkpoint's config with the task's resolution, frames and text length; ConfigError
-    naming both sizes where another one was asked for."""
+    """The checkpoint's config with the task's resolution, frames and text length.
+
+    Args:
+        source: The checkpoint.
+        size: Size that the checkpoint must have; None accepts any.
+        overrides: Values that replace the checkpoint's; None keeps them.
+
+    Raises:
+        ConfigError: The checkpoint has another size; the message names both.
+    """
     if size is not None and size not in SIZES:
         raise ConfigError(f"--size {size} does not exist; valid sizes: {', '.join(SIZES)}")
-    if size is not None and size != origin.size:
-        config = origin.config
+    if size is not None and size != source.size:
+        config = source.config
         found = (
-            origin.size
-            or f"{config.hidden_size} wide, {config.num_hidden_layers} blocks, {config.num_attention_heads} heads"
+            source.size
+            or f"{config.hidden_size} wide, {config.num_hidden_layers} blocks,"
+            f" {config.num_attention_heads} heads"
         )
         raise ConfigError(
-            f"--checkpoint {origin.path} holds a model of size {found}, not --size {size}; give"
+            f"--checkpoint {source.path} holds a model of size {found}, not --size {size}; give"
             " another checkpoint"
         )
-    return AllInOneConfig(
-        **{
-            **_fields(origin.config),
-            "image_heads": False,
-            **{name: v for name, v in overrides.items() if v is not None},
-        }
-    )
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return AllInOneConfig(**{**_fields(source.config), "image_heads": False, **given})
 
 
 def _fields(config: AllInOneConfig) -> dict[str, Any]:
@@ -277,58 +279,65 @@ def _fields(config: AllInOneConfig) -> dict[str, Any]:
     }
 
 
-def has_head(origin: SourceCheckpoint, plan: HeadPlan) -> bool:
-    """Whether the checkpoint holds the very head that the task wants: of the same kind, with the
-    same labels."""
-    same = bool(origin.task) and all(
-        origin.task.get(key) == plan.facts.get(key) for key in ("kind", "labels")
+def has_head(source: SourceCheckpoint, spec: HeadSpec) -> bool:
+    """Whether the checkpoint holds the task's head: the same kind, with the same labels."""
+    same = bool(source.task) and all(
+        source.task.get(key) == spec.metadata.get(key) for key in ("kind", "labels")
     )
-    return same and any(name.startswith(TASK_HEAD) for name in origin.tensors)
+    return same and any(name.startswith(TASK_HEAD) for name in source.tensors)
 
 
-def check_head(origin: SourceCheckpoint, plan: HeadPlan) -> None:
-    """ConfigError where a new head has nothing to begin from."""
-    if (
-        plan.make
-        and plan.begin
-        and not has_head(origin, plan)
-        and f"{MATCHING}weight" not in origin.tensors
-    ):
+def check_head(source: SourceCheckpoint, spec: HeadSpec) -> None:
+    """ConfigError if a new head is to be initialised from a VTM head that is not there."""
+    new = spec.build and spec.initialize and not has_head(source, spec)
+    if new and f"{MATCHING}weight" not in source.tensors:
         raise ConfigError(
-            f"--checkpoint {origin.path} has no VTM head, which the rank head begins from; give a"
-            " model pre-trained with VTM, or one that was fine-tuned with the same head"
+            f"--checkpoint {source.path} has no VTM head, from which the rank head is initialised;"
+            " give a model pre-trained with VTM, or one that was fine-tuned with the same head"
         )
 
 
 def build_model(
-    origin: SourceCheckpoint, config: AllInOneConfig, plan: HeadPlan, seed: int
+    source: SourceCheckpoint, config: AllInOneConfig, spec: HeadSpec, seed: int
 ) -> TaskModel:
-    """The model with the checkpoint's weights. Tables of another length are resized and reported in
-    origin.report; a head of another task is left out. Raises ConversionError."""
+    """The task's model with the checkpoint's weights.
+
+    Position tables of another length are resized and reported in `source.report`; the head of
+    another task is dropped.
+
+    Args:
+        source: The checkpoint.
+        config: The task's config, see `task_config`.
+        spec: What the task adds to the backbone.
+        seed: Seed of new weights.
+
+    Raises:
+        ConversionError: The weights do not fit the model.
+    """
     torch.manual_seed(seed)
-    config = AllInOneConfig(**{**_fields(config), **(_NO_DROPOUT if plan.frozen else {})})
-    config.task = dict(plan.facts)
+    config = AllInOneConfig(**{**_fields(config), **(_NO_DROPOUT if spec.frozen else {})})
+    config.task = dict(spec.metadata)
     model = TaskModel(
         config,
-        plan.make(config) if plan.make else None,
-        contrast=plan.contrast,
-        matching=plan.matching,
+        spec.build(config) if spec.build else None,
+        contrastive=spec.contrastive,
+        matching=spec.matching,
     )
     own = model.state_dict()
-    found = has_head(origin, plan)
+    reuse_head = has_head(source, spec)
     kept = {
-        name: t
-        for name, t in origin.tensors.items()
-        if name in own and (found or not name.startswith(TASK_HEAD))
+        name: tensor
+        for name, tensor in source.tensors.items()
+        if name in own and (reuse_head or not name.startswith(TASK_HEAD))
     }
-    left = sorted({name.split(".")[0] for name in origin.tensors if name not in kept})
-    report = origin.report
-    report.ignored += [f"{name}: this task does not use it" for name in left]
-    fit(model, kept, report, unexpected=origin.unexpected, may_be_new=(TASK_HEAD, *CONTRASTIVE))
-    if plan.make and not found and plan.begin:
-        plan.begin(model.task_head, origin.tensors)
-        report.notes.append("the rank head begins as the VTM head")
-    if plan.frozen:
+    dropped = sorted({name.split(".")[0] for name in source.tensors if name not in kept})
+    report = source.report
+    report.ignored += [f"{name}: this task does not use it" for name in dropped]
+    fit(model, kept, report, unexpected=source.unexpected, may_be_new=(TASK_HEAD, *CONTRASTIVE))
+    if spec.build and not reuse_head and spec.initialize:
+        spec.initialize(model.task_head, source.tensors)
+        report.notes.append("the rank head is initialised from the VTM head")
+    if spec.frozen:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(any(pattern in name for pattern in plan.trained))
+            parameter.requires_grad_(any(pattern in name for pattern in spec.trained))
     return model

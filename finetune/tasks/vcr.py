@@ -1,11 +1,12 @@
 """Visual commonsense reasoning: Q→A, QA→R and Q→AR (Zellers et al. 2019).
 
-Sample: a still, drawn for the answers and drawn for the rationales; four answers to the question,
-and four rationales given the right answer. In evaluation the rationales are scored given each of
-the four answers, as the test server wants them. Head: a rank head for each of the two, begun as the
-VTM head. Loss: the two cross-entropies, added. Score: Q→A, QA→R given the right answer, and Q→AR,
-both right for the same item. The picture for the answers shows nothing that only the rationales
-mention. Letters: B items, V views, N items of a split.
+Sample: a still, highlighted once for the answers and once for the rationales; four answers to the
+question, and four rationales given the correct answer. In evaluation the rationales are scored
+given each of the four answers, as the test server requires. Head: one rank head each for answers
+and rationales, initialised from the VTM head. Loss: the sum of the two cross-entropies. Scores:
+Q→A; QA→R given the correct answer; Q→AR, both correct for the same item. The picture for the
+answers shows nothing that only the rationales mention. Letters: B items, V views, N items of a
+split.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -25,37 +25,19 @@ from allinone.engine.objective import Losses, mean_metric
 from allinone.finetune.annotations.schema import AnnotationError, Split, VCRItem
 from allinone.finetune.annotations.vcr import Tokens, outlines
 from allinone.finetune.annotations.vcr_text import mentioned, names_of, sentence
-from allinone.finetune.cost import Passes
-from allinone.finetune.evaluation import metrics
+from allinone.finetune.cost import BackbonePasses
+from allinone.finetune.evaluation import metrics, summaries
 from allinone.finetune.evaluation.evaluator import Evaluator
+from allinone.finetune.evaluation.results import rounded
 from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
-from allinone.finetune.tasks.base import (
-    EvalOutput,
-    Task,
-    TaskOptions,
-    head_scores,
-    missing_of,
-    pooled,
-    rounded,
-)
-from allinone.finetune.tasks.heads import TwoRanks, from_matching
+from allinone.finetune.tasks.base import EvalOutput, Task, head_scores, missing_items, pooled
+from allinone.finetune.tasks.heads import VCRHead, from_matching
+from allinone.finetune.tasks.options import VCROptions
 from allinone.finetune.tasks.prompts import KEEP, LIST, QUESTION, Part, Text
-from allinone.finetune.tasks.task_model import HeadPlan, SourceCheckpoint, TaskModel
+from allinone.finetune.tasks.task_model import HeadSpec, SourceCheckpoint, TaskModel
 from allinone.finetune.tasks.vcr_highlight import highlight
 
 CHOICES = 4
-
-
-@dataclass(frozen=True)
-class VCROptions(TaskOptions):
-    """VCR."""
-
-    highlight: Literal["masks", "boxes", "none"] = "masks"
-    """How the persons and objects that the texts mention are drawn into the picture: MERLOT's
-    masks, boxes, or not at all."""
-    naming: Literal["merlot", "reference"] = "merlot"
-    """How the texts call them: MERLOT's names by the detection's number, or the original's `person
-    0` by first mention."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +49,7 @@ class VCRExamples:
     images: Path
     image_size: int
     every_answer: bool
-    """Whether rationales are asked for given each answer (evaluation), or given the right one
+    """Ask for rationales given each answer (evaluation), or given the correct answer only
     (training)."""
 
     def __call__(self, number: int, random: np.random.Generator | None) -> Example:
@@ -81,13 +63,15 @@ class VCRExamples:
             [-1 if label is None else label for label in (item.answer, item.rationale)], np.float32
         )
         return Example(
-            tuple(self._look(item, task) for task in ("answer", "rationale")), tuple(texts), labels
+            tuple(self._visual(item, part) for part in ("answer", "rationale")),
+            tuple(texts),
+            labels,
         )
 
-    def _look(self, item: VCRItem, task: str) -> VisualInput:
+    def _visual(self, item: VCRItem, part: str) -> VisualInput:
         if self.options.highlight == "none":
             return VisualInput(item.media)
-        shown = mentioned(item, task)
+        shown = mentioned(item, part)
         return VisualInput(
             item.media, _Drawing(self, item, shown), f"{self.options.highlight} {shown}"
         )
@@ -95,12 +79,12 @@ class VCRExamples:
     def draw(
         self, picture: NDArray[np.uint8], item: VCRItem, shown: Sequence[int]
     ) -> NDArray[np.uint8]:
-        """The picture with these detections in their colours."""
+        """The picture with the detections `shown` highlighted in their colours."""
         polygons = outlines(self.images, item) if self.options.highlight == "masks" else None
         return highlight(picture, item, shown, polygons=polygons, image_size=self.image_size)
 
-    def _sentence(self, item: VCRItem, tokens: Tokens, task: str) -> str:
-        return sentence(tokens, names_of(item, self.options.naming, task))
+    def _sentence(self, item: VCRItem, tokens: Tokens, part: str) -> str:
+        return sentence(tokens, names_of(item, self.options.naming, part))
 
     def _answers(self, item: VCRItem) -> list[Text]:
         question = Part(
@@ -128,6 +112,8 @@ class VCRExamples:
 
 @dataclass(frozen=True)
 class _Drawing:
+    """The `paint` of a visual input; a class, so that it can be sent to reader processes."""
+
     examples: VCRExamples
     item: VCRItem
     shown: tuple[int, ...]
@@ -137,114 +123,104 @@ class _Drawing:
 
 
 class VCR(Task):
-    """See the module."""
+    """Scores answers and rationales by joint passes with the still."""
 
     name = "vcr"
     selects = "q2ar"
     options: VCROptions
 
-    def usable(self, split: Split) -> Split:
+    def trainable(self, split: Split) -> Split:
         if any(item.answer is None or item.rationale is None for item in _items(split)):
             raise AnnotationError(f"split {split.name!r} hides its labels: it cannot be trained on")
         return split
 
-    def plan(self, *, zero_shot: bool) -> HeadPlan:
-        def begin(head: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    def head_spec(self, *, zero_shot: bool) -> HeadSpec:
+        def initialize(head: nn.Module, weights: Mapping[str, Tensor]) -> None:
             from_matching(head, weights, log_odds=zero_shot)
 
-        return HeadPlan(
-            lambda config: TwoRanks(config.hidden_size),
-            begin,
-            facts={"protocol": self.name, "kind": "two_ranks"},
+        return HeadSpec(
+            lambda config: VCRHead(config.hidden_size),
+            initialize,
+            metadata={"protocol": self.name, "kind": "two_ranks"},
         )
 
-    def check_zero_shot(self, origin: SourceCheckpoint) -> None:
-        """Without training both heads are the VTM head."""
+    def check_zero_shot(self, source: SourceCheckpoint) -> None:
+        """Zero-shot, both heads are the VTM head."""
 
-    def train_examples(self, split: Split) -> VCRExamples:
+    def examples(self, split: Split) -> VCRExamples:
         return VCRExamples(
             _items(split), self.options, self.media, self.image_size, every_answer=False
         )
 
     def __call__(self, model: TaskModel, batch: TaskBatch) -> Losses:
         scores = _scores(model, batch)
-        found: dict[str, Tensor] = {}
         total = batch.pixels.new_zeros(())
-        for name, part, label in (
-            ("q2a", scores[:, :CHOICES], 0),
-            ("qa2r", scores[:, CHOICES:], 1),
-        ):
-            target = batch.target[:, label].long()
+        reported: dict[str, Tensor] = {}
+        parts = (("q2a", scores[:, :CHOICES]), ("qa2r", scores[:, CHOICES:]))
+        for column, (name, part) in enumerate(parts):
+            target = batch.target[:, column].long()
             losses = F.cross_entropy(part, target, reduction="none")
             total = total + losses.mean()
-            found |= {
-                f"{name}_loss": mean_metric(losses),
-                f"{name}_accuracy": mean_metric(part.argmax(-1) == target),
-            }
-        return Losses(total, found)
+            reported[f"{name}_loss"] = mean_metric(losses)
+            reported[f"{name}_accuracy"] = mean_metric(part.argmax(-1) == target)
+        return Losses(total, reported)
 
     def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> EvalOutput:
         items = _items(split)
         make = VCRExamples(items, self.options, self.media, self.image_size, every_answer=True)
         found = evaluator.run("answers", split.name, [item.id for item in items], make, _scores)
-        gone = np.isin(np.arange(len(items)), list(found.missing))
-        values = (
-            found.values
-            if found.values.ndim == 2
-            else np.full((len(items), CHOICES + CHOICES**2), np.nan, np.float32)
-        )
-        answers, rationales = values[:, :CHOICES], values[:, CHOICES:].reshape(-1, CHOICES, CHOICES)
-        known = all(item.answer is not None and item.rationale is not None for item in items)
-        judged = None
-        if known:
-            judged = metrics.vcr(
+        missing = np.isin(np.arange(len(items)), list(found.missing))
+        answers = found.values[:, :CHOICES]
+        rationales = found.values[:, CHOICES:].reshape(-1, CHOICES, CHOICES)
+        hits = None
+        if all(item.answer is not None and item.rationale is not None for item in items):
+            hits = metrics.vcr(
                 answers,
                 rationales,
                 [item.answer or 0 for item in items],
                 [item.rationale or 0 for item in items],
-                gone,
+                missing,
             )
         rows = [
-            self._row(item, answers[n], rationales[n], bool(gone[n]), judged, n)
+            _row(item, None if missing[n] else (answers[n], rationales[n]), _hits_of(hits, n))
             for n, item in enumerate(items)
         ]
         details = {"chance": {"q2a": 25.0, "qa2r": 25.0, "q2ar": 6.25}, **found.cut}
-        return EvalOutput(
-            metrics.vcr_scores(judged, [item.media.id for item in items]) if judged else {},
-            rows,
-            missing_of(split, found.missing),
-            details,
-        )
+        scores = summaries.vcr_scores(hits, [item.media.id for item in items]) if hits else {}
+        return EvalOutput(scores, rows, missing_items(split, found.missing), details)
 
-    @staticmethod
-    def _row(
-        item: VCRItem,
-        answers: np.ndarray,
-        rationales: np.ndarray,
-        gone: bool,
-        judged: metrics.VCRScores | None,
-        n: int,
-    ) -> dict[str, object]:
-        best = None if gone else int(answers.argmax())
-        measures = (
-            {}
-            if judged is None
-            else {name: float(getattr(judged, name)[n]) for name in ("q2a", "qa2r", "q2ar")}
-        )
-        return {
-            "id": item.id,
-            "media": item.media.id,
-            "prediction": None if best is None else [best, int(rationales[best].argmax())],
-            "answer_scores": [] if gone else [rounded(float(x)) for x in answers],
-            "rationale_scores": (
-                [] if gone else [[rounded(float(x)) for x in row] for row in rationales]
-            ),
-            "answer": [item.answer, item.rationale],
-            "measures": measures,
-        }
-
-    def passes(self) -> Passes:
+    def backbone_passes(self) -> BackbonePasses:
         return [("joint", CHOICES)] * 2
+
+
+def _hits_of(hits: metrics.VCRScores | None, n: int) -> dict[str, float]:
+    """Hits of item n by name; empty if the split hides its labels."""
+    return {} if hits is None else {name: float(values[n]) for name, values in vars(hits).items()}
+
+
+def _row(
+    item: VCRItem, scores: tuple[np.ndarray, np.ndarray] | None, hits: dict[str, float]
+) -> dict[str, object]:
+    """The prediction of one item, from its answer scores [4] and rationale scores [4, 4]; None for
+    missing media."""
+    row: dict[str, object] = {
+        "id": item.id,
+        "media": item.media.id,
+        "prediction": None,
+        "answer_scores": [],
+        "rationale_scores": [],
+        "answer": [item.answer, item.rationale],
+        "measures": hits,
+    }
+    if scores is not None:
+        answers, rationales = scores
+        best = int(answers.argmax())
+        row |= {
+            "prediction": [best, int(rationales[best].argmax())],
+            "answer_scores": [rounded(float(x)) for x in answers],
+            "rationale_scores": [[rounded(float(x)) for x in given] for given in rationales],
+        }
+    return row
 
 
 def _items(split: Split) -> list[VCRItem]:
@@ -252,10 +228,10 @@ def _items(split: Split) -> list[VCRItem]:
 
 
 def _scores(model: TaskModel, batch: TaskBatch) -> Tensor:
-    """float32 [B, 4 + rationales], the mean over views: answers on the first picture, rationales on
-    the second."""
+    """float32 [B, 4 + rationales], the mean over views: answers on the first picture of an item,
+    rationales on the second."""
     heads = model.task_head
-    assert isinstance(heads, TwoRanks)
+    assert isinstance(heads, VCRHead)
     parts = []
     for picture, texts, head in (
         (0, slice(CHOICES), heads.answer),

@@ -1,9 +1,9 @@
-"""VCR's detections drawn into the picture, so that a question may point at them (Zellers et al.
+"""Draws VCR's detections into the picture, so that a question can refer to them (Zellers et al.
 2021, MERLOT, appendix on VCR).
 
-Only detections that the texts of the task mention are drawn, `vcr_text.mentioned(item, task)`:
-MERLOT makes one picture for Q→A, from question and answers, and another for QA→R, from the
-rationales as well. A picture for Q→A that shows what only the rationales mention gives the answer
+Only detections that the texts of a task mention are drawn, `vcr_text.mentioned(item, task)`: MERLOT
+makes one picture for Q→A, from question and answers, and another for QA→R, which includes the
+rationales. A picture for Q→A that shows what only the rationales mention would give the answer
 away.
 """
 
@@ -19,48 +19,57 @@ from PIL import Image, ImageDraw
 from allinone.finetune.annotations.schema import VCRItem
 
 STYLES = ("masks", "boxes", "none")
-"""How detections are shown: MERLOT's released configuration, its other rendering, and not at
+"""How detections are shown: MERLOT's released configuration, its other rendering, or not at
 all."""
 OPACITY = 38
-"""Of 255: 15 %."""
+"""15 % of 255."""
 OUTLINE = 7
 """Pixels, on stills of about 800 pixels in height."""
 SMALL_SIDE = 400
-"""Pixels. The outline is thinner in proportion on smaller pictures, where 7 pixels would cover a
-face."""
+"""Pixels. On smaller pictures, where 7 pixels would cover a face, the outline is proportionally
+thinner."""
 LEAST_OUTLINE = 2
-"""Pixels of outline that must be left after the picture has been resized for the model."""
+"""Pixels of outline that must remain after the picture has been resized for the model."""
 GREY = (145, 145, 145)
-"""Detections that are no persons."""
+"""Colour of detections that are not persons."""
 # fmt: off
 PALETTE = (
-    (255, 0, 0), (0, 255, 0), (236, 176, 31), (0, 0, 255), (255, 0, 255), (170, 0, 255), (255, 255, 0), (170, 84, 0), (84, 84, 0), (255, 127, 0),
-    (76, 189, 237), (170, 0, 127), (0, 255, 204), (0, 0, 51), (0, 102, 255), (51, 153, 0), (255, 0, 102), (255, 255, 204), (204, 153, 255),
-    (255, 153, 153), (0, 51, 51), (51, 0, 0), (51, 153, 102), (0, 0, 153), (153, 255, 102), (51, 153, 255), (153, 0, 51), (153, 255, 255),
-    (102, 102, 153), (102, 51, 153), (255, 204, 255), (204, 204, 102), (204, 102, 255), (204, 153, 102), (204, 102, 153), (0, 51, 0),
-    (255, 51, 204), (51, 153, 153), (0, 204, 102), (153, 0, 0), (102, 51, 0), (255, 102, 102), (153, 204, 0), (255, 255, 255), (153, 204, 153),
-    (255, 51, 153), (0, 102, 0), (0, 255, 102), (102, 51, 102), (153, 255, 0), (153, 102, 102), (204, 255, 153), (102, 0, 51), (0, 0, 102),
+    (255, 0, 0), (0, 255, 0), (236, 176, 31), (0, 0, 255), (255, 0, 255), (170, 0, 255),
+    (255, 255, 0), (170, 84, 0), (84, 84, 0), (255, 127, 0), (76, 189, 237), (170, 0, 127),
+    (0, 255, 204), (0, 0, 51), (0, 102, 255), (51, 153, 0), (255, 0, 102), (255, 255, 204),
+    (204, 153, 255), (255, 153, 153), (0, 51, 51), (51, 0, 0), (51, 153, 102), (0, 0, 153),
+    (153, 255, 102), (51, 153, 255), (153, 0, 51), (153, 255, 255), (102, 102, 153), (102, 51, 153),
+    (255, 204, 255), (204, 204, 102), (204, 102, 255), (204, 153, 102), (204, 102, 153), (0, 51, 0),
+    (255, 51, 204), (51, 153, 153), (0, 204, 102), (153, 0, 0), (102, 51, 0), (255, 102, 102),
+    (153, 204, 0), (255, 255, 255), (153, 204, 153), (255, 51, 153), (0, 102, 0), (0, 255, 102),
+    (102, 51, 102), (153, 255, 0), (153, 102, 102), (204, 255, 153), (102, 0, 51), (0, 0, 102),
     (0, 0, 0),
 )
 # fmt: on
-"""Colours of persons, by the place of the detection in the official list modulo 55. The first
-twelve are those that MERLOT begins with; each other is the colour of the 6 x 6 x 6 cube that is
-farthest from all before it and from GREY in CIELAB (least distance of any two: 24). Fine-tuning and
-testing must share the table; nothing else depends on its values."""
+"""Colours of persons, by the index of the detection in the official list modulo 55. The first
+twelve are MERLOT's; each further one is the colour of the 6 x 6 x 6 cube that is farthest in CIELAB
+from all previous ones and from GREY (smallest distance of any two: 24). Fine-tuning and evaluation
+must use the same table; nothing else depends on its values."""
 
 Colour = tuple[int, int, int]
 Polygon = Sequence[tuple[float, float]]
 
 
 def colour(item: VCRItem, region: int) -> Colour:
-    """The colour of a detection, by its ORIGINAL index: the names in the texts are chosen by it
-    too."""
+    """The colour of a detection, by its index in the official list, which also selects the names in
+    the texts."""
     return PALETTE[region % len(PALETTE)] if item.regions[region].name == "person" else GREY
 
 
 def outline_width(width: int, height: int, image_size: int | None = None) -> int:
-    """Pixels of outline on a picture whose short side will be resized to `image_size`: 7, or less
-    on a small picture, but at least so many that LEAST_OUTLINE of them are left."""
+    """Outline width in pixels: 7, or less on a small picture, but at least LEAST_OUTLINE after
+    resizing.
+
+    Args:
+        width: Width of the picture, pixels.
+        height: Height of the picture, pixels.
+        image_size: Pixels that the short side will be resized to; None: unknown.
+    """
     short = min(width, height)
     wanted = max(1, round(OUTLINE * min(1.0, short / SMALL_SIDE)))
     return max(wanted, math.ceil(LEAST_OUTLINE * short / image_size)) if image_size else wanted
@@ -74,16 +83,23 @@ def highlight(
     polygons: Sequence[Sequence[Polygon]] | None = None,
     image_size: int | None = None,
 ) -> NDArray[np.uint8]:
-    """A copy of `image`, uint8 RGB [H, W, 3], with the `mentioned` detections filled at 15 % and
-    outlined in full colour.
+    """A copy of the picture with detections filled at 15 % opacity and outlined in full colour.
 
-    `polygons`: per region of the item its outlines in pixels (`vcr.outlines`); None, or none for a
-    region: its box. `image_size`: what the short side will be resized to, pixels. Raises ValueError
-    where `image` is no RGB picture, a region is not there or the polygons are of another item.
+    Args:
+        image: uint8 RGB [H, W, 3].
+        item: The question, with its regions.
+        mentioned: Indices of the regions to draw.
+        polygons: Outlines of every region of the item, pixels (`vcr.outlines`). Without outlines, a
+            region's box is drawn.
+        image_size: Pixels that the short side will be resized to.
+
+    Raises:
+        ValueError: `image` is not an RGB picture, a region does not exist, or the polygons belong
+            to another item.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(
-            f"the picture is {image.dtype} {list(image.shape)}; needed is uint8 RGB [H, W, 3]"
+            f"the picture is {image.dtype} {list(image.shape)}; expected uint8 RGB [H, W, 3]"
         )
     if polygons is not None and len(polygons) != len(item.regions):
         raise ValueError(
@@ -109,8 +125,8 @@ def _box(item: VCRItem, region: int) -> Polygon:
 
 
 def _draw(picture: Image.Image, shapes: Sequence[Polygon], colour: Colour, width: int) -> None:
-    """Fill once, however the parts of one detection overlap; then the outlines, moved inwards at
-    the picture's edge so that they stay in sight."""
+    """Fill the union of the shapes once, so that overlapping parts are not darker; then draw the
+    outlines, moved inwards at the picture's edge so that they stay visible."""
     right, bottom, half = picture.width - 1, picture.height - 1, width / 2
     inside = [
         [(min(max(x, half), right - half), min(max(y, half), bottom - half)) for x, y in shape]
@@ -122,5 +138,5 @@ def _draw(picture: Image.Image, shapes: Sequence[Polygon], colour: Colour, width
         ImageDraw.Draw(mask).polygon(shape, fill=OPACITY)
     picture.paste(colour, (0, 0), mask)
     for shape in inside:
-        # Once round and one corner more: the joint of the last corner is drawn as well.
+        # One corner beyond the closed shape, so that the last corner's joint is drawn too.
         ImageDraw.Draw(picture).line([*shape, *shape[:2]], fill=colour, width=width, joint="curve")

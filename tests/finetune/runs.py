@@ -78,7 +78,9 @@ def _rank(job: Job, rank: int) -> int:
         _arm(job.kill_at)
     script = importlib.import_module(f"finetune.{job.benchmark}")
     if job.poison >= 0:
-        _poison(script.BENCHMARK.protocol, job.poison)
+        from allinone.finetune.tasks import task_class
+
+        _poison(task_class(script.BENCHMARK.task), job.poison)
     return int(script.main(script.BENCHMARK, list(job.argv)))
 
 
@@ -102,15 +104,15 @@ def _arm(kill_at: int) -> None:
     Trainer._train_step, Cache.put = killed_step, killed_put  # type: ignore[method-assign, assignment]
 
 
-def _poison(protocol: Any, position: int) -> None:
-    loss = protocol.__call__
+def _poison(task: Any, position: int) -> None:
+    loss = task.__call__
 
     def poisoned(self: object, model: object, batch: TaskBatch) -> Losses:
         losses = loss(self, model, batch)
         held = 0 <= position - batch.first_position < len(batch)
         return replace(losses, total=losses.total * float("nan")) if held else losses
 
-    protocol.__call__ = poisoned
+    task.__call__ = poisoned
 
 
 def _run(job: Job, logs: Path) -> Ended:

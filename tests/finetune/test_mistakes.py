@@ -11,14 +11,15 @@ import pytest
 
 from allinone.finetune.annotations.schema import AnnotationError, LabelItem, Media, Split
 from allinone.finetune.benchmark import Benchmark
+from allinone.finetune.command import main
 from allinone.finetune.k400_linear import BENCHMARK as K400
 from allinone.finetune.msrvtt_choice import BENCHMARK as CHOICE
 from allinone.finetune.msrvtt_qa import BENCHMARK as QA
 from allinone.finetune.msrvtt_retrieval import BENCHMARK as RETRIEVAL
-from allinone.finetune.run import main
-from allinone.finetune.tasks.action_recognition import ActionOptions, ActionRecognition
-from allinone.finetune.tasks.open_ended_qa import OpenEndedQA, QAOptions
-from allinone.finetune.tasks.retrieval import Retrieval, RetrievalOptions
+from allinone.finetune.tasks.action_recognition import ActionRecognition
+from allinone.finetune.tasks.open_ended_qa import OpenEndedQA
+from allinone.finetune.tasks.options import ActionOptions, QAOptions, RetrievalOptions
+from allinone.finetune.tasks.retrieval import Retrieval
 from allinone.finetune.tasks.task_model import build_model, read_source_checkpoint, task_config
 from tests.finetune.official import Sample
 from tests.tools.conftest import tiny_model
@@ -34,11 +35,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def answering(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that was fine-tuned on other answers than those of the made-up benchmark."""
-    protocol = OpenEndedQA(QAOptions())
-    protocol.vocabulary = ("cat", "dog", "zebra")
-    origin = read_source_checkpoint(model)
+    task = OpenEndedQA(QAOptions())
+    task.vocabulary = ("cat", "dog", "zebra")
+    source = read_source_checkpoint(model)
     tuned = build_model(
-        origin, task_config(origin, None, {}), protocol.plan(zero_shot=False), seed=0
+        source, task_config(source, None, {}), task.head_spec(zero_shot=False), seed=0
     )
     folder = tmp_path_factory.mktemp("model") / "answering"
     tuned.save_pretrained(folder)
@@ -145,19 +146,19 @@ def test_wrong_names_list_the_valid_ones(refused: Callable[..., str]) -> None:
 
 
 def test_retrieval_without_projections_asks_for_the_joint_pass(model: Path) -> None:
-    origin = read_source_checkpoint(model)
+    source = read_source_checkpoint(model)
     for name in ("text_projection.weight", "text_projection.bias"):
-        del origin.tensors[name]
+        del source.tensors[name]
     with pytest.raises(ValueError, match="Give --rerank all"):
-        Retrieval(RetrievalOptions()).learn(None, origin, eval_only=True)
-    Retrieval(RetrievalOptions(rerank="all")).learn(None, origin, eval_only=True)
+        Retrieval(RetrievalOptions()).setup(None, source, eval_only=True)
+    Retrieval(RetrievalOptions(rerank="all")).setup(None, source, eval_only=True)
 
 
 def test_a_label_outside_the_range_names_the_item() -> None:
-    protocol = ActionRecognition(ActionOptions())
-    protocol.classes = ("run", "jump")
+    task = ActionRecognition(ActionOptions())
+    task.classes = ("run", "jump")
     split = Split("train", [LabelItem("clip7", Media("m", "m"), 2)], ("list.txt",))
     with pytest.raises(AnnotationError, match=r"clip7 has the label 2, outside 0 to 1: list\.txt"):
-        protocol.usable(split)
+        task.trainable(split)
     with pytest.raises(AnnotationError, match="classes that are not"):
-        protocol.usable(Split("train", split.items, (), ("run", "fall")))
+        task.trainable(Split("train", split.items, (), ("run", "fall")))

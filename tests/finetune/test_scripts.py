@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from allinone.finetune.command import parse
 from allinone.finetune.evaluation.results import PREDICTIONS, read_predictions, read_results
-from allinone.finetune.run import parse
 from tests.finetune.official import WRITERS
 from tests.finetune.runs import ROOT, Ended, Job, run_jobs
 from tests.tools.conftest import tiny_model
@@ -197,4 +197,4 @@ def test_cocos_variant_1k_is_the_mean_over_five_folds() -> None:
     script = importlib.import_module("allinone.finetune.coco_retrieval")
     required = ["--annotations", "a", "--media", "m", "--checkpoint", "c", "--out", "o"]
     for options, folds in ((["--variant", "1k"], 5), ([], 0)):
-        assert script.with_folds(parse(script.BENCHMARK, [*required, *options])).task.folds == folds
+        assert parse(script.BENCHMARK, [*required, *options]).task.folds == folds

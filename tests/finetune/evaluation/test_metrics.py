@@ -22,7 +22,7 @@ from sklearn.metrics import accuracy_score, top_k_accuracy_score
 from torchmetrics.functional.classification import multiclass_accuracy
 from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reciprocal_rank
 
-from allinone.finetune.evaluation import metrics
+from allinone.finetune.evaluation import metrics, summaries
 from allinone.finetune.evaluation.bootstrap import interval, median, paired_interval, ratio
 
 CASES = settings(max_examples=200, deadline=None)
@@ -190,7 +190,7 @@ def test_the_score_of_folds_is_the_mean_of_their_scores() -> None:
     similarity[[0, 1, 2, 3], [0, 0, 0, 1]] = (
         1  # fold one: all four captions right; fold two: two captions tied
     )
-    scores = metrics.retrieval_scores(metrics.fold_ranks(similarity, owners, folds=2))
+    scores = summaries.retrieval_scores(metrics.fold_ranks(similarity, owners, folds=2))
     assert scores["t2v/R@1"].value == pytest.approx((100 + 50) / 2)  # not 100 * 5 / 6
     assert scores["t2v/MnR"].value == pytest.approx((1 + 1.5) / 2)
     assert "t2v/R@5" not in scores
@@ -225,7 +225,9 @@ def test_open_ended_scores_name_all_answerable_coverage_and_kinds() -> None:
     found = metrics.open_ended(
         ["dog", "cat", "cat", None], [["dog"], ["dog", "cat"], ["rare"], ["dog"]], ["dog", "cat"]
     )
-    scores = metrics.open_ended_scores(found, ["what", "what", "who", ""], ["v1", "v1", "v2", "v3"])
+    scores = summaries.open_ended_scores(
+        found, ["what", "what", "who", ""], ["v1", "v1", "v2", "v3"]
+    )
     expected = {
         "accuracy": 50,
         "accuracy_answerable": 200 / 3,
@@ -290,7 +292,9 @@ def test_vcr_counts_the_joint_answer_item_by_item(seed: int, items: int) -> None
 def test_joint_score_of_vcr_is_not_the_product() -> None:
     sharp = np.eye(4, dtype=np.float32)
     found = metrics.vcr(sharp[[0, 1]], np.stack([sharp[[0] * 4], sharp[[0] * 4]]), [0, 0], [0, 1])
-    assert {name: score.value for name, score in metrics.vcr_scores(found, ["a", "b"]).items()} == {
+    assert {
+        name: score.value for name, score in summaries.vcr_scores(found, ["a", "b"]).items()
+    } == {
         "q2a": 50,
         "qa2r": 50,
         "q2ar": 50,
@@ -302,7 +306,7 @@ def test_three_splits_are_averaged_and_resampled_apart() -> None:
         {k: np.full(size, value) for k in (1, 5, 10)}
         for size, value in ((10, 0.0), (40, 1.0), (50, 1.0))
     ]
-    scores = metrics.action_scores(splits)
+    scores = summaries.action_scores(splits)
     assert scores["top1"].value == pytest.approx(200 / 3)
     assert (scores["top5"].low, scores["top5"].high) == pytest.approx((200 / 3, 200 / 3))
 
@@ -345,14 +349,14 @@ def test_half_precision_scores_are_refused(half: torch.dtype) -> None:
             lambda: metrics.option_hits(np.zeros((2, 4), np.float32), [0, -100]),
             r"-100, outside 0..3",
         ),
-        (lambda: metrics.option_hits(np.zeros((2, 4), np.float32), [0]), "must be 2 whole numbers"),
+        (lambda: metrics.option_hits(np.zeros((2, 4), np.float32), [0]), "must be 2 integers"),
         (lambda: metrics.retrieval_ranks(np.zeros((2, 3), np.float32)), "must be square"),
         (
             lambda: metrics.open_ended(["dog"], [["dog"]], ["cat"]),
             "'dog' is not in the vocabulary of 1 answers",
         ),
         (lambda: metrics.open_ended(["dog"], [], ["dog"]), "1 predictions for 0 questions"),
-        (lambda: metrics.accuracy_scores(np.ones(3), ["what"]), "1 kinds or media for 3 items"),
+        (lambda: summaries.accuracy_scores(np.ones(3), ["what"]), "1 kinds or media for 3 items"),
         (lambda: interval(np.array([])), "no items"),
         (lambda: paired_interval(np.ones(3), np.ones(4)), "pair the items first"),
     ],
@@ -419,7 +423,9 @@ def test_repeating_every_item_does_not_narrow_an_interval_over_clusters() -> Non
     low, high = interval(repeated)
     wide_low, wide_high = interval(repeated, clusters=names)
     assert (high - low) < 0.5 * (wide_high - wide_low)
-    one_each = metrics.accuracy_scores(values, media=[f"video{number:02}" for number in range(50)])
+    one_each = summaries.accuracy_scores(
+        values, media=[f"video{number:02}" for number in range(50)]
+    )
     assert (one_each["accuracy"].low, one_each["accuracy"].high) == pytest.approx(
         [100 * edge for edge in interval(values)]
     )

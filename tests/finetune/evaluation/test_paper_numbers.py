@@ -19,9 +19,22 @@ from allinone.finetune.evaluation.results import EvaluationResult, Score
 
 def result(**changes: Any) -> EvaluationResult:
     facts = EvaluationResult(
-        "msrvtt_qa", "test", "open_ended_qa", False, 3, 1, 224, 40, "base", 110_000_000, "x", "ab", 100, {"accuracy": Score(43.0, 42.0, 44.0)},
+        benchmark="msrvtt_qa",
+        split="test",
+        protocol="open_ended_qa",
+        zero_shot=False,
+        frames=3,
+        views=1,
+        image_size=224,
+        max_text_len=40,
+        model_size="base",
+        parameters=110_000_000,
+        checkpoint="x",
+        checkpoint_sha256="ab",
+        items=100,
+        scores={"accuracy": Score(43.0, 42.0, 44.0)},
         pretraining="webvid2m+HowTo100M",
-    )  # fmt: skip
+    )
     return dataclasses.replace(facts, **changes)
 
 

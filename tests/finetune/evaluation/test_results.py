@@ -13,7 +13,7 @@ import pytest
 
 from allinone.finetune.evaluation.results import (
     EvaluationResult,
-    Missing,
+    MissingItem,
     ResultError,
     Score,
     read_predictions,
@@ -46,7 +46,7 @@ def result(**changes: Any) -> EvaluationResult:
 def test_a_result_reads_back_as_it_was_written(tmp_path: Path) -> None:
     written = result(
         variant="x",
-        missing=(Missing("q1", "video1", "no video track"),),
+        missing=(MissingItem("q1", "video1", "no video track"),),
         details={"chance": 0.1},
         settings={"k": [1, None]},
     )
@@ -89,10 +89,10 @@ def test_another_measurement_moves_the_older_file_aside_and_the_same_one_replace
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"format": 1, "benchm', "is no evaluation result or is damaged"),
+        (b'{"format": 1, "benchm', "is not an evaluation result or is damaged"),
         (b"\xff\xfe", "damaged"),
         (b"[" * 100_000, "damaged"),
-        (b"[]", "no JSON object"),
+        (b"[]", "does not hold a JSON object"),
         (b'{"format": 99}', "format 99, this version reads 1"),
         (b'{"format": 1, "benchmark": "x"}', "no field split, protocol"),
         (json.dumps({**result().as_json(), "scores": {"accuracy": 3}}).encode(), "form"),
@@ -107,7 +107,7 @@ def test_a_damaged_file_is_named(content: bytes, message: str, tmp_path: Path) -
 
 
 def test_a_folder_without_results_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ResultError, match="holds no results"):
+    with pytest.raises(ResultError, match="contains no results"):
         read_results(tmp_path)
     with pytest.raises(ResultError, match="neither a file nor a folder"):
         read_results(tmp_path / "nothing")
@@ -131,7 +131,7 @@ def test_predictions_have_the_same_bytes_in_whatever_order_they_arrive(tmp_path:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"id": "a"}\n{"id"', ":2 is no JSON"),
+        ('{"id": "a"}\n{"id"', ":2 is not JSON"),
         ('{"id": 3}', ":1 has no id"),
         ('{"id":"a"}\n{"id":"a"}', "repeats the id 'a'"),
         ("\n", "holds no"),

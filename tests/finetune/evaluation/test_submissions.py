@@ -91,7 +91,7 @@ SCORES = np.zeros((2, 4)), np.zeros((2, 4, 4))
         (lambda path: vqav2_json(path, ["1"], [], expected={"1"}), "0 predictions for 1 ids"),
         (
             lambda path: vqav2_json(path, ["one"], ["a"], expected={"one"}),
-            "whole numbers, got 'one'",
+            "must be integers, got 'one'",
         ),
         (
             lambda path: tvqa_json(path, ["1"], [5], expected={"1"}),

@@ -157,7 +157,7 @@ def test_the_palette_is_55_colours_that_can_be_told_apart_from_each_other_and_fr
 
 def test_what_cannot_be_drawn_is_refused() -> None:
     one = item()
-    with pytest.raises(ValueError, match=r"needed is uint8 RGB \[H, W, 3\]"):
+    with pytest.raises(ValueError, match=r"expected uint8 RGB \[H, W, 3\]"):
         highlight(np.zeros((8, 8), np.uint8), one, [])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has regions 0 to 3, mentioned are"):
         highlight(still(), one, [4])

@@ -1,0 +1,51 @@
+"""Command line of the benchmarks. Options are read before torch is imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from allinone.common.command_line import parse as parse_options
+from allinone.common.command_line import run_command
+from allinone.common.console import setup_logging
+from allinone.engine.distributed import launch
+from allinone.finetune.benchmark import Benchmark
+from allinone.finetune.config import RENAMED, FinetuneConfig
+
+
+def parse(benchmark: Benchmark, argv: Sequence[str], prog: str = "") -> FinetuneConfig:
+    """Read the options of a benchmark.
+
+    Args:
+        benchmark: Holds the defaults.
+        argv: The arguments, without the program's name.
+        prog: Shown in usage and errors; by default the path of the entry script.
+
+    Raises:
+        SystemExit: After --help, --version, --print-config and after wrong options.
+        InputError: --config names an unusable file.
+    """
+    config: FinetuneConfig = parse_options(
+        benchmark.config,
+        argv,
+        prog=prog or f"finetune/{benchmark.name}.py",
+        description=benchmark.description,
+        renamed=RENAMED,
+    )
+    return benchmark.with_variant_options(config)
+
+
+def main(benchmark: Benchmark, argv: Sequence[str] | None = None, prog: str = "") -> int:
+    """Command line entry of a benchmark, alone or as one rank of many; returns the exit code."""
+    arguments = launch.without_launcher_arguments(sys.argv[1:] if argv is None else argv)
+    return run_command(lambda: _run(benchmark, arguments, prog))
+
+
+def _run(benchmark: Benchmark, argv: Sequence[str], prog: str) -> int:
+    config = parse(benchmark, argv, prog)
+    rank = launch.find_rank_info(os.environ).rank
+    setup_logging(terminal=rank == 0, stderr=config.train.json)
+    from allinone.finetune.run import run_benchmark  # imports torch and DeepSpeed
+
+    return launch.main(lambda: run_benchmark(benchmark, config))

@@ -1,0 +1,213 @@
+"""The final evaluation of a run: scores the test split and writes result, predictions and the file
+for the test server."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from allinone.engine import ds_config
+from allinone.engine.checkpoint import manager
+from allinone.engine.distributed.collectives import run_on_rank0
+from allinone.engine.distributed.signals import StopSignals
+from allinone.finetune.benchmark import Benchmark, LoadedSplits
+from allinone.finetune.config import FinetuneConfig
+from allinone.finetune.evaluation import submissions
+from allinone.finetune.evaluation.cache import Cache
+from allinone.finetune.evaluation.evaluator import EvaluationSettings, Evaluator
+from allinone.finetune.evaluation.results import (
+    PREDICTIONS,
+    EvaluationResult,
+    write_predictions,
+    write_result,
+)
+from allinone.finetune.evaluation.table import table
+from allinone.finetune.inputs.media_library import MediaLibrary
+from allinone.finetune.tasks.base import EvalOutput, Task
+from allinone.finetune.tasks.task_model import (
+    HeadSpec,
+    SourceCheckpoint,
+    TaskModel,
+    build_model,
+    size_name,
+)
+from allinone.model import AllInOneConfig
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_CACHED_DATA_OPTIONS = ("eval_crop", "mean", "std", "frames_from", "decoder")
+"""Options of the data path that change pixels in evaluation."""
+
+
+def evaluation_settings(config: FinetuneConfig, model_config: AllInOneConfig) -> EvaluationSettings:
+    """How a run's evaluation reads items."""
+    return EvaluationSettings(
+        config.clip(model_config),
+        config.loader,
+        config.views,
+        config.eval_batch,
+        quiet=config.train.json,
+    )
+
+
+def provenance(config: FinetuneConfig, source: SourceCheckpoint) -> dict[str, str]:
+    """What the checkpoint records about its pre-training; --pretraining has precedence."""
+    stated = {"pretraining": config.pretraining} if config.pretraining else {}
+    return source.pretrained_on | stated
+
+
+class FinalEvaluation:
+    """Scores the test split of a run with given weights."""
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        config: FinetuneConfig,
+        task: Task,
+        splits: LoadedSplits,
+        model_config: AllInOneConfig,
+        library: MediaLibrary,
+        device: torch.device,
+    ) -> None:
+        self.benchmark = benchmark
+        self.config = config
+        self.task = task
+        self.splits = splits
+        self.model_config = model_config
+        self.library = library
+        self.device = device
+
+    def run(self, source: SourceCheckpoint, *, trained_here: bool) -> EvaluationResult:
+        """Score the test split and write the result. Collective.
+
+        Args:
+            source: The weights. Batches evaluated before with the same weights and settings are
+                taken from OUT/cache.
+            trained_here: This run trained the weights, on this benchmark.
+        """
+        config, split = self.config, self.splits.test
+        zero_shot = not trained_here and source.task.get("benchmark") != self.benchmark.name
+        self._warn_of_leak(source, zero_shot)
+        spec = self.task.head_spec(zero_shot=not trained_here and not source.task)
+        model = build_model(source, self.model_config, spec, config.train.seed)
+        log.info("evaluation on %s, weights: %s", split.name, source.report)
+        precision = ds_config.precision(ds_config.load(config.train.ds_config))
+        model = model.to(self.device, _DTYPES[precision]).eval()
+        if hasattr(model, "task_head"):
+            model.task_head.float()  # half precision would make scores tie
+        scope = self._cache_scope(source, spec, precision, zero_shot)
+        evaluator = Evaluator(
+            model,
+            self.library,
+            evaluation_settings(config, self.model_config),
+            self.device,
+            Cache(config.out / "cache", scope),
+        )
+        signals = StopSignals()
+        try:
+            evaluator.watch(signals)
+            output = self.task.evaluate(model, evaluator, split)
+        finally:
+            signals.restore()
+        result = self._result(source, model, output, zero_shot)
+        run_on_rank0(lambda: self._publish(result, output))
+        return result
+
+    def _warn_of_leak(self, source: SourceCheckpoint, zero_shot: bool) -> None:
+        names = (source.task.get("benchmark"), source.task.get("variant"))
+        trained_on = "-".join(filter(None, names))
+        if zero_shot and trained_on:
+            log.warning(
+                "the checkpoint was fine-tuned on %s. If it saw videos of %s, the result is leaked",
+                trained_on,
+                self.splits.test.name,
+            )
+
+    def _cache_scope(
+        self, source: SourceCheckpoint, spec: HeadSpec, precision: str, zero_shot: bool
+    ) -> str:
+        """Everything that cached batch results depend on, apart from the items. The keys are part
+        of the cache format: with other keys, finished batches are not found again."""
+        config = self.config
+        values: dict[str, Any] = {
+            "weights": source.sha256,
+            "model": {
+                name: getattr(self.model_config, name)
+                for name in sorted(AllInOneConfig.__annotations__)
+            },
+            "facts": spec.metadata,
+            "precision": precision,
+            "zero_shot": zero_shot,
+            "seed": config.train.seed,
+            "frames": config.frames,
+            "views": config.views,
+            "batch": config.eval_batch,
+            "data": {name: getattr(config.loader, name) for name in _CACHED_DATA_OPTIONS},
+            "device": self.device.type,
+            "torch": torch.__version__,
+        }
+        return json.dumps(values, sort_keys=True, default=str)
+
+    def _result(
+        self, source: SourceCheckpoint, model: TaskModel, output: EvalOutput, zero_shot: bool
+    ) -> EvaluationResult:
+        config, split = self.config, self.splits.test
+        code = manager.code_version()
+        pretrained_on = provenance(config, source)
+        pretraining = pretrained_on.pop("pretraining", "")
+        return EvaluationResult(
+            benchmark=self.benchmark.name,
+            variant=self.splits.variant,
+            split=split.name,
+            protocol=self.task.name,
+            zero_shot=zero_shot,
+            frames=config.frames,
+            views=config.views,
+            image_size=self.model_config.image_size,
+            max_text_len=self.model_config.max_text_len,
+            model_size=size_name(self.model_config),
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            checkpoint=str(source.path),
+            checkpoint_sha256=source.sha256,
+            items=len(split.items),
+            scores=output.scores,
+            pretraining=pretraining,
+            missing=tuple(output.missing),
+            details={
+                **output.details,
+                **pretrained_on,
+                "roll": self.model_config.roll,
+                "fine_tuned_on": _fine_tuned_on(source.task),
+                "notes": list(split.notes),
+            },
+            settings=config.as_json(),
+            code=code.get("commit", code["version"]),
+        )
+
+    def _publish(self, result: EvaluationResult, output: EvalOutput) -> None:
+        folder = self.config.out / PREDICTIONS
+        path = write_result(self.config.out, result)
+        write_predictions(folder / f"{result.name}.jsonl", output.rows)
+        if self.benchmark.submission:
+            name, write = submissions.WRITERS[self.benchmark.submission]
+            write(folder / name, self.splits.test, output)
+        self._write_tensorboard(result)
+        log.info("%s", table(result))
+        log.info("wrote %s and %s/%s.jsonl", path, PREDICTIONS, result.name)
+
+    def _write_tensorboard(self, result: EvaluationResult) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(self.config.out / "tensorboard"))
+        for name, score in result.scores.items():
+            writer.add_scalar(f"{result.split}/{name}", score.value, self.config.train.steps)
+        writer.close()
+
+
+def _fine_tuned_on(task: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: task[name] for name in ("benchmark", "variant") if name in task}

@@ -1,0 +1,102 @@
+"""Options of the tasks, one dataclass per task.
+
+They are apart from the tasks because the command line reads them, and `--help` must not import
+torch. A benchmark's script puts an instance with the published values into `FinetuneConfig.task`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from allinone.common.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Base of the options of all tasks."""
+
+
+@dataclass(frozen=True)
+class ActionOptions(TaskOptions):
+    """Action recognition."""
+
+    probe: Literal["published", "linear", "full"] = "published"
+    """What is trained: the pooler and a two-layer classifier, as in the original's linear
+    evaluation; a single linear layer; or all parameters."""
+    prompt: str = "A person is doing [MASK]"
+    """Text that accompanies every clip."""
+
+
+@dataclass(frozen=True)
+class ChoiceOptions(TaskOptions):
+    """Multiple choice."""
+
+    head: Literal["rank", "mlp"] = "rank"
+    """rank: C → 1, initialised from the VTM head; mlp: C → 256 → 1 (the original's for TGIF-QA and
+    TVQA)."""
+    list_options: bool = True
+    """Let every text list all options before its own answer, if there is a question."""
+    false_texts: int = 4
+    """Captions of other clips per true caption, for training items that are captioned clips
+    (MSR-VTT has no training questions)."""
+
+
+@dataclass(frozen=True)
+class QAOptions(TaskOptions):
+    """Open-ended questions."""
+
+    answers: int = 1500
+    """Size of the answer vocabulary: the most frequent answers of the training split. 0 takes the
+    list that the benchmark ships (VQAv2)."""
+    loss: Literal["ce", "bce"] = "ce"
+    """ce: cross-entropy; bce: binary cross-entropy with VQAv2's soft scores of ten annotators,
+    evaluated by VQAv2's official accuracy."""
+
+
+@dataclass(frozen=True)
+class RetrievalOptions(TaskOptions):
+    """Retrieval."""
+
+    contrast: float = 1.0
+    """Weight of the contrastive loss; 0 trains a cross-encoder only, which needs --rerank all in
+    evaluation."""
+    rank: float = 0.0
+    """Weight of the rank loss: cross-entropy over the joint passes of the clip with its own caption
+    and with other captions."""
+    matching: float = 0.0
+    """Weight of the matching loss on the same passes. The original's 0.5 creates the head but
+    computes no loss."""
+    negatives: int = 15
+    """Captions of other clips per sample, for the rank and matching losses."""
+    rerank: str = "0"
+    """Candidates per text that the joint pass re-ranks: 0, a number, or all (every pair: slow)."""
+    rerank_ways: Literal["t2v", "both"] = "t2v"
+    """both: also score each clip's shortlist of texts, which doubles the passes."""
+    pair_batch: int = 256
+    """Pairs per joint pass of the re-ranking."""
+    folds: int = 0
+    """Average the scores over this many equal folds of the test media (COCO 1K: 5); 0 scores the
+    test split at once."""
+
+    def __post_init__(self) -> None:
+        if self.rerank != "all" and not self.rerank.isdecimal():
+            raise ConfigError(
+                f"--rerank must be 0, a number of candidates, or all; got {self.rerank!r}"
+            )
+        if not (self.contrast or self.rank):
+            raise ConfigError(
+                "--contrast 0 and --rank 0 leave no loss to train; give one of them a weight"
+            )
+
+
+@dataclass(frozen=True)
+class VCROptions(TaskOptions):
+    """Visual commonsense reasoning."""
+
+    highlight: Literal["masks", "boxes", "none"] = "masks"
+    """How the persons and objects that the texts mention are drawn into the picture: MERLOT's
+    masks, boxes, or not at all."""
+    naming: Literal["merlot", "reference"] = "merlot"
+    """How the texts name them: MERLOT's names by the detection's index, or the original's
+    `person 0` by first mention."""
