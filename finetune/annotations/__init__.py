@@ -1,2 +1,2 @@
-"""Readers of official annotation files, one module per benchmark family: `load(folder, split,
-**options) -> Split`."""
+"""Readers of official annotation files, one module per benchmark family, with
+`load(folder, split, **options) -> Split`."""

@@ -1,5 +1,5 @@
-"""ActivityNet Captions as paragraph-to-video retrieval: all sentences of a video make one caption,
-the whole video is the input."""
+"""ActivityNet Captions as paragraph-to-video retrieval: all sentences of a video form one caption,
+and the input is the complete video."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _SOURCE = (
 
 
 def load(folder: Path, split: str) -> Split:
-    """The community tests on val_1, 4,917 x 4,917. val_2 holds other captions of a part of the same
-    videos: never tune on it for a val_1 number."""
+    """Read one split. The common test is val_1, 4,917 x 4,917. val_2 has other captions of some of
+    the same videos: never tune on it for a result on val_1."""
     check_split(split, SPLITS, "ActivityNet Captions")
     half = split if split in VIDEOS else "train"
     builder = Builder(split)
@@ -60,15 +60,15 @@ def load(folder: Path, split: str) -> Split:
 
 
 def _item(name: str, caption: str) -> RetrievalItem:
-    """Ids are written with and without v_, and some forms add a suffix: v_<id> is the file's
-    name."""
+    """Ids are written with and without v_, and some forms add a suffix; v_<id> is the name of the
+    file."""
     video = "v_" + stem(name).removeprefix("v_")
     return RetrievalItem(video, Media(video, video), (caption,))
 
 
 def _paragraph(record: dict[str, Any]) -> RetrievalItem:
     if not isinstance(record["entry"], dict):
-        raise RowError("the entry is no JSON object")
+        raise RowError("the entry is not a JSON object")
     paragraph = " ".join(
         sentence for sentence in texts_of(record["entry"], "sentences") if sentence
     )

@@ -1,5 +1,5 @@
-"""What all readers share: finding files, tolerant rows, counting what is left out, holding out a
-validation part."""
+"""Helpers of all readers: find files, parse rows, count what is left out, hold out a validation
+part."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from allinone.data.decoding.codecs import IMAGES, VIDEOS
 from allinone.finetune.annotations.schema import AnnotationError, Item, Split
 
 TRAIN_PARTS = ("train", "held-out", "train-full")
-"""Parts of an official training set without a validation set of its own: what to train on, what to
-tune on, and both together."""
+"""Parts of an official training set that has no validation set: for training, for validation, and
+both together."""
 HELD_OUT_SHARE = 0.05
+"""Share of the media that is held out for validation."""
 SUFFIXES = VIDEOS | IMAGES | {"mts", "m2ts", "3g2"}
-"""Suffixes of media files, lower case. Anything else after a dot belongs to the name (LSMDC's time
+"""Suffixes of media files, lower case. Anything else after a dot is part of the name (LSMDC's time
 codes end in .678)."""
 _EXAMPLES = 5
 
@@ -28,12 +29,12 @@ AnyItem = TypeVar("AnyItem", bound=Item)
 
 
 class RowError(AllInOneError, ValueError):
-    """One row does not fit the format. The message is the same for all rows with this fault, so
+    """One row does not fit the format. The message is the same for all rows with the same fault, so
     that they can be counted."""
 
 
 def check_split(split: str, valid: Sequence[str], benchmark: str) -> None:
-    """AnnotationError with the valid names where `split` is none of them."""
+    """Raise AnnotationError, naming the valid splits, if `split` is not one of them."""
     if split not in valid:
         raise AnnotationError(
             f"{benchmark} has no split {split!r}; choose one of: {', '.join(valid)}"
@@ -41,20 +42,28 @@ def check_split(split: str, valid: Sequence[str], benchmark: str) -> None:
 
 
 def find(folder: Path, names: Sequence[str], source: str) -> Path:
-    """The first of `names` (relative to `folder`, alternatives in order of preference) that exists;
-    `source` says where to get it."""
+    """The first existing file of several alternatives.
+
+    Args:
+        folder: Folder that the user gave.
+        names: Paths relative to the folder, in order of preference.
+        source: Where to get the file, for the message.
+
+    Raises:
+        AnnotationError: None of them exists.
+    """
     for name in names:
         if (folder / name).is_file():
             return folder / name
     wanted = names[0] if len(names) == 1 else f"any of {', '.join(names)}"
     raise AnnotationError(
-        f"{folder} lacks {wanted}. Source: {source}. Give the folder that holds it"
+        f"{folder} lacks {wanted}. Source: {source}. Give the folder that contains it"
     )
 
 
 def read_text(path: Path) -> str:
-    """The whole file as UTF-8, a byte order mark removed. Raises AnnotationError where it is
-    something else."""
+    """The content of a UTF-8 file without its byte order mark; AnnotationError if it is not
+    UTF-8."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -64,7 +73,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
-    """A whole JSON file whose top level must be a `kind`."""
+    """The content of a JSON file; AnnotationError if its top level is not a `kind`."""
     try:
         content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -78,8 +87,8 @@ def read_json(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
 
 
 class Builder:
-    """Gathers the items of one split. What is left out is counted by reason and named by file and
-    line in the notes, never dropped silently."""
+    """Collects the items of one split. Rows that are left out are counted by reason, and notes name
+    their file and line; nothing is dropped silently."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -94,23 +103,28 @@ class Builder:
         return path
 
     def note(self, text: str) -> None:
-        """Something that a user should know."""
+        """Add a note for the user."""
         self._notes.append(text)
 
     def add(self, item: Item, where: str) -> None:
-        """Take an item; of two with the same id, the first stays."""
+        """Add an item; of two items with the same id, the first is kept."""
         known = self.items.setdefault(item.id, item)
         if known is not item:
-            same = "the same" if known == item else "other"
-            self.leave_out(f"the id stands twice with {same} content, the first is kept", where)
+            content = "the same" if known == item else "different"
+            self.leave_out(f"the id is repeated with {content} content, the first is kept", where)
 
     def leave_out(self, reason: str, where: str) -> None:
-        """Count a row that does not become an item."""
+        """Count a row that does not become an item.
+
+        Args:
+            reason: Equal for all rows with the same fault.
+            where: File and line.
+        """
         self._left_out.setdefault(reason, []).append(where)
 
     @contextmanager
     def row(self, where: str) -> Iterator[None]:
-        """Leave out the row where its body raises RowError."""
+        """Leave out the row if the body raises RowError."""
         try:
             yield
         except RowError as error:
@@ -119,21 +133,27 @@ class Builder:
     def read(
         self, rows: Iterable[tuple[str, dict[str, Any]]], make: Callable[[dict[str, Any]], Item]
     ) -> None:
-        """One item per row."""
+        """Add one item per row of (where, record)."""
         for where, record in rows:
             with self.row(where):
                 self.add(make(record), where)
 
     def official(self, what: str, found: int, expected: int, *, verified: bool = True) -> None:
-        """Note an official size against the found one. `verified`: the official size was counted in
-        the files, not taken from hearsay."""
+        """Note whether the number of items equals the official number.
+
+        Args:
+            what: What is counted.
+            found: The number in the files.
+            expected: The official number.
+            verified: The official number was counted in the official files by us.
+        """
         mark = "" if verified else " (not verified by us)"
         if found == expected:
             self.note(f"{what}: {found:,}, the official number{mark}")
         else:
             self.note(
                 f"{what}: {found:,} found, official {expected:,}{mark}: results are not comparable"
-                " unless this is meant"
+                " unless this is intended"
             )
 
     def split(
@@ -143,15 +163,23 @@ class Builder:
         classes: tuple[str, ...] = (),
         answer_space: tuple[str, ...] = (),
     ) -> Split:
-        """The finished split, of all gathered items unless a part is given. AnnotationError where
-        nothing is left."""
+        """The finished split.
+
+        Args:
+            items: Part of the collected items; None: all of them.
+            classes: Names of the classes, for LabelItem.
+            answer_space: Fixed answer vocabulary, if the benchmark ships one.
+
+        Raises:
+            AnnotationError: There are no items.
+        """
         chosen = list(self.items.values()) if items is None else list(items)
         left_out = [_left_out(reason, places) for reason, places in self._left_out.items()]
         if not chosen:
             files = ", ".join(self.files) or "the files"
             raise AnnotationError(
                 f"split {self.name!r}: no usable row in {files};"
-                f" {'; '.join(left_out) or 'they hold no rows for it'}"
+                f" {'; '.join(left_out) or 'they contain no rows for it'}"
             )
         return Split(
             self.name, chosen, tuple(self.files), classes, (*self._notes, *left_out), answer_space
@@ -164,7 +192,7 @@ def _left_out(reason: str, places: Sequence[str]) -> str:
 
 
 def json_lines(path: Path, builder: Builder) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, record) of a file with one JSON object per line; broken lines are left out and
+    """(where, record) of a file with one JSON object per line; broken lines are left out and
     counted."""
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
@@ -172,16 +200,16 @@ def json_lines(path: Path, builder: Builder) -> Iterator[tuple[str, dict[str, An
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
-                builder.leave_out("the line is no JSON", where)
+                builder.leave_out("the line is not JSON", where)
                 continue
             if isinstance(record, dict):
                 yield where, record
             else:
-                builder.leave_out("the line is no JSON object", where)
+                builder.leave_out("the line is not a JSON object", where)
 
 
 def json_rows(path: Path, builder: Builder) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, record) of a JSON array of objects or of JSON lines, whichever the file is."""
+    """(where, record) of a JSON array of objects or of JSON lines."""
     if not read_text(path).lstrip().startswith("["):
         yield from json_lines(path, builder)
         return
@@ -190,7 +218,7 @@ def json_rows(path: Path, builder: Builder) -> Iterator[tuple[str, dict[str, Any
         if isinstance(record, dict):
             yield where, record
         else:
-            builder.leave_out("the entry is no JSON object", where)
+            builder.leave_out("the entry is not a JSON object", where)
 
 
 def table(
@@ -202,18 +230,27 @@ def table(
     header: bool = True,
     quoted: bool = False,
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, fields by name) of a delimited file; with a header it must name all `columns`,
-    without one the fields are named by them in order.
+    """(where, fields by name) of a delimited file.
 
-    `quoted`: double quotes enclose fields, as in RFC 4180. Else they are ordinary characters, and a
-    line is a row.
+    Args:
+        path: The file.
+        builder: Counts the lines that are left out.
+        columns: Names that a header must contain; without a header, the names of the fields in
+            order.
+        delimiter: Between fields.
+        header: The first line names the fields.
+        quoted: Double quotes enclose fields, as in RFC 4180. Otherwise they are ordinary
+            characters, and every line is a row.
+
+    Raises:
+        AnnotationError: A column is missing in the header.
     """
     text = read_text(path)
     if quoted:
         lines = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
         rows = ((lines.line_num, fields) for fields in lines)
     else:
-        # Not str.splitlines: captions may hold U+2028 or a form feed, which are no line ends here.
+        # Not str.splitlines: captions may contain U+2028 or a form feed, which do not end a line.
         rows = (
             (number, line.removesuffix("\r").split(delimiter))
             for number, line in enumerate(text.split("\n"), 1)
@@ -238,41 +275,50 @@ def table(
 
 
 def text_of(record: dict[str, Any], name: str) -> str:
-    """A field that must hold visible text; white space around it is removed, a number is spelled
-    out. RowError else."""
+    """A field that must contain visible text, stripped of white space; numbers are converted.
+    RowError otherwise."""
     value = record.get(name)
     if value is None:
         raise RowError(f"{name!r} is missing")
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise RowError(f"{name!r} is no text")
+        raise RowError(f"{name!r} is not text")
     if not (text := str(value).strip()):
         raise RowError(f"{name!r} is empty")
     return text
 
 
 def index_of(record: dict[str, Any], name: str, size: int, *, base: int = 0) -> int:
-    """A 0-based index below `size` from a field that counts from `base`; a number or its text.
-    RowError else."""
+    """A 0-based index from a field that holds a number or its text.
+
+    Args:
+        record: The row.
+        name: The field.
+        size: The index must be below it.
+        base: Number from which the field counts.
+
+    Raises:
+        RowError: The field is not an integer in this range.
+    """
     text = text_of(record, name)
     if not text.isdecimal():
-        raise RowError(f"{name!r} is no whole number")
+        raise RowError(f"{name!r} is not an integer")
     if not base <= int(text) < base + size:
         raise RowError(f"{name!r} is outside {base} to {base + size - 1}")
     return int(text) - base
 
 
 def texts_of(record: dict[str, Any], name: str, size: int | None = None) -> tuple[str, ...]:
-    """A field that holds a list of texts, of a given length if one is given. RowError else."""
+    """A field that holds a list of texts, of length `size` if given; RowError otherwise."""
     value = record.get(name)
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise RowError(f"{name!r} is no list of texts")
+        raise RowError(f"{name!r} is not a list of texts")
     if size is not None and len(value) != size:
         raise RowError(f"{name!r} does not have {size} entries")
     return tuple(text.strip() for text in value)
 
 
 def stem(name: str) -> str:
-    """A media file's name without a known suffix, in any case: x.MOV and x are the same video."""
+    """A media file's name without a known suffix of any case: x.MOV and x are the same video."""
     head, dot, suffix = name.rpartition(".")
     return head if dot and (suffix.lower() in SUFFIXES or not suffix) else name
 
@@ -281,15 +327,15 @@ QUESTION_WORDS = ("what", "who", "how", "where", "when")
 
 
 def question_kind(question: str) -> str:
-    """What MSR-VTT-QA and MSVD-QA call the type of a question: its first word, one of
-    QUESTION_WORDS; else empty."""
+    """The type of a question in MSR-VTT-QA and MSVD-QA: its first word, if it is one of
+    QUESTION_WORDS; otherwise empty."""
     word = question.split(maxsplit=1)[0].lower() if question.strip() else ""
     return word if word in QUESTION_WORDS else ""
 
 
 def place_in_order(key: str) -> float:
-    """A number in [0, 1) that depends on nothing but the text: the same on every machine and in
-    every run."""
+    """A number in [0, 1) that depends only on the text: the same on every machine and in every
+    run."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
 
 
@@ -302,9 +348,18 @@ def train_part(
 ) -> list[AnyItem]:
     """The items of one of TRAIN_PARTS, split by the hash of the media id.
 
-    `group`: media that must stay on one side (clips cut from one film share background and people).
-    Whether an item is held out does not depend on the other items, except that at least one group
-    always is. Raises AnnotationError where there is only one group.
+    Whether an item is held out does not depend on other items, except that at least one group is
+    always held out.
+
+    Args:
+        items: The official training set.
+        split: One of TRAIN_PARTS.
+        share: Share that is held out.
+        group: Item → name of a group that must stay on one side, for example because clips of one
+            film share background and people. Default: the media id.
+
+    Raises:
+        AnnotationError: There is only one group.
     """
     if split == "train-full":
         return list(items)

@@ -1,5 +1,5 @@
-"""DiDeMo as paragraph-to-video retrieval: all descriptions of a video make one caption, its first
-30 s are the input."""
+"""DiDeMo as paragraph-to-video retrieval: all descriptions of a video form one caption, and the
+input is its first 30 s."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from allinone.finetune.annotations.schema import Media, RetrievalItem, Split
 
 SPLITS = ("train", "val", "test")
 VIDEOS = {"train": (8_392, 8_395), "val": (1_065,), "test": (1_004,)}
-"""The original paper counts 8,395 training videos, the lists name 8,392."""
+"""The original paper counts 8,395 training videos, the lists contain 8,392."""
 SECONDS = 30.0
 """Longer videos were cut to 30 s for the annotators."""
 _SOURCE = "LisaAnne/LocalizingMoments, data/{train,val,test}_data.json"
 
 
 def load(folder: Path, split: str) -> Split:
-    """{split}_data.json; {split}_list.txt, where it is there too, limits the videos. The same video
-    is spelled with several suffixes or with none: files are matched by stem, without which 71 (val)
-    and 89 (test) descriptions would be lost."""
+    """Read {split}_data.json, restricted to the videos of {split}_list.txt if available.
+
+    The same video is written with several suffixes or with none. Files are matched by stem;
+    otherwise 71 (val) and 89 (test) descriptions would be lost.
+    """
     check_split(split, SPLITS, "DiDeMo")
     builder = Builder(split)
     path = builder.use(find(folder, [f"{split}_data.json", f"data/{split}_data.json"], _SOURCE))
@@ -39,11 +41,11 @@ def load(folder: Path, split: str) -> Split:
         with builder.row(where):
             name, text = text_of(record, "video"), text_of(record, "description")
             if str(record.get("annotation_id", where)) in seen:
-                builder.leave_out("annotation_id stands twice, the first is kept", where)
+                builder.leave_out("annotation_id is repeated, the first is kept", where)
                 continue
             seen.add(str(record.get("annotation_id", where)))
             if listed is not None and stem(name) not in listed:
-                builder.leave_out(f"the video stands not in {split}_list.txt", where)
+                builder.leave_out(f"the video is not in {split}_list.txt", where)
                 continue
             spellings.add(name)
             descriptions.setdefault(stem(name), []).append(text)

@@ -1,5 +1,5 @@
-"""Ego4D multiple choice as All-in-one describes it: one clip, four narrations, zero-shot. It is not
-EgoMCQ (see `egomcq`)."""
+"""Ego4D multiple choice as described by All-in-one: one clip, four narrations, zero-shot. This is
+not EgoMCQ (see `egomcq`)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from allinone.finetune.annotations.schema import AnnotationError, ChoiceItem, Me
 SPLITS = ("val",)
 OPTIONS = 4
 WINDOW_FRAMES, FRAMES_PER_SECOND = 120, 30.0
-"""A window around the annotated frame. The list gives frames and no rate; 30 per second is assumed,
-which is wrong for the few videos with 60."""
+"""Window around the annotated frame. The list gives frames without a rate; 30 per second is
+assumed, which is wrong for the few videos with 60."""
 _SOURCE = "mc_val.csv of All-in-one's metadata (the item list was not published elsewhere)"
 
 
 def load(folder: Path, split: str, *, tags: str = "keep") -> Split:
-    """mc_val.csv: `question` and `answers` are Python literals, (uid, frame, …, narration) and a
-    list of four such tuples.
+    """Read mc_val.csv, in which `question` and `answers` are Python literals: (uid, frame, …,
+    narration) and a list of four such tuples. The correct option is the question's narration.
 
-    The right option is the one with the question's narration. `tags` keep or drop: whether `#C C`
-    and the like stay in the texts.
+    Args:
+        folder: Holds the file.
+        split: One of SPLITS.
+        tags: keep or drop: annotators' marks such as `#C C` in the texts.
     """
     check_split(split, SPLITS, "Ego4D multiple choice")
     if tags not in ("keep", "drop"):
@@ -39,10 +41,10 @@ def load(folder: Path, split: str, *, tags: str = "keep") -> Split:
     )
     if repeated:
         builder.note(
-            "the right narration stands more than once, the last counts as in the original code:"
+            "the correct narration is repeated, the last one counts, as in the original code:"
             f" {len(repeated):,} ({', '.join(repeated[:5])})"
         )
-    builder.note(f"questions: {len(builder.items):,}; the number of the paper's is not published")
+    builder.note(f"questions: {len(builder.items):,}; the paper's number is not published")
     return builder.split()
 
 
@@ -92,12 +94,12 @@ def _literal(record: dict[str, str], name: str) -> Any:
     try:
         return ast.literal_eval(record[name].strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        raise RowError(f"{name!r} is no Python literal") from None
+        raise RowError(f"{name!r} is not a Python literal") from None
 
 
 def without_tags(narration: str) -> str:
-    """The narration without its annotators' marks: "#C C opens a drawer" (the camera wearer) → "C
-    opens a drawer"."""
+    """The narration without annotators' marks: "#C C opens a drawer" (the camera wearer) → "C opens
+    a drawer"."""
     return " ".join(
         re.sub(r"#\s*(?:unsure|[A-Za-z])\b", " ", narration, flags=re.IGNORECASE).split()
     )

@@ -29,18 +29,22 @@ _SOURCE = "egomcq.json of showlab/EgoVLP"
 
 
 def load(folder: Path, split: str, *, chunk_s: float | None = None, tags: str = "keep") -> Split:
-    """egomcq.json. `chunk_s`: the videos are cut into chunks of so many seconds,
-    `<uid>/<number>.mp4` (EgoVLP: 600); None: whole, `<uid>`.
+    """Read egomcq.json.
 
-    A clip that runs over the end of a chunk stops there; the notes count such clips. `tags` keep or
-    drop: see `ego4d.without_tags`.
+    Args:
+        folder: Holds the file.
+        split: One of SPLITS.
+        chunk_s: Seconds of the chunks that videos are cut into, `<uid>/<number>.mp4` (EgoVLP: 600);
+            None: complete videos, `<uid>`. A clip that crosses the end of a chunk is cut there; a
+            note counts such clips.
+        tags: keep or drop, see `ego4d.without_tags`.
     """
     check_split(split, SPLITS, "EgoMCQ")
     if tags not in ("keep", "drop"):
         raise AnnotationError(f"tags is {tags!r}; choose one of: keep, drop")
     if chunk_s is not None and chunk_s <= 0:
         raise AnnotationError(
-            f"chunk_s is {chunk_s}; it must be above 0 seconds, or None for whole videos"
+            f"chunk_s is {chunk_s}; it must be above 0 seconds, or None for complete videos"
         )
     builder = Builder(split)
     path = builder.use(find(folder, ["egomcq.json"], _SOURCE))
@@ -90,9 +94,9 @@ def _item(
 
 
 def _clip(choice: Any, chunk_s: float | None, cut: list[str]) -> Media:
-    """The same clip has the same id wherever it stands."""
+    """Media of one choice; the same clip has the same id in every question."""
     if not isinstance(choice, dict):
-        raise RowError("a choice is no JSON object")
+        raise RowError("a choice is not a JSON object")
     uid = text_of(choice, "video_uid")
     try:
         start, end = (
@@ -100,9 +104,9 @@ def _clip(choice: Any, chunk_s: float | None, cut: list[str]) -> Media:
             max(0.0, float(text_of(choice, "clip_end"))),
         )
     except ValueError:
-        raise RowError("clip_start or clip_end is no number") from None
+        raise RowError("clip_start or clip_end is not a number") from None
     if not start <= end:
-        raise RowError("a clip ends before it begins")
+        raise RowError("a clip ends before it starts")
     name = f"{uid}@{start:g}-{end:g}"
     if chunk_s is None:
         return Media(name, uid, start, end)

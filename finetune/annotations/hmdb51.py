@@ -1,4 +1,4 @@
-"""HMDB51: three official folds. The protocol is the mean of the three."""
+"""HMDB51: three official folds; the result is their mean."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ _SOURCE = "test_train_splits.rar of HMDB51's site (serre-lab.clps.brown.edu)"
 
 
 def load(folder: Path, split: str, *, fold: int) -> Split:
-    """`<class>_test_split{1,2,3}.txt` with `<file>.avi <0|1|2>` per line: 1 train, 2 test, 0
-    unused.
+    """Read `<class>_test_split{1,2,3}.txt`, with `<file>.avi <0|1|2>` per line: 1 train, 2 test, 0
+    unused. Held-out clips come from other films than the remaining training clips.
 
-    Held-out clips come from other films than those left in train.
+    Args:
+        folder: Holds the lists, or the folder of the archive.
+        split: One of SPLITS.
+        fold: One of FOLDS.
     """
     check_split(split, SPLITS, "HMDB51")
     if fold not in FOLDS:
@@ -43,7 +46,7 @@ def load(folder: Path, split: str, *, fold: int) -> Split:
     if root is None:
         raise AnnotationError(
             f"{folder} lacks <class>_test_split{fold}.txt. Source: {_SOURCE}. Give the folder that"
-            " holds them"
+            " contains them"
         )
     lists = {
         path.stem.removesuffix(f"_test_split{fold}"): path
@@ -74,8 +77,8 @@ def load(folder: Path, split: str, *, fold: int) -> Split:
 
 
 def _lines(path: Path, builder: Builder) -> list[tuple[str, str, str]]:
-    """(place, file, mark); file names hold odd characters (# ; & ! parentheses), so the mark is
-    what stands last."""
+    """(where, file, mark). File names contain odd characters (# ; & ! parentheses), so the mark is
+    the last field of the line."""
     rows = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         file, _, mark = line.strip().rpartition(" ")

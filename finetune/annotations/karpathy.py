@@ -29,11 +29,15 @@ _SOURCE = "Karpathy's caption_datasets.zip (cs.stanford.edu/people/karpathy/deep
 
 
 def load(folder: Path, split: str, *, dataset: str, captions: int | None = None) -> Split:
-    """`captions`: the first so many captions of an image; None: all. Some COCO images have six or
-    seven: 25,010 in test, 25,000 with five each.
+    """Read one split. COCO's train includes `restval`, the part of val2014 that is neither val nor
+    test. Media paths are relative to the folder of train2014 and val2014, or to flickr30k-images.
 
-    COCO's train holds `restval` too, the part of val2014 that is neither val nor test. Media paths
-    start at the folder that holds train2014 and val2014, or at flickr30k-images.
+    Args:
+        folder: Holds the file.
+        split: One of SPLITS.
+        dataset: One of DATASETS.
+        captions: Captions per image; None: all. Some COCO images have six or seven: 25,010 in test,
+            25,000 with five each.
     """
     if dataset not in DATASETS:
         raise AnnotationError(
@@ -49,8 +53,7 @@ def load(folder: Path, split: str, *, dataset: str, captions: int | None = None)
     content = read_json(path, dict)
     if content.get("dataset", dataset) != dataset or not isinstance(content.get("images"), list):
         raise AnnotationError(
-            f"{path} is not Karpathy's file of {dataset}: it says dataset"
-            f" {content.get('dataset')!r}"
+            f"{path} is not Karpathy's file of {dataset}: its dataset is {content.get('dataset')!r}"
         )
     wanted = ("train", "restval") if split == "train" else (split,)
     rows = [

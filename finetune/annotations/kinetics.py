@@ -101,11 +101,11 @@ def _item(
     def make(record: dict[str, Any]) -> LabelItem:
         label, video = _label(record), text_of(record, "youtube_id")
         if label not in numbers:
-            raise RowError("the label is no class of train.csv")
+            raise RowError("the label is not a class of train.csv")
         try:
             start, end = int(float(record["time_start"])), int(float(record["time_end"]))
         except ValueError:
-            raise RowError("time_start or time_end is no number") from None
+            raise RowError("time_start or time_end is not a number") from None
         name = f"{video}_{start:06d}_{end:06d}"
         folder = label.replace(" ", "_") if class_folders == "underscores" else label
         return LabelItem(name, Media(video, f"{half}/{folder}/{name}.mp4"), numbers[label])

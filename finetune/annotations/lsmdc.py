@@ -43,8 +43,14 @@ _SOURCE = "the LSMDC 2016 challenge page (access by a signed form to MPI for Inf
 
 
 def load(folder: Path, split: str, *, task: str) -> Split:
-    """`task` retrieval: all sentences of a clip are its captions; choice: five options, the right
-    one moved off the first place in train."""
+    """Read one split of one task.
+
+    Args:
+        folder: Holds the files.
+        split: One of SPLITS.
+        task: retrieval: all sentences of a clip are its captions; choice: five options. In train
+            the correct option is moved from the first place.
+    """
     if task not in TASKS:
         raise AnnotationError(f"LSMDC has no task {task!r}; choose one of: {', '.join(TASKS)}")
     check_split(split, SPLITS, f"LSMDC {task}")
@@ -52,8 +58,8 @@ def load(folder: Path, split: str, *, task: str) -> Split:
 
 
 def _media(record: dict[str, Any]) -> Media:
-    """`0123_SOME_MOVIE_00.01.02.345-00.01.05.678`: the movie is all but the last field. The dots
-    belong to the name, not to a suffix."""
+    """`0123_SOME_MOVIE_00.01.02.345-00.01.05.678`: the movie is everything before the last field.
+    The dots are part of the name, not of a suffix."""
     clip = text_of(record, "clip").removesuffix(".avi")
     movie, _, times = clip.rpartition("_")
     if not movie or "-" not in times:
@@ -96,12 +102,12 @@ def _choice(folder: Path, split: str) -> Split:
             answer = index_of(record, "correct", 5, base=1) if labelled else 0
             if split == "train":
                 texts, answer = _moved(texts, answer, where)
-            # A clip may have several sentences: the place in the file tells its questions apart.
+            # A clip may have several sentences: the line number distinguishes its questions.
             builder.add(ChoiceItem(f"{media.id}@{where}", media, "", tuple(texts), answer), where)
     if split == "train":
         builder.note(
-            "the official file lists the right option first; options are rotated by a fixed rule so"
-            " that the place tells nothing"
+            "the official file lists the correct option first; options are rotated by a fixed rule,"
+            " so that the position carries no information"
         )
     if split == "test":
         builder.official("questions", len(builder.items), CHOICE_TEST, verified=False)
@@ -109,8 +115,8 @@ def _choice(folder: Path, split: str) -> Split:
 
 
 def _has_label(path: Path, columns: int, *, needed: bool) -> bool:
-    """Whether rows have the eleventh field: always in val and test, in some releases in train as
-    well."""
+    """Whether rows have the eleventh field: always in val and test, in some releases also in
+    train."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         return needed or file.readline().rstrip("\r\n").count("\t") == columns
 

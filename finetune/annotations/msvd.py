@@ -37,10 +37,14 @@ _RETRIEVAL_SOURCE = "collaborative-experts' or CLIP4Clip's msvd_data"
 
 
 def load(folder: Path, split: str, *, task: str) -> Split:
-    """`task` qa: {split}_qa.json (or msvd_{split}_qa_encode.json, or JSON lines) with
-    youtube_mapping.txt, and msvd_answer_set.txt if there is one; retrieval: {split}_list.txt with
-    AllVideoDescriptions.txt, every caption of a clip kept, as the community's protocol queries all
-    of them.
+    """Read one split of one task.
+
+    Args:
+        folder: Holds the files.
+        split: One of SPLITS.
+        task: qa: {split}_qa.json (or msvd_{split}_qa_encode.json, or JSON lines) with
+            youtube_mapping.txt, and msvd_answer_set.txt if available. retrieval: {split}_list.txt
+            with AllVideoDescriptions.txt; all captions of a clip are queries, as is common.
     """
     check_split(split, SPLITS, f"MSVD {task}")
     if task not in TASKS:
@@ -80,14 +84,14 @@ def _question(clips: dict[str, str]) -> Callable[[dict[str, Any]], QAItem]:
 
 
 def _clip(clips: dict[str, str], video: str) -> str:
-    """The official array numbers the videos 873, other forms write vid873, and some already hold
-    the clip's name."""
+    """The official array numbers videos as 873, other forms as vid873, and some contain the clip's
+    name."""
     number = video.removeprefix("vid")
     if number in clips:
         return clips[number]
     if video in clips.values():
         return video
-    raise RowError("the video stands not in youtube_mapping.txt")
+    raise RowError("the video is not in youtube_mapping.txt")
 
 
 def _mapping(path: Path) -> dict[str, str]:
@@ -129,15 +133,15 @@ def _caption_file(folder: Path) -> Path:
             return folder / name
     if next(folder.glob("*.pkl"), None):
         raise AnnotationError(
-            f"{folder} holds the captions as a pickle, which can run any program when it is read"
-            " and is refused. Put AllVideoDescriptions.txt beside it (MSVD's own release, UT"
-            " Austin), or raw-captions.json, the same content as JSON"
+            f"{folder} holds the captions as a pickle file, which can run any program when it is"
+            " loaded, and is refused. Add AllVideoDescriptions.txt (MSVD's own release, UT Austin)"
+            " to the folder, or raw-captions.json, the same content as JSON"
         )
     if next(folder.glob("MSVD_*.tsv"), None):
         raise AnnotationError(
             f"{folder} holds MSVD_*.tsv: its captions are joined by commas and contain commas, so"
-            " they cannot be told apart again; use AllVideoDescriptions.txt of MSVD's own release"
-            " (UT Austin)"
+            " they cannot be separated; use AllVideoDescriptions.txt of MSVD's own release (UT"
+            " Austin)"
         )
     return find(
         folder,

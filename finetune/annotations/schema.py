@@ -1,5 +1,5 @@
-"""What annotation readers hand to the task protocols: items with explicit splits. No reader opens a
-media file, no protocol knows a file format."""
+"""The interface between annotation readers and tasks: items and splits. Readers do not open media
+files, and tasks do not know file formats."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from allinone.common.errors import AllInOneError
 
 
 class AnnotationError(AllInOneError, ValueError):
-    """Annotation files are missing, of another format, or contradict each other; the message says
+    """Annotation files are missing, have another format, or contradict each other; the message says
     what was given and what is needed."""
 
 
@@ -21,17 +21,16 @@ class Media:
     id: str
     """Unique inside the benchmark; the same video has the same id in every split."""
     path: str
-    """Relative to the media folder that the user names, with its suffix; without one, any known
-    suffix is tried."""
+    """Relative to the media folder; without a suffix, all known suffixes are tried."""
     start_s: float | None = None
-    """Beginning of the part to look at, seconds; None = the beginning."""
+    """Start of the part, seconds; None = start of the file."""
     end_s: float | None = None
-    """End of the part, seconds; None = the end."""
+    """End of the part, seconds; None = end of the file."""
 
 
 @dataclass(frozen=True)
 class RetrievalItem:
-    """A media item with the captions that belong to it."""
+    """A media item with its captions."""
 
     id: str
     media: Media
@@ -40,48 +39,48 @@ class RetrievalItem:
 
 @dataclass(frozen=True)
 class QAItem:
-    """An open question."""
+    """An open-ended question."""
 
     id: str
     media: Media
     question: str
     answers: tuple[str, ...] = ()
-    """Right answers; several where annotators disagree (VQAv2: all ten, in order). Empty where the
+    """Correct answers; several if annotators disagree (VQAv2: all ten, in order). Empty if the
     split hides them."""
     kind: str = ""
-    """The benchmark's own type of question (VQAv2: yes/no, number, other), by which its score is
-    also reported."""
+    """The benchmark's type of question (VQAv2: yes/no, number, other); scores are also reported per
+    type."""
 
 
 @dataclass(frozen=True)
 class ChoiceItem:
-    """A question or a prompt with options. `question` is empty where the video alone is asked about
-    (MSR-VTT and LSMDC multiple choice)."""
+    """A question with options. `question` is empty if the options describe the video (MSR-VTT and
+    LSMDC multiple choice)."""
 
     id: str
     media: Media
     question: str
     choices: tuple[str, ...]
     answer: int | None = None
-    """Index of the right option; None where the split hides it."""
+    """Index of the correct option; None if the split hides it."""
     context: str = ""
-    """Subtitles, where the benchmark has them."""
+    """Subtitles, if the benchmark has them."""
 
 
 @dataclass(frozen=True)
 class ClipChoiceItem:
-    """A text with several clips of which one fits (EgoMCQ): the mirror image of ChoiceItem."""
+    """A text with several clips, one of which matches it (EgoMCQ)."""
 
     id: str
     text: str
     clips: tuple[Media, ...]
     answer: int | None = None
     kind: str = ""
-    """inter: the clips are of different videos; intra: of the same one."""
+    """inter: clips of different videos; intra: clips of the same video."""
 
     @property
     def media(self) -> Media:
-        """The first clip, for code that names one media item per item; `media_ids` gives all."""
+        """The first clip, for code that needs one media item per item; `media_ids` gives all."""
         return self.clips[0]
 
 
@@ -95,8 +94,8 @@ class ImageRegion:
 
 @dataclass(frozen=True)
 class VCRItem:
-    """A VCR question. Texts are token lists in which an int is an index into `regions`, as in the
-    official files."""
+    """A VCR question. Texts are token lists; a tuple of ints in them holds indices into `regions`,
+    as in the official files."""
 
     id: str
     media: Media
@@ -107,8 +106,8 @@ class VCRItem:
     answer: int | None = None
     rationale: int | None = None
     metadata: str = ""
-    """The image's metadata file with the outlines of the regions, relative to the media folder: too
-    large to hold for all items."""
+    """The image's metadata file with the outlines of the regions, relative to the media folder.
+    Outlines are too large to keep for all items."""
 
 
 @dataclass(frozen=True)
@@ -139,19 +138,17 @@ class Split:
     name: str
     items: Sequence[Item]
     files: tuple[str, ...]
-    """Annotation files that it was read from."""
+    """Annotation files that were read."""
     classes: tuple[str, ...] = ()
     """Names of the classes, for LabelItem."""
     notes: tuple[str, ...] = ()
-    """What a user should know: rows left out with their reason and count, official size against
-    found size."""
+    """Notes for the user: rows left out with reason and count, found and official numbers."""
     answer_space: tuple[str, ...] = field(default=())
     """Fixed answer vocabulary, if the benchmark ships one."""
 
 
 def assert_disjoint(*splits: Split) -> None:
-    """Raise AnnotationError where two splits share a media item: whatever was trained on must not
-    be tested on."""
+    """Raise AnnotationError if two splits share a media item: test media must not be trained on."""
     for i, first in enumerate(splits):
         mine = _all_media(first)
         for second in splits[i + 1 :]:

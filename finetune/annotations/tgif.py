@@ -1,4 +1,5 @@
-"""TGIF-QA, the 165 k version: action and transition (five options), frameqa (one word).
+"""TGIF-QA, the version with 165,000 questions: action and transition (five options), frameqa (one
+word).
 
 Official files end in .csv but are tab-separated with CRLF, a header and no quoting. There is no
 official validation split: one is held out of train.
@@ -43,10 +44,15 @@ _SOURCE = "the dataset folder of YunseokJANG/tgif-qa, or ClipBERT's tgif_qa anno
 
 
 def load(folder: Path, split: str, *, task: str, form: str = "") -> Split:
-    """The official {Train,Test}_{task}_question.csv; with `form` clipbert
-    {task}_{train,val,test}.jsonl, whose val is ClipBERT's own part of train.
+    """Read one split of one task. The forms are never mixed: ClipBERT's train with our held-out
+    part would leak.
 
-    The forms are never mixed: ClipBERT's train with our held-out part would leak.
+    Args:
+        folder: Holds the files.
+        split: One of SPLITS, or of CLIPBERT_SPLITS.
+        task: One of TASKS.
+        form: "": the official {Train,Test}_{task}_question.csv; clipbert:
+            {task}_{train,val,test}.jsonl, whose val is ClipBERT's part of train.
     """
     if task not in TASKS:
         raise AnnotationError(f"TGIF-QA has no task {task!r}; choose one of: {', '.join(TASKS)}")
@@ -80,7 +86,7 @@ def _media(record: dict[str, Any]) -> Media:
 
 
 def _id(record: dict[str, Any]) -> str:
-    """`vid_id` holds the text (ACTION77) and `key` the number; neither alone is promised to be
+    """`vid_id` holds a text (ACTION77) and `key` a number; neither alone is guaranteed to be
     unique."""
     return f"{text_of(record, 'vid_id')}-{text_of(record, 'key')}"
 
@@ -106,7 +112,7 @@ def _word(record: dict[str, Any]) -> QAItem:
 def _clipbert(folder: Path, split: str, task: str) -> Split:
     builder = Builder(split)
     path = builder.use(find(folder, [f"{task}_{split}.jsonl"], _SOURCE))
-    # The form has no ids: the place in the file serves as one.
+    # This form has no ids: the position in the file serves as one.
     rows = ((where, {**record, "where": where}) for where, record in json_lines(path, builder))
     builder.read(rows, _clipbert_choice if task != "frameqa" else _clipbert_word)
     if split == "test":

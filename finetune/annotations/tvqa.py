@@ -32,9 +32,9 @@ FILES = {"train": "tvqa_train.jsonl", "val": "tvqa_val.jsonl", "test": "tvqa_tes
 SIZES = {"train": 122_039, "val": 15_253, "test": 7_623}
 FRAMES_PER_SECOND = 3.0
 SHOWS = ("castle", "friends", "grey", "house", "met")
-"""Prefixes of `vid_name`. The Big Bang Theory has none: its names begin with the season."""
+"""Prefixes of `vid_name`. The Big Bang Theory has none: its names start with the season."""
 FALLBACK_SPAN_S = (10.0, 30.0)
-"""What TVQA's own code takes where `ts` is nan, seconds."""
+"""Span that TVQA's own code uses if `ts` is nan, seconds."""
 _SOURCE = "tvqa_qa_release.tar.gz of TVQA's site (tvqa.cs.unc.edu)"
 _SUBTITLES_SOURCE = (
     "tvqa_subtitles.tar.gz of TVQA's site, unpacked, or tvqa_preprocessed_subtitles.jsonl"
@@ -51,11 +51,14 @@ class SubtitleLine:
 
 
 def load(folder: Path, split: str, *, subtitles: bool = False, timestamps: bool = True) -> Split:
-    """`timestamps`: look at the annotated span only, and read only the subtitles that overlap it.
-    `subtitles`: put them into `context`.
+    """Read one split. The four combinations of the options are four protocols; state which of them
+    a number uses. The labels of test are hidden (server).
 
-    The four combinations are four protocols; name the one a number uses. The labels of test are
-    hidden (server).
+    Args:
+        folder: Holds the files.
+        split: One of SPLITS.
+        subtitles: Put the subtitles into `context`.
+        timestamps: Show the annotated span only, with the subtitles that overlap it.
     """
     check_split(split, SPLITS, "TVQA")
     half = split if split in FILES else "train"
@@ -106,19 +109,19 @@ def _item(
 
 
 def show(vid_name: str) -> str:
-    """The show's short name in the frames' folder: friends_s01e02_seg02_clip_05 → friends,
+    """The show's short name in the folder of the frames: friends_s01e02_seg02_clip_05 → friends,
     s05e02_seg02_clip_12 → bbt."""
     prefix = vid_name.partition("_")[0]
     if prefix in SHOWS:
         return prefix
     if re.fullmatch(r"s\d\de\d\d", prefix):
         return "bbt"
-    raise RowError("'vid_name' begins with no known show")
+    raise RowError("'vid_name' does not start with a known show")
 
 
 def _span(record: dict[str, Any]) -> tuple[float, float]:
-    """`ts`, "1.21-8.49" in seconds, either of which may be nan. RowError where it is something else
-    or ends before it begins."""
+    """`ts`, "1.21-8.49" in seconds, either of which may be nan; RowError if it has another form or
+    ends before it starts."""
     match = re.fullmatch(r"([\d.]+|nan)-([\d.]+|nan)", text_of(record, "ts"))
     if match is None:
         raise RowError("'ts' is not start-end in seconds")
@@ -127,7 +130,7 @@ def _span(record: dict[str, Any]) -> tuple[float, float]:
     except ValueError:
         raise RowError("'ts' is not start-end in seconds") from None
     if end < start:
-        raise RowError("'ts' ends before it begins")
+        raise RowError("'ts' ends before it starts")
     return start, end
 
 
@@ -140,8 +143,7 @@ def _readable(record: dict[str, Any]) -> bool:
 
 
 class _Subtitles:
-    """Subtitles of all clips: one .srt per clip, or one JSON line per clip. A clip without any is
-    counted."""
+    """Subtitles of all clips: one .srt or one JSON line per clip. Clips without any are counted."""
 
     def __init__(self, folder: Path, builder: Builder) -> None:
         self.missing: set[str] = set()
@@ -174,16 +176,14 @@ class _Subtitles:
         if name not in self._lines:
             self.missing.add(name)
         lines = self._lines.get(name, ())
-        begin, stop = (
-            (-math.inf if start_s is None else start_s),
-            (math.inf if end_s is None else end_s),
-        )
+        begin = -math.inf if start_s is None else start_s
+        stop = math.inf if end_s is None else end_s
         return " ".join(line.text for line in lines if line.start_s <= stop and line.end_s >= begin)
 
 
 def parse_srt(text: str) -> list[SubtitleLine]:
-    """SubRip: blocks of a number, `00:00:01,210 --> 00:00:08,490` and text lines, parted by blank
-    lines. Blocks without a time are no subtitle."""
+    """SubRip: blocks of a number, `00:00:01,210 --> 00:00:08,490` and text lines, separated by
+    blank lines. Blocks without a time are ignored."""
     lines = []
     for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
         match = re.search(

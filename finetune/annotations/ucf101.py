@@ -1,4 +1,4 @@
-"""UCF101: three official folds. The protocol is the mean of the three."""
+"""UCF101: three official folds; the result is their mean."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ _SOURCE = "UCF101TrainTestSplits-RecognitionTask.zip of UCF's site (crcv.ucf.edu
 
 
 def load(folder: Path, split: str, *, fold: int) -> Split:
-    """classInd.txt, trainlist0{fold}.txt (labels from 1) and testlist0{fold}.txt (no labels: the
-    class is the folder).
+    """Read classInd.txt, trainlist0{fold}.txt (labels from 1) and testlist0{fold}.txt (no labels:
+    the class is the folder). Clips of a group are cut from one video, so complete groups are held
+    out.
 
-    Clips of a group are cut from one video, so groups are held out whole.
+    Args:
+        folder: Holds the files.
+        split: One of SPLITS.
+        fold: One of FOLDS.
     """
     check_split(split, SPLITS, "UCF101")
     if fold not in FOLDS:
@@ -71,15 +75,15 @@ def _classes(path: Path) -> tuple[str, ...]:
 
 
 def _item(line: str, classes: tuple[str, ...]) -> LabelItem:
-    """`Archery/v_Archery_g08_c01.avi 3` or without the number. Class folders differ in case between
-    releases (HandstandPushups)."""
+    """`Archery/v_Archery_g08_c01.avi 3`, or without the number. Class folders differ in case
+    between releases (HandstandPushups)."""
     file, *rest = line.split()
     path = PurePosixPath(file)
     label = {name.lower(): number for number, name in enumerate(classes)}.get(
         path.parent.name.lower()
     )
     if label is None:
-        raise RowError("the folder is no class of classInd.txt")
+        raise RowError("the folder is not a class of classInd.txt")
     if rest and rest != [str(label + 1)]:
         raise RowError("the label is not the number of the folder's class")
     return LabelItem(path.stem, Media(path.stem, file), label)

@@ -1,5 +1,5 @@
-"""VCR (Zellers et al. 2019): questions on movie stills whose texts point at detected objects.
-Prompts and names are in `vcr_text`."""
+"""VCR (Zellers et al. 2019): questions on movie stills whose texts refer to detected objects. Names
+and sentences are in `vcr_text`."""
 
 from __future__ import annotations
 
@@ -39,11 +39,15 @@ Polygon = tuple[tuple[float, float], ...]
 
 
 def load(folder: Path, split: str, *, images: Path | None = None) -> Split:
-    """{train,val,test}.jsonl of vcr1annots, boxes from the JSON file beside each image. The labels
-    of test are hidden (server).
+    """Read {train,val,test}.jsonl of vcr1annots, and boxes from the JSON file next to each image.
 
-    images: vcr1images; default: beside `folder`. The held-out part keeps whole movies together:
+    The labels of test are hidden (server). The held-out part consists of complete movies, because
     stills of one scene look alike.
+
+    Args:
+        folder: vcr1annots, or the folder that contains it.
+        split: One of SPLITS.
+        images: vcr1images; by default next to vcr1annots.
     """
     check_split(split, SPLITS, "VCR")
     half = split if split in SIZES else "train"
@@ -52,8 +56,8 @@ def load(folder: Path, split: str, *, images: Path | None = None) -> Split:
     root = images or path.parent.parent / "vcr1images"
     if not root.is_dir():
         raise AnnotationError(
-            f"{root} is no folder. Source: {_IMAGES_SOURCE}. Its .json files hold the boxes; name"
-            " it with images="
+            f"{root} is not a folder. Source: {_IMAGES_SOURCE}. Its .json files contain the boxes;"
+            " give it with --media"
         )
     builder.files.append(str(root))
     movies: dict[str, str] = {}
@@ -78,7 +82,7 @@ def _item(
         image, metadata = text_of(record, "img_fn"), text_of(record, "metadata_fn")
         names = record.get("objects")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise RowError("'objects' is no list of class names")
+            raise RowError("'objects' is not a list of class names")
         item = VCRItem(
             text_of(record, "annot_id"),
             Media(str(PurePosixPath(image).with_suffix("")), image),
@@ -104,17 +108,17 @@ def _choices(record: dict[str, Any], name: str, objects: int) -> tuple[Tokens, .
 
 
 def tokens_of(tokens: Any, objects: int) -> Tokens:
-    """An official token list: texts, and lists of 0-based detection indices below `objects`.
-    RowError where it is something else."""
+    """An official token list: texts, and lists of 0-based detection indices below `objects`;
+    RowError if it is something else."""
     if not isinstance(tokens, list) or not tokens:
-        raise RowError("a text is no list of tokens")
+        raise RowError("a text is not a list of tokens")
     read: list[str | tuple[int, ...]] = []
     for token in tokens:
         if isinstance(token, str):
             read.append(token)
         elif isinstance(token, list) and token and all(type(index) is int for index in token):
             if not all(0 <= index < objects for index in token):
-                raise RowError("a text points at an object that is not listed")
+                raise RowError("a text refers to an object that is not listed")
             read.append(tuple(token))
         else:
             raise RowError("a token is neither text nor a list of object indices")
@@ -124,7 +128,7 @@ def tokens_of(tokens: Any, objects: int) -> Tokens:
 def _metadata(root: Path, name: str) -> dict[str, Any]:
     relative = PurePosixPath(name)
     if relative.is_absolute() or ".." in relative.parts:
-        raise RowError("'metadata_fn' leaves the image folder")
+        raise RowError("'metadata_fn' is outside the image folder")
     path = root / relative
     if not path.is_file():
         raise RowError("the metadata file of the image is missing")
@@ -133,10 +137,10 @@ def _metadata(root: Path, name: str) -> dict[str, Any]:
 
 
 def _regions(root: Path, metadata: str, names: Sequence[str]) -> tuple[ImageRegion, ...]:
-    """Boxes come as [x1, y1, x2, y2, score] in pixels, in the order of `objects`."""
+    """Boxes are [x1, y1, x2, y2, score] in pixels, in the order of `objects`."""
     boxes = _metadata(root, metadata).get("boxes")
     if not isinstance(boxes, list) or len(boxes) != len(names):
-        raise RowError("the metadata file has another number of boxes than 'objects'")
+        raise RowError("the metadata file and 'objects' have different numbers of entries")
     regions = []
     for name, box in zip(names, boxes, strict=True):
         if (
@@ -151,8 +155,8 @@ def _regions(root: Path, metadata: str, names: Sequence[str]) -> tuple[ImageRegi
 
 
 def outlines(images: Path, item: VCRItem) -> tuple[tuple[Polygon, ...], ...]:
-    """Per region its polygons in pixels, for MERLOT's masks; empty for a region without any. Raises
-    AnnotationError where the file does not fit."""
+    """Polygons of each region in pixels, for MERLOT's masks; empty for a region without any.
+    AnnotationError if the file does not fit the item."""
     try:
         segments = _metadata(images, item.metadata).get("segms")
         if not isinstance(segments, list) or len(segments) != len(item.regions):

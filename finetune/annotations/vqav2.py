@@ -30,17 +30,20 @@ _PARTS = {
     "test": ("test2015",),
 }
 HELD_OUT_SHARE = 1_000 / 40_504
-"""ViLT holds out 1,000 of val's 40,504 images, drawn anew on each machine; here the hash of the
+"""ViLT holds out 1,000 of val's 40,504 images, drawn again on each machine; here the hash of the
 image decides, so the number is about 1,000."""
 _SOURCE = "visualqa.org/download.html"
 
 
 def load(folder: Path, split: str, *, with_answer_space: bool = True) -> Split:
-    """The paper's protocol trains on `train+val` (all of train2014 and what is not held out of
-    val2014), tunes on `held-out` and tests on a server.
+    """Read one split. The paper's protocol trains on `train+val` (train2014 and the part of val2014
+    that is not held out), validates on `held-out` and tests on a server.
 
-    `with_answer_space`: gather the 3,129 answers of train2014 and val2014, which needs both
-    annotation files; leave it off where a checkpoint brings its own.
+    Args:
+        folder: Holds the files.
+        split: One of SPLITS.
+        with_answer_space: Collect the 3,129 answers of train2014 and val2014, which needs both
+            annotation files.
     """
     check_split(split, SPLITS, "VQAv2")
     builder = Builder(split)
@@ -77,7 +80,7 @@ def load(folder: Path, split: str, *, with_answer_space: bool = True) -> Split:
 
 
 def _without_held_out(builder: Builder, split: str) -> list[Any]:
-    """Whole images of val2014 are held out; train2014 stays as it is."""
+    """Hold out images of val2014 with all their questions; train2014 is unchanged."""
     val = [
         item
         for item in builder.items.values()
@@ -109,7 +112,8 @@ def _questions(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _answers(path: Path) -> dict[str, dict[str, Any]]:
-    """Annotations by question id. A broken one raises: the answer space would silently change."""
+    """Annotations by question id. A broken annotation is an error, because leaving it out would
+    silently change the answer space."""
     annotations: dict[str, dict[str, Any]] = {}
     for number, record in enumerate(_records(path, "annotations")):
         try:
@@ -135,7 +139,7 @@ def _item(part: str, answers: dict[str, dict[str, Any]]) -> Callable[[dict[str, 
     def make(record: dict[str, Any]) -> QAItem:
         number, image = text_of(record, "question_id"), text_of(record, "image_id")
         if not image.isdecimal():
-            raise RowError("'image_id' is no whole number")
+            raise RowError("'image_id' is not an integer")
         media = Media(image, f"{folder}/COCO_{folder}_{int(image):012d}.jpg")
         if folder == "test2015":
             return QAItem(number, media, text_of(record, "question"))

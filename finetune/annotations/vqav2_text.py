@@ -63,8 +63,8 @@ def strip_punctuation(text: str) -> str:
 
 
 def normalise(answer: str) -> str:
-    """An answer normalised for comparison: lower case, no punctuation, digits for number words up to
-    ten, no articles, apostrophes in contractions."""
+    """An answer normalised for comparison: lower case, no punctuation, digits for number words up
+    to ten, no articles, apostrophes in contractions."""
     words = strip_punctuation(answer.replace("\n", " ").replace("\t", " ").strip()).lower().split()
     words = [word for word in (_NUMBERS.get(word, word) for word in words) if word not in _ARTICLES]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words)

@@ -88,7 +88,7 @@ def refused(
     return run
 
 
-def test_a_missing_annotation_file_or_video_folder_names_the_official_archive(
+def test_missing_annotations_or_media_name_the_archive(
     refused: Callable[..., str], tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -118,7 +118,7 @@ def test_another_size_names_both_sizes(refused: Callable[..., str]) -> None:
     assert "nano, tiny, small, base" in refused(QA, "--size", "giant")
 
 
-def test_a_changed_answer_vocabulary_is_an_error_that_shows_the_difference(
+def test_changed_answer_vocabulary_shows_the_difference(
     refused: Callable[..., str], answering: Path
 ) -> None:
     message = refused(QA, "--eval-only", checkpoint=answering)

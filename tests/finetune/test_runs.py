@@ -137,7 +137,7 @@ def test_every_protocol_trains_and_evaluates(ended: dict[str, Ended], name: str)
     assert set(ended[name].codes) == {0}, ended[name].output
 
 
-def test_a_run_killed_and_continued_ends_with_the_same_weights_and_predictions(
+def test_killed_and_continued_run_gives_the_same_predictions(
     root: Path, ended: dict[str, Ended]
 ) -> None:
     assert ended["qa killed"].codes == [-9]
@@ -163,13 +163,13 @@ def test_worlds_of_one_two_and_three_ranks_give_the_same_bytes(
     )  # questions; videos and their captions
 
 
-def test_the_evaluation_after_training_equals_that_of_the_best_weights_alone(
+def test_evaluation_after_training_equals_that_of_best_weights(
     root: Path, ended: dict[str, Ended]
 ) -> None:
     assert predictions(root, "qa") == predictions(root, "qa_1")
 
 
-def test_a_video_that_fails_in_evaluation_is_named_and_counts_as_wrong(
+def test_video_that_fails_in_evaluation_counts_as_wrong(
     root: Path, ended: dict[str, Ended]
 ) -> None:
     ((_, result),) = read_results(root / "out" / "qa")
@@ -212,7 +212,7 @@ def test_the_item_that_makes_a_loss_nan_is_named(root: Path, ended: dict[str, En
     ] == [(1, 3, met[3])]
 
 
-def test_frozen_parameters_do_not_move_under_zero_3_and_the_head_does(
+def test_only_head_and_pooler_move_under_zero_3_if_frozen(
     root: Path, ended: dict[str, Ended]
 ) -> None:
     before, after = (
@@ -228,7 +228,7 @@ def test_frozen_parameters_do_not_move_under_zero_3_and_the_head_does(
     assert any(name.startswith("task_head.") for name in after)
 
 
-def test_re_ranking_both_ways_in_a_validation_with_partitioned_parameters_scores_the_same(
+def test_rerank_both_ways_scores_the_same_under_zero_1_and_3(
     root: Path, ended: dict[str, Ended]
 ) -> None:
     rows = {}

@@ -122,7 +122,7 @@ def test_every_script_is_run_here() -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_script_trains_two_steps_and_evaluates_every_item_of_its_official_format(
+def test_script_trains_and_evaluates_every_item(
     name: str, root: Path, ended: dict[str, Ended]
 ) -> None:
     assert ended[name].codes == [0], ended[name].output[-3000:]
@@ -149,9 +149,7 @@ def test_script_trains_two_steps_and_evaluates_every_item_of_its_official_format
         )
 
 
-def test_hidden_labels_give_no_score_but_the_file_of_the_test_server(
-    root: Path, ended: dict[str, Ended]
-) -> None:
+def test_hidden_labels_give_the_test_servers_file(root: Path, ended: dict[str, Ended]) -> None:
     for name in HIDDEN:
         assert ended[f"{name} hidden"].codes == [0], ended[f"{name} hidden"].output[-3000:]
         ((_, result),) = read_results(root / "out" / f"{name}-hidden")
@@ -171,7 +169,7 @@ def test_hidden_labels_give_no_score_but_the_file_of_the_test_server(
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_script_opens_with_its_command_hardware_time_and_the_papers_number_and_helps(
+def test_script_documents_command_hardware_and_numbers(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = importlib.import_module(f"finetune.{name}")

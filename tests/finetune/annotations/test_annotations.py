@@ -23,7 +23,7 @@ from allinone.finetune.annotations.schema import (
 
 
 @given(st.lists(st.booleans(), min_size=10, max_size=10))
-def test_vqa_accuracy_is_the_mean_over_all_nine_of_ten_annotators(agree: list[bool]) -> None:
+def test_vqa_accuracy_is_the_mean_over_nine_of_ten_annotators(agree: list[bool]) -> None:
     answers = ["yes" if same else "no" for same in agree]
     brute = [
         min(1.0, part.count("yes") / 3) for part in map(list, itertools.combinations(answers, 9))
@@ -43,7 +43,7 @@ def test_vqa_accuracy_is_the_mean_over_all_nine_of_ten_annotators(agree: list[bo
         ("black/white", "black white"),
     ],
 )
-def test_vqa_answers_are_normalised_as_the_official_evaluation_does(raw: str, plain: str) -> None:
+def test_vqa_answers_are_normalised_officially(raw: str, plain: str) -> None:
     assert vqav2_text.normalise(raw) == plain
 
 
@@ -74,7 +74,7 @@ def karpathy_file(folder: Path) -> None:
     (folder / "dataset_coco.json").write_text(json.dumps({"dataset": "coco", "images": images}))
 
 
-def test_karpathys_train_holds_restval_and_a_row_without_captions_is_counted(
+def test_karpathys_train_contains_restval(
     tmp_path: Path,
 ) -> None:
     karpathy_file(tmp_path)
@@ -93,7 +93,7 @@ def test_karpathys_train_holds_restval_and_a_row_without_captions_is_counted(
         karpathy.load(tmp_path, "test", dataset="flickr30k")
 
 
-def test_ucf101_labels_count_from_one_and_groups_are_held_out_whole(tmp_path: Path) -> None:
+def test_ucf101_labels_count_from_1_and_groups_stay_together(tmp_path: Path) -> None:
     (tmp_path / "classInd.txt").write_text("1 ApplyEyeMakeup\n2 Archery\n")
     names = [
         (f"{label}/v_{label}_g{group:02d}_c{clip:02d}.avi", number)

@@ -72,7 +72,7 @@ def test_msrvtts_three_forms_of_captions_give_the_same_items(
         )
 
 
-def test_msrvtts_training_lists_are_derived_from_the_protocol_where_they_are_not_there(
+def test_msrvtts_missing_training_lists_are_derived(
     tmp_path: Path,
 ) -> None:
     folder = official.msrvtt(tmp_path).annotations
@@ -87,7 +87,7 @@ def test_msrvtts_training_lists_are_derived_from_the_protocol_where_they_are_not
         assert any("there is no" in note for note in derived.notes)
 
 
-def test_msrvtts_1k_a_test_has_one_caption_per_video_and_the_full_test_all(
+def test_msrvtts_1k_a_test_has_one_caption_per_video(
     samples: Callable[[str], Sample], tmp_path: Path
 ) -> None:
     folder = samples("msrvtt").annotations
@@ -114,12 +114,12 @@ def test_msrvtts_1k_a_test_has_one_caption_per_video_and_the_full_test_all(
     with (copy / "MSRVTT_JSFUSION_test.csv").open("a") as file:
         file.write("ret9,msr7011,video7011,another caption\n")
     with pytest.raises(
-        AnnotationError, match=r"video7011 stands twice .*exactly one caption per video"
+        AnnotationError, match=r"video7011 is repeated .*exactly one caption per video"
     ):
         retrieval(copy, "test")
 
 
-def test_msrvtts_caption_index_pickle_is_refused_and_the_csv_named(tmp_path: Path) -> None:
+def test_msrvtts_caption_index_pickle_is_refused(tmp_path: Path) -> None:
     folder = official.msrvtt(tmp_path, "frozen").annotations
     (folder / "MSRVTT_JSFUSION_test.csv").unlink()
     lists = folder / "high-quality" / "structured-symlinks"
@@ -127,9 +127,7 @@ def test_msrvtts_caption_index_pickle_is_refused_and_the_csv_named(tmp_path: Pat
     (lists / "jsfusion_val_caption_idx.pkl").write_bytes(b"cos\nsystem\n(S'touch /tmp/owned'\ntR.")
     with pytest.raises(
         AnnotationError,
-        match=(
-            r"jsfusion_val_caption_idx.pkl.*pickle.*refused. Put MSRVTT_JSFUSION_test.csv beside it"
-        ),
+        match=(r"jsfusion_val_caption_idx.pkl.*pickle.*refused. Add MSRVTT_JSFUSION_test.csv"),
     ):
         retrieval(folder, "test")
 
@@ -142,7 +140,7 @@ def test_msrvtts_caption_index_pickle_is_refused_and_the_csv_named(tmp_path: Pat
         ("1k-b", "train_list_miech.txt", "video0\n7010\n"),
     ],
 )
-def test_msrvtts_training_lists_that_hold_test_videos_are_refused(
+def test_msrvtts_training_lists_with_test_videos_are_refused(
     protocol: str, name: str, content: str, tmp_path: Path
 ) -> None:
     folder = official.msrvtt(tmp_path).annotations
@@ -150,7 +148,7 @@ def test_msrvtts_training_lists_that_hold_test_videos_are_refused(
     for split in ("train", "held-out", "train-full"):
         with pytest.raises(
             AnnotationError,
-            match=rf"{name} names 1 videos of .*video70\d\d: a result would be leaked",
+            match=rf"{name} contains 1 videos of .*video70\d\d: a result would be leaked",
         ):
             retrieval(folder, split, protocol)
     with pytest.raises(
@@ -159,7 +157,7 @@ def test_msrvtts_training_lists_that_hold_test_videos_are_refused(
         retrieval(folder, "train", "miech")
 
 
-def test_msrvtts_ids_are_numbers_names_or_jsfusions_and_nothing_else(tmp_path: Path) -> None:
+def test_msrvtts_ids_are_numbers_names_or_jsfusions(tmp_path: Path) -> None:
     folder = official.msrvtt(tmp_path).annotations
     rows = [
         {
@@ -186,7 +184,7 @@ def test_msrvtts_ids_are_numbers_names_or_jsfusions_and_nothing_else(tmp_path: P
     )
 
 
-def test_msrvtts_three_forms_of_multiple_choice_agree_and_training_options_are_of_other_videos(
+def test_msrvtts_three_forms_of_multiple_choice_agree(
     samples: Callable[[str], Sample],
 ) -> None:
     folder = samples("msrvtt").annotations
@@ -231,7 +229,7 @@ def test_msrvtt_in_clipberts_form_has_its_own_validation_set(tmp_path: Path) -> 
 # -- one trap each ---------------------------------------------------------------------------------
 
 
-def test_msvd_keeps_every_caption_whole_and_counts_clips_outside_the_mapping(
+def test_msvd_keeps_captions_and_counts_unmapped_clips(
     samples: Callable[[str], Sample], tmp_path: Path
 ) -> None:
     folder = samples("msvd").annotations
@@ -255,7 +253,7 @@ def test_msvd_keeps_every_caption_whole_and_counts_clips_outside_the_mapping(
         msvd.load(copy, "test", task="retrieval")
 
 
-def test_tgifs_quotes_and_carriage_returns_are_no_part_of_its_fields_and_forms_are_never_mixed(
+def test_tgifs_carriage_returns_are_stripped_and_forms_kept_apart(
     samples: Callable[[str], Sample], tmp_path: Path
 ) -> None:
     item = tgif.load(samples("tgif").annotations, "test", task="action").items[1]
@@ -275,7 +273,7 @@ def test_tgifs_quotes_and_carriage_returns_are_no_part_of_its_fields_and_forms_a
         tgif.load(tmp_path, "held-out", task="action", form="clipbert")
 
 
-def test_tvqas_nan_span_is_ten_to_thirty_seconds_and_the_big_bang_theory_has_no_prefix(
+def test_tvqas_nan_span_is_10_to_30_s_and_bbt_has_no_prefix(
     samples: Callable[[str], Sample],
 ) -> None:
     folder = samples("tvqa").annotations
@@ -320,7 +318,7 @@ def test_tvqas_subtitles_are_those_of_the_span_in_both_forms(
         assert whole.context == "Joey : Hi there . Monica : Oh"
 
 
-def test_lsmdcs_time_code_is_no_suffix_its_labels_count_from_one_and_training_options_are_moved(
+def test_lsmdcs_labels_count_from_1_and_options_are_rotated(
     samples: Callable[[str], Sample],
 ) -> None:
     folder = samples("lsmdc").annotations
@@ -346,7 +344,7 @@ def test_lsmdcs_time_code_is_no_suffix_its_labels_count_from_one_and_training_op
     assert len(places) > 1, "the right option must not always stand first"
 
 
-def test_paragraphs_are_all_sentences_of_a_video_whatever_its_spelling(
+def test_paragraphs_join_all_sentences_of_any_spelling(
     samples: Callable[[str], Sample],
 ) -> None:
     item = activitynet.load(samples("activitynet").annotations, "val_1").items[0]
@@ -393,13 +391,14 @@ def test_vcrs_texts_point_at_regions_and_test_hides_its_labels(
     with pytest.raises(
         AnnotationError,
         match=(
-            r"points at an object that is not listed: 1 .*'metadata_fn' leaves the image folder: 1"
+            r"refers to an object that is not listed: 1 .*"
+            r"'metadata_fn' is outside the image folder: 1"
         ),
     ):
         load_vcr(copy.annotations, "val")
 
 
-def test_kinetics_classes_are_numbered_by_train_and_an_unknown_one_is_left_out(
+def test_kinetics_classes_are_numbered_by_train(
     samples: Callable[[str], Sample],
 ) -> None:
     folder = samples("kinetics").annotations
@@ -409,7 +408,7 @@ def test_kinetics_classes_are_numbered_by_train_and_an_unknown_one_is_left_out(
         (0, "val/archery/VbCdEfGhIj0_000005_000015.mp4"),
         (1, "val/riding a bike/VbCdEfGhIj1_000006_000016.mp4"),
     ]
-    assert any("no class of train.csv: 1 (val.csv:4)" in note for note in val.notes)
+    assert any("not a class of train.csv: 1 (val.csv:4)" in note for note in val.notes)
     assert (
         kinetics.load(folder, "val", class_folders="underscores")
         .items[1]
@@ -417,7 +416,7 @@ def test_kinetics_classes_are_numbered_by_train_and_an_unknown_one_is_left_out(
     )
 
 
-def test_hmdbs_odd_names_and_marks_are_read_and_a_missing_class_file_would_renumber_the_classes(
+def test_hmdbs_odd_names_are_read_and_class_files_required(
     samples: Callable[[str], Sample], tmp_path: Path
 ) -> None:
     folder = samples("hmdb51").annotations
@@ -455,7 +454,7 @@ def test_ucfs_class_folder_differs_in_case_from_its_class_list(
     )
 
 
-def test_vqav2s_answer_space_counts_train_and_val_and_its_images_of_test_dev_lie_in_test2015(
+def test_vqav2s_answer_space_counts_train_and_val(
     samples: Callable[[str], Sample],
 ) -> None:
     folder = samples("vqav2").annotations
@@ -474,7 +473,7 @@ def test_vqav2s_answer_space_counts_train_and_val_and_its_images_of_test_dev_lie
     assert len(both.items) + len(held.items) == 27
 
 
-def test_karpathys_flickr30k_has_no_folders_and_captions_can_be_limited_to_five(
+def test_karpathys_flickr30k_captions_can_be_limited(
     samples: Callable[[str], Sample],
 ) -> None:
     test = karpathy.load(samples("flickr30k").annotations, "test", dataset="flickr30k")
@@ -486,7 +485,7 @@ def test_karpathys_flickr30k_has_no_folders_and_captions_can_be_limited_to_five(
         ] == sizes
 
 
-def test_ego4ds_last_equal_narration_is_the_answer_and_its_window_is_four_seconds(
+def test_ego4ds_last_equal_narration_is_the_answer(
     samples: Callable[[str], Sample],
 ) -> None:
     split = ego4d.load(samples("ego4d").annotations, "val")
@@ -494,13 +493,13 @@ def test_ego4ds_last_equal_narration_is_the_answer_and_its_window_is_four_second
     assert [item.answer for item in items] == [0, 1, 2, 3, 3]
     assert items[1].choices[1] == "#C C says 'hm', walks"
     assert items[2].media == Media("uid-2", "uid-2", 2 / 30, 122 / 30)
-    assert any("stands more than once" in note and ": 1 (" in note for note in split.notes)
+    assert any("narration is repeated" in note and ": 1 (" in note for note in split.notes)
     dropped = ego4d.load(samples("ego4d").annotations, "val", tags="drop").items[0]
     assert isinstance(dropped, ChoiceItem)
     assert dropped.choices[0] == "C opens a drawer"
 
 
-def test_egomcqs_types_are_inter_and_intra_and_a_clip_has_one_id_wherever_it_stands(
+def test_egomcqs_types_are_inter_and_intra(
     samples: Callable[[str], Sample],
 ) -> None:
     split = egomcq.load(samples("egomcq").annotations, "test")

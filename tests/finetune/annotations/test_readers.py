@@ -304,7 +304,7 @@ def all_media(item: Item) -> tuple[Media, ...]:
 
 
 @every_reader
-def test_all_splits_have_their_items_whose_media_exist_and_no_split_leaks(
+def test_all_splits_have_items_with_media_and_none_leaks(
     name: str, samples: Callable[[str], Sample]
 ) -> None:
     reader = READERS[name]
@@ -350,7 +350,7 @@ def copied(reader: Reader, samples: Callable[[str], Sample], folder: Path) -> Pa
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if not name.startswith("hmdb51")])
-def test_a_missing_an_empty_and_a_foreign_file_are_errors_that_name_it(
+def test_missing_empty_and_foreign_files_are_named(
     name: str, samples: Callable[[str], Sample], tmp_path: Path
 ) -> None:
     reader = READERS[name]
@@ -365,7 +365,7 @@ def test_a_missing_an_empty_and_a_foreign_file_are_errors_that_name_it(
     with pytest.raises(
         AnnotationError,
         match=(
-            rf"{path.name}.*({reader.column}|does not have \d+ fields|no number|neither|no"
+            rf"{path.name}.*({reader.column}|does not have \d+ fields|not a number|neither|not a"
             r" class|has no caption)"
         ),
     ):
@@ -379,7 +379,7 @@ def test_a_missing_an_empty_and_a_foreign_file_are_errors_that_name_it(
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if READERS[name].twice])
-def test_rows_that_stand_twice_are_counted_once_and_named(
+def test_repeated_rows_are_counted_once_and_named(
     name: str, samples: Callable[[str], Sample], tmp_path: Path
 ) -> None:
     reader = READERS[name]
@@ -400,7 +400,7 @@ def test_rows_that_stand_twice_are_counted_once_and_named(
     after = reader.load(folder, reader.split)
     assert list(after.items) == list(before.items)
     new = set(after.notes) - set(before.notes)
-    assert any("twice" in note and "left out" in note for note in new), new
+    assert any("is repeated" in note and "left out" in note for note in new), new
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if READERS[name].label[0]])

@@ -43,7 +43,7 @@ def orders(scores: np.ndarray) -> list[np.ndarray]:
 
 @CASES
 @given(SEEDS, st.integers(1, 6), st.integers(3, 4), st.integers(1, 2))
-def test_topk_is_the_mean_of_scikit_learns_over_all_orders_of_the_tied(
+def test_topk_is_scikit_learns_mean_over_orders_of_ties(
     seed: int, items: int, classes: int, k: int
 ) -> None:
     random = np.random.default_rng(seed)
@@ -76,7 +76,7 @@ def test_option_hits_share_the_point_among_the_highest_options(
 
 @CASES
 @given(SEEDS, st.integers(1, 5), st.integers(1, 5), st.booleans())
-def test_retrieval_ranks_are_the_mean_over_all_orders_of_the_candidates(
+def test_retrieval_ranks_are_the_mean_over_candidate_orders(
     seed: int, media: int, captions: int, doubled: bool
 ) -> None:
     """Several captions per item, both ways: sort by score in every order of the candidates, look
@@ -200,9 +200,7 @@ def test_the_score_of_folds_is_the_mean_of_their_scores() -> None:
 
 @CASES
 @given(SEEDS, st.integers(1, 12))
-def test_open_ended_accuracy_equals_scikit_learns_over_all_and_over_answerable(
-    seed: int, items: int
-) -> None:
+def test_open_ended_accuracy_equals_scikit_learns(seed: int, items: int) -> None:
     random = np.random.default_rng(seed)
     vocabulary = ("dog", "cat", "net")
     truth = [str(word) for word in random.choice([*vocabulary, "rare", "unseen"], size=items)]
@@ -221,7 +219,7 @@ def test_open_ended_accuracy_equals_scikit_learns_over_all_and_over_answerable(
     assert lost.answerable.sum() == len(inside)
 
 
-def test_open_ended_scores_name_all_answerable_coverage_and_kinds() -> None:
+def test_open_ended_scores_include_coverage_and_kinds() -> None:
     found = metrics.open_ended(
         ["dog", "cat", "cat", None], [["dog"], ["dog", "cat"], ["rare"], ["dog"]], ["dog", "cat"]
     )
@@ -413,7 +411,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     assert all(0.90 <= count / 200 <= 0.985 for count in covered.values()), covered
 
 
-def test_repeating_every_item_does_not_narrow_an_interval_over_clusters() -> None:
+def test_repeated_items_do_not_narrow_a_cluster_interval() -> None:
     values = np.random.default_rng(2).random(50)
     repeated, names = (
         np.repeat(values, 10),
@@ -431,7 +429,7 @@ def test_repeating_every_item_does_not_narrow_an_interval_over_clusters() -> Non
     )
 
 
-def test_the_difference_of_a_run_to_itself_is_nothing_and_pairing_narrows_it() -> None:
+def test_pairing_narrows_the_interval_of_a_difference() -> None:
     random = np.random.default_rng(3)
     first = (random.random(400) < 0.5).astype(float)
     second = np.where(random.random(400) < 0.05, 1 - first, first)

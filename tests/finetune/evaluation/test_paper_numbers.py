@@ -91,7 +91,7 @@ def test_numbers_agree_with_a_second_reading(
     assert [(cell.value, cell.certainty) for cell in row] == expected
 
 
-def test_every_number_says_how_certain_it_is_and_illegible_ones_are_no_targets() -> None:
+def test_every_number_has_a_certainty_and_illegible_no_target() -> None:
     cells = [cell for table in paper_tables() for cell in table.cells.values()]
     assert {cell.certainty for cell in cells} == {*certainties(), ""}
     assert all(cell.target is None for cell in cells if cell.certainty in ("illegible", ""))
@@ -134,7 +134,7 @@ def test_every_number_says_how_certain_it_is_and_illegible_ones_are_no_targets()
         ({"details": {"fine_tuned_on": {"benchmark": "msrvtt_retrieval", "variant": "9k"}}}, []),
     ],
 )
-def test_a_result_stands_only_beside_numbers_of_its_own_setting(
+def test_result_is_compared_only_with_its_own_setting(
     changes: dict[str, Any], beside: list[float]
 ) -> None:
     ours = result(**changes)

@@ -60,7 +60,7 @@ def test_a_result_reads_back_as_it_was_written(tmp_path: Path) -> None:
     )
 
 
-def test_another_measurement_moves_the_older_file_aside_and_the_same_one_replaces_it(
+def test_other_settings_keep_the_old_results_file(
     tmp_path: Path,
 ) -> None:
     for frames, value in ((3, 40.0), (3, 41.0), (8, 42.0), (3, 43.0)):
@@ -113,7 +113,7 @@ def test_a_folder_without_results_says_so(tmp_path: Path) -> None:
         read_results(tmp_path / "nothing")
 
 
-def test_predictions_have_the_same_bytes_in_whatever_order_they_arrive(tmp_path: Path) -> None:
+def test_predictions_have_the_same_bytes_in_any_order(tmp_path: Path) -> None:
     rows = [
         {"id": name, "media": "v", "prediction": "café", "measures": {"accuracy": 1.0}}
         for name in ("b", "a10", "a9")

@@ -22,7 +22,7 @@ OFFICIAL_HEADER = (
 )
 
 
-def test_vcr_rows_hold_twenty_probabilities_in_the_official_order(tmp_path: Path) -> None:
+def test_vcr_rows_have_twenty_probabilities_in_official_order(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     answers, rationales = (
         random.normal(size=(3, 4)).astype(np.float32),

@@ -53,7 +53,7 @@ def test_q_to_a_never_shows_what_only_the_rationales_mention() -> None:
     assert np.array_equal(picture, still()), "the given picture stays as it was"
 
 
-def test_persons_take_the_colour_of_their_original_index_and_others_are_grey() -> None:
+def test_persons_are_coloured_by_index_and_others_are_grey() -> None:
     """The order of mention (1, 2, 0) is of no matter, and neither is who else is mentioned."""
     picture, one = still(), item()
     for chosen in ([1, 2, 0], [0], [1], [2], [3]):
@@ -69,7 +69,7 @@ def test_persons_take_the_colour_of_their_original_index_and_others_are_grey() -
             assert (tuple(edge) == wanted) == (region in chosen)
 
 
-def test_the_fill_is_fifteen_percent_and_overlapping_parts_are_filled_once() -> None:
+def test_fill_is_15_percent_and_overlaps_are_filled_once() -> None:
     picture, one = still(), item()
     expected = np.round(
         picture[400, 200] * (1 - OPACITY / 255) + np.array(PALETTE[0]) * OPACITY / 255
@@ -80,7 +80,7 @@ def test_the_fill_is_fifteen_percent_and_overlapping_parts_are_filled_once() -> 
     assert np.abs(highlight(picture, one, [0], polygons=shapes)[400, 200] - expected).max() <= 1
 
 
-def test_outlines_follow_the_polygon_and_regions_without_one_show_their_box() -> None:
+def test_outlines_follow_polygons_or_else_the_box() -> None:
     picture, one = still(), item()
     triangle = ((200.0, 100.0), (300.0, 700.0), (100.0, 700.0))
     drawn = highlight(picture, one, [0, 1], polygons=[[triangle], [], [], []])
@@ -112,14 +112,14 @@ def test_the_outline_survives_resizing_to_the_models_input(
     assert outline_width(width, height, size) * size / min(height, width) >= 2
 
 
-def test_a_box_at_the_pictures_edge_keeps_all_four_sides_in_sight() -> None:
+def test_box_at_the_edge_keeps_all_four_sides_visible() -> None:
     picture = still()
     drawn = highlight(picture, item(), [PERSON_3])
     assert tuple(drawn[400, 1199 - 3]) == PALETTE[3]
     assert tuple(drawn[799 - 3, 1000]) == PALETTE[3]
 
 
-def test_the_palette_is_55_colours_that_can_be_told_apart_from_each_other_and_from_grey() -> None:
+def test_palette_has_55_distinguishable_colours() -> None:
     """CIE76 distance in CIELAB (D65), written out here; 2.3 is a just noticeable difference."""
 
     def lab(rgb: tuple[int, int, int]) -> NDArray[np.float64]:
