@@ -99,10 +99,8 @@ def _clip(choice: Any, chunk_s: float | None, cut: list[str]) -> Media:
         raise RowError("a choice is not a JSON object")
     uid = text_of(choice, "video_uid")
     try:
-        start, end = (
-            max(0.0, float(text_of(choice, "clip_start"))),
-            max(0.0, float(text_of(choice, "clip_end"))),
-        )
+        start = max(0.0, float(text_of(choice, "clip_start")))
+        end = max(0.0, float(text_of(choice, "clip_end")))
     except ValueError:
         raise RowError("clip_start or clip_end is not a number") from None
     if not start <= end:
@@ -113,5 +111,5 @@ def _clip(choice: Any, chunk_s: float | None, cut: list[str]) -> Media:
     chunk = int(start // chunk_s)
     if end > (chunk + 1) * chunk_s:
         cut.append(name)
-    begin = chunk * chunk_s
-    return Media(name, f"{uid}/{chunk}.mp4", start - begin, min(end - begin, chunk_s))
+    offset = chunk * chunk_s
+    return Media(name, f"{uid}/{chunk}.mp4", start - offset, min(end - offset, chunk_s))

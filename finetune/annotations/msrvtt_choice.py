@@ -62,24 +62,18 @@ def load_choice(folder: Path, split: str) -> Split:
             _CHOICE_SOURCE,
         )
     )
+    rows: Iterator[tuple[str, dict[str, Any]]]
     if path.suffix == ".csv":
         options = [f"a{number}" for number in range(1, OPTIONS + 1)]
-        rows: Iterator[tuple[str, dict[str, Any]]] = table(
-            path, builder, columns=["vid_key", *options, "answer"], delimiter="\t", quoted=True
-        )
+        columns = ["vid_key", *options, "answer"]
+        rows = table(path, builder, columns=columns, delimiter="\t", quoted=True)
         make = _choice_of(
             "vid_key", lambda record: tuple(text_of(record, option) for option in options)
         )
-    elif path.suffix == ".jsonl":
-        rows, make = (
-            json_rows(path, builder),
-            _choice_of("clip_name", lambda record: texts_of(record, "options", OPTIONS)),
-        )
     else:
-        rows, make = (
-            json_rows(path, builder),
-            _choice_of("video", lambda record: texts_of(record, "caption", OPTIONS)),
-        )
+        rows = json_rows(path, builder)
+        video, field = ("clip_name", "options") if path.suffix == ".jsonl" else ("video", "caption")
+        make = _choice_of(video, lambda record: texts_of(record, field, OPTIONS))
     builder.read(((where, {"qid": where, **record}) for where, record in rows), make)
     builder.official("questions", len(builder.items), CHOICE_TEST)
     builder.note(

@@ -107,18 +107,15 @@ def _videos(
     if protocol == "full":
         return captions.videos(half)
     if protocol == "1k-b":
-        train, test = (
-            _list(folder, name, builder) for name in ("train_list_miech.txt", "test_list_miech.txt")
-        )
+        train = _list(folder, "train_list_miech.txt", builder)
+        test = _list(folder, "test_list_miech.txt", builder)
         _refuse_leak(train, test, "train_list_miech.txt", "test_list_miech.txt")
         return train if half == "train" else test
     if protocol == "9k":
         tests, test_name = {item.id for item in _test_1k_a(folder, builder)}, TEST_CSV
     else:
-        tests, test_name = (
-            {f"video{number}" for number in range(FIRST_VIDEO["test"], ALL_VIDEOS)},
-            "the official test",
-        )
+        tests = {f"video{number}" for number in range(FIRST_VIDEO["test"], ALL_VIDEOS)}
+        test_name = "the official test"
     name = next((name for name in _TRAIN_LISTS[protocol] if find_caption_file(folder, name)), None)
     if name:
         train = _list(folder, name, builder)

@@ -144,10 +144,10 @@ class _PairScorer:
     ) -> None:
         tokenizer, length = Tokenizer(), evaluator.settings.clip.max_text_len
         encoded = [encode(tokenizer, plain(text), length) for text in texts]
-        self._ids, self._mask = (
-            torch.from_numpy(np.stack([getattr(one, part) for one in encoded])).to(evaluator.device)
-            for part in ("ids", "mask")
-        )
+        ids = torch.from_numpy(np.stack([text.ids for text in encoded]))
+        mask = torch.from_numpy(np.stack([text.mask for text in encoded]))
+        self._ids = ids.to(evaluator.device)
+        self._mask = mask.to(evaluator.device)
         self._pairs = pairs
         self._size = pair_batch
         self._columns = max(map(len, pairs), default=0)

@@ -191,9 +191,8 @@ def option_scores(model: TaskModel, batch: TaskBatch) -> Tensor:
     if clips == 1:
         pairs = pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)
     else:  # one text with several clips: pass each clip as an item
-        ids, mask = (
-            x[:, :1].repeat_interleave(clips, 0) for x in (batch.text_ids, batch.text_mask)
-        )
+        ids = batch.text_ids[:, :1].repeat_interleave(clips, 0)
+        mask = batch.text_mask[:, :1].repeat_interleave(clips, 0)
         pairs = pooled(model, batch.pixels.flatten(0, 1), ids, mask)[:, 0].unflatten(0, (-1, clips))
     return head_scores(model.task_head, pairs).squeeze(-1).mean(-1)
 

@@ -1,26 +1,24 @@
 #!/usr/bin/env python3
-"""What re-ranking costs against scoring every pair, on a 1,000 x 1,000 test: joint passes counted,
-and timed in the same run.
+"""Cost of re-ranking against scoring every pair, on a 1,000 x 1,000 test: joint passes and time.
 
     python tests/benchmarks/retrieval_cost.py [--steps 250] [--candidates 32] [--texts 1000]
 
 A thousand pictures of three coloured bands, each with its caption, and a very small model that
-learns them with the contrastive and the rank loss: cost and agreement are measured, not
-generalisation. Then the same weights are evaluated twice: the first candidates of the contrastive
-order re-ranked, and every pair. Time is that inside forward passes; the re-ranking's includes the
-embeddings. Reading and decoding the pictures is the same for both and left out. Exit code 1 where
-the re-ranking costs 4 % of the full scoring or more, or where a text whose full winner is in the
-shortlist gets another R@1. Where the full winner is outside of the shortlist the two cannot agree;
-these texts are counted.
+learns them with the contrastive and the rank loss: this measures cost and agreement, not
+generalisation. The same weights are then evaluated twice, re-ranking the first candidates of the
+contrastive order, and scoring every pair. Time is measured inside forward passes; that of the
+re-ranking includes the embeddings. Reading and decoding the pictures is the same for both and is
+excluded. Exit code 1 if the re-ranking costs 4 % of the full scoring or more, or if a text whose
+full winner is in its shortlist gets another R@1. If the full winner is outside the shortlist, the
+two cannot agree; these texts are counted.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,15 +29,16 @@ if __package__ in (None, ""):
 import numpy as np
 from PIL import Image
 
+from allinone.common.command_line import parse, run_command
 from allinone.data.config import DataConfig
 from allinone.engine.checkpoint.manager import best_weights
 from allinone.finetune.annotations.schema import Media, RetrievalItem, Split
 from allinone.finetune.benchmark import Benchmark, Splits
 from allinone.finetune.config import FinetuneConfig, TuneConfig
-from allinone.finetune.evaluation.rerank import Reranked
+from allinone.finetune.evaluation.rerank import RerankedScores
 from allinone.finetune.run import fine_tune
 from allinone.finetune.tasks import retrieval
-from allinone.finetune.tasks.retrieval import Retrieval, RetrievalOptions
+from allinone.finetune.tasks.options import RetrievalOptions
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 
 COLOURS = {
@@ -59,7 +58,7 @@ LIMIT = 0.04
 
 
 def pictures(folder: Path, number: int) -> list[RetrievalItem]:
-    """`number` of the thousand combinations, as files."""
+    """The first `number` of the thousand colour combinations, as files."""
     names = list(COLOURS)
     items = []
     for code in range(number):
@@ -81,37 +80,42 @@ class Evaluated:
     """After the joint pass, [texts, pictures]."""
 
 
-def main() -> int:
-    """Train, evaluate three times, compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--steps", type=int, default=250, help="training steps (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--candidates", type=int, default=32, help="candidates of each text (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--texts", type=int, default=1000, help="texts, and as many pictures (default: %(default)s)"
-    )
-    args = parser.parse_args()
+@dataclass(frozen=True)
+class Options:
+    """Options of the measurement."""
+
+    steps: int = 250
+    """Training steps."""
+    candidates: int = 32
+    """Candidates per text."""
+    texts: int = 1000
+    """Number of texts, and of pictures."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, evaluate twice, compare; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return run_command(lambda: measure(parse(Options, arguments, prog="retrieval_cost.py")))
+
+
+def measure(options: Options) -> int:
+    """Exit code of the measurement."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         (root / "media").mkdir()
-        items = pictures(root / "media", args.texts)
+        items = pictures(root / "media", options.texts)
         copies = [replace(item, media=replace(item.media, id=f"train-{item.id}")) for item in items]
         benchmark = Benchmark(
             name="coloured_bands",
-            protocol=Retrieval,
+            task="retrieval",
             load=lambda folder, split, variant: Split(
                 split, copies if split == "train" else items, ("made up",)
             ),
             variants={"": Splits("train", "", "test")},
             config=FinetuneConfig(),
-            archives="made here",
+            archives="made by this script",
         )
-        return compare(benchmark, root, args.steps, args.candidates)
+        return compare(benchmark, root, options.steps, options.candidates)
 
 
 def compare(benchmark: Benchmark, root: Path, steps: int, candidates: int) -> int:
@@ -123,10 +127,10 @@ def compare(benchmark: Benchmark, root: Path, steps: int, candidates: int) -> in
         "projection_dim": 32,
         "hidden_dropout": 0.0,
     }
-    config = AllInOneConfig(
+    model_config = AllInOneConfig(
         **shape, image_size=SIDE, patch_size=PATCH, num_frames=1, max_text_len=6, drop_path=0.0
     )
-    AllInOneForPreTraining(config).save_pretrained(root / "model")
+    AllInOneForPreTraining(model_config).save_pretrained(root / "model")
     train = TuneConfig(
         steps=steps,
         global_batch=64,
@@ -136,7 +140,7 @@ def compare(benchmark: Benchmark, root: Path, steps: int, candidates: int) -> in
         save_every=steps,
         log_every=100,
     )
-    begin = FinetuneConfig(
+    config = FinetuneConfig(
         annotations=root,
         media=root / "media",
         checkpoint=root / "model",
@@ -148,13 +152,13 @@ def compare(benchmark: Benchmark, root: Path, steps: int, candidates: int) -> in
         loader=DataConfig(workers=0, dali_threads=1, crop_scale=(0.9, 1.0)),
         train=train,
     )
-    fine_tune(benchmark, begin)
+    fine_tune(benchmark, config)
     found = []
     for rerank in (str(candidates), "all"):
-        task = replace(begin.task, rerank=rerank)  # type: ignore[type-var]
+        task = replace(config.task, rerank=rerank)  # type: ignore[type-var]
         run = replace(
-            begin,
-            checkpoint=best_weights(begin.out),
+            config,
+            checkpoint=best_weights(config.out),
             out=root / f"eval-{rerank}",
             eval_only=True,
             task=task,
@@ -167,12 +171,12 @@ def compare(benchmark: Benchmark, root: Path, steps: int, candidates: int) -> in
 
 @contextlib.contextmanager
 def kept_scores() -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-    """(similarity, scores after the joint pass) of the evaluations inside, which keep ranks
-    only."""
+    """(similarity, scores after the joint pass) of the evaluations in the body, which keep only
+    ranks."""
     kept: list[tuple[np.ndarray, np.ndarray]] = []
     original = retrieval.rerank
 
-    def rerank(*args: Any, **options: Any) -> Reranked:
+    def rerank(*args: Any, **options: Any) -> RerankedScores:
         found = original(*args, **options)
         kept.append((args[5], found.by_text))
         return found
@@ -185,7 +189,7 @@ def kept_scores() -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
 
 
 def report(short: Evaluated, full: Evaluated, candidates: int) -> int:
-    """Print the figures; 1 where one is not as it should be."""
+    """Print the comparison; 1 if a limit is exceeded."""
     texts = np.arange(len(short.similarity))
     order = np.argsort(-short.similarity, axis=1)
     places = np.argsort(order, axis=1)  # of every picture in a text's contrastive order
@@ -195,14 +199,12 @@ def report(short: Evaluated, full: Evaluated, candidates: int) -> int:
         "every pair": full.scores.argmax(1),
     }
     hits = {name: winner == texts for name, winner in winners.items()}
-    listed, shown = (
-        places[texts, texts] < candidates,
-        places[texts, winners["every pair"]] < candidates,
-    )
+    listed = places[texts, texts] < candidates
+    shown = places[texts, winners["every pair"]] < candidates
     differ = listed & (hits["re-ranked"] != hits["every pair"])
     spent = short.cost["seconds_in_passes"] + short.cost["seconds_in_embedding_passes"]
-    whole = full.cost["seconds_in_passes"]
-    pairs, seconds = short.cost["pairs"] / full.cost["pairs"], spent / whole
+    full_s = full.cost["seconds_in_passes"]
+    pairs, seconds = short.cost["pairs"] / full.cost["pairs"], spent / full_s
     print(
         f"\n{len(texts):,} texts x {len(texts):,} pictures, {candidates} candidates; the picture is"
         f" in the shortlist of {listed.sum():,} texts"
@@ -214,7 +216,7 @@ def report(short: Evaluated, full: Evaluated, candidates: int) -> int:
     )
     print(
         f"every pair   R@1 {100 * hits['every pair'].mean():5.1f} %  {full.cost['pairs']:>9,} pairs"
-        f" {whole:8.2f} s in passes"
+        f" {full_s:8.2f} s in passes"
     )
     print(
         f"re-ranking: {100 * pairs:.2f} % of the joint passes, {100 * seconds:.2f} % of the time in"

@@ -1,5 +1,5 @@
-"""Benchmarks' commands as ranks in a second: one interpreter imports everything and forks the ranks
-of one job after the other.
+"""Runs benchmark commands quickly: one interpreter imports everything and forks the ranks of each
+job.
 
 run_jobs([Job("msrvtt_qa", ["--steps", "2", …], world=2)])    →    [Ended(codes, output)]
 """

@@ -1,5 +1,5 @@
-"""What a user can get wrong: each ends with code 2 and a line that says what was given, what is
-needed, and what to change."""
+"""User errors: each ends with code 2 and a message that states what was given, what is needed, and
+what to change."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Commands of benchmarks end to end on made-up data: every protocol, the same bytes at any world
-size, over kills and damage."""
+"""Commands of benchmarks end to end on made-up data: every task, the same bytes at any world size,
+after kills and with damaged files."""
 
 from __future__ import annotations
 
@@ -64,10 +64,8 @@ def command(
 @pytest.fixture(scope="module")
 def ended(root: Path) -> dict[str, Ended]:
     """All launched runs of this file, by name."""
-    qa, rank = (
-        ("--steps", "4", "--views", "2"),
-        ("--steps", "2", "--rank", "1", "--negatives", "2", "--rerank", "2"),
-    )
+    qa = ("--steps", "4", "--views", "2")
+    rank = ("--steps", "2", "--rank", "1", "--negatives", "2", "--rerank", "2")
     jobs = {
         "qa": command(root, "msrvtt_qa", "qa", *qa),
         "qa killed": command(root, "msrvtt_qa", "qa_killed", *qa, kill_at=4),
@@ -133,7 +131,7 @@ def predictions(root: Path, out: str) -> bytes:
 @pytest.mark.parametrize(
     "name", ["qa", "qa continued", "retrieval", "choice", "vcr", "k400 zero3", "cut off, again"]
 )
-def test_every_protocol_trains_and_evaluates(ended: dict[str, Ended], name: str) -> None:
+def test_every_task_trains_and_evaluates(ended: dict[str, Ended], name: str) -> None:
     assert set(ended[name].codes) == {0}, ended[name].output
 
 
@@ -141,12 +139,12 @@ def test_killed_and_continued_run_gives_the_same_predictions(
     root: Path, ended: dict[str, Ended]
 ) -> None:
     assert ended["qa killed"].codes == [-9]
-    whole, again = (
+    once, again = (
         load_file(best_weights(root / "out" / out) / "model.safetensors")
         for out in ("qa", "qa_killed")
     )
-    assert whole.keys() == again.keys()
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert once.keys() == again.keys()
+    assert all(torch.equal(once[name], again[name]) for name in once)
     assert predictions(root, "qa") == predictions(root, "qa_killed")
 
 
@@ -215,10 +213,8 @@ def test_the_item_that_makes_a_loss_nan_is_named(root: Path, ended: dict[str, En
 def test_only_head_and_pooler_move_under_zero_3_if_frozen(
     root: Path, ended: dict[str, Ended]
 ) -> None:
-    before, after = (
-        load_file(root / "model" / "model.safetensors"),
-        load_file(best_weights(root / "out" / "k400") / "model.safetensors"),
-    )
+    before = load_file(root / "model" / "model.safetensors")
+    after = load_file(best_weights(root / "out" / "k400") / "model.safetensors")
     moved = {
         name
         for name in before.keys() & after.keys()

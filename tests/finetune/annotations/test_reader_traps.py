@@ -253,7 +253,7 @@ def test_msvd_keeps_captions_and_counts_unmapped_clips(
         msvd.load(copy, "test", task="retrieval")
 
 
-def test_tgifs_carriage_returns_are_stripped_and_forms_kept_apart(
+def test_tgifs_carriage_returns_are_stripped_and_forms_separate(
     samples: Callable[[str], Sample], tmp_path: Path
 ) -> None:
     item = tgif.load(samples("tgif").annotations, "test", task="action").items[1]
@@ -341,7 +341,7 @@ def test_lsmdcs_labels_count_from_1_and_options_are_rotated(
         for choice in lsmdc.load(folder, "train", task="choice").items
         if isinstance(choice, ChoiceItem)
     }
-    assert len(places) > 1, "the right option must not always stand first"
+    assert len(places) > 1, "the correct option must not always be first"
 
 
 def test_paragraphs_join_all_sentences_of_any_spelling(

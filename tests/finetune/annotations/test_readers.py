@@ -342,7 +342,7 @@ def test_a_made_up_split_name_is_refused_with_the_valid_ones(
 
 
 def copied(reader: Reader, samples: Callable[[str], Sample], folder: Path) -> Path:
-    """A writable copy of the annotations, beside the shared media."""
+    """A writable copy of the annotations, next to the shared media."""
     sample = samples(reader.writer)
     shutil.copytree(sample.annotations, folder / "annotations")
     (folder / "media").symlink_to(sample.media)

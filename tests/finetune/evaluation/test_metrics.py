@@ -1,7 +1,7 @@
 """Metrics against implementations that share no line with them: torchmetrics, scikit-learn, scipy,
 and the definitions written out naively.
 
-Ties are made on purpose (scores are small whole numbers), and duplicates of texts and media. Where
+Ties are made on purpose (scores are small integers), and duplicates of texts and media. Where
 a library breaks ties in its own way, it is asked once per order of the tied, and the mean of its
 answers is what ours must give.
 """
@@ -31,7 +31,7 @@ WORDS = ("dog", "cat", "two", "2", "The net", "net", "", "it's", "a  red, car")
 
 
 def tied_scores(random: np.random.Generator, *shape: int) -> np.ndarray:
-    """Few distinct values, so that most rows hold ties, now and then a whole row of them."""
+    """Few distinct values, so that most rows contain ties, and some rows nothing else."""
     return random.integers(0, random.integers(1, 6), size=shape).astype(np.float32)
 
 
@@ -80,7 +80,7 @@ def test_retrieval_ranks_are_the_mean_over_candidate_orders(
     seed: int, media: int, captions: int, doubled: bool
 ) -> None:
     """Several captions per item, both ways: sort by score in every order of the candidates, look
-    where the first relevant one stands."""
+    where the first relevant one is."""
     random = np.random.default_rng(seed)
     owners = np.concatenate([np.arange(media), random.integers(0, media, size=captions)])
     similarity = tied_scores(random, len(owners), media)
@@ -413,10 +413,8 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
 
 def test_repeated_items_do_not_narrow_a_cluster_interval() -> None:
     values = np.random.default_rng(2).random(50)
-    repeated, names = (
-        np.repeat(values, 10),
-        np.repeat([f"video{number:02}" for number in range(50)], 10),
-    )
+    repeated = np.repeat(values, 10)
+    names = np.repeat([f"video{number:02}" for number in range(50)], 10)
     assert interval(repeated, clusters=names) == pytest.approx(interval(values), abs=1e-12)
     low, high = interval(repeated)
     wide_low, wide_high = interval(repeated, clusters=names)

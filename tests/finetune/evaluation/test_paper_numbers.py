@@ -1,5 +1,5 @@
-"""The paper's numbers as typed from the fact sheet a second time, and which of our results may
-stand beside which."""
+"""The paper's numbers, typed from the fact sheet a second time, and which of our results are
+comparable with them."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_every_number_has_a_certainty_and_illegible_no_target() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "beside"),
+    ("changes", "comparable"),
     [
         ({}, [42.9]),
         ({"views": 3}, [44.3]),
@@ -135,10 +135,12 @@ def test_every_number_has_a_certainty_and_illegible_no_target() -> None:
     ],
 )
 def test_result_is_compared_only_with_its_own_setting(
-    changes: dict[str, Any], beside: list[float]
+    changes: dict[str, Any], comparable: list[float]
 ) -> None:
     ours = result(**changes)
-    assert [cell.value for cell in paper_cells("msrvtt_qa") if not cell.differences(ours)] == beside
+    assert [
+        cell.value for cell in paper_cells("msrvtt_qa") if not cell.differences(ours)
+    ] == comparable
 
 
 def test_retrieval_rows_are_told_apart_by_what_was_trained() -> None:

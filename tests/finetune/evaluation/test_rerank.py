@@ -9,10 +9,8 @@ from allinone.finetune.evaluation.rerank import _merged, shortlist
 
 def test_rerank_finds_every_winner_in_the_shortlist() -> None:
     random = np.random.default_rng(0)
-    joint, similarity = (
-        random.normal(size=(60, 50)),
-        random.normal(size=(60, 50)).astype(np.float32),
-    )
+    joint = random.normal(size=(60, 50))
+    similarity = random.normal(size=(60, 50)).astype(np.float32)
     chosen = shortlist(similarity, 7)
     assert (chosen.sum(1) == 7).all()
     assert (
@@ -24,7 +22,7 @@ def test_rerank_finds_every_winner_in_the_shortlist() -> None:
     assert (merged.argmax(1)[shown] == full[shown]).all()
     ranks = (-merged).argsort(1)
     assert all(chosen[text, ranks[text, :7]].all() for text in range(60)), (
-        "a candidate stands behind one that was not scored"
+        "a candidate ranks below one that was not scored"
     )
     gone = similarity.copy()
     gone[:, 3] = np.nan

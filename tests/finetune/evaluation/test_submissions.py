@@ -24,10 +24,8 @@ OFFICIAL_HEADER = (
 
 def test_vcr_rows_have_twenty_probabilities_in_official_order(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    answers, rationales = (
-        random.normal(size=(3, 4)).astype(np.float32),
-        random.normal(size=(3, 4, 4)).astype(np.float32),
-    )
+    answers = random.normal(size=(3, 4)).astype(np.float32)
+    rationales = random.normal(size=(3, 4, 4)).astype(np.float32)
     answers[1], answers[2] = 1000.0, np.nan  # no overflow; a missing question may hold anything
     ids = ["test-2", "test-0", "test-1"]
     vcr_csv(

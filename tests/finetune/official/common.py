@@ -13,7 +13,7 @@ from tests.data.media import write_image, write_video
 
 @dataclass(frozen=True)
 class Sample:
-    """Where a made-up benchmark lies."""
+    """Folders of a made-up benchmark."""
 
     annotations: Path
     media: Path

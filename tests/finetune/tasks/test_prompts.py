@@ -54,13 +54,13 @@ def test_inputs_of_a_question_with_long_options_differ(tokenizer: Tokenizer) -> 
         for choice in choices
     ]
     assert len({row.ids.tobytes() for row in rows}) == 5
-    whole = tokenizer.encode(
+    first = tokenizer.encode(
         f"what does the man do ?Options: {' '.join(choices)}Answer: {choices[0]}", 40
     )[0]
     other = tokenizer.encode(
         f"what does the man do ?Options: {' '.join(choices)}Answer: {choices[4]}", 40
     )[0]
-    assert (whole == other).all(), "the original's way is not the failure that this test is about"
+    assert (first == other).all(), "the original's way does not fail here"
 
 
 def test_text_whose_deciding_part_is_cut_is_counted(tokenizer: Tokenizer) -> None:

@@ -41,7 +41,7 @@ def item(scale: float = 1.0) -> VCRItem:
 
 
 def test_q_to_a_never_shows_what_only_the_rationales_mention() -> None:
-    """The picture of the answer task is the same whatever the rationales say; person 3 shows in the
+    """The picture of the answer task does not depend on the rationales; person 3 is shown in the
     rationale task alone."""
     picture, one = still(), item()
     answer = highlight(picture, one, mentioned(one, "answer"))
