@@ -95,12 +95,14 @@ def _draw(size: int, clusters: Array | None) -> Callable[[np.random.Generator], 
         return lambda random: random.integers(size, size=size)
     if len(clusters) != size:
         raise ValueError(f"{len(clusters)} cluster names for {size} items")
+    # Items sorted by cluster: cluster c occupies members[starts[c] : starts[c] + counts[c]].
     _, numbers, counts = np.unique(clusters, return_inverse=True, return_counts=True)
     members, starts = np.argsort(numbers, kind="stable"), np.cumsum(counts) - counts
 
     def draw(random: np.random.Generator) -> Array:
         drawn = random.integers(len(counts), size=len(counts))
         lengths = counts[drawn]
+        # 0 … length - 1 for each drawn cluster, without a Python loop over clusters
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return members[np.repeat(starts[drawn], lengths) + within]
 

@@ -133,7 +133,7 @@ class Evaluator:
             if self._cache
             else []
         )
-        training = self._model.training
+        training = self._model.training  # validation interrupts training
         self._model.eval()
         try:
             with torch.no_grad():
@@ -165,12 +165,14 @@ class Evaluator:
     ) -> Iterator[tuple[int, BatchResult]]:
         """(number of the batch, result) of this rank's share."""
         todo: list[int] = []
+        # Batches are dealt round-robin: their composition does not depend on the world size.
         for k in range(self.rank, len(batches), self.world):
             known = self._cache.get(contents[k]) if self._cache else None
             if known is None:
                 todo.append(k)
             else:
                 yield k, known
+        # Without a cache, todo differs by at most one batch between ranks; all make equal rounds.
         rounds = len(todo) if self._cache else -(-len(batches) // self.world)
         computed = self._compute(source, batches, todo, score)
         quiet = self.settings.quiet or self.rank > 0
@@ -200,8 +202,8 @@ class Evaluator:
             source, batches, todo, settings.data, self.device, views=settings.views
         ):
             missing = {int(clip.clip): clip.reason for clip in bad}
-            if batch is None:
-                if not self._cache:
+            if batch is None:  # no item of the batch could be shown
+                if not self._cache:  # other ranks wait for this rank's forward passes
                     self._pass_with_nothing(source, source.make(batches[k][0], None), score)
                 yield k, BatchResult((), np.zeros((0,), np.float32), missing, 0, 0)
                 continue

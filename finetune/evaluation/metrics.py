@@ -114,6 +114,7 @@ def topk_hits(
     right = _numbers("labels", labels, len(kept), kept.shape[1])
     own = np.take_along_axis(kept, right[:, None], 1)
     above, level = (kept > own).sum(1), (kept == own).sum(1)
+    # `level` tied classes share the places after `above`; k - above of these places are hits.
     hits = np.clip((k - above) / np.maximum(level, 1), 0.0, 1.0)
     return np.where(gone | np.isneginf(own[:, 0]), 0.0, hits)
 

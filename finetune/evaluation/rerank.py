@@ -90,8 +90,10 @@ def rerank(
         pair_batch: Pairs per joint pass.
     """
     start, passes_s = time.perf_counter(), evaluator.seconds
-    all_pairs = similarity is None or candidates >= len(items)
-    if all_pairs or similarity is None:
+    if candidates >= len(items):
+        similarity = None  # every pair gets a joint score
+    if similarity is None:
+        candidates = len(items)
         text_list = clip_list = np.ones((len(texts), len(items)), bool)
     else:
         text_list = shortlist(similarity, candidates)
@@ -109,7 +111,7 @@ def rerank(
     missing = {shown[number]: reason for number, reason in found.missing.items()}
     scored = int(wanted.sum())
     cost = {
-        "candidates": len(items) if all_pairs else candidates,
+        "candidates": candidates,
         "pairs": scored,
         "all_pairs": wanted.size,
         "share": scored / wanted.size,
@@ -118,7 +120,7 @@ def rerank(
         "seconds_in_passes": evaluator.seconds - passes_s,
     }
     by_text = _merged(joint, text_list, similarity)
-    if similarity is not None and not all_pairs and not both_ways:
+    if similarity is not None and not both_ways:
         return RerankedScores(by_text, similarity, missing, cost)
     return RerankedScores(by_text, _merged(joint, clip_list, similarity), missing, cost)
 

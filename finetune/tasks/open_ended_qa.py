@@ -199,6 +199,7 @@ def _vocabulary(train: Split, options: QAOptions) -> tuple[str, ...]:
         return train.answer_space
     items = [item for item in train.items if isinstance(item, QAItem)]
     counts = Counter(answer for item in items for answer in item.answers)
+    # ties in alphabetical order, so that class numbers do not depend on the order of the file
     return tuple(sorted(counts, key=lambda answer: (-counts[answer], answer))[: options.answers])
 
 

@@ -59,6 +59,7 @@ def encode(tokenizer: Tokenizer, text: Text, length: int) -> Encoded:
     pieces = [tokenizer.ids(part.text) for part in text]
     excess = sum(map(len, pieces)) + 2 + sum(part.after_sep for part in text) - length
     lost, shortened = False, excess > 0
+    # tokens are removed one at a time, so that the parts of one level keep similar lengths
     for level in sorted({part.cut for part in text}, reverse=True):
         own = [piece for piece, part in zip(pieces, text, strict=True) if part.cut == level]
         while excess > 0 and any(own):

@@ -74,7 +74,7 @@ def other_captions(
     for _ in range(wanted):
         text = ""
         for other in random.integers(len(items) - 1, size=_MAX_DRAWS).tolist():
-            captions = items[other + (other >= number)].captions
+            captions = items[other + (other >= number)].captions  # skips the item itself
             text = captions[int(random.integers(len(captions)))]
             if text not in own:
                 break

@@ -217,6 +217,7 @@ def _read_reference(path: Path) -> SourceCheckpoint:
         report.initialised.append(
             f"{TEMPORAL}: not in the file, zeros (the model was trained without it)"
         )
+    # The file states no config: the resolution and the lengths follow from the tables' shapes.
     config = AllInOneConfig.from_size(
         size,
         patch_order="shuffled",
@@ -314,7 +315,7 @@ def build_model(
     Raises:
         ConversionError: The weights do not fit the model.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # new weights are equal on every rank
     config = AllInOneConfig(**{**_fields(config), **(_NO_DROPOUT if spec.frozen else {})})
     config.task = dict(spec.metadata)
     model = TaskModel(

@@ -36,15 +36,15 @@ class Job:
     argv: Sequence[str]
     world: int = 1
     kill_at: int = 0
-    """Rank 0 kills itself (SIGKILL) before this step, or, negative, before this evaluation batch is
-    kept."""
+    """Rank 0 kills itself (SIGKILL) before this step; negative: before this evaluation batch is
+    stored."""
     poison: int = -1
     """Position in the order of training whose item makes the loss NaN."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How its ranks ended."""
+    """Exit codes and output of its ranks."""
 
     codes: list[int]
     output: str

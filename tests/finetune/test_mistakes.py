@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def answering(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that was fine-tuned on other answers than those of the made-up benchmark."""
+    """A model that was fine-tuned on answers that differ from those of the made-up benchmark."""
     task = OpenEndedQA(QAOptions())
     task.vocabulary = ("cat", "dog", "zebra")
     source = read_source_checkpoint(model)
@@ -53,7 +53,7 @@ def refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., str]:
-    """The message of a command that ends with code 2."""
+    """Returns the error message of a command that must end with code 2."""
 
     def run(benchmark: Benchmark, *options: str, **places: Path) -> str:
         sample = samples("kinetics" if benchmark is K400 else "msrvtt")

@@ -156,9 +156,8 @@ def test_worlds_of_one_two_and_three_ranks_give_the_same_bytes(
         assert set(ended[f"{task} at {world}"].codes) == {0}, ended[f"{task} at {world}"].output
     one, two, three = (predictions(root, f"{task}_{world}") for world in (1, 2, 3))
     assert one == two == three
-    assert (
-        len(one.splitlines()) == {"qa": 8, "retrieval": 4 + 12}[task]
-    )  # questions; videos and their captions
+    rows = {"qa": 8, "retrieval": 4 + 12}  # questions; videos and their captions
+    assert len(one.splitlines()) == rows[task]
 
 
 def test_evaluation_after_training_equals_that_of_best_weights(
@@ -185,16 +184,13 @@ def test_an_evaluation_that_was_cut_off_continues_from_its_cache(
     root: Path, ended: dict[str, Ended]
 ) -> None:
     assert ended["cut off"].codes == [-9]
-    assert (
-        len(list((root / "out" / "qa_cut" / "cache").rglob("*.npz"))) == 3
-    )  # 8 questions in batches of 3
-    assert [path.name for path in (root / "out" / "qa_cut" / "predictions").iterdir()] == [
-        "msrvtt_qa-test.jsonl"
-    ]
+    out = root / "out" / "qa_cut"
+    assert len(list((out / "cache").rglob("*.npz"))) == 3  # 8 questions in batches of 3
+    assert [path.name for path in (out / "predictions").iterdir()] == ["msrvtt_qa-test.jsonl"]
 
 
 def test_the_item_that_makes_a_loss_nan_is_named(root: Path, ended: dict[str, Ended]) -> None:
-    """Contrast over both ranks: with one item alone as with many."""
+    """The contrastive loss spans both ranks, and the item is found nevertheless."""
     assert set(ended["poisoned"].codes) == {0}, ended["poisoned"].output
     dossier = json.loads(
         (root / "out" / "poisoned" / "dossiers" / "step-00000001" / "dossier.json").read_text()

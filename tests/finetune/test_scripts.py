@@ -1,4 +1,4 @@
-"""Every entry script: --help, and two steps of training and an evaluation on made-up files in its
+"""Every entry script: --help, two steps of training and an evaluation, on made-up files in its
 benchmark's official format."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PLAIN = (
 
 @dataclass(frozen=True)
 class Script:
-    """How a script is run and what must come out."""
+    """How a script is run, and the expected result."""
 
     sample: str
     """The made-up benchmark."""
@@ -63,8 +63,8 @@ SCRIPTS = {
     ),
 }
 HIDDEN = {"tvqa": ("tvqa", ("--eval-split", "test")), "vqav2": ("vqav2", ())}
-"""Evaluations on a split with hidden labels, by name: sample, options. They write the file of the
-test server."""
+"""Evaluations on a split with hidden labels, which write the file of the test server: name →
+(sample, options)."""
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ended(root: Path) -> dict[str, Ended]:
-    """All scripts, trained and evaluated, then two of them evaluated on hidden labels with the
+    """All scripts, trained and evaluated; then two of them, evaluated on hidden labels with the
     weights that they trained."""
 
     def job(name: str, sample: str, out: str, checkpoint: str, options: tuple[str, ...]) -> Job:

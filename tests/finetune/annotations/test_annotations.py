@@ -1,5 +1,5 @@
-"""Arithmetic of VQAv2, held-out parts of Karpathy and UCF101, the leak check. All formats:
-test_readers, test_reader_traps."""
+"""VQAv2's rules, held-out parts of Karpathy and UCF101, the leak check. Formats: test_readers,
+test_reader_traps."""
 
 from __future__ import annotations
 

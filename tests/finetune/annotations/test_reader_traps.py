@@ -1,4 +1,4 @@
-"""One trap of the official annotation files each, on made-up files in exactly the official form."""
+"""Traps of the official annotation files, on made-up files in the exact official format."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What every reader of official annotation files owes: items with media, splits that do not leak,
-and faults that are named. Traps: see test_reader_traps."""
+"""Requirements on every reader: items with media, splits that do not leak, and errors that name the
+file. Traps: see test_reader_traps."""
 
 from __future__ import annotations
 
@@ -47,21 +47,25 @@ def load_vcr(folder: Path, split: str) -> Split:
 
 @dataclass(frozen=True)
 class Reader:
-    """One benchmark and task; `file` is the annotation file of `split`, `column` a field that it
-    needs, `twice` how rows are repeated in it."""
+    """One benchmark and task."""
 
     writer: str
+    """Key in WRITERS."""
     load: Load
     sizes: dict[str, int]
+    """Items per split."""
     split: str
+    """The split that is modified."""
     file: str
+    """Its annotation file."""
     column: str
+    """A field that the file needs."""
     twice: str = ""
-    """lines (of a .csv without its header), [] (a JSON array), or the key of a JSON file's list;
-    empty where rows have no id, or a repeated one is an error (tested below)."""
+    """How rows are repeated: lines (of a .csv without its header), [] (a JSON array), or the key of
+    a JSON file's list; empty if rows have no id, or if a repeated row is an error."""
     label: tuple[str, str] = ("", "")
-    """What to replace by what to get a label outside of its range in one row; empty where the
-    answer is a word."""
+    """(text, replacement) that puts the label of one row out of range; empty if answers are
+    words."""
 
 
 READERS = {

@@ -1,4 +1,4 @@
-"""Metrics against implementations that share no line with them: torchmetrics, scikit-learn, scipy,
+"""Metrics against independent implementations: torchmetrics, scikit-learn, scipy,
 and the definitions written out naively.
 
 Ties are made on purpose (scores are small integers), and duplicates of texts and media. Where
@@ -36,7 +36,7 @@ def tied_scores(random: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def orders(scores: np.ndarray) -> list[np.ndarray]:
-    """The scores [N, C] with their ties broken, once for every order of the columns."""
+    """The scores [N, C] with ties broken, once for every order of the columns."""
     width = scores.shape[1]
     return [scores + 0.01 * np.array(order) for order in itertools.permutations(range(width))]
 
@@ -79,8 +79,8 @@ def test_option_hits_share_the_point_among_the_highest_options(
 def test_retrieval_ranks_are_the_mean_over_candidate_orders(
     seed: int, media: int, captions: int, doubled: bool
 ) -> None:
-    """Several captions per item, both ways: sort by score in every order of the candidates, look
-    where the first relevant one is."""
+    """Both directions with several captions per item: sort by score in every order of the
+    candidates, and take the place of the first relevant one."""
     random = np.random.default_rng(seed)
     owners = np.concatenate([np.arange(media), random.integers(0, media, size=captions)])
     similarity = tied_scores(random, len(owners), media)
@@ -119,9 +119,8 @@ def first_place(scores: np.ndarray, relevant: np.ndarray, shuffle: Sequence[int]
 def test_retrieval_without_ties_equals_torchmetrics(seed: int, media: int, captions: int) -> None:
     random = np.random.default_rng(seed)
     owners = np.repeat(np.arange(media), captions)
-    similarity = 1 + random.permutation(len(owners) * media).reshape(len(owners), media).astype(
-        np.float32
-    )  # theirs ignores <= 0
+    order = random.permutation(len(owners) * media).reshape(len(owners), media)
+    similarity = 1 + order.astype(np.float32)  # torchmetrics ignores scores <= 0
     pairs = metrics.relevance(owners, media)
     ways = metrics.retrieval_ranks(torch.from_numpy(similarity), torch.from_numpy(pairs))
     for found, scores, relevant in zip(
@@ -187,9 +186,8 @@ def test_coco_1k_is_the_mean_of_folds_that_are_evaluated_alone(
 def test_the_score_of_folds_is_the_mean_of_their_scores() -> None:
     owners = np.array([0, 0, 0, 1, 2, 3])
     similarity = np.zeros((6, 4), np.float32)
-    similarity[[0, 1, 2, 3], [0, 0, 0, 1]] = (
-        1  # fold one: all four captions right; fold two: two captions tied
-    )
+    # fold one: all four captions are correct; fold two: two captions are tied
+    similarity[[0, 1, 2, 3], [0, 0, 0, 1]] = 1
     scores = summaries.retrieval_scores(metrics.fold_ranks(similarity, owners, folds=2))
     assert scores["t2v/R@1"].value == pytest.approx((100 + 50) / 2)  # not 100 * 5 / 6
     assert scores["t2v/MnR"].value == pytest.approx((1 + 1.5) / 2)
@@ -255,13 +253,12 @@ def test_vqa_accuracy_is_the_official_formula(questions: list[tuple[str, list[st
 
 
 def official_vqa(said: str, answers: list[str]) -> float:
-    """The evaluation page's steps for the words above: leave each of ten annotators out, min(1,
+    """The steps of the official evaluation page: leave out each of ten annotators in turn, min(1,
     matches / 3), average."""
     spelled = {"two": "2", "The net": "net", "a  red, car": "red car"}
     said = spelled.get(said, said)
-    if (
-        len(set(answers)) > 1
-    ):  # annotators' answers lose their punctuation only, and only where they disagree
+    if len(set(answers)) > 1:
+        # annotators' answers are stripped of punctuation only, and only if they disagree
         answers = [answer.replace(",", "") for answer in answers]
     scores = []
     for left_out in range(10):
@@ -316,7 +313,7 @@ def test_a_missing_item_is_wrong_whatever_its_scores_say() -> None:
     ).tolist() == [0, 1]
     similarity = np.array([[9, 0, 1], [9, 5, 2], [9, 3, 4]], np.float32)
     texts, media = metrics.retrieval_ranks(similarity, missing=[True, False, False])
-    assert texts.ranks.tolist() == [3, 1, 1]  # its caption is last; the others do not meet it
+    assert texts.ranks.tolist() == [3, 1, 1]  # its caption is last; other texts never retrieve it
     assert media.ranks.tolist() == [3, 1, 1]
     assert texts.hits[50].tolist() == media.hits[50].tolist() == [0, 1, 1]
     assert metrics.vqa_soft([None], [["yes"] * 10]).tolist() == [0]
@@ -392,9 +389,9 @@ def test_intervals_equal_scipys_percentile_bootstrap(seed: int, items: int) -> N
     )
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
-    """95 % intervals of 200 samples whose true mean, median and ratio are known: the share that
-    covers is within 3 standard errors of 95 %."""
+def test_intervals_cover_the_truth_at_their_level() -> None:
+    """95 % intervals of 200 samples with known mean, median and ratio: the share that covers the
+    true value is within 3 standard errors of 95 %."""
     random = np.random.default_rng(1)
     covered = {"mean": 0, "median": 0, "ratio": 0}
     for _ in range(200):

@@ -1,5 +1,4 @@
-"""Results and predictions survive a round trip, keep older numbers, and name what is wrong with a
-file."""
+"""Results and predictions survive a round trip, keep older numbers, and report damaged files."""
 
 from __future__ import annotations
 

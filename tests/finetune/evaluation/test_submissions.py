@@ -1,5 +1,5 @@
-"""Submission files have the shape that the servers document, read back by the standard library;
-what they would refuse is refused before."""
+"""Submission files have the documented format, and what a server would refuse is refused before
+writing."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ KINETICS_ROWS = {
 
 
 def kinetics(root: Path) -> Sample:
-    """Labels of several words are quoted; class folders have spaces; file names carry the times
+    """Labels of several words are quoted; class folders have spaces; file names contain the times
     with six digits. val has one unknown class."""
     files = [
         f"{split}/{label}/{video}_{start:06d}_{start + 10:06d}.mp4"
@@ -78,8 +78,8 @@ UCF_GROUPS = range(1, 7)
 
 
 def ucf101(root: Path) -> Sample:
-    """HandStandPushups: the class list and file names spell it so, class folders HandstandPushups.
-    Labels count from 1; test lists have none."""
+    """The class list and file names say HandStandPushups, class folders HandstandPushups. Labels
+    count from 1; test lists have none."""
     folders = {"Archery": "Archery", "HandStandPushups": "HandstandPushups"}
     files = [
         f"{folder}/v_{name}_g{group:02d}_c01.avi"

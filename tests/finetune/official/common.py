@@ -20,8 +20,8 @@ class Sample:
 
 
 def make_sample(root: Path, media: Sequence[str] = (), **video: Any) -> Sample:
-    """Folders of a sample, with one distinct tiny file per media path (a picture for .jpg, a video
-    else)."""
+    """Folders of a sample, with one distinct tiny file per media path: a picture for .jpg, otherwise
+    a video."""
     sample = Sample(root / "annotations", root / "media")
     sample.annotations.mkdir(parents=True)
     for number, name in enumerate(media):
@@ -37,7 +37,7 @@ def make_sample(root: Path, media: Sequence[str] = (), **video: Any) -> Sample:
 
 
 def write_text(folder: Path, name: str, text: str) -> Path:
-    """Bytes as given: no translation of line ends."""
+    """Write bytes as given, without translation of line ends."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode())

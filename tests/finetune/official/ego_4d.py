@@ -16,8 +16,7 @@ EGO4D_VIDEOS = [f"uid-{k}" for k in range(5)]
 
 
 def ego4d(root: Path) -> Sample:
-    """Python literals inside of CSV; a narration with quotes and a comma; the right narration twice
-    in one row."""
+    """Python literals in CSV; a narration with quotes and a comma; a repeated correct narration."""
     sample = make_sample(root, [f"{uid}.mp4" for uid in EGO4D_VIDEOS])
     rows = ["question,answers"]
     for number, uid in enumerate(EGO4D_VIDEOS):

@@ -13,8 +13,8 @@ from tests.finetune.official.common import (
 
 
 def vqav2(root: Path) -> Sample:
-    """Ten annotators; capitals and articles in answers; images of test-dev lie under test2015. net
-    and yes stand nine times in train and val together, which makes them classes; 2 stands eight
+    """Ten annotators; capitals and articles in answers; images of test-dev are in test2015. net
+    and yes occur nine times in train and val together, which makes them classes; 2 occurs eight
     times."""
     images = {"train2014": range(1, 5), "val2014": range(101, 106), "test2015": range(201, 203)}
     sample = make_sample(
@@ -92,7 +92,7 @@ def coco(root: Path) -> Sample:
 
 
 def flickr30k(root: Path) -> Sample:
-    """No filepath, no cocoid: the pictures lie in one folder."""
+    """No filepath and no cocoid: all pictures are in one folder."""
     splits = ["train", "train", "train", "val", "test", "test"]
     sample = make_sample(root, [f"{1000 + number}.jpg" for number in range(len(splits))])
     images = [

@@ -25,7 +25,7 @@ LSMDC_CLIPS = {
 
 def lsmdc(root: Path) -> Sample:
     """Tabs under .csv, no header, no quoting; several sentences per clip in train; names that end
-    in .678; the right option counts from 1."""
+    in .678; the correct option counts from 1."""
     sample = make_sample(
         root,
         [
@@ -102,8 +102,7 @@ DIDEMO = {
 
 
 def didemo(root: Path) -> Sample:
-    """The same video under two spellings; rows without an extension; the media have an upper-case
-    one."""
+    """The same video in two spellings; rows without a suffix, media with an upper-case one."""
     sample = make_sample(
         root,
         [

@@ -23,7 +23,7 @@ def msrvtt_caption(video: int, number: int) -> str:
 
 def msrvtt(root: Path, form: str = "own") -> Sample:
     """Captions in the `form` own (MSR-VTT's two files), clip4clip (merged), frozen (frozen-in-time)
-    or clipbert; QA and choice in all of theirs."""
+    or clipbert; QA and choice in all their forms."""
     videos = [video for numbers in MSRVTT.values() for video in numbers]
     sample = make_sample(root, [f"video{video}.mp4" for video in videos])
     folder = sample.annotations
@@ -134,10 +134,11 @@ def _msrvtt_captions(folder: Path, form: str) -> None:
 
 def _msrvtt_choice(folder: Path) -> None:
     options = [[f"option {k} of {video}" for k in range(5)] for video in MSRVTT["test"]]
+    # msr7012, not video7012
     rows = [
         "\t".join((f"ret{k}", f"msr{video}", *options[k], str(video % 5)))
         for k, video in enumerate(MSRVTT["test"])
-    ]  # msr7012, not video7012
+    ]
     write_text(
         folder,
         "MSR_MC_test.csv",

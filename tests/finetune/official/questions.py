@@ -18,8 +18,8 @@ MSVD_CLIPS = [f"Qx{k}_-bcDEfgh_12_18" for k in range(8)]
 
 
 def msvd(root: Path) -> Sample:
-    """The QA split and the retrieval split part the same clips differently. Lists lack the final
-    newline; captions hold commas."""
+    """QA and retrieval split the same clips differently. Lists have no final newline; captions
+    contain commas."""
     sample = make_sample(root, [f"{clip}.avi" for clip in MSVD_CLIPS])
     folder = sample.annotations
     write_text(
@@ -38,7 +38,7 @@ def msvd(root: Path) -> Sample:
             for number in numbers
             for k, word in enumerate(("who", "what"))
         ]
-        # One question of a clip that the mapping does not hold.
+        # One question about a clip that is not in the mapping.
         write_json(
             folder,
             f"{split}_qa.json",
@@ -124,7 +124,7 @@ def _tgif(folder: Path, name: str, header: Sequence[str], rows: Iterable[Sequenc
 
 
 def tgif_clipbert(folder: Path) -> None:
-    """ClipBERT's JSON lines, without ids, with a validation set of its own."""
+    """ClipBERT's JSON lines, without ids, with their own validation set."""
     for k, split in enumerate(("train", "val", "test")):
         gif = TGIF_GIFS["Test"][0] if split == "test" else TGIF_GIFS["Train"][k]
         options = ["nod", "wave", "sit", "spin", "clap"]
@@ -215,7 +215,7 @@ VCR_BOXES = [
 
 def vcr(root: Path) -> Sample:
     """Texts with nested lists, several persons in one list; boxes of five numbers; polygons per
-    object; test hides its labels. Person 3 is mentioned by rationales only. `annotations` is
+    object; test hides its labels. Only rationales mention person 3. `annotations` is
     vcr1annots, `media` vcr1images."""
     stills = {
         "train": ["lsmdc_A/1@0.jpg", "lsmdc_B/2@0.jpg", "movie C/x@1.jpg"],

@@ -1,5 +1,5 @@
-"""VCR's drawing: which detections, which colours, how strong, and that the outline is still there
-at the size of the model's input."""
+"""Highlighting for VCR: which detections, their colours and opacity, and that the outline survives
+resizing to the model's input."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def item(scale: float = 1.0) -> VCRItem:
 
 def test_q_to_a_never_shows_what_only_the_rationales_mention() -> None:
     """The picture of the answer task does not depend on the rationales; person 3 is shown in the
-    rationale task alone."""
+    rationale task only."""
     picture, one = still(), item()
     answer = highlight(picture, one, mentioned(one, "answer"))
     x1, y1, x2, y2 = (int(value) for value in one.regions[PERSON_3].box)
@@ -54,7 +54,7 @@ def test_q_to_a_never_shows_what_only_the_rationales_mention() -> None:
 
 
 def test_persons_are_coloured_by_index_and_others_are_grey() -> None:
-    """The order of mention (1, 2, 0) is of no matter, and neither is who else is mentioned."""
+    """Neither the order of mention (1, 2, 0) nor other mentioned persons matter."""
     picture, one = still(), item()
     for chosen in ([1, 2, 0], [0], [1], [2], [3]):
         drawn = highlight(picture, one, chosen)
@@ -98,7 +98,7 @@ def test_outlines_follow_polygons_or_else_the_box() -> None:
 def test_the_outline_survives_resizing_to_the_models_input(
     height: int, width: int, size: int
 ) -> None:
-    """Somewhere on the line, the resized picture still holds the colour nearly pure."""
+    """Somewhere on the line, the resized picture contains the colour nearly unmixed."""
     scale = height / 800
     drawn = highlight(still(height, width), item(scale), [PERSON_1], image_size=size)
     small = np.asarray(
