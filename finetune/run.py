@@ -23,24 +23,26 @@ from allinone.finetune.benchmark import Benchmark, LoadedSplits, load_splits
 from allinone.finetune.config import FinetuneConfig
 from allinone.finetune.cost import run_activations, training_flops
 from allinone.finetune.evaluation.evaluator import Evaluator, media_of, subset
-from allinone.finetune.evaluation.final import FinalEvaluation, evaluation_settings, provenance
-from allinone.finetune.evaluation.folds import MEAN, mean_of_folds
 from allinone.finetune.evaluation.results import EvaluationResult
+from allinone.finetune.final_evaluation import FinalEvaluation, evaluation_settings, provenance
+from allinone.finetune.folds import MEAN, mean_of_folds
 from allinone.finetune.inputs.clip_reader import Reader
 from allinone.finetune.inputs.loader import Source, TaskStream
 from allinone.finetune.inputs.media_library import MediaLibrary
-from allinone.finetune.tasks import task_class
-from allinone.finetune.tasks.base import Task
-from allinone.finetune.tasks.task_model import (
+from allinone.finetune.task_model.model import (
     TASK_HEAD,
-    SourceCheckpoint,
     TaskModel,
     build_model,
     check_head,
     has_head,
+)
+from allinone.finetune.task_model.source import (
+    SourceCheckpoint,
     read_source_checkpoint,
     task_config,
 )
+from allinone.finetune.tasks import task_class
+from allinone.finetune.tasks.base import Task
 from allinone.model import AllInOneConfig
 
 log = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ from allinone.finetune.inputs.batch import Example, Maker, TaskBatch
 from allinone.finetune.inputs.clip_reader import Reader
 from allinone.finetune.inputs.loader import Source, evaluation_batches
 from allinone.finetune.inputs.media_library import MediaLibrary
-from allinone.finetune.tasks.task_model import TaskModel
+from allinone.finetune.task_model.model import TaskModel
 
 ScoreFn = Callable[[TaskModel, TaskBatch], Tensor]
 """Values of a batch, float32 [n, ...]."""

@@ -22,9 +22,9 @@ from allinone.engine.distributed.watchdog import keepalive
 from allinone.finetune.annotations.schema import RetrievalItem
 from allinone.finetune.evaluation.evaluator import Evaluator
 from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
-from allinone.finetune.tasks.base import head_scores
-from allinone.finetune.tasks.prompts import encode, plain
-from allinone.finetune.tasks.task_model import TaskModel
+from allinone.finetune.inputs.prompts import encode, plain
+from allinone.finetune.task_model.heads import head_scores
+from allinone.finetune.task_model.model import TaskModel
 
 _MARGIN = 1e3
 """Added to the scores of shortlisted candidates, so that they rank above all others."""

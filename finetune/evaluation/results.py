@@ -48,6 +48,18 @@ class MissingItem:
 
 
 @dataclass(frozen=True)
+class EvalOutput:
+    """Output of one evaluation of one split."""
+
+    scores: Mapping[str, Score]
+    """By name, see evaluation/summaries.py; the headline first."""
+    rows: Sequence[Mapping[str, Any]]
+    """Predictions, see `write_predictions`."""
+    missing: Sequence[MissingItem] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class EvaluationResult:
     """One evaluation of one checkpoint on one split of one benchmark."""
 

@@ -13,16 +13,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from allinone.common.atomic_io import write_atomic
 from allinone.common.errors import AllInOneError
 from allinone.finetune.annotations.schema import Split
-
-if TYPE_CHECKING:
-    from allinone.finetune.tasks.base import EvalOutput
+from allinone.finetune.evaluation.results import EvalOutput
 
 VCR_GROUPS = ("answer", *(f"rationale_conditioned_on_a{answer}" for answer in range(4)))
 VCR_COLUMNS = ("annot_id", *(f"{group}_{option}" for group in VCR_GROUPS for option in range(4)))

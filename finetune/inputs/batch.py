@@ -17,7 +17,7 @@ from torch import Tensor
 
 from allinone.data.loading.batch import BadClip
 from allinone.finetune.annotations.schema import Media
-from allinone.finetune.tasks.prompts import Text
+from allinone.finetune.inputs.prompts import Text
 
 Paint = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """Draws into a picture [H, W, 3], RGB."""

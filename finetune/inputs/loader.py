@@ -25,7 +25,7 @@ from allinone.data.loading.sampling import generator
 from allinone.data.text import Tokenizer
 from allinone.finetune.inputs.batch import Example, Maker, TaskBatch
 from allinone.finetune.inputs.clip_reader import Reader, Visual
-from allinone.finetune.tasks.prompts import encode
+from allinone.finetune.inputs.prompts import encode
 
 
 @dataclass

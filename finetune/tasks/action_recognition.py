@@ -20,19 +20,14 @@ from allinone.engine.objective import Losses, mean_metric
 from allinone.finetune.annotations.schema import AnnotationError, LabelItem, Split
 from allinone.finetune.evaluation import metrics, summaries
 from allinone.finetune.evaluation.evaluator import Evaluator
-from allinone.finetune.evaluation.results import rounded
+from allinone.finetune.evaluation.results import EvalOutput, rounded
 from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
-from allinone.finetune.tasks.base import (
-    EvalOutput,
-    Task,
-    head_scores,
-    missing_items,
-    pooled,
-)
-from allinone.finetune.tasks.heads import answer_head
+from allinone.finetune.inputs.prompts import Part
+from allinone.finetune.task_model.heads import answer_head, head_scores, pooled
+from allinone.finetune.task_model.model import TASK_HEAD, HeadSpec, TaskModel
+from allinone.finetune.task_model.source import SourceCheckpoint
+from allinone.finetune.tasks.base import Task, missing_items
 from allinone.finetune.tasks.options import ActionOptions
-from allinone.finetune.tasks.prompts import Part
-from allinone.finetune.tasks.task_model import TASK_HEAD, HeadSpec, SourceCheckpoint, TaskModel
 from allinone.model import AllInOneConfig
 
 _LISTED = 5

@@ -6,35 +6,19 @@ Letters: B items, C clips, V views, T frames, K texts, L tokens, N items of a sp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
-
-from torch import Tensor, nn
+from typing import Any, ClassVar
 
 from allinone.common.errors import ConfigError
 from allinone.engine.objective import Losses
 from allinone.finetune.annotations.schema import Split
 from allinone.finetune.cost import BackbonePasses
-from allinone.finetune.evaluation.results import MissingItem, Score
+from allinone.finetune.evaluation.evaluator import Evaluator
+from allinone.finetune.evaluation.results import EvalOutput, MissingItem
 from allinone.finetune.inputs.batch import Maker, TaskBatch
-from allinone.finetune.tasks.task_model import HeadSpec, SourceCheckpoint, TaskModel
-
-if TYPE_CHECKING:
-    from allinone.finetune.evaluation.evaluator import Evaluator
-
-
-@dataclass(frozen=True)
-class EvalOutput:
-    """Output of one evaluation of one split."""
-
-    scores: Mapping[str, Score]
-    """By name, see evaluation/summaries.py; the headline first."""
-    rows: Sequence[Mapping[str, Any]]
-    """Predictions, see results.write_predictions."""
-    missing: Sequence[MissingItem] = ()
-    details: Mapping[str, Any] = field(default_factory=dict)
+from allinone.finetune.task_model.model import HeadSpec, TaskModel
+from allinone.finetune.task_model.source import SourceCheckpoint
 
 
 class Task(ABC):
@@ -107,33 +91,6 @@ class Task(ABC):
         """Labels of the checkpoint's head; empty if it was not fine-tuned for this task."""
         same = source.task.get("protocol") == self.name
         return tuple(source.task.get("labels", ())) if same else ()
-
-
-def pooled(model: TaskModel, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Joint pass of every text with every view.
-
-    Args:
-        model: The model.
-        pixels: [B, V, T, 3, S, S].
-        ids: Token ids [B, K, L].
-        mask: [B, K, L], 1 at tokens.
-
-    Returns:
-        Class tokens [B, K, V, W].
-    """
-    items, views, texts = pixels.shape[0], pixels.shape[1], ids.shape[1]
-    repeated = pixels[:, None].expand(-1, texts, *pixels.shape[1:]).flatten(0, 2)
-    ids, mask = (x[:, :, None].expand(-1, -1, views, -1).flatten(0, 2) for x in (ids, mask))
-    return model(repeated, ids, mask).pooled.unflatten(0, (items, texts, views))
-
-
-def head_scores(head: nn.Module, features: Tensor) -> Tensor:
-    """float32 output of a head, computed in the head's own precision.
-
-    Evaluation keeps heads in float32 (`FinalEvaluation.run`): bf16 has 8 bits of precision, in
-    which options and candidates would tie although the model distinguishes them.
-    """
-    return head(features.to(next(head.parameters()).dtype)).float()
 
 
 def missing_items(split: Split, reasons: Mapping[int, str]) -> list[MissingItem]:

@@ -30,20 +30,21 @@ from allinone.finetune.annotations.schema import (
 from allinone.finetune.cost import BackbonePasses
 from allinone.finetune.evaluation import metrics, summaries
 from allinone.finetune.evaluation.evaluator import Evaluator
-from allinone.finetune.evaluation.results import rounded
+from allinone.finetune.evaluation.results import EvalOutput, rounded
 from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
-from allinone.finetune.tasks.base import (
-    EvalOutput,
-    Task,
+from allinone.finetune.inputs.prompts import option, plain
+from allinone.finetune.task_model.heads import (
+    from_matching,
     head_scores,
-    missing_items,
+    option_head,
     pooled,
+    rank_head,
 )
-from allinone.finetune.tasks.heads import from_matching, option_head, rank_head
+from allinone.finetune.task_model.model import HeadSpec, TaskModel
+from allinone.finetune.task_model.source import SourceCheckpoint
+from allinone.finetune.tasks.base import Task, missing_items
 from allinone.finetune.tasks.options import ChoiceOptions
-from allinone.finetune.tasks.prompts import option, plain
 from allinone.finetune.tasks.retrieval import other_captions
-from allinone.finetune.tasks.task_model import HeadSpec, SourceCheckpoint, TaskModel
 
 
 @dataclass(frozen=True)

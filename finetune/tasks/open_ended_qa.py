@@ -24,19 +24,14 @@ from allinone.finetune.annotations import vqav2_text
 from allinone.finetune.annotations.schema import AnnotationError, QAItem, Split
 from allinone.finetune.evaluation import metrics, summaries
 from allinone.finetune.evaluation.evaluator import Evaluator
-from allinone.finetune.evaluation.results import Score, rounded
+from allinone.finetune.evaluation.results import EvalOutput, Score, rounded
 from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
-from allinone.finetune.tasks.base import (
-    EvalOutput,
-    Task,
-    head_scores,
-    missing_items,
-    pooled,
-)
-from allinone.finetune.tasks.heads import answer_head, vqav2_head
+from allinone.finetune.inputs.prompts import plain
+from allinone.finetune.task_model.heads import answer_head, head_scores, pooled, vqav2_head
+from allinone.finetune.task_model.model import HeadSpec, TaskModel
+from allinone.finetune.task_model.source import SourceCheckpoint
+from allinone.finetune.tasks.base import Task, missing_items
 from allinone.finetune.tasks.options import QAOptions
-from allinone.finetune.tasks.prompts import plain
-from allinone.finetune.tasks.task_model import HeadSpec, SourceCheckpoint, TaskModel
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,15 @@ from allinone.finetune.cost import BackbonePasses
 from allinone.finetune.evaluation import metrics, summaries
 from allinone.finetune.evaluation.evaluator import Evaluator, SplitScores
 from allinone.finetune.evaluation.rerank import MediaExamples, RerankedScores, rerank
+from allinone.finetune.evaluation.results import EvalOutput
 from allinone.finetune.evaluation.retrieval_rows import prediction_rows, ranks_of_folds
 from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
-from allinone.finetune.tasks.base import EvalOutput, Task, head_scores, missing_items, pooled
-from allinone.finetune.tasks.heads import from_matching, rank_head
+from allinone.finetune.inputs.prompts import plain
+from allinone.finetune.task_model.heads import from_matching, head_scores, pooled, rank_head
+from allinone.finetune.task_model.model import HeadSpec, TaskModel
+from allinone.finetune.task_model.source import SourceCheckpoint
+from allinone.finetune.tasks.base import Task, missing_items
 from allinone.finetune.tasks.options import RetrievalOptions
-from allinone.finetune.tasks.prompts import plain
-from allinone.finetune.tasks.task_model import HeadSpec, SourceCheckpoint, TaskModel
 from allinone.model.contrast import embed_text, embed_video
 
 _BLOCK_ROWS = 1024

@@ -28,13 +28,14 @@ from allinone.finetune.annotations.vcr_text import mentioned, names_of, sentence
 from allinone.finetune.cost import BackbonePasses
 from allinone.finetune.evaluation import metrics, summaries
 from allinone.finetune.evaluation.evaluator import Evaluator
-from allinone.finetune.evaluation.results import rounded
+from allinone.finetune.evaluation.results import EvalOutput, rounded
 from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
-from allinone.finetune.tasks.base import EvalOutput, Task, head_scores, missing_items, pooled
-from allinone.finetune.tasks.heads import VCRHead, from_matching
+from allinone.finetune.inputs.prompts import KEEP, LIST, QUESTION, Part, Text
+from allinone.finetune.task_model.heads import VCRHead, from_matching, head_scores, pooled
+from allinone.finetune.task_model.model import HeadSpec, TaskModel
+from allinone.finetune.task_model.source import SourceCheckpoint
+from allinone.finetune.tasks.base import Task, missing_items
 from allinone.finetune.tasks.options import VCROptions
-from allinone.finetune.tasks.prompts import KEEP, LIST, QUESTION, Part, Text
-from allinone.finetune.tasks.task_model import HeadSpec, SourceCheckpoint, TaskModel
 from allinone.finetune.tasks.vcr_highlight import highlight
 
 CHOICES = 4

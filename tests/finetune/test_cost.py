@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from allinone.finetune.cost import task_activations
-from allinone.finetune.tasks.base import pooled
-from allinone.finetune.tasks.task_model import (
-    TaskModel,
-)
+from allinone.finetune.task_model.heads import pooled
+from allinone.finetune.task_model.model import TaskModel
 from allinone.model import AllInOneConfig
 
 

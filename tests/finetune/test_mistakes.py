@@ -16,11 +16,12 @@ from allinone.finetune.k400_linear import BENCHMARK as K400
 from allinone.finetune.msrvtt_choice import BENCHMARK as CHOICE
 from allinone.finetune.msrvtt_qa import BENCHMARK as QA
 from allinone.finetune.msrvtt_retrieval import BENCHMARK as RETRIEVAL
+from allinone.finetune.task_model.model import build_model
+from allinone.finetune.task_model.source import read_source_checkpoint, task_config
 from allinone.finetune.tasks.action_recognition import ActionRecognition
 from allinone.finetune.tasks.open_ended_qa import OpenEndedQA
 from allinone.finetune.tasks.options import ActionOptions, QAOptions, RetrievalOptions
 from allinone.finetune.tasks.retrieval import Retrieval
-from allinone.finetune.tasks.task_model import build_model, read_source_checkpoint, task_config
 from tests.finetune.official import Sample
 from tests.tools.conftest import tiny_model
 

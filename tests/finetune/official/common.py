@@ -20,8 +20,8 @@ class Sample:
 
 
 def make_sample(root: Path, media: Sequence[str] = (), **video: Any) -> Sample:
-    """Folders of a sample, with one distinct tiny file per media path: a picture for .jpg, otherwise
-    a video."""
+    """Folders of a sample, with one distinct tiny file per media path: a picture for .jpg, and a
+    video otherwise."""
     sample = Sample(root / "annotations", root / "media")
     sample.annotations.mkdir(parents=True)
     for number, name in enumerate(media):

@@ -70,3 +70,30 @@ def from_matching(
         if isinstance(module, nn.Linear) and module.out_features == 1:
             module.weight.copy_(weight[1:] - weight[:1] if log_odds else weight[1:])
             module.bias.copy_(bias[1:] - bias[:1] if log_odds else bias[1:])
+
+
+def pooled(model: nn.Module, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Joint pass of every text with every view.
+
+    Args:
+        model: The model.
+        pixels: [B, V, T, 3, S, S].
+        ids: Token ids [B, K, L].
+        mask: [B, K, L], 1 at tokens.
+
+    Returns:
+        Class tokens [B, K, V, W].
+    """
+    items, views, texts = pixels.shape[0], pixels.shape[1], ids.shape[1]
+    repeated = pixels[:, None].expand(-1, texts, *pixels.shape[1:]).flatten(0, 2)
+    ids, mask = (x[:, :, None].expand(-1, -1, views, -1).flatten(0, 2) for x in (ids, mask))
+    return model(repeated, ids, mask).pooled.unflatten(0, (items, texts, views))
+
+
+def head_scores(head: nn.Module, features: Tensor) -> Tensor:
+    """float32 output of a head, computed in the head's own precision.
+
+    Evaluation keeps heads in float32 (`FinalEvaluation.run`): bf16 has 8 bits of precision, in
+    which options and candidates would tie although the model distinguishes them.
+    """
+    return head(features.to(next(head.parameters()).dtype)).float()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from allinone.data.text import Tokenizer
-from allinone.finetune.tasks.prompts import CONTEXT, KEEP, LIST, QUESTION, Part, encode, option
+from allinone.finetune.inputs.prompts import CONTEXT, KEEP, LIST, QUESTION, Part, encode, option
 
 
 @pytest.fixture(scope="module")

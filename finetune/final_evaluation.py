@@ -21,20 +21,16 @@ from allinone.finetune.evaluation.cache import Cache
 from allinone.finetune.evaluation.evaluator import EvaluationSettings, Evaluator
 from allinone.finetune.evaluation.results import (
     PREDICTIONS,
+    EvalOutput,
     EvaluationResult,
     write_predictions,
     write_result,
 )
 from allinone.finetune.evaluation.table import table
 from allinone.finetune.inputs.media_library import MediaLibrary
-from allinone.finetune.tasks.base import EvalOutput, Task
-from allinone.finetune.tasks.task_model import (
-    HeadSpec,
-    SourceCheckpoint,
-    TaskModel,
-    build_model,
-    size_name,
-)
+from allinone.finetune.task_model.model import HeadSpec, TaskModel, build_model
+from allinone.finetune.task_model.source import SourceCheckpoint, size_name
+from allinone.finetune.tasks.base import Task
 from allinone.model import AllInOneConfig
 
 log = logging.getLogger(__name__)

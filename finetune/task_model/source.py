@@ -1,100 +1,31 @@
-"""The model of a task: the backbone, the pre-training heads that the task uses, and its own head;
-and how its weights are read from any kind of checkpoint."""
+"""The checkpoint that a run starts from: our own runs, model folders, or released files of the
+original code."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from allinone.common.errors import ConfigError
 from allinone.data.config import DatasetSpec
 from allinone.engine.checkpoint.manager import CheckpointError, find_weights
-from allinone.model import SIZES, AllInOneConfig, AllInOneModel, AllInOneOutput
-from allinone.model.all_in_one import AllInOnePreTrainedModel
+from allinone.model import SIZES, AllInOneConfig
 from allinone.model.convert import (
-    CONTRASTIVE,
     POSITION,
     TEMPORAL,
     TEXT_POSITION,
     LoadReport,
-    fit,
     reference_name,
     rename_reference,
 )
-from allinone.model.heads import LogitScale
 from allinone.model.weights_file import read_weights
-
-TASK_HEAD = "task_head."
-MATCHING = "vtm_head."
-_NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
-"""Config of a frozen backbone: its features are the same in training and evaluation."""
-
-
-class TaskModel(AllInOnePreTrainedModel):
-    """The backbone, `task_head`, and the pre-training heads that the task trains. Other heads are
-    left out: without training, weight decay would only shrink them."""
-
-    def __init__(
-        self,
-        config: AllInOneConfig,
-        head: nn.Module | None,
-        *,
-        contrastive: bool = False,
-        matching: bool = False,
-    ) -> None:
-        super().__init__(config)
-        width = config.hidden_size
-        self.backbone = AllInOneModel(config)
-        if contrastive:
-            self.text_projection = nn.Linear(width, config.projection_dim)
-            self.video_projection = nn.Linear(width, config.projection_dim)
-            self.logit_scale = LogitScale()
-        if matching:
-            self.vtm_head = nn.Linear(width, 2)
-        if head is not None:
-            self.task_head = head
-        self.post_init()
-
-    def forward(
-        self, pixels: Tensor, text_ids: Tensor, text_mask: Tensor, **kwargs: Any
-    ) -> AllInOneOutput:
-        """The joint pass of the backbone. Tasks call the heads themselves."""
-        return self.backbone(pixels, text_ids, text_mask)
-
-    def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """See AllInOneModel.encode_text."""
-        return self.backbone.encode_text(text_ids, text_mask)
-
-    def encode_video(self, pixels: Tensor) -> Tensor:
-        """See AllInOneModel.encode_video."""
-        return self.backbone.encode_video(pixels)
-
-
-@dataclass(frozen=True)
-class HeadSpec:
-    """What a task adds to the backbone."""
-
-    build: Callable[[AllInOneConfig], nn.Module] | None = None
-    """Makes the task's head; None: the task uses the contrastive projections only."""
-    initialize: Callable[[nn.Module, Mapping[str, Tensor]], None] | None = None
-    """Sets the first weights of a new head from the checkpoint's tensors; None: random."""
-    contrastive: bool = False
-    """Add the contrastive projections."""
-    matching: bool = False
-    """Add the VTM head."""
-    frozen: bool = False
-    """Train only the parameters whose name contains one of `trained`."""
-    trained: tuple[str, ...] = (TASK_HEAD,)
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    """protocol, kind and labels of the head, stored in config.json as "task". A checkpoint's head
-    is reused if its kind and labels are equal."""
 
 
 @dataclass
@@ -269,76 +200,13 @@ def task_config(
             " another checkpoint"
         )
     given = {name: value for name, value in overrides.items() if value is not None}
-    return AllInOneConfig(**{**_fields(source.config), "image_heads": False, **given})
+    return AllInOneConfig(**{**config_fields(source.config), "image_heads": False, **given})
 
 
-def _fields(config: AllInOneConfig) -> dict[str, Any]:
+def config_fields(config: AllInOneConfig) -> dict[str, Any]:
+    """The fields that AllInOneConfig itself declares."""
     return {
         name: value
         for name, value in config.to_dict().items()
         if name in AllInOneConfig.__annotations__
     }
-
-
-def has_head(source: SourceCheckpoint, spec: HeadSpec) -> bool:
-    """Whether the checkpoint holds the task's head: the same kind, with the same labels."""
-    same = bool(source.task) and all(
-        source.task.get(key) == spec.metadata.get(key) for key in ("kind", "labels")
-    )
-    return same and any(name.startswith(TASK_HEAD) for name in source.tensors)
-
-
-def check_head(source: SourceCheckpoint, spec: HeadSpec) -> None:
-    """ConfigError if a new head is to be initialised from a VTM head that is not there."""
-    new = spec.build and spec.initialize and not has_head(source, spec)
-    if new and f"{MATCHING}weight" not in source.tensors:
-        raise ConfigError(
-            f"--checkpoint {source.path} has no VTM head, from which the rank head is initialised;"
-            " give a model pre-trained with VTM, or one that was fine-tuned with the same head"
-        )
-
-
-def build_model(
-    source: SourceCheckpoint, config: AllInOneConfig, spec: HeadSpec, seed: int
-) -> TaskModel:
-    """The task's model with the checkpoint's weights.
-
-    Position tables of another length are resized and reported in `source.report`; the head of
-    another task is dropped.
-
-    Args:
-        source: The checkpoint.
-        config: The task's config, see `task_config`.
-        spec: What the task adds to the backbone.
-        seed: Seed of new weights.
-
-    Raises:
-        ConversionError: The weights do not fit the model.
-    """
-    torch.manual_seed(seed)  # new weights are equal on every rank
-    config = AllInOneConfig(**{**_fields(config), **(_NO_DROPOUT if spec.frozen else {})})
-    config.task = dict(spec.metadata)
-    model = TaskModel(
-        config,
-        spec.build(config) if spec.build else None,
-        contrastive=spec.contrastive,
-        matching=spec.matching,
-    )
-    own = model.state_dict()
-    reuse_head = has_head(source, spec)
-    kept = {
-        name: tensor
-        for name, tensor in source.tensors.items()
-        if name in own and (reuse_head or not name.startswith(TASK_HEAD))
-    }
-    dropped = sorted({name.split(".")[0] for name in source.tensors if name not in kept})
-    report = source.report
-    report.ignored += [f"{name}: this task does not use it" for name in dropped]
-    fit(model, kept, report, unexpected=source.unexpected, may_be_new=(TASK_HEAD, *CONTRASTIVE))
-    if spec.build and not reuse_head and spec.initialize:
-        spec.initialize(model.task_head, source.tensors)
-        report.notes.append("the rank head is initialised from the VTM head")
-    if spec.frozen:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(any(pattern in name for pattern in spec.trained))
-    return model

@@ -11,12 +11,10 @@ import torch
 from allinone.engine.objective import StepModule
 from allinone.engine.optim.adamw import SkippingAdamW, parameter_groups
 from allinone.finetune.evaluation import paper_numbers
-from allinone.finetune.tasks.heads import VCRHead, from_matching, rank_head
-from allinone.finetune.tasks.task_model import (
-    TASK_HEAD,
-    HeadSpec,
+from allinone.finetune.task_model.heads import VCRHead, from_matching, rank_head
+from allinone.finetune.task_model.model import TASK_HEAD, HeadSpec, build_model
+from allinone.finetune.task_model.source import (
     SourceCheckpoint,
-    build_model,
     read_source_checkpoint,
     task_config,
 )
