@@ -45,7 +45,8 @@ def main(benchmark: Benchmark, argv: Sequence[str] | None = None, prog: str = ""
 def _run(benchmark: Benchmark, argv: Sequence[str], prog: str) -> int:
     config = parse(benchmark, argv, prog)
     rank = launch.find_rank_info(os.environ).rank
-    setup_logging(terminal=rank == 0, stderr=config.train.json)
+    train = config.train
+    setup_logging(terminal=rank == 0, quiet=train.quiet, verbose=train.verbose, stderr=train.json)
     from allinone.finetune.run import run_benchmark  # imports torch and DeepSpeed
 
     return launch.main(lambda: run_benchmark(benchmark, config))

@@ -20,7 +20,7 @@ from allinone.engine.config import TrainConfig
 from allinone.engine.distributed.topology import Layout
 from allinone.engine.resume import compare_options, decide, evaluation_due, examine, is_done
 from allinone.finetune.config import FinetuneConfig
-from allinone.finetune.tasks.base import TaskOptions
+from allinone.finetune.tasks.options import TaskOptions
 from allinone.pretrain.config import PretrainConfig
 
 RENAMED = {"old-depth": "depth"}

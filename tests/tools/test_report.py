@@ -12,7 +12,7 @@ import pytest
 
 from allinone.finetune.evaluation.results import (
     EvaluationResult,
-    Missing,
+    MissingItem,
     Score,
     write_predictions,
     write_result,
@@ -75,7 +75,7 @@ def test_cells_show_both_numbers_and_their_difference(
     path = write(
         tmp_path / "runs" / "one",
         43.4,
-        missing=(Missing("q1", "video1", "no video track"),),
+        missing=(MissingItem("q1", "video1", "no video track"),),
         date="2026-01-02T00:00:00+00:00",
     )
     page, text = report(tmp_path, str(tmp_path / "runs"))
@@ -138,7 +138,7 @@ HOSTILE = "<script>alert('x')</script> \"quoted\" {{ 7 * 7 }} {% raw %}"
 
 
 def test_hostile_names_in_results_are_shown_as_text(tmp_path: Path) -> None:
-    missing = (Missing(HOSTILE, HOSTILE, HOSTILE),)
+    missing = (MissingItem(HOSTILE, HOSTILE, HOSTILE),)
     write(tmp_path, 44.0, checkpoint=HOSTILE, pretraining=HOSTILE, missing=missing)
     write(tmp_path / "other", 70.0, benchmark="demo_qa", protocol=HOSTILE)
     cells, _ = report(tmp_path, str(tmp_path))  # the parser refuses a script element
@@ -188,7 +188,7 @@ def test_all_unreadable_results_are_named_at_once(
     out = ["--out", str(tmp_path / "report")]
     assert main([*arguments, *out]) == 2
     message = capsys.readouterr().err
-    assert "cut/results/x.json is no evaluation result or is damaged" in message
+    assert "cut/results/x.json is not an evaluation result or is damaged" in message
     assert "list/results/y.json" in message
     assert "empty holds no results" in message
     assert "nowhere is neither a file nor a folder" in message
@@ -231,4 +231,4 @@ def test_two_predictions_files_are_compared_item_by_item(
     assert "same prediction: 3 of 3 (100.00 %)" in shown
     (tmp_path / "cut.jsonl").write_text('{"id"')
     assert main(["--compare", str(one), str(tmp_path / "cut.jsonl")]) == 2
-    assert "cut.jsonl:1 is no JSON" in capsys.readouterr().err
+    assert "cut.jsonl:1 is not JSON" in capsys.readouterr().err
