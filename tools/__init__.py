@@ -1,1 +1,1 @@
-"""What a person runs beside training."""
+"""Command-line programs around training."""

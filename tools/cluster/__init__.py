@@ -1,1 +1,1 @@
-"""Node checks, run state and rank servers."""
+"""Node checks, the state of a run, and rank processes on one machine."""

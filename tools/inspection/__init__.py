@@ -1,1 +1,1 @@
-"""Looking inside a model."""
+"""Runs a trained model on single videos and texts, and draws what it computes."""

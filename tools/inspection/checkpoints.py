@@ -1,4 +1,4 @@
-"""From a path that a person gives to a model ready for inference."""
+"""Loads a model for inference from a run, a checkpoint or a save_pretrained folder."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ _HEADS = {"mlm_head": "MLM", "vtm_head": "VTM", "text_projection": "VTC", "video
 
 @dataclass
 class LoadedModel:
-    """A model ready for inference, and what is known about its training."""
+    """A model ready for inference, with what is known about its training."""
 
     model: AllInOneForPreTraining
     weights: Path
     data: DataConfig = field(default_factory=DataConfig)
-    """How its run normalised and cropped frames, as AllInOneProcessor finds it."""
+    """How its run normalised and cropped frames, as AllInOneProcessor reads it."""
     trained: dict[str, float] | None = None
-    """Objective → weight in its run; None where unknown."""
+    """Loss weight of each objective in its run; None if unknown."""
     missing: list[str] = field(default_factory=list)
-    """Heads (prefixes of parameter names) that the weights do not hold; they are new and random."""
+    """Heads (prefixes of parameter names) that are not in the file; they were initialised at
+    random."""
     unknown: list[str] = field(default_factory=list)
-    """Parameters in the file that this version has no place for, such as another task's head."""
+    """Parameters in the file that this version does not have, such as another task's head."""
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the weights."""
         return next(self.model.parameters()).device
 
     def needs(self, *heads: str) -> None:
-        """Raise InputError unless the weights hold these heads."""
+        """Raise InputError unless the file contained these heads."""
         for head in heads:
             if head in self.missing:
                 raise InputError(
@@ -55,7 +56,11 @@ class LoadedModel:
 
 
 def find_weights(path: Path, option: str = "--checkpoint") -> Path:
-    """allinone.engine.checkpoint.manager.find_weights, whose error names the option."""
+    """Find the model folder of a run, a checkpoint or a folder of save_pretrained.
+
+    Raises:
+        InputError: There is none; the message names `option`.
+    """
     try:
         return manager.find_weights(path)
     except CheckpointError as error:
@@ -63,8 +68,19 @@ def find_weights(path: Path, option: str = "--checkpoint") -> Path:
 
 
 def load_checkpoint(path: Path, device: str = "auto", option: str = "--checkpoint") -> LoadedModel:
-    """Load a model for inference in float32. `device` is cpu, cuda or auto. Raises InputError where
-    the folder holds no model of ours."""
+    """Load a model for inference in float32.
+
+    Args:
+        path: A run, a checkpoint, or a folder of save_pretrained.
+        device: cpu, cuda, or auto (cuda if there is a GPU).
+        option: The option named in error messages.
+
+    Returns:
+        The model in eval mode on the device.
+
+    Raises:
+        InputError: The folder holds no All-in-one model, or `device` is not available.
+    """
     from transformers.utils import logging
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -78,7 +94,7 @@ def load_checkpoint(path: Path, device: str = "auto", option: str = "--checkpoin
         raise InputError(
             f"{option} {weights} holds a model of type {kind!r}, not {AllInOneConfig.model_type!r}"
         )
-    # heads that are missing or unknown are reported by the task that needs them
+    # transformers would warn about missing and unknown heads; the task that needs a head reports it
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -86,18 +102,18 @@ def load_checkpoint(path: Path, device: str = "auto", option: str = "--checkpoin
             weights, output_loading_info=True, local_files_only=True
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise InputError(
-            f"{option} {weights} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{option} {weights} cannot be loaded: {reason}") from error
+    # the temperature of the contrastive loss has a default and is not needed for inference
     absent = [name for name in info["missing_keys"] if not name.startswith("logit_scale")]
-    backbone = [name for name in absent if name.startswith("backbone.")]
+    backbone = sorted(name for name in absent if name.startswith("backbone."))
     if backbone:
         raise InputError(
             f"{option} {weights} misses {len(backbone)} tensors of the transformer, first:"
-            f" {sorted(backbone)[0]}"
+            f" {backbone[0]}"
         )
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    run = _run_facts(weights)
+    run = _run_options(weights)
     return LoadedModel(
         model=model.float().eval().to(target),
         weights=weights,
@@ -108,14 +124,14 @@ def load_checkpoint(path: Path, device: str = "auto", option: str = "--checkpoin
     )
 
 
-def _run_facts(weights: Path) -> dict[str, Any]:
-    """The run's configuration, or {} for weights that do not lie in a checkpoint."""
+def _run_options(weights: Path) -> dict[str, Any]:
+    """The options of the run that wrote the weights; {} for weights outside of a checkpoint."""
+    path = weights.parent / "run.json"
     try:
-        return json.loads((weights.parent / "run.json").read_text()).get("run", {})
+        return json.loads(path.read_text()).get("run", {})
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{weights.parent / 'run.json'} cannot be read ({error}); how the run cropped its"
-            " frames is unknown"
+            f"{path} cannot be read ({error}), so it is unknown how the run cropped its frames"
         ) from error

@@ -1,4 +1,4 @@
-"""The model's words for the gaps of a text."""
+"""Predicts the masked words of a text, given a video."""
 
 from __future__ import annotations
 
@@ -7,35 +7,52 @@ from dataclasses import dataclass
 import torch
 
 from allinone.tools.inspection.checkpoints import LoadedModel
-from allinone.tools.inspection.media_inputs import InputClip, TextReader, Words
+from allinone.tools.inspection.media_inputs import InputClip, InputText, TextReader
 
 
 @dataclass(frozen=True)
 class Guess:
-    """A word piece for a gap."""
+    """A word piece predicted at a [MASK]."""
 
     token: int
     word: str
     probability: float
-    """Over the whole vocabulary."""
+    """Over the full vocabulary."""
 
 
 @torch.inference_mode()
-def fill_gaps(
-    loaded: LoadedModel, reader: TextReader, clip: InputClip, words: Words, top: int
+def fill_masks(
+    loaded: LoadedModel, reader: TextReader, clip: InputClip, text: InputText, top: int
 ) -> list[list[Guess]]:
-    """The `top` likeliest word pieces of every gap, best first, each gap on its own. Special tokens
-    are no words and are left out."""
+    """Predict each [MASK] of a text independently.
+
+    Args:
+        loaded: The model.
+        reader: The tokenizer that made `text`.
+        clip: The video.
+        text: A text with at least one [MASK].
+        top: Number of word pieces per [MASK].
+
+    Returns:
+        For each [MASK], the `top` most probable word pieces, best first. Special tokens such as
+        [SEP] are excluded.
+
+    Raises:
+        InputError: The model has no MLM head.
+    """
     loaded.needs("mlm_head")
     device = loaded.device
-    text = loaded.model(clip.pixels.to(device), words.ids.to(device), words.mask.to(device)).text
-    chances = loaded.model.mlm_head(text[0, list(words.gaps)]).softmax(-1).cpu()
-    first = reader.tokenizer.first_word_id
-    best = chances[:, first : reader.tokenizer.size].topk(min(top, reader.tokenizer.size - first))
+    output = loaded.model(clip.pixels.to(device), text.ids.to(device), text.mask.to(device))
+    hidden = output.text[0, list(text.mask_positions)]
+    probabilities = loaded.model.mlm_head(hidden).softmax(-1).cpu()
+    tokenizer = reader.tokenizer
+    first = tokenizer.first_word_id
+    words = probabilities[:, first : tokenizer.size]
+    best = words.topk(min(top, tokenizer.size - first))
     return [
         [
-            Guess(first + int(token), reader.word(first + int(token)), float(chance))
-            for chance, token in zip(row_chances, row_tokens, strict=True)
+            Guess(first + int(index), reader.word(first + int(index)), float(probability))
+            for probability, index in zip(values, indices, strict=True)
         ]
-        for row_chances, row_tokens in zip(best.values, best.indices, strict=True)
+        for values, indices in zip(best.values, best.indices, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""A video file and a text, as a person gives them and as the model sees them.
+"""Reads video files and texts given on the command line into model inputs.
 
 Letters: T frames, S the model's image size, L text tokens.
 """
@@ -25,25 +25,24 @@ from allinone.data.processor import read_as_evaluation
 from allinone.data.text import Tokenizer
 from allinone.model import AllInOneConfig
 
-GAP = "[MASK]"
+MASK_TOKEN = "[MASK]"
 
 
 @dataclass(frozen=True)
 class InputClip:
-    """One video as the model sees it."""
+    """One video as a model input."""
 
     path: Path
     pixels: Tensor
     """float32 [1, T, 3, S, S], normalised."""
     pictures: NDArray[np.uint8]
-    """The same crops for drawing, RGB [T, side, side, 3]; side as in the file, not scaled."""
+    """The same crops for drawing, RGB [T, side, side, 3], at the resolution of the file."""
     numbers: tuple[int, ...]
-    """Which frames of the file these are, from 0."""
+    """Indices of these frames in the file, from 0."""
 
 
 class ClipReader:
-    """Video or image files → clips, by the same steps as evaluation: middle frames of T segments,
-    central square."""
+    """Reads a video or image file as evaluation does: middle frames of T segments, centre crop."""
 
     def __init__(self, config: AllInOneConfig, data: DataConfig) -> None:
         from allinone.data.loading.dali_pipeline import DaliPipeline
@@ -57,24 +56,23 @@ class ClipReader:
         self._augment = DaliPipeline(self._clip, data, torch.device("cpu"), 1)
 
     def __call__(self, path: Path, option: str = "--video") -> InputClip:
-        """Read one file; raises InputError naming `option` where it is no video that decodes."""
+        """Read one file; InputError, with the name of `option`, if it cannot be decoded."""
         if not path.is_file():
-            kind = "is a folder; give a file" if path.is_dir() else "does not exist"
-            raise InputError(f"{option} {path} {kind}")
-        content, extension = path.read_bytes(), path.suffix.lstrip(".").lower()
+            problem = "is a folder; give a file" if path.is_dir() else "does not exist"
+            raise InputError(f"{option} {path} {problem}")
+        content = path.read_bytes()
+        extension = path.suffix.lstrip(".").lower()
         try:
             frames, choices = read_as_evaluation(
                 content, extension, self._clip, self._data, Limits(min_frames=1)
             )
         except (ProbeError, DecodeError) as error:
-            raise InputError(f"{option} {path} is no video that can be used: {error}") from error
+            raise InputError(f"{option} {path} cannot be used as a video: {error}") from error
         top, left, height, width = choices.box
         rows, columns = frames.shape[1:3]
-        y, x, side = (
-            round(top * rows),
-            round(left * columns),
-            max(1, round(min(height * rows, width * columns))),
-        )
+        y = round(top * rows)
+        x = round(left * columns)
+        side = max(1, round(min(height * rows, width * columns)))
         return InputClip(
             path,
             self._augment([frames], [choices]),
@@ -84,34 +82,33 @@ class ClipReader:
 
 
 def media_files(folder: Path, option: str = "--videos") -> list[Path]:
-    """Videos and images below a folder, sorted; InputError where there is none."""
+    """Videos and images in a folder and its subfolders, sorted; InputError if there are none."""
     if not folder.is_dir():
-        raise InputError(f"{option} {folder} is no folder")
-    files = sorted(
-        path for path in folder.rglob("*") if path.suffix.lstrip(".").lower() in VIDEOS | IMAGES
-    )
+        raise InputError(f"{option} {folder} is not a folder")
+    known = VIDEOS | IMAGES
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lstrip(".").lower() in known)
     if not files:
         raise InputError(
-            f"{option} {folder} holds no video; known endings: {', '.join(sorted(VIDEOS | IMAGES))}"
+            f"{option} {folder} contains no video; known extensions: {', '.join(sorted(known))}"
         )
     return files
 
 
 @dataclass(frozen=True)
-class Words:
-    """A text as the model sees it."""
+class InputText:
+    """One text as a model input."""
 
     text: str
     ids: Tensor
     """int64 [1, L]"""
     mask: Tensor
-    """int64 [1, L], 1 at tokens"""
-    gaps: tuple[int, ...]
-    """Places of [MASK] among the tokens."""
+    """int64 [1, L], 1 at tokens, 0 at padding."""
+    mask_positions: tuple[int, ...]
+    """Indices of the [MASK] tokens in `ids`."""
 
 
 class TextReader:
-    """Texts → token tensors for one model."""
+    """Tokenizes texts for one model."""
 
     def __init__(self, config: AllInOneConfig) -> None:
         self.tokenizer = Tokenizer()
@@ -122,52 +119,52 @@ class TextReader:
                 f" of this project needs {self.tokenizer.size}"
             )
 
-    def __call__(self, text: str) -> Words:
-        """Tokens of one text; [MASK] in any case is a gap. Longer texts are cut at max_text_len."""
-        text = re.sub(re.escape(GAP), GAP, text, flags=re.IGNORECASE)
+    def __call__(self, text: str) -> InputText:
+        """Tokenize one text, truncated to max_text_len; [MASK] is accepted in any case."""
+        text = re.sub(re.escape(MASK_TOKEN), MASK_TOKEN, text, flags=re.IGNORECASE)
         ids, mask, _ = self.tokenizer.encode(text, self._length)
-        gaps = tuple(int(place) for place in np.flatnonzero(ids == self.tokenizer.mask_id))
-        return Words(text, torch.from_numpy(ids)[None], torch.from_numpy(mask)[None], gaps)
+        positions = tuple(int(index) for index in np.flatnonzero(ids == self.tokenizer.mask_id))
+        return InputText(text, torch.from_numpy(ids)[None], torch.from_numpy(mask)[None], positions)
 
-    def with_gaps(self, text: str, option: str = "--text") -> Words:
-        """Tokens of a text that has at least one [MASK]; InputError if it has none, or if one is
-        cut off."""
-        words = self(text)
-        written = words.text.count(GAP)
+    def masked(self, text: str, option: str = "--text") -> InputText:
+        """Tokenize a text with [MASK]; InputError if it has none or if truncation removes one."""
+        result = self(text)
+        written = result.text.count(MASK_TOKEN)
         if not written:
             raise InputError(
-                f"{option} {text!r} has no {GAP}; write {GAP} where a word is to be filled in"
+                f"{option} {text!r} has no {MASK_TOKEN}; write {MASK_TOKEN} in place of the word to"
+                " predict"
             )
-        if len(words.gaps) < written:
+        lost = written - len(result.mask_positions)
+        if lost:
             raise InputError(
                 f"{option} {text!r} is longer than the {self._length} tokens that the model reads:"
-                f" {written - len(words.gaps)} {GAP} is cut off"
+                f" {lost} {MASK_TOKEN} would be cut off"
             )
-        return words
+        return result
 
-    def pieces(self, text: str) -> list[str]:
-        """The word pieces of a text."""
-        words = self(text)
-        return [self.word(int(token)) for token in words.ids[0, 1 : int(words.mask.sum()) - 1]]
+    def word_pieces(self, text: str) -> list[str]:
+        """The word pieces of a text, without [CLS] and [SEP]."""
+        result = self(text)
+        return [self.word(int(token)) for token in result.ids[0, 1 : int(result.mask.sum()) - 1]]
 
     def word(self, token: int) -> str:
-        """How a word piece is shown; a continuation keeps its ##."""
+        """A word piece as text; a continuation keeps its ##."""
         return self.tokenizer.decode([token])
 
 
 def upscaled(picture: NDArray[np.uint8], side: int) -> Image.Image:
-    """A square picture [h, w, 3] at `side` pixels for people to look at."""
+    """A square picture [h, w, 3] resized to `side` pixels for display."""
     return Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def read_lines(path: Path, option: str) -> Sequence[str]:
-    """Non-empty lines of a UTF-8 file; InputError where it cannot be read or is empty."""
+    """Non-empty lines of a UTF-8 file; InputError if it is unreadable or empty."""
     try:
-        lines = [
-            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-        ]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{option} {path} cannot be read: {error}") from error
+    lines = [line for line in lines if line]
     if not lines:
         raise InputError(f"{option} {path} has no line of text")
     return lines

@@ -1,5 +1,4 @@
-"""What a checkpoint of any form holds, and how two of them differ: behind `tools/convert.py
-inspect` and `diff`."""
+"""Describes and compares weights in any format, for `tools/convert.py inspect` and `diff`."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ _RECIPE = (
 
 @dataclass
 class LoadedWeights:
-    """Weights with what stands beside them."""
+    """Weights with their configuration and training state."""
 
     path: Path
     kind: str
@@ -40,21 +39,28 @@ class LoadedWeights:
     config: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
-    """Options of the run that wrote it."""
+    """Options of the run that wrote the weights."""
     notes: list[str] = field(default_factory=list)
 
 
 def find_checkpoint(path: Path, without: str = "") -> Path | None:
-    """The verified checkpoint that `path` is, or the newest whole one of the run that it is, else
-    None. CheckpointError for a damaged one."""
+    """Find and verify a training checkpoint.
+
+    Args:
+        path: A checkpoint, or a run, of which the newest complete checkpoint is taken.
+        without: A file of the checkpoint that may be missing or damaged.
+
+    Returns:
+        The checkpoint's folder; None if `path` is neither a checkpoint nor a run.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, or the run has no complete one.
+    """
     if (path / "checkpoints").is_dir():
         folder, notes = manager.newest_complete(path)
         if folder is None:
-            raise CheckpointError(
-                "; ".join(
-                    [*notes, f"{path} has no whole checkpoint; train first, or give another run"]
-                )
-            )
+            problem = f"{path} has no complete checkpoint; train first, or give another run"
+            raise CheckpointError("; ".join([*notes, problem]))
         return folder
     if not (path / "manifest.json").is_file() and manager.step_of(path) < 0:
         return None
@@ -64,13 +70,17 @@ def find_checkpoint(path: Path, without: str = "") -> Path | None:
         )
     problem = manager.find_damage(path, without)
     if problem:
-        raise CheckpointError(f"checkpoint {path} {problem}; use the one before, or copy it again")
+        raise CheckpointError(f"checkpoint {path} {problem}; use an earlier one, or copy it again")
     return path
 
 
 def load_any(path: Path) -> LoadedWeights:
-    """Weights of a run, a checkpoint, a folder of save_pretrained, a safetensors or torch.save
-    file. Raises WeightsError, CheckpointError."""
+    """Load the weights of a run, a checkpoint, a model folder, or one file.
+
+    Raises:
+        WeightsError: The file cannot be read.
+        CheckpointError: The checkpoint is damaged.
+    """
     folder = find_checkpoint(path)
     if folder is None:
         file = read_weights(path)
@@ -86,16 +96,15 @@ def load_any(path: Path) -> LoadedWeights:
 
 
 def describe(loaded: LoadedWeights) -> dict[str, Any]:
-    """What `inspect --json` prints: plain values only."""
+    """Facts about weights as plain values: the output of `inspect --json`."""
     parts: dict[str, dict[str, int]] = {}
+    # integer tensors are buffers, such as position_ids
     parameters = {
         name: tensor for name, tensor in loaded.tensors.items() if tensor.is_floating_point()
-    }  # an integer is a buffer
+    }
     for name, tensor in parameters.items():
-        part = parts.setdefault(
-            part_of(reference_name(name) or name) or name.split(".", 1)[0],
-            {"parameters": 0, "tensors": 0},
-        )
+        part_name = part_of(reference_name(name) or name) or name.split(".", 1)[0]
+        part = parts.setdefault(part_name, {"parameters": 0, "tensors": 0})
         part["parameters"] += tensor.numel()
         part["tensors"] += 1
     return {
@@ -118,33 +127,23 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def table(facts: dict[str, Any]) -> str:
-    """The same for people."""
+    """The facts of `describe` as text."""
     lines = [f"{facts['path']}: {facts['kind']}, {facts['parameters']:,} parameters", ""]
     lines += [f"  {'part':<28}{'parameters':>14}{'tensors':>9}"]
     lines += [
         f"  {part:<28}{row['parameters']:>14,}{row['tensors']:>9}"
         for part, row in facts["parts"].items()
     ]
-    lines += [
-        "",
-        *(
-            f"  {line}"
-            for line in grouped(
-                [f"{n}: {t['shape']} {t['dtype']}" for n, t in facts["tensors"].items()]
-            )
-        ),
-    ]
+    shapes = [f"{name}: {t['shape']} {t['dtype']}" for name, t in facts["tensors"].items()]
+    lines += ["", *(f"  {line}" for line in grouped(shapes))]
     for title, values in (
         ("training state", facts["training"]),
         ("recipe", _recipe(facts["run"])),
         ("config", facts["config"]),
     ):
         if values:
-            lines += [
-                "",
-                f"  {title}",
-                *(f"    {name:<26}{_shown(value)}" for name, value in values.items()),
-            ]
+            lines += ["", f"  {title}"]
+            lines += [f"    {name:<26}{_shown(value)}" for name, value in values.items()]
     lines += [f"  note: {note}" for note in facts["notes"]]
     return "\n".join(lines)
 
@@ -154,7 +153,7 @@ def _shown(value: Any) -> str:
 
 
 def _recipe(run: dict[str, Any]) -> dict[str, Any]:
-    """The options that tell one run from another, by their dotted names."""
+    """The most important options of a run, by their dotted names."""
     found = {}
     for name in _RECIPE:
         value: Any = run
@@ -166,18 +165,21 @@ def _recipe(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the original code under this model's names; others as they are."""
+    """Rename weights of the original code to this model's names; leave others unchanged."""
     renamed, unexpected = rename_reference(tensors, LoadReport())
     return tensors if unexpected else renamed
 
 
 def compare(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Any]:
-    """What `diff --json` prints: keys of one side only, shapes, and values by falling largest
-    absolute difference. Numbers count, not dtypes: a bfloat16 copy equals its float32 source where
+    """Compare two sets of weights: the output of `diff --json`.
+
+    Lists names that only one side has, different shapes, and different values, largest absolute
+    difference first. Values are compared, not dtypes: a bfloat16 copy equals its float32 source if
     no value was rounded. Weights of the original code are compared under this model's names.
     """
     a, b = _own_names(a), _own_names(b)
-    shapes, values, equal = [], [], 0
+    shapes, values = [], []
+    equal = 0
     for name in (name for name in a if name in b):
         if a[name].shape != b[name].shape:
             shapes.append({"name": name, "a": list(a[name].shape), "b": list(b[name].shape)})
@@ -199,8 +201,10 @@ def compare(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _difference(a: Tensor, b: Tensor) -> dict[str, float] | None:
-    """Largest |a - b| and |a - b| / |a| (2-norms), None where all numbers are equal. NaN equals
-    NaN; NaN against a number is infinitely far."""
+    """Largest |a - b| and |a - b| / |a| (2-norms); None if all values are equal.
+
+    NaN equals NaN; the distance between NaN and a number is infinite.
+    """
     a, b = a.double(), b.double()
     delta = torch.where(
         (a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs().nan_to_num(nan=float("inf"))
@@ -215,20 +219,16 @@ def _difference(a: Tensor, b: Tensor) -> dict[str, float] | None:
 
 
 def differs(result: dict[str, Any]) -> bool:
-    """Is there any difference?"""
+    """Whether `compare` found any difference."""
     return bool(result["only_a"] or result["only_b"] or result["shapes"] or result["values"])
 
 
 def difference_table(result: dict[str, Any], limit: int) -> str:
-    """The same for people, at most `limit` rows of values (0: all)."""
+    """The result of `compare` as text, with at most `limit` rows of values (0: all)."""
     lines = [f"  only in A: {name}" for name in grouped(result["only_a"])]
     lines += [f"  only in B: {name}" for name in grouped(result["only_b"])]
-    lines += [
-        f"  shape: {entry}"
-        for entry in grouped(
-            [f"{r['name']} {r['a']} in A, {r['b']} in B" for r in result["shapes"]]
-        )
-    ]
+    shapes = [f"{row['name']} {row['a']} in A, {row['b']} in B" for row in result["shapes"]]
+    lines += [f"  shape: {entry}" for entry in grouped(shapes)]
     values = result["values"]
     if values:
         lines += [f"  {'largest |A - B|':>16}{'relative':>11}  tensor"]
@@ -241,7 +241,7 @@ def difference_table(result: dict[str, Any], limit: int) -> str:
     lines += [f"  dtypes differ: {', '.join(result['dtypes'])} (A / B)"] if result["dtypes"] else []
     missing = len(result["only_a"]) + len(result["only_b"])
     lines.append(
-        f"{count(result['equal'])} tensors equal, {len(values)} differ, {len(result['shapes'])} of"
-        f" another shape, {missing} on one side only"
+        f"{count(result['equal'])} tensors equal, {len(values)} differ,"
+        f" {len(result['shapes'])} with different shapes, {missing} on one side only"
     )
     return "\n".join(lines)

@@ -1,8 +1,9 @@
-"""Where every patch token is, and what attends to what: read from the model's own modules by hooks,
-beside an unchanged forward.
+"""Tracks patch tokens through the rolls, records attention, and attributes predictions to patches.
+
+Everything is read from the model's own modules through hooks; the forward pass is unchanged.
 
 Letters: T frames, L text tokens, P patches, n = 1 + P visual tokens, N tokens of a sequence, R rows
-(T, or 1 where all frames share a sequence), H heads, C width.
+(T, or 1 if all frames share a sequence), H heads, C width.
 """
 
 from __future__ import annotations
@@ -19,45 +20,57 @@ from allinone.model import AllInOneConfig
 from allinone.model.all_in_one import Attention, Encoder, fixed_order
 from allinone.model.roll import fold_size, roll_tokens
 from allinone.tools.inspection.checkpoints import LoadedModel
-from allinone.tools.inspection.media_inputs import InputClip, Words
+from allinone.tools.inspection.media_inputs import InputClip, InputText
 
 
 def slot_origins(config: AllInOneConfig, frames: int, rolls: int) -> tuple[Tensor, Tensor]:
-    """(frame, patch) that each patch slot holds after `rolls` rolls, both int64 [T, P]: frame f's
-    slot k holds patch[f, k] of frame[f, k].
+    """Find the origin of the patch in each slot after a number of rolls.
 
-    Labels go through the model's own roll (and its own patch order of evaluation), so this cannot
-    disagree with the model. Without token rolling, or with one frame, every slot holds its own
-    patch.
+    Labels pass through the model's own roll and its patch order for evaluation, so the result
+    cannot disagree with the model. Without token rolling, or with one frame, every slot keeps its
+    own patch.
+
+    Args:
+        config: The model.
+        frames: T.
+        rolls: Number of rolls.
+
+    Returns:
+        (frame, patch), both int64 [T, P]: slot k of frame f holds patch[f, k] of frame[f, k].
     """
     patches = config.num_patches
     order = torch.arange(patches).repeat(frames, 1)
     if config.patch_order == "shuffled" and frames > 1:
         order = fixed_order(frames, patches)
     labels = torch.stack([torch.arange(frames)[:, None].expand(-1, patches), order], dim=-1)
-    tokens = torch.cat(
-        [torch.full((frames, 1, 2), -1), labels], dim=1
-    )  # the class token is first, as in the model
+    # the class token comes first, as in the model
+    tokens = torch.cat([torch.full((frames, 1, 2), -1), labels], dim=1)
     if config.roll == "roll":
         for _ in range(rolls):
             tokens = roll_tokens(tokens, frames, 0, fold_size(tokens.shape[1], config.roll_divisor))
     return tokens[:, 1:, 0], tokens[:, 1:, 1]
 
 
-def to_places(values: Tensor, origins: tuple[Tensor, Tensor]) -> Tensor:
-    """Values of slots [T, P, ...] → values of places [T, P, ...]: each goes back to the frame and
-    patch that its token came from."""
-    placed = torch.empty_like(values)
-    placed[origins] = values
-    return placed
+def to_origins(values: Tensor, origins: tuple[Tensor, Tensor]) -> Tensor:
+    """Move the value of each slot [T, P, ...] to the frame and patch that its token came from."""
+    moved = torch.empty_like(values)
+    moved[origins] = values
+    return moved
 
 
 def attention_weights(attention: Attention, x: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(Q K^T / sqrt(C / H)) of a layer for its input x [R, N, C] and boolean key mask [R, 1,
-    1, N]: float32 [R, H, N, N].
+    """Compute softmax(Q K^T / sqrt(C / H)) of one layer.
 
-    The layer itself never forms this matrix (scaled_dot_product_attention); it is computed here a
-    second time from the layer's weights.
+    The layer itself uses scaled_dot_product_attention, which never forms this matrix; it is
+    computed a second time here from the layer's weights.
+
+    Args:
+        attention: The layer.
+        x: Its input, [R, N, C].
+        mask: Boolean key mask [R, 1, 1, N].
+
+    Returns:
+        float32 [R, H, N, N].
     """
     q, k, _ = (
         attention.qkv(x).unflatten(-1, (3, -1, attention.head_dim)).permute(2, 0, 3, 1, 4).float()
@@ -69,18 +82,20 @@ def attention_weights(attention: Attention, x: Tensor, mask: Tensor | None) -> T
 
 
 class AttentionRecorder:
-    """Context manager: while it is open, each pass of the encoder leaves the attention of its
-    blocks here, in order of the blocks."""
+    """Context manager that records the attention of every block during forward passes."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self._layers: list[Attention] = [block.attention for block in encoder.blocks]  # type: ignore[misc]  # of a ModuleList
+        self._layers: list[Attention] = [
+            block.attention  # type: ignore[misc]  # ModuleList yields plain modules
+            for block in encoder.blocks
+        ]
         self.weights: list[Tensor] = []
-        """softmax(Q K^T), [R, H, N, N]."""
+        """softmax(Q K^T) of each block, [R, H, N, N]."""
         self.values: list[Tensor] = []
-        """V, [R, H, N, C/H]."""
+        """V of each block, [R, H, N, C/H]."""
         self.mixed: list[Tensor] = []
-        """weights @ V with heads side by side, [R, N, C]: the tensor that the layer itself
-        computed, part of its autograd graph."""
+        """weights @ V with heads concatenated, [R, N, C]: the layer's own tensor, which is part of
+        its autograd graph."""
 
     def _record(
         self, module: Attention, inputs: tuple[Tensor, Tensor | None], output: Tensor
@@ -88,11 +103,8 @@ class AttentionRecorder:
         x, mask = inputs
         with torch.no_grad():
             self.weights.append(attention_weights(module, x.detach(), mask))
-            self.values.append(
-                module.qkv(x.detach())
-                .unflatten(-1, (3, -1, module.head_dim))[:, :, 2]
-                .transpose(1, 2)
-            )
+            values = module.qkv(x.detach()).unflatten(-1, (3, -1, module.head_dim))[:, :, 2]
+            self.values.append(values.transpose(1, 2))
 
     def _record_mixed(self, module: torch.nn.Module, inputs: tuple[Tensor]) -> None:
         self.mixed.append(inputs[0])
@@ -109,74 +121,115 @@ class AttentionRecorder:
             handle.remove()
 
 
-def row_to_places(
+def attention_at_origins(
     values: Tensor, config: AllInOneConfig, frames: int, text_tokens: int, block: int
 ) -> Tensor:
-    """Attention of one query to all tokens, [R, N], → to the patches where they are in the clip,
-    [T, P]: undoes the rolls before `block`."""
+    """Undo the rolls for the attention of one query.
+
+    Args:
+        values: Attention to all tokens, [R, N].
+        config: The model.
+        frames: T.
+        text_tokens: L, the tokens in front of the visual ones.
+        block: Index of the block; `block` + 1 rolls came before its attention.
+
+    Returns:
+        Attention to the patches at their original positions in the clip, [T, P].
+    """
     patches = values[:, text_tokens:].reshape(frames, -1)[:, 1:]
-    return to_places(patches, slot_origins(config, frames, block + 1))
+    return to_origins(patches, slot_origins(config, frames, block + 1))
 
 
 def patch_relevance(
-    loaded: LoadedModel, clip: InputClip, words: Words, targets: Sequence[int]
+    loaded: LoadedModel, clip: InputClip, text: InputText, targets: Sequence[int]
 ) -> Tensor:
-    """What each patch did for a word in each gap: float32 [gaps, T, P], each gap's sum 1 (or all
-    0).
+    """Attribute the prediction at each [MASK] to the patches.
 
-    For gap i and word piece targets[i]: the gap's attention to the patch, times the derivative of
-    the word's log probability with respect to that attention weight, where it is positive; averaged
-    over heads and frames' copies of the text, summed over blocks. This is the class-specific
-    attention of Chefer, Gur and Wolf ("Generic Attention-model Explainability", ICCV 2021, eq. 5)
-    with its first-order term only: tokens that other tokens have already read are not followed
-    back.
+    For [MASK] i and word piece targets[i]: the attention of the [MASK] to the patch, times the
+    derivative of the log probability of the word with respect to that attention weight, where it
+    is positive; averaged over heads and over the frames' copies of the text, summed over blocks.
+    This is the class-specific attention of Chefer, Gur and Wolf ("Generic Attention-model
+    Explainability", ICCV 2021, eq. 5) with its first-order term only: information that reached
+    other tokens in earlier blocks is not traced back.
+
+    Args:
+        loaded: The model.
+        clip: The video.
+        text: A text with M [MASK] tokens.
+        targets: One word piece for each of them.
+
+    Returns:
+        float32 [M, T, P]; the sum for each [MASK] is 1 (or all values are 0).
+
+    Raises:
+        InputError: The model has no MLM head.
     """
     loaded.needs("mlm_head")
     model, device = loaded.model, loaded.device
-    frames, length = clip.pixels.shape[1], words.ids.shape[1]
+    frames, length = clip.pixels.shape[1], text.ids.shape[1]
     with AttentionRecorder(model.backbone.encoder) as seen:
-        text = model(clip.pixels.to(device), words.ids.to(device), words.mask.to(device)).text
+        hidden = model(clip.pixels.to(device), text.ids.to(device), text.mask.to(device)).text
     found = []
-    for gap, target in zip(words.gaps, targets, strict=True):
-        score = model.mlm_head(text[0, gap]).log_softmax(-1)[target]
-        slopes = torch.autograd.grad(score, seen.mixed, retain_graph=True)
+    for position, target in zip(text.mask_positions, targets, strict=True):
+        score = model.mlm_head(hidden[0, position]).log_softmax(-1)[target]
+        gradients = torch.autograd.grad(score, seen.mixed, retain_graph=True)
         total = torch.zeros(frames, model.config.num_patches)
-        for block, (weights, values, slope) in enumerate(
-            zip(seen.weights, seen.values, slopes, strict=True)
+        for block, (weights, values, gradient) in enumerate(
+            zip(seen.weights, seen.values, gradients, strict=True)
         ):
-            by_head = slope[:, gap].unflatten(-1, (values.shape[1], -1))  # [R, H, C/H]
-            effect = torch.einsum("rhc,rhnc->rhn", by_head, values)  # d score / d weight
-            pull = (weights[:, :, gap] * effect).clamp(min=0).mean(1)
-            total += row_to_places(pull.cpu(), model.config, frames, length, block)
+            # mixed = weights @ V is linear in the weights, so d score / d weight = gradient . V:
+            # the attention matrix itself need not be part of the graph
+            by_head = gradient[:, position].unflatten(-1, (values.shape[1], -1))  # [R, H, C/H]
+            effect = torch.einsum("rhc,rhnc->rhn", by_head, values)
+            relevance = (weights[:, :, position] * effect).clamp(min=0).mean(1)
+            total += attention_at_origins(relevance.cpu(), model.config, frames, length, block)
         found.append(total / total.sum().clamp(min=torch.finfo(total.dtype).tiny))
     return torch.stack(found)
 
 
 @torch.inference_mode()
-def patch_features(loaded: LoadedModel, clip: InputClip, words: Words) -> Tensor:
-    """Patch features of the joint pass after the final norm, before the mean over frames, each
-    where it came from: float32 [T, P, C]."""
+def patch_features(loaded: LoadedModel, clip: InputClip, text: InputText) -> Tensor:
+    """Patch features of the joint pass, after the final norm and before the mean over frames.
+
+    Args:
+        loaded: The model.
+        clip: The video.
+        text: The text of the joint pass.
+
+    Returns:
+        float32 [T, P, C]; each feature is at the frame and patch that its token came from.
+    """
     model, device = loaded.model, loaded.device
-    frames, length = clip.pixels.shape[1], words.ids.shape[1]
-    kept: list[Tensor] = []
+    frames, length = clip.pixels.shape[1], text.ids.shape[1]
+    outputs: list[Tensor] = []
     handle = model.backbone.encoder.register_forward_hook(
-        lambda module, inputs, output: kept.append(output)
+        lambda module, inputs, output: outputs.append(output)
     )
     try:
-        model(clip.pixels.to(device), words.ids.to(device), words.mask.to(device))
+        model(clip.pixels.to(device), text.ids.to(device), text.mask.to(device))
     finally:
         handle.remove()
-    features = kept[0][:, length:].reshape(frames, -1, kept[0].shape[-1])[:, 1:].cpu()
-    return to_places(features, slot_origins(model.config, frames, model.config.num_hidden_layers))
+    features = outputs[0][:, length:].reshape(frames, -1, outputs[0].shape[-1])[:, 1:].cpu()
+    return to_origins(features, slot_origins(model.config, frames, model.config.num_hidden_layers))
 
 
-def fine_patch_features(loaded: LoadedModel, clip: InputClip, words: Words, fine: int) -> Tensor:
-    """patch_features on a grid `fine` times as dense: float32 [T, fine^2 * P, C], raster order over
-    the dense grid of each frame.
+def fine_patch_features(loaded: LoadedModel, clip: InputClip, text: InputText, fine: int) -> Tensor:
+    """patch_features on a grid `fine` times as dense.
 
-    The clip is read fine^2 times, each time moved by whole multiples of 1/fine patch (edges
-    repeated), so that a patch's centre falls on each dense cell once. Raises InputError where the
-    patch size is no multiple of `fine`.
+    The clip is read fine^2 times, each time shifted by a multiple of 1/fine patch (edges repeated),
+    so that each cell of the dense grid is the centre of a patch exactly once.
+
+    Args:
+        loaded: The model.
+        clip: The video.
+        text: The text of the joint pass.
+        fine: Cells per patch in each direction.
+
+    Returns:
+        float32 [T, fine^2 * P, C], the dense grid of each frame in raster order.
+
+    Raises:
+        InputError: The patch size is not a multiple of `fine`.
     """
     config = loaded.model.config
     size, patch = config.image_size, config.patch_size
@@ -188,8 +241,7 @@ def fine_patch_features(loaded: LoadedModel, clip: InputClip, words: Words, fine
     for y in range(fine):
         for x in range(fine):
             top, left = (patch + offset * step - (patch - step) // 2 for offset in (y, x))
-            moved = padded[:, :, top : top + size, left : left + size].contiguous()
-            dense[:, y::fine, x::fine] = patch_features(
-                loaded, replace(clip, pixels=moved[None]), words
-            ).unflatten(1, (grid, grid))
+            shifted = padded[:, :, top : top + size, left : left + size].contiguous()
+            features = patch_features(loaded, replace(clip, pixels=shifted[None]), text)
+            dense[:, y::fine, x::fine] = features.unflatten(1, (grid, grid))
     return dense.flatten(1, 2)

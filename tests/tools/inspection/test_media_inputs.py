@@ -1,4 +1,4 @@
-"""A file given by hand reaches the model as the same file of a prepared data set does."""
+"""A file from the command line gives the same model inputs as in a prepared data set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.data.media import read_frame_number, vfr_times, write_rotated, write_
 from tests.tools.conftest import FRAMES, SIDE, tiny_config
 
 
-def test_pixels_and_tokens_are_those_of_evaluation(tmp_path: Path) -> None:
+def test_pixels_and_tokens_equal_those_of_evaluation(tmp_path: Path) -> None:
     source = tmp_path / "source"
     write_video(source / "wide.mp4", width=96, height=64)
     write_video(source / "uneven.mp4", times=vfr_times(24))

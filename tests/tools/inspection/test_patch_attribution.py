@@ -1,4 +1,4 @@
-"""Attention, places and relevance against independent computations."""
+"""Recorded attention, slot origins and patch relevance against independent computations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from allinone.common.errors import InputError
 from allinone.model import AllInOneForPreTraining
 from allinone.tools.inspection.checkpoints import LoadedModel
-from allinone.tools.inspection.media_inputs import InputClip, Words
+from allinone.tools.inspection.media_inputs import InputClip, InputText
 from allinone.tools.inspection.patch_attribution import (
     AttentionRecorder,
     fine_patch_features,
@@ -28,7 +28,7 @@ LENGTH = 16
 
 def example(
     model: AllInOneForPreTraining, frames: int = FRAMES
-) -> tuple[LoadedModel, InputClip, Words]:
+) -> tuple[LoadedModel, InputClip, InputText]:
     random = torch.Generator().manual_seed(1)
     pixels = torch.randn(1, frames, 3, SIDE, SIDE, generator=random)
     ids = torch.zeros(1, LENGTH, dtype=torch.long)
@@ -36,7 +36,7 @@ def example(
     clip = InputClip(
         Path("clip"), pixels, np.zeros((frames, SIDE, SIDE, 3), np.uint8), tuple(range(frames))
     )
-    return LoadedModel(model, Path("weights")), clip, Words("", ids, (ids > 0).long(), (2, 4))
+    return LoadedModel(model, Path("weights")), clip, InputText("", ids, (ids > 0).long(), (2, 4))
 
 
 def test_recorded_attention_gives_the_outputs_of_every_block() -> None:
@@ -76,7 +76,7 @@ def test_recording_changes_no_output_and_leaves_no_hook() -> None:
     )
 
 
-def test_slots_after_one_two_and_three_rolls_as_worked_out_by_hand() -> None:
+def test_slots_after_up_to_three_rolls_are_as_worked_out_by_hand() -> None:
     # 17 visual tokens // 8 = 2: patch slots 0, 1 receive from the frame before, 14, 15 from the
     # frame after, with wrap-around
     stay = list(range(2, 14))
@@ -96,7 +96,7 @@ def test_slots_after_one_two_and_three_rolls_as_worked_out_by_hand() -> None:
 
 
 class _Keep(nn.Module):
-    """A block that leaves its input alone and remembers it."""
+    """A block that returns its input and records it."""
 
     def __init__(self, seen: list[Tensor]) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class _Keep(nn.Module):
 @pytest.mark.parametrize(
     "options", [{}, {"patch_order": "shuffled"}, {"roll": "average"}, {"num_frames": 5}]
 )
-def test_slot_origins_are_where_the_models_own_pass_puts_the_patches(
+def test_slot_origins_agree_with_the_models_own_forward_pass(
     options: dict[str, object],
 ) -> None:
     model = tiny_model(**options)
@@ -173,19 +173,17 @@ def test_patch_features_average_to_the_models_output() -> None:
     features = patch_features(loaded, clip, words)
     with torch.no_grad():
         video = loaded.model(clip.pixels, words.ids, words.mask).video[0, 1:]
-    torch.testing.assert_close(
-        features.mean(0), video, atol=1e-5, rtol=0
-    )  # raster order: a slot's patches differ in their frame only
+    # in raster order, rolls change the frame of a patch but not its slot
+    torch.testing.assert_close(features.mean(0), video, atol=1e-5, rtol=0)
 
 
-def test_fine_features_of_one_colour_are_those_of_the_patch_around() -> None:
+def test_fine_features_of_one_colour_equal_those_of_the_patch() -> None:
     loaded, clip, words = example(tiny_model())
     assert torch.equal(
         fine_patch_features(loaded, clip, words, 1), patch_features(loaded, clip, words)
     )
-    plain = InputClip(
-        clip.path, torch.full_like(clip.pixels, 0.3), clip.pictures, clip.numbers
-    )  # moving it changes nothing
+    # shifting a clip of one colour changes nothing
+    plain = InputClip(clip.path, torch.full_like(clip.pixels, 0.3), clip.pictures, clip.numbers)
     fine = fine_patch_features(loaded, plain, words, 2).view(FRAMES, 4, 2, 4, 2, -1)
     whole = patch_features(loaded, plain, words).view(FRAMES, 4, 1, 4, 1, -1)
     torch.testing.assert_close(fine, whole.expand_as(fine), atol=1e-5, rtol=0)
@@ -193,7 +191,7 @@ def test_fine_features_of_one_colour_are_those_of_the_patch_around() -> None:
         fine_patch_features(loaded, clip, words, 3)
 
 
-def test_fine_cells_are_read_where_they_lie() -> None:
+def test_fine_cells_are_read_at_their_own_position() -> None:
     # one bright cell of 4 x 4 pixels in a patch-wise linear model: the dense cell that holds it
     # answers strongest
     loaded, clip, words = example(tiny_model())

@@ -1,0 +1,92 @@
+"""Clusters of patches as a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from allinone.tools.inspection.figure import (
+    FRAME_COLOURS,
+    PAPER,
+    Section,
+    Sheet,
+    cells,
+    column,
+    label,
+    legend,
+    row,
+    tinted,
+)
+from allinone.tools.inspection.media_inputs import InputClip, upscaled
+
+LEAD = (
+    "All patches of all frames are grouped by the similarity of their features after the last block"
+    " (k-means). Same colour = same cluster in every frame: a colour that follows an object from"
+    " frame to frame means that its patches stay similar to the model while it moves. Random"
+    " weights also separate objects by their colours, so what a model has learned shows only in"
+    " comparison with another model (--compare)."
+)
+
+
+def _colour(cluster: int) -> tuple[int, int, int]:
+    return FRAME_COLOURS[cluster % len(FRAME_COLOURS)]
+
+
+def _painted(picture: Image.Image, labels: NDArray[np.int64]) -> Image.Image:
+    """A frame whose patches are tinted by their clusters [P], with white lines between clusters."""
+    grid = round(len(labels) ** 0.5)
+    image = picture.copy()
+    boxes = cells(picture.width, grid)
+    for box, cluster in zip(boxes, labels, strict=True):
+        image.paste(tinted(picture.crop(box), _colour(int(cluster)), 0.5), box)
+    pen = ImageDraw.Draw(image)
+    for index, (left, top, right, bottom) in enumerate(boxes):
+        if (index + 1) % grid and labels[index] != labels[index + 1]:
+            pen.line((right, top, right, bottom), fill=PAPER, width=3)
+        if index + grid < len(labels) and labels[index] != labels[index + grid]:
+            pen.line((left, bottom, right, bottom), fill=PAPER, width=3)
+    return image
+
+
+def cluster_section(
+    clip: InputClip, models: Sequence[tuple[str, NDArray[np.int64]]], groups: int
+) -> Section:
+    """Draw the clusters of one clip.
+
+    Args:
+        clip: The video.
+        models: For each model its title and the clusters, int64 [T, cells].
+        groups: Number of clusters, for the legend.
+
+    Returns:
+        The frames, the same frames with the clusters of each model, and a legend.
+    """
+    side = max(128, min(230, 900 // len(clip.pictures)))
+    pictures = [upscaled(picture, side) for picture in clip.pictures]
+    lines = [
+        row(
+            [
+                column([label(f"frame {number}"), picture], 4)
+                for number, picture in enumerate(pictures, start=1)
+            ]
+        )
+    ]
+    for name, labels in models:
+        painted = list(map(_painted, pictures, labels))
+        title = [label(name, bold=True)] if len(models) > 1 else []
+        lines.append(column([*title, row(painted)], 4))
+    entries = [(_colour(cluster), f"cluster {cluster + 1}") for cluster in range(groups)]
+    lines.append(legend(entries, lines[0].width))
+    alt = "; ".join(
+        f"clusters of {name}, a list per frame in raster order: {labels.tolist()}"
+        for name, labels in models
+    )
+    return Section(clip.path.name, column(lines, 12), alt=alt)
+
+
+def cluster_figure(sections: Sequence[Section], source: str) -> Sheet:
+    """All clips in one figure; `source` says how the clusters were computed."""
+    return Sheet("Which patches the model finds similar", LEAD, sections, source)

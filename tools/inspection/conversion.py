@@ -1,0 +1,195 @@
+"""Builds model folders from other weights, for `tools/convert.py`."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from allinone.common.atomic_io import publish_dir
+from allinone.common.errors import InputError
+from allinone.data.config import ClipConfig
+from allinone.data.processor import AllInOneProcessor
+from allinone.engine.checkpoint.manager import CheckpointError
+from allinone.engine.checkpoint.zero_reader import weights_from_shards
+from allinone.model import AllInOneConfig, AllInOneForPreTraining
+from allinone.model.convert import (
+    HEADS,
+    TEMPORAL,
+    ConversionError,
+    LoadReport,
+    assemble,
+    convert_reference,
+    load_resized,
+)
+from allinone.model.pretrained import TEXT_PART, VIDEO_PARTS, bert_weights, vit_weights
+from allinone.model.weights_file import locate, read_weights
+from allinone.tools.inspection.model_inspection import find_checkpoint
+
+log = logging.getLogger(__name__)
+
+_JOINT = ("backbone.modality.", "backbone.pooler.", *HEADS)
+"""Parts that no image model and no language model has."""
+
+
+def check_out(out: Path) -> None:
+    """Refuse, before any work, an output folder that would be overwritten."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(
+            f"--out {out} exists and is not an empty folder; give a new one, or remove it"
+        )
+
+
+def _publish(model: AllInOneForPreTraining, report: LoadReport, out: Path) -> None:
+    """Write the model folder and report where each tensor came from."""
+    config = model.config
+    processor = AllInOneProcessor(
+        ClipConfig(config.num_frames, config.image_size, config.max_text_len)
+    )
+
+    def fill(folder: Path) -> None:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+    publish_dir(out, fill)
+    log.info("%s", report)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    log.info("%s: written, %s parameters", out, f"{parameters:,}")
+
+
+def from_reference(
+    source: Path, out: Path, *, size: str, ignore: tuple[str, ...], shape: dict[str, Any], seed: int
+) -> None:
+    """Convert a Lightning checkpoint of the original code.
+
+    Args:
+        source: The file.
+        out: The model folder to write.
+        size: Name of the model's size.
+        ignore: Prefixes of keys to skip.
+        shape: Changes of the configuration, for example {"num_frames": 8}.
+        seed: Seed of newly initialised parameters.
+
+    Raises:
+        InputError: The weights do not fit the model.
+    """
+    check_out(out)
+    file = read_weights(source)
+    # the original code always trains with shuffled patches
+    config = AllInOneConfig.from_size(size, **{"patch_order": "shuffled", **shape})
+    torch.manual_seed(seed)
+    try:
+        model, report = convert_reference(file.tensors, config, ignore, str(source))
+    except ConversionError as error:
+        hint = "; --ignore PREFIX … skips unexpected keys" if error.unexpected else ""
+        raise InputError(f"{error}{hint}") from error
+    report.notes += file.notes
+    report.notes.append(f"patch_order: {config.patch_order} (the original trains with shuffled)")
+    _publish(model, report, out)
+
+
+def from_vit(
+    source: str, out: Path, *, size: str, bert: str | None, shape: dict[str, Any], seed: int
+) -> None:
+    """Initialise a model from a ViT or DeiT, and optionally the text embeddings of a BERT.
+
+    Args:
+        source: File, folder of save_pretrained, or hub id.
+        out: The model folder to write.
+        size: Name of the model's size.
+        bert: Source of the text embeddings; they are initialised at random without it.
+        shape: Changes of the configuration.
+        seed: Seed of newly initialised parameters.
+    """
+    check_out(out)
+    config = AllInOneConfig.from_size(size, **shape)
+    report = LoadReport(source if bert is None else f"{source} and {bert}")
+    weights, unexpected = vit_weights(read_weights(locate(source)).tensors, report)
+    new: tuple[str, ...] = (TEMPORAL, TEXT_PART, *_JOINT)
+    if bert is not None:
+        text, surplus = bert_weights(read_weights(locate(bert)).tensors, report)
+        weights = {**weights, **text}
+        unexpected = [*unexpected, *surplus]
+        new = (TEMPORAL, *_JOINT)
+    torch.manual_seed(seed)
+    model = assemble(config, weights, report, unexpected=unexpected, may_be_new=new)
+    _publish(model, report, out)
+
+
+def from_bert(
+    source: str,
+    out: Path,
+    *,
+    size: str | None,
+    model: Path | None,
+    shape: dict[str, Any],
+    seed: int,
+) -> None:
+    """Take the text embeddings of a BERT.
+
+    Args:
+        source: File, folder of save_pretrained, or hub id.
+        out: The model folder to write.
+        size: Name of the size of a new model; None with `model`.
+        model: Model folder whose other weights are kept.
+        shape: Changes of the configuration.
+        seed: Seed of newly initialised parameters.
+    """
+    check_out(out)
+    report = LoadReport(source)
+    torch.manual_seed(seed)
+    kept: dict[str, torch.Tensor] = {}
+    new: tuple[str, ...] = (*VIDEO_PARTS, *_JOINT)
+    if model is not None:
+        # before the config, so that the error for a folder without weights names the weights
+        read_weights(model)
+        config = AllInOneConfig.from_pretrained(model, **shape)
+        loaded, report = load_resized(model, config)
+        report.source = f"{source} and {model}"
+        kept = dict(loaded.state_dict())
+        new = ()
+    else:
+        config = AllInOneConfig.from_size(str(size), **shape)
+    text, unexpected = bert_weights(read_weights(locate(source)).tensors, report)
+    weights = {**kept, **text}
+    _publish(assemble(config, weights, report, unexpected=unexpected, may_be_new=new), report, out)
+
+
+def to_safetensors(checkpoint: Path, out: Path, *, from_shards: bool) -> None:
+    """Export a training checkpoint, after its manifest has been verified.
+
+    Args:
+        checkpoint: The checkpoint, or a run for its newest complete one.
+        out: The model folder to write.
+        from_shards: Join the ZeRO partitions instead of copying the gathered weights, which may
+            then be missing or damaged.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or it is damaged.
+    """
+    check_out(out)
+    unused = "weights/model.safetensors" if from_shards else ""
+    folder = find_checkpoint(checkpoint, without=unused)
+    if folder is None:
+        raise CheckpointError(
+            f"{checkpoint} is not a checkpoint of this program: it has no manifest.json; give"
+            " runs/NAME/checkpoints/step-… or runs/NAME"
+        )
+    processor = AllInOneProcessor.from_pretrained(folder / "weights")
+    shards = weights_from_shards(folder) if from_shards else None
+
+    def fill(target: Path) -> None:
+        if shards is None:
+            shutil.copytree(folder / "weights", target, dirs_exist_ok=True)
+        else:
+            shutil.copy2(folder / "weights" / "config.json", target)
+            save_file(shards, target / "model.safetensors", metadata={"format": "pt"})
+        processor.save_pretrained(target)
+
+    publish_dir(out, fill)
+    origin = "ZeRO partitions" if from_shards else "gathered weights"
+    log.info("%s: written from the %s of %s, manifest verified", out, origin, folder)
