@@ -1,21 +1,30 @@
-"""The dashboard: what it says of running, finished, stopped, dead and stalled runs, and how it
-copes with files in the middle of being written."""
+"""tools/watch.py: the state of a run, incomplete files, and what is drawn on which terminal."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import re
+import select
+import signal
+import struct
+import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from allinone.tools.cluster.run_state import History, state
-from allinone.tools.watch import Screen, main, sparkline
+from allinone.tools.cluster.dashboard import Dashboard, render, sparkline
+from allinone.tools.cluster.run_state import History, read_anomaly, state
+from allinone.tools.watch import main
 
 NOW = 1_000_000.0
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def record(step: int, at: float, **changes: Any) -> dict[str, Any]:
@@ -73,6 +82,11 @@ def write(run: Path, rows: list[dict[str, Any]], tail: str = "") -> None:
     (run / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + tail)
 
 
+def write_report(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(content))
+
+
 def look(run: Path, now: float = NOW) -> dict[str, Any]:
     return state(run, History(run / "history.jsonl"), now)
 
@@ -85,12 +99,8 @@ def steady(until: float, number: int = 8) -> list[dict[str, Any]]:
 def test_progress_rates_and_eta_are_those_of_the_last_record(run: Path) -> None:
     write(run, [start(NOW - 200), *steady(NOW - 4)])
     found = look(run)
-    assert (found["status"], found["step"], found["steps"], found["ranks"]) == (
-        "running",
-        160,
-        400,
-        8,
-    )
+    facts = (found["status"], found["step"], found["steps"], found["ranks"])
+    assert facts == ("running", 160, 400, 8)
     assert found["eta_s"] == pytest.approx(96.0), "four of the hundred seconds have passed"
     assert found["losses"]["mlm_loss"] == pytest.approx([8.0 - 0.2 * k for k in range(1, 9)])
     assert found["age_s"] == pytest.approx(4.0)
@@ -132,7 +142,7 @@ def test_progress_rates_and_eta_are_those_of_the_last_record(run: Path) -> None:
             "running",
             "",
         ),
-        # one evaluation took five minutes: as much silence again is no stall
+        # the last evaluation took five minutes: an equal silence is not a stall
         (
             [
                 start(NOW - 900),
@@ -145,7 +155,7 @@ def test_progress_rates_and_eta_are_those_of_the_last_record(run: Path) -> None:
         ([], "starting", "nothing"),
     ],
 )
-def test_the_state_of_a_run_is_told_from_its_history(
+def test_the_state_of_a_run_follows_from_its_history(
     run: Path, rows: list[dict[str, Any]], kind: str, why: str
 ) -> None:
     write(run, rows)
@@ -153,7 +163,7 @@ def test_the_state_of_a_run_is_told_from_its_history(
     assert (found["status"], why in found["why"]) == (kind, True), found["why"]
 
 
-def test_a_process_of_this_machine_that_is_gone_is_dead_at_once_and_one_that_lives_is_not(
+def test_a_run_is_dead_as_soon_as_its_local_process_is_gone(
     run: Path,
 ) -> None:
     import socket
@@ -172,7 +182,7 @@ def test_a_process_of_this_machine_that_is_gone_is_dead_at_once_and_one_that_liv
     )
 
 
-def test_half_written_and_broken_lines_are_left_out_and_read_when_they_are_whole(run: Path) -> None:
+def test_incomplete_lines_are_read_once_they_are_complete(run: Path) -> None:
     line = json.dumps(record(40, NOW))
     write(run, [record(20, NOW - 10)], "not json\n[1]\n" + line[:30])
     history = History(run / "history.jsonl")
@@ -211,13 +221,8 @@ def test_faults_checkpoints_and_plans_are_shown(run: Path) -> None:
         folder.mkdir(parents=True)
         if whole:
             (folder / "manifest.json").write_text("{}")
-    dossier = run / "dossiers" / "step-00000034"
-    dossier.mkdir(parents=True)
-    (dossier / "dossier.json").write_text(
-        json.dumps(
-            {"step": 34, "reason": "loss not finite", "rerun": {"verdict": "reproduced: clip83"}}
-        )
-    )
+    report = {"step": 34, "reason": "loss not finite", "rerun": {"verdict": "reproduced: clip83"}}
+    write_report(run / "dossiers" / "step-00000034" / "dossier.json", report)
     (run / "plan.json").write_text(json.dumps({"samples_per_s": 80, "mfu": 0.5}))
     found = look(run)
     assert [(one["step"], one["whole"]) for one in found["checkpoints"]] == [
@@ -225,7 +230,7 @@ def test_faults_checkpoints_and_plans_are_shown(run: Path) -> None:
         (80, True),
     ]
     assert found["faults"]["starts"] == 2
-    text = "\n".join(Screen(80, False).draw(found))
+    text = render(found, 80, colour=False)
     for wanted in (
         "120 (unfinished), 80",
         "clip83",
@@ -249,7 +254,7 @@ def test_no_line_is_wider_than_the_terminal(run: Path, width: int) -> None:
             {"step": 160, "evaluation": {f"val/{'x' * k}_R@1": 10.0 for k in range(9)}},
         ],
     )
-    lines = Screen(width, True).draw(look(run))
+    lines = render(look(run), width, colour=True).splitlines()
     assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in lines) <= width
 
 
@@ -260,7 +265,7 @@ def test_sparklines_show_the_shape_and_leave_gaps() -> None:
     assert sparkline([3.0, 3.0], 8) == "▁▁"
 
 
-def test_the_command_prints_json_and_its_exit_code_tells_trouble(
+def test_json_and_once_exit_with_1_if_the_run_has_failed(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(run, [start(time.time() - 200), *steady(time.time())])
@@ -271,3 +276,100 @@ def test_the_command_prints_json_and_its_exit_code_tells_trouble(
     assert "FAILED" in capsys.readouterr().out
     assert main([str(run.parent)]) == 2
     assert "inside it are the runs run" in capsys.readouterr().err
+
+
+def test_anomaly_reports_of_all_versions_are_listed_by_step(run: Path) -> None:
+    write(run, [start(NOW - 200), *steady(NOW)])
+    old = {"step": 9, "reason": "a", "rerun": {"verdict": "x", "guilty": [{"position": 3}]}}
+    new = {"step": 5, "reason": "b", "replay": {"verdict": "y", "offending_clips": []}}
+    write_report(run / "dossiers" / "step-00000009" / "dossier.json", old)
+    write_report(run / "anomalies" / "step-00000005" / "anomaly.json", new)
+    write_report(run / "anomalies" / "step-00000012" / "anomaly.json", {"step": 12, "reason": "c"})
+    found = look(run)["faults"]["anomalies"]
+    assert [(one["step"], one["verdict"]) for one in found] == [
+        (5, "y"),
+        (9, "x"),
+        (12, "not replayed"),
+    ]
+    report = read_anomaly(run / "dossiers" / "step-00000009")
+    assert report["replay"]["offending_clips"] == [{"position": 3}]
+
+
+def test_blank_lines_are_dropped_where_the_screen_is_too_low(run: Path) -> None:
+    write(run, [start(NOW - 200), *steady(NOW)])
+    console = Console(width=80)
+    dashboard = Dashboard(look(run), 80)
+    high = console.render_lines(dashboard, console.options.update(height=40))
+    low = console.render_lines(dashboard, console.options.update(height=13))
+    text = ["".join(segment.text for segment in line).strip() for line in low]
+    assert len(high) == 40
+    assert len(low) == 13
+    assert all(text)
+    assert text[-1].startswith("restarts")
+
+
+def in_terminal(run: Path, columns: int, rows: int, term: str) -> tuple[int, str]:
+    """Run watch.py in a terminal for a while, press Ctrl-C: (exit code, output)."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        environment = {**os.environ, "TERM": term}
+        for name in ("COLUMNS", "LINES"):
+            environment.pop(name, None)
+        command = [sys.executable, str(ROOT / "tools/watch.py"), str(run), "--interval", "0.1"]
+        os.execve(sys.executable, command, environment)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    output = b""
+    interrupted = False
+    deadline = time.monotonic() + 60
+    try:
+        while time.monotonic() < deadline:
+            ready, _, _ = select.select([terminal], [], [], 0.1)
+            content = os.read(terminal, 65536) if ready else b""
+            output += content
+            if output.count(HOME) >= 3 and not interrupted:  # it has redrawn
+                interrupted = True
+                os.write(terminal, b"\x03")
+    except OSError:  # the terminal's other end is closed
+        pass
+    os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), output.decode()
+
+
+HOME = b"\x1b[H"
+"""Moves the cursor to the top: once per update."""
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(80, 30), (1, 4)])
+def test_a_terminal_is_redrawn_until_ctrl_c_and_restored(
+    run: Path, columns: int, rows: int
+) -> None:
+    write(run, [start(time.time() - 200), *steady(time.time())])
+    code, output = in_terminal(run, columns, rows, "xterm")
+    assert code == 0, output
+    assert output.rfind("\x1b[?25h") > output.rfind("\x1b[?25l"), "the cursor stays hidden"
+    assert output.rfind("\x1b[?1049l") > output.rfind("\x1b[?1049h"), "still in the other screen"
+
+
+def test_a_terminal_without_cursor_movement_is_printed_once(run: Path) -> None:
+    write(run, [start(time.time() - 200), *steady(time.time())])
+    code, output = in_terminal(run, 80, 30, "dumb")
+    assert code == 0, output
+    assert "step 160 of 400" in output
+    assert "\x1b" not in output
+
+
+def test_a_run_name_is_never_read_as_markup(run: Path) -> None:
+    write(run, [start(NOW - 200), *steady(NOW)])
+    found = look(run) | {"run": "runs/[red]a[/]", "why": "[/bold] reason"}
+    text = render(found, 80, colour=False)
+    assert "runs/[red]a[/]" in text
+    assert "[/bold] reason" in text
+
+
+def test_options_that_cannot_be_used_end_with_2(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(run, [])
+    for interval in ("0", "nan", "inf"):
+        assert main([str(run), "--once", "--interval", interval]) == 2
+        assert "--interval is in seconds and at least 0.1" in capsys.readouterr().err
