@@ -1,8 +1,7 @@
-"""The verdict over nodes, on made-up measurements; the check itself runs in tests/cluster."""
+"""The verdict over nodes on made-up measurements; the complete check runs in tests/cluster."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -16,8 +15,12 @@ from pathlib import Path
 import pytest
 
 from allinone.engine.distributed.launch import free_port
+from allinone.tools.cluster.exchange import edges
+from allinone.tools.cluster.gpu_checks import read_clocks
+from allinone.tools.cluster.host_checks import check_disk, options_of
+from allinone.tools.cluster.node_result import NodeCheckOptions, NodeResult
 from allinone.tools.cluster.node_verdict import judge, suspicious_pairs, verdict
-from allinone.tools.node_check import Result, check_disk, edges, options_of, read_clocks
+from allinone.tools.node_check import parse
 
 ROOT = Path(__file__).parents[2]
 GOOD = 100e9
@@ -30,10 +33,10 @@ def ring(
     rates: Mapping[frozenset[int], float] | None = None,
     facts: Mapping[int, Mapping[str, float]] | None = None,
 ) -> dict[str, dict[str, object] | None]:
-    """What `number` healthy nodes find, but for the rates (0: failed) and facts that are given."""
+    """Results of `number` healthy nodes, except for the given rates (0: failed) and facts."""
     results = {}
     for me in range(number):
-        result = Result(
+        result = NodeResult(
             f"n{me}", doing="", facts={"matmul": 1e14, "seconds": 2.0, **(facts or {}).get(me, {})}
         )
         for _, a, b in edges(number):
@@ -53,20 +56,20 @@ def bad(results: dict[str, dict[str, object] | None]) -> dict[str, list[str]]:
     return {name: [check for check, _ in problems] for name, problems in found.items() if problems}
 
 
-def test_jobs_that_share_a_node_check_its_disk_at_the_same_time_and_leave_nothing(
+def test_jobs_on_one_node_check_its_disk_at_the_same_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    args = argparse.Namespace(folder=tmp_path, min_free_gib=0.0)
-    results = [Result("n0") for _ in range(24)]
+    options = NodeCheckOptions("run", folder=tmp_path, nodes=tmp_path, min_free_gib=0.0)
+    results = [NodeResult("n0") for _ in range(24)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(check_disk, results, [args] * len(results)))
+        list(pool.map(check_disk, results, [options] * len(results)))
     assert [result.problems for result in results] == [[] for _ in results]
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3, 4, 7, 16])
-def test_in_every_round_of_the_ring_a_node_has_one_partner_and_two_in_all(nodes: int) -> None:
+def test_a_node_has_one_partner_per_round_and_two_in_total(nodes: int) -> None:
     partners: dict[int, list[int]] = {node: [] for node in range(nodes)}
     rounds: dict[tuple[int, int], int] = {}
     for number, a, b in edges(nodes):
@@ -82,9 +85,7 @@ def test_healthy_nodes_are_good() -> None:
     assert bad(ring(16)) == {}
 
 
-def test_slow_gpus_a_braked_clock_and_a_slow_inner_all_reduce_are_compared_with_the_median() -> (
-    None
-):
+def test_rates_and_clocks_are_compared_with_the_median() -> None:
     healthy = {"inner_all_reduce": 2e11, "sm_clock_mhz": 1400.0}
     facts = {node: dict(healthy) for node in range(5)}
     facts[1]["matmul"] = 0.6e14
@@ -98,29 +99,13 @@ def test_slow_gpus_a_braked_clock_and_a_slow_inner_all_reduce_are_compared_with_
     }
 
 
-def test_a_node_that_comes_late_is_waited_for(tmp_path: Path) -> None:
-    """By longer than an exchange may take: without that, it would find its neighbours gone."""
+def test_a_node_that_starts_late_is_waited_for(tmp_path: Path) -> None:
+    """It starts later than an exchange may take, so its neighbours must wait for it."""
     names = [f"n{number}" for number in range(3)]
     (tmp_path / "nodes").write_text("".join(f"{name} 127.0.0.1\n" for name in names))
-    command = [
-        sys.executable,
-        ROOT / "tools/node_check.py",
-        "run",
-        "--folder",
-        tmp_path,
-        "--nodes",
-        tmp_path / "nodes",
-    ]
-    command += [
-        "--port",
-        str(free_port()),
-        "--min-free-gib",
-        "0",
-        "--min-memory-gib",
-        "0",
-        "--timeout-s",
-        "3",
-    ]
+    folders = ["--folder", tmp_path, "--nodes", tmp_path / "nodes"]
+    limits = f"--port {free_port()} --min-free-gib 0 --min-memory-gib 0 --timeout-s 3".split()
+    command = [sys.executable, ROOT / "tools/node_check.py", "run", *folders, *limits]
     env = {**os.environ, "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
     nodes = []
     for name in names:
@@ -135,12 +120,12 @@ def test_a_node_that_comes_late_is_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1 * GOOD])
-def test_a_node_whose_link_is_dead_or_slow_is_bad_and_its_neighbours_are_not(rate: float) -> None:
+def test_a_node_with_a_bad_link_is_bad_its_neighbours_are_not(rate: float) -> None:
     results = ring(6, rates={frozenset((2, 3)): rate, frozenset((3, 4)): rate})
     assert bad(results) == {"n3": ["all-reduce"]}
 
 
-def test_of_one_failed_exchange_neither_side_is_bad_but_both_are_named() -> None:
+def test_one_failed_exchange_names_both_nodes_and_excludes_none() -> None:
     for number in (2, 6):
         results = ring(number, rates={frozenset((0, 1)): 0.0})
         problems = verdict(results, **LIMITS)
@@ -148,7 +133,7 @@ def test_of_one_failed_exchange_neither_side_is_bad_but_both_are_named() -> None
         assert suspicious_pairs(problems, results) == {"n0 and n1": "time-out"}
 
 
-def test_a_node_that_said_nothing_or_stopped_in_a_check_is_bad() -> None:
+def test_a_silent_or_interrupted_node_is_bad() -> None:
     results = ring(5, rates={frozenset((0, 1)): 0.0, frozenset((1, 2)): 0.0})
     results["n1"] = None
     results["n3"]["doing"] = "the check of disk"  # type: ignore[index]
@@ -174,7 +159,7 @@ def write(folder: Path, results: dict[str, dict[str, object] | None]) -> list[st
     return list(results)
 
 
-def test_the_judge_writes_who_is_good_and_says_why_others_are_not(
+def test_judge_writes_good_and_bad_nodes_with_reasons(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = ring(4)
@@ -188,8 +173,8 @@ def test_the_judge_writes_who_is_good_and_says_why_others_are_not(
     )
 
 
-def test_nodes_that_were_cut_off_in_an_exchange_are_judged_by_it(tmp_path: Path) -> None:
-    """A dead link: NCCL, or the check's own time limit, ends both ends of an exchange."""
+def test_an_exchange_that_was_cut_off_counts_as_failed(tmp_path: Path) -> None:
+    """On a dead link, NCCL or the check's own time limit ends both nodes of an exchange."""
     results = ring(8, rates={frozenset((3, 2)): 0, frozenset((3, 4)): 0})
     for node, partner in ((3, 2), (2, 3)):
         results[f"n{node}"]["doing"] = f"the all-reduce with n{partner}"  # type: ignore[index]
@@ -199,7 +184,7 @@ def test_nodes_that_were_cut_off_in_an_exchange_are_judged_by_it(tmp_path: Path)
     assert (tmp_path / "bad").read_text().split() == ["n3"]
 
 
-def test_a_check_that_starts_nowhere_leaves_no_node_out(
+def test_a_check_that_starts_nowhere_excludes_no_node(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for nodes in (1, 4):
@@ -209,9 +194,7 @@ def test_a_check_that_starts_nowhere_leaves_no_node_out(
 
 
 @pytest.mark.parametrize(("check", "code"), [("data", 2), ("disk", 3), ("memory", 1)])
-def test_what_is_wrong_on_every_node_is_no_nodes_fault(
-    tmp_path: Path, check: str, code: int
-) -> None:
+def test_a_problem_of_every_node_excludes_none(tmp_path: Path, check: str, code: int) -> None:
     results = ring(3)
     for result in results.values():
         result["problems"] = [(check, "is wrong")]  # type: ignore[index]
@@ -233,7 +216,7 @@ def test_clocks_and_brakes_are_read_from_nvidia_smi() -> None:
     ]
 
 
-def test_data_folders_are_read_from_the_command_as_the_trainer_reads_it() -> None:
+def test_data_folders_are_read_from_the_training_command() -> None:
     command = [
         "pretrain/train.py",
         "webvid-howto",
@@ -251,3 +234,33 @@ def test_data_folders_are_read_from_the_command_as_the_trainer_reads_it() -> Non
         "out": ["run"],
         "steps": ["3"],
     }
+
+
+@pytest.mark.parametrize(("accelerator", "slow"), [("cpu", 0.1), ("cuda", 0.7)])
+def test_options_are_read_up_to_the_training_command(
+    monkeypatch: pytest.MonkeyPatch, accelerator: str, slow: float
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", accelerator)
+    words = "judge --folder f --nodes n --gpus 4 --limit-s 9 -- pretrain/train.py demo --gpus 2"
+    assert parse(words.split()) == NodeCheckOptions(
+        "judge",
+        folder=Path("f"),
+        nodes=Path("n"),
+        gpus=4,
+        slow=slow,
+        limit_s=9.0,
+        command=("pretrain/train.py", "demo", "--gpus", "2"),
+    )
+
+
+def test_judge_needs_no_third_party_package(tmp_path: Path) -> None:
+    """-S leaves site-packages out: the host's Python has none of the project's dependencies."""
+    names = write(tmp_path, ring(3))
+    (tmp_path / "nodes").write_text("".join(f"{name} 127.0.0.1\n" for name in names))
+    tool = str(ROOT / "tools/node_check.py")
+    options = ["judge", "--folder", str(tmp_path), "--nodes", str(tmp_path / "nodes")]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", tool, *options], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "good").read_text().split() == names

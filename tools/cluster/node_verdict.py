@@ -1,4 +1,7 @@
-"""Which nodes are bad, from what each of them found (tools/node_check.py)."""
+"""Decides from the results of all nodes which nodes are bad (tools/node_check.py judge).
+
+Standard library only, Python >= 3.9: this runs on the host.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 from allinone.common.atomic_io import write_atomic
 from allinone.common.formatting import count, size
 
-if TYPE_CHECKING:  # the host's Python, which may be 3.9, cannot evaluate it
+if TYPE_CHECKING:  # Python 3.9 on the host cannot evaluate this
     Results = Mapping[str, Mapping[str, Any] | None]
-    """Node → its result, None where there is none."""
+    """Result of each node; None if it wrote none."""
 
 
 EXCHANGE = re.compile(r"the all-reduce with (.+)")
-"""What a node does while it exchanges numbers with a neighbour."""
+"""`doing` of a node during the exchange with a neighbour."""
 
 
 def read_results(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any] | None]:
-    """What each node wrote."""
+    """Read the result of each node. An exchange that was cut off counts as failed."""
     paths = {name: folder / f"{name}.json" for name in names}
     results = {
         name: json.loads(path.read_text()) if path.exists() else None
@@ -31,14 +34,13 @@ def read_results(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]
     }
     for result in results.values():
         partner = EXCHANGE.fullmatch((result or {}).get("doing") or "")
-        if result and partner:  # it was cut off there
+        if result and partner:
             result["neighbours"][partner[1]] = {"error": "did not end"}
     return results
 
 
 def rates_between(results: Results) -> dict[frozenset[str], float]:
-    """Bytes per second between neighbours, 0 where the exchange failed or one of the two says
-    nothing about it."""
+    """Bytes per second between neighbours; 0 if the exchange failed for one of the two."""
     pairs: dict[frozenset[str], float] = {}
     for name, result in results.items():
         for other, found in (result or {}).get("neighbours", {}).items():
@@ -52,12 +54,12 @@ RATES: dict[str, tuple[str, Callable[[float], str]]] = {
     "inner_all_reduce": ("sums over its GPUs at", lambda rate: f"{size(rate)}/s"),
     "sm_clock_mhz": ("clocks its GPUs at", lambda rate: f"{rate:.0f} MHz"),
 }
-"""Facts of which more is better, compared with the median of all nodes: the words before the
-figure, and how it is shown."""
+"""Facts that are compared with the median of all nodes (more is better): the words before the
+number, and its format."""
 
 
 def medians(results: Results) -> dict[str, float]:
-    """Median over the nodes of every rate that was measured."""
+    """Median over the nodes of each measured rate."""
     found = {
         name: [
             result["facts"][name]
@@ -70,9 +72,18 @@ def medians(results: Results) -> dict[str, float]:
 
 
 def own_problems(
-    name: str, result: Mapping[str, Any] | None, median: Mapping[str, float], slow: float
+    result: Mapping[str, Any] | None, median: Mapping[str, float], slow: float
 ) -> list[tuple[str, str]]:
-    """(check, what is wrong) that a node has by itself or beside the median of all."""
+    """Find the problems of a node in its own result.
+
+    Args:
+        result: Its result.
+        median: Median of each rate over all nodes.
+        slow: Share of the median below which a rate is too low.
+
+    Returns:
+        (check, problem) for each.
+    """
     if result is None:
         return [("start", "did not start the check")]
     problems = [(check, text) for check, text in result["problems"]]
@@ -87,126 +98,160 @@ def own_problems(
     return problems
 
 
-def shared_problems(
-    name: str,
-    results: Results,
-    pairs: Mapping[frozenset[str], float],
-    slow: float,
-    max_clock_s: float,
+def exchange_problems(
+    name: str, results: Results, pairs: Mapping[frozenset[str], float], slow: float
 ) -> list[str]:
-    """What is wrong with a node's exchange with every neighbour, while at least one of these does
-    well with another."""
+    """Find out whether a node is at fault in the exchanges with its neighbours.
+
+    Args:
+        name: The node.
+        results: Results of all nodes.
+        pairs: Rates of all exchanges.
+        slow: Share of the median rate below which an exchange is slow.
+
+    Returns:
+        A problem if the exchanges with both neighbours fail or are slow while at least one of the
+        neighbours does well with another node.
+    """
     mine = {next(iter(pair - {name})): rate for pair, rate in pairs.items() if name in pair}
     limit = slow * statistics.median(pairs.values()) if pairs else 0.0
-    problems = []
-    if len(mine) > 1 and all(rate <= 0 or rate < limit for rate in mine.values()):
-        others = {
-            max((r for p, r in pairs.items() if other in p and name not in p), default=0.0)
-            for other in mine
-        }
-        if max(others) > 0 and max(others) >= limit:
-            shown = ", ".join(
-                f"{other}: {size(rate)}/s" if rate else f"{other}: failed"
-                for other, rate in sorted(mine.items())
-            )
-            problems.append(f"all-reduce with both neighbours fails or is slow ({shown})")
-    clocks = [
-        found["clock_s"]
-        for found in (results[name] or {}).get("neighbours", {}).values()
-        if "clock_s" in found
-    ]
-    if len(clocks) > 1 and all(abs(clock) > max_clock_s for clock in clocks):
-        problems.append(
-            f"its clock differs from both neighbours' by {statistics.mean(clocks):+.1f} s"
-        )
-    return problems
+    if len(mine) < 2 or any(rate > 0 and rate >= limit for rate in mine.values()):
+        return []
+    best_elsewhere = max(
+        max((r for p, r in pairs.items() if other in p and name not in p), default=0.0)
+        for other in mine
+    )
+    if best_elsewhere <= 0 or best_elsewhere < limit:
+        return []
+    shown = ", ".join(
+        f"{other}: {size(rate)}/s" if rate else f"{other}: failed"
+        for other, rate in sorted(mine.items())
+    )
+    return [f"all-reduce with both neighbours fails or is slow ({shown})"]
+
+
+def clock_problems(name: str, results: Results, max_clock_s: float) -> list[str]:
+    """A problem if a node's clock differs from those of both neighbours by more than the limit."""
+    neighbours = (results[name] or {}).get("neighbours", {})
+    clocks = [found["clock_s"] for found in neighbours.values() if "clock_s" in found]
+    if len(clocks) < 2 or any(abs(clock) <= max_clock_s for clock in clocks):
+        return []
+    return [f"its clock differs from both neighbours' by {statistics.mean(clocks):+.1f} s"]
 
 
 def verdict(results: Results, slow: float, max_clock_s: float) -> dict[str, list[tuple[str, str]]]:
-    """Node → its problems as (check, what is wrong); empty for a good node."""
+    """Find the problems of every node.
+
+    Args:
+        results: Results of all nodes.
+        slow: Share of the median rate below which a node or an exchange is slow.
+        max_clock_s: Largest difference of two clocks, seconds.
+
+    Returns:
+        (check, problem) of each node; none for a good node.
+    """
     median = medians(results)
-    problems = {name: own_problems(name, result, median, slow) for name, result in results.items()}
     pairs = rates_between(results)
-    for name in results:
-        problems[name] += [
-            ("all-reduce", text)
-            for text in shared_problems(name, results, pairs, slow, max_clock_s)
-        ]
+    problems = {}
+    for name, result in results.items():
+        shared = exchange_problems(name, results, pairs, slow)
+        shared += clock_problems(name, results, max_clock_s)
+        own = own_problems(result, median, slow)
+        problems[name] = own + [("all-reduce", text) for text in shared]
     return problems
 
 
 def suspicious_pairs(problems: Mapping[str, Sequence[object]], results: Results) -> dict[str, str]:
-    """Exchanges that failed between two nodes of which neither is known to be bad → what one of
-    them said."""
+    """Failed exchanges of two nodes of which neither is known to be bad, with an error message."""
     failed = [sorted(pair) for pair, rate in rates_between(results).items() if rate <= 0]
     return {
-        f"{a} and {b}": _said(results, a, b)
+        f"{a} and {b}": _exchange_error(results, a, b)
         for a, b in sorted(failed)
         if not problems[a] and not problems[b]
     }
 
 
-def _said(results: Results, a: str, b: str) -> str:
-    said = [
+def _exchange_error(results: Results, a: str, b: str) -> str:
+    errors = [
         (results[one] or {}).get("neighbours", {}).get(other, {}).get("error")
         for one, other in ((a, b), (b, a))
     ]
-    return next((text for text in said if text), "one of them says nothing about it")
+    return next((text for text in errors if text), "one of them reported nothing")
 
 
 def judge(folder: Path, names: Sequence[str], slow: float, max_clock_s: float) -> int:
-    """Print a line per node, write the files `good` and `bad`.
+    """Print one line per node and write the files `good` and `bad`.
 
-    Returns 0; or, without the files, where no node is to blame: 2 if the data, 3 if the disk is
-    wrong on every node, 1 if more than half are bad.
+    Args:
+        folder: Where the nodes wrote their results.
+        names: All nodes.
+        slow: Share of the median rate below which a node is bad.
+        max_clock_s: Largest difference of two clocks, seconds.
+
+    Returns:
+        0 with the files written. Without them, because the nodes are not to blame: 2 if the data
+        and 3 if the disk is wrong on every node, 1 if more than half are bad.
     """
     results = read_results(folder, names)
     problems = verdict(results, slow, max_clock_s)
     for number, name in enumerate(names):
-        result = results[name] or {"facts": {}, "neighbours": {}}
         if problems[name]:
-            shown = (
-                "bad:"
-                f" {'; '.join(text for _, text in problems[name])}{_last_words(folder / f'node-{number}.log')}"
-            )
+            last = _last_words(folder / f"node-{number}.log")
+            shown = f"bad: {'; '.join(text for _, text in problems[name])}{last}"
         else:
-            rates = [found["rate"] for found in result["neighbours"].values() if "rate" in found]
-            neighbour = f"  {size(max(rates))}/s to a neighbour" if rates else ""
-            shown = (
-                f"good  {count(result['facts'].get('matmul', 0.0))}FLOP/s{neighbour} "
-                f" {result['facts'].get('seconds', math.nan):.1f} s"
-            )
+            shown = _good(results[name] or {"facts": {}, "neighbours": {}})
         print(f"node check: {name}  {shown}")
-    for pair, said in suspicious_pairs(problems, results).items():
+    for pair, error in suspicious_pairs(problems, results).items():
         print(
-            f"node check: warning: the all-reduce between {pair} failed, and neither can be told to"
-            f" be at fault: {said}"
+            f"node check: warning: the all-reduce between {pair} failed, and it cannot be decided"
+            f" which of them is at fault: {error}"
         )
-    bad = [name for name in names if problems[name]]
-    if all(any(kind == "start" for kind, _ in problems[name]) for name in names):
+    code = _common_fault(problems)
+    if code:
+        return code
+    write_atomic(folder / "bad", "".join(f"{name}\n" for name in names if problems[name]))
+    write_atomic(folder / "good", "".join(f"{name}\n" for name in names if not problems[name]))
+    return 0
+
+
+def _good(result: Mapping[str, Any]) -> str:
+    """The measurements of a good node."""
+    rates = [found["rate"] for found in result["neighbours"].values() if "rate" in found]
+    neighbour = f"  {size(max(rates))}/s to a neighbour" if rates else ""
+    facts = result["facts"]
+    flops, seconds = count(facts.get("matmul", 0.0)), facts.get("seconds", math.nan)
+    return f"good  {flops}FLOP/s{neighbour}  {seconds:.1f} s"
+
+
+def _common_fault(problems: Mapping[str, Sequence[tuple[str, str]]]) -> int:
+    """Print a fault that is not due to single nodes; returns its exit code, 0 if there is none."""
+
+    def everywhere(check: str) -> bool:
+        return all(any(kind == check for kind, _ in found) for found in problems.values())
+
+    if everywhere("start"):
         print(
-            "error: the check started on no node; that is not the nodes' fault. What srun said"
-            " stands above"
+            "error: the check started on no node, which is not the fault of the nodes; see srun's"
+            " messages above"
         )
         return 1
     for check, code in (("data", 2), ("disk", 3)):
-        if all(any(kind == check for kind, _ in problems[name]) for name in names):
-            text = next(text for kind, text in problems[names[0]] if kind == check)
+        if everywhere(check):
+            text = next(text for kind, text in next(iter(problems.values())) if kind == check)
             print(f"error: the {check} is wrong on every node: {text}")
             return code
-    if len(bad) > max(1, len(names) // 2):
+    bad = sum(bool(found) for found in problems.values())
+    if bad > max(1, len(problems) // 2):
         print(
-            f"error: {len(bad)} of {len(names)} nodes failed the check; that is hardly the fault of"
+            f"error: {bad} of {len(problems)} nodes failed the check; that is hardly the fault of"
             " single nodes, so none is left out"
         )
         return 1
-    write_atomic(folder / "bad", "".join(f"{name}\n" for name in bad))
-    write_atomic(folder / "good", "".join(f"{name}\n" for name in names if name not in bad))
     return 0
 
 
 def _last_words(log: Path) -> str:
-    """The last line that a node's check printed, which tells why it ended early."""
+    """The last line that a node's check printed, which shows why it ended early."""
     lines = log.read_text(errors="replace").split("\n") if log.exists() else []
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return f" (its last words: {last[:200]})" if last else ""
