@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
-"""Which rank failed first, and its last lines: `tools/first_error.py START/ranks --ranks N`, called
-by slurm/lib.sh after every srun.
+"""Find the rank that failed first and print the end of its log.
 
-Reads what slurm/rank.sh wrote: rank-N.exit (time, exit code, node), rank-N.node and rank-N.log.
-Prints a summary; where its output is appended to a file, the log of a batch job, it puts it on top
-of that file too. The exit code is that of the rank that failed first (137 for one killed by
-SIGKILL), 0 if all ended well, 1 if a rank vanished without a word and no other failed.
+    python tools/first_error.py START/ranks --ranks N
 
-Plain Python >= 3.9 without the project's packages: it runs on the host, beside the container that
-the ranks are in.
+slurm/lib.sh calls this after every srun. It reads what slurm/rank.sh wrote: rank-N.exit (time, exit
+code, node), rank-N.node and rank-N.log. It prints a summary; if its output is appended to a file,
+the log of a batch job, it also inserts the summary at the top of that file. The exit code is that
+of the rank that failed first (137 for one killed by SIGKILL), 0 if all ranks ended well, 1 if a
+rank disappeared without an exit code and no other rank failed.
 """
 
 from __future__ import annotations
 
+# argparse and not allinone.common.command_line: this runs on the host, next to the container of the
+# ranks, with a Python >= 3.9 that has no third-party packages
 import argparse
 import fcntl
 import os
@@ -25,18 +26,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-EXIT_HANG, EXIT_REQUEUE = 5, 75
-"""As engine/distributed/watchdog.py and engine/distributed/launch.py have them; importing those
-would import torch on the batch node."""
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from allinone.common.exit_codes import ExitCode
+
 MEANING = {
-    2: "wrong options or data",
-    3: "disk",
-    4: "too many non-finite steps",
-    EXIT_HANG: "a hang",
-    EXIT_REQUEUE: "saved after a signal",
+    ExitCode.USAGE: "wrong options or data",
+    ExitCode.DISK_FULL: "disk",
+    ExitCode.NON_FINITE: "too many non-finite steps",
+    ExitCode.HANG: "a hang",
+    ExitCode.REQUEUE: "saved after a signal",
 }
-SAID_BY_RANK_0 = (2, 3, 4)
-"""What all ranks find alike is printed by one of them (engine/distributed/launch.py)."""
+SAID_BY_RANK_0 = (ExitCode.USAGE, ExitCode.DISK_FULL, ExitCode.NON_FINITE)
+"""Errors that occur on all ranks alike; only rank 0 prints them (engine/distributed/launch.py)."""
 LAST_LINES = 25
 MOST_SUSPECTS = 8
 CLOCKS_DIFFER_S = 5.0
@@ -44,31 +47,33 @@ LOST_PEER = re.compile(
     r"Connection (reset|closed|refused) by|another rank has left|remote process"
     r" exited|ncclRemoteError|Broken pipe"
 )
-"""How gloo, NCCL and engine/distributed/launch.py say that another rank went away: whoever says so
+"""Messages of gloo, NCCL and engine/distributed/launch.py about a lost peer: a rank that prints one
 is not the cause."""
 ENDED_BY_SRUN = 128 + signal.SIGTERM
 
 
 @dataclass(frozen=True)
 class End:
-    """How one rank ended."""
+    """The end of one rank."""
 
     time: float
-    """Seconds since 1970 on its node."""
+    """Seconds since 1970 by the clock of its node."""
     rank: int
     code: int
     node: str
 
-    def say(self) -> str:
-        """137 → killed by SIGKILL; the project's own codes in words."""
+    def describe(self) -> str:
+        """137 → "killed by SIGKILL"; the project's own codes with their meaning."""
         if self.code > 128 and self.code - 128 in {int(number) for number in signal.Signals}:
             return f"killed by {signal.Signals(self.code - 128).name}"
-        meaning = MEANING.get(self.code)
-        return f"exit code {self.code}{f' ({meaning})' if meaning else ''}"
+        if self.code not in MEANING:
+            return f"exit code {self.code}"
+        return f"exit code {self.code} ({MEANING[ExitCode(self.code)]})"
 
 
 def read_ends(folder: Path) -> list[End]:
-    """The ranks that ended, first one first. A record that was cut off by a kill counts as none."""
+    """The ranks that ended, earliest first. Incomplete records are skipped: srun's kill can
+    interrupt their writing."""
     ends = []
     for path in folder.glob("rank-*.exit"):
         words = path.read_text().split()
@@ -79,24 +84,30 @@ def read_ends(folder: Path) -> list[End]:
     return sorted(ends, key=lambda end: (end.time, end.rank))
 
 
-def who_failed_first(folder: Path, failed: Sequence[End]) -> End:
-    """The first one; but one that lost its peer, or was ended by srun, is passed over for one that
-    ended within a few seconds: clocks differ."""
+def find_first_failure(folder: Path, failed: Sequence[End]) -> End:
+    """Find the failure that caused the others.
+
+    Args:
+        folder: Holds the logs.
+        failed: Ranks that failed, earliest first.
+
+    Returns:
+        The earliest failure. If it is only a consequence (a lost peer, or an end by srun), the
+        first real failure within CLOCKS_DIFFER_S, because the clocks of the nodes differ.
+    """
 
     def is_consequence(end: End) -> bool:
-        if (
-            end.code == EXIT_HANG
-        ):  # its report may quote what the store, or a peer that left meanwhile, said
+        if end.code == ExitCode.HANG:  # a report of a hang may quote a message about a lost peer
             return False
-        said = "\n".join(last_lines(folder / f"rank-{end.rank}.log", 3))
-        return end.code == ENDED_BY_SRUN or LOST_PEER.search(said) is not None
+        lines = "\n".join(last_lines(folder / f"rank-{end.rank}.log", 3))
+        return end.code == ENDED_BY_SRUN or LOST_PEER.search(lines) is not None
 
     near = [end for end in failed if end.time - failed[0].time < CLOCKS_DIFFER_S]
     return next((end for end in near if not is_consequence(end)), failed[0])
 
 
 def last_lines(path: Path, number: int = LAST_LINES) -> list[str]:
-    """The end of a log, found without reading all of it."""
+    """The last lines of a log; reads at most its last 64 KiB."""
     if not path.exists():
         return ["(no log)"]
     with path.open("rb") as file:
@@ -104,31 +115,38 @@ def last_lines(path: Path, number: int = LAST_LINES) -> list[str]:
         return file.read().decode(errors="replace").splitlines()[-number:]
 
 
-def place_of_main_thread(log: Path) -> str | None:
-    """Innermost line of the main thread in the last stack dump of a log: faulthandler prints the
+def main_thread_position(log: Path) -> str | None:
+    """Innermost frame of the main thread in the last stack dump of a log; faulthandler prints the
     main thread last."""
-    blocks = re.split(
-        r"^(?:Current thread|Thread) 0x.*$", "\n".join(last_lines(log, 10_000)), flags=re.MULTILINE
-    )
+    content = "\n".join(last_lines(log, 10_000))
+    blocks = re.split(r"^(?:Current thread|Thread) 0x.*$", content, flags=re.MULTILINE)
     match = re.search(r'File "(.+)", line (\d+) in (\S+)', blocks[-1]) if len(blocks) > 1 else None
     return f"{match[3]} ({match[1]}:{match[2]})" if match else None
 
 
 def _reports_hang(log: Path) -> bool:
-    """Whether the watchdog of engine/distributed/watchdog.py, or the last resort of faulthandler
-    behind it, has spoken: another code may have come first."""
-    return any(
-        " hangs: " in line or line.startswith("Timeout (") for line in last_lines(log, 10_000)
-    )
+    """Whether the watchdog (engine/distributed/watchdog.py) or faulthandler behind it has reported
+    a hang; the rank may have ended with another code in the meantime."""
+    lines = last_lines(log, 10_000)
+    return any(" hangs: " in line or line.startswith("Timeout (") for line in lines)
 
 
 def suspects_of_hang(folder: Path, ends: Sequence[End], ranks: int) -> list[str]:
-    """The ranks that the others waited for: those that did not report the hang, else those that
-    hang at another place than most."""
+    """Describe the ranks that the others waited for.
+
+    Args:
+        folder: Holds the logs.
+        ends: Ranks that ended.
+        ranks: Number of ranks.
+
+    Returns:
+        The ranks that did not report the hang; if all did, those that hang at a different position
+        than most.
+    """
     reported = {
         end.rank
         for end in ends
-        if end.code == EXIT_HANG or _reports_hang(folder / f"rank-{end.rank}.log")
+        if end.code == ExitCode.HANG or _reports_hang(folder / f"rank-{end.rank}.log")
     }
     silent = sorted(set(range(ranks)) - reported)
     if silent:
@@ -138,17 +156,17 @@ def suspects_of_hang(folder: Path, ends: Sequence[End], ranks: int) -> list[str]
             " is lost"
             for rank in silent[:MOST_SUSPECTS]
         ] + more
-    places = {rank: place_of_main_thread(folder / f"rank-{rank}.log") for rank in reported}
-    common = Counter(places.values()).most_common(1)[0][0] if places else None
+    positions = {rank: main_thread_position(folder / f"rank-{rank}.log") for rank in reported}
+    common = Counter(positions.values()).most_common(1)[0][0] if positions else None
     return [
-        f"rank {rank} on {node_of(folder, rank)} hangs at {place}, most others at {common}"
-        for rank, place in sorted(places.items())
-        if place != common
+        f"rank {rank} on {node_of(folder, rank)} hangs at {position}, most others at {common}"
+        for rank, position in sorted(positions.items())
+        if position != common
     ]
 
 
 def node_of(folder: Path, rank: int) -> str:
-    """Where a rank was started."""
+    """The node of a rank."""
     path = folder / f"rank-{rank}.node"
     return path.read_text().strip() if path.exists() else "an unknown node"
 
@@ -165,7 +183,15 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def summary(folder: Path, ranks: int) -> tuple[list[str], int]:
-    """(lines for the batch log, exit code of the first failure)."""
+    """Summarise the end of all ranks.
+
+    Args:
+        folder: Where slurm/rank.sh wrote.
+        ranks: Number of ranks that were started.
+
+    Returns:
+        (lines for the batch log, exit code of the first failure).
+    """
     ends = read_ends(folder)
     failed = [end for end in ends if end.code]
     silent = sorted(set(range(ranks)) - {end.rank for end in ends})
@@ -177,24 +203,17 @@ def summary(folder: Path, ranks: int) -> tuple[list[str], int]:
             f"first error: ranks ended without a word: {names}; a node was lost, or the job was"
             " ended from outside"
         ], 1
-    first = who_failed_first(folder, failed)
-    speaker = next(
-        (end for end in failed if end.rank == 0 and end.code == first.code in SAID_BY_RANK_0), first
-    )
-    if first.code == EXIT_REQUEUE:
-        return [f"ranks {ranges([end.rank for end in failed])} left: {first.say()}"], EXIT_REQUEUE
-    when = datetime.fromtimestamp(first.time).strftime("%H:%M:%S")
-    of = "its log" if speaker is first else "rank 0's log, which says it for all"
-    lines = [
-        f"======== first error: rank {first.rank} on {first.node}: {first.say()} at {when}; the end"
-        f" of {of}:"
-    ]
-    if first.code == EXIT_HANG:
-        lines[:0] = [f"======== hung: {line}" for line in suspects_of_hang(folder, ends, ranks)]
-    lines += [f"  | {line}" for line in last_lines(folder / f"rank-{speaker.rank}.log")]
+    first = find_first_failure(folder, failed)
+    if first.code == ExitCode.REQUEUE:
+        left = ranges([end.rank for end in failed])
+        return [f"ranks {left} left: {first.describe()}"], int(ExitCode.REQUEUE)
+    lines = []
+    if first.code == ExitCode.HANG:
+        lines += [f"======== hung: {line}" for line in suspects_of_hang(folder, ends, ranks)]
+    lines += _first_failure(folder, first, failed)
     others = [end for end in failed if end is not first]
-    for kind in sorted({end.say() for end in others}):
-        after = [end for end in others if end.say() == kind]
+    for kind in sorted({end.describe() for end in others}):
+        after = [end for end in others if end.describe() == kind]
         lines.append(
             f"======== {after[0].time - first.time:+.1f} s: ranks"
             f" {ranges([end.rank for end in after])}: {kind}"
@@ -204,10 +223,30 @@ def summary(folder: Path, ranks: int) -> tuple[list[str], int]:
     return lines, first.code
 
 
+def _first_failure(folder: Path, first: End, failed: Sequence[End]) -> list[str]:
+    """The first failure and the end of the log that explains it."""
+    speaker, log = first, "its log"
+    if first.code in SAID_BY_RANK_0 and first.rank != 0:
+        rank_0 = [end for end in failed if end.rank == 0 and end.code == first.code]
+        if rank_0:
+            speaker, log = rank_0[0], "rank 0's log, which reports it for all ranks"
+    when = datetime.fromtimestamp(first.time).strftime("%H:%M:%S")
+    return [
+        f"======== first error: rank {first.rank} on {first.node}: {first.describe()} at {when};"
+        f" the end of {log}:",
+        *(f"  | {line}" for line in last_lines(folder / f"rank-{speaker.rank}.log")),
+    ]
+
+
 def put_on_top(text: str) -> bool:
-    """Write `text` before all else in the file that standard output appends to; False if it goes
-    elsewhere. Appending goes on at the new end, and only the batch script writes to its job's log
-    while this runs."""
+    """Insert `text` at the top of the file that standard output appends to.
+
+    Later output is still appended at the new end of the file (O_APPEND), and while this runs only
+    the batch script writes to its job's log.
+
+    Returns:
+        False, and nothing is written, if standard output is not such a file.
+    """
     path = Path("/proc/self/fd/1")
     if not path.is_file() or not fcntl.fcntl(1, fcntl.F_GETFL) & os.O_APPEND:
         return False
@@ -219,21 +258,23 @@ def put_on_top(text: str) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line entry."""
+    """Command line entry; returns the exit code of the first failure."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="tools/first_error.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="where slurm/rank.sh wrote")
     parser.add_argument(
         "--ranks", type=int, required=True, help="number of ranks that were started"
     )
     args = parser.parse_args(argv)
     lines, code = summary(args.folder, args.ranks)
     print("\n".join(lines) + "\n" * bool(lines), end="", flush=True)
-    if lines and code != EXIT_REQUEUE:
+    if lines and code != ExitCode.REQUEUE:
         head = (
-            f"======== put on top of this log when the ranks in {args.folder} had ended; the log"
-            " begins below\n"
+            f"======== added to the top of this log after the ranks in {args.folder} had ended; the"
+            " log begins below\n"
         )
         put_on_top("\n".join([*lines, head]) + "\n")
     return code

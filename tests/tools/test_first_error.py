@@ -1,4 +1,4 @@
-"""Which rank is named when a run ends badly, and how that gets on top of a log."""
+"""tools/first_error.py: the rank that is named, and the summary at the top of a log."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from allinone.common.exit_codes import ExitCode
 from allinone.engine.distributed import launch, watchdog
 from allinone.tools import first_error
 from allinone.tools.first_error import LOST_PEER, summary
@@ -21,7 +22,7 @@ Current thread 0x00007f (most recent call first):
 Thread 0x00007e (most recent call first):
   File "/x/{place}.py", line 12 in {place}
   File "/x/engine/loop.py", line 150 in _train_step
-error: rank {rank} called the roll: no sign of life from rank 2 on n (pid 9), last in step 9: stopped, dead, or its host is out of reach
+error: rank {rank} checked the heartbeats: no sign of life from rank 2 on n (pid 9), last in step 9
 """
 LEFT = (
     "error: rank {rank}: another rank has left; its own output says why (Connection closed by"
@@ -32,7 +33,7 @@ LEFT = (
 def rank(
     folder: Path, number: int, log: str = "", code: int | None = None, after_s: float = 0.0
 ) -> None:
-    """What slurm/rank.sh leaves of a rank; without a code it was ended before it could."""
+    """Write the files of slurm/rank.sh for one rank; without a code it was killed before its end."""
     (folder / f"rank-{number}.log").write_text(log)
     (folder / f"rank-{number}.node").write_text(f"node{number // 2:02d}\n")
     if code is not None:
@@ -41,23 +42,20 @@ def rank(
         )
 
 
-def test_codes_and_words_are_those_of_the_engine() -> None:
-    """They are written down twice, since the tool runs where torch is not installed."""
-    assert (first_error.EXIT_HANG, first_error.EXIT_REQUEUE) == (
-        watchdog.EXIT_HANG,
-        launch.EXIT_REQUEUE,
-    )
+def test_codes_and_messages_are_those_of_the_engine() -> None:
+    """The tool runs where torch is not installed, so it does not import the engine."""
+    assert (ExitCode.HANG, ExitCode.REQUEUE) == (watchdog.EXIT_HANG, launch.EXIT_REQUEUE)
     assert first_error.SAID_BY_RANK_0 == (launch.EXIT_USER, launch.EXIT_DISK, launch.EXIT_NONFINITE)
     assert all(LOST_PEER.search(text) for text in launch.PEER_GONE)
 
 
-def test_a_run_that_ended_well_says_nothing(tmp_path: Path) -> None:
+def test_a_run_that_ended_well_prints_nothing(tmp_path: Path) -> None:
     for number in range(4):
         rank(tmp_path, number, "step 1\n", 0)
     assert summary(tmp_path, 4) == ([], 0)
 
 
-def test_the_killed_rank_is_named_and_the_others_are_its_consequences(tmp_path: Path) -> None:
+def test_the_killed_rank_is_named_the_others_are_consequences(tmp_path: Path) -> None:
     rank(tmp_path, 0, "RuntimeError: Read error: Connection reset by peer\n", 1, 0.4)
     rank(tmp_path, 1, "step 7\n", 143, 0.5)
     rank(tmp_path, 2, "step 7\nKilled\n", 137, 0.0)
@@ -70,7 +68,7 @@ def test_the_killed_rank_is_named_and_the_others_are_its_consequences(tmp_path: 
     assert lines[-1] == "======== ended with them by srun: ranks 3"
 
 
-def test_a_rank_that_lost_its_peer_is_not_the_first_though_its_clock_is_behind(
+def test_a_lost_peer_is_not_the_first_error_despite_its_clock(
     tmp_path: Path,
 ) -> None:
     rank(tmp_path, 0, "RuntimeError: Read error: Connection reset by peer\n", 1, 0.0)
@@ -80,7 +78,7 @@ def test_a_rank_that_lost_its_peer_is_not_the_first_though_its_clock_is_behind(
     )
 
 
-def test_what_rank_0_says_for_all_is_shown(tmp_path: Path) -> None:
+def test_an_error_of_all_ranks_is_shown_from_rank_0(tmp_path: Path) -> None:
     rank(tmp_path, 1, "", 2, 0.0)
     rank(tmp_path, 0, "error: --micro-batch must be at least 2\n", 2, 0.1)
     lines, code = summary(tmp_path, 2)
@@ -89,7 +87,7 @@ def test_what_rank_0_says_for_all_is_shown(tmp_path: Path) -> None:
     assert lines[1] == "  | error: --micro-batch must be at least 2"
 
 
-def test_the_rank_that_reports_no_hang_is_the_one_that_hangs(tmp_path: Path) -> None:
+def test_the_rank_that_reports_no_hang_is_the_suspect(tmp_path: Path) -> None:
     for number in (0, 1, 3):
         rank(tmp_path, number, HANG.format(rank=number, place="all_reduce"), 5, number)
     rank(tmp_path, 2, "step 8\n", 143, 12.0)
@@ -101,9 +99,9 @@ def test_the_rank_that_reports_no_hang_is_the_one_that_hangs(tmp_path: Path) -> 
     )
 
 
-def test_a_rank_that_reported_the_hang_is_no_suspect_whatever_it_ended_with(tmp_path: Path) -> None:
-    """The first to leave takes its peers out of their collective; one of them quotes what the store
-    said."""
+def test_a_rank_that_reported_the_hang_is_not_a_suspect(tmp_path: Path) -> None:
+    """The first rank to leave interrupts the collectives of its peers, and one of them quotes the
+    store's error."""
     quoting = (
         HANG.format(rank=0, place="all_reduce") + "does not answer (Connection reset by peer)\n"
     )
@@ -124,7 +122,7 @@ def test_a_rank_that_reported_the_hang_is_no_suspect_whatever_it_ended_with(tmp_
     ]
 
 
-def test_of_ranks_that_all_report_the_one_at_another_place_is_named(tmp_path: Path) -> None:
+def test_if_all_ranks_report_the_one_elsewhere_is_the_suspect(tmp_path: Path) -> None:
     for number in range(4):
         rank(
             tmp_path,
@@ -140,7 +138,7 @@ def test_of_ranks_that_all_report_the_one_at_another_place_is_named(tmp_path: Pa
     )
 
 
-def test_saved_after_a_signal_is_no_error_and_silence_is_one(tmp_path: Path) -> None:
+def test_a_saved_run_is_not_an_error_but_a_silent_rank_is(tmp_path: Path) -> None:
     for number in range(3):
         rank(tmp_path, number, "USR1: saved\n", 75)
     assert summary(tmp_path, 3) == (["ranks 0-2 left: exit code 75 (saved after a signal)"], 75)
@@ -154,12 +152,12 @@ def test_saved_after_a_signal_is_no_error_and_silence_is_one(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("mode", ["a", "w"])
-def test_the_first_error_is_put_on_top_of_a_log_that_is_appended_to(
-    tmp_path: Path, mode: str
-) -> None:
+def test_the_summary_is_added_to_the_top_of_an_appended_log(tmp_path: Path, mode: str) -> None:
     rank(tmp_path, 0, "ZeroDivisionError\n", 1)
     log = tmp_path / "job.log"
-    command = [sys.executable, str(ROOT / "tools/first_error.py"), str(tmp_path), "--ranks", "1"]
+    tool = str(ROOT / "tools/first_error.py")
+    # -S: without site-packages, as on a host that has none of the project's dependencies
+    command = [sys.executable, "-I", "-S", tool, str(tmp_path), "--ranks", "1"]
     with log.open(mode) as output:
         output.write("before\n")
         output.flush()
