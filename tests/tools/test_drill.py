@@ -1,4 +1,4 @@
-"""The drills as a command: a killed rank and a bad clip; and that a drill can fail."""
+"""tools/drill.py: a killed rank and a bad clip; and that a drill can fail."""
 
 from __future__ import annotations
 
@@ -7,26 +7,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from allinone.tools.cluster.drill_faults import DRILLS
+from allinone.tools.cluster.drill_site import DrillOutcome, compare
 from allinone.tools.cluster.rank_server import GRACE_S, RankProcesses
-from allinone.tools.drill import DrillOutcome, compare, table
+from allinone.tools.drill import Fault, main, table
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_killed_rank_and_a_bad_clip_go_as_they_must(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "tools/drill.py"),
-        "--only",
-        "kill",
-        "nan",
-        "--json",
-        "--out",
-        str(tmp_path / "out"),
-    ]
+def test_a_killed_rank_and_a_bad_clip_meet_their_expectations(tmp_path: Path) -> None:
+    tool = str(ROOT / "tools/drill.py")
+    options = ["--only", "kill", "nan", "--json", "--out", str(tmp_path / "out")]
+    command = [sys.executable, tool, *options]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500
     )
@@ -50,7 +46,7 @@ def test_a_killed_rank_and_a_bad_clip_go_as_they_must(tmp_path: Path) -> None:
     )
 
 
-def test_what_went_wrong_stands_in_the_table() -> None:
+def test_the_table_shows_unmet_expectations() -> None:
     row = DrillOutcome(
         "kill",
         "kill -9 of rank 1",
@@ -63,26 +59,27 @@ def test_what_went_wrong_stands_in_the_table() -> None:
     assert "| 3 | loss of step 4 differs | no: not equal; too late |" in table([row])
 
 
-def test_a_failed_rank_takes_the_others_down_even_a_stopped_one(tmp_path: Path) -> None:
-    def main(rank: int) -> int:
+def test_every_drill_can_be_chosen() -> None:
+    assert get_args(Fault) == tuple(DRILLS)
+
+
+def test_a_failed_rank_ends_the_others_even_a_stopped_one(tmp_path: Path) -> None:
+    def rank_main(rank: int) -> int:
         if rank == 1:
             return 7
         if rank == 2:
             os.kill(os.getpid(), 19)
         raise ValueError("the reason")
 
-    ranks = RankProcesses(3, tmp_path / "logs", main)
+    ranks = RankProcesses(3, tmp_path / "logs", rank_main)
     assert ranks.finish(timeout_s=60) == [1, 7, -9]
     assert "the reason" in ranks.output()
     assert max(ranks.ended.values()) - min(ranks.ended.values()) < GRACE_S + 5
 
 
-def test_the_command_refuses_what_it_cannot_do(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    from allinone.tools.drill import main
-
+def test_unusable_options_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     assert main(["--ranks", "1"]) == 2
+    assert main(["--json", "--markdown"]) == 2
     assert main(["--out", str(tmp_path)]) == 2
     assert "is not empty" in capsys.readouterr().err

@@ -33,7 +33,7 @@ LEFT = (
 def rank(
     folder: Path, number: int, log: str = "", code: int | None = None, after_s: float = 0.0
 ) -> None:
-    """Write the files of slurm/rank.sh for one rank; without a code it was killed before its end."""
+    """Write the files of slurm/rank.sh for one rank; without a code, it was killed."""
     (folder / f"rank-{number}.log").write_text(log)
     (folder / f"rank-{number}.node").write_text(f"node{number // 2:02d}\n")
     if code is not None:
