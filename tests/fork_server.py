@@ -1,16 +1,16 @@
-"""Ranks that share one import: a server that has imported the heavy modules forks a process for
-every client, which looks like the rank to srun.
+"""A server that has imported the heavy modules and forks one rank for every client.
+
+srun starts the client, which behaves like the rank.
 
     python fork_server.py serve SOCKET MODULE,MODULE    # prints READY
     python -I -S fork_server.py run SOCKET SCRIPT ARGUMENTS...
 
-The rank has the client's environment, folder and output; signals sent to the client reach the rank;
-the client ends as the rank does. If the client is killed, so is its rank. With it 128 ranks fit in
-the memory and patience of one machine; nothing of it is used outside the tests.
+The rank gets the client's environment, folder and output; signals to the client are forwarded to
+the rank; the client ends with the rank's exit code. If the client is killed, so is its rank. This
+way 128 ranks fit in the memory of one machine and start quickly. Only tests use it.
 """
 
-# ruff: noqa: PTH100, PTH109, PTH120, PTH123 - the client starts 128 times; it imports no more than
-# it must
+# ruff: noqa: PTH100, PTH109, PTH120, PTH123 - the client starts 128 times and imports little
 from __future__ import annotations
 
 import contextlib
@@ -31,7 +31,7 @@ PASSED_ON = (
 
 
 def receive(connection: socket.socket, number: int) -> bytes:
-    """Exactly `number` bytes, or b"" if the other side went away."""
+    """Exactly `number` bytes, or b"" if the other side closed the connection."""
     content = b""
     while len(content) < number:
         part = connection.recv(number - len(content))
@@ -42,7 +42,7 @@ def receive(connection: socket.socket, number: int) -> bytes:
 
 
 def run(path: str, argv: list[str]) -> None:
-    """The client: hand everything over, then end as the rank ended."""
+    """The client: send arguments, environment and output, then end like the rank."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(path)
     environment = b"\0".join(name + b"=" + value for name, value in os.environb.items())
@@ -71,8 +71,7 @@ def run(path: str, argv: list[str]) -> None:
 
 
 def become_rank(message: bytes, descriptors: list[int]) -> None:
-    """In the forked process: what the interpreter would have done from its start, without the
-    imports. Never returns."""
+    """Turn the forked process into `python SCRIPT ARGUMENTS`; never returns."""
     argv, folder, environment, ignored = message.split(b"\1", 3)
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
@@ -81,10 +80,8 @@ def become_rank(message: bytes, descriptors: list[int]) -> None:
     os.environb.update(entry.split(b"=", 1) for entry in environment.split(b"\0"))
     for number in filter(None, ignored.split(b"\0")):
         signal.signal(int(number), signal.SIG_IGN)
-    with open("/proc/self/comm", "w") as name:
-        name.write(
-            f"{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SLURM_PROCID', '')}"
-        )  # how a test finds a rank
+    with open("/proc/self/comm", "w") as name:  # tests find a rank by this name
+        name.write(f"{os.environ.get('SLURM_JOB_ID', '')}.{os.environ.get('SLURM_PROCID', '')}")
     os.chdir(folder)
     sys.argv = [os.fsdecode(word) for word in argv.split(b"\0")]
     sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
@@ -110,7 +107,7 @@ def become_rank(message: bytes, descriptors: list[int]) -> None:
 
 
 def serve(path: str, modules: list[str]) -> None:
-    """The server: one fork per connection; the way a rank ended goes back over it."""
+    """The server: one fork per connection, over which the rank's wait status is returned."""
     import gc
     import importlib
     import selectors
@@ -118,7 +115,7 @@ def serve(path: str, modules: list[str]) -> None:
     for module in modules:
         importlib.import_module(module)
     gc.collect()
-    gc.freeze()  # the collector would touch, and so copy, every shared page
+    gc.freeze()  # otherwise the collector writes to, and so copies, every shared page
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(1024)
@@ -162,17 +159,17 @@ def serve(path: str, modules: list[str]) -> None:
                     os.close(descriptor)
                 ranks[connection] = pid
                 selector.register(connection, selectors.EVENT_READ)
-                with contextlib.suppress(OSError):  # killed meanwhile; the selector will tell
+                with contextlib.suppress(OSError):  # the client was killed; the selector reports it
                     connection.sendall(struct.pack("!i", pid))
             elif key.fileobj == reader:
                 os.read(reader, 4096)
-                _tell_ends(ranks, selector)
+                _report_ends(ranks, selector)
             elif key.fileobj in ranks:  # the client went away, since srun killed it
                 os.kill(ranks[key.fileobj], signal.SIGKILL)
                 selector.unregister(key.fileobj)
 
 
-def _tell_ends(ranks: dict[socket.socket, int], selector: object) -> None:
+def _report_ends(ranks: dict[socket.socket, int], selector: object) -> None:
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)

@@ -1,5 +1,7 @@
-"""A fork server as a test starts it: what stands for `python SCRIPT ARGUMENTS`, without the seconds
-of imports (tests/fork_server.py)."""
+"""Starts a fork server (tests/fork_server.py) for a test.
+
+Its command replaces `python SCRIPT ARGUMENTS` without the seconds of imports.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,20 @@ PROGRAM = ROOT / "tests" / "fork_server.py"
 
 
 class ForkServer:
-    """Imports `modules` at once, in the background; its socket and its log lie in `folder`."""
+    """A server that starts to import `modules` in the background.
+
+    Args:
+        folder: Where its socket and its log are written.
+        modules: Modules that ranks need.
+        env: Its environment.
+    """
 
     def __init__(self, folder: Path, modules: Sequence[str], env: Mapping[str, str]) -> None:
-        self._socket, self._log = folder / "ranks.sock", folder / "fork_server.log"
+        self._socket = folder / "ranks.sock"
+        self._log = folder / "fork_server.log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                # -P: in tests/, engine would be tests/engine
+                # -P: otherwise the folder tests/ comes first, and `engine` would be tests/engine
                 [sys.executable, "-P", PROGRAM, "serve", self._socket, ",".join(modules)],
                 cwd=ROOT,
                 env=env,
@@ -33,7 +42,7 @@ class ForkServer:
             )
 
     def wait(self, timeout_s: float = 180) -> None:
-        """Ranks can be started from now on."""
+        """Wait until ranks can be started."""
         end = time.monotonic() + timeout_s
         while "READY" not in self._log.read_text():
             assert self._process.poll() is None, (
@@ -45,14 +54,14 @@ class ForkServer:
             time.sleep(0.1)
 
     def command(self, *words: str) -> list[str]:
-        """Stands for [python, *words], whose first is a script; the process ends as the rank does
-        and passes signals on."""
+        """The command to use instead of [python, *words], where the first word is a script.
+
+        Its process forwards signals to the rank and ends with the rank's exit code.
+        """
         return [sys.executable, "-I", "-S", str(PROGRAM), "run", str(self._socket), *words]
 
     def close(self) -> None:
-        """End the server, and ranks that a failed test has left."""
-        with contextlib.suppress(
-            ProcessLookupError
-        ):  # it has ended, and been seen to: the group that it leads has gone with it
+        """End the server, and ranks that a failed test has left running."""
+        with contextlib.suppress(ProcessLookupError):  # the process group has already ended
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

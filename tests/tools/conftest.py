@@ -1,4 +1,4 @@
-"""A tiny untrained checkpoint and a clip, shared by the tests of the tools."""
+"""A tiny untrained checkpoint and a clip for the tests of the tools."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_run(weights: Path, folder: Path, objective: dict[str, float]) -> Path:
-    """A run's folder whose one checkpoint holds these weights."""
+    """A run with one checkpoint that links to these weights."""
     from allinone.engine.checkpoint.manager import write_manifest
 
     step = folder / "checkpoints" / "step-00000001"

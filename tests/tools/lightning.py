@@ -1,5 +1,4 @@
-"""Checkpoints as the original code's Lightning 1.1.4 writes them, made from the key lists in
-tests/parity."""
+"""Checkpoints like those of the original code (Lightning 1.1.4), from key lists in tests/parity."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ PARITY = Path(__file__).parents[1] / "parity"
 
 @contextmanager
 def fake_class(full_name: str) -> Iterator[type]:
-    """A class that pickle finds under `full_name` while the block lasts, and nowhere afterwards."""
+    """A class that pickle finds under `full_name` only inside the with block."""
     module_name, name = full_name.rsplit(".", 1)
     parts = module_name.split(".")
     names = [".".join(parts[: n + 1]) for n in range(len(parts))]
@@ -37,8 +36,8 @@ def fake_class(full_name: str) -> Iterator[type]:
 
 
 def state_dict(size: str, dtype: torch.dtype = torch.float32) -> OrderedDict[str, Tensor]:
-    """All keys of a released size with their shapes; the k-th tensor holds k everywhere, in one
-    number of storage."""
+    """All keys of a released size with their shapes; the k-th tensor is k everywhere, with one
+    element of storage."""
     rows = (
         line.split("\t")
         for line in (PARITY / f"state_dict_{size}.tsv").read_text().splitlines()
@@ -60,8 +59,8 @@ def save(
     legacy: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write what Lightning 1.1.4 writes: the callbacks keyed by their classes, which this machine
-    does not have afterwards."""
+    """Write a checkpoint like Lightning 1.1.4: callbacks are keyed by classes that cannot be
+    imported when it is read."""
     with fake_class("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint") as callback:
         content = {
             "epoch": 3,

@@ -1,5 +1,4 @@
-"""tools/convert.py as a user runs it: the original's files in, resized, combined, compared; what is
-wrong is said and nothing is written."""
+"""tools/convert.py: files of the original code and of other models; errors leave no folder."""
 
 from __future__ import annotations
 
@@ -45,7 +44,7 @@ def written(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny size as the original writes it, converted."""
+    """The tiny size in the original's format, converted."""
     folder = tmp_path_factory.mktemp("tiny")
     assert (
         main(
@@ -75,7 +74,7 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("size", "co_trained", "dtype"),
     [("small", False, torch.float32), ("base", True, torch.float16)],
 )
-def test_every_tensor_of_a_released_size_arrives_at_its_place(
+def test_every_tensor_of_a_released_size_is_converted(
     tmp_path: Path, capsys: CapSys, size: str, co_trained: bool, dtype: torch.dtype
 ) -> None:
     weights = state_dict(size, dtype)
@@ -97,9 +96,8 @@ def test_every_tensor_of_a_released_size_arrives_at_its_place(
             ), key
             arrived += 1
     assert arrived == 167
-    assert (
-        len(found) == 167 + 5
-    )  # the projections and the temperature of contrast are not in the released files
+    # the projections and the temperature of the contrastive loss are not in the released files
+    assert len(found) == 167 + 5
     assert "167 tensors loaded" in output
     assert "resized" not in output
     assert ("dist_token" in output) == (size == "small")
@@ -152,7 +150,7 @@ def test_a_resized_grid_keeps_rows_columns_and_the_class_row() -> None:
     grid = resized[0, 1:, 0].view(7, 7)
     torch.testing.assert_close(grid, grid[:1].expand(7, 7))
     assert (grid[0].diff() > 0).all()
-    # the centre of new column k lies at (k + 0.5) * 4 / 7 - 0.5; a cubic through a ramp stays
+    # the centre of new column k is at (k + 0.5) * 4 / 7 - 0.5; a cubic through a ramp stays
     # within a tenth of it away from the ends
     torch.testing.assert_close(
         grid[0, 2:5], (torch.arange(2, 5) + 0.5) * 4 / 7 - 0.5, atol=0.1, rtol=0
@@ -184,7 +182,7 @@ def broken(tmp_path: Path, change: Any) -> Path:
         (lambda w: w.update({"x": {1, 2}}), "x is a set"),
     ],
 )
-def test_what_does_not_fit_ends_with_2_one_line_and_no_folder(
+def test_a_misfit_ends_with_2_one_line_and_no_folder(
     tmp_path: Path, capsys: CapSys, change: Any, message: str
 ) -> None:
     assert (
@@ -237,7 +235,7 @@ def test_a_folder_that_holds_anything_is_not_touched(
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_as_a_command_it_refuses_code_in_a_file_without_a_traceback(tmp_path: Path) -> None:
+def test_code_in_a_file_is_refused_without_a_traceback(tmp_path: Path) -> None:
     class Payload:
         def __reduce__(self) -> tuple[Any, tuple[str]]:
             return os.system, (f"touch {tmp_path / 'ran'}",)
@@ -261,7 +259,7 @@ def test_as_a_command_it_refuses_code_in_a_file_without_a_traceback(tmp_path: Pa
 
 
 def image_and_language(folder: Path) -> tuple[str, str]:
-    """A ViT and a BERT of nano's width, as transformers saves them."""
+    """A ViT and a BERT of nano's width, saved by transformers."""
     torch.manual_seed(0)
     width = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}
     ViTModel(ViTConfig(**width, num_hidden_layers=4, image_size=96)).save_pretrained(folder / "vit")
@@ -286,11 +284,8 @@ def test_vit_and_bert_combine_in_one_or_in_two_commands(tmp_path: Path, capsys: 
         main(["from-bert", bert, "--model", str(tmp_path / "a"), "--out", str(tmp_path / "two")])
         == 0
     )
-    one, two, source = (
-        written(tmp_path / "one"),
-        written(tmp_path / "two"),
-        load_file(tmp_path / "bert" / "model.safetensors"),
-    )
+    one, two = written(tmp_path / "one"), written(tmp_path / "two")
+    source = load_file(tmp_path / "bert" / "model.safetensors")
     loaded = [
         name
         for name in one
@@ -359,9 +354,7 @@ def test_differences_are_listed_largest_first_and_end_with_1(
     assert main(["diff", str(nano), str(tmp_path / "absent")]) == 2
 
 
-def test_inspect_counts_parameters_of_the_original_as_the_reference_does(
-    tiny: Path, capsys: CapSys
-) -> None:
+def test_inspect_counts_the_parameters_of_the_original(tiny: Path, capsys: CapSys) -> None:
     assert main(["inspect", str(tiny / "tiny.ckpt"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["parameters"] == 17_359_676  # counted by running the original code
@@ -384,12 +377,12 @@ def test_inspect_counts_parameters_of_the_original_as_the_reference_does(
     assert re.search(r"blocks +5,338,368 +144", table)
 
 
-def test_a_model_with_other_heads_is_refused_since_no_shape_would_tell(nano: Path) -> None:
+def test_another_number_of_attention_heads_is_refused(nano: Path) -> None:
     with pytest.raises(ConversionError, match="4 attention heads, the model 8"):
         load_resized(nano, AllInOneConfig.from_size("nano", num_attention_heads=8))
 
 
-def test_a_bare_backbone_starts_with_new_heads_and_says_so(nano: Path, tmp_path: Path) -> None:
+def test_a_bare_backbone_gets_new_heads_and_reports_them(nano: Path, tmp_path: Path) -> None:
     model = AllInOneForPreTraining.from_pretrained(nano)
     model.backbone.save_pretrained(tmp_path / "bare")
     loaded, report = load_resized(tmp_path / "bare", AllInOneConfig.from_size("nano"))
@@ -400,7 +393,7 @@ def test_a_bare_backbone_starts_with_new_heads_and_says_so(nano: Path, tmp_path:
     assert any(line.startswith("mlm_head.dense.weight") for line in report.initialised)
 
 
-def test_golden_weights_survive_the_way_through_a_lightning_file(tmp_path: Path) -> None:
+def test_golden_weights_survive_a_lightning_file(tmp_path: Path) -> None:
     from allinone.model.convert import convert_reference
     from tests.model.test_golden import IDS, MASK, PIXELS, close, golden_config, weights
 

@@ -1,4 +1,4 @@
-"""The README's lines of Python run as they stand, and --init-from of another shape trains on."""
+"""The README's Python code runs, and --init-from trains with another shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training checkpoints of real ranks → model folders, without a process group."""
+"""to-safetensors: checkpoints of real ranks become model folders without a process group."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def train(out: Path, world: int, **options: object) -> Path:
-    """Two steps on `world` ranks; the checkpoint."""
+    """Train two steps on `world` ranks; returns the checkpoint."""
     port, ranks = str(free_port()), []
     for rank in range(world):
         env = {
@@ -48,7 +48,7 @@ def train(out: Path, world: int, **options: object) -> Path:
     try:
         outputs = [rank.communicate(timeout=150)[0] for rank in ranks]
     finally:
-        for rank in ranks:  # ranks that hang would take the cores from all other tests
+        for rank in ranks:  # ranks that hang would slow down all other tests
             rank.kill()
     assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(outputs)
     return out / "checkpoints" / "step-00000002"
@@ -65,9 +65,7 @@ def equal(folder: Path, gathered: dict[str, torch.Tensor]) -> None:
     assert all(torch.equal(found[name], value) for name, value in gathered.items())
 
 
-def test_zero_3_of_four_ranks_joined_from_its_partitions_equals_the_weights_that_the_ranks_gathered(
-    zero3: Path, tmp_path: Path
-) -> None:
+def test_zero_3_partitions_join_to_the_gathered_weights(zero3: Path, tmp_path: Path) -> None:
     gathered = load_file(zero3 / "weights" / "model.safetensors")
     assert (
         main(["to-safetensors", str(zero3), "--out", str(tmp_path / "joined"), "--from-shards"])
@@ -94,9 +92,7 @@ def test_partitions_of_every_stage_hold_the_gathered_weights(
     equal(tmp_path / "joined", load_file(folder / "weights" / "model.safetensors"))
 
 
-def test_a_run_is_exported_whole_with_the_normalisation_it_was_trained_with(
-    zero3: Path, tmp_path: Path
-) -> None:
+def test_a_run_is_exported_with_its_normalisation(zero3: Path, tmp_path: Path) -> None:
     assert main(["to-safetensors", str(zero3.parent.parent), "--out", str(tmp_path / "out")]) == 0
     model = AllInOneForPreTraining.from_pretrained(tmp_path / "out")
     assert model.config.hidden_size == 24
@@ -109,7 +105,7 @@ def test_a_run_is_exported_whole_with_the_normalisation_it_was_trained_with(
     )
 
 
-def test_a_changed_weight_is_never_exported_and_the_partitions_still_serve(
+def test_a_changed_weight_is_not_exported_partitions_still_are(
     zero3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damaged = tmp_path / "step-00000002"

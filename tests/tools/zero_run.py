@@ -1,5 +1,4 @@
-"""A very small All-in-one through the real loop on made-up clips: `python -m tests.tools.zero_run
-OUT JSON` is one rank."""
+"""Trains a very small model: `python -m tests.tools.zero_run OUT JSON` is one rank."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ CONFIG = {
 
 
 def objective(model: nn.Module, batch: ToyBatch) -> Losses:
-    """Every parameter but the ends of the tables gets a gradient; the sizes are odd on purpose:
+    """Gives every parameter a gradient, except the ends of the tables. The sizes are odd, so that
     partitions are padded."""
     clips = len(batch.x)
     pixels = batch.x[:, :6].view(clips, 2, 3, 1, 1).expand(-1, -1, -1, 32, 32)
@@ -47,7 +46,7 @@ def objective(model: nn.Module, batch: ToyBatch) -> Losses:
 
 
 def with_contrast(model: nn.Module, batch: ToyBatch) -> Losses:
-    """The same and a contrast over the clips of all data ranks."""
+    """`objective` plus a contrastive loss over the clips of all data ranks."""
     losses, clips = objective(model, batch), len(batch.x)
     ids = (batch.x[:, :5].abs() * 10).long().clamp(max=30)
     pixels = batch.x[:, :6].view(clips, 2, 3, 1, 1).expand(-1, -1, -1, 32, 32)

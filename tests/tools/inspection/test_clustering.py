@@ -36,7 +36,7 @@ def test_equal_seeds_give_equal_clusters_of_random_points() -> None:
     assert (np.diff(sizes) <= 0).all()
 
 
-def test_equal_points_form_one_cluster_too_many_groups_are_refused() -> None:
+def test_equal_points_are_one_cluster_too_many_groups_an_error() -> None:
     assert set(kmeans(np.ones((6, 2), np.float32), 3, 0).tolist()) == {0}
     with pytest.raises(InputError, match="--groups 7 is more than the 6 patches"):
         kmeans(np.ones((6, 2), np.float32), 7, 0)

@@ -39,7 +39,7 @@ def test_pixels_and_tokens_equal_those_of_evaluation(tmp_path: Path) -> None:
         assert torch.equal(words.mask[0], batch.text_mask[row])
 
 
-def test_the_frames_drawn_are_the_middle_frames_of_three_segments(tmp_path: Path) -> None:
+def test_drawn_frames_are_the_middle_frames_of_three_segments(tmp_path: Path) -> None:
     clip = ClipReader(tiny_config(), DataConfig(backend="cpu", dali_threads=1))(
         write_video(tmp_path / "a.mp4", frames=24)
     )

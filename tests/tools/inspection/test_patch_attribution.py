@@ -185,8 +185,8 @@ def test_fine_features_of_one_colour_equal_those_of_the_patch() -> None:
     # shifting a clip of one colour changes nothing
     plain = InputClip(clip.path, torch.full_like(clip.pixels, 0.3), clip.pictures, clip.numbers)
     fine = fine_patch_features(loaded, plain, words, 2).view(FRAMES, 4, 2, 4, 2, -1)
-    whole = patch_features(loaded, plain, words).view(FRAMES, 4, 1, 4, 1, -1)
-    torch.testing.assert_close(fine, whole.expand_as(fine), atol=1e-5, rtol=0)
+    coarse = patch_features(loaded, plain, words).view(FRAMES, 4, 1, 4, 1, -1)
+    torch.testing.assert_close(fine, coarse.expand_as(fine), atol=1e-5, rtol=0)
     with pytest.raises(InputError, match="--fine 3 does not divide the patch size, 8"):
         fine_patch_features(loaded, clip, words, 3)
 

@@ -40,7 +40,7 @@ def test_three_rolls_of_three_frames_restore_the_first_figure() -> None:
         assert not np.array_equal(drawn(0, frame), drawn(1, frame))
 
 
-def test_shuffled_patches_are_drawn_in_place_before_the_first_roll() -> None:
+def test_shuffled_patches_are_drawn_in_place_before_any_roll() -> None:
     ramp = np.arange(64 * 64, dtype=np.uint32).reshape(64, 64) % 251
     picture = Image.fromarray(ramp.astype(np.uint8)).convert("RGB")
     shuffled, raster = (
