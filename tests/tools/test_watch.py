@@ -283,8 +283,8 @@ def test_anomaly_reports_of_all_versions_are_listed_by_step(run: Path) -> None:
     old = {"step": 9, "reason": "a", "rerun": {"verdict": "x", "guilty": [{"position": 3}]}}
     new = {"step": 5, "reason": "b", "replay": {"verdict": "y", "offending_clips": []}}
     write_report(run / "dossiers" / "step-00000009" / "dossier.json", old)
-    write_report(run / "anomalies" / "step-00000005" / "anomaly.json", new)
-    write_report(run / "anomalies" / "step-00000012" / "anomaly.json", {"step": 12, "reason": "c"})
+    write_report(run / "anomalies" / "step-00000005" / "report.json", new)
+    write_report(run / "anomalies" / "step-00000012" / "report.json", {"step": 12, "reason": "c"})
     found = look(run)["faults"]["anomalies"]
     assert [(one["step"], one["verdict"]) for one in found] == [
         (5, "y"),

@@ -30,7 +30,7 @@ ANOMALY_EVENTS = ("anomaly_report", "dossier")
 """Names of the event in history.jsonl; the second one is that of earlier versions."""
 _ANOMALY_FOLDERS = ("anomalies", "dossiers")
 _REPLAY_KEYS = ("replay", "rerun")
-_CLIP_KEYS = ("offending_clips", "offending", "guilty")
+_CLIP_KEYS = ("offending_clips", "guilty")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -59,8 +59,8 @@ def find_checkpoint(path: Path, without: str = "") -> Path | None:
     if (path / "checkpoints").is_dir():
         folder, notes = manager.newest_complete(path)
         if folder is None:
-            problem = f"{path} has no complete checkpoint; train first, or give another run"
-            raise CheckpointError("; ".join([*notes, problem]))
+            missing = f"{path} has no complete checkpoint; train first, or give another run"
+            raise CheckpointError("; ".join([*notes, missing]))
         return folder
     if not (path / "manifest.json").is_file() and manager.step_of(path) < 0:
         return None
