@@ -49,7 +49,7 @@ BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         lambda folder, checkpoint: folder.mkdir(),
         "holds no weights; give a folder of save_pretrained",
     ),
-    "file": (lambda folder, checkpoint: folder.write_text(""), "is a file; give the folder"),
+    "file": (lambda folder, checkpoint: folder.write_text(""), "is a file; give its folder"),
     "no_weights": (_no_weights, "has a config.json but no weights"),
     "other": (_other_model, "holds a model of type 'bert'"),
     "torn": (_torn, "cannot be loaded"),
