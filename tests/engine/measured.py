@@ -297,7 +297,7 @@ def run_rank(case: Case, rank: int, folder: Path) -> Seen:
         out=folder / f"out-{rank}",
     )
     run._start_engine()
-    batches = run.data.batches(
+    batches = run.spec.data.batches(
         first=0, rank=rank, world=case.world, micro_batch=case.micro_batch, device=run.device
     )
     background |= _storages(_flat(list(vars(next(batches)).values())))
@@ -313,7 +313,7 @@ def _measure_step(
 ) -> Seen:
     from deepspeed.comm import comm
 
-    engine, base = run._engine, run._optimizer
+    engine, base = run.engine.deepspeed, run.engine.optimizer
     between = walk(engine, base, background)
     traffic.counts.clear()
     comm.comms_logger.comms_dict.clear()
@@ -363,7 +363,7 @@ def _measure_step(
 def _peaks(run: Trainer, batches: Iterator[Batch]) -> tuple[int, int]:
     """Allocator peaks (of forward and backward, of the optimizer step), bytes above the level
     between steps."""
-    engine = run._engine
+    engine = run.engine.deepspeed
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profiler:

@@ -22,7 +22,7 @@ from allinone.common.errors import DataError, LostDataError
 from allinone.engine.distributed import launch
 from allinone.common.errors import LocalConfigError
 launch._waits_for_peers = lambda: True
-launch._leave = lambda: time.sleep(600)  # as NCCL's groups do, whose other ranks wait for this one
+launch._close_process_group = lambda: time.sleep(600)  # as NCCL's groups do, whose other ranks wait for this one
 def run():
     print("working")
     raise {error}
@@ -81,13 +81,13 @@ def test_batches_of_an_evaluation_are_signs_of_life(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(watchdog.os, "_exit", ended.append)
     monkeypatch.setattr(watchdog.faulthandler, "dump_traceback_later", lambda *_, **__: None)
     dog = Watchdog(0.6, 0, 1)
-    dog.alive("the evaluation at step 5")
+    dog.begin("the evaluation at step 5")
     for _ in range(15):  # 1.5 s in all
         time.sleep(0.1)
         keepalive()
     assert not ended
     time.sleep(1.2)
     assert ended
-    dog._ended.set()
+    dog._stopped.set()
     dog.stop()
     keepalive()  # without a watchdog nothing happens
