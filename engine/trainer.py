@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import sys
@@ -15,10 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from allinone.common.atomic_io import write_atomic
-from allinone.common.errors import ConfigError
 from allinone.common.formatting import count, duration
-from allinone.engine import ds_config
+from allinone.engine import ds_config, resume
 from allinone.engine.callbacks.alarms import (
     AnomalyCallback,
     SkippedStepsCallback,
@@ -33,7 +30,7 @@ from allinone.engine.callbacks.reporting import (
     ProgressCallback,
     TensorBoardCallback,
 )
-from allinone.engine.checkpoint import manager
+from allinone.engine.checkpoint import manager, reshard
 from allinone.engine.checkpoint.best import Selection
 from allinone.engine.config import TrainConfig, every
 from allinone.engine.distributed import launch, topology
@@ -55,9 +52,6 @@ from allinone.engine.state import TrainState
 from allinone.engine.training_engine import TrainingEngine
 
 log = logging.getLogger(__name__)
-
-MAY_PRECEDE = frozenset({"bad_clips", "cache", "logs", "results", "predictions", "slurm"})
-"""Entries that a run folder may hold before training starts."""
 
 
 @dataclass(frozen=True)
@@ -199,15 +193,16 @@ class Trainer:
         Returns:
             A sentence on each damaged checkpoint that was passed over.
         """
-        run_on_rank0(self._claim_folder)
-        launch.log_rank_to_file(self.spec.out)
-        self._start_engine()
-        folder, damaged = run_on_rank0(lambda: manager.newest_for_resume(self.spec.out))
-        for problem in damaged:
+        out = self.spec.out
+        layout = reshard.identity(self.ds_config, self.layout)
+        decision = run_on_rank0(lambda: resume.decide(out, self.spec.run_config, layout))
+        launch.log_rank_to_file(out)
+        for problem in decision.damaged:
             log.warning("%s", problem)
-        if folder is not None:
-            self._resume(folder)
-        return damaged
+        self._start_engine()
+        if decision.checkpoint is not None:
+            self._resume(decision.checkpoint)
+        return decision.damaged
 
     def _is_done(self) -> bool:
         if self.evaluation.stop_early:
@@ -322,23 +317,6 @@ class Trainer:
         """Let rank 0 continue the totals over all ranks; the other ranks start at 0."""
         totals = (self.state.digest, self.state.bad_clips) if self.is_rank0 else (0, 0)
         self.accumulator.set_totals(*totals)
-
-    def _claim_folder(self) -> None:
-        """Refuse a folder with other content, or with a run whose options differ."""
-        out = self.spec.out
-        marker = out / "run.json"
-        if marker.exists():
-            changes = manager.changed_options(json.loads(marker.read_text()), self.spec.run_config)
-            if changes:
-                raise ConfigError(
-                    f"{out} holds a run with other options ({'; '.join(changes)}). Give the same"
-                    " options to continue it, or another --out"
-                )
-        elif out.exists() and any(path.name not in MAY_PRECEDE for path in out.iterdir()):
-            raise ConfigError(
-                f"{out} is not empty and contains no run of this program; give another --out"
-            )
-        write_atomic(marker, json.dumps(self.spec.run_config, indent=1) + "\n")
 
     def _start_engine(self) -> None:
         self.engine = TrainingEngine(

@@ -17,12 +17,8 @@ from allinone.engine.config import TrainConfig
 from allinone.engine.distributed.topology import Layout
 from allinone.engine.monitoring.stopwatch import DeviceTimer
 from allinone.engine.objective import StepModule
-from allinone.engine.optim.adamw import (
-    SkippingAdamW,
-    learning_rate,
-    outcome,
-    parameter_groups,
-)
+from allinone.engine.optim.adamw import SkippingAdamW, outcome, parameter_groups
+from allinone.engine.optim.schedule import learning_rate
 from allinone.engine.planning.estimate import RunEstimate, plan_run
 from allinone.engine.run_spec import RunSpec
 

@@ -40,7 +40,7 @@ from allinone.engine.distributed.collectives import run_on_rank0
 from allinone.engine.monitoring.accumulator import IntervalMetrics, MicroBatchRecord
 from allinone.engine.monitoring.history import finite
 from allinone.engine.objective import seed_of
-from allinone.engine.optim.adamw import learning_rate
+from allinone.engine.optim.schedule import learning_rate
 
 PER_INTERVAL = 2
 """Reports per logging interval: a third bad step in a row adds no information."""
@@ -105,7 +105,7 @@ class AnomalyReporter:
         Returns:
             The reports written, equal on all ranks.
         """
-        if not self._limit:
+        if not self._config.max_anomaly_reports:
             return []
         reports = []
         for anomaly in self._detector.check(interval)[:PER_INTERVAL]:
@@ -115,17 +115,13 @@ class AnomalyReporter:
                 reports.append(write_report(self._out, anomaly, records[anomaly.step], context))
         return reports
 
-    @property
-    def _limit(self) -> int:
-        limit = getattr(self._config, "max_anomaly_reports", None)
-        return self._config.max_dossiers if limit is None else limit
-
     def _may_report(self, step: int) -> bool:
         """One report per step, --max-anomaly-reports per run."""
         reported = anomaly_reports(self._out)
         folder = report_folder(self._out, step)
-        names = {path.parent.name for path in reported}
-        return not folder.exists() and folder.name not in names and len(reported) < self._limit
+        if folder.exists() or folder.name in {path.parent.name for path in reported}:
+            return False
+        return len(reported) < self._config.max_anomaly_reports
 
     def _context(self, anomaly: Anomaly, interval: IntervalMetrics) -> ReplayContext:
         device = next(self._module.parameters()).device

@@ -48,7 +48,7 @@ class EvaluationCallback(Callback):
 
     def is_missing(self, config: TrainConfig, step: int) -> bool:
         """Whether the evaluation at this step was interrupted, or has not started."""
-        return self.is_scheduled(config, step) and self._best.lacks(step)
+        return self.is_scheduled(config, step) and self._best.needs_eval(step)
 
     def initialize(self, state: TrainState) -> None:
         """Put the initial state of the selection into the state of a new run."""
@@ -79,14 +79,14 @@ class EvaluationCallback(Callback):
             finite = {name: value for name, value in results.items() if math.isfinite(value)}
             for callback in trainer.callbacks:
                 callback.on_evaluation(trainer, finite, seconds)
-            improved = self._best.judge(state.step, results)
+            improved = self._best.update(state.step, results)
             state.best = self._best.state()
             if improved:
                 trainer.engine.save_best(out, trainer.checkpoint_facts())
                 log.info("%s", self._best)
             if trainer.is_rank0:
                 # last: a run that is killed before this line repeats the evaluation
-                self._best.remember()
+                self._best.save()
         trainer.result = replace(trainer.result, evaluation=results)
 
     def _compute(self, model: torch.nn.Module, device: torch.device) -> Mapping[str, float]:

@@ -39,7 +39,7 @@ from allinone.common.formatting import count
 from allinone.engine.config import TrainConfig
 from allinone.engine.monitoring.accumulator import IntervalMetrics
 from allinone.engine.monitoring.straggler import slowest, spread
-from allinone.engine.optim.adamw import learning_rate
+from allinone.engine.optim.schedule import learning_rate
 
 HISTORY = "history.jsonl"
 

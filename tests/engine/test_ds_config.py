@@ -43,7 +43,7 @@ def test_ds_configs_resolve_and_conflicts_are_named(
             TrainConfig(ds_config="zero1_fp16", global_batch=64, micro_batch=8), 1, on_cpu=True
         )
     own.write_text("{")
-    with pytest.raises(ConfigError, match="no valid JSON"):
+    with pytest.raises(ConfigError, match="not valid JSON"):
         ds_config.load(str(own))
     on_disk = TrainConfig(ds_config="zero3_offload_nvme_bf16", global_batch=64, micro_batch=8)
     monkeypatch.setenv("NVME_DIR", str(tmp_path / "nowhere"))

@@ -460,7 +460,7 @@ def test_a_hang_ends_the_run_and_names_rank_step_and_place(tmp_path: Path) -> No
     assert "rank 1 on" in output
     assert "hangs: step 11 did not finish" in output
     assert "in batches" in output, "the place of the hang: toy.py's batches()"
-    assert "called the roll: all ranks live, most in step 11" in output, (
+    assert "checked all heartbeats: all ranks are alive, most of them in step 11" in output, (
         "Python sleeps, but the process is there"
     )
     assert time.monotonic() - begin < 60

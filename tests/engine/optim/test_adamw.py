@@ -7,7 +7,8 @@ import itertools
 import pytest
 
 from allinone.engine.config import TrainConfig
-from allinone.engine.optim.adamw import learning_rate, parameter_groups
+from allinone.engine.optim.adamw import parameter_groups
+from allinone.engine.optim.schedule import learning_rate
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 
 
