@@ -36,20 +36,26 @@ class Data:
             labels[:, 3] = ids[:, 3]
             names = tuple(str(first + i) for i in range(b))
             pixels = torch.randn(b, config.num_frames, 3, size, size)
-            yield Batch(pixels, ids, torch.ones_like(ids), ids, labels, at, torch.zeros(b).long(), ("noise",), names, names, first)
+            yield Batch(
+                pixels, ids, torch.ones_like(ids), ids, labels, at, torch.zeros(b).long(),
+                ("noise",), names, names, first,
+            )
             first += b
 
 def train():
-    options = TrainConfig(steps=3, global_batch=4, micro_batch=2, ds_config=sys.argv[2], log_every=1, save_every=3)
-    model, objective = AllInOneForPreTraining(config), PretrainObjective(ObjectiveConfig(vtc=1.0, wpa=0.1))
+    options = TrainConfig(
+        steps=3, global_batch=4, micro_batch=2, ds_config=sys.argv[2], log_every=1, save_every=3
+    )
+    model = AllInOneForPreTraining(config)
+    objective = PretrainObjective(ObjectiveConfig(vtc=1.0, wpa=0.1))
 
     def evaluate(model, device):
         pixels = torch.randn(1, config.num_frames, 3, config.image_size, config.image_size)
         return {"norm": float(model.video_projection(model.encode_video(pixels)).float().norm())}
 
     Trainer(
-        options, model=model, objective=objective, data=Data(), run_config={}, out=Path(sys.argv[1]),
-        evaluate=evaluate,
+        options, model=model, objective=objective, data=Data(), run_config={},
+        out=Path(sys.argv[1]), evaluate=evaluate,
     ).train()
 
 sys.exit(launch.main(train))
