@@ -298,8 +298,8 @@ def main(run: Callable[[], Any], options: object = None) -> int:
     Raises:
         BaseException: An unexpected error of `run`, with its traceback.
     """
-    # before the first message: a closed stdout or a character that the locale lacks must not decide
-    # whether a run goes on
+    # before the first message: neither a closed stdout nor a character that the locale lacks may
+    # end a run
     forgive_output()
     set_up_logging(options)
     ending = _run_and_report(run)

@@ -111,9 +111,9 @@ class Division:
     """Number of blocks along `dim`, each of which is sharded separately. The joint q, k, v weight
     has three, so that every rank gets the queries, keys and values of the same heads."""
 
-    def part(self, whole: Tensor, rank: int, size: int) -> Tensor:
+    def part(self, full: Tensor, rank: int, size: int) -> Tensor:
         """Shard of rank `rank` of `size`, cut from the full tensor."""
-        pieces = whole.chunk(self.blocks * size, self.dim)
+        pieces = full.chunk(self.blocks * size, self.dim)
         return torch.cat(pieces[rank::size], self.dim)
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:

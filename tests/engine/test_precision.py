@@ -66,7 +66,7 @@ sys.exit(launch.main(train))
     "name", ["zero0_bf16", "zero1_bf16", "zero2_bf16", "zero3_bf16", "zero1_fp32"]
 )
 def test_the_model_trains_and_evaluates_in_every_precision(tmp_path: Path, name: str) -> None:
-    """The data path hands over float32 pixels whatever the precision of the weights."""
+    """The data path gives float32 pixels for weights of any precision."""
     line = [sys.executable, "-c", SCRIPT, str(tmp_path / "run"), name]
     result = subprocess.run(
         line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False

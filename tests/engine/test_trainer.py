@@ -75,7 +75,7 @@ def start(out: Path, world: int = 1, **options: object) -> list[subprocess.Popen
 def start_limited(
     out: Path, limits: dict[str, int], world: int = 1, **options: object
 ) -> list[subprocess.Popen[str]]:
-    """Ranks that cannot write files larger than the rank's limit in bytes: stands for a full disk
+    """Ranks that cannot write files larger than the rank's limit in bytes, like a full disk
     or quota."""
     return start(out, world, largest_file=limits, **options)
 
@@ -93,7 +93,7 @@ def train(out: Path, world: int = 1, **options: object) -> tuple[int, str]:
 def history(out: Path) -> dict[int, dict[str, Any]]:
     rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "metrics" in row]
-    assert len({row["step"] for row in rows}) == len(rows), "a step stands twice in the history"
+    assert len({row["step"] for row in rows}) == len(rows), "a step is twice in the history"
     return {row["step"]: row for row in rows}
 
 

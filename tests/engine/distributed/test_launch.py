@@ -27,7 +27,8 @@ from allinone.common.errors import DataError, LostDataError
 from allinone.engine.distributed import launch
 from allinone.common.errors import LocalConfigError
 launch._waits_for_peers = lambda: True
-launch._close_process_group = lambda: time.sleep(600)  # as NCCL's groups do, whose other ranks wait for this one
+# NCCL blocks like this while other ranks wait for this one
+launch._close_process_group = lambda: time.sleep(600)
 def run():
     print("working")
     raise {error}
