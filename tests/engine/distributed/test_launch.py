@@ -156,7 +156,11 @@ def test_a_rank_that_failed_alone_reports_why_and_ends(error: str, code: int, sa
 
 
 def test_groups_made_by_deepspeed_have_our_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MASTER_PORT", str(launch.free_port()))
+    # `start` writes these; setting them here restores them for the tests that follow
+    variables = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**variables, "MASTER_PORT": launch.free_port()}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv(launch.LAUNCHER, "python")
     try:
         launch.start("cpu", 1830.0)
         assert dist.distributed_c10d._get_default_timeout(dist.Backend.NCCL) == timedelta(
