@@ -1,5 +1,7 @@
-"""The contract between the loop and a task: an objective turns (model, batch) into one loss and its
-metrics."""
+"""The interface between the trainer and a task.
+
+An objective turns (model, batch) into one loss and its metrics.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ class Losses:
     """Result of one micro-batch."""
 
     total: Tensor
-    """Scalar that is differentiated."""
+    """Scalar to differentiate."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
-    """Name → float32 [2] = (sum, count), detached, on the device. The loop adds them over
-    micro-batches, steps and ranks and shows sum / count; the set of names is the same on every rank
-    and step."""
+    """Name → float32 [2] = (sum, count), detached, on the device. The trainer sums them over
+    micro-batches, steps and ranks and reports sum / count; the names are equal on every rank and
+    step."""
 
 
 def mean_metric(values: Tensor) -> Tensor:
@@ -29,20 +31,26 @@ def mean_metric(values: Tensor) -> Tensor:
 
 
 class Objective(Protocol):
-    """Called once per micro-batch, inside the module that DeepSpeed wraps, so that ZeRO-3 sees
-    every parameter's use.
+    """Computes the loss of a micro-batch.
 
-    All randomness comes from torch's global generator, which the loop seeds per micro-batch with
-    (seed, global position): results do not depend on the world size or on a restart.
+    It is called inside the module that DeepSpeed wraps, so that ZeRO 3 sees every use of a
+    parameter. All randomness must come from torch's global generator, which the trainer seeds per
+    micro-batch with (seed, global position): results then depend neither on the number of ranks nor
+    on restarts.
     """
 
     def __call__(self, model: Any, batch: Any) -> Losses: ...
 
 
 def seed_of(seed: int, position: int) -> int:
-    """Seed of a micro-batch's random numbers (dropout, VTM pairs): a function of the run's seed and
-    the position of its first clip, so that neither the number of ranks nor a restart changes them.
-    splitmix64's finaliser spreads neighbouring positions.
+    """Seed of a micro-batch's random numbers (dropout, VTM pairs).
+
+    It depends on nothing else, so that neither the number of ranks nor a restart changes it. The
+    finaliser of splitmix64 (Steele et al., OOPSLA 2014) decorrelates neighbouring positions.
+
+    Args:
+        seed: The run's seed.
+        position: Global position of the micro-batch's first clip.
     """
     z = (seed * 0x9E3779B97F4A7C15 + position + 1) % 2**64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
@@ -51,8 +59,7 @@ def seed_of(seed: int, position: int) -> int:
 
 
 class StepModule(nn.Module):
-    """Model and objective as the one module that DeepSpeed drives. Parameter names get the prefix
-    ``model.``."""
+    """Model and objective as one module for DeepSpeed; parameters get the prefix ``model.``."""
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()

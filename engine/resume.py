@@ -40,7 +40,7 @@ from allinone.engine.checkpoint.layout import (
 from allinone.engine.checkpoint.manifest import newest_complete, set_aside
 from allinone.engine.config import RENAMED, TrainConfig, every
 
-MAY_PRECEDE = frozenset({"bad_clips", "cache", "results", "predictions", "slurm"})
+MAY_PRECEDE = frozenset({"bad_clips", "cache", "logs", "results", "predictions", "slurm"})
 """Entries that a run folder may hold before training starts."""
 _PREFIX = "train."
 """Where the options of TrainConfig are stored in run.json."""

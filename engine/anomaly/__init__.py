@@ -1,1 +1,1 @@
-"""Loss spikes and NaN: detected, reported, replayed."""
+"""Loss and gradient anomalies: detected, reported, replayed."""

@@ -1,5 +1,8 @@
-"""A step computed again: the same micro-batches, made anew from seed and position, beside
-DeepSpeed's engine: its weights and gradients stay."""
+"""Replays a step: recreates its micro-batches from seed and position and computes them again.
+
+The forward and backward passes run on the module without DeepSpeed's engine, whose weights and
+gradients are not touched. Letters: B clips of a micro-batch.
+"""
 
 from __future__ import annotations
 
@@ -19,105 +22,105 @@ from allinone.engine.distributed.collectives import all_gather_object
 from allinone.engine.monitoring.accumulator import MicroBatchRecord
 from allinone.engine.objective import seed_of
 
-SHOWN = 5
-"""Clips with the highest losses that a loss spike's dossier names."""
+MAX_HIGHEST = 5
+"""Clips with the highest losses that the report on a loss spike lists."""
 MAX_UNCLEAR = 4
 """Rows that are not finite on every rank at once and are tried rank by rank; each costs a forward
 pass per rank."""
+NO_GRADIENTS = "gradients cannot be computed outside of the engine under ZeRO 3"
 
 
 @dataclass(frozen=True)
 class ReplayContext:
-    """Where a step happened, and what is needed to compute it again."""
+    """What a replay needs, and the circumstances of the step."""
 
     module: nn.Module
-    """Called with a batch, returns (loss, metrics); the module that DeepSpeed drives, without its
+    """Called with a batch, returns (loss, metrics): the module that DeepSpeed drives, without its
     engine."""
     batches_from: Callable[[int], Iterator[Any]]
-    """This rank's micro-batches from a step (1, 2, …) on, made anew."""
+    """Returns this rank's micro-batches from a step (1, 2, ...) on, recreated."""
     seed: int
     lr: float
-    """Of the step."""
+    """Learning rate of the step."""
     updates_since: int
-    """Steps after this one that changed the weights."""
-    whole_gradients: bool
-    """False under ZeRO 3 and tensor parallelism, where a rank has not all of a layer: no gradients
-    by layer."""
+    """Number of weight updates since the step, its own included."""
+    full_gradients: bool
+    """False under ZeRO 3 and tensor parallelism, where a rank holds only parts of a layer: there
+    are no gradients by layer then."""
     device: str
 
 
 def replay_step(
-    suspect: Anomaly,
-    kept: Sequence[MicroBatchRecord],
-    scene: ReplayContext,
-    dossier: dict[str, Any],
+    anomaly: Anomaly,
+    records: Sequence[MicroBatchRecord],
+    context: ReplayContext,
+    report: dict[str, Any],
 ) -> dict[str, Any]:
-    """Compute the step again and say whether the fault came back. Collective. `dossier` holds what
-    was seen the first time."""
-    weights = {
-        "updates_since": scene.updates_since,
-        "exact": scene.updates_since == 0,
-    }
-    made, problem = _make_again(suspect.step, len(kept), scene)
-    problems = [text for text in all_gather_object(problem) if text]
-    if problems:
-        return {
-            "weights": weights,
-            "reproduced": None,
-            "verdict": f"the batch could not be made again: {problems[0]}",
-        }
-    same_clips = all(
-        all_gather_object([tuple(batch.clips) for batch in made] == [micro.clips for micro in kept])
-    )
+    """Compute a step again and decide whether the anomaly is reproduced; collective.
+
+    Args:
+        anomaly: What was found.
+        records: This rank's micro-batches of the step.
+        context: What the replay needs.
+        report: What was observed the first time.
+
+    Returns:
+        The report's entry "replay", see docs/monitoring.md.
+    """
+    weights = {"updates_since": context.updates_since, "exact": context.updates_since == 0}
+
+    def failed(reason: str) -> dict[str, Any]:
+        return {"weights": weights, "reproduced": None, "verdict": reason}
+
+    batches, problem = _recreate_batches(anomaly.step, len(records), context)
+    if problems := [text for text in all_gather_object(problem) if text]:
+        return failed(f"the batch could not be recreated: {problems[0]}")
+    clips = [micro.clips for micro in records]
+    same_clips = all(all_gather_object([tuple(batch.clips) for batch in batches] == clips))
     try:
-        if scene.device != "cpu":
+        if context.device != "cpu":
             torch.cuda.empty_cache()
-        losses, metrics, gradients = _compute(made, scene)
+        losses, metrics, gradients = _compute(batches, context)
     except torch.OutOfMemoryError as error:
-        if dist.get_world_size() > 1 and (contrastive.in_use() or not scene.whole_gradients):
-            # the others wait in this very pass and would not come to the next line: better a
-            # restart than a hang
+        if dist.get_world_size() > 1 and (contrastive.in_use() or not context.full_gradients):
+            # other ranks are blocked in a collective of this forward pass and would never reach the
+            # next line: a restart is better than a hang
             raise
         losses, metrics, gradients, problem = [], [], None, str(error).splitlines()[0]
-    problems = [text for text in all_gather_object(problem) if text]
-    if problems:
-        return {
-            "weights": weights,
-            "reproduced": None,
-            "verdict": f"the step could not be computed again: {problems[0]}",
-        }
-    everywhere = topology.of_data_ranks(losses)
-    layers = _layers(scene.module, gradients) if gradients is not None else None
-    flat = [loss for part in everywhere for loss in part]
-    seen = [micro["loss"] for rank in dossier["ranks"] for micro in rank["micro_batches"]]
+    if problems := [text for text in all_gather_object(problem) if text]:
+        return failed(f"the step could not be computed again: {problems[0]}")
+    losses_by_rank = topology.of_data_ranks(losses)
+    layers = _layers(context.module, gradients) if gradients is not None else None
+    flat = [loss for part in losses_by_rank for loss in part]
+    observed = [micro["loss"] for rank in report["ranks"] for micro in rank["micro_batches"]]
     result: dict[str, Any] = {
         "weights": weights,
         "same_clips": same_clips,
         "same_losses": all(
-            a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(flat, seen, strict=True)
+            a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(flat, observed, strict=True)
         ),
         "loss": sum(flat) / len(flat),
-        "objectives": over_ranks(sums_of(metrics)),
-        "losses_by_rank": everywhere,
+        "objectives": means_over_ranks(sums_of(metrics)),
+        "losses_by_rank": losses_by_rank,
         "gradient_norm": _total(layers) if layers is not None else None,
         "layers": layers,
-        "guilty": [],
+        "offending_clips": [],
         "highest": [],
     }
-    if all(all_gather_object(all(hasattr(batch, "only") for batch in made))):
+    if all(all_gather_object(all(hasattr(batch, "only") for batch in batches))):
         if not all(math.isfinite(loss) for loss in flat):
-            result["guilty"] = _guilty(made, scene)
-        elif suspect.reason == "loss spike":
-            result["highest"] = _highest(made, scene)
-    return {**result, **_verdict(suspect, dossier, result)}
+            result["offending_clips"] = _find_offending_clips(batches, context)
+        elif anomaly.reason == "loss spike":
+            result["highest"] = _highest(batches, context)
+    return {**result, **_verdict(anomaly, report, result)}
 
 
-def _make_again(step: int, number: int, scene: ReplayContext) -> tuple[list[Any], str]:
-    """(the micro-batches of the step, what went wrong on this rank)."""
-    batches = scene.batches_from(step)
+def _recreate_batches(step: int, number: int, context: ReplayContext) -> tuple[list[Any], str]:
+    """(the micro-batches of the step, what failed on this rank)."""
+    batches = context.batches_from(step)
     try:
         return [next(batches) for _ in range(number)], ""
-    except Exception as error:  # noqa: BLE001 - a dossier must not end the run; the text goes into it
+    except Exception as error:  # noqa: BLE001 - reported; a replay never ends the run
         return [], f"{type(error).__name__}: {error}"
     finally:
         if hasattr(batches, "close"):
@@ -125,19 +128,21 @@ def _make_again(step: int, number: int, scene: ReplayContext) -> tuple[list[Any]
 
 
 def _compute(
-    made: Sequence[Any], scene: ReplayContext
+    batches: Sequence[Any], context: ReplayContext
 ) -> tuple[list[float], list[dict[str, Tensor]], list[Tensor | None] | None]:
-    """(losses, metrics, mean gradient of this rank per parameter). DeepSpeed's own gradients and
-    hooks are not touched."""
-    parameters = [parameter for parameter in scene.module.parameters() if parameter.requires_grad]
+    """(losses, metrics, mean gradient of this rank per parameter).
+
+    torch.autograd.grad is used instead of backward, so that DeepSpeed's hooks are not triggered.
+    """
+    parameters = [parameter for parameter in context.module.parameters() if parameter.requires_grad]
     losses, metrics = [], []
-    total: list[Tensor | None] | None = [None] * len(parameters) if scene.whole_gradients else None
-    for batch in made:
-        torch.manual_seed(seed_of(scene.seed, batch.first_position))
-        with torch.set_grad_enabled(scene.whole_gradients):
-            loss, found = scene.module(batch)
+    total: list[Tensor | None] | None = [None] * len(parameters) if context.full_gradients else None
+    for batch in batches:
+        torch.manual_seed(seed_of(context.seed, batch.first_position))
+        with torch.set_grad_enabled(context.full_gradients):
+            loss, found = context.module(batch)
         if total is not None:
-            gradients = torch.autograd.grad(loss / len(made), parameters, allow_unused=True)
+            gradients = torch.autograd.grad(loss / len(batches), parameters, allow_unused=True)
             total = [_plus(before, new) for before, new in zip(total, gradients, strict=True)]
         losses.append(float(loss.detach()))
         metrics.append(found)
@@ -151,14 +156,16 @@ def _plus(before: Tensor | None, new: Tensor | None) -> Tensor | None:
 
 
 def layer_of(name: str) -> str:
-    """A parameter's layer: its name up to the first number, or without the last part:
-    model.blocks.3.attn.q.weight → model.blocks.3."""
+    """A parameter's layer: its name up to the first number, or without its last part.
+
+    For example, model.blocks.3.attn.q.weight → model.blocks.3.
+    """
     match = re.match(r"(?:.*?\.)?\d+(?=\.)", name)
     return match[0] if match else name.rpartition(".")[0] or name
 
 
 def _layers(module: nn.Module, gradients: Sequence[Tensor | None]) -> list[dict[str, Any]]:
-    """Norm of the gradient per layer: of the mean over ranks, and of each rank's own."""
+    """Gradient norm per layer: of the mean over ranks, and of each rank."""
     named = [
         (name, parameter)
         for name, parameter in module.named_parameters()
@@ -198,18 +205,18 @@ def _total(layers: Sequence[dict[str, Any]]) -> float:
     return math.sqrt(sum(layer["norm"] ** 2 for layer in layers))
 
 
-Place = tuple[int, int]
+ClipPosition = tuple[int, int]
 """(micro-batch, row) of a clip on its rank."""
 
 
-def _guilty(made: Sequence[Any], scene: ReplayContext) -> list[dict[str, Any]]:
+def _find_offending_clips(batches: Sequence[Any], context: ReplayContext) -> list[dict[str, Any]]:
     """Clips whose loss is not finite when computed alone, over all ranks.
 
-    Every rank computes the same number of single clips, because losses may gather over ranks (VTC).
-    If a row is not finite on all ranks at once, one rank's clip may have spoilt the others' loss:
-    then each rank's clip is tried beside the others' clean ones.
+    Every rank computes the same number of single clips, because losses may contain collectives
+    (VTC). If a row is not finite on all ranks at once, one rank's clip may have affected the losses
+    of the others: then each rank's clip is computed together with clean clips of the other ranks.
     """
-    alone = {place: _alone(made, place, scene) for place in _places(made)}
+    alone = {place: _loss_alone(batches, place, context) for place in _positions(batches)}
     bad = {place for place, loss in alone.items() if not math.isfinite(loss)}
     layout = topology.current()
     unclear = sorted(set.intersection(*all_gather_object(bad))) if layout.data_world > 1 else []
@@ -219,39 +226,43 @@ def _guilty(made: Sequence[Any], scene: ReplayContext) -> list[dict[str, Any]]:
         for place in unclear[:MAX_UNCLEAR]:
             for turn in range(layout.data_world):
                 mine = turn == layout.data_rank
-                loss = _alone(made, place if mine else clean, scene)  # type: ignore[arg-type]
+                loss = _loss_alone(batches, place if mine else clean, context)  # type: ignore[arg-type]
                 if mine and not math.isfinite(loss):
                     bad.add(place)
-    return _named(made, {place: alone[place] for place in sorted(bad)})
+    return _describe_clips(batches, {place: alone[place] for place in sorted(bad)})
 
 
-def _highest(made: Sequence[Any], scene: ReplayContext) -> list[dict[str, Any]]:
+def _highest(batches: Sequence[Any], context: ReplayContext) -> list[dict[str, Any]]:
     """The clips with the highest losses alone, over all ranks, highest first."""
-    found = _named(made, {place: _alone(made, place, scene) for place in _places(made)})
-    return sorted(found, key=lambda entry: -entry["loss"])[:SHOWN]
+    found = _describe_clips(
+        batches, {place: _loss_alone(batches, place, context) for place in _positions(batches)}
+    )
+    return sorted(found, key=lambda entry: -entry["loss"])[:MAX_HIGHEST]
 
 
-def _places(made: Sequence[Any]) -> list[Place]:
-    return [(micro, row) for micro, batch in enumerate(made) for row in range(len(batch))]
+def _positions(batches: Sequence[Any]) -> list[ClipPosition]:
+    return [(micro, row) for micro, batch in enumerate(batches) for row in range(len(batch))]
 
 
-def _alone(made: Sequence[Any], place: Place, scene: ReplayContext) -> float:
+def _loss_alone(batches: Sequence[Any], place: ClipPosition, context: ReplayContext) -> float:
     """The loss of one clip by itself."""
     micro, row = place
-    torch.manual_seed(seed_of(scene.seed, made[micro].first_position))
+    torch.manual_seed(seed_of(context.seed, batches[micro].first_position))
     with torch.no_grad():
-        loss, _ = scene.module(made[micro].only(row))
+        loss, _ = context.module(batches[micro].only(row))
     return float(loss)
 
 
-def _named(made: Sequence[Any], losses: Mapping[Place, float]) -> list[dict[str, Any]]:
-    """Who these clips are, over all ranks."""
+def _describe_clips(
+    batches: Sequence[Any], losses: Mapping[ClipPosition, float]
+) -> list[dict[str, Any]]:
+    """Rank, position, name, data set and loss of clips, over all ranks."""
     mine = [
         {
             "rank": dist.get_rank(),
-            "position": made[micro].first_position + row,
-            "clip": made[micro].clips[row],
-            "data_set": _data_sets(made[micro])[row],
+            "position": batches[micro].first_position + row,
+            "clip": batches[micro].clips[row],
+            "data_set": _data_sets(batches[micro])[row],
             "loss": loss,
         }
         for (micro, row), loss in losses.items()
@@ -260,7 +271,7 @@ def _named(made: Sequence[Any], losses: Mapping[Place, float]) -> list[dict[str,
 
 
 def _data_sets(batch: Any) -> list[str | None]:
-    """Name of each clip's data set, where the batch knows it."""
+    """Name of each clip's data set; None where the batch does not know it."""
     names: list[str | None] = []
     for part in getattr(batch, "parts", (batch,)):
         known = hasattr(part, "dataset_ids")
@@ -272,96 +283,88 @@ def _data_sets(batch: Any) -> list[str | None]:
     return names
 
 
-def _verdict(suspect: Anomaly, dossier: dict[str, Any], replayed: dict[str, Any]) -> dict[str, Any]:
-    """(reproduced, verdict in words)."""
-    exact, guilty = replayed["weights"]["exact"], replayed["guilty"]
-    later = (
-        ""
-        if exact
-        else f" (with the weights {_count(replayed['weights']['updates_since'], 'update')} later)"
-    )
-    if not replayed["same_clips"]:
+def _verdict(anomaly: Anomaly, report: dict[str, Any], replay: dict[str, Any]) -> dict[str, Any]:
+    """The keys "reproduced" and "verdict" (a sentence)."""
+    if not replay["same_clips"]:
         return {
             "reproduced": None,
             "verdict": (
-                "the data stream gave other clips the second time: its files or options have"
-                " changed"
+                "the data stream returned different clips the second time: its files or options"
+                " have changed"
             ),
         }
-    if suspect.reason == "loss not finite":
-        again, what = not math.isfinite(replayed["loss"]), "a loss that is not finite"
-    elif suspect.reason == "gradient not finite":
-        norm = replayed["gradient_norm"]
-        again, what = norm is not None and not math.isfinite(norm), "a gradient that is not finite"
-        if norm is None:
-            return {
-                "reproduced": None,
-                "verdict": "gradients cannot be computed outside of the engine under ZeRO 3",
-            }
-    else:
-        value = replayed["loss"] if suspect.reason == "loss spike" else replayed["gradient_norm"]
-        if value is None:
-            return {
-                "reproduced": None,
-                "verdict": "gradients cannot be computed outside of the engine under ZeRO 3",
-            }
-        # with dropout and clips the same, equal weights give the same value up to the order of
-        # sums; later ones a similar one
-        middle = suspect.usual["median"] + (suspect.value - suspect.usual["median"]) / 2
-        again, what = (
-            bool(value > middle),
-            f"a {suspect.reason} ({value:.4g}, usual {suspect.usual['median']:.4g})",
-        )
-    if again:
-        cause = "the cause is in the data or the loss"
-        if replayed["highest"]:
-            first = replayed["highest"][0]
-            cause = (
-                f"highest alone: clip {first['clip']}{_owner(first)}, rank {first['rank']},"
-                f" {first['loss']:.4g}"
-            )
-        if guilty:
-            first = guilty[0]
-            more = f" and {len(guilty) - 1} more" if len(guilty) > 1 else ""
-            cause = (
-                f"the loss of clip {first['clip']}{_owner(first)} (rank {first['rank']}) is not"
-                f" finite even alone{more}"
-            )
-        elif suspect.reason == "loss not finite":
-            cause = "no clip alone gives it: look at the combination, or at the weights"
-        elif suspect.reason == "gradient not finite" and replayed["layers"]:
-            bad = [
-                layer["name"] for layer in replayed["layers"] if not math.isfinite(layer["norm"])
-            ]
-            cause = f"the backward pass overflows; layers that are not finite: {', '.join(bad[:4])}"
-        return {
-            "reproduced": True,
-            "verdict": f"reproduced: the same micro-batches give {what} again{later}; {cause}",
-        }
+    again, what = _compare(anomaly, replay)
+    if again is None:
+        return {"reproduced": None, "verdict": NO_GRADIENTS}
+    exact, later = replay["weights"]["exact"], ""
     if not exact:
-        return {
-            "reproduced": False,
-            "verdict": (
-                f"not reproduced{later}: a fault that happened once, or one that needed the weights"
-                " of the step; to tell, continue a copy of the checkpoint before it with"
-                " --log-every 1"
-            ),
-        }
+        later = f" (with the weights {_count(replay['weights']['updates_since'], 'update')} later)"
+    if again:
+        cause = _cause(anomaly, replay)
+        verdict = f"reproduced: the same micro-batches give {what} again{later}; {cause}"
+    elif exact:
+        verdict = (
+            "not reproduced: the same weights, clips and random numbers now give a usual result."
+            " The cause was the hardware or a non-deterministic kernel" + _where(report)
+        )
+    else:
+        verdict = (
+            f"not reproduced{later}: a fault that happened once, or one that needed the weights of"
+            " the step; to find out, continue a copy of the previous checkpoint with --log-every 1"
+        )
+    return {"reproduced": again, "verdict": verdict}
+
+
+def _compare(anomaly: Anomaly, replay: dict[str, Any]) -> tuple[bool | None, str]:
+    """(whether the replay shows the anomaly, None without gradients; what it would show)."""
+    if anomaly.reason == "loss not finite":
+        return not math.isfinite(replay["loss"]), "a loss that is not finite"
+    value = replay["loss"] if anomaly.reason == "loss spike" else replay["gradient_norm"]
+    if value is None:
+        return None, ""
+    if anomaly.reason == "gradient not finite":
+        return not math.isfinite(value), "a gradient that is not finite"
+    # with equal dropout and clips, equal weights give the same value up to the order of sums, and
+    # later weights a similar one: halfway between usual and observed separates the two cases
+    usual = anomaly.usual["median"]
+    middle = usual + (anomaly.value - usual) / 2
+    return bool(value > middle), f"a {anomaly.reason} ({value:.4g}, usual {usual:.4g})"
+
+
+def _cause(anomaly: Anomaly, replay: dict[str, Any]) -> str:
+    """What explains an anomaly that was reproduced."""
+    offending = replay["offending_clips"]
+    if offending:
+        first = offending[0]
+        more = f" and {len(offending) - 1} more" if len(offending) > 1 else ""
+        return (
+            f"the loss of clip {first['clip']}{_of_data_set(first)} (rank {first['rank']}) is not"
+            f" finite even alone{more}"
+        )
+    if anomaly.reason == "loss not finite":
+        return "no single clip causes it: check the combination, or the weights"
+    if anomaly.reason == "gradient not finite" and replay["layers"]:
+        bad = [layer["name"] for layer in replay["layers"] if not math.isfinite(layer["norm"])]
+        return f"the backward pass overflows; layers that are not finite: {', '.join(bad[:4])}"
+    if replay["highest"]:
+        first = replay["highest"][0]
+        return (
+            f"highest loss alone: clip {first['clip']}{_of_data_set(first)}, rank {first['rank']},"
+            f" {first['loss']:.4g}"
+        )
+    return "the cause is in the data or the loss"
+
+
+def _where(report: dict[str, Any]) -> str:
+    """The rank on which a loss that was not finite was observed."""
     bad = [
-        r for r in dossier["ranks"] if not all(math.isfinite(m["loss"]) for m in r["micro_batches"])
+        rank
+        for rank in report["ranks"]
+        if not all(math.isfinite(micro["loss"]) for micro in rank["micro_batches"])
     ]
-    where = (
-        f"; it was seen on rank {bad[0]['rank']}, host {bad[0]['host']}, {bad[0]['device']}"
-        if bad
-        else ""
-    )
-    return {
-        "reproduced": False,
-        "verdict": (
-            "not reproduced: the same weights, clips and random numbers now give a usual result. A"
-            f" fault of the hardware, or of a kernel that is not deterministic{where}"
-        ),
-    }
+    if not bad:
+        return ""
+    return f"; observed on rank {bad[0]['rank']}, host {bad[0]['host']}, {bad[0]['device']}"
 
 
 def sums_of(metrics: Sequence[Any]) -> dict[str, list[float]]:
@@ -377,8 +380,8 @@ def _ratios(sums: dict[str, list[float]]) -> dict[str, float]:
     return {name: total / count if count else math.nan for name, (total, count) in sums.items()}
 
 
-def over_ranks(sums: dict[str, list[float]]) -> dict[str, float]:
-    """Means over all ranks."""
+def means_over_ranks(sums: dict[str, list[float]]) -> dict[str, float]:
+    """Name → mean over all ranks; collective."""
     parts = all_gather_object(sums)
     return _ratios({name: [sum(part[name][i] for part in parts) for i in (0, 1)] for name in sums})
 
@@ -388,7 +391,7 @@ def means_of(metrics: Sequence[Any]) -> dict[str, float]:
     return _ratios(sums_of(metrics))
 
 
-def _owner(entry: dict[str, Any]) -> str:
+def _of_data_set(entry: dict[str, Any]) -> str:
     return f" of {entry['data_set']}" if entry["data_set"] else ""
 
 

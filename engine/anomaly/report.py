@@ -1,13 +1,13 @@
-"""A dossier on a step that went wrong, and the same micro-batches computed again.
+"""Writes a report on a step that went wrong, and replays the step.
 
-OUT/dossiers/step-00000013/dossier.json is written in two goes, each atomic: first what was seen,
-then `replay_step`. A machine that dies in the second go leaves the first, and the step is not tried
-again. Nothing but the run's seed and a position is needed to make a batch and its random numbers
-again. docs/monitoring.md lists the fields.
+OUT/anomalies/step-00000013/report.json is written twice, each time atomically: first with what was
+observed, then with the result of `replay_step`. If the machine dies during the replay, the first
+version remains, and the step is not replayed again. Nothing but the run's seed and a position is
+needed to recreate a batch and its random numbers. docs/monitoring.md lists the fields.
 
-The re-run happens on the logging step that found the fault. A skipped step leaves the weights
-bit-equal, so they are those of the step exactly unless a later step of the interval moved them;
-`weights.updates_since` counts those. --log-every 1 makes every dossier exact.
+The replay happens on the logging step that found the anomaly. A skipped step leaves the weights
+bit-equal, so they are exactly those of the step unless a later step of the interval changed them;
+`weights.updates_since` counts those. --log-every 1 makes the replay of every skipped step exact.
 """
 
 from __future__ import annotations
@@ -22,172 +22,178 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from allinone.common.atomic_io import publish_dir, write_atomic
 from allinone.engine import ds_config
 from allinone.engine.anomaly.detector import Anomaly, AnomalyDetector
-from allinone.engine.anomaly.replay import ReplayContext, means_of, over_ranks, replay_step, sums_of
+from allinone.engine.anomaly.replay import (
+    ReplayContext,
+    means_of,
+    means_over_ranks,
+    replay_step,
+    sums_of,
+)
 from allinone.engine.config import TrainConfig
 from allinone.engine.distributed import topology
 from allinone.engine.distributed.collectives import run_on_rank0
 from allinone.engine.monitoring.accumulator import IntervalMetrics, MicroBatchRecord
-from allinone.engine.monitoring.run_logger import RunLogger, finite
+from allinone.engine.monitoring.history import finite
 from allinone.engine.objective import seed_of
-from allinone.engine.optim.adamw import learning_rate
+from allinone.engine.optim.schedule import learning_rate
 
 PER_INTERVAL = 2
-"""Dossiers per logging interval: the third bad step in a row tells nothing new."""
+"""Reports per logging interval: a third bad step in a row adds no information."""
+FOLDER, FILE = "anomalies", "report.json"
+FORMER_FOLDER, FORMER_FILE = "dossiers", "dossier.json"
+"""Names in runs of earlier versions."""
 
 
-def folder_of(out: Path, step: int) -> Path:
-    """Where the dossier of a step lies."""
-    return out / "dossiers" / f"step-{step:08d}"
+def report_folder(out: Path, step: int) -> Path:
+    """Folder of the report on a step."""
+    return out / FOLDER / f"step-{step:08d}"
 
 
 def anomaly_reports(out: Path) -> list[Path]:
-    """All dossiers of a run, oldest step first."""
-    return sorted((out / "dossiers").glob("step-*/dossier.json"))
+    """All reports of a run in order of steps, those of earlier versions too."""
+    found = [
+        *(out / FOLDER).glob(f"step-*/{FILE}"),
+        *(out / FORMER_FOLDER).glob(f"step-*/{FORMER_FILE}"),
+    ]
+    return sorted(found, key=lambda path: path.parent.name)
 
 
 class AnomalyReporter:
-    """Looks at every logging interval of a run and writes a dossier where a step went wrong."""
+    """Checks every logging interval of a run and reports its anomalies.
+
+    Args:
+        out: The run's folder.
+        config: Thresholds and limits.
+        module: The module that DeepSpeed drives, without its engine.
+        ds: DeepSpeed's options.
+        batches_from: Returns this rank's micro-batches from a step on, recreated.
+        begin_activity: Tells the watchdog what comes next.
+    """
 
     def __init__(
         self,
         out: Path,
         config: TrainConfig,
-        engine: Any,
-        ds: dict[str, Any],
+        *,
+        module: nn.Module,
+        ds: Mapping[str, Any],
         batches_from: Callable[[int], Iterator[Any]],
-        alive: Callable[[str], None],
+        begin_activity: Callable[[str], None],
     ) -> None:
-        """`engine` is DeepSpeed's, `ds` its options; `batches_from` makes this rank's micro-batches
-        from a step on anew; `alive` tells the watchdog."""
-        self._out, self._config, self._engine, self._batches_from, self._alive = (
-            out,
-            config,
-            engine,
-            batches_from,
-            alive,
-        )
-        self._whole_gradients = ds_config.stage(ds) < 3 and topology.current().tensor == 1
-        self._suspicion = AnomalyDetector(
+        self._out, self._config, self._module = out, config, module
+        self._batches_from, self._begin_activity = batches_from, begin_activity
+        # under ZeRO 3 and tensor parallelism a rank holds only parts of a layer
+        self._full_gradients = ds_config.stage(ds) < 3 and topology.current().tensor == 1
+        self._detector = AnomalyDetector(
             config.spike_deviations, loss_scaling=ds_config.precision(ds) == "fp16"
         )
 
-    def look_into(
-        self,
-        report: IntervalMetrics,
-        kept: Mapping[int, Sequence[MicroBatchRecord]],
-        monitor: RunLogger | None,
-    ) -> None:
-        """Collective. `kept` are this rank's micro-batches of the interval; `monitor` is rank
-        0's."""
-        if not self._config.max_dossiers:
-            return
-        for suspect in self._suspicion.suspects(report)[:PER_INTERVAL]:
-            if not run_on_rank0(partial(self._has_room, suspect.step)):
-                continue
-            self._alive(f"the dossier on step {suspect.step}")
-            dossier = write(self._out, suspect, kept[suspect.step], self._scene(suspect, report))
-            if monitor:
-                self._tell(monitor, report.steps[-1], dossier)
+    def check(
+        self, interval: IntervalMetrics, records: Mapping[int, Sequence[MicroBatchRecord]]
+    ) -> list[dict[str, Any]]:
+        """Report the anomalies of a logging interval; collective.
 
-    def _has_room(self, step: int) -> bool:
-        """One dossier per step, --max-dossiers per run."""
-        return (
-            not folder_of(self._out, step).exists()
-            and len(anomaly_reports(self._out)) < self._config.max_dossiers
-        )
+        Args:
+            interval: Metrics over all ranks.
+            records: Step → this rank's micro-batches.
 
-    def _scene(self, suspect: Anomaly, report: IntervalMetrics) -> ReplayContext:
-        device = next(self._engine.module.parameters()).device
-        moved = [
+        Returns:
+            The reports written, equal on all ranks.
+        """
+        if not self._config.max_anomaly_reports:
+            return []
+        reports = []
+        for anomaly in self._detector.check(interval)[:PER_INTERVAL]:
+            if run_on_rank0(partial(self._may_report, anomaly.step)):
+                self._begin_activity(f"the replay of step {anomaly.step}")
+                context = self._context(anomaly, interval)
+                reports.append(write_report(self._out, anomaly, records[anomaly.step], context))
+        return reports
+
+    def _may_report(self, step: int) -> bool:
+        """One report per step, --max-anomaly-reports per run."""
+        reported = anomaly_reports(self._out)
+        folder = report_folder(self._out, step)
+        if folder.exists() or folder.name in {path.parent.name for path in reported}:
+            return False
+        return len(reported) < self._config.max_anomaly_reports
+
+    def _context(self, anomaly: Anomaly, interval: IntervalMetrics) -> ReplayContext:
+        device = next(self._module.parameters()).device
+        updates = [
             step
-            for step, skip in zip(report.steps, report.skips, strict=True)
-            if not skip and step >= suspect.step
+            for step, skip in zip(interval.steps, interval.skips, strict=True)
+            if not skip and step >= anomaly.step
         ]
+        name = "" if device.type == "cpu" else f" {torch.cuda.get_device_name(device)}"
         return ReplayContext(
-            module=self._engine.module,
+            module=self._module,
             batches_from=self._batches_from,
             seed=self._config.seed,
-            lr=learning_rate(self._config, suspect.step),
-            updates_since=len(moved),
-            whole_gradients=self._whole_gradients,
-            device=(
-                str(device)
-                if device.type == "cpu"
-                else f"{device} {torch.cuda.get_device_name(device)}"
-            ),
-        )
-
-    def _tell(self, monitor: RunLogger, step: int, dossier: dict[str, Any]) -> None:
-        path, verdict = folder_of(self._out, dossier["step"]), dossier["rerun"]["verdict"]
-        monitor.event(
-            "dossier",
-            step,
-            of_step=dossier["step"],
-            path=str(path),
-            reason=dossier["reason"],
-            verdict=verdict,
-        )
-        monitor.board.notes(
-            dossier["step"],
-            "run/dossiers",
-            [f"step {dossier['step']}: {dossier['reason']}", verdict],
-        )
-        monitor.say(
-            f"warning: step {dossier['step']}: {dossier['reason']}; {verdict} (dossier: {path})"
+            lr=learning_rate(self._config, anomaly.step),
+            updates_since=len(updates),
+            full_gradients=self._full_gradients,
+            device=f"{device}{name}",
         )
 
 
-def write(
-    out: Path, suspect: Anomaly, kept: Sequence[MicroBatchRecord], scene: ReplayContext
+def write_report(
+    out: Path, anomaly: Anomaly, records: Sequence[MicroBatchRecord], context: ReplayContext
 ) -> dict[str, Any]:
-    """Write what was seen, compute the step again, add the verdict. Collective; returns the
-    dossier."""
+    """Write what was observed, replay the step, add the verdict; collective.
+
+    Args:
+        out: The run's folder.
+        anomaly: What was found.
+        records: This rank's micro-batches of the step.
+        context: What the replay needs.
+
+    Returns:
+        The report.
+    """
     mine: dict[str, Any] = {
         "rank": dist.get_rank(),
         "host": socket.gethostname(),
-        "device": scene.device,
+        "device": context.device,
         "micro_batches": [
             {
                 "position": micro.position,
-                "seed": seed_of(scene.seed, micro.position),
+                "seed": seed_of(context.seed, micro.position),
                 "clips": list(micro.clips),
                 "loss": float(micro.loss),
                 "metrics": means_of([micro.metrics]),
             }
-            for micro in kept
+            for micro in records
         ],
     }
     ranks = topology.of_data_ranks(mine)
-    dossier: dict[str, Any] = {
-        "step": suspect.step,
-        "reason": suspect.reason,
-        "value": suspect.value,
-        "usual": suspect.usual,
+    losses = [micro["loss"] for rank in ranks for micro in rank["micro_batches"]]
+    report: dict[str, Any] = {
+        "step": anomaly.step,
+        "reason": anomaly.reason,
+        "value": anomaly.value,
+        "usual": anomaly.usual,
         "time": time.time(),
-        "lr": scene.lr,
-        "seed": scene.seed,
-        "loss": (
-            sum(m["loss"] for r in ranks for m in r["micro_batches"])
-            / sum(len(r["micro_batches"]) for r in ranks)
-        ),
-        "objectives": over_ranks(sums_of([micro.metrics for micro in kept])),
+        "lr": context.lr,
+        "seed": context.seed,
+        "loss": sum(losses) / len(losses),
+        "objectives": means_over_ranks(sums_of([micro.metrics for micro in records])),
         "ranks": ranks,
-        "rerun": None,
+        "replay": None,
     }
-    folder = folder_of(out, suspect.step)
-    run_on_rank0(
-        lambda: publish_dir(folder, lambda inside: _store(inside / "dossier.json", dossier))
-    )
+    folder = report_folder(out, anomaly.step)
+    run_on_rank0(lambda: publish_dir(folder, lambda inside: _store(inside / FILE, report)))
     start = time.perf_counter()
-    again = replay_step(suspect, kept, scene, dossier)
-    dossier["rerun"] = {**again, "seconds": time.perf_counter() - start}
-    run_on_rank0(lambda: _store(folder / "dossier.json", dossier))
-    return dossier
+    replay = replay_step(anomaly, records, context, report)
+    report["replay"] = {**replay, "seconds": time.perf_counter() - start}
+    run_on_rank0(lambda: _store(folder / FILE, report))
+    return report
 
 
-def _store(path: Path, dossier: dict[str, Any]) -> None:
-    write_atomic(path, json.dumps(finite(dossier), indent=1) + "\n")
+def _store(path: Path, report: dict[str, Any]) -> None:
+    write_atomic(path, json.dumps(finite(report), indent=1) + "\n")

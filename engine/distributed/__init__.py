@@ -1,1 +1,1 @@
-"""Ranks, process groups, signals and hangs."""
+"""Ranks, process groups, signals, hangs, and losses over all ranks."""

@@ -1,25 +1,29 @@
-"""Collectives over all ranks for Python objects and decisions."""
+"""Collectives for Python objects, decisions of rank 0, and the time-out of all collectives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from allinone.engine.distributed.watchdog import GRACE_S, START_S
+import torch.distributed as dist
+
+from allinone.engine.distributed.watchdog import GRACE_S, STARTUP_S
 
 T = TypeVar("T")
 
 
 def collective_timeout_s(hang_timeout_s: float) -> float:
-    """Time-out of collectives: later than any watchdog's."""
-    return max(hang_timeout_s, START_S) + GRACE_S
+    """Time-out of collectives in seconds: later than any watchdog's, which says more."""
+    return max(hang_timeout_s, STARTUP_S) + GRACE_S
 
 
 def run_on_rank0(action: Callable[[], T]) -> T:
-    """Result of `action` on rank 0, given to every rank. Its error is raised on every rank, so that
-    none waits for one that has left."""
-    import torch.distributed as dist
+    """Run `action` on rank 0 and return its result on every rank; collective.
 
+    Raises:
+        ValueError, RuntimeError, OSError: What `action` raised, on every rank, so that no rank
+            waits for one that has left.
+    """
     box: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
@@ -33,11 +37,9 @@ def run_on_rank0(action: Callable[[], T]) -> T:
 
 
 def all_gather_object(value: T) -> list[T]:
-    """The value of every rank, in their order; collective."""
-    import torch.distributed as dist
-
-    everywhere: list[Any] = [value]
+    """The values of all ranks in rank order; collective."""
+    values: list[Any] = [value]
     if dist.get_world_size() > 1:
-        everywhere = [None] * dist.get_world_size()
-        dist.all_gather_object(everywhere, value)
-    return everywhere
+        values = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+    return values

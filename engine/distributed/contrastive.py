@@ -1,5 +1,7 @@
-"""The contrastive loss over the clips of all data ranks. Letters: B clips of the micro-batch, D
-projection width, W data ranks."""
+"""The contrastive loss over the clips of all data ranks.
+
+Letters: B clips of the micro-batch, D projection width, W data ranks.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,11 @@ from allinone.engine.distributed import topology
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather over the data ranks. torch.distributed.nn has one, whose backward with gloo takes
-    ranks of a group for global ones."""
+    """All-gather over the data ranks.
+
+    The backward of torch.distributed.nn's all_gather confuses ranks of a group with global ranks
+    under gloo (torch 2.13), so it cannot be used with a data group.
+    """
 
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:
@@ -30,8 +35,10 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_with_gradient(local: Tensor) -> Tensor:
-    """Concatenate [B, D] of all data ranks in their order to [W * B, D]; the gradient of every
-    rank's loss flows back to its owner."""
+    """Concatenate [B, D] of all data ranks in rank order to [W * B, D]; collective.
+
+    The gradients of all ranks' losses are summed and returned to the rank that owns the rows.
+    """
     return local if topology.current().data_world == 1 else _Gather.apply(local)
 
 
@@ -46,30 +53,35 @@ def _gather(local: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Local rows against the columns of all ranks."""
+    """Losses of the local pairs against all pairs, and whether each pair was found."""
 
     losses: Tensor
-    """float32 [B], both directions averaged."""
+    """float32 [B], mean of both directions."""
     text_right: Tensor
-    """bool [B], whether a text finds its clip among all."""
+    """bool [B], whether the own clip has the highest score for a text among all clips."""
     video_right: Tensor
-    """bool [B], whether a clip finds its text among all."""
+    """bool [B], whether the own text has the highest score for a clip among all texts."""
 
 
 _in_use = False
 
 
 def in_use() -> bool:
-    """Whether forward passes of this process wait for those of other ranks."""
+    """Whether forward passes of this process contain collectives."""
     return _in_use
 
 
 def contrast(text: Tensor, video: Tensor, scale: Tensor, groups: Tensor | None = None) -> Contrast:
-    """InfoNCE of unit-length embeddings [B, D] of pairs, whose negatives are all pairs of the same
-    micro-batch on all ranks.
+    """Symmetric InfoNCE (van den Oord et al., 2018; CLIP, 2021) over all data ranks; collective.
 
-    `groups` int64 [B]: pairs of one group (two captions of one video) are no negatives of each
-    other.
+    The negatives of a pair are all other pairs of the micro-batch on all ranks.
+
+    Args:
+        text: Unit-length embeddings [B, D].
+        video: Unit-length embeddings [B, D]; row i belongs to text i.
+        scale: Scalar that multiplies the cosines (the inverse temperature).
+        groups: int64 [B]; pairs of one group, such as two captions of one video, are not used as
+            negatives of each other.
     """
     global _in_use
     _in_use = True

@@ -1,5 +1,8 @@
-"""Who is missing when a run hangs. Every rank tells the rendezvous store every two seconds that it
-lives, and what it does; a rank whose watchdog has run out asks who has fallen silent."""
+"""Finds unresponsive ranks during a hang.
+
+Every rank writes a heartbeat with its current activity to the rendezvous store every two seconds. A
+rank whose watchdog has expired reads the heartbeats of all ranks twice and compares.
+"""
 
 from __future__ import annotations
 
@@ -8,124 +11,129 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from allinone.engine import deepspeed_adapter
 
 PERIOD_S = 2.0
 LISTEN_S = 5.0
-"""A rank whose count has not moved for so long is silent. Counts, not clocks: those of two hosts
-differ."""
-PATIENCE_S = 10.0
-"""The store itself may be what hangs."""
+"""Time between the two readings. Counts are compared, not clocks, which differ between hosts."""
+STORE_TIMEOUT_S = 10.0
+"""How long to wait for the store, which may be what hangs."""
+MAX_NAMED = 8
+"""Ranks that a report lists by name."""
 
 
 @dataclass(frozen=True)
-class Sign:
-    """The last sign of life of a rank."""
+class Heartbeat:
+    """The newest heartbeat of a rank."""
 
-    number: int
+    count: int
     host: str
     pid: str
-    doing: str
+    activity: str
 
 
-def describe_silent_ranks(before: dict[int, Sign], after: dict[int, Sign], world: int) -> str:
-    """Who is missing, from two looks at all ranks' signs."""
+def describe_unresponsive_ranks(
+    before: Mapping[int, Heartbeat], after: Mapping[int, Heartbeat], world: int
+) -> str:
+    """Name the ranks that stopped sending heartbeats, or else the ranks that do something unusual.
+
+    Args:
+        before: Rank → heartbeat at the first reading.
+        after: The same at the second reading.
+        world: Number of ranks.
+    """
     silent = [
         rank
         for rank in range(world)
-        if rank not in after or (rank in before and after[rank].number == before[rank].number)
+        if rank not in after or (rank in before and after[rank].count == before[rank].count)
     ]
     if silent:
-        named = []
-        for rank in silent[:8]:
-            sign = after.get(rank)
-            named.append(
-                f"rank {rank} on {sign.host} (pid {sign.pid}), last in {sign.doing}"
-                if sign
-                else f"rank {rank}"
-            )
-        more = f" and {len(silent) - 8} more" if len(silent) > 8 else ""
+        named = [_describe(rank, after.get(rank)) for rank in silent[:MAX_NAMED]]
+        more = f" and {len(silent) - MAX_NAMED} more" if len(silent) > MAX_NAMED else ""
         return (
-            f"no sign of life from {'; '.join(named)}{more}: stopped, dead, or its host is out of"
-            " reach"
+            f"no sign of life from {'; '.join(named)}{more}: stopped, dead, or on an unreachable"
+            " host"
         )
-    usual = Counter(sign.doing for sign in after.values()).most_common(1)[0][0]
-    elsewhere = [
-        f"rank {rank} on {sign.host} in {sign.doing}"
-        for rank, sign in after.items()
-        if sign.doing != usual
+    usual = Counter(heartbeat.activity for heartbeat in after.values()).most_common(1)[0][0]
+    others = [
+        f"rank {rank} on {heartbeat.host} in {heartbeat.activity}"
+        for rank, heartbeat in after.items()
+        if heartbeat.activity != usual
     ]
-    return f"all ranks live, most in {usual}" + (
-        f"; elsewhere: {'; '.join(elsewhere[:8])}" if elsewhere else ""
-    )
+    exceptions = f"; except {'; '.join(others[:MAX_NAMED])}" if others else ""
+    return f"all ranks are alive, most of them in {usual}{exceptions}"
 
 
-class Heartbeat:
-    """Signs of life of this rank, in a thread of its own, and a look at all others'."""
+def _describe(rank: int, heartbeat: Heartbeat | None) -> str:
+    if heartbeat is None:
+        return f"rank {rank}"
+    return f"rank {rank} on {heartbeat.host} (pid {heartbeat.pid}), last in {heartbeat.activity}"
 
-    def __init__(self, doing: Callable[[], str]) -> None:
+
+class HeartbeatMonitor:
+    """Sends this rank's heartbeats from a thread and reads those of all ranks.
+
+    Args:
+        activity: Returns what this rank is doing.
+    """
+
+    def __init__(self, activity: Callable[[], str]) -> None:
         import torch.distributed as dist
 
-        # the only way to the store that all ranks share already
-        from torch.distributed.distributed_c10d import _get_default_store
-
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
-        self._doing = doing
-        # a client each: calls of one wait for another
-        self._store, self._reader = _get_default_store().clone(), _get_default_store().clone()  # type: ignore[attr-defined]  # not in torch's stub
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._tell, name="roll call", daemon=True)
+        self._activity = activity
+        # one client per thread: calls of one client wait for each other
+        self._writer = deepspeed_adapter.rendezvous_store()
+        self._reader = deepspeed_adapter.rendezvous_store()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._send, name="heartbeat", daemon=True)
         self._thread.start()
 
-    def _tell(self) -> None:
-        number = 0
+    def _send(self) -> None:
+        count = 0
         while True:
-            number += 1
+            count += 1
+            fields = (str(count), socket.gethostname(), str(os.getpid()), self._activity())
             try:
-                self._store.set(
-                    f"sign/{self._rank}",
-                    "\t".join((str(number), socket.gethostname(), str(os.getpid()), self._doing())),
-                )
-            except (
-                RuntimeError
-            ):  # the store has gone with its rank; that rank's end will be noticed
+                self._writer.set(f"heartbeat/{self._rank}", "\t".join(fields))
+            except RuntimeError:  # the rank that hosts the store has left, which others will notice
                 return
-            if self._ended.wait(PERIOD_S):
+            if self._stopped.wait(PERIOD_S):
                 return
 
-    def _signs(self) -> dict[int, Sign]:
-        signs = {}
+    def _read(self) -> dict[int, Heartbeat]:
+        heartbeats = {}
         for rank in range(self._world):
-            if self._reader.check([f"sign/{rank}"]):
-                number, host, pid, doing = self._reader.get(f"sign/{rank}").decode().split("\t", 3)
-                signs[rank] = Sign(int(number), host, pid, doing)
-        return signs
+            key = f"heartbeat/{rank}"
+            if self._reader.check([key]):
+                count, host, pid, activity = self._reader.get(key).decode().split("\t", 3)
+                heartbeats[rank] = Heartbeat(int(count), host, pid, activity)
+        return heartbeats
 
-    def missing(self) -> str:
-        """Who is missing, in words; takes up to LISTEN_S + PATIENCE_S + PERIOD_S."""
-        found = ["the rendezvous store, which rank 0 or the launcher keeps, does not answer"]
+    def find_unresponsive(self) -> str:
+        """Describe unresponsive ranks; takes up to LISTEN_S + STORE_TIMEOUT_S + PERIOD_S."""
+        result = ["the rendezvous store, hosted by rank 0 or the launcher, does not answer"]
 
-        def ask() -> None:
+        def compare() -> None:
             try:
-                before = self._signs()
+                before = self._read()
                 time.sleep(LISTEN_S)
-                found[0] = describe_silent_ranks(before, self._signs(), self._world)
+                result[0] = describe_unresponsive_ranks(before, self._read(), self._world)
             except RuntimeError as error:
-                found[0] += f" ({error})"
+                result[0] += f" ({error})"
 
-        asking = threading.Thread(target=ask, daemon=True)
-        asking.start()
-        asking.join(LISTEN_S + PATIENCE_S)
-        time.sleep(
-            PERIOD_S
-            # others ask at about the same time: they should still find this rank, and the store if
-            # it keeps it
-        )
-        return found[0]
+        # in a thread of its own: a store that hangs must not keep the watchdog from ending
+        thread = threading.Thread(target=compare, daemon=True)
+        thread.start()
+        thread.join(LISTEN_S + STORE_TIMEOUT_S)
+        # other ranks read at about the same time, and this rank may host the store
+        time.sleep(PERIOD_S)
+        return result[0]
 
     def stop(self) -> None:
-        """The run has ended. A thread inside the store when the interpreter ends makes it abort; it
-        gets PATIENCE_S to come back."""
-        self._ended.set()
-        self._thread.join(PATIENCE_S)
+        """End the heartbeats. A thread inside the store would make the interpreter's exit abort."""
+        self._stopped.set()
+        self._thread.join(STORE_TIMEOUT_S)

@@ -1,8 +1,9 @@
-"""Where a rank finds itself, under plain python, torchrun, deepspeed and srun; and how a run
-ends."""
+"""How a rank starts under plain python, torchrun, deepspeed and srun, and how it ends."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import re
 import socket
@@ -12,38 +13,57 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
-from allinone.common.errors import ConfigError, LocalConfigError
+from allinone.common.console import LOGGER, forgive_output, log_to_file, setup_logging
+from allinone.common.errors import (
+    FULL,
+    AllInOneError,
+    DataError,
+    LocalConfigError,
+    LostDataError,
+)
+from allinone.common.exit_codes import ExitCode
 
-EXIT_PEER, EXIT_USER, EXIT_DISK, EXIT_NONFINITE, EXIT_REQUEUE = 1, 2, 3, 4, 75
-"""Another rank has left (lower than the code of the one with the reason: srun gives the highest);
-wrong options or data; a checkpoint could not be written; too many non-finite steps; saved after a
-signal, start again (EX_TEMPFAIL)."""
-EXIT_AGAIN = 1
-"""Of a rank whose node may be to blame: the batch scripts check the nodes and start again."""
+log = logging.getLogger(__name__)
+
+EXIT_PEER = EXIT_AGAIN = ExitCode.FAILURE
+EXIT_USER = ExitCode.USAGE
+EXIT_DISK = ExitCode.DISK_FULL
+EXIT_NONFINITE = ExitCode.NON_FINITE
+EXIT_REQUEUE = ExitCode.REQUEUE
+"""Earlier names of exit codes. srun reports the highest code of all ranks, so FAILURE, with which a
+rank ends whose peer has left, is lower than the code of the rank that knows the reason."""
 PEER_GONE = (
     "Connection closed by peer",
     "Connection reset by peer",
     "remote process exited",
     "Broken pipe",
 )
-"""What gloo and NCCL say in a rank whose partner has left in the middle of a collective."""
-
+"""Messages of gloo and NCCL on a rank whose peer left during a collective."""
+ON_THIS_RANK = (LocalConfigError, DataError)
+"""Errors that other ranks may not have: every rank that has one reports it."""
 LAUNCHER = "ALLINONE_LAUNCHER"
-"""Set by `start`, whose own variables look like DeepSpeed's to a second call."""
+"""Environment variable with the launcher's name. `start` sets it, because the other variables that
+it sets would look like DeepSpeed's to a second call."""
+LOGS = "logs"
+"""Folder inside OUT with one log file per rank."""
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """One rank among all."""
+    """One rank among all, and where the ranks meet."""
 
     rank: int
     world: int
     local_rank: int
+    """Rank among those of this host."""
     address: str
+    """Host of the rendezvous."""
     port: int
     launcher: str
+    """python, torchrun, deepspeed or srun."""
 
 
 def first_host(nodelist: str) -> str:
@@ -55,94 +75,87 @@ def first_host(nodelist: str) -> str:
 
 
 def _slurm_address(nodelist: str) -> str:
+    """Address of the first host: its name, or Slurm's NodeAddr where DNS does not know the name."""
     host = first_host(nodelist)
-    try:
+    with contextlib.suppress(OSError):
         socket.getaddrinfo(host, None)
         return host
-    except OSError:  # nodes without a DNS name: the address that Slurm itself uses
-        try:
-            shown = subprocess.run(
-                ["scontrol", "-o", "show", "node", host],
-                capture_output=True,
-                text=True,
-                check=False,
-            ).stdout
-        except FileNotFoundError:  # a container without Slurm's programs
-            return host
-        match = re.search(r"NodeAddr=(\S+)", shown)
-        return match[1] if match else host
+    command = ["scontrol", "-o", "show", "node", host]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except FileNotFoundError:  # a container without Slurm's programs
+        return host
+    match = re.search(r"NodeAddr=(\S+)", shown)
+    return match[1] if match else host
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
+    """A TCP port of this machine that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def find_rank_info(env: Mapping[str, str]) -> RankInfo:
-    """Rank, world and rendezvous from the environment that each launcher sets."""
+    """Rank, world size and rendezvous from the environment variables of each launcher."""
     if "RANK" in env and "WORLD_SIZE" in env:
-        launcher = env.get(LAUNCHER) or (
-            "torchrun" if "TORCHELASTIC_RUN_ID" in env else "deepspeed"
-        )
-        port = int(env.get("MASTER_PORT", "29500"))
+        default = "torchrun" if "TORCHELASTIC_RUN_ID" in env else "deepspeed"
         return RankInfo(
-            int(env["RANK"]),
-            int(env["WORLD_SIZE"]),
-            int(env.get("LOCAL_RANK", "0")),
-            env.get("MASTER_ADDR", "127.0.0.1"),
-            port,
-            launcher,
+            rank=int(env["RANK"]),
+            world=int(env["WORLD_SIZE"]),
+            local_rank=int(env.get("LOCAL_RANK", "0")),
+            address=env.get("MASTER_ADDR", "127.0.0.1"),
+            port=int(env.get("MASTER_PORT", "29500")),
+            launcher=env.get(LAUNCHER) or default,
         )
     tasks = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")))
-    if (
-        tasks > 1 and "SLURM_STEP_ID" in env
-        # srun sets it; plain python in an sbatch or salloc shell sees SLURM_PROCID too, but is
-        # alone
-    ):
+    # only srun sets SLURM_STEP_ID; plain python in the shell of sbatch or salloc has
+    # SLURM_PROCID too, but is a single process
+    if tasks > 1 and "SLURM_STEP_ID" in env:
         address = env.get("MASTER_ADDR") or _slurm_address(
             env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"]
         )
-        port = int(
-            env.get(
-                "MASTER_PORT",
-                20000 + (int(env["SLURM_JOB_ID"]) * 7 + int(env["SLURM_STEP_ID"])) % 10000,
-            )
-        )
+        # equal on all ranks, and different for job steps that share a host
+        port = 20000 + (int(env["SLURM_JOB_ID"]) * 7 + int(env["SLURM_STEP_ID"])) % 10000
         return RankInfo(
-            int(env["SLURM_PROCID"]),
-            tasks,
-            int(env.get("SLURM_LOCALID", "0")),
-            address,
-            port,
-            "srun",
+            rank=int(env["SLURM_PROCID"]),
+            world=tasks,
+            local_rank=int(env.get("SLURM_LOCALID", "0")),
+            address=address,
+            port=int(env.get("MASTER_PORT", port)),
+            launcher="srun",
         )
     return RankInfo(0, 1, 0, "127.0.0.1", free_port(), "python")
 
 
 def repeats(tensor_parallel: int) -> bool:
-    """Whether another rank of this one's tensor-parallel group reads the same clips: one of them
-    writes down which are bad."""
+    """Whether a lower rank of the tensor-parallel group reads the same clips and logs bad ones."""
     return find_rank_info(os.environ).rank % tensor_parallel > 0
 
 
 def ranks_of_host(env: Mapping[str, str], world: int) -> int:
-    """Ranks that share this machine's cores."""
+    """Number of ranks that share this machine's cores."""
     given = (
         env.get("LOCAL_WORLD_SIZE")
         or env.get("LOCAL_SIZE")
         or env.get("SLURM_STEP_TASKS_PER_NODE")
         or str(world)
     )
-    return max(
-        1, int(re.split(r"[(,]", given)[0])
-    )  # Slurm writes 8(x16) for 8 tasks on each of 16 nodes
+    # Slurm writes 8(x16) for 8 tasks on each of 16 nodes
+    return max(1, int(re.split(r"[(,]", given)[0]))
 
 
 def gpu_of_rank(local_rank: int, visible: int) -> int:
-    """CUDA device of a rank. With one visible GPU (srun --gpus-per-task=1) it is that one, whatever
-    the local rank."""
+    """CUDA device index of a rank.
+
+    Args:
+        local_rank: Rank on this host.
+        visible: Number of GPUs that this process sees. If it is 1 (srun --gpus-per-task=1), every
+            rank has a GPU of its own at index 0.
+
+    Raises:
+        LocalConfigError: There are more ranks than GPUs.
+    """
     if visible == 1:
         return 0
     if local_rank >= visible:
@@ -154,8 +167,10 @@ def gpu_of_rank(local_rank: int, visible: int) -> int:
 
 
 def prepare_environment() -> None:
-    """Settle what torch and DeepSpeed read at import: the CPU accelerator where there is no NVIDIA
-    driver."""
+    """Set the variables that torch and DeepSpeed read at import.
+
+    Without an NVIDIA driver DeepSpeed gets its CPU accelerator.
+    """
     if "DS_ACCELERATOR" not in os.environ and not os.path.exists("/dev/nvidiactl"):  # noqa: PTH110 - before any other import
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -167,118 +182,210 @@ def without_launcher_arguments(argv: Sequence[str]) -> list[str]:
 
 
 def start(device: str, timeout_s: float) -> tuple[RankInfo, Any]:
-    """Join the process group; returns the place and the torch device. The time-out bounds every
-    collective, so that no rank waits for ever."""
+    """Join the process group.
+
+    Args:
+        device: auto, cpu or cuda.
+        timeout_s: Time-out of every collective, seconds, so that no rank waits forever.
+
+    Returns:
+        This rank, and its torch device.
+
+    Raises:
+        LocalConfigError: There is no GPU for this rank.
+    """
     prepare_environment()
     import torch
     import torch.distributed as dist
 
-    place = find_rank_info(os.environ)
+    from allinone.engine import deepspeed_adapter
+
+    info = find_rank_info(os.environ)
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     if cuda and not torch.cuda.is_available():
         raise LocalConfigError(
-            "--device cuda was asked for but torch sees no GPU; use --device cpu or a CUDA build of"
+            "--device cuda was given but torch sees no GPU; use --device cpu or a CUDA build of"
             " torch"
         )
     if not cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(
-                max(1, len(os.sched_getaffinity(0)) // ranks_of_host(os.environ, place.world))
-            )
-    device_index = (
-        gpu_of_rank(place.local_rank, torch.cuda.device_count()) if cuda else place.local_rank
-    )
-    environment = {
-        "RANK": place.rank,
-        "WORLD_SIZE": place.world,
-        "LOCAL_RANK": device_index,
-    }  # DeepSpeed takes LOCAL_RANK for the GPU
+            cores = len(os.sched_getaffinity(0))
+            torch.set_num_threads(max(1, cores // ranks_of_host(os.environ, info.world)))
+    index = gpu_of_rank(info.local_rank, torch.cuda.device_count()) if cuda else info.local_rank
     os.environ.update(
-        {name: str(value) for name, value in environment.items()} | {LAUNCHER: place.launcher}
+        RANK=str(info.rank),
+        WORLD_SIZE=str(info.world),
+        LOCAL_RANK=str(index),  # DeepSpeed uses it as the index of the GPU
+        MASTER_ADDR=info.address,
+        MASTER_PORT=str(info.port),
     )
-    os.environ.update(MASTER_ADDR=place.address, MASTER_PORT=str(place.port))
+    os.environ[LAUNCHER] = info.launcher
     if cuda:
-        torch.cuda.set_device(device_index)
+        torch.cuda.set_device(index)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s))
-        # groups that DeepSpeed makes take no time-out: NCCL would end them after ten minutes,
-        # before a hang is looked into
-        dist.distributed_c10d.default_pg_nccl_timeout = timedelta(seconds=timeout_s)
-    return place, torch.device("cuda", device_index) if cuda else torch.device("cpu")
+        timeout = timedelta(seconds=timeout_s)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+        deepspeed_adapter.set_timeout_of_new_groups(timeout)
+    return info, torch.device("cuda", index) if cuda else torch.device("cpu")
 
 
-_began = False
+_training_started = False
 
 
 def mark_training_started() -> None:
-    """To be called after a step: what this rank cannot find from now on, it has found before."""
-    global _began
-    _began = True
+    """Call after a step: a file that cannot be found from now on was found before."""
+    global _training_started
+    _training_started = True
 
 
-def main(run: Callable[[], Any]) -> int:
-    """Run and turn what users can mend into one line and an exit code; anything else keeps its
-    traceback.
+def current_rank() -> int:
+    """This process's rank, also before `start`."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
 
-    Where this rank alone has failed, the others wait for it in a collective, and NCCL's groups
-    cannot be closed before they come: the process then ends without closing them, so that the
-    launcher sees it and ends the others.
+
+def set_up_logging(options: object = None) -> None:
+    """Log rank 0 to the terminal.
+
+    Args:
+        options: An object with the attributes json, quiet and verbose (TrainConfig); with json,
+            messages go to stderr, because stdout carries JSON lines.
     """
-    code, shared, fault = _outcome(run)
-    if shared or not _waits_for_peers():
-        _leave()
-        if fault is not None:
-            raise fault
-        return code
-    if fault is not None:
-        traceback.print_exception(fault)
+    setup_logging(
+        terminal=current_rank() == 0,
+        quiet=getattr(options, "quiet", False),
+        verbose=getattr(options, "verbose", False),
+        stderr=getattr(options, "json", False),
+    )
+
+
+_log_file: tuple[Path, logging.Handler] | None = None
+
+
+def log_rank_to_file(out: Path) -> None:
+    """Also log this rank to OUT/logs/rank-NNNNN.log, until the process ends or OUT changes."""
+    global _log_file
+    path = out / LOGS / f"rank-{current_rank():05d}.log"
+    if _log_file is None or _log_file[0] != path:
+        close_log_file()
+        _log_file = path, log_to_file(path)
+
+
+def close_log_file() -> None:
+    """End this rank's log file."""
+    global _log_file
+    if _log_file is not None:
+        LOGGER.removeHandler(_log_file[1])
+        with contextlib.suppress(OSError):  # a full disk
+            _log_file[1].close()
+        _log_file = None
+
+
+def main(run: Callable[[], Any], options: object = None) -> int:
+    """Run and return the exit code; an error that a user can act on becomes one line.
+
+    If this rank alone has failed, its peers wait for it in a collective, and NCCL's groups cannot
+    be closed before they arrive: the process then ends without closing them, so that the launcher
+    notices and ends the others.
+
+    Args:
+        run: The program.
+        options: As in `set_up_logging`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        BaseException: An unexpected error of `run`, with its traceback.
+    """
+    # before the first message: neither a closed stdout nor a character that the locale lacks may
+    # end a run
+    forgive_output()
+    set_up_logging(options)
+    ending = _run_and_report(run)
+    close_log_file()
+    if ending.on_all_ranks or not _waits_for_peers():
+        _close_process_group()
+        if ending.unexpected is not None:
+            raise ending.unexpected
+        return ending.code
+    if ending.unexpected is not None:
+        traceback.print_exception(ending.unexpected)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     from allinone.common.processes import end_readers
 
-    end_readers()  # os._exit leaves no one else to do it
-    os._exit(code)
+    end_readers()  # os._exit skips the handlers that would do it
+    os._exit(ending.code)
 
 
-def _outcome(run: Callable[[], Any]) -> tuple[int, bool, BaseException | None]:
-    """(exit code, whether all ranks end so, what is to be raised)."""
-    from allinone.common.errors import FULL, DataError, LostDataError
-    from allinone.engine.checkpoint.manager import CheckpointError
-    from allinone.engine.distributed.signals import Stopped, TooManySkippedError
+@dataclass(frozen=True)
+class _Ending:
+    """How a run ended on this rank."""
 
+    code: ExitCode
+    on_all_ranks: bool
+    """Whether every rank ends in the same way."""
+    unexpected: BaseException | None = None
+    """An error that keeps its traceback."""
+
+
+def _run_and_report(run: Callable[[], Any]) -> _Ending:
     try:
         run()
-    except Stopped as stopped:
-        return _end(stopped, EXIT_REQUEUE, shared=True), True, None
-    except TooManySkippedError as error:
-        return _end(error, EXIT_NONFINITE, shared=True), True, None
-    except CheckpointError as error:
-        return _end(error, EXIT_DISK if error.disk else EXIT_USER, shared=True), True, None
-    except ConfigError as error:
-        shared = not isinstance(error, LocalConfigError)
-        return _end(error, EXIT_USER, shared=shared), shared, None
-    except (
-        LostDataError,
-        FileNotFoundError,
-    ) as error:  # it was there: a mount has gone, perhaps, and a node check will find this node
-        return _end(error, EXIT_AGAIN if _began else EXIT_USER, shared=False), False, None
-    except DataError as error:
-        return _end(error, EXIT_USER, shared=False), False, None
-    except RuntimeError as error:
-        if not any(text in str(error) for text in PEER_GONE):
-            return 1, False, error
-        gone = RuntimeError(
-            f"another rank has left; its own output says why ({str(error).splitlines()[0][:200]})"
-        )
-        return _end(gone, EXIT_PEER, shared=False), False, None
-    except OSError as error:
-        if error.errno not in FULL:
-            return 1, False, error
-        return _end(error, EXIT_DISK, shared=False), False, None
+    except AllInOneError as error:
+        code, local = _exit_code(error), isinstance(error, ON_THIS_RANK)
+        _report(error, code, local)
+        return _Ending(code, on_all_ranks=not local)
+    except (OSError, RuntimeError) as error:
+        found = _code_of_system_error(error)
+        if found is None:
+            return _unexpected(error)
+        if isinstance(error, RuntimeError):
+            reason = str(error).splitlines()[0][:200]
+            error = RuntimeError(f"another rank has left; its own output says why ({reason})")
+        _report(error, found, local=True)
+        return _Ending(found, on_all_ranks=False)
     except BaseException as error:  # noqa: BLE001 - raised again, or printed
-        return 1, False, error
-    return 0, True, None
+        return _unexpected(error)
+    return _Ending(ExitCode.OK, on_all_ranks=True)
+
+
+def _unexpected(error: BaseException) -> _Ending:
+    log.debug("unexpected error", exc_info=error)  # for the log file; the traceback is printed too
+    return _Ending(ExitCode.FAILURE, on_all_ranks=False, unexpected=error)
+
+
+def _exit_code(error: AllInOneError) -> ExitCode:
+    if getattr(error, "disk", False):
+        return ExitCode.DISK_FULL
+    if isinstance(error, LostDataError):
+        return _code_of_missing_file()
+    return ExitCode(error.exit_code)
+
+
+def _code_of_missing_file() -> ExitCode:
+    """A file that was found before may be missing because of this node: a node check will tell."""
+    return ExitCode.FAILURE if _training_started else ExitCode.USAGE
+
+
+def _code_of_system_error(error: Exception) -> ExitCode | None:
+    """The exit code of an error of the system; None if the error is unexpected."""
+    if isinstance(error, FileNotFoundError):
+        return _code_of_missing_file()
+    if isinstance(error, OSError):
+        return ExitCode.DISK_FULL if error.errno in FULL else None
+    return ExitCode.FAILURE if any(text in str(error) for text in PEER_GONE) else None
+
+
+def _report(error: Exception, code: ExitCode, local: bool) -> None:
+    """Log why the run ends; what all ranks raise alike appears on the terminal once, by rank 0."""
+    if local:
+        setup_logging(stderr=True)  # only this rank knows the reason
+    rank = f"rank {current_rank()}: " if current_rank() else ""
+    hint = f"\nhint: {error.hint}" if isinstance(error, AllInOneError) and error.hint else ""
+    level = logging.WARNING if code == ExitCode.REQUEUE else logging.ERROR
+    log.log(level, "%s%s%s", rank, error, hint)
 
 
 def _waits_for_peers() -> bool:
@@ -288,18 +395,8 @@ def _waits_for_peers() -> bool:
     return dist.is_initialized() and dist.get_world_size() > 1 and dist.get_backend() == "nccl"
 
 
-def _end(reason: Exception, code: int, shared: bool) -> int:
-    """Say why the run ends. What all ranks raise alike is said by rank 0 only."""
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
-    if rank == 0 or not shared:
-        where = f"rank {rank}: " if rank else ""
-        print(f"{'' if code == EXIT_REQUEUE else 'error: '}{where}{reason}", file=sys.stderr)
-    return code
-
-
-def _leave() -> None:
-    """Close the process group: gloo's threads abort the interpreter if they are alive at its
-    end."""
+def _close_process_group() -> None:
+    """Close the process group: gloo's threads abort the interpreter if they outlive it."""
     import torch.distributed as dist
 
     if dist.is_initialized():

@@ -1,4 +1,4 @@
-"""Signals, and the errors with which a run ends on all ranks."""
+"""Stop signals: remembered by one rank, agreed on by all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from datetime import timedelta
 from types import FrameType
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from allinone.common.errors import AllInOneError
 from allinone.common.exit_codes import ExitCode
 from allinone.engine.distributed.collectives import collective_timeout_s
@@ -14,25 +17,21 @@ from allinone.engine.distributed.collectives import collective_timeout_s
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-class Stopped(AllInOneError):  # noqa: N818 - not an error: the run was asked to leave and has saved
-    """The run left after a signal; the same command continues it."""
+class Stopped(AllInOneError):  # noqa: N818 - not an error: the run saved a checkpoint as asked
+    """The run ended after a signal; the same command continues it."""
 
     exit_code = ExitCode.REQUEUE
 
 
-class TooManySkippedError(AllInOneError, RuntimeError):
-    """More steps in a row than --max-skipped had a non-finite gradient."""
-
-    exit_code = ExitCode.NON_FINITE
-
-
 class StopSignals:
-    """Remembers SIGTERM, SIGUSR1 and SIGINT for the loop, which looks between two steps. A second
-    SIGINT ends at once."""
+    """Remembers SIGTERM, SIGUSR1 and SIGINT; the training loop checks between two steps.
+
+    A second SIGINT raises KeyboardInterrupt at once.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._remember) for number in SIGNALS}
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == "SIGINT":
@@ -40,53 +39,48 @@ class StopSignals:
         self.received = signal.Signals(number).name
 
     def restore(self) -> None:
-        """Give the signals back to whoever had them."""
-        for number, handler in self._before.items():
+        """Reinstall the previous handlers."""
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
 
 class SignalSync:
-    """Tells every rank about a signal that any rank got, one step later, without waiting for the
-    device or for slower ranks.
+    """Makes every rank learn of a signal that any rank received, one step later.
 
-    The exchange runs over a group of its own between hosts (gloo), beside the next step; NCCL would
-    put it on the device and make the host wait there.
+    The exchange overlaps the next step, so that no rank waits for the device or for a slower rank.
+    It uses a gloo group of its own: NCCL would run it on the device and block the host.
     """
 
     _NAMES = (None, *(number.name for number in SIGNALS))
 
-    def __init__(self, timeout_s: float) -> None:
-        import torch.distributed as dist
-
-        self._dist = dist
+    def __init__(self, hang_timeout_s: float) -> None:
         self._pending: tuple[Any, Any] | None = None
-        several = dist.get_world_size() > 1
-        self._group = (
-            dist.new_group(
-                backend="gloo", timeout=timedelta(seconds=collective_timeout_s(timeout_s))
-            )
-            if several
-            else None
-        )
+        self._group: Any = None
+        if dist.get_world_size() > 1:
+            timeout = timedelta(seconds=collective_timeout_s(hang_timeout_s))
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
 
-    def share(self, received: str | None) -> str | None:
-        """Call once per step on every rank: what was received up to the step before, the same on
-        all."""
-        import torch
+    def exchange(self, received: str | None) -> str | None:
+        """Start this step's exchange and return the result of the previous one.
 
+        Every rank must call it once per step.
+
+        Args:
+            received: Name of the signal that this rank has received, if any.
+
+        Returns:
+            Name of a signal that any rank had received by the previous step; equal on all ranks.
+        """
         if self._group is None:
             return received
-        before = self.settle()
+        agreed = self.finish()
         code = torch.tensor(self._NAMES.index(received))
-        self._pending = (
-            self._dist.all_reduce(code, self._dist.ReduceOp.MAX, group=self._group, async_op=True),
-            code,
-        )
-        return before
+        work = dist.all_reduce(code, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = (work, code)
+        return agreed
 
-    def settle(self) -> str | None:
-        """Wait for the exchange that is under way; no later one may be open when the process group
-        closes."""
+    def finish(self) -> str | None:
+        """Wait for the pending exchange; none may be open when the process group is destroyed."""
         if self._pending is None:
             return None
         work, code = self._pending

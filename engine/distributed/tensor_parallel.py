@@ -1,11 +1,11 @@
-"""Tensor parallelism by megatron-core: the attention and MLP layers that model/linear.py's factory
-made are divided over the ranks of a group.
+"""Tensor parallelism by megatron-core.
 
-A column layer holds a share of the outputs (attention: of the heads) and leaves them divided; the
-row layer after it holds the same share of the inputs, and adds the ranks' results up: two
-all-reduces per pair, one forward and one backward (Shoeybi et al., Megatron-LM, 2019, section 3).
-Everything else is held whole by every rank and computed alike, from the same clips and the same
-random numbers. Imports megatron-core: only for --tensor-parallel above 1.
+The attention and MLP layers that model/linear.py's factory made are sharded over the ranks of a
+group. A column layer holds a shard of the outputs (of the heads, in attention) and leaves them
+sharded; the row layer after it holds the same shard of the inputs and sums the results of all
+ranks: two all-reduces per pair, one forward and one backward (Shoeybi et al., Megatron-LM, 2019,
+section 3). Everything else is replicated, and computed from the same clips and the same random
+numbers on every rank. This module imports megatron-core: only for --tensor-parallel above 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # that apex and Transformer Engine are missing: neither is used
+    # apex and Transformer Engine are missing, and neither is used
+    warnings.simplefilter("ignore")
     from megatron.core import ModelParallelConfig, parallel_state
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
     from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
@@ -30,8 +31,15 @@ from allinone.model.linear import Split, SplitDropout, WholeLinear
 
 
 def groups(tensor: int, timeout_s: float) -> tuple[Any, Any]:
-    """Make megatron-core's process groups; returns those of data and of tensor parallelism.
-    Collective over all ranks."""
+    """Create megatron-core's process groups; collective.
+
+    Args:
+        tensor: Size of a tensor-parallel group.
+        timeout_s: Time-out of their collectives, seconds.
+
+    Returns:
+        The group of data parallelism and the group of tensor parallelism.
+    """
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
@@ -46,24 +54,24 @@ def groups(tensor: int, timeout_s: float) -> tuple[Any, Any]:
 
 
 class ColumnLinear(ColumnParallelLinear):
-    """megatron-core's layer with the call of nn.Linear: [..., in] → this rank's share of the
-    outputs."""
+    """megatron-core's layer called like nn.Linear: [..., in] → this rank's shard of the outputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[0]
 
 
 class RowLinear(RowParallelLinear):
-    """megatron-core's layer with the call of nn.Linear: this rank's share of the inputs → [...,
-    out], whole; the bias is added once, to the sum."""
+    """megatron-core's layer called like nn.Linear: this rank's shard of the inputs → [..., out].
+
+    The bias is added once, to the sum over ranks.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[0]
 
 
 class ParallelLinears:
-    """A LinearFactory of divided layers. Their weights are not initialised: `divide` fills them
-    from whole ones."""
+    """A LinearFactory of sharded layers. Their weights are uninitialised; `divide` fills them."""
 
     def __init__(self, layout: Layout) -> None:
         self._group = layout.tensor_group
@@ -96,42 +104,43 @@ class ParallelLinears:
 
 
 def divide(model: nn.Module, layout: Layout) -> None:
-    """Exchange the model's divisible layers, one after the other, for this rank's parts of them.
+    """Replace the model's layers, one after the other, by this rank's shards of them.
 
-    The whole model comes in, so that weights do not depend on the number of ranks, wherever they
-    come from: a seed, --init-from, a fine-tuned checkpoint. ConfigError where the model cannot be
-    divided.
+    The model is built in full first, so that its weights do not depend on the number of ranks,
+    whether they come from a seed, --init-from or a fine-tuned checkpoint.
+
+    Raises:
+        ConfigError: The model cannot be sharded over this many ranks.
     """
     _check(model, layout)
     factory = ParallelLinears(layout)
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, WholeLinear):
-                setattr(module, name, _part_of(child, factory, layout))
+                setattr(module, name, _shard(child, factory, layout))
             elif isinstance(child, SplitDropout):
                 child.share = (layout.tensor_rank, layout.tensor)
 
 
-def _part_of(whole: WholeLinear, factory: ParallelLinears, layout: Layout) -> nn.Module:
-    part = factory(whole.in_features, whole.out_features, split=whole.split, blocks=whole.blocks)
+def _shard(full: WholeLinear, factory: ParallelLinears, layout: Layout) -> nn.Module:
+    shard = factory(full.in_features, full.out_features, split=full.split, blocks=full.blocks)
     with torch.no_grad():
-        for name, parameter in part.named_parameters():
-            value, division = getattr(whole, name), division_of(parameter)
-            parameter.copy_(
-                value
-                if division is None
-                else division.part(value, layout.tensor_rank, layout.tensor)
-            )
+        for name, parameter in shard.named_parameters():
+            value, division = getattr(full, name), division_of(parameter)
+            if division is None:
+                parameter.copy_(value)
+            else:
+                parameter.copy_(division.part(value, layout.tensor_rank, layout.tensor))
             parameter.requires_grad_(value.requires_grad)
-    return part.train(whole.training)
+    return shard.train(full.training)
 
 
 def _check(model: nn.Module, layout: Layout) -> None:
     layers = [module for module in model.modules() if isinstance(module, WholeLinear)]
     if not layers:
         raise ConfigError(
-            f"--tensor-parallel {layout.tensor}: {type(model).__name__} has no layers to divide;"
-            " leave the option out"
+            f"--tensor-parallel {layout.tensor}: {type(model).__name__} has no layers that"
+            " can be sharded; omit the option"
         )
     configs = (getattr(module, "config", None) for module in model.modules())
     config = next((found for found in configs if hasattr(found, "num_attention_heads")), None)
@@ -149,19 +158,22 @@ def _check(model: nn.Module, layout: Layout) -> None:
                 f"--tensor-parallel {layout.tensor} does not divide a layer of {width}"
                 f" {layer.split}s"
             )
-    if getattr(config, "attention_dropout", 0.0):
+    if dropout := getattr(config, "attention_dropout", 0.0):
         raise ConfigError(
-            f"--tensor-parallel {layout.tensor} with attention_dropout {config.attention_dropout}: every rank would drop the same places of "  # type: ignore[union-attr]
-            "different heads; set it to 0, as in the paper, or train without tensor parallelism"
+            f"--tensor-parallel {layout.tensor} with attention_dropout {dropout}: every rank would"
+            " drop the same positions of different heads; set it to 0, as in the paper, or train"
+            " without tensor parallelism"
         )
 
 
 def gradient_norm(parameters: list[nn.Parameter], layout: Layout) -> Tensor:
-    """Norm of the whole model's gradient, float32 scalar: divided parameters are added up over the
-    group, whole ones count once."""
-    divided = [p.grad for p in parameters if p.grad is not None and division_of(p) is not None]
-    whole = [p.grad for p in parameters if p.grad is not None and division_of(p) is None]
-    squares = torch.stack([_norm(divided), _norm(whole)]).square()
+    """Norm of the complete model's gradient, a float32 scalar; collective over the group.
+
+    Squares of sharded parameters are summed over the ranks, those of replicated ones count once.
+    """
+    sharded = [p.grad for p in parameters if p.grad is not None and division_of(p) is not None]
+    replicated = [p.grad for p in parameters if p.grad is not None and division_of(p) is None]
+    squares = torch.stack([_norm(sharded), _norm(replicated)]).square()
     dist.all_reduce(squares[0], group=layout.tensor_group)
     return squares.sum().sqrt()
 
@@ -171,8 +183,11 @@ def _norm(gradients: list[Tensor]) -> Tensor:
 
 
 class DeepSpeedView:
-    """megatron-core's state under the names by which DeepSpeed 0.19 asks its `mpu`; megatron-core
-    has dropped the get_model_parallel_* ones."""
+    """megatron-core's state under the names by which DeepSpeed asks its `mpu`.
+
+    deepspeed 0.19.8, runtime/engine.py and utils/groups.py; megatron-core 0.16.1 no longer has the
+    get_model_parallel_* functions.
+    """
 
     get_tensor_model_parallel_rank = get_model_parallel_rank = staticmethod(
         parallel_state.get_tensor_model_parallel_rank

@@ -1,8 +1,8 @@
-"""Who computes what: data ranks see different clips, the ranks of a tensor-parallel group share one
-data rank's clips and hold parts of the layers.
+"""Which rank computes what.
 
-Nothing here needs megatron-core; engine/distributed/tensor_parallel.py does, and is imported for
---tensor-parallel above 1 only.
+Data ranks see different clips. The ranks of a tensor-parallel group share the clips of one data
+rank and hold shards of its layers. Nothing here needs megatron-core; tensor_parallel.py does, and
+is imported for --tensor-parallel above 1 only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from allinone.common.errors import ConfigError
+from allinone.engine import deepspeed_adapter
 from allinone.engine.distributed.collectives import all_gather_object
 
 T = TypeVar("T")
@@ -23,37 +24,38 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Layout:
-    """The place of one rank among all. Ranks of one tensor-parallel group follow one another, so
-    that they sit on one machine."""
+    """The position of one rank.
+
+    The ranks of a tensor-parallel group are consecutive, so that they share one machine.
+    """
 
     rank: int = 0
     world: int = 1
     tensor: int = 1
-    """Ranks that share every layer."""
+    """Size of a tensor-parallel group."""
     data_group: Any = None
-    """Process group of the ranks that hold the same part of the layers and see different clips;
-    None: all ranks."""
+    """Process group of the ranks that hold the same shards and see different clips; None: all
+    ranks."""
     tensor_group: Any = None
     """Process group of the ranks that see the same clips; None without tensor parallelism."""
 
     @property
     def data_rank(self) -> int:
-        """Place among those that see different clips."""
+        """Rank among those that see different clips."""
         return self.rank // self.tensor
 
     @property
     def data_world(self) -> int:
-        """How many micro-batches of different clips are computed side by side."""
+        """Number of micro-batches of different clips that are computed at the same time."""
         return self.world // self.tensor
 
     @property
     def tensor_rank(self) -> int:
-        """Which part of the layers this rank holds."""
+        """Index of the shards that this rank holds."""
         return self.rank % self.tensor
 
     def one_per_data_rank(self, parts: Sequence[T]) -> list[T]:
-        """Of one value per rank, those that count: tensor-parallel ranks repeat what their data
-        rank computes."""
+        """One value per data rank out of one per rank; the others are repetitions."""
         return list(parts[:: self.tensor])
 
 
@@ -61,22 +63,25 @@ _current: Layout | None = None
 
 
 def current() -> Layout:
-    """The layout of the run in this process; before one is started, every rank is a data rank."""
-    rank, world = (
-        (dist.get_rank(), dist.get_world_size())
-        if dist.is_available() and dist.is_initialized()
-        else (0, 1)
-    )
-    return (
-        _current
-        if _current is not None and (_current.rank, _current.world) == (rank, world)
-        else Layout(rank, world)
-    )
+    """The layout of the run in this process; before `start`, every rank is a data rank."""
+    rank, world = 0, 1
+    if dist.is_available() and dist.is_initialized():
+        rank, world = dist.get_rank(), dist.get_world_size()
+    if _current is not None and (_current.rank, _current.world) == (rank, world):
+        return _current
+    return Layout(rank, world)
 
 
 def start(tensor: int, timeout_s: float) -> Layout:
-    """Divide the ranks of the process group; ConfigError where they cannot be divided. Collective
-    over all ranks."""
+    """Arrange the ranks of the process group; collective.
+
+    Args:
+        tensor: Size of a tensor-parallel group (--tensor-parallel).
+        timeout_s: Time-out of the new groups' collectives, seconds.
+
+    Raises:
+        ConfigError: `tensor` does not divide the number of ranks.
+    """
     global _current
     rank, world = dist.get_rank(), dist.get_world_size()
     if world % tensor:
@@ -93,27 +98,26 @@ def start(tensor: int, timeout_s: float) -> Layout:
 
 
 def of_data_ranks(mine: T) -> list[T]:
-    """This rank's value and the others', one per data rank, on every rank. Collective."""
+    """The values of all data ranks in order, on every rank; collective."""
     return current().one_per_data_rank(all_gather_object(mine))
 
 
 @dataclass(frozen=True)
 class Division:
-    """How a parameter is cut over a tensor-parallel group. `blocks`: along `dim` the whole is that
-    many blocks, each of which is cut by itself; the q, k and v of attention are three, so that
-    every rank gets the queries, keys and values of the same heads.
-    """
+    """How a parameter is sharded over a tensor-parallel group."""
 
     dim: int
     blocks: int = 1
+    """Number of blocks along `dim`, each of which is sharded separately. The joint q, k, v weight
+    has three, so that every rank gets the queries, keys and values of the same heads."""
 
-    def part(self, whole: Tensor, rank: int, size: int) -> Tensor:
-        """What rank `rank` of `size` holds."""
-        pieces = whole.chunk(self.blocks * size, self.dim)
+    def part(self, full: Tensor, rank: int, size: int) -> Tensor:
+        """Shard of rank `rank` of `size`, cut from the full tensor."""
+        pieces = full.chunk(self.blocks * size, self.dim)
         return torch.cat(pieces[rank::size], self.dim)
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """The whole, from the parts of all ranks in order."""
+        """The full tensor from the shards of all ranks in order."""
         pieces = [part.chunk(self.blocks, self.dim) for part in parts]
         return torch.cat(
             [piece[block] for block in range(self.blocks) for piece in pieces], self.dim
@@ -121,16 +125,19 @@ class Division:
 
 
 def division_of(parameter: nn.Parameter) -> Division | None:
-    """How a parameter is cut, None for one that every rank holds whole. The attributes are
-    megatron-core's."""
-    if not getattr(parameter, "tensor_model_parallel", False):
-        return None
-    return Division(getattr(parameter, "partition_dim"), getattr(parameter, "partition_stride"))  # noqa: B009 - not torch's
+    """How a parameter is sharded; None for a replicated one."""
+    partition = deepspeed_adapter.tensor_parallel_partition(parameter)
+    return None if partition is None else Division(*partition)
 
 
 def gather(part: Tensor, division: Division, layout: Layout) -> Tensor:
-    """The whole tensor from the parts of all ranks of a tensor-parallel group. Collective over
-    it."""
+    """The full tensor from the shards of all ranks of a tensor-parallel group; collective over it.
+
+    Args:
+        part: This rank's shard.
+        division: How the tensor is sharded.
+        layout: Names the group.
+    """
     parts = [torch.empty_like(part) for _ in range(layout.tensor)]
     dist.all_gather(parts, part.contiguous(), group=layout.tensor_group)
     return division.join(parts)

@@ -1,4 +1,4 @@
-"""Ends a process that hangs, and says where."""
+"""Ends a process that hangs and reports rank, activity, stack and unresponsive ranks."""
 
 from __future__ import annotations
 
@@ -9,103 +9,113 @@ import sys
 import threading
 import time
 
-from allinone.engine.distributed.heartbeat import Heartbeat
+from allinone.common.exit_codes import ExitCode
+from allinone.engine.distributed.heartbeat import HeartbeatMonitor
 
-EXIT_HANG = 5
+EXIT_HANG = ExitCode.HANG
 GRACE_S = 30.0
-"""So much later than a watchdog come the time-out of collectives, which would end a waiting rank
-without a word on which one it waits for, and faulthandler's own timer, which needs no Python thread
-to run, for a hang that holds the interpreter's lock."""
-STOOD_STILL_S = 5.0
-"""A watchdog that looks so much later than it meant to was stopped with its whole process (SIGSTOP,
-a frozen container), or kept from the interpreter: what it then finds overdue is no sign that others
-hang."""
-START_S = 180.0
-"""Starting, up to the end of the first step, has at least so long, however short --hang-timeout-s
-is: it imports, reads a checkpoint, opens data."""
+"""Delay after the watchdog's deadline of two last resorts: the time-out of collectives, which would
+end a waiting rank without naming the one it waits for, and faulthandler's timer, which needs no
+Python thread and so works when the interpreter's lock is held."""
+SUSPENDED_S = 5.0
+"""A watchdog that wakes up this much later than planned was suspended with its process (SIGSTOP, a
+frozen container) or could not get the interpreter's lock. Its deadline is moved by that time,
+because an overdue activity then says nothing about other ranks."""
+STARTUP_S = 180.0
+"""Minimum time limit from the start to the end of the first step, where a rank imports modules,
+reads a checkpoint and opens data, however small --hang-timeout-s is."""
 
 _watchdogs: list[Watchdog] = []
-"""Of the runs of this process, the newest last."""
+"""Watchdogs of the runs in this process, newest last."""
 
 
 def keepalive() -> None:
-    """A part of a long evaluation is done: the time that the watchdog allows for it starts anew."""
+    """Restart the time limit of the current activity; call it after every batch of a long one."""
     if _watchdogs:
-        _watchdogs[-1].again()
+        _watchdogs[-1].keepalive()
 
 
 class Watchdog:
-    """Ends the process if nothing finishes within the time-out, whatever it waits for, and says on
-    which rank, in what, where in the code, and which ranks give no sign of life."""
+    """Ends the process when an activity exceeds its time limit.
+
+    Args:
+        timeout_s: Time limit of an activity, seconds (--hang-timeout-s).
+        rank: This process's rank.
+        world: Number of ranks.
+    """
 
     def __init__(self, timeout_s: float, rank: int, world: int) -> None:
         self._timeout_s, self._rank = timeout_s, rank
-        self._doing, self._deadline = "start", float("inf")
-        self._roll_call = Heartbeat(lambda: self._doing) if world > 1 else None
-        self._ended = threading.Event()
+        self._activity, self._deadline = "start", float("inf")
+        self._heartbeats = HeartbeatMonitor(lambda: self._activity) if world > 1 else None
+        self._stopped = threading.Event()
         self._reporting = False
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self.alive("start", starting=True)
+        self.begin("start", starting=True)
         self._thread.start()
         _watchdogs.append(self)
 
-    def alive(self, doing: str, starting: bool = False) -> None:
-        """Something has finished; start the time anew for what comes next. What is `starting` has
-        at least START_S."""
-        self._allowed_s = max(self._timeout_s, START_S) if starting else self._timeout_s
-        self._doing, self._deadline = doing, time.monotonic() + self._allowed_s
-        faulthandler.dump_traceback_later(self._allowed_s + GRACE_S, exit=True)
+    def begin(self, activity: str, starting: bool = False) -> None:
+        """Announce the next activity and restart the time limit.
 
-    def again(self) -> None:
-        """A part of what was announced has finished."""
-        self.alive(self._doing)
+        Args:
+            activity: Shown in the report of a hang, for example "step 7".
+            starting: Allow at least STARTUP_S.
+        """
+        self._limit_s = max(self._timeout_s, STARTUP_S) if starting else self._timeout_s
+        self._activity, self._deadline = activity, time.monotonic() + self._limit_s
+        faulthandler.dump_traceback_later(self._limit_s + GRACE_S, exit=True)
+
+    def keepalive(self) -> None:
+        """Restart the time limit of the current activity."""
+        self.begin(self._activity)
 
     def stop(self) -> None:
-        """The run has ended. A hang that is being reported ends the process itself, also where a
-        peer that left has freed this rank meanwhile: the report is wanted whole, and the exit code
-        says who waited."""
+        """End the supervision.
+
+        If a hang is being reported, wait for the report, which ends the process. The peer that this
+        rank waited for may have left in the meantime, but the report is still needed in full, and
+        its exit code shows which ranks were waiting.
+        """
         if self._reporting:
             self._thread.join()
-        self._ended.set()
+        self._stopped.set()
         if self in _watchdogs:
             _watchdogs.remove(self)
         faulthandler.cancel_dump_traceback_later()
-        if self._roll_call:
-            self._roll_call.stop()
+        if self._heartbeats:
+            self._heartbeats.stop()
 
     def _watch(self) -> None:
         period = min(1.0, self._timeout_s / 10)
-        looked = time.monotonic()
-        while not self._ended.wait(period):
-            late, looked = time.monotonic() - looked - period, time.monotonic()
-            if late > STOOD_STILL_S:
-                self._deadline += late
-                print(
-                    f"rank {self._rank} on {socket.gethostname()} (pid {os.getpid()}) stood still"
-                    f" for {late:.0f} s",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            if looked > self._deadline:
+        last_check = time.monotonic()
+        while not self._stopped.wait(period):
+            delay, last_check = time.monotonic() - last_check - period, time.monotonic()
+            if delay > SUSPENDED_S:
+                self._deadline += delay
+                self._print(f"{self._name()} was suspended for {delay:.0f} s")
+            if last_check > self._deadline:
                 self._reporting = True
-                host = socket.gethostname()
-                allowed = (
-                    f"--hang-timeout-s {self._timeout_s:g}"
-                    if self._allowed_s == self._timeout_s
-                    else f"{self._allowed_s:g} s"
-                )
-                print(
-                    f"error: rank {self._rank} on {host} (pid {os.getpid()}) hangs: {self._doing}"
-                    f" did not finish within {allowed}. Ranks that wait in a collective wait for"
-                    " one that shows another place, or none:",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                faulthandler.dump_traceback(all_threads=True)
-                if self._roll_call:
-                    print(
-                        f"error: rank {self._rank} called the roll: {self._roll_call.missing()}",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                os._exit(EXIT_HANG)
+                self._report_hang()
+                os._exit(ExitCode.HANG)
+
+    def _report_hang(self) -> None:
+        limit = f"{self._limit_s:g} s"
+        if self._limit_s == self._timeout_s:
+            limit = f"--hang-timeout-s {self._timeout_s:g}"
+        self._print(
+            f"error: {self._name()} hangs: {self._activity} did not finish within {limit}. A rank"
+            " inside a collective waits for a rank that reports another location, or none:"
+        )
+        faulthandler.dump_traceback(all_threads=True)
+        if self._heartbeats:
+            found = self._heartbeats.find_unresponsive()
+            self._print(f"error: rank {self._rank} checked all heartbeats: {found}")
+
+    def _name(self) -> str:
+        return f"rank {self._rank} on {socket.gethostname()} (pid {os.getpid()})"
+
+    @staticmethod
+    def _print(text: str) -> None:
+        # not through logging: the thread that hangs may hold the lock of a log handler
+        print(text, file=sys.stderr, flush=True)

@@ -1,1 +1,1 @@
-"""What a run reports."""
+"""What a run records: metrics, timings, history, TensorBoard."""

@@ -1,5 +1,7 @@
-"""What adds up on a rank between two logging steps, and its sum over ranks. Device values stay
-tensors until `collect`."""
+"""Metrics that a rank accumulates between two logging steps, and their sums over ranks.
+
+Values on the device stay tensors until `MetricAccumulator.collect`.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,10 @@ class SkippedStep:
 
     step: int
     clips: tuple[str, ...]
-    """Clips of the micro-batches whose loss was not finite, over all ranks; of the whole step if
-    every loss was finite."""
+    """Clips of the micro-batches whose loss was not finite, over all ranks; clips of the complete
+    step if every loss was finite."""
     loss_finite: bool
-    """True: the losses were finite, the gradient overflowed in the backward pass."""
+    """True: the losses were finite, and the gradient overflowed in the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class MicroBatchRecord:
     """One micro-batch of this rank. Tensors stay on the device."""
 
     position: int
-    """Global position of its first clip: with the run's seed it makes the batch and its random
-    numbers again."""
+    """Global position of its first clip. Together with the run's seed it determines the batch and
+    its random numbers."""
     clips: tuple[str, ...]
     loss: Tensor
     """Scalar, detached."""
@@ -46,66 +48,76 @@ class MicroBatchRecord:
 
 @dataclass(frozen=True)
 class IntervalMetrics:
-    """Sums over micro-batches, steps and ranks."""
+    """One logging interval: sums over micro-batches, steps and ranks; equal on all ranks."""
 
     steps: list[int]
-    """Numbers of the steps."""
+    """Step numbers."""
     metrics: dict[str, float]
+    """Name → mean; nan where the count is 0."""
     skips: list[bool]
-    """One entry per step."""
+    """Whether each step was skipped."""
     losses: list[float]
-    """Mean over micro-batches and ranks, one entry per step; nan where one is not finite."""
+    """Mean loss of each step over micro-batches and ranks; nan if one is not finite."""
     norms: list[float]
-    """Norm of the whole gradient before clipping, one entry per step."""
+    """Norm of the complete gradient of each step before clipping."""
     skipped: list[SkippedStep]
     digest: int
+    """Hash of all clips and random choices since step 0."""
     bad_clips: int
+    """Replaced clips since step 0."""
     wait_s: list[float]
-    """Time that each rank waited for data."""
+    """Time that each rank waited for data, seconds."""
     own_s: list[float]
-    """Time that each rank needed until it had its losses: waiting for data and the forward pass
-    (engine/monitoring/straggler.py says why)."""
+    """Own work of each rank, waiting for data and the forward pass, seconds (straggler.py)."""
     memory_bytes: int
-    """Largest memory of a rank."""
+    """Memory of the largest rank."""
 
 
 @dataclass
 class _Step:
     number: int
-    micro: list[MicroBatchRecord]
+    micro_batches: list[MicroBatchRecord]
     skipped: Tensor
     norm: Tensor
 
     def numbers(self) -> Tensor:
         """float32 [3]: skipped, gradient norm, mean loss."""
-        loss = torch.stack([micro.loss.float() for micro in self.micro]).mean()
+        loss = torch.stack([micro.loss.float() for micro in self.micro_batches]).mean()
         return torch.stack([self.skipped.float(), self.norm.to(loss), loss])
 
 
 class MetricAccumulator:
-    """Sums of one rank. `digest` and `bad_clips` run over the whole training, the rest since the
-    last `collect`."""
+    """Sums of one rank since the last `collect`; `digest` and `bad_clips` are never reset."""
 
     def __init__(self) -> None:
         self.digest = 0
         self.bad_clips = 0
         self.waited_s = 0.0
-        self.kept: dict[int, list[MicroBatchRecord]] = {}
-        """Step → this rank's micro-batches, of the interval that was collected last."""
+        self.last_batch: Any = None
+        """The newest micro-batch of this rank."""
+        self.records: dict[int, list[MicroBatchRecord]] = {}
+        """Step → this rank's micro-batches, for the interval that was collected last."""
         self._sums: dict[str, Tensor] = {}
-        self._micro: list[MicroBatchRecord] = []
+        self._micro_batches: list[MicroBatchRecord] = []
         self._steps: list[_Step] = []
 
     def __len__(self) -> int:
-        """Steps since the last `collect`."""
+        """Number of steps since the last `collect`."""
         return len(self._steps)
 
     def add(self, batch: Any, loss: Tensor, metrics: Mapping[str, Tensor]) -> None:
-        """One micro-batch. Metrics that are not finite are left out: one bad clip must not blank
-        the curve of a whole logging interval."""
+        """Add one micro-batch.
+
+        Args:
+            batch: Its positions, clips and digest are recorded.
+            loss: Scalar on the device.
+            metrics: Name → (sum, count) on the device. Non-finite ones are left out, so that one
+                bad clip does not blank the curve of a complete logging interval.
+        """
+        self.last_batch = batch
         self.digest = (self.digest + batch.digest) % 2**DIGEST_BITS
         self.bad_clips += len(batch.bad)
-        self._micro.append(
+        self._micro_batches.append(
             MicroBatchRecord(batch.first_position, tuple(batch.clips), loss.detach(), metrics)
         )
         for name, value in metrics.items():
@@ -113,19 +125,34 @@ class MetricAccumulator:
             self._sums[name] = self._sums[name] + usable if name in self._sums else usable
 
     def end_step(self, step: int, skipped: Tensor, norm: Tensor) -> None:
-        """The optimizer step after the micro-batches added since the last one; device scalars: 1 if
-        it changed nothing, and the gradient's norm."""
-        self._steps.append(_Step(step, self._micro, skipped, norm))
-        self._micro = []
+        """End an optimizer step, which used all micro-batches since the previous one.
+
+        Args:
+            step: Its number.
+            skipped: Scalar on the device, 1 if the step changed nothing.
+            norm: Scalar on the device, norm of the gradient before clipping.
+        """
+        self._steps.append(_Step(step, self._micro_batches, skipped, norm))
+        self._micro_batches = []
+
+    def set_totals(self, digest: int, bad_clips: int) -> None:
+        """Continue the totals of a checkpoint, which are sums over ranks: on one rank only."""
+        self.digest, self.bad_clips = digest, bad_clips
 
     def collect(self, memory_bytes: int, forward_s: float) -> IntervalMetrics:
-        """Wait for the device, add up over ranks (collective), and begin anew. `forward_s` is this
-        rank's time in forward passes."""
+        """Wait for the device, sum over ranks, and start the next interval; collective.
+
+        Args:
+            memory_bytes: Memory of this rank.
+            forward_s: Time of this rank's forward passes, seconds.
+        """
         steps = self._steps
         numbers = torch.stack([step.numbers() for step in steps]).tolist() if steps else []
         skips = [bool(skipped) for skipped, _, _ in numbers]
         named = {
-            step.number: _clips(step.micro) for step, skip in zip(steps, skips, strict=True) if skip
+            step.number: _clips(step.micro_batches)
+            for step, skip in zip(steps, skips, strict=True)
+            if skip
         }
         mine: dict[str, Any] = {
             "sums": {name: value.double().tolist() for name, value in self._sums.items()},
@@ -139,46 +166,50 @@ class MetricAccumulator:
             "memory": memory_bytes,
         }
         parts = all_gather_object(mine)
-        wait_s, own_s, memory = (
-            [part[name] for part in parts] for name in ("wait", "own", "memory")
-        )
-        parts = topology.current().one_per_data_rank(parts)
-        totals = {
-            name: [sum(part["sums"][name][i] for part in parts) for i in (0, 1)]
-            for name in self._sums
-        }
-        report = IntervalMetrics(
+        data_parts = topology.current().one_per_data_rank(parts)
+        interval = IntervalMetrics(
             steps=[step.number for step in steps],
-            metrics={
-                name: total / count if count else float("nan")
-                for name, (total, count) in totals.items()
-            },
+            metrics=_means(self._sums, data_parts),
             skips=skips,
             losses=[
-                sum(column) / len(parts)
-                for column in zip(*(part["losses"] for part in parts), strict=True)
+                sum(column) / len(data_parts)
+                for column in zip(*(part["losses"] for part in data_parts), strict=True)
             ],
-            norms=parts[0]["norms"],  # the same everywhere; one rank's, so that all judge alike
-            skipped=[_merge(step, [part["named"][step] for part in parts]) for step in named],
-            digest=sum(part["digest"] for part in parts) % 2**DIGEST_BITS,
-            bad_clips=sum(part["bad"] for part in parts),
-            wait_s=wait_s,
-            own_s=own_s,
-            memory_bytes=max(memory),
+            # one rank's values, so that decisions that follow from them are equal on all ranks
+            norms=data_parts[0]["norms"],
+            skipped=[_merge(step, [part["named"][step] for part in data_parts]) for step in named],
+            digest=sum(part["digest"] for part in data_parts) % 2**DIGEST_BITS,
+            bad_clips=sum(part["bad"] for part in data_parts),
+            wait_s=[part["wait"] for part in parts],
+            own_s=[part["own"] for part in parts],
+            memory_bytes=max(part["memory"] for part in parts),
         )
-        self.kept = {step.number: step.micro for step in steps}
+        self.records = {step.number: step.micro_batches for step in steps}
         self._sums, self._steps, self.waited_s = {}, [], 0.0
-        return report
+        return interval
 
 
-def _clips(micro: Sequence[MicroBatchRecord]) -> tuple[list[str], list[str]]:
+def _means(names: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    means = {}
+    for name in names:
+        total, count = (sum(part["sums"][name][i] for part in parts) for i in (0, 1))
+        means[name] = total / count if count else float("nan")
+    return means
+
+
+def _clips(micro_batches: Sequence[MicroBatchRecord]) -> tuple[list[str], list[str]]:
     """(clips of micro-batches with a non-finite loss, all clips) of one step, shortened."""
-    guilty = [clip for one in micro if not bool(torch.isfinite(one.loss)) for clip in one.clips]
-    return guilty[:NAMED_CLIPS], [clip for one in micro for clip in one.clips][:NAMED_CLIPS]
+    offending = [
+        clip
+        for micro in micro_batches
+        if not bool(torch.isfinite(micro.loss))
+        for clip in micro.clips
+    ]
+    everything = [clip for micro in micro_batches for clip in micro.clips]
+    return offending[:NAMED_CLIPS], everything[:NAMED_CLIPS]
 
 
 def _merge(step: int, parts: list[tuple[list[str], list[str]]]) -> SkippedStep:
-    guilty = [clip for part in parts for clip in part[0]]
-    return SkippedStep(
-        step, tuple(guilty or [clip for part in parts for clip in part[1]]), loss_finite=not guilty
-    )
+    offending = [clip for part in parts for clip in part[0]]
+    clips = offending or [clip for part in parts for clip in part[1]]
+    return SkippedStep(step, tuple(clips), loss_finite=not offending)

@@ -1,4 +1,4 @@
-"""The rate that model FLOPs utilisation is measured against."""
+"""The peak rate to which model FLOPs utilisation refers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from allinone.engine.planning.hardware import peak_of_card
 
 @functools.cache
 def measured_matmul_rate(seconds: float = 0.3, order: int = 1024) -> float:
-    """FLOP/s of square fp32 matrix products on this machine's CPU with the current number of
-    threads."""
+    """FLOP/s of fp32 matrix products on this CPU with the current number of threads.
+
+    Args:
+        seconds: How long to measure; the fastest product counts.
+        order: Size of the square matrices.
+    """
     a, b = torch.randn(order, order), torch.randn(order, order)
     a @ b
     best, end = 0.0, time.perf_counter() + seconds
@@ -25,8 +29,15 @@ def measured_matmul_rate(seconds: float = 0.3, order: int = 1024) -> float:
 
 
 def peak_rate(device: torch.device, precision: str) -> tuple[float, str]:
-    """(FLOP/s of one rank in fp32, bf16 or fp16, where the figure comes from); nan for an unknown
-    GPU."""
+    """Peak FLOP/s of one rank.
+
+    Args:
+        device: The rank's device.
+        precision: fp32, bf16 or fp16.
+
+    Returns:
+        The rate, nan for an unknown GPU, and its source in words.
+    """
     if device.type == "cpu":
         return measured_matmul_rate(), "measured fp32 matrix product"
     name = torch.cuda.get_device_name(device)

@@ -1,5 +1,4 @@
-"""TensorBoard of a run: curves, arranged as custom scalars; pictures of samples; options and
-derived facts as text.
+"""TensorBoard of a run: curves arranged as custom scalars, sample pictures, options as text.
 
 Tags: train/<metric>[/<data set>] means over the logging interval; run/<fact>;
 ranks/<time>/<min|median|max> over ranks; eval/<set>/<metric>. docs/monitoring.md explains every
@@ -31,7 +30,7 @@ RUN_FACTS = (
 )
 """Keys of a history record that become curves run/<key>."""
 RANK_FACTS = ("own_s", "wait_s")
-"""Keys of a history record with a spread over ranks, which become ranks/<key>/<min|median|max>."""
+"""Keys of a history record with a spread over ranks; curves ranks/<key>/<min|median|max>."""
 
 Layout = dict[str, dict[str, list[Any]]]
 
@@ -41,17 +40,18 @@ def _exactly(*tags: str) -> list[Any]:
 
 
 def layout(metrics: Iterable[str], mfu_convention: str) -> Layout:
-    """Category → chart → what add_custom_scalars wants. `metrics` are the objectives' names, with
-    /<data set> where there are several.
+    """The argument of add_custom_scalars: category → chart → tags.
 
-    Charts of evaluation metrics are written as patterns, since validation sets are known later.
+    Charts of evaluation metrics are patterns, because validation sets are not known yet.
+
+    Args:
+        metrics: Names of the objectives' metrics, with /<data set> where there are several.
+        mfu_convention: What an MFU of 1 means, for the title of that chart.
     """
     names = sorted(metrics)
-    whole = [name for name in names if "/" not in name]
-    losses, others = (
-        [n for n in whole if n.endswith("_loss")],
-        [n for n in whole if not n.endswith("_loss")],
-    )
+    totals = [name for name in names if "/" not in name]
+    losses = [name for name in totals if name.endswith("_loss")]
+    others = [name for name in totals if not name.endswith("_loss")]
     charts: dict[str, list[Any]] = {
         "losses of the objectives": _exactly(*(f"train/{name}" for name in losses))
     }
@@ -103,8 +103,13 @@ def options_table(options: Mapping[str, Any]) -> str:
 
 
 class TensorBoardWriter:
-    """Writes event files into `folder`; what an earlier process wrote after `start_step` is
-    hidden."""
+    """Writes event files.
+
+    Args:
+        folder: Where to.
+        start_step: Values of later steps, written by an earlier process, are hidden.
+        mfu_convention: What an MFU of 1 means.
+    """
 
     def __init__(self, folder: Path, start_step: int, mfu_convention: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -114,18 +119,16 @@ class TensorBoardWriter:
         self._arranged: set[str] = set()
 
     def describe(self, options: Mapping[str, Any], facts: str, step: int) -> None:
-        """The text tab: the run's options and what was derived from them."""
+        """Fill the text tab with the run's options and the facts derived from them."""
         self._writer.add_text("run/options", options_table(options), step)
         self._writer.add_text(
             "run/derived", "\n".join(f"    {line}" for line in facts.splitlines()), step
         )
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """The curves of one record of the history."""
+        """Extend the curves by one record of the history."""
         names, step = set(record["metrics"]), record["step"]
-        if (
-            not names <= self._arranged
-        ):  # with alternating co-training, some objectives appear later
+        if not names <= self._arranged:  # alternating co-training: some objectives appear later
             self._arranged |= names
             self._writer.add_custom_scalars(layout(self._arranged, self._convention))
         for name, value in record["metrics"].items():
@@ -138,22 +141,22 @@ class TensorBoardWriter:
         self._writer.flush()
 
     def evaluation(self, step: int, results: Mapping[str, float]) -> None:
-        """The curves of one evaluation."""
+        """Extend the curves by one evaluation."""
         for name, value in results.items():
             self._writer.add_scalar(f"eval/{name}", value, step)
         self._writer.flush()
 
     def pictures(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Name → uint8 [H, W, 3]."""
+        """Add pictures: name → uint8 [H, W, 3]."""
         for name, picture in pictures.items():
             self._writer.add_image(name, picture, step, dataformats="HWC")
         self._writer.flush()
 
     def notes(self, step: int, name: str, lines: Sequence[str]) -> None:
-        """Lines of text under a name, such as a dossier's verdict."""
+        """Add lines of text under a name, such as the verdict of an anomaly report."""
         self._writer.add_text(name, "\n\n".join(lines), step)
         self._writer.flush()
 
     def close(self) -> None:
-        """Flush everything."""
+        """Flush and close."""
         self._writer.close()

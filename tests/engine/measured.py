@@ -1,5 +1,4 @@
-"""What DeepSpeed's ranks really hold and send: bytes of live tensors by part, allocator peaks,
-bytes of collectives.
+"""Measures what DeepSpeed's ranks hold and send: live tensors, allocator peaks, collectives.
 
 `measure(cases)` forks the ranks of each case from this process (imported once; gloo over a file
 store) and returns what every rank saw. The walker knows torch's garbage collector and where
@@ -92,7 +91,7 @@ def model_config(case: Case) -> AllInOneConfig:
 
 
 class OneBatch:
-    """The same made-up micro-batch for ever."""
+    """The same synthetic micro-batch forever."""
 
     def __init__(self, config: AllInOneConfig) -> None:
         self.config = config
@@ -203,7 +202,7 @@ def walk(
 
 class Traffic:
     """Counts what is handed to torch.distributed's collectives. Payload of a gather or scatter: the
-    whole, not a rank's share."""
+    complete tensor, not a rank's share."""
 
     NAMES = (
         "all_reduce",
@@ -297,7 +296,7 @@ def run_rank(case: Case, rank: int, folder: Path) -> Seen:
         out=folder / f"out-{rank}",
     )
     run._start_engine()
-    batches = run.data.batches(
+    batches = run.spec.data.batches(
         first=0, rank=rank, world=case.world, micro_batch=case.micro_batch, device=run.device
     )
     background |= _storages(_flat(list(vars(next(batches)).values())))
@@ -313,7 +312,7 @@ def _measure_step(
 ) -> Seen:
     from deepspeed.comm import comm
 
-    engine, base = run._engine, run._optimizer
+    engine, base = run.engine.deepspeed, run.engine.optimizer
     between = walk(engine, base, background)
     traffic.counts.clear()
     comm.comms_logger.comms_dict.clear()
@@ -363,7 +362,7 @@ def _measure_step(
 def _peaks(run: Trainer, batches: Iterator[Batch]) -> tuple[int, int]:
     """Allocator peaks (of forward and backward, of the optimizer step), bytes above the level
     between steps."""
-    engine = run._engine
+    engine = run.engine.deepspeed
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profiler:
@@ -399,7 +398,7 @@ def measure(case: Case) -> list[Seen]:
 
 @dataclass(frozen=True)
 class Line:
-    """Planned beside measured, bytes of the fullest rank (memory) or of one rank (traffic)."""
+    """Planned and measured bytes of the fullest rank (memory) or of one rank (traffic)."""
 
     what: str
     planned: float
@@ -424,7 +423,7 @@ def case_groups(case: Case) -> list[list[int]]:
 
 
 def compare(case: Case, seen: Sequence[Seen]) -> list[Line]:
-    """What the planner says beside what the ranks showed."""
+    """The planner's figures and the measured ones."""
     groups, zero = case_groups(case), case_zero(case)
     memory = state_memory(groups, case.world, zero, case.accumulation)
     lines = []

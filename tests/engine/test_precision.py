@@ -36,20 +36,26 @@ class Data:
             labels[:, 3] = ids[:, 3]
             names = tuple(str(first + i) for i in range(b))
             pixels = torch.randn(b, config.num_frames, 3, size, size)
-            yield Batch(pixels, ids, torch.ones_like(ids), ids, labels, at, torch.zeros(b).long(), ("noise",), names, names, first)
+            yield Batch(
+                pixels, ids, torch.ones_like(ids), ids, labels, at, torch.zeros(b).long(),
+                ("noise",), names, names, first,
+            )
             first += b
 
 def train():
-    options = TrainConfig(steps=3, global_batch=4, micro_batch=2, ds_config=sys.argv[2], log_every=1, save_every=3)
-    model, objective = AllInOneForPreTraining(config), PretrainObjective(ObjectiveConfig(vtc=1.0, wpa=0.1))
+    options = TrainConfig(
+        steps=3, global_batch=4, micro_batch=2, ds_config=sys.argv[2], log_every=1, save_every=3
+    )
+    model = AllInOneForPreTraining(config)
+    objective = PretrainObjective(ObjectiveConfig(vtc=1.0, wpa=0.1))
 
     def evaluate(model, device):
         pixels = torch.randn(1, config.num_frames, 3, config.image_size, config.image_size)
         return {"norm": float(model.video_projection(model.encode_video(pixels)).float().norm())}
 
     Trainer(
-        options, model=model, objective=objective, data=Data(), run_config={}, out=Path(sys.argv[1]),
-        evaluate=evaluate,
+        options, model=model, objective=objective, data=Data(), run_config={},
+        out=Path(sys.argv[1]), evaluate=evaluate,
     ).train()
 
 sys.exit(launch.main(train))
@@ -60,7 +66,7 @@ sys.exit(launch.main(train))
     "name", ["zero0_bf16", "zero1_bf16", "zero2_bf16", "zero3_bf16", "zero1_fp32"]
 )
 def test_the_model_trains_and_evaluates_in_every_precision(tmp_path: Path, name: str) -> None:
-    """The data path hands over float32 pixels whatever the precision of the weights."""
+    """The data path gives float32 pixels for weights of any precision."""
     line = [sys.executable, "-c", SCRIPT, str(tmp_path / "run"), name]
     result = subprocess.run(
         line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False

@@ -75,7 +75,7 @@ def start(out: Path, world: int = 1, **options: object) -> list[subprocess.Popen
 def start_limited(
     out: Path, limits: dict[str, int], world: int = 1, **options: object
 ) -> list[subprocess.Popen[str]]:
-    """Ranks that cannot write files larger than the rank's limit in bytes: stands for a full disk
+    """Ranks that cannot write files larger than the rank's limit in bytes, like a full disk
     or quota."""
     return start(out, world, largest_file=limits, **options)
 
@@ -93,7 +93,7 @@ def train(out: Path, world: int = 1, **options: object) -> tuple[int, str]:
 def history(out: Path) -> dict[int, dict[str, Any]]:
     rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "metrics" in row]
-    assert len({row["step"] for row in rows}) == len(rows), "a step stands twice in the history"
+    assert len({row["step"] for row in rows}) == len(rows), "a step is twice in the history"
     return {row["step"]: row for row in rows}
 
 
@@ -110,45 +110,45 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("whole") / "run"
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("reference") / "run"
     code, output = train(out)
     assert code == 0, output
     return out
 
 
-def test_a_run_writes_every_step_and_keeps_the_newest_checkpoints(whole: Path) -> None:
-    assert list(history(whole)) == list(range(1, 21))
-    assert [folder.name for folder in manager.checkpoints(whole)] == [
+def test_a_run_writes_every_step_and_keeps_checkpoints(reference: Path) -> None:
+    assert list(history(reference)) == list(range(1, 21))
+    assert [folder.name for folder in manager.checkpoints(reference)] == [
         "step-00000020",
         "step-00000015",
     ]
-    assert all(manager.find_damage(folder) is None for folder in manager.checkpoints(whole))
-    assert list((whole / "tensorboard").glob("events*"))
+    assert all(manager.find_damage(folder) is None for folder in manager.checkpoints(reference))
+    assert list((reference / "tensorboard").glob("events*"))
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_every_zero_stage_computes_the_same(whole: Path, tmp_path: Path, stage: int) -> None:
+def test_every_zero_stage_computes_the_same(reference: Path, tmp_path: Path, stage: int) -> None:
     code, output = train(tmp_path / "run", ds_config=f"zero{stage}_fp32")
     assert code == 0, output
-    assert losses(tmp_path / "run") == pytest.approx(losses(whole), abs=1e-5)
-    for name, value in weights(whole).items():
+    assert losses(tmp_path / "run") == pytest.approx(losses(reference), abs=1e-5)
+    for name, value in weights(reference).items():
         torch.testing.assert_close(weights(tmp_path / "run")[name], value, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("world", "stage"), [(2, 1), (4, 1), (2, 3)])
-def test_every_world_size_sees_the_same_clips_and_computes_the_same(
-    whole: Path, tmp_path: Path, world: int, stage: int
+def test_every_world_size_computes_the_same(
+    reference: Path, tmp_path: Path, world: int, stage: int
 ) -> None:
     code, output = train(tmp_path / "run", world, ds_config=f"zero{stage}_fp32")
     assert code == 0, output
-    assert digests(tmp_path / "run") == digests(whole)
-    assert losses(tmp_path / "run") == pytest.approx(losses(whole), abs=1e-5)
-    for name, value in weights(whole).items():
+    assert digests(tmp_path / "run") == digests(reference)
+    assert losses(tmp_path / "run") == pytest.approx(losses(reference), abs=1e-5)
+    for name, value in weights(reference).items():
         torch.testing.assert_close(weights(tmp_path / "run")[name], value, atol=1e-5, rtol=0)
 
 
-def test_a_run_killed_at_step_13_continues_bit_equal(whole: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_step_13_continues_bit_equal(reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     code, _ = train(out, die=12 * 16 + 5)
     assert code == -signal.SIGKILL
@@ -156,15 +156,15 @@ def test_a_run_killed_at_step_13_continues_bit_equal(whole: Path, tmp_path: Path
     code, output = train(out)
     assert code == 0, output
     assert "resumed from" in output
-    assert losses(out) == losses(whole)
-    assert digests(out) == digests(whole)
-    for name, value in weights(whole).items():
+    assert losses(out) == losses(reference)
+    assert digests(out) == digests(reference)
+    for name, value in weights(reference).items():
         assert torch.equal(weights(out)[name], value)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(whole: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_falls_back_to_the_previous(reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    shutil.copytree(whole, out)
+    shutil.copytree(reference, out)
     newest = out / "checkpoints" / "step-00000020"
     victim = next((newest / "deepspeed").glob("*optim_states.pt"))
     content = bytearray(victim.read_bytes())
@@ -175,7 +175,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(whole: Path, tmp_
     assert code == 0, output
     assert victim.name in output
     assert "step-00000015" in output
-    assert losses(out) == losses(whole)
+    assert losses(out) == losses(reference)
     assert manager.find_damage(newest) is None
     assert (newest.parent / "damaged-step-00000020").exists()
     assert not list((out / "checkpoints").glob(".tmp*"))
@@ -190,19 +190,21 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(whole: Path, tmp_
         (lambda folder: (folder / "manifest.json").write_text("{"), "cannot be read"),
     ],
 )
-def test_damage_is_found_and_said(whole: Path, tmp_path: Path, break_it: Any, message: str) -> None:
+def test_damage_is_found_and_said(
+    reference: Path, tmp_path: Path, break_it: Any, message: str
+) -> None:
     folder = tmp_path / "step-00000020"
-    shutil.copytree(whole / "checkpoints" / "step-00000020", folder)
+    shutil.copytree(reference / "checkpoints" / "step-00000020", folder)
     break_it(folder)
     assert message in str(manager.find_damage(folder))
 
 
-def test_a_damaged_newer_checkpoint_never_counts_as_one_to_keep(
-    whole: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_checkpoint_is_not_counted_as_kept(reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    shutil.copytree(whole, out)
-    shutil.copytree(whole / "checkpoints" / "step-00000020", out / "checkpoints" / "step-00000030")
+    shutil.copytree(reference, out)
+    shutil.copytree(
+        reference / "checkpoints" / "step-00000020", out / "checkpoints" / "step-00000030"
+    )
     for step in (20, 30):
         (out / "checkpoints" / f"step-{step:08d}" / "run.json").unlink()
     code, output = train(out, keep_last=1)
@@ -212,17 +214,15 @@ def test_a_damaged_newer_checkpoint_never_counts_as_one_to_keep(
     ]
 
 
-def test_when_every_checkpoint_is_damaged_nothing_starts_over_by_itself(
-    whole: Path, tmp_path: Path
-) -> None:
+def test_a_run_never_restarts_if_all_checkpoints_are_bad(reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    shutil.copytree(whole, out)
+    shutil.copytree(reference, out)
     for folder in manager.checkpoints(out):
         (folder / "manifest.json").unlink()
     code, output = train(out)
     assert code == 2
     assert "to start again from step 0" in output
-    assert history(out) == history(whole)
+    assert history(out) == history(reference)
 
 
 def wait_for_history(out: Path) -> None:
@@ -238,7 +238,7 @@ def wait_for_history(out: Path) -> None:
 @pytest.mark.parametrize(
     ("world", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGUSR1)]
 )
-def test_a_signal_to_one_rank_saves_and_asks_to_be_started_again(
+def test_a_signal_to_one_rank_saves_and_requests_a_requeue(
     tmp_path: Path, world: int, number: signal.Signals
 ) -> None:
     out = tmp_path / "run"
@@ -251,7 +251,7 @@ def test_a_signal_to_one_rank_saves_and_asks_to_be_started_again(
     assert manager.step_of(manager.checkpoints(out)[0]) == max(history(out))
 
 
-def test_what_ends_an_evaluation_costs_no_step_and_it_is_made_up_for(tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_is_made_up_for(tmp_path: Path) -> None:
     out, options = tmp_path / "run", {"die_evaluating": True, "eval_every": 3, "save_every": 100}
     code, output = train(out, steps=3, **options)
     assert code == -signal.SIGKILL, output
@@ -267,7 +267,7 @@ def test_what_ends_an_evaluation_costs_no_step_and_it_is_made_up_for(tmp_path: P
 @pytest.mark.slow
 def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
     """Every step is a checkpoint, so that most kills fall into the writing of one."""
-    code, output = train(tmp_path / "whole", save_every=1, keep_last=3, steps=60)
+    code, output = train(tmp_path / "reference", save_every=1, keep_last=3, steps=60)
     assert code == 0, output
     out, random = tmp_path / "killed", Random(0)
     for _ in range(5):
@@ -284,8 +284,8 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
         assert all(manager.find_damage(folder) is None for folder in manager.checkpoints(out))
     code, output = train(out, save_every=1, keep_last=3, steps=60)
     assert code == 0, output
-    assert losses(out) == losses(tmp_path / "whole")
-    assert digests(out) == digests(tmp_path / "whole")
+    assert losses(out) == losses(tmp_path / "reference")
+    assert digests(out) == digests(tmp_path / "reference")
 
 
 def tensors(value: Any) -> list[torch.Tensor]:
@@ -323,7 +323,7 @@ def optimizer_state(folder: Path) -> list[torch.Tensor]:
         ("zero2_bf16", 0.1),
     ],
 )
-def test_a_step_with_a_nan_leaves_weights_and_moments_bit_equal(
+def test_a_nan_leaves_weights_and_moments_bit_equal(
     tmp_path: Path, name: str, clip_grad: float
 ) -> None:
     """Step 6 holds the poisoned clip: the state after it is that after step 5."""
@@ -350,9 +350,7 @@ def test_a_step_with_a_nan_leaves_weights_and_moments_bit_equal(
 
 
 @pytest.mark.parametrize("name", ["zero1_bf16", "zero2_fp32"])
-def test_a_nan_on_one_of_two_ranks_skips_the_step_on_both_and_names_its_clips(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_nan_on_one_rank_skips_the_step_on_both(tmp_path: Path, name: str) -> None:
     code, output = train(tmp_path / "run", 2, poison=5 * 16 + 5, ds_config=name)
     assert code == 0, output
     assert history(tmp_path / "run")[20]["skipped_steps"] == 1
@@ -364,9 +362,7 @@ def test_a_nan_on_one_of_two_ranks_skips_the_step_on_both_and_names_its_clips(
 
 
 @pytest.mark.parametrize("name", ["zero0_fp32", "zero1_bf16", "zero2_bf16"])
-def test_no_step_but_a_logging_one_reads_a_number_from_the_device(
-    tmp_path: Path, name: str
-) -> None:
+def test_only_logging_steps_read_from_the_device(tmp_path: Path, name: str) -> None:
     code, output = train(
         tmp_path / "run", count_waits=True, ds_config=name, log_every=10, save_every=10
     )
@@ -392,16 +388,16 @@ def test_single_skipped_steps_do_not_stop_a_run(tmp_path: Path) -> None:
     assert history(tmp_path / "run")[20]["skipped_steps"] == 7
 
 
-def test_refused_options_end_every_rank_at_once_and_are_said_once(whole: Path) -> None:
+def test_refused_options_end_all_ranks_with_one_message(reference: Path) -> None:
     begin = time.monotonic()
-    codes, output = finish(start(whole, 2, lr=0.5, hang_timeout_s=100))
+    codes, output = finish(start(reference, 2, lr=0.5, hang_timeout_s=100))
     assert codes == [2, 2], output
     assert output.count("train.lr") == 1
     assert time.monotonic() - begin < 60
 
 
-def test_changed_options_and_foreign_folders_are_refused(whole: Path, tmp_path: Path) -> None:
-    code, output = train(whole, lr=0.5)
+def test_changed_options_and_foreign_folders_are_refused(reference: Path, tmp_path: Path) -> None:
+    code, output = train(reference, lr=0.5)
     assert code == 2
     assert "train.lr: 0.01 → 0.5" in output
     (tmp_path / "notes.txt").write_text("mine")
@@ -410,14 +406,14 @@ def test_changed_options_and_foreign_folders_are_refused(whole: Path, tmp_path: 
     assert "another --out" in output
 
 
-def test_the_same_run_again_says_that_it_is_done(whole: Path) -> None:
-    code, output = train(whole, log_every=2)
+def test_a_finished_run_reports_that_it_is_done(reference: Path) -> None:
+    code, output = train(reference, log_every=2)
     assert code == 0
     assert "is done" in output
 
 
 @pytest.mark.parametrize("limit", [1, 5_000])
-def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path, limit: int) -> None:
+def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path: Path, limit: int) -> None:
     out = tmp_path / "run"
     train(out, steps=20, die=7 * 16)
     codes, output = finish(start_limited(out, {"0": limit}))
@@ -429,9 +425,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path, limit: 
 
 
 @pytest.mark.parametrize("full", [0, 1])
-def test_a_disk_that_is_full_for_one_rank_ends_all_at_once_with_a_clear_error(
-    tmp_path: Path, full: int
-) -> None:
+def test_a_disk_full_on_one_rank_ends_all_ranks(tmp_path: Path, full: int) -> None:
     begin = time.monotonic()
     codes, output = finish(
         start_limited(
@@ -452,7 +446,7 @@ def test_a_dead_rank_takes_the_others_down(tmp_path: Path) -> None:
     assert time.monotonic() - begin < 90
 
 
-def test_a_hang_ends_the_run_and_names_rank_step_and_place(tmp_path: Path) -> None:
+def test_a_hang_names_rank_step_and_location(tmp_path: Path) -> None:
     ranks = start(tmp_path / "run", 2, hang=10 * 16 + 5, hang_timeout_s=12)
     begin = time.monotonic()
     codes, output = finish(ranks)
@@ -460,7 +454,7 @@ def test_a_hang_ends_the_run_and_names_rank_step_and_place(tmp_path: Path) -> No
     assert "rank 1 on" in output
     assert "hangs: step 11 did not finish" in output
     assert "in batches" in output, "the place of the hang: toy.py's batches()"
-    assert "called the roll: all ranks live, most in step 11" in output, (
+    assert "checked all heartbeats: all ranks are alive, most of them in step 11" in output, (
         "Python sleeps, but the process is there"
     )
     assert time.monotonic() - begin < 60

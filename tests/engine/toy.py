@@ -1,5 +1,7 @@
-"""A small model on made-up data, run through the real loop: `python -m tests.engine.toy OUT JSON`
-is one rank."""
+"""A small model on synthetic data, trained by the real trainer.
+
+`python -m tests.engine.toy OUT JSON` is one rank.
+"""
 
 from __future__ import annotations
 
@@ -50,14 +52,12 @@ class ToyData:
         poison_once: int | None = None,
         spike: int | None = None,
     ) -> None:
-        self.poison, self.die, self.hang, self.poison_every, self.spike = (
-            poison,
-            die,
-            hang,
-            poison_every,
-            spike,
-        )
+        self.poison = poison
+        self.poison_every = poison_every
         self.poison_once = poison_once
+        self.die = die
+        self.hang = hang
+        self.spike = spike
 
     def describe(self) -> str:
         return "toy data"
@@ -114,7 +114,7 @@ def objective(model: nn.Module, batch: ToyBatch) -> Losses:
 
 def contrast(model: nn.Module, batch: ToyBatch) -> Losses:
     """A loss that depends on the clips of all ranks, as VTC's does: one bad clip spoils it
-    everywhere."""
+    on every rank."""
     import torch.distributed.nn.functional as dist_nn
 
     losses = objective(model, batch)

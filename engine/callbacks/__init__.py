@@ -1,0 +1,1 @@
+"""Everything that takes part in a run besides the training step; base.py describes the hooks."""

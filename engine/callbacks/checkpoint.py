@@ -1,0 +1,44 @@
+"""Writes checkpoints."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from allinone.engine.callbacks.base import Callback, Due
+from allinone.engine.checkpoint import manager
+
+if TYPE_CHECKING:
+    from allinone.engine.trainer import Trainer
+
+
+class CheckpointCallback(Callback):
+    """Saves a checkpoint when one is due, and after the last step."""
+
+    def on_step_end(self, trainer: Trainer, due: Due) -> None:
+        if due.checkpoint:
+            self._save(trainer)
+
+    def on_end(self, trainer: Trainer) -> None:
+        if trainer.state.step > trainer.state.last_saved:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        state, config = trainer.state, trainer.config
+        trainer.begin_activity(f"the checkpoint of step {state.step}")
+        # the totals in a checkpoint must include every step before it
+        trainer.log_interval()
+        with trainer.stopwatch.paused():
+            start = time.perf_counter()
+            facts = trainer.checkpoint_facts() | state.totals()
+            folder = trainer.engine.save(trainer.spec.out, facts)
+            state.last_saved = state.step
+            # from here on rank 0 alone continues the totals, as it does in a resumed run
+            trainer.continue_totals()
+            if trainer.is_rank0:
+                manager.prune(trainer.spec.out, config.keep_last, config.keep_every)
+            seconds = time.perf_counter() - start
+            trainer.result = replace(trainer.result, checkpoint=folder)
+            for callback in trainer.callbacks:
+                callback.on_checkpoint(trainer, folder, seconds)

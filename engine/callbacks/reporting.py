@@ -1,0 +1,197 @@
+"""What a run tells people and tools: history.jsonl, TensorBoard, the progress line, the plan."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from allinone.common.formatting import duration, size
+from allinone.engine.callbacks.base import Callback, Due, Interval
+from allinone.engine.distributed.signals import Stopped
+from allinone.engine.monitoring.history import HistoryWriter, finite
+from allinone.engine.monitoring.tensorboard import TensorBoardWriter
+from allinone.engine.run_spec import Pictures
+
+if TYPE_CHECKING:
+    from allinone.engine.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+class HistoryCallback(Callback):
+    """Rank 0 writes OUT/history.jsonl."""
+
+    def __init__(self) -> None:
+        self._history: HistoryWriter | None = None
+
+    def _write(self, trainer: Trainer, line: Mapping[str, Any]) -> None:
+        if self._history is not None:
+            self._history.write({"step": trainer.state.step, **line})
+
+    def on_start(self, trainer: Trainer) -> None:
+        if not trainer.is_rank0:
+            return
+        config, records = trainer.config, trainer.records
+        self._history = HistoryWriter(trainer.spec.out, trainer.state.step)
+        line = {
+            "event": "start",
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "ranks": trainer.rank_info.world,
+            "hosts": sorted(set(records.hosts)),
+            "launcher": trainer.rank_info.launcher,
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            "mfu_convention": records.mfu_convention,
+        }
+        names = ("steps", "global_batch", "log_every", "hang_timeout_s")
+        self._write(trainer, line | {name: getattr(config, name) for name in names})
+
+    def on_interval(self, trainer: Trainer, interval: Interval) -> None:
+        self._write(trainer, interval.record)
+
+    def on_checkpoint(self, trainer: Trainer, folder: Path, seconds: float) -> None:
+        if self._history is not None:
+            written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            facts = {"path": str(folder), "bytes": written, "seconds": seconds}
+            self._write(trainer, {"event": "checkpoint", **facts})
+
+    def on_evaluation(self, trainer: Trainer, results: Mapping[str, float], seconds: float) -> None:
+        self._write(trainer, {"evaluation": dict(results), "seconds": seconds})
+
+    def on_event(self, trainer: Trainer, event: str, facts: Mapping[str, Any]) -> None:
+        self._write(trainer, {"event": event, **facts})
+
+    def on_close(self, trainer: Trainer, error: BaseException | None) -> None:
+        if self._history is None:
+            return
+        kind = "finish" if error is None else "stop" if isinstance(error, Stopped) else "error"
+        reason = {} if error is None else {"reason": f"{type(error).__name__}: {error}"}
+        self._write(trainer, {"event": kind, **reason})
+        self._history.close()
+
+
+class TensorBoardCallback(Callback):
+    """Rank 0 writes OUT/tensorboard.
+
+    Args:
+        pictures: Draws a training batch: the first one of this process, and one per evaluation.
+    """
+
+    def __init__(self, pictures: Pictures | None) -> None:
+        self._pictures = pictures
+        self._writer: TensorBoardWriter | None = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        if trainer.is_rank0:
+            spec, step = trainer.spec, trainer.state.step
+            convention = trainer.records.mfu_convention
+            self._writer = TensorBoardWriter(spec.out / "tensorboard", step, convention)
+            self._writer.describe(spec.run_config, trainer.describe(), step)
+
+    def on_interval(self, trainer: Trainer, interval: Interval) -> None:
+        if self._writer is not None:
+            self._writer.record(interval.record)
+
+    def on_step_end(self, trainer: Trainer, due: Due) -> None:
+        wanted = due.evaluation or (due.first and not due.stop)
+        if self._writer is not None and self._pictures is not None and wanted:
+            pictures = self._pictures(trainer.accumulator.last_batch)
+            self._writer.pictures(trainer.state.step, pictures)
+
+    def on_evaluation(self, trainer: Trainer, results: Mapping[str, float], seconds: float) -> None:
+        if self._writer is not None:
+            self._writer.evaluation(trainer.state.step, results)
+
+    def on_event(self, trainer: Trainer, event: str, facts: Mapping[str, Any]) -> None:
+        if self._writer is not None and event == "anomaly_report":
+            step = facts["of_step"]
+            lines = [f"step {step}: {facts['reason']}", facts["verdict"]]
+            self._writer.notes(step, "run/anomalies", lines)
+
+    def on_close(self, trainer: Trainer, error: BaseException | None) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class ProgressCallback(Callback):
+    """Logs a line per logging interval and evaluation; with --json, rank 0 prints JSON lines."""
+
+    def on_interval(self, trainer: Trainer, interval: Interval) -> None:
+        record = interval.record
+        for skipped in record["skipped"]:
+            cause = "loss not finite; clips"
+            if skipped["loss_finite"]:
+                cause = "gradient not finite though the losses are; clips of the step"
+            clips = ", ".join(skipped["clips"])
+            log.warning("step %d skipped, its %s: %s", skipped["step"], cause, clips)
+        if trainer.config.json:
+            self._print_json(trainer, record)
+        else:
+            log.info("%s", progress_line(record, trainer.config.steps))
+
+    def on_evaluation(self, trainer: Trainer, results: Mapping[str, float], seconds: float) -> None:
+        step = trainer.state.step
+        if trainer.config.json:
+            self._print_json(trainer, {"step": step, "evaluation": results})
+        else:
+            shown = "  ".join(f"{name} {value:.1f}" for name, value in results.items())
+            log.info("evaluation at step %d (%s): %s", step, duration(seconds), shown)
+
+    @staticmethod
+    def _print_json(trainer: Trainer, value: Mapping[str, Any]) -> None:
+        if trainer.is_rank0:  # the product of --json, not a message
+            print(json.dumps(finite(value)), flush=True)
+
+
+def progress_line(record: Mapping[str, Any], steps: int) -> str:
+    """A record of the history in one line.
+
+    Args:
+        record: See monitoring/history.py.
+        steps: Total number of steps.
+    """
+    losses = "  ".join(
+        f"{name.removesuffix('_loss')} {value:.3f}"
+        for name, value in record["metrics"].items()
+        if name.endswith("_loss")
+    )
+    parts = [
+        f"step {record['step']}/{steps}",
+        losses,
+        f"lr {record['lr']:.1e}",
+        f"{record['samples_per_s']:.1f} clips/s",
+        f"MFU {100 * record['mfu']:.0f} %",
+        f"data wait {100 * record['data_wait']:.1f} %",
+        size(record["memory_bytes"]),
+        f"ETA {duration(record['eta_s'])}",
+    ]
+    if record["skipped_steps"]:
+        parts.append(f"skipped {record['skipped_steps']}")
+    if record["bad_clips"]:
+        parts.append(f"bad clips {record['bad_clips']}")
+    return "  ".join(parts)
+
+
+class PlanCallback(Callback):
+    """Compares the plan of the run with what was measured: OUT/plan.json and the log."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._write(trainer)
+
+    def on_interval(self, trainer: Trainer, interval: Interval) -> None:
+        metrics = interval.metrics
+        trainer.engine.estimate.see(len(metrics.steps), interval.elapsed_s, metrics.memory_bytes)
+
+    def on_end(self, trainer: Trainer) -> None:
+        self._write(trainer)
+        log.info("%s", trainer.engine.estimate.summary())
+
+    @staticmethod
+    def _write(trainer: Trainer) -> None:
+        if trainer.is_rank0:
+            trainer.engine.estimate.write(trainer.spec.out)

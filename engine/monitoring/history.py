@@ -1,0 +1,156 @@
+"""history.jsonl: the records, evaluations and events of a run, written by rank 0.
+
+OUT/history.jsonl has one JSON object per line, of three kinds. Every line has `step` and `time`
+(Unix seconds); non-finite numbers are null. docs/monitoring.md describes every key.
+
+- A record, one per logging interval, has `metrics`: means over the interval, all micro-batches and
+  ranks. `samples` consumed so far; `lr`; `loss` and `grad_norm` of the newest step, the norm before
+  clipping; `samples_per_s`, `step_s`, `mfu`, `eta_s`; `elapsed_s` of the interval without
+  checkpoints and evaluations; `data_wait`, the largest share of it that a rank waited for data;
+  `own_s` and `wait_s`, own work (waiting and forward pass) and waiting per step as {min, median,
+  max} over ranks; `ranks`, the same per rank in a list; `slowest` {rank, host, own_s, ratio to the
+  others' median}, null with one rank; `memory_bytes` of the largest rank; `skipped_steps` and
+  `bad_clips` since step 0; `skipped`, the interval's skipped steps with their clips; `digest` of
+  all clips and choices so far.
+- An evaluation has `evaluation` {name: value} and `seconds`.
+- An event has `event`: start (host, pid, ranks, hosts, launcher, slurm_job, mfu_convention, steps,
+  global_batch, log_every, hang_timeout_s), checkpoint (path, bytes, seconds), damaged (problem),
+  straggler (text), anomaly_report (of_step, path, reason, verdict; "dossier" in earlier versions),
+  stop (reason), error (reason), finish.
+
+After a restart, records and evaluations of steps that are run again are removed; events stay.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from allinone.common.atomic_io import write_atomic
+from allinone.common.formatting import count
+from allinone.engine.config import TrainConfig
+from allinone.engine.monitoring.accumulator import IntervalMetrics
+from allinone.engine.monitoring.straggler import slowest, spread
+from allinone.engine.optim.schedule import learning_rate
+
+HISTORY = "history.jsonl"
+
+
+class HistoryWriter:
+    """Appends lines to history.jsonl.
+
+    Args:
+        folder: The run's folder.
+        start_step: Records and evaluations of later steps are removed first.
+    """
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        self._path = folder / HISTORY
+        self._truncate(start_step)
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def _truncate(self, start_step: int) -> None:
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # the last line of a killed run
+                continue
+            if row["step"] <= start_step or "event" in row:
+                kept.append(line)
+        write_atomic(self._path, "".join(f"{line}\n" for line in kept))
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append a line with the current time."""
+        self._file.write(json.dumps(finite({**line, "time": round(time.time(), 3)})) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class RecordBuilder:
+    """Turns interval metrics into the records of history.jsonl."""
+
+    config: TrainConfig
+    hosts: Sequence[str]
+    """Host name of each rank."""
+    flops_per_sample: float
+    peak: tuple[float, str]
+    """Peak FLOP/s of one rank, and its source."""
+
+    @property
+    def mfu_convention(self) -> str:
+        """What an MFU of 1 means."""
+        return (
+            f"FMA = 2, all passes, forward and backward; 1 = {count(self.peak[0])}FLOP/s per rank:"
+            f" {self.peak[1]}"
+        )
+
+    def build(
+        self, step: int, metrics: IntervalMetrics, elapsed_s: float, skipped_steps: int
+    ) -> dict[str, Any]:
+        """The record of one logging interval.
+
+        Args:
+            step: Its last step.
+            metrics: Sums over ranks.
+            elapsed_s: Training time of the interval, seconds.
+            skipped_steps: Skipped steps since step 0.
+        """
+        config, steps = self.config, len(metrics.steps)
+        samples_per_s = steps * config.global_batch / elapsed_s
+        own_s = [round(value / steps, 6) for value in metrics.own_s]
+        wait_s = [round(value / steps, 6) for value in metrics.wait_s]
+        last = slowest(own_s, self.hosts)
+        return {
+            "step": step,
+            "samples": step * config.global_batch,
+            "metrics": metrics.metrics,
+            "loss": metrics.losses[-1],
+            "lr": learning_rate(config, step),
+            "grad_norm": metrics.norms[-1],
+            "samples_per_s": samples_per_s,
+            "step_s": elapsed_s / steps,
+            "mfu": samples_per_s * self.flops_per_sample / (self.peak[0] * len(self.hosts)),
+            "data_wait": max(metrics.wait_s) / elapsed_s,
+            "own_s": spread(own_s),
+            "wait_s": spread(wait_s),
+            "ranks": {"own_s": own_s, "wait_s": wait_s},
+            "slowest": None if last is None else vars(last),
+            "memory_bytes": metrics.memory_bytes,
+            "skipped_steps": skipped_steps,
+            "skipped": [vars(skipped) for skipped in metrics.skipped],
+            "bad_clips": metrics.bad_clips,
+            "digest": metrics.digest,
+            "eta_s": (config.steps - step) * config.global_batch / samples_per_s,
+            "elapsed_s": elapsed_s,
+        }
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak allocated memory of a GPU, or resident memory of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+def finite(value: Any) -> Any:
+    """A copy in which numbers that JSON cannot represent are None."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
