@@ -29,7 +29,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_child_begins_with_what_the_program_has_imported_but_dali(tmp_path: Path) -> None:
+def test_children_share_the_programs_imports_except_dali(tmp_path: Path) -> None:
     """Started in another folder, where `import data` would find nothing."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.format(root=str(ROOT)))

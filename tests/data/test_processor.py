@@ -48,7 +48,7 @@ def test_videos_and_captions_become_what_evaluation_sees(
     assert torch.equal(inputs["text_mask"], batch.text_mask[order])
 
 
-def test_frames_in_memory_give_the_middle_ones_cropped_and_normalised(
+def test_arrays_give_their_middle_frames_cropped_and_normalised(
     processor: AllInOneProcessor,
 ) -> None:
     frames = np.zeros((9, 40, 80, 3), np.uint8)

@@ -115,7 +115,7 @@ def test_alternating_steps_hold_one_kind_in_the_share_asked_for(sets: tuple[Path
     ]
 
 
-def test_an_image_batch_that_does_not_divide_is_refused_with_the_nearest(
+def test_an_indivisible_image_batch_is_refused_with_the_nearest(
     sets: tuple[Path, Path],
 ) -> None:
     with pytest.raises(
@@ -152,9 +152,7 @@ def test_key_sampling_reads_keyframes_only(sets: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("pipelines", [1, 3])
-def test_several_graphs_side_by_side_keep_the_order(
-    sets: tuple[Path, Path], pipelines: int
-) -> None:
+def test_parallel_graphs_keep_the_order(sets: tuple[Path, Path], pipelines: int) -> None:
     config = DataConfig(workers=0, pipelines=pipelines)
     data = TrainStream([DatasetSpec(sets[0])], ClipConfig(3, 32, 12), config, seed=1)
     source = data.batches(first=0, rank=0, world=1, micro_batch=2, device=CPU)

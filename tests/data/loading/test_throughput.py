@@ -80,7 +80,7 @@ def test_a_sample_is_measured_and_broken_clips_are_named(prepared: Path) -> None
         measure(DatasetSpec(prepared), CLIP, DataConfig(), clips=6)
 
 
-def test_the_cure_is_measured_on_clips_that_are_encoded_for_it(prepared: Path) -> None:
+def test_re_encoding_is_measured_on_re_encoded_clips(prepared: Path) -> None:
     cost = measure(DatasetSpec(prepared), CLIP, DataConfig(), clips=6)
     after = cured(cost, DatasetSpec(prepared), CLIP, DataConfig())
     assert (after.clips, after.codecs, after.width, after.height, after.gop) == (
@@ -94,7 +94,7 @@ def test_the_cure_is_measured_on_clips_that_are_encoded_for_it(prepared: Path) -
     assert min(after.decode_ms, after.augment_ms) > 0
 
 
-def test_of_a_long_video_only_what_training_reads_is_counted(tmp_path: Path) -> None:
+def test_only_the_segment_read_of_a_long_video_is_counted(tmp_path: Path) -> None:
     media.write_video(tmp_path / "source" / "videos" / "AAA.mp4", frames=1200, gop=12)
     (tmp_path / "source" / "howto100m_csv").mkdir()
     (tmp_path / "source" / "howto100m_csv" / "AAA.csv").write_text(
@@ -125,7 +125,7 @@ def test_cores_and_storage_follow_from_rate_and_cost() -> None:
     assert one.needed_clips_per_s == 10
 
 
-def test_the_cure_is_a_prepare_command_where_one_helps() -> None:
+def test_re_encoding_is_suggested_where_it_helps() -> None:
     options = {"source": "raw.csv", "kind": "webvid", "videos": "my videos", "names": None}
     command = cure(COST, options, Path("out"), CLIP)
     assert (
@@ -135,7 +135,7 @@ def test_the_cure_is_a_prepare_command_where_one_helps() -> None:
     assert cure(replace(COST, width=340, height=256, gop=25), options, Path("out"), CLIP) is None
 
 
-def test_the_command_tells_yes_and_no_by_its_exit_code(
+def test_the_command_answers_by_its_exit_code(
     prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["data", str(prepared), "--gpus", "1", "--clips", "3", "--samples-per-s"]
