@@ -171,7 +171,7 @@ class ClipSource:
         )
 
 
-def _collate(
+def collate_clips(
     micro_batch: MicroBatch,
     pixels: torch.Tensor | None,
     *,
@@ -270,7 +270,7 @@ class TrainStream:
             world=world,
             micro_batch=micro_batch,
         )
-        collate = partial(_collate, names=self.dataset_names, device=device)
+        collate = partial(collate_clips, names=self.dataset_names, device=device)
         bad_clips = Ledger(self._ledger, rank, self.config.max_bad_share)
         for raw, batch in prefetch(maker, collate, self.config, augmentations, Endless()):
             assert batch is not None  # every position is filled, or an error is raised
@@ -324,7 +324,7 @@ class EvalSet:
             self._source,
             [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)],
         )
-        collate = partial(_collate, names=(self.name,), device=device)
+        collate = partial(collate_clips, names=(self.name,), device=device)
         for raw, batch in prefetch(maker, collate, self.config, augmentations):
             if batch is None:
                 raise DataError(

@@ -128,7 +128,7 @@ def _digest(
     return int.from_bytes(content.digest(), "little") >> 1
 
 
-def _collate(
+def collate_items(
     micro_batch: MicroBatch,
     pixels: Tensor | None,
     *,
@@ -214,7 +214,7 @@ class TaskStream:
             world=world,
             micro_batch=micro_batch,
         )
-        collate = partial(_collate, clip=source.clip, views=1, device=device)
+        collate = partial(collate_items, clip=source.clip, views=1, device=device)
         bad_clips = Ledger(self._ledger, rank, config.max_bad_share)
         for raw, batch in prefetch(maker, collate, config, augmentations, Endless()):
             assert batch is not None  # every position is filled, or an error is raised
@@ -264,7 +264,7 @@ def evaluation_batches(
     )
     source.reader.codecs = augmentations[0].codecs
     maker = EvalBatchMaker(source.with_views(views), numbers, name=str)
-    collate = partial(_collate, clip=source.clip, views=views, device=device)
+    collate = partial(collate_items, clip=source.clip, views=views, device=device)
     made = prefetch(maker, collate, config, augmentations, _Numbers(wanted))
     for k, (raw, batch) in zip(wanted, made, strict=True):
         yield k, batch, raw.bad
