@@ -1,5 +1,4 @@
-"""Odd files through preparing and decoding: the right frames come out, by their own numbers; PyAV,
-trimming and DALI agree."""
+"""Odd files, prepared and decoded: the right frames come out; PyAV, trimming and DALI agree."""
 
 from __future__ import annotations
 
@@ -100,8 +99,8 @@ def test_every_odd_file_is_prepared_or_named_with_its_reason(odd: Path) -> None:
     assert all(row["frames"] == 24 for name, row in rows.items() if name in media.GOOD)
     assert (rows["rotated90.mp4"]["width"], rows["rotated90.mp4"]["height"]) == (48, 64)
     assert rows["vfr.mp4"]["frame_times"] == pytest.approx(media.vfr_times(24), abs=1e-3)
-    # decoding may start at IDR frames only: an open GOP has one, whatever the container calls a
-    # keyframe
+    # Decoding may start at IDR frames only; an open GOP has one, even if the container marks more
+    # keyframes.
     assert (
         rows["h264_closed.mp4"]["keyframes"] == rows["hevc_closed.mp4"]["keyframes"] == [0, 8, 16]
     )

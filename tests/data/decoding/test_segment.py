@@ -1,5 +1,4 @@
-"""Frames of a long video come from the part of it that holds them, and are those of a full
-decode."""
+"""Frames of a long video come from the segment that holds them, and equal a full decode."""
 
 from __future__ import annotations
 
@@ -86,8 +85,7 @@ def test_only_the_neighbourhood_of_a_large_file_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("jitter_ms", [0, 1, 12])
 def test_a_segment_is_cut_at_any_variable_rate(tmp_path: Path, jitter_ms: int) -> None:
-    """Times as phones and the web have them, encoded as tools/prepare.py does, told as the index
-    stores them."""
+    """Times as in files from phones and the web, encoded and stored as tools/prepare.py does."""
     random = np.random.default_rng(0)
     times = [round(k * 1001 / 30_000 + random.uniform(0, jitter_ms) / 1e3, 3) for k in range(400)]
     source = write_video(tmp_path / "a.webm", codec="libvpx", frames=400, times=times)

@@ -1,5 +1,4 @@
-"""Native code that hangs is left behind: the clip is bad, the process goes on with the next one and
-can end."""
+"""Native code that hangs is abandoned: its clip is bad, the process continues and can end."""
 
 from __future__ import annotations
 

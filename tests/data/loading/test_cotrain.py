@@ -1,5 +1,4 @@
-"""Co-training streams: what a step holds depends on its number alone, at any world size and after
-any restart."""
+"""Co-training: what a step holds depends on its number alone, at any world size."""
 
 from __future__ import annotations
 
@@ -128,11 +127,8 @@ def test_an_indivisible_image_batch_is_refused_with_the_nearest(
 
 def test_key_sampling_moves_frames_to_keyframes_of_their_segment() -> None:
     assert nearest_keyframes((1, 6, 11), (0, 4, 8), 12) == (0, 4, 8)
-    assert nearest_keyframes((1, 6, 11), (0,), 12) == (
-        0,
-        6,
-        11,
-    )  # segments without a keyframe keep their frame
+    # Segments without a keyframe keep their frame.
+    assert nearest_keyframes((1, 6, 11), (0,), 12) == (0, 6, 11)
     assert nearest_keyframes((3, 5, 9), (0, 2, 4, 6), 12) == (2, 4, 9)
 
 

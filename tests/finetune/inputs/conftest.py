@@ -13,7 +13,7 @@ from tests.data.media import truncate, write_image, write_video
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Videos of 24 frames at 12 per second, a picture, a folder of 9 pictures, a broken file."""
+    """Videos of 24 frames at 12 per second, an image, a folder of 9 images, a broken file."""
     root = tmp_path_factory.mktemp("media")
     write_video(root / "a" / "clip.mp4", gop=6)
     write_video(root / "Loud.AVI", codec="mpeg4")

@@ -16,7 +16,7 @@ from tests.finetune.inputs.conftest import library
 CPU = torch.device("cpu")
 
 
-def stream(folder: Path, cache: Path, ledger: Path, share: float = 0.5) -> TaskStream:
+def stream(folder: Path, cache: Path, folder_of_log: Path, share: float = 0.5) -> TaskStream:
     items = [
         QAItem(str(n), Media(name, name), f"what is {n} ?", ("x",))
         for n, name in enumerate(["a/clip", "loud", "cut", "moving"])
@@ -27,7 +27,7 @@ def stream(folder: Path, cache: Path, ledger: Path, share: float = 0.5) -> TaskS
     source = Source(
         "made-up/train", [item.id for item in items], make, Reader(found, clip, config), clip
     )
-    return TaskStream(source, config, seed=3, ledger=ledger)
+    return TaskStream(source, config, seed=3, ledger=folder_of_log)
 
 
 def taken(
@@ -41,12 +41,12 @@ def taken(
 
 
 def test_batches_do_not_depend_on_world_size_or_restarts(folder: Path, tmp_path: Path) -> None:
-    alone = taken(stream(folder, tmp_path, tmp_path / "ledger"), 6)
+    alone = taken(stream(folder, tmp_path, tmp_path / "bad_clips"), 6)
     assert [position for position, *_ in alone] == [0, 2, 4, 6, 8, 10]
     assert all("2" not in clips for *_, clips in alone)  # item 2 shows cut.mp4
-    ledger = (tmp_path / "ledger" / "rank-0.jsonl").read_text()
-    assert '"clip": "2"' in ledger
-    assert "cut.mp4: " in ledger
+    log = (tmp_path / "bad_clips" / "rank-0.jsonl").read_text()
+    assert '"clip": "2"' in log
+    assert "cut.mp4: " in log
     ranks = [
         taken(stream(folder, tmp_path, tmp_path / "other"), 3, rank=rank, world=2)
         for rank in (0, 1)

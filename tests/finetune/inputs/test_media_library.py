@@ -50,7 +50,7 @@ def test_all_kinds_of_media_are_found_by_any_suffix(folder: Path, tmp_path: Path
 
 def test_a_part_of_a_video_is_a_window_in_seconds(folder: Path, tmp_path: Path) -> None:
     part = Media("x", "a/clip", 0.5, 1.0)  # frames 6 to 11 at 12 per second
-    second = Media("y", "frames", 1.0, 2.0)  # pictures 4 to 6 at 3 per second
+    second = Media("y", "frames", 1.0, 2.0)  # images 4 to 6 at 3 per second
     late = Media("z", "a/clip", 5.0, 6.0)
     found = library(folder, tmp_path, part, second, late)
     assert numbers(found, part) == [[6, 8, 10]]
