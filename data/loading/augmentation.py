@@ -30,6 +30,7 @@ class Augmentation(Protocol):
     codecs: frozenset[str]
     """Codecs that may come as a trimmed stream; everything else must come decoded."""
     on_gpu: bool
+    uses_dali: bool
 
     def __call__(self, media: Sequence[Pixels], choices: Sequence[SampleChoices]) -> Tensor:
         """Return float32 [B, T, 3, S, S], normalised; raises GraphError for bad streams."""
@@ -76,7 +77,7 @@ def training_augmentations(
 ) -> list[Augmentation]:
     """Build like `eval_augmentations`, for training; warns once if DALI is missing."""
     found = eval_augmentations(clip, config, device, max_batch)
-    if config.augmentation == "auto" and not _is_dali(found[0]):
+    if config.augmentation == "auto" and not found[0].uses_dali:
         _warn_about_dali()
     return found
 
@@ -90,12 +91,8 @@ def eval_augmentations(
     busy. Arguments and errors are those of `augmentation_for`.
     """
     first = augmentation_for(clip, config, device, max_batch)
-    count = config.pipelines or (4 if first.on_gpu and _is_dali(first) else 1)
+    count = config.pipelines or (4 if first.on_gpu and first.uses_dali else 1)
     return [first, *(augmentation_for(clip, config, device, max_batch) for _ in range(1, count))]
-
-
-def _is_dali(augmentation: Augmentation) -> bool:
-    return type(augmentation).__name__ == "DaliPipeline"
 
 
 @functools.cache

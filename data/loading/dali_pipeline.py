@@ -164,6 +164,8 @@ class DaliPipeline:
         max_batch: Most clips per call.
     """
 
+    uses_dali = True
+
     def __init__(
         self, clip: ClipConfig, config: DataConfig, device: torch.device, max_batch: int
     ) -> None:

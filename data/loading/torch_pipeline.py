@@ -38,6 +38,8 @@ class TorchPipeline:
         max_batch: Not needed; DALI's pipeline takes the same arguments.
     """
 
+    uses_dali = False
+
     def __init__(
         self, clip: ClipConfig, config: DataConfig, device: torch.device, max_batch: int
     ) -> None:
@@ -73,20 +75,22 @@ class TorchPipeline:
 
     @torch.no_grad()
     def _clip(self, frames: NDArray[np.uint8], choices: SampleChoices) -> Tensor:
-        x = torch.tensor(frames, device=self._compute).permute(0, 3, 1, 2).float()
-        height, width = x.shape[-2:]
+        height, width = frames.shape[1:3]
         # float32 like the inputs of DALI's graph: the box decides which pixels a filter covers.
         top, left, *size = np.array(choices.box, dtype=np.float32)
-        rows = resize_weights(float(top), float(top + size[0]), height, self._side).to(x)
-        columns = resize_weights(float(left), float(left + size[1]), width, self._side).to(x)
+        rows = resize_weights(float(top), float(top + size[0]), height, self._side)
+        columns = resize_weights(float(left), float(left + size[1]), width, self._side)
+        y, x = _used(rows), _used(columns)
+        crop = torch.tensor(frames[:, y, x], device=self._compute).permute(0, 3, 1, 2).float()
         # DALI's operators hand over uint8: every one of them rounds.
-        x = _to_8_bit(rows @ (x @ columns.T))
+        pixels = _to_8_bit(rows[:, y].to(crop) @ (crop @ columns[:, x].T.to(crop)))
         if self._jitter:
             matrix, offset = color_matrix(choices)
-            x = _to_8_bit(torch.einsum("oc,tchw->tohw", matrix.to(x), x) + offset)
+            mixed = torch.einsum("oc,tchw->tohw", matrix.to(pixels), pixels)
+            pixels = _to_8_bit(mixed + offset)
         if choices.flip:
-            x = x.flip(-1)
-        return (x - self._mean) / self._std
+            pixels = pixels.flip(-1)
+        return (pixels - self._mean) / self._std
 
     def _channels(self, values: Sequence[float]) -> Tensor:
         scaled = [255 * value for value in values]
@@ -132,6 +136,12 @@ def color_matrix(choices: SampleChoices) -> tuple[Tensor, float]:
     gain = choices.brightness * choices.contrast
     offset = _HALF_RANGE * (1 - choices.contrast) * choices.brightness
     return gain * matrix.float(), offset
+
+
+def _used(weights: Tensor) -> slice:
+    """Return the range of pixels that the weights of an axis refer to."""
+    used = weights.any(0).nonzero().flatten()
+    return slice(int(used[0]), int(used[-1]) + 1)
 
 
 def _to_8_bit(x: Tensor) -> Tensor:
