@@ -65,7 +65,8 @@ def augmentation_for(
             return DaliPipeline(clip, config, device, max_batch)
     if config.decoder == "dali":
         raise ConfigError(
-            f"--decoder dali needs DALI; install {DALI_PACKAGE}, or give --decoder pyav"
+            f"--decoder dali needs DALI's pipeline; install {DALI_PACKAGE} and leave out"
+            " --augmentation torch, or give --decoder pyav"
         )
     from allinone.data.loading.torch_pipeline import TorchPipeline
 
