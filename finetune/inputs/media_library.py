@@ -24,7 +24,8 @@ from allinone.common.errors import DataError
 from allinone.common.processes import live_and_die_with_parent
 from allinone.data.decoding.codecs import IMAGES, image_extension
 from allinone.data.decoding.frames import DecodeError
-from allinone.data.prepare.probe import Limits, ProbeError, ProbePool, probe, probe_packets
+from allinone.data.prepare.pool import ProbePool
+from allinone.data.prepare.probe import Limits, ProbeError, probe, probe_packets
 from allinone.finetune.annotations.common import SUFFIXES
 from allinone.finetune.annotations.schema import Media
 
