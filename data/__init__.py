@@ -1,4 +1,4 @@
-"""Official formats → shards → DALI → batches. Knows nothing of model or training."""
+"""Official formats → shards → batches. Imports neither model nor training."""
 
 from importlib import import_module
 from typing import Any
@@ -14,7 +14,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: only those who load data wait for DALI and PyAV."""
+    """Import on first use: only programs that load data wait for PyAV."""
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

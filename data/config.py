@@ -1,5 +1,7 @@
-"""Options of the data path. One frozen dataclass, saved with every run; nothing here depends on
-rank or world size."""
+"""Options of the data path: frozen dataclasses, saved with every run.
+
+Nothing here depends on rank or world size.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,12 @@ class DatasetSpec:
 
     @property
     def name(self) -> str:
-        """What curves, ledgers and random choices know it by."""
+        """Name in curves and logs; keys the random choices."""
         return f"{self.path.name}/{self.split}"
 
     @classmethod
     def parse(cls, text: str, split: str = "train") -> DatasetSpec:
-        """Read ``DIR[:SPLIT][=WEIGHT]``; raises ValueError naming the part that is wrong."""
+        """Parse ``DIR[:SPLIT][=WEIGHT]``; raises ValueError naming the part that is wrong."""
         match = _SPEC.match(text)
         if match is None:
             raise ValueError(
@@ -55,21 +57,21 @@ class DatasetSpec:
 
 
 def require_distinct(specs: Sequence[DatasetSpec], option: str) -> None:
-    """ValueError where two data sets of `option` go by one name."""
+    """Raise ValueError if two data sets of `option` have the same name."""
     seen: dict[str, DatasetSpec] = {}
     for spec in specs:
         other = seen.setdefault(spec.name, spec)
         if other is not spec:
             raise ValueError(
                 f"{option}: {other.path} and {spec.path} would both be called {spec.name} in curves"
-                " and ledgers; give one of the folders another name, or a link with another name"
+                " and logs; give one of the folders another name, or a link with another name"
                 " (ln -s)"
             )
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """What the model wants of a clip. Derived from the model's config, never set twice."""
+    """The shape of the model's inputs. Derived from the model's config, never set twice."""
 
     num_frames: int = 3
     """Frames per clip, T; images use 1."""
@@ -84,21 +86,23 @@ class DataConfig:
     """How clips are read, decoded and augmented."""
 
     backend: Literal["auto", "cpu", "gpu"] = option("auto", resume="may_change")
-    """Where the DALI graph runs; auto follows the training device."""
+    """Where clips are cropped, resized and normalised; auto follows the training device."""
+    augmentation: Literal["auto", "dali", "torch"] = option("auto", resume="may_change")
+    """What crops, resizes and normalises clips: dali, or torch, which gives the same pixels within
+    rounding, more slowly. auto is DALI where it is installed."""
     decoder: Literal["auto", "dali", "pyav"] = "auto"
-    """Who decodes: dali (NVDEC on a GPU, VP8, VP9 and MJPEG on the CPU; what it does not read goes
-    to PyAV), or pyav in the reader processes. auto is dali on a GPU and pyav, which is faster
-    there, on the CPU."""
+    """What decodes: dali (NVDEC on a GPU; VP8, VP9, MJPEG on the CPU; other clips go to PyAV), or
+    pyav in the reader processes. auto is dali on a GPU, and pyav on the CPU, where it is faster."""
     workers: int = option(2, resume="may_change")
     """Reader processes per rank (read, trim, tokenise, mask). 0 reads in the training process."""
     dali_threads: int = option(2, resume="may_change")
     """Host threads of each DALI graph."""
     pipelines: int = option(0, resume="may_change")
-    """DALI graphs per rank that work side by side; 0 takes 1 on a CPU and 4 on a GPU (an A100 has 5
-    video decoders, an H100 7)."""
+    """DALI graphs per rank that run in parallel; 0 takes 1 on a CPU and 4 on a GPU (an A100 has 5
+    video decoders, an H100 has 7)."""
     frames_from: Literal["any", "key"] = "any"
-    """key moves each chosen frame to the nearest keyframe within its segment: much cheaper on long
-    GOPs, another distribution of frames."""
+    """key moves each chosen frame to the nearest keyframe in its segment: much cheaper with long
+    GOPs, but a different distribution of frames."""
     prefetch: int = option(4, resume="may_change")
     """Micro-batches kept ready per worker."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
@@ -106,10 +110,10 @@ class DataConfig:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Aspect ratio range of the random training crop."""
     eval_crop: float = 1.0
-    """Side of the central square used in evaluation, as a share of the frame's short side."""
+    """Side of the central square that evaluation sees, as a share of the frame's short side."""
     flip: float = 0.0
-    """Probability of a horizontal flip. 0 by default: captions say left and right, and the paper
-    does not flip."""
+    """Probability of a horizontal flip. 0 by default: captions mention left and right, and the
+    paper does not flip."""
     color_jitter: float = 0.0
     """Strength of brightness, contrast and saturation jitter: factors are drawn from [1-s, 1+s]."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -119,13 +123,12 @@ class DataConfig:
     mask_prob: float = 0.15
     """Share of the real words that MLM masks (whole words, at least one)."""
     shuffle_window: int = 0
-    """Clips, in the order of the shards, that are shuffled together, for storage that wants
-    locality; 0 shuffles the whole data set."""
+    """Clips, in shard order, that are shuffled together, for storage that needs locality; 0
+    shuffles the complete data set."""
     max_bad_share: float = option(0.01, resume="may_change")
-    """Share of bad clips above which a run stops, judged by every rank once it cannot be chance."""
+    """Share of bad clips above which a run stops; each rank decides once it cannot be chance."""
     clip_timeout_s: float = option(30.0, resume="may_change")
-    """Seconds after which decoding one clip on the host counts as failed; 5 more where it hangs in
-    the decoder."""
+    """Seconds after which decoding a clip on the host has failed; 5 more if the decoder hangs."""
 
     def __post_init__(self) -> None:
         require(self, NOT_NEGATIVE, ("workers", "pipelines", "shuffle_window"))

@@ -1,7 +1,8 @@
-"""Videos, images and captions → inputs of the model, exactly as evaluation makes them. For use from
-Python, without prepared data.
+"""Videos, images and captions → inputs of the model, exactly as evaluation makes them.
 
-Letters: N pairs, F frames given, T frames taken, L text tokens, S side of the picture.
+For use from Python, without prepared data.
+
+Letters: N pairs, F frames given, T frames taken, L text tokens, S side of the image.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from torch import Tensor
 from allinone.common.atomic_io import write_atomic
 from allinone.common.errors import DataError
 from allinone.data.config import ClipConfig, DataConfig
-from allinone.data.decoding.codecs import IMAGES
+from allinone.data.decoding.codecs import IMAGES, image_extension
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
-from allinone.data.loading.sampling import SampleChoices, fixed
+from allinone.data.loading.augmentation import Augmentation, augmentation_for
+from allinone.data.loading.clip_input import ClipWindow, choose_frames
+from allinone.data.loading.sampling import SampleChoices
 from allinone.data.prepare.probe import Limits, ProbeError, probe
 from allinone.data.text import Tokenizer
 
@@ -32,57 +35,79 @@ _CLIP_FIELDS = ("num_frames", "image_size", "max_text_len")
 _DATA_FIELDS = ("mean", "std", "eval_crop")
 
 Video = str | Path | np.ndarray | Sequence[Any]
-"""A file; frames uint8 RGB [F, H, W, 3]; an image [H, W, 3]; a list of such images (or of PIL
-images)."""
+"""A file; frames uint8 RGB [F, H, W, 3]; an image [H, W, 3]; a list of such or of PIL images."""
 
 
 def read_as_evaluation(
     content: bytes, extension: str, clip: ClipConfig, config: DataConfig, limits: Limits
 ) -> tuple[NDArray[np.uint8], SampleChoices]:
-    """Frames uint8 [T, H, W, 3] of a file outside of any prepared data, and how they are cropped:
-    middle frames of T segments (one for an image), central square. Raises ProbeError and
-    DecodeError."""
+    """Read a file that belongs to no prepared data, as evaluation reads clips.
+
+    Args:
+        content: The file's bytes.
+        extension: Of its name, lower case, without a dot.
+        clip: Frames per clip; an image gives one.
+        config: Evaluation's crop, and the decoder's time limit.
+        limits: What files are accepted.
+
+    Returns:
+        Frames uint8 [T, H, W, 3], and how they are to be cropped.
+
+    Raises:
+        ProbeError: The file cannot be used.
+        DecodeError: Its frames do not decode.
+    """
+    extension = image_extension(content, extension)
     facts = probe(content, extension, limits)
-    wanted = 1 if extension in IMAGES else clip.num_frames
-    choices = fixed(
-        config, frames=facts["frames"], width=facts["width"], height=facts["height"], wanted=wanted
+    num_frames = 1 if extension in IMAGES else clip.num_frames
+    (choices,) = choose_frames(ClipWindow.of_file(facts), config, num_frames)
+    frames = decode_frames(
+        content, choices.frames, Timeline.of(facts), timeout_s=config.clip_timeout_s
     )
-    return (
-        decode_frames(content, choices.frames, Timeline.of(facts), timeout_s=config.clip_timeout_s),
-        choices,
-    )
+    return frames, choices
 
 
 class AllInOneProcessor:
-    """What the model wants of a clip (`clip`) and how pixels are normalised (`config`). Its output
-    goes straight in: `model(**inputs)`."""
+    """Makes inputs of the model: `model(**processor(videos, texts))`.
+
+    Args:
+        clip: Frames per clip, image size and text length of the model.
+        config: Normalisation and evaluation's crop; default: ImageNet's and the full short side.
+    """
 
     def __init__(self, clip: ClipConfig, config: DataConfig | None = None) -> None:
         self.clip = clip
-        self.config = replace(config or DataConfig(), backend="cpu")
+        self.config = replace(config or DataConfig(), backend="cpu", decoder="pyav")
         self._tokenizer = Tokenizer()
-        self._augment: Any = None
+        self._augment: Augmentation | None = None
         self._capacity = 0
 
     def __call__(
         self, videos: Video | None = None, texts: str | Sequence[str] | None = None
     ) -> dict[str, Tensor]:
-        """pixels float32 [N, T, 3, S, S], text_ids and text_mask int64 [N, L]; what is not given is
-        left out.
+        """Make inputs of the model.
 
-        `videos` is one video or a list of them, `texts` one caption or a list. One video with
-        several texts (or the reverse) is repeated, other numbers must be equal. An image file or an
-        array [H, W, 3] gives T = 1. Raises DataError for a file that does not decode, ValueError
-        for shapes and numbers that do not fit.
+        One video with several texts (or the reverse) is repeated; other numbers must be equal.
+
+        Args:
+            videos: One video or a list of them. An image file or an array [H, W, 3] gives T = 1.
+            texts: One caption or a list of them.
+
+        Returns:
+            pixels float32 [N, T, 3, S, S], text_ids and text_mask int64 [N, L]; without videos or
+            texts, without their entries.
+
+        Raises:
+            DataError: A file cannot be opened or decoded.
+            ValueError: Shapes or numbers do not fit.
         """
         if videos is None and texts is None:
             raise ValueError("give a video, a text or both")
         pixels = None if videos is None else self._pixels(_as_videos(videos))
-        ids, mask = (
-            (None, None)
-            if texts is None
-            else self._text([texts] if isinstance(texts, str) else list(texts))
-        )
+        ids: Tensor | None = None
+        mask: Tensor | None = None
+        if texts is not None:
+            ids, mask = self._text([texts] if isinstance(texts, str) else list(texts))
         if pixels is not None and ids is not None and mask is not None:
             pairs = max(len(pixels), len(ids))
             if len(pixels) not in (1, pairs) or len(ids) not in (1, pairs):
@@ -107,11 +132,9 @@ class AllInOneProcessor:
 
     def _pixels(self, videos: list[Video]) -> Tensor:
         read = [
-            (
-                self._read(Path(video))
-                if isinstance(video, (str, Path))
-                else self._choose(*_as_frames(video))
-            )
+            self._read(Path(video))
+            if isinstance(video, (str, Path))
+            else self._choose(*_as_frames(video))
             for video in videos
         ]
         lengths = {len(frames) for frames, _ in read}
@@ -120,28 +143,15 @@ class AllInOneProcessor:
                 f"images and videos cannot be mixed in one call: they have {sorted(lengths)} frames"
             )
         if self._augment is None or self._capacity < len(read):
-            from allinone.data.loading.dali_pipeline import (
-                DaliPipeline,
-            )  # DALI is imported by those who show pictures only
-
-            self._augment, self._capacity = (
-                DaliPipeline(self.clip, self.config, torch.device("cpu"), len(read)),
-                len(read),
-            )
+            self._augment = augmentation_for(self.clip, self.config, torch.device("cpu"), len(read))
+            self._capacity = len(read)
         return self._augment([frames for frames, _ in read], [choices for _, choices in read])
 
     def _read(self, path: Path) -> tuple[NDArray[np.uint8], SampleChoices]:
-        """Frames uint8 [T, H, W, 3] of a file, and how they are cropped."""
         extension = path.suffix.lower().lstrip(".")
+        limits = Limits(min_frames=1, max_duration_s=math.inf)
         try:
-            content = path.read_bytes()
-            return read_as_evaluation(
-                content,
-                extension,
-                self.clip,
-                self.config,
-                Limits(min_frames=1, max_duration_s=math.inf),
-            )
+            return read_as_evaluation(path.read_bytes(), extension, self.clip, self.config, limits)
         except OSError as error:
             raise DataError(
                 f"{path} cannot be opened ({error.strerror or error}); give the path of a video or"
@@ -149,7 +159,7 @@ class AllInOneProcessor:
             ) from error
         except ProbeError as error:
             raise DataError(
-                f"{path} is no video or image that decodes: {error.reason}, {error.detail}; try"
+                f"{path} is not a video or image that decodes: {error.reason}, {error.detail}; try"
                 " ffmpeg -i on it"
             ) from error
         except DecodeError as error:
@@ -161,10 +171,11 @@ class AllInOneProcessor:
     def _choose(
         self, frames: NDArray[np.uint8], image: bool
     ) -> tuple[NDArray[np.uint8], SampleChoices]:
-        """The middle frames of an array [F, H, W, 3]."""
+        """Take the middle frames of an array [F, H, W, 3]."""
         number, height, width, _ = frames.shape
-        shape = {"frames": number, "width": width, "height": height}
-        choices = fixed(self.config, **shape, wanted=1 if image else self.clip.num_frames)
+        window = ClipWindow(0, number, width, height)
+        num_frames = 1 if image else self.clip.num_frames
+        (choices,) = choose_frames(window, self.config, num_frames)
         return np.ascontiguousarray(frames[list(choices.frames)]), choices
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -177,9 +188,13 @@ class AllInOneProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> AllInOneProcessor:
-        """The processor of a model's folder: processor_config.json; else its config.json, with the
-        normalisation that the run beside it (run.json of a checkpoint) was trained with; else
-        ImageNet's. Raises DataError where neither file is there or whole.
+        """Load the processor of a model's folder.
+
+        Reads processor_config.json; else config.json, with the normalisation of the run next to it
+        (run.json of a checkpoint); else with ImageNet's.
+
+        Raises:
+            DataError: Neither file exists, or one is damaged.
         """
         folder = Path(folder)
         sources = [folder / FILE, folder / "config.json"]
@@ -200,7 +215,7 @@ class AllInOneProcessor:
             }
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"{found} is no configuration of this model: {error!r}; it needs"
+                f"{found} is not a configuration of this model: {error!r}; it needs"
                 f" {', '.join(_CLIP_FIELDS)}"
             ) from error
         return cls(clip, DataConfig(**chosen))
@@ -218,8 +233,10 @@ def _plain(value: Any) -> Any:
 
 
 def _as_videos(given: Any) -> list[Video]:
-    """One video stays one; a list of files or of arrays [F, H, W, 3] is a list of videos; a list of
-    pictures is one video."""
+    """Tell one video from several.
+
+    A list of files or of arrays [F, H, W, 3] is a list of videos, a list of images is one video.
+    """
     if isinstance(given, (str, Path)) or not isinstance(given, (list, tuple)):
         return [given]
     if not given:
@@ -232,22 +249,23 @@ def _as_videos(given: Any) -> list[Video]:
 
 
 def _as_frames(video: Any) -> tuple[NDArray[np.uint8], bool]:
-    """(frames uint8 [F, H, W, 3], is it an image) of an array, a tensor, a PIL image or a list of
-    these; ValueError names what was given."""
+    """Convert an array, a tensor, a PIL image or a list of these to frames.
+
+    Returns:
+        Frames uint8 [F, H, W, 3], and whether it is an image (F = 1).
+
+    Raises:
+        ValueError: Names what was given.
+    """
     try:
-        frames = (
-            np.stack([_picture(item) for item in video])
-            if isinstance(video, (list, tuple))
-            else _picture(video)
-        )
+        if isinstance(video, (list, tuple)):
+            frames = np.stack([_image(item) for item in video])
+        else:
+            frames = _image(video)
     except ValueError as error:
         raise ValueError(f"the frames of a video must have one size: {error}") from error
-    if (
-        frames.dtype != np.uint8
-        or frames.ndim not in (3, 4)
-        or frames.shape[-1] != 3
-        or 0 in frames.shape
-    ):
+    shaped = frames.ndim in (3, 4) and frames.shape[-1] == 3 and 0 not in frames.shape
+    if frames.dtype != np.uint8 or not shaped:
         raise ValueError(
             f"frames must be uint8 RGB [F, H, W, 3], or [H, W, 3] for an image, got {frames.dtype}"
             f" {list(frames.shape)}; give bytes from 0 to 255, colours last"
@@ -255,5 +273,5 @@ def _as_frames(video: Any) -> tuple[NDArray[np.uint8], bool]:
     return (frames[None], True) if frames.ndim == 3 else (frames, False)
 
 
-def _picture(item: Any) -> NDArray[Any]:
+def _image(item: Any) -> NDArray[Any]:
     return np.asarray(item.convert("RGB") if hasattr(item, "convert") else item)

@@ -1,4 +1,7 @@
-"""Captions to word pieces, and whole-word masking."""
+"""Captions → word pieces, and whole-word masking.
+
+Letters: L tokens.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,15 @@ from numpy.typing import NDArray
 
 VOCABULARY = Path(__file__).parent / "vocab" / "bert-base-uncased.txt"
 IGNORE = -100
-KEEP_SHARE, RANDOM_SHARE = (
-    0.1,
-    0.1,
-)  # of the masked words; the rest becomes [MASK] (BERT, Devlin et al. 2019, section 3.1)
+"""Label of tokens without a loss; torch's default `ignore_index`."""
+KEEP_SHARE = 0.1
+"""Share of the chosen words that stay as they are (BERT, Devlin et al. 2019, section 3.1)."""
+RANDOM_SHARE = 0.1
+"""Share of the chosen words whose pieces become random ones; the rest becomes [MASK]."""
 
 
 class Tokenizer:
-    """BERT's fast WordPiece tokenizer over the vocabulary that ships with the project."""
+    """BERT's fast WordPiece tokenizer with the vocabulary that ships with the project."""
 
     def __init__(self, vocabulary: Path = VOCABULARY) -> None:
         from transformers import BertTokenizerFast
@@ -26,22 +30,23 @@ class Tokenizer:
         self._fast = BertTokenizerFast(
             vocab={piece: index for index, piece in enumerate(pieces)}, do_lower_case=True
         )
-        fast = self._fast
-        self.pad_id, self.cls_id, self.sep_id, self.mask_id = (
-            fast.pad_token_id,
-            fast.cls_token_id,
-            fast.sep_token_id,
-            fast.mask_token_id,
-        )
-        self.size = len(fast)
-        # ids below are special or unused entries of BERT's vocabulary, from "!" on are words
+        self.pad_id = self._fast.pad_token_id
+        self.cls_id = self._fast.cls_token_id
+        self.sep_id = self._fast.sep_token_id
+        self.mask_id = self._fast.mask_token_id
+        self.size = len(self._fast)
+        # Lower ids are special or unused entries of BERT's vocabulary; words begin with "!".
         self.first_word_id = 999
 
     def encode(
         self, caption: str, length: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """(ids [L], mask [L], word of each token [L], -1 outside words). Longer captions are cut,
-        [SEP] stays last."""
+        """Tokenise a caption, padded or cut to `length` tokens with [SEP] last.
+
+        Returns:
+            (ids, mask, words), each int64 [L]: mask is 1 at tokens, words has the number of each
+            token's word and -1 outside of words.
+        """
         encoded = self._fast(caption, max_length=length, truncation=True, padding="max_length")
         words = [-1 if word is None else word for word in encoded.word_ids()]
         return (
@@ -51,15 +56,15 @@ class Tokenizer:
         )
 
     def ids(self, text: str) -> list[int]:
-        """Word pieces of a text, without special tokens and without a limit."""
+        """Return the word pieces of a text, without special tokens and without a limit."""
         return list(self._fast(text, add_special_tokens=False)["input_ids"])
 
     def piece(self, token: int) -> str:
-        """The word piece of one id, as the vocabulary writes it."""
+        """Return the word piece of one id, as the vocabulary spells it."""
         return str(self._fast.convert_ids_to_tokens(token))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Words of these ids without special tokens."""
+        """Return the text of these ids, without special tokens."""
         return self._fast.decode(list(ids), skip_special_tokens=True)
 
 
@@ -72,13 +77,25 @@ def mask_words(
     low: int,
     high: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Whole-word masking: (masked ids [L], labels [L] with -100 where nothing was chosen).
+    """Choose whole words for MLM and mask them.
 
-    Words are drawn in random order until `share` of the real word pieces is chosen, rounded, at
-    least one word; a word that would exceed the number is left out unless nothing is chosen yet.
-    The pieces of a word share its fate: 80 % [MASK], 10 % random ids of [low, high), 10 % kept. The
-    original counts padding among the candidates and so masks short captions too rarely, or not at
-    all; here only real words count.
+    Words are taken in random order until `share` of the real word pieces is chosen, rounded, at
+    least one word; a word that would exceed that number is skipped unless nothing is chosen yet.
+    All pieces of a word are treated alike: 80 % become [MASK], 10 % random ids, 10 % stay. The
+    original code counts padding among the candidates, and so masks short captions too rarely or
+    not at all; here only real words count.
+
+    Args:
+        ids: int64 [L].
+        words: int64 [L], number of each token's word, -1 outside of words.
+        share: Share of the real word pieces to choose.
+        random: The sample's generator.
+        mask_id: Id of [MASK].
+        low: Smallest random id.
+        high: Random ids are below this.
+
+    Returns:
+        (masked ids [L], labels [L]); labels are IGNORE where nothing was chosen.
     """
     labels = np.full_like(ids, IGNORE)
     masked = ids.copy()

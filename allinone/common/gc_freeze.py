@@ -1,5 +1,8 @@
-"""Imported last by the fork server of data.processes: the collector leaves alone what has been
-imported, since its marks would copy, in every child, the pages that all share."""
+"""Exempts everything imported so far from garbage collection.
+
+The fork server of allinone.common.processes imports this module last. Without it, the collector's
+marks would copy, in every child, the memory pages of imported modules that all children share.
+"""
 
 import gc
 

@@ -1,1 +1,1 @@
-"""Bytes to frames."""
+"""Encoded bytes → decoded frames."""

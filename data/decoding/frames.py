@@ -1,5 +1,8 @@
-"""Chosen frames of a clip, by PyAV: seek to the last keyframe that is safe, skip what no other
-frame refers to, stop after the last wanted frame."""
+"""Decodes chosen frames of a clip with PyAV.
+
+Seeks to the last keyframe from which decoding is exact, skips frames that no other frame refers to,
+and stops after the last wanted frame.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,14 @@ from numpy.typing import NDArray
 
 from allinone.common.errors import AllInOneError
 from allinone.data.decoding.codecs import rotation_of
-from allinone.data.decoding.timeout import within
+from allinone.data.decoding.timeout import call_with_timeout
 
 _local = threading.local()
 OVERTIME_S = 5.0
-"""Seconds that a decode has, after its time limit, to look at the clock."""
+"""Seconds after a decode's time limit in which it can still notice the limit and stop by itself."""
 ISO_MEDIA = b"ftyp"
 """Bytes 4 to 8 of mp4, mov and 3gp files."""
+_TOO_SLOW = "not decoded within --clip-timeout-s"
 
 
 class DecodeError(AllInOneError):
@@ -35,53 +39,55 @@ class DecodeError(AllInOneError):
 
 @dataclass(frozen=True)
 class Timeline:
-    """When frames are shown, from the index: frame number ↔ seconds from the first frame."""
+    """When frames are shown: frame number ↔ seconds from the first frame."""
 
     keyframes: Sequence[int] = (0,)
     """Frame numbers where decoding may start."""
     times: Sequence[float] | None = None
     """Seconds of each frame; None at a constant rate."""
     rate: float = 0.0
-    """Frames per second; 0 where unknown."""
+    """Frames per second; 0 if unknown."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Timeline:
-        """Of a stored file's row in the index, or of what data.probe found."""
+        """Build from a stored file's row in the index, or from the columns of a probe."""
         return cls(row["keyframes"], row["frame_times"], row["frame_rate"])
 
     def second(self, number: int) -> float:
-        """When frame `number` is shown."""
+        """Return when frame `number` is shown."""
         return self.times[number] if self.times is not None else number / self.rate
 
     def number(self, second: float) -> int | None:
-        """The frame shown at `second`, or None where none is (to a tenth of the gap to its
-        neighbour)."""
+        """Return the frame shown at `second`, to a tenth of a frame's duration; None if there is
+        none."""
         if self.times is None:
             number = round(second * self.rate)
             return number if abs(second * self.rate - number) < 0.1 else None
         place = bisect_left(self.times, second)
         for number in (place - 1, place):
-            if 0 <= number < len(self.times):
-                other = number + 1 if number + 1 < len(self.times) else number - 1
-                gap = (
-                    abs(self.times[other] - self.times[number])
-                    if 0 <= other < len(self.times)
-                    else 1.0
-                )
-                if abs(self.times[number] - second) <= 0.1 * gap:
-                    return number
+            if not 0 <= number < len(self.times):
+                continue
+            other = number + 1 if number + 1 < len(self.times) else number - 1
+            gap = 1.0
+            if 0 <= other < len(self.times):
+                gap = abs(self.times[other] - self.times[number])
+            if abs(self.times[number] - second) <= 0.1 * gap:
+                return number
         return None
 
     def seek_to(self, number: int, tick_s: float) -> int:
-        """Ticks from the first frame at which a seek finds frame `number`, a keyframe. Its own time
-        may be rounded where the rate is constant: two ticks later it has begun for certain, unless
-        those are much of a frame."""
+        """Return the ticks of `tick_s` seconds from the first frame that a seek to a keyframe uses.
+
+        At a constant rate the keyframe's computed time may be rounded down to before the frame.
+        Two ticks later the frame has started for certain, unless two ticks are a large part of a
+        frame.
+        """
         ticks = round(self.second(number) / tick_s)
         return ticks + min(2, int(0.4 / (self.rate * tick_s))) if self.times is None else ticks
 
     def start(self, number: int) -> int:
-        """The last keyframe at or before frame `number`."""
-        return max((k for k in self.keyframes if k <= number), default=0)
+        """Return the last keyframe at or before frame `number`."""
+        return max((key for key in self.keyframes if key <= number), default=0)
 
 
 def decode_frames(
@@ -91,15 +97,23 @@ def decode_frames(
     *,
     timeout_s: float = 30.0,
 ) -> NDArray[np.uint8]:
-    """RGB frames uint8 [T, H, W, 3] with display-order numbers `wanted` of a file's content, or of
-    a file that is not read as a whole; upright, in BT.601 as DALI converts.
+    """Decode frames of a video or image.
 
-    With a timeline only what the wanted frames need is decoded; without one, all that comes before
-    them. Raises DecodeError, also where decoding takes longer than `timeout_s` (looked at between
-    two frames), or hangs within a frame for OVERTIME_S longer.
+    Args:
+        content: The encoded bytes, or the path of a file of which only the needed parts are read.
+        wanted: Display-order frame numbers, T of them, in any order and with repetitions.
+        timeline: Allows seeking; without it, decoding starts at the first frame.
+        timeout_s: Time limit in seconds, checked between frames. A decoder that hangs within a
+            frame is abandoned OVERTIME_S later.
+
+    Returns:
+        RGB frames uint8 [T, H, W, 3], upright, converted by BT.601 as DALI does.
+
+    Raises:
+        DecodeError: The clip is damaged, lacks a wanted frame, or takes too long.
     """
     try:
-        return within(
+        return call_with_timeout(
             timeout_s + OVERTIME_S,
             lambda: _decode(content, wanted, timeline, time.monotonic() + timeout_s),
         )
@@ -115,7 +129,7 @@ def _decode(
         found = None
         if timeline is not None and (timeline.times is not None or timeline.rate):
             found = _sparse(content, targets, timeline, deadline)
-        if found is None:  # seeking went astray (mpeg-ts does that): from the beginning, counting
+        if found is None:  # seeking missed (it does in MPEG-TS): decode from the start and count
             found = _from_start(content, targets, deadline)
     except (av.error.FFmpegError, ValueError, IndexError) as error:
         raise DecodeError(str(error)) from error
@@ -124,8 +138,8 @@ def _decode(
         raise DecodeError(f"frame {missing[0]} does not decode")
     if len({frame.shape for frame in found.values()}) > 1:
         raise DecodeError(
-            "the picture changes its size in mid-stream; tools/prepare.py --short-side makes it one"
-            " size"
+            "the frame size changes in mid-stream; tools/prepare.py --short-side re-encodes it to"
+            " one size"
         )
     return np.stack([found[number] for number in wanted])
 
@@ -137,30 +151,29 @@ def _source(content: bytes | Path) -> Any:
 def _sparse(
     content: bytes | Path, targets: list[int], timeline: Timeline, deadline: float
 ) -> dict[int, NDArray[np.uint8]] | None:
-    """Frames found by their time; None where the file's times do not lead to every target."""
+    """Find frames by their time; None if the file's times do not lead to every target."""
     found: dict[int, NDArray[np.uint8]] = {}
     with _open(content) as container:
         stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1  # clips run side by side in processes
+        stream.codec_context.thread_count = 1  # parallelism comes from the reader processes
         base, begin = float(stream.time_base or 0), stream.start_time or 0
+
+        def number_of(pts: int) -> int | None:
+            return timeline.number((pts - begin) * base)
+
         for start, group in _groups(targets, timeline):
             if start:
                 container.seek(begin + timeline.seek_to(start, base), stream=stream)
-            if not _walk(
-                container,
-                stream,
-                set(group),
-                lambda pts: timeline.number((pts - begin) * base),
-                found,
-                deadline,
-            ):
+            if not _walk(container, stream, set(group), number_of, found, deadline):
                 return None
     return found
 
 
 def _open(content: bytes | Path) -> Any:
-    """The file, without what FFmpeg does to guess at a stream: it decodes frames for that, 20 ms of
-    a 720p file. ISO files state what is needed."""
+    """Open without FFmpeg's stream analysis, which decodes frames: 20 ms for a 720p file.
+
+    Only ISO files state everything that is needed in their headers.
+    """
     if _head(content)[4:8] != ISO_MEDIA:
         return av.open(_source(content), "r")
     return av.open(
@@ -174,13 +187,12 @@ def _head(content: bytes | Path) -> bytes:
     try:
         with content.open("rb") as file:
             return file.read(8)
-    except OSError:  # opening it for decoding tells why
+    except OSError:  # decoding opens the file again and reports the reason
         return b""
 
 
 def _groups(targets: list[int], timeline: Timeline) -> list[tuple[int, list[int]]]:
-    """Targets by the keyframe that decoding starts from; a target behind the next keyframe is worth
-    a seek of its own."""
+    """Group targets by the keyframe that decoding starts from; each group costs one seek."""
     groups: dict[int, list[int]] = {}
     for target in targets:
         groups.setdefault(timeline.start(target), []).append(target)
@@ -195,35 +207,31 @@ def _walk(
     found: dict[int, NDArray[np.uint8]],
     deadline: float,
 ) -> bool:
-    """Decode forward until all targets are found; False where one cannot be."""
+    """Decode forward until all targets are in `found`; False if one cannot be found."""
     context = stream.codec_context
-    missing = set(targets)  # whose packets have not come yet
-    with closing(
-        container.demux(stream)
-    ) as packets:  # one that is left half-way and not closed leaks (PyAV 18.1)
+    missing = set(targets)  # targets whose packets have not been read yet
+    # A demuxing generator that is left half-way and not closed leaks memory (PyAV 18.1).
+    with closing(container.demux(stream)) as packets:
         for packet in packets:
             last = packet.pts is None
             number = None if last else number_of(packet.pts)
-            # frames that nothing refers to are not decoded unless wanted
+            # Frames that no other frame refers to are decoded only if wanted.
             context.skip_frame = "DEFAULT" if last or number in targets else "NONREF"
             frames = packet.decode()
             missing.discard(number)
-            if (
-                not missing and not last
-                # what the targets need has been decoded: they come out now, not behind the frames
-                # shown before them
-            ):
+            if not missing and not last:
+                # Everything the targets depend on is decoded. Flush the decoder now instead of
+                # feeding it the frames that are shown before the targets but stored after them.
                 frames, last = [*frames, *context.decode(None)], True
             for frame in frames:
                 number = None if frame.pts is None else number_of(frame.pts)
-                if (
-                    number in targets and number not in found and not frame.interlaced_frame
-                ):  # its second field may not have come
+                # The second field of an interlaced frame may not have been decoded yet.
+                if number in targets and number not in found and not frame.interlaced_frame:
                     found[number] = _upright(frame)
             if last:
                 return targets <= found.keys()
             if time.monotonic() > deadline:
-                raise DecodeError("not decoded within --clip-timeout-s")
+                raise DecodeError(_TOO_SLOW)
     return False
 
 
@@ -241,15 +249,14 @@ def _from_start(
                     if number == targets[-1]:
                         break
                 if time.monotonic() > deadline:
-                    raise DecodeError("not decoded within --clip-timeout-s")
+                    raise DecodeError(_TOO_SLOW)
     return found
 
 
 def _upright(frame: Any) -> NDArray[np.uint8]:
+    # One converter per thread: creating one takes 1 ms, converting a 128 px frame 12 microseconds.
     if not hasattr(_local, "reformatter"):
         _local.reformatter = VideoReformatter()
-    # one converter per thread: making one costs a millisecond, converting a 128 px frame 12
-    # microseconds
     rgb = _local.reformatter.reformat(
         frame, format="rgb24", src_colorspace="ITU601", dst_colorspace="ITU601", threads=1
     )

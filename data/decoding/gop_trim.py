@@ -1,8 +1,8 @@
-"""GOP trimming: the packets that the wanted frames need, copied without decoding.
+"""GOP trimming: copies the packets that the wanted frames need, without decoding.
 
-DALI's video decoders walk forward from the first packet of what they are given, and on a GPU every
-byte is uploaded first. Trimming starts at IDR frames only (the index's keyframes): from other
-keyframes on, leading frames may refer to what was cut off.
+DALI's video decoders walk forward from the first packet of their input, and on a GPU every byte is
+uploaded first. Trimming starts at IDR frames only (the index's keyframes): leading frames after
+other keyframes may refer to frames that were cut off.
 """
 
 from __future__ import annotations
@@ -27,58 +27,61 @@ CONTAINERS = {
     "vp8": "webm",
     "mjpeg": "mp4",
 }
-"""Container of a trimmed stream, by codec: the ones that DALI's demuxer reads."""
+"""Codec → container of a trimmed stream; all of them are read by DALI's demuxer."""
 
 
 @dataclass(frozen=True)
-class Trimmed:
-    """A cut stream, and where the wanted frames stand in it."""
+class TrimmedStream:
+    """A trimmed video and the positions of the wanted frames in it."""
 
     content: bytes
     frames: tuple[int, ...]
     """Display-order numbers inside `content`, one per wanted frame."""
 
 
-def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline) -> Trimmed:
-    """Cut a video of `frames` frames to what the display-order numbers `wanted` need; raises
-    DecodeError for a damaged file.
+def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline) -> TrimmedStream:
+    """Cut a video down to the packets that some frames need.
 
-    The content comes back whole for other codecs than those of CONTAINERS, and where packets and
-    frames do not pair one to one (invisible VP8 frames, edit lists): then a frame's number cannot
-    be told without decoding.
+    The content comes back unchanged if its codec is not among CONTAINERS, or if packets and frames
+    do not pair one to one (invisible VP8 frames, edit lists): the frame numbers of packets are then
+    unknown without decoding.
+
+    Args:
+        content: The encoded video.
+        wanted: Display-order frame numbers.
+        frames: Number of frames of the video.
+        timeline: Gives the keyframes where decoding may start.
+
+    Raises:
+        DecodeError: The file is damaged.
     """
     try:
         with av.open(io.BytesIO(content), "r") as container:
             stream = container.streams.video[0]
             demuxing: Any = container.demux(stream)
-            with closing(
-                demuxing
-            ) as demuxed:  # one that an error leaves half-way leaks if it is not closed (PyAV 18.1)
+            # A demuxing generator that an error leaves half-way leaks unless closed (PyAV 18.1).
+            with closing(demuxing) as demuxed:
                 packets = [packet for packet in demuxed if packet.size]
             codec = codec_of(stream)
-            if (
-                codec not in CONTAINERS
-                or len(packets) != frames
-                or any(packet.pts is None for packet in packets)
-            ):
-                return Trimmed(content, tuple(wanted))
+            paired = len(packets) == frames and all(packet.pts is not None for packet in packets)
+            if codec not in CONTAINERS or not paired:
+                return TrimmedStream(content, tuple(wanted))
             kept = _needed(packets, wanted, timeline)
             if len(kept) == len(packets):
-                return Trimmed(content, tuple(wanted))
-            place = {
-                number: rank for rank, number in enumerate(sorted(number for number, _ in kept))
-            }
-            return Trimmed(
+                return TrimmedStream(content, tuple(wanted))
+            ordered = sorted(number for number, _ in kept)
+            position = {number: place for place, number in enumerate(ordered)}
+            return TrimmedStream(
                 remux([packet for _, packet in kept], stream, CONTAINERS[codec]),
-                tuple(place[number] for number in wanted),
+                tuple(position[number] for number in wanted),
             )
     except (av.error.FFmpegError, ValueError, IndexError) as error:
         raise DecodeError(str(error)) from error
 
 
 def _needed(packets: list[Any], wanted: Sequence[int], timeline: Timeline) -> list[tuple[int, Any]]:
-    """(frame number, packet) in decoding order: of every GOP with a wanted frame, the packets up to
-    the last one of those."""
+    """Return (frame number, packet) in decoding order: of every GOP with a wanted frame, the
+    packets up to its last wanted frame."""
     number = {pts: rank for rank, pts in enumerate(sorted(packet.pts for packet in packets))}
     decoded = [number[packet.pts] for packet in packets]  # frame numbers in decoding order
     position = {frame: place for place, frame in enumerate(decoded)}
@@ -88,22 +91,27 @@ def _needed(packets: list[Any], wanted: Sequence[int], timeline: Timeline) -> li
     return [(decoded[place], packets[place]) for place in sorted(keep)]
 
 
-def remux(packets: list[Any], stream: Any, kind: str) -> bytes:
-    """A video of these packets, in decoding order, in a container of this kind; its first frame is
-    shown at 0."""
+def remux(packets: list[Any], stream: Any, container_format: str) -> bytes:
+    """Write packets, in decoding order, into a container of their own, starting at time 0.
+
+    Args:
+        packets: Packets of `stream`; their times and stream are overwritten.
+        stream: The stream that they come from.
+        container_format: FFmpeg's name of the container, such as mp4.
+
+    Returns:
+        The video file.
+    """
     target = io.BytesIO()
     shown = sorted(packet.pts for packet in packets)
-    # Matroska has no decoding times: they are made anew, rising, and never after the time of
-    # showing
+    # Matroska stores no decoding times. Generate ascending ones that never exceed the display time.
     delay = max(time - packet.pts for time, packet in zip(shown, packets, strict=True))
-    with av.open(target, "w", format=kind) as output:
-        # for AV1, PyAV would look for an encoder by the name of the decoder, and there is none
+    with av.open(target, "w", format=container_format) as output:
+        # For AV1, PyAV would look for an encoder with the decoder's name, which does not exist.
         copy = output.add_stream_from_template(stream, opaque=codec_of(stream) == "av1")
         for time, packet in zip(shown, packets, strict=True):
-            packet.pts, packet.dts, packet.stream = (
-                packet.pts - shown[0],
-                time - shown[0] - delay,
-                copy,
-            )
+            packet.pts -= shown[0]
+            packet.dts = time - shown[0] - delay
+            packet.stream = copy
             output.mux(packet)
     return target.getvalue()

@@ -1,11 +1,13 @@
-"""The part of a long stored video that some frames need, read without the rest: a video of an hour
-is not fetched for three frames of it."""
+"""Reads the segment of a long stored video that some frames need.
+
+An hour of video is not fetched from storage for three frames of it.
+"""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,19 +15,27 @@ import av
 
 from allinone.data.decoding.codecs import codec_of
 from allinone.data.decoding.frames import Timeline
-from allinone.data.decoding.gop_trim import CONTAINERS, remux
+from allinone.data.decoding.gop_trim import CONTAINERS, TrimmedStream, remux, trim
 
 BUFFER = 1 << 18
-"""Bytes read at a time; storage over a network answers few large reads sooner than many small
-ones."""
+"""Bytes per read; network storage answers few large reads faster than many small ones."""
 
 
 class ByteRange(io.RawIOBase):
-    """A range of an open file as a file of its own. Shares no position with other readers."""
+    """A range of an open file as a file object with a position of its own.
+
+    Args:
+        descriptor: File descriptor; must stay open while this object is used.
+        offset: First byte of the range.
+        size: Bytes of the range.
+    """
 
     def __init__(self, descriptor: int, offset: int, size: int) -> None:
         super().__init__()
-        self._descriptor, self._offset, self._size, self._position = descriptor, offset, size, 0
+        self._descriptor = descriptor
+        self._offset = offset
+        self._size = size
+        self._position = 0
         self.bytes_read = 0
 
     def readable(self) -> bool:
@@ -44,37 +54,74 @@ class ByteRange(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         left = max(0, self._size - self._position)
-        content = os.pread(
-            self._descriptor, left if size < 0 else min(size, left), self._offset + self._position
-        )
+        wanted = left if size < 0 else min(size, left)
+        content = os.pread(self._descriptor, wanted, self._offset + self._position)
         self._position += len(content)
         self.bytes_read += len(content)
         return content
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Consecutive frames of a stored video as a small video."""
+class VideoSegment:
+    """Consecutive frames of a stored video as a video of their own."""
 
     content: bytes
     first: int
-    """Number in the stored video of its first frame, a keyframe."""
+    """Number in the stored video of the segment's first frame, a keyframe."""
     frames: int
+    """Number of frames."""
     timeline: Timeline
 
+    def numbers(self, wanted: Sequence[int]) -> list[int]:
+        """Convert frame numbers of the stored video into frame numbers of this segment."""
+        return [number - self.first for number in wanted]
 
-def read_piece(
-    region: ByteRange, wanted: Sequence[int], frames: int, timeline: Timeline
-) -> Piece | None:
-    """The GOPs that hold the display-order numbers `wanted` of a video of `frames` frames, and
-    those between them. None where the file's index does not lead there, or its packets are not one
-    per frame: then the whole is to be read."""
+    def trim(self, wanted: Sequence[int]) -> TrimmedStream:
+        """Trim to what some frames (numbers of the stored video) need; raises DecodeError."""
+        return trim(self.content, self.numbers(wanted), self.frames, self.timeline)
+
+
+def load_segment(
+    video: ByteRange,
+    wanted: Sequence[int],
+    frames: int,
+    timeline: Timeline,
+    read_all: Callable[[], bytes],
+) -> VideoSegment:
+    """Read the segment that some frames need, or the complete video if it cannot be cut.
+
+    Args:
+        video: The stored video.
+        wanted: Display-order frame numbers.
+        frames: Number of frames of the stored video.
+        timeline: Of the stored video.
+        read_all: Returns the complete video; called only if needed.
+    """
+    segment = read_segment(video, wanted, frames, timeline)
+    return segment or VideoSegment(read_all(), 0, frames, timeline)
+
+
+def read_segment(
+    video: ByteRange, wanted: Sequence[int], frames: int, timeline: Timeline
+) -> VideoSegment | None:
+    """Read the GOPs that hold some frames, and those between them.
+
+    Args:
+        video: The stored video.
+        wanted: Display-order frame numbers.
+        frames: Number of frames of the stored video.
+        timeline: Of the stored video.
+
+    Returns:
+        None if the complete video is needed: all GOPs are wanted, the container's index does not
+        lead to them, or packets and frames do not pair one to one.
+    """
     first = timeline.start(min(wanted))
     stop = min((key for key in timeline.keyframes if key > max(wanted)), default=frames)
     if first == 0 and stop == frames:
         return None
     try:
-        with av.open(region, "r", buffer_size=BUFFER) as container:
+        with av.open(video, "r", buffer_size=BUFFER) as container:
             stream = container.streams.video[0]
             codec = codec_of(stream)
             if codec not in CONTAINERS:
@@ -83,25 +130,19 @@ def read_piece(
             if packets is None:
                 return None
             content = remux(packets, stream, CONTAINERS[codec])
-    except (
-        av.error.FFmpegError,
-        ValueError,
-        IndexError,
-    ):  # the whole file is judged by its own decoding
-        return None
-    times = (
-        None
-        if timeline.times is None
-        else [time - timeline.times[first] for time in timeline.times[first:stop]]
-    )
+    except (av.error.FFmpegError, ValueError, IndexError):
+        return None  # decoding the complete file decides whether it is damaged
+    times = timeline.times
+    if times is not None:
+        times = [time - times[first] for time in times[first:stop]]
     keyframes = [key - first for key in timeline.keyframes if first <= key < stop]
-    return Piece(content, first, stop - first, Timeline(keyframes, times, timeline.rate))
+    return VideoSegment(content, first, stop - first, Timeline(keyframes, times, timeline.rate))
 
 
 def _packets(
     container: Any, stream: Any, first: int, stop: int, timeline: Timeline
 ) -> list[Any] | None:
-    """Packets of the frames first to stop - 1, each exactly once, or None."""
+    """Return the packets of frames first to stop - 1, each exactly once, or None."""
     base, begin = float(stream.time_base), stream.start_time or 0
     if first:
         container.seek(begin + timeline.seek_to(first, base), stream=stream)
@@ -111,13 +152,11 @@ def _packets(
         if not packet.size or packet.pts is None:
             break
         number = timeline.number((packet.pts - begin) * base)
-        if (
-            not packets and number is not None and number < first
-        ):  # at a variable rate a seek may end a GOP early
+        # At a variable rate a seek may land one GOP early.
+        if not packets and number is not None and number < first:
             continue
-        if (
-            number == stop
-        ):  # a keyframe from which decoding may start: what is shown before it has come before it
+        # `stop` is a keyframe where decoding may start: all frames shown before it come before it.
+        if number == stop:
             break
         if number is None or not first <= number < stop or number in numbers:
             return None

@@ -1,1 +1,1 @@
-"""Shards to batches."""
+"""Prepared shards → batches on the training device."""

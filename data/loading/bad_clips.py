@@ -1,4 +1,7 @@
-"""Bad clips met while loading: counted, named once per epoch, capped."""
+"""The bad-clip log: counts the clips that loading could not use, names them, and caps their share.
+
+Where they are replaced: data/loading/replacement.py.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,21 @@ from allinone.common.errors import DataError
 from allinone.data.loading.batch import BadClip
 
 ENOUGH = 200
-"""Clips seen before the share of bad ones is judged."""
+"""Clips to see before the share of bad ones can stop a run."""
 
 
 class BadClipShareError(DataError):
-    """Too many clips cannot be used."""
+    """More clips than --max-bad-share cannot be used."""
 
 
 class Ledger:
-    """One JSON line per bad clip and epoch in `folder`/rank-N.jsonl, also over restarts; raises
-    BadClipShareError above the share."""
+    """Writes one JSON line per bad clip and epoch, also across restarts.
+
+    Args:
+        folder: Holds one file rank-N.jsonl per rank; None writes nothing.
+        rank: This data-parallel rank.
+        max_share: Share of bad clips above which `add` raises.
+    """
 
     def __init__(self, folder: Path | None, rank: int, max_share: float) -> None:
         self._path = folder / f"rank-{rank}.jsonl" if folder else None
@@ -29,38 +37,46 @@ class Ledger:
         self._seen = self._bad = 0
         self._reasons: Counter[str] = Counter()
         self._named: dict[str, dict[int, set[str]]] = {}
-        """Data set → epoch → clips that stand in the file; of the newest epochs only."""
-        self._recall()
+        """Data set → epoch → clips that the file names; the two newest epochs only."""
+        self._read_back()
 
     def add(self, seen: int, bad: tuple[BadClip, ...]) -> None:
-        """Count a batch of `seen` clips, and those that were bad before as many were found."""
+        """Count a batch.
+
+        Args:
+            seen: Good clips of the batch.
+            bad: Clips that were replaced while making it.
+
+        Raises:
+            BadClipShareError: The share of bad clips exceeds the limit by more than chance allows.
+        """
         self._seen += seen + len(bad)
         self._bad += len(bad)
         for clip in bad:
             self._reasons[clip.reason] += 1
             if self._is_new(clip.dataset, clip.clip, clip.epoch):
                 self._write(vars(clip))
-        if self._seen >= ENOUGH and self._bad > self._most():
+        if self._seen >= ENOUGH and self._bad > self._allowed():
             worst = ", ".join(
                 f"{reason} ({number})" for reason, number in self._reasons.most_common(3)
             )
             raise BadClipShareError(
                 f"{self._bad} of {self._seen} clips are bad, clearly more than --max-bad-share"
-                f" {self._max_share}: {worst}. They are named in {self._path}; prepare the data"
-                " again, or raise the option"
+                f" {self._max_share}: {worst}. They are listed in {self._path}; prepare the data"
+                " again, or raise --max-bad-share"
             )
 
-    def _most(self) -> float:
-        """Bad clips among those seen that chance may give at the share allowed: five standard
-        deviations of a Poisson number above what is expected. Every rank judges for itself; without
-        that room, one of 128 ends a run of healthy data after a few hundred clips.
+    def _allowed(self) -> float:
+        """Return how many bad clips chance may produce at the allowed share.
+
+        Five standard deviations of a Poisson distribution above its mean. Every rank decides on its
+        own: without this margin, one of 128 ranks stops healthy data after a few hundred clips.
         """
         expected = self._max_share * self._seen
         return expected + 5 * math.sqrt(expected)
 
-    def _recall(self) -> None:
-        """What an earlier process of this rank has named; a line that its end cut short counts as
-        none."""
+    def _read_back(self) -> None:
+        """Remember what an earlier process of this rank has named; skip a line that was cut off."""
         if self._path and self._path.exists():
             for line in self._path.read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(ValueError, KeyError):
@@ -68,12 +84,11 @@ class Ledger:
                     self._is_new(record["dataset"], record["clip"], record["epoch"])
 
     def _is_new(self, dataset: str, clip: str, epoch: int) -> bool:
-        """Whether it is met for the first time in this epoch; remembers it."""
+        """Return whether this clip is met for the first time in this epoch, and remember it."""
         epochs = self._named.setdefault(dataset, {})
         clips = epochs.setdefault(epoch, set())
-        for old in [
-            known for known in epochs if known < epoch - 1
-        ]:  # positions of two epochs are never further apart
+        # Positions in flight never span more than two epochs of a data set.
+        for old in [known for known in epochs if known < epoch - 1]:
             del epochs[old]
         if clip in clips:
             return False

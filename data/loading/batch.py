@@ -1,4 +1,7 @@
-"""What the data path hands to training: one micro-batch of clips with their captions."""
+"""What the data path hands to training: one micro-batch of clips with their captions.
+
+Letters: B clips, T frames, H and W of the crop, L text tokens, M masked tokens.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BadClip:
-    """One clip that could not be used, and why."""
+    """A clip that could not be used, and why."""
 
     dataset: str
     clip: str
     reason: str
     epoch: int = 0
-    """Epoch of the position that it was met at."""
+    """Epoch of the position at which it was met."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,10 @@ class Batch:
     mlm_labels: Tensor
     """int64 [B, L], the original id where a token was chosen, -100 elsewhere."""
     mlm_positions: Tensor
-    """int64 [M], flat positions b * L + l of the chosen tokens, ascending; found on the host, so
-    that the step waits for no device."""
+    """int64 [M], flat positions b * L + l of the chosen tokens, ascending.
+
+    Found on the host: `nonzero` on a GPU would make the step wait for the device.
+    """
     dataset_ids: Tensor
     """int64 [B], index into dataset_names."""
     dataset_names: tuple[str, ...]
@@ -44,10 +49,12 @@ class Batch:
     """Clip names, unique inside their data set."""
     captions: tuple[str, ...]
     first_position: int
-    """Global position of the first sample; the batch holds consecutive positions."""
+    """Position of the first sample in the training order; the batch holds consecutive positions."""
     digest: int = 0
-    """Sum modulo 2**63 of the hashes of every sample's choices: equal over world sizes, restarts
-    and devices."""
+    """Sum modulo 2**63 of the hashes of every sample's choices.
+
+    The same at any world size, on any device and after any restart.
+    """
     bad: tuple[BadClip, ...] = ()
     """Clips that were replaced (training) or left out (evaluation) while making this batch."""
 
@@ -55,21 +62,21 @@ class Batch:
         return len(self.clips)
 
     def first(self, number: int) -> Batch:
-        """The batch of its first clips."""
+        """Return the batch of the first `number` clips."""
         return self._rows(0, number)
 
     def only(self, row: int) -> Batch:
-        """The batch that holds this clip alone."""
+        """Return the batch of this clip alone."""
         return self._rows(row, row + 1)
 
     def _rows(self, start: int, stop: int) -> Batch:
-        """Rows start .. stop - 1. `digest` and `bad` are left as they are."""
+        """Return rows start .. stop - 1. `digest` and `bad` are left as they are."""
         length = self.text_ids.shape[1]
         row_of = torch.div(self.mlm_positions, length, rounding_mode="floor")
-        whole = ("pixels", "text_ids", "text_mask", "mlm_ids", "mlm_labels", "dataset_ids")
+        per_clip = ("pixels", "text_ids", "text_mask", "mlm_ids", "mlm_labels", "dataset_ids")
         return replace(
             self,
-            **{name: getattr(self, name)[start:stop] for name in whole},
+            **{name: getattr(self, name)[start:stop] for name in per_clip},
             mlm_positions=self.mlm_positions[(row_of >= start) & (row_of < stop)] - start * length,
             clips=self.clips[start:stop],
             captions=self.captions[start:stop],
@@ -77,6 +84,7 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> Batch:
+        """Return the same batch on a device."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()
@@ -87,8 +95,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class CoBatch:
-    """A video and an image micro-batch of one co-training step; either may be missing where steps
-    alternate."""
+    """A video and an image micro-batch of one co-training step.
+
+    One of them is missing where steps alternate.
+    """
 
     video: Batch | None
     images: Batch | None
@@ -96,17 +106,17 @@ class CoBatch:
 
     @property
     def parts(self) -> tuple[Batch, ...]:
-        """What is there, video first."""
+        """The parts that are present, video first."""
         return tuple(part for part in (self.video, self.images) if part is not None)
 
     @property
     def first_position(self) -> int:
-        """Of the video part, or of the images where there is none."""
+        """Of the video part, or of the images if there is no video."""
         return self.parts[0].first_position
 
     @property
     def clips(self) -> tuple[str, ...]:
-        """Names of all parts' clips."""
+        """Names of the clips of all parts."""
         return tuple(clip for part in self.parts for clip in part.clips)
 
     @property
@@ -116,11 +126,11 @@ class CoBatch:
 
     @property
     def bad(self) -> tuple[BadClip, ...]:
-        """Of all parts."""
+        """Bad clips of all parts."""
         return tuple(clip for part in self.parts for clip in part.bad)
 
     def only(self, row: int) -> CoBatch:
-        """The batch that holds this clip alone, counted over video and images."""
+        """Return the batch of one clip alone; rows count the video first, then the images."""
         videos = 0 if self.video is None else len(self.video)
         if self.video is not None and row < videos:
             return CoBatch(self.video.only(row), None)

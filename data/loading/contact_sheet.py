@@ -1,5 +1,4 @@
-"""Batches as people can look at them: samples as the model sees them, with caption and masked
-text."""
+"""Draws batches for people: samples as the model sees them, with caption and masked text."""
 
 from __future__ import annotations
 
@@ -15,27 +14,27 @@ from allinone.data.config import DataConfig
 from allinone.data.loading.batch import Batch
 from allinone.data.text import Tokenizer
 
-INK, QUIET, ACCENT, PAPER, STRIPE, EDGE = (
-    "#1d2430",
-    "#6b7482",
-    "#c2410c",
-    "#ffffff",
-    "#f3f5f8",
-    "#d5dae1",
-)
-FRAME, GAP, TEXT_WIDTH = 140, 14, 400
-"""Pixels: side of a shown frame, space around things, width of the text."""
+INK = "#1d2430"
+QUIET = "#6b7482"
+ACCENT = "#c2410c"
+PAPER = "#ffffff"
+STRIPE = "#f3f5f8"
+EDGE = "#d5dae1"
+FRAME = 140
+"""Side of a shown frame, pixels."""
+GAP = 14
+"""Space around frames and texts, pixels."""
+TEXT_WIDTH = 400
+"""Pixels."""
 
 
 @functools.cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along: the same on every machine."""
+    """Load DejaVu Sans, which ships with matplotlib: the same on every machine."""
     from matplotlib import get_data_path
 
-    return ImageFont.truetype(
-        str(Path(get_data_path()) / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf"),
-        size,
-    )
+    name = f"DejaVuSans{'-Bold' if bold else ''}.ttf"
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / name), size)
 
 
 def _flow(
@@ -47,8 +46,17 @@ def _flow(
     face: Any,
     lines: int,
 ) -> int:
-    """Coloured words in lines; returns the y below. What does not fit in `lines` ends with an
-    ellipsis."""
+    """Draw coloured words in lines and return the y below; an ellipsis ends what does not fit.
+
+    Args:
+        draw: Where to draw.
+        x: Left edge, pixels.
+        y: Upper edge, pixels.
+        width: Pixels.
+        words: Words with their colours.
+        face: Font.
+        lines: Lines at most.
+    """
     height, space, left = face.size + 6, draw.textlength(" ", font=face), float(x)
     for word, colour in words:
         while draw.textlength(word, font=face) > width:
@@ -68,12 +76,11 @@ def _flow(
 def _tokens(
     batch: Batch, row: int, tokenizer: Tokenizer
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(the text that MLM sees, the words that it is to find), word pieces with their colours."""
+    """Return (the text that MLM sees, the words to predict) as word pieces with their colours."""
     names = tokenizer.piece
     seen, wanted = [], []
-    for given, label, real in zip(
-        *(t[row].tolist() for t in (batch.mlm_ids, batch.mlm_labels, batch.text_mask)), strict=True
-    ):
+    columns = (batch.mlm_ids, batch.mlm_labels, batch.text_mask)
+    for given, label, real in zip(*(column[row].tolist() for column in columns), strict=True):
         if real:
             seen.append((names(given), ACCENT if label >= 0 else INK))
             if label >= 0:
@@ -93,26 +100,28 @@ def _describe(
 
 
 def contact_sheet(batch: Batch, config: DataConfig, title: str) -> Image.Image:
-    """A row per sample: its frames after crop, colour and normalisation (undone for the eye),
-    caption, and the masked text."""
+    """Draw one row per sample: frames as the model sees them, caption, and the masked text.
+
+    Args:
+        batch: Samples after crop, colour and normalisation.
+        config: Its normalisation is undone.
+        title: Heading.
+    """
     tokenizer = Tokenizer()
     clips, frames = batch.pixels.shape[:2]
-    pixels = batch.pixels.permute(0, 1, 3, 4, 2).cpu().numpy() * np.array(config.std) + np.array(
-        config.mean
-    )
+    normalised = batch.pixels.permute(0, 1, 3, 4, 2).cpu().numpy()
+    pixels = normalised * np.array(config.std) + np.array(config.mean)
     shown = (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8)
-    cell_height, cell_width, head = FRAME + 2 * GAP, 3 * GAP + frames * (FRAME + 6) + TEXT_WIDTH, 62
+    cell_height = FRAME + 2 * GAP
+    cell_width = 3 * GAP + frames * (FRAME + 6) + TEXT_WIDTH
+    head = 62
     columns = 2 if clips > 3 else 1
     rows = -(-clips // columns)
     sheet = Image.new("RGB", (columns * cell_width, head + rows * cell_height), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, 10), title, fill=INK, font=font(17, bold=True))
-    draw.text(
-        (GAP, 35),
-        "name · caption · the text as MLM sees it · the word pieces that it is to find",
-        fill=QUIET,
-        font=font(13),
-    )
+    legend = "name · caption · the text as MLM sees it · the word pieces to predict"
+    draw.text((GAP, 35), legend, fill=QUIET, font=font(13))
     for number in range(clips):
         left, top = number % columns * cell_width, head + number // columns * cell_height
         if number // columns % 2 == 0:

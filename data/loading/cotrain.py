@@ -1,5 +1,8 @@
-"""Co-training on video and images: two streams, each with its own batch size, joined into steps by
-a rule that depends on the step only."""
+"""Co-training on video and images.
+
+Two streams, each with its own batch size, joined into steps by a rule that depends on the step's
+number only.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,23 @@ Mode = Literal["joint", "alternate"]
 
 
 class CoTrainStream:
-    """Batches of both streams. `joint`: every step holds a global batch of each. `alternate`: of
-    every 1 / `image_share` steps, one holds images only and the others video only, evenly spread.
+    """Joins a video and an image stream.
 
     A step accumulates as many micro-batches of images as of video, so the image micro-batch is
     image_batch / (ranks x accumulation). What a step holds depends on its number alone: resume is
     exact, and elastic where both batches divide.
+
+    Args:
+        video: Stream of video clips.
+        images: Stream of images, T = 1.
+        global_batch: Video clips per step, over all ranks.
+        image_batch: Images per step, over all ranks.
+        mode: `joint`: every step holds a global batch of each. `alternate`: of every
+            1 / image_share steps, one holds only images and the others only video, evenly spread.
+        image_share: Share of the steps on images; `alternate` only.
+
+    Raises:
+        ValueError: `image_share` or `image_batch` is out of range.
     """
 
     def __init__(
@@ -40,13 +54,16 @@ class CoTrainStream:
             )
         if image_batch < 1:
             raise ValueError(f"--image-batch must be at least 1, got {image_batch}")
-        self._video, self._images = video, images
-        self._global_batch, self._image_batch, self._mode = global_batch, image_batch, mode
+        self._video = video
+        self._images = images
+        self._global_batch = global_batch
+        self._image_batch = image_batch
+        self._mode = mode
         self.image_share = image_share if mode == "alternate" else 1.0
         """Share of the steps that hold images."""
 
     def describe(self) -> str:
-        """Both streams and how they are joined."""
+        """Describe both streams and how they are joined."""
         how = (
             "every step has both"
             if self._mode == "joint"
@@ -58,19 +75,30 @@ class CoTrainStream:
         )
 
     def image_steps_before(self, step: int) -> int:
-        """How many of the steps 0 .. step - 1 hold images."""
+        """Return how many of the steps 0 .. step - 1 hold images."""
         return step if self._mode == "joint" else int(step * self.image_share + 1e-9)
 
     def video_steps_before(self, step: int) -> int:
-        """How many of the steps 0 .. step - 1 hold video."""
+        """Return how many of the steps 0 .. step - 1 hold video."""
         return step if self._mode == "joint" else step - self.image_steps_before(step)
 
     def batches(
         self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device
     ) -> Iterator[CoBatch]:
-        """Endless. `first` is the nominal position, step x global batch. Raises DataError where the
-        image batch does not divide."""
-        rounds, step = self._global_batch // (micro_batch * world), first // self._global_batch
+        """Yield batches without end.
+
+        Args:
+            first: Nominal position, step x global batch.
+            rank: This data-parallel rank.
+            world: Number of data-parallel ranks.
+            micro_batch: Video clips per micro-batch.
+            device: Where the tensors go.
+
+        Raises:
+            DataError: The image batch is not a multiple of ranks x accumulation.
+        """
+        rounds = self._global_batch // (micro_batch * world)
+        step = first // self._global_batch
         if self._image_batch % (world * rounds):
             raise DataError(
                 f"--image-batch {self._image_batch} is not a multiple of {world} ranks x {rounds}"

@@ -1,7 +1,8 @@
-"""The DALI graph: decode (or take decoded frames), crop, resize, flip, colour, normalise. It holds
-no state and draws nothing: every choice is an input.
+"""The DALI graph: decode (or take decoded frames), crop, resize, flip, colour, normalise.
 
-Letters: B clips of a micro-batch, T frames, H and W before, S the side of the crop.
+It holds no state and draws no random numbers: every choice is an input.
+
+Letters: B clips of a micro-batch, T frames, H and W before, S side of the crop.
 """
 
 from __future__ import annotations
@@ -10,18 +11,27 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 from torch import Tensor
 
 from allinone.common.errors import GraphError
 from allinone.data.config import ClipConfig, DataConfig
 from allinone.data.decoding.codecs import CPU_CODECS, GPU_CODECS
-from allinone.data.decoding.gop_trim import Trimmed
+from allinone.data.decoding.gop_trim import TrimmedStream
+from allinone.data.loading.samples import Pixels
 from allinone.data.loading.sampling import SampleChoices
 
-Media = NDArray[np.uint8] | Trimmed
-"""Decoded frames [T, H, W, 3], or a trimmed stream that DALI decodes."""
+DEVICE_FAULTS = (
+    "out of memory",
+    "OUT_OF_MEMORY",
+    "bad_alloc",
+    "libnvcuvid",
+    "illegal memory access",
+    "unspecified launch failure",
+    "ECC_UNCORRECTABLE",
+)
+"""Parts of error messages that blame no sample. libnvcuvid is missing in containers without the
+driver capability `video`."""
 
 
 def build_pipeline(
@@ -33,10 +43,17 @@ def build_pipeline(
     encoded: bool = False,
     on_gpu: bool | None = None,
 ) -> Pipeline:
-    """The graph for one rank. `encoded`: it is fed streams and decodes them (NVDEC with a GPU),
-    else decoded frames. device_id None runs it on the CPU; with a GPU, what is fed is uploaded and
-    every operator runs there. `on_gpu` overrides where the operators are placed: the GPU graph can
-    then be serialized, though not run, on a machine without one."""
+    """Build the graph for one rank.
+
+    Args:
+        clip: Image size.
+        config: Normalisation, colour jitter and host threads.
+        max_batch: Most clips per run.
+        device_id: GPU that runs it; None runs it on the CPU.
+        encoded: Feed streams and decode them (NVDEC on a GPU) instead of decoded frames.
+        on_gpu: Overrides where operators are placed. The GPU graph can then be serialized, though
+            not run, on a machine without a GPU.
+    """
     on_gpu = device_id is not None if on_gpu is None else on_gpu
     pipeline = Pipeline(
         batch_size=max_batch,
@@ -55,13 +72,13 @@ def build_pipeline(
         if encoded:
             content = fn.external_source(name="content", dtype=types.UINT8, ndim=1)
             numbers = fn.external_source(name="numbers", dtype=types.INT32, ndim=1)
-            # a frame beyond the end would be black by default
+            # By default DALI returns a black frame beyond the end instead of an error.
             frames = fn.decoders.video(
                 content, frames=numbers, pad_mode="none", device="mixed" if on_gpu else "cpu"
             )
         else:
-            # on the CPU the frames, megabytes, are read where they lie: whoever feeds them holds
-            # them until run() returns
+            # On the CPU the frames (megabytes) are not copied: the caller must keep them alive
+            # until run() returns.
             frames = fn.external_source(
                 name="frames", layout="FHWC", dtype=types.UINT8, ndim=4, no_copy=not on_gpu
             )
@@ -88,15 +105,16 @@ def build_pipeline(
             dtype=types.FLOAT,
             output_layout="FCHW",
         )
-        # an input that no operator reads would be refused when it is fed
+        # DALI refuses to be fed an input that no operator and no output reads, so `colour` is also
+        # an output.
         pipeline.set_outputs(pixels, colour)
     return pipeline
 
 
 def graph_inputs(
-    media: Sequence[Media], choices: Sequence[SampleChoices]
+    media: Sequence[Pixels], choices: Sequence[SampleChoices]
 ) -> dict[str, list[np.ndarray]]:
-    """What the graph is fed for samples of one kind, by input name."""
+    """Return the graph's inputs by name, for clips that are all decoded or all streams."""
     boxes = [np.array(c.box, dtype=np.float32) for c in choices]
     inputs: dict[str, list[np.ndarray]] = {
         "start": [box[:2] for box in boxes],
@@ -106,7 +124,7 @@ def graph_inputs(
             np.array([c.brightness, c.contrast, c.saturation], dtype=np.float32) for c in choices
         ],
     }
-    streams = [item for item in media if isinstance(item, Trimmed)]
+    streams = [item for item in media if isinstance(item, TrimmedStream)]
     if not streams:
         inputs["frames"] = [np.asarray(item) for item in media]
     else:
@@ -115,53 +133,38 @@ def graph_inputs(
     return inputs
 
 
-def augments_for(
-    clip: ClipConfig, config: DataConfig, device: torch.device, max_batch: int
-) -> list[DaliPipeline]:
-    """One graph on a CPU; several on a GPU, since one pipeline alone keeps few of its video
-    decoders busy."""
-    first = DaliPipeline(clip, config, device, max_batch)
-    return [
-        first,
-        *(
-            DaliPipeline(clip, config, device, max_batch)
-            for _ in range(1, config.pipelines or (4 if first.on_gpu else 1))
-        ),
-    ]
-
-
-DEVICE_FAULTS = (
-    "out of memory",
-    "OUT_OF_MEMORY",
-    "bad_alloc",
-    "libnvcuvid",
-    "illegal memory access",
-    "unspecified launch failure",
-    "ECC_UNCORRECTABLE",
-)
-"""In the messages of errors that say nothing about a sample. libnvcuvid is missing in containers
-without the driver capability `video`."""
-
-
 def _codecs_of_gpu(device: int) -> frozenset[str]:
-    """What NVDEC of this card decodes. AV1: GA10x and Ada and what follows Hopper, not GA100 (8.0)
-    and Hopper (9.0) (NVIDIA's NVDEC application note)."""
-    if not torch.cuda.is_available():  # a graph that is built to be looked at
+    """Return the codecs that this card's NVDEC decodes (NVIDIA's NVDEC application note).
+
+    AV1 needs GA10x, Ada, or anything after Hopper; GA100 (8.0) and Hopper (9.0) lack it.
+    """
+    if not torch.cuda.is_available():  # the graph is only serialized
         return GPU_CODECS
     capability = torch.cuda.get_device_capability(device)
     return GPU_CODECS | {"av1"} if capability >= (8, 6) and capability[0] != 9 else GPU_CODECS
 
 
 def _of_the_device(error: RuntimeError) -> bool:
-    """Whether memory or the device failed, and no sample: training is to start again, not to go on
-    with other clips."""
+    """Return whether memory or the device failed rather than a sample.
+
+    Training must then stop and restart instead of replacing clips.
+    """
     return isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError) or any(
         text in str(error) for text in DEVICE_FAULTS
     )
 
 
 class DaliPipeline:
-    """Media + choices → pixels float32 [B, T, 3, S, S] on the training device."""
+    """Visuals + choices → pixels float32 [B, T, 3, S, S] on the training device.
+
+    Args:
+        clip: Frames per clip and image size.
+        config: Backend, decoder, normalisation and colour jitter.
+        device: Where the pixels go.
+        max_batch: Most clips per call.
+    """
+
+    uses_dali = True
 
     def __init__(
         self, clip: ClipConfig, config: DataConfig, device: torch.device, max_batch: int
@@ -169,21 +172,37 @@ class DaliPipeline:
         self.on_gpu = on_gpu = config.backend == "gpu" or (
             config.backend == "auto" and device.type == "cuda"
         )
-        self._clip, self._config, self._device, self._max_batch = clip, config, device, max_batch
+        self._clip = clip
+        self._config = config
+        self._device = device
+        self._max_batch = max_batch
         self._device_id = (device.index or 0) if on_gpu else None
         self._pipelines: dict[bool, Pipeline] = {}
         self._stream: torch.cuda.Stream | None = None
         self.codecs: frozenset[str] = frozenset()
-        """What may come as a trimmed stream; the rest must come decoded."""
+        """Codecs that may come as a trimmed stream; everything else must come decoded."""
         if config.decoder == "dali" or (config.decoder == "auto" and on_gpu):
             self.codecs = (
                 _codecs_of_gpu(self._device_id) if self._device_id is not None else CPU_CODECS
             )
 
-    def __call__(self, media: Sequence[Media], choices: Sequence[SampleChoices]) -> Tensor:
-        """Raises GraphError that names the samples at fault; the next call works."""
+    def __call__(self, media: Sequence[Pixels], choices: Sequence[SampleChoices]) -> Tensor:
+        """Run the graph.
+
+        Args:
+            media: Decoded frames uint8 [T, H, W, 3] or trimmed streams, in any mix.
+            choices: Crop, flip and colour of each clip.
+
+        Returns:
+            float32 [B, T, 3, S, S], normalised.
+
+        Raises:
+            GraphError: Names the clips that DALI cannot process; the next call works.
+        """
+        # One graph takes decoded frames, another one streams: clips are grouped and put back in
+        # order afterwards.
         groups = [
-            [i for i, item in enumerate(media) if isinstance(item, Trimmed) is encoded]
+            [i for i, item in enumerate(media) if isinstance(item, TrimmedStream) is encoded]
             for encoded in (False, True)
         ]
 
@@ -196,21 +215,20 @@ class DaliPipeline:
 
         try:
             parts = run()
-        except (
-            RuntimeError
-        ) as error:  # one bad sample fails its whole batch, and the message does not name it
+        except RuntimeError as error:
+            # One bad clip fails its complete batch, and the message does not name it.
             if _of_the_device(error):
                 raise
             bad = self._failing(media, choices)
             if bad:
                 raise GraphError(bad) from error
-            parts = run()  # what failed may have passed
+            parts = run()  # every clip works alone: the failure was transient
         if len(parts) == 1:
             return parts[0]
-        place = torch.tensor(groups[0] + groups[1]).argsort()
-        return torch.cat(parts).index_select(0, place.to(self._device))
+        order = torch.tensor(groups[0] + groups[1]).argsort()
+        return torch.cat(parts).index_select(0, order.to(self._device))
 
-    def _failing(self, media: Sequence[Media], choices: Sequence[SampleChoices]) -> dict[int, str]:
+    def _failing(self, media: Sequence[Pixels], choices: Sequence[SampleChoices]) -> dict[int, str]:
         bad = {}
         for i in range(len(media)):
             try:
@@ -221,8 +239,8 @@ class DaliPipeline:
                 bad[i] = str(error).strip().splitlines()[-1]
         return bad
 
-    def _run(self, media: Sequence[Media], choices: Sequence[SampleChoices]) -> Tensor:
-        encoded = isinstance(media[0], Trimmed)
+    def _run(self, media: Sequence[Pixels], choices: Sequence[SampleChoices]) -> Tensor:
+        encoded = isinstance(media[0], TrimmedStream)
         if encoded not in self._pipelines:
             self._pipelines[encoded] = build_pipeline(
                 self._clip,
@@ -239,9 +257,11 @@ class DaliPipeline:
         return self._copied(pixels.as_tensor())
 
     def _copied(self, pixels: object) -> Tensor:
-        """DALI's buffer is taken for another batch as soon as it is let go, whatever still waits to
-        read it: the copy has ended when this returns. It has a stream of its own, or it would wait
-        behind the training steps that are queued, and this thread with it.
+        """Copy DALI's output buffer.
+
+        DALI reuses the buffer as soon as it is released, even if a queued copy has not read it yet:
+        the copy must have finished when this returns. It runs on a CUDA stream of its own,
+        otherwise it (and this thread) would wait behind the training steps that are queued.
         """
         if not self.on_gpu:
             return torch.from_dlpack(pixels).clone().to(self._device, non_blocking=True)
@@ -249,7 +269,6 @@ class DaliPipeline:
         with torch.cuda.stream(self._stream):
             copy = torch.from_dlpack(pixels).clone()
             self._stream.synchronize()
-        copy.record_stream(
-            torch.cuda.default_stream(self._device_id)
-        )  # its memory is not to be reused while training reads it
+        # The caching allocator must not reuse this memory while the training stream reads it.
+        copy.record_stream(torch.cuda.default_stream(self._device_id))
         return copy.to(self._device, non_blocking=True)

@@ -1,20 +1,21 @@
-"""The index of a prepared data set, in two tables that refer to each other: stored files and clips.
+"""The index of a prepared data set: two tables, stored files and clips.
 
-Clips of long videos are windows into one stored file. What holds for the file (where it lies, its
-keyframes, its frame times: 400 kB for an hour at a variable rate) is stored once, not with each of
-its hundreds of captions: a clip of HowTo100M's 136 million takes about 100 bytes, its caption
-included.
+Clips of long videos are windows into one stored file. The file's columns (its place, keyframes and
+frame times: 400 kB for an hour at a variable rate) are stored once rather than with each of its
+hundreds of captions: one of HowTo100M's 136 million clips takes about 100 bytes with its caption.
 
     index.parquet   a row per clip, bad ones included: for people and tools
-    videos.parquet  a row per stored file; index.parquet's `video` is the row number
-    index.arrow     good clips only, split after split (dataset.json has their numbers), to be mapped by loaders
-    videos.arrow    the same as videos.parquet, to be mapped by loaders
+    videos.parquet  a row per stored file; index.parquet's `video` is its row number
+    index.arrow     good clips only, split after split (dataset.json has their numbers)
+    videos.arrow    the same as videos.parquet
+
+Loaders map the Arrow files into memory.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ from allinone.common.atomic_io import atomic_path
 from allinone.common.errors import LASTING, DataError
 
 LAYOUT = 2
-"""Version of the prepared folder. Loaders refuse others."""
+"""Version of the prepared folder's layout; loaders refuse other versions."""
 CLIPS_PER_BATCH, VIDEOS_PER_BATCH = 65_536, 4096
-"""Rows of every record batch but the last, so that a row is found by a division."""
+"""Rows of every record batch but the last, so that a division finds a row's batch."""
 
 VIDEO_SCHEMA = pa.schema(
     [
@@ -41,7 +42,7 @@ VIDEO_SCHEMA = pa.schema(
         ("media", pa.string()),  # video or image
         ("width", pa.int32()),  # after rotation
         ("height", pa.int32()),
-        ("rotation", pa.int32()),  # degrees clockwise that a reader must apply: 0, 90, 180, 270
+        ("rotation", pa.int32()),  # clockwise degrees that readers must apply: 0, 90, 180, 270
         ("frames", pa.int32()),  # frames that decode
         ("frame_rate", pa.float64()),
         ("duration_s", pa.float64()),
@@ -56,14 +57,10 @@ SCHEMA = pa.schema(
         ("split", pa.string()),
         ("captions", pa.list_(pa.string())),
         ("video", pa.int64()),  # row of videos.parquet; null where the file is bad
-        (
-            "first_frame",
-            pa.int32(),
-            # display-order numbers of the window in the stored file, both included; null = the
-            # whole
-        ),
+        # window in the stored file, display-order numbers, both included; null = the complete file
+        ("first_frame", pa.int32()),
         ("last_frame", pa.int32()),
-        ("reason", pa.string()),  # null = good
+        ("reason", pa.string()),  # null = good clip
         ("detail", pa.string()),
         ("source", pa.string()),
     ]
@@ -114,8 +111,14 @@ class Clip:
 def write_mapped(
     path: Path, schema: pa.Schema, tables: Iterable[pa.Table], rows_per_batch: int
 ) -> None:
-    """Arrow IPC with record batches of one size, whatever the sizes of `tables`; whole or
-    absent."""
+    """Write Arrow IPC with record batches of equal size, atomically.
+
+    Args:
+        path: The file.
+        schema: Of all tables.
+        tables: Rows in order; their sizes do not matter.
+        rows_per_batch: Rows of every record batch but the last.
+    """
     with (
         atomic_path(path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
@@ -137,8 +140,10 @@ def _write_batch(writer: Any, table: pa.Table) -> None:
 
 
 class _Mapped:
-    """Rows of an Arrow file of equal record batches, memory-mapped; sent to another process, it
-    opens the file anew and copies nothing."""
+    """Rows of a memory-mapped Arrow file with equal record batches.
+
+    A pickled copy maps the file again instead of copying it.
+    """
 
     def __init__(self, path: Path, rows_per_batch: int) -> None:
         self._path, self._size = path, rows_per_batch
@@ -156,16 +161,21 @@ class _Mapped:
 
 
 class Index:
-    """The good clips of one split, memory-mapped: ranks and workers of a machine share the
-    pages."""
+    """The good clips of one split, memory-mapped: all processes of a node share the pages.
+
+    Args:
+        folder: Prepared folder.
+        split: Name of the split.
+
+    Raises:
+        DataError: The folder is unfinished or damaged, or the split has no good clip.
+    """
 
     def __init__(self, folder: Path, split: str) -> None:
         facts = dataset_facts(folder)
         if not facts["clips"].get(split):
-            splits = (
-                ", ".join(sorted(name for name, number in facts["clips"].items() if number))
-                or "none"
-            )
+            good = sorted(name for name, number in facts["clips"].items() if number)
+            splits = ", ".join(good) or "none"
             raise DataError(f"{folder} has no good clip in split {split!r}; splits: {splits}")
         names = list(facts["clips"])
         self._first = sum(facts["clips"][name] for name in names[: names.index(split)])
@@ -177,8 +187,8 @@ class Index:
             if isinstance(error, OSError) and error.errno not in LASTING:
                 raise
             raise DataError(
-                f"the index of {folder} cannot be read ({error}); the command that prepared it,"
-                " with --merge, makes it anew"
+                f"the index of {folder} cannot be read ({error}); rebuild it with the command that"
+                " prepared the folder and --merge"
             ) from error
         self.folder, self.split = folder, split
 
@@ -186,7 +196,7 @@ class Index:
         return self._rows
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        """Columns of the item-th good clip and of its stored file."""
+        """Return the columns of the item-th good clip and of its stored file."""
         if not 0 <= item < self._rows:
             raise IndexError(f"clip {item} of {self._rows}")
         clip = self._clips.row(self._first + item)
@@ -194,12 +204,11 @@ class Index:
 
 
 def dataset_facts(folder: Path) -> dict[str, Any]:
-    """dataset.json of a finished prepared folder; DataError where there is none, or one of another
-    layout."""
+    """Read dataset.json of a prepared folder; raises DataError for unfinished or other layouts."""
     path = folder / "dataset.json"
     if not path.is_file():
         raise DataError(
-            f"{folder} is no finished prepared data set (no dataset.json); run: python"
+            f"{folder} is not a finished prepared data set (no dataset.json); run: python"
             f" tools/prepare.py SOURCE --out {folder}"
         )
     facts: dict[str, Any] = json.loads(path.read_text())
@@ -211,8 +220,8 @@ def dataset_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def window(row: dict[str, Any]) -> tuple[int, int]:
-    """(first frame, number of frames) that a clip may show."""
+def window(row: Mapping[str, Any]) -> tuple[int, int]:
+    """Return (first frame, number of frames) that a clip may show."""
     if row["first_frame"] is None:
         return 0, row["frames"]
     return row["first_frame"], row["last_frame"] - row["first_frame"] + 1

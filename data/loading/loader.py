@@ -1,72 +1,112 @@
-"""Prepared data → batches. Worker processes read, choose, decode, tokenise and mask; data.stream
-runs the DALI graph ahead of training."""
+"""Prepared data → batches.
+
+Reader processes read, choose, decode, tokenise and mask (`ClipSource`); threads of the training
+process run the augmentation ahead of training (data/loading/prefetch.py).
+"""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from allinone.common.errors import LASTING, DataError, LostDataError
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
 from allinone.data.decoding.codecs import dali_reads
-from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
-from allinone.data.decoding.gop_trim import Trimmed, trim
-from allinone.data.decoding.segment import ByteRange, Piece, read_piece
+from allinone.data.decoding.frames import Timeline, decode_frames
+from allinone.data.decoding.segment import ByteRange, VideoSegment, load_segment
+from allinone.data.loading.augmentation import eval_augmentations, training_augmentations
 from allinone.data.loading.bad_clips import Ledger
-from allinone.data.loading.batch import BadClip, Batch
-from allinone.data.loading.index import Index, window
+from allinone.data.loading.batch import Batch
+from allinone.data.loading.batch_maker import EvalBatchMaker
+from allinone.data.loading.clip_input import ClipWindow, choose_frames
+from allinone.data.loading.index import Index
 from allinone.data.loading.mixture import Order
 from allinone.data.loading.open_files import OpenFile, OpenFiles
-from allinone.data.loading.prefetch import Batches, Endless, ready
-from allinone.data.loading.replacement import MicroBatch, ReplacementSampler
-from allinone.data.loading.sampling import SampleChoices, draw, fixed, generator, nearest_keyframes
+from allinone.data.loading.prefetch import Endless, prefetch
+from allinone.data.loading.replacement import ReplacementSampler
+from allinone.data.loading.samples import MicroBatch, Pixels, Sample, Visual
+from allinone.data.loading.sampling import SampleChoices, generator
 from allinone.data.text import Tokenizer, mask_words
 
 
-@dataclass
-class Sample:
-    """One sample as a worker hands it over."""
+class ClipSource:
+    """Reads and decodes the clips of one prepared split.
 
-    name: str
-    caption: str
-    media: NDArray[np.uint8] | Trimmed
-    choices: SampleChoices
-    ids: NDArray[np.int64]
-    mask: NDArray[np.int64]
-    mlm_ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    dataset: int
-    digest: int
-    attempt: int = 0
-    """How many clips before this one could not be used at this position."""
-
-
-class Source:
-    """Reads and decodes rows of one prepared split."""
+    Args:
+        spec: Folder and split.
+        clip: Frames per clip and text length.
+        config: How clips are read, decoded, augmented and masked.
+        number: Number of the data set in its mixture.
+    """
 
     def __init__(
         self, spec: DatasetSpec, clip: ClipConfig, config: DataConfig, number: int = 0
     ) -> None:
         self.index = Index(spec.path, spec.split)
         self.name = spec.name
-        self._clip, self._config, self._number = clip, config, number
         self.codecs: frozenset[str] = frozenset()
-        """What is handed over as a trimmed stream, for DALI to decode."""
+        """Codecs that are handed over as a trimmed stream, for DALI to decode."""
+        self._clip = clip
+        self._config = config
+        self._number = number
         self._shards = OpenFiles(spec.path)
         self._tokenizer: Tokenizer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_tokenizer": None}
+        return {**vars(self), "_tokenizer": None}  # every reader process loads its own
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def key(self, row: int) -> str:
+        """Return the clip's name."""
+        return self.index[row]["key"]
+
+    def train_sample(self, row: int, random: np.random.Generator) -> Sample:
+        """Make a training sample; raises DecodeError for a bad clip."""
+        return self._sample(row, random, random)
+
+    def eval_sample(self, row: int) -> Sample:
+        """Make an evaluation sample; raises DecodeError for a bad clip.
+
+        Words are masked at random, but the same ones every time.
+        """
+        return self._sample(row, None, generator(0, self.name, 0, row))
+
+    def choose(
+        self, row: dict[str, Any], random: np.random.Generator | None, captions: int
+    ) -> SampleChoices:
+        """Choose caption, frames and augmentation of a clip; without `random` for evaluation."""
+        window = ClipWindow.of_row(row)
+        (choices,) = choose_frames(
+            window, self._config, self._clip.num_frames, random, captions=captions
+        )
+        return choices
+
+    def segment(self, row: dict[str, Any], wanted: Sequence[int]) -> VideoSegment:
+        """Read what some frames need: a clip's own file, or a segment of a long video.
+
+        Args:
+            row: A row of the index.
+            wanted: Display-order frame numbers in the stored file.
+
+        Raises:
+            DataError: The shard is gone or too short.
+        """
+        timeline = Timeline.of(row)
+        if row["first_frame"] is None:  # a short clip: one read
+            return VideoSegment(self._read(row), 0, row["frames"], timeline)
+        shard = self._open(row)
+        video = ByteRange(shard.descriptor, row["offset"], row["size"])
+        return load_segment(video, wanted, row["frames"], timeline, lambda: self._read(row))
 
     def _open(self, row: dict[str, Any]) -> OpenFile:
-        """The row's shard; DataError where that is gone."""
         try:
             return self._shards[row["shard"]]
         except OSError as error:
@@ -78,8 +118,7 @@ class Source:
                 remedy = "raise the limit (ulimit -n)"
             raise LostDataError(f"shard {path} cannot be opened ({error}); {remedy}") from error
 
-    def read(self, row: dict[str, Any]) -> bytes:
-        """The encoded bytes of a row; DataError where its shard is gone or short."""
+    def _read(self, row: dict[str, Any]) -> bytes:
         content = self._open(row).read(row["offset"], row["size"])
         if len(content) != row["size"]:
             raise DataError(
@@ -88,159 +127,87 @@ class Source:
             )
         return content
 
-    def piece(self, row: dict[str, Any], wanted: Sequence[int], timeline: Timeline) -> Piece:
-        """What the frames `wanted` need: the whole of a clip's own file, or a part of a long
-        video."""
-        if row["first_frame"] is not None:
-            shard = self._open(row)
-            piece = read_piece(
-                ByteRange(shard.descriptor, row["offset"], row["size"]),
-                wanted,
-                row["frames"],
-                timeline,
-            )
-            if piece is not None:
-                return piece
-        return Piece(self.read(row), 0, row["frames"], timeline)
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def key(self, row: int) -> str:
-        """The clip's name."""
-        return self.index[row]["key"]
-
-    def drawn(self, row: int, random: np.random.Generator) -> Sample:
-        """A training sample; DecodeError for a bad clip."""
-        return self.sample(row, random, train=True)
-
-    def sample(self, item: int, random: np.random.Generator, train: bool) -> Sample:
-        """One sample; DecodeError for a bad clip."""
+    def _sample(
+        self, number: int, random: np.random.Generator | None, mask_random: np.random.Generator
+    ) -> Sample:
         self._tokenizer = self._tokenizer or Tokenizer()
-        tokenizer, clip, config, row = self._tokenizer, self._clip, self._config, self.index[item]
-        first, available = window(row)
-        shape = {
-            "frames": available,
-            "width": row["width"],
-            "height": row["height"],
-            "wanted": clip.num_frames,
-        }
-        choices = (
-            draw(config, random, captions=len(row["captions"]), **shape)
-            if train
-            else fixed(config, **shape)
-        )
-        timeline = Timeline.of(row)
-        if config.frames_from == "key":
-            inside = [key - first for key in row["keyframes"] if first <= key < first + available]
-            choices = replace(choices, frames=nearest_keyframes(choices.frames, inside, available))
-        choices = choices.later(first)
-        piece = self.piece(row, choices.frames, timeline)
-        wanted = [number - piece.first for number in choices.frames]
-        media: NDArray[np.uint8] | Trimmed
+        tokenizer, config, row = self._tokenizer, self._config, self.index[number]
+        choices = self.choose(row, random, len(row["captions"]))
+        segment = self.segment(row, choices.frames)
+        media: Pixels
         if self.codecs and dali_reads(row, self.codecs):
-            media = trim(piece.content, wanted, piece.frames, piece.timeline)
+            media = segment.trim(choices.frames)
         else:
             media = decode_frames(
-                piece.content, wanted, piece.timeline, timeout_s=config.clip_timeout_s
+                segment.content,
+                segment.numbers(choices.frames),
+                segment.timeline,
+                timeout_s=config.clip_timeout_s,
             )
         caption = row["captions"][choices.caption]
-        ids, mask, words = tokenizer.encode(caption, clip.max_text_len)
+        ids, mask, words = tokenizer.encode(caption, self._clip.max_text_len)
         mlm_ids, labels = mask_words(
             ids,
             words,
             config.mask_prob,
-            random,
+            mask_random,
             tokenizer.mask_id,
             tokenizer.first_word_id,
             tokenizer.size,
         )
-        digest = choices.digest(row["key"], mlm_ids, labels)
         return Sample(
-            row["key"], caption, media, choices, ids, mask, mlm_ids, labels, self._number, digest
+            row=number,
+            name=row["key"],
+            visuals=[Visual(media, choices)],
+            arrays={
+                "text_ids": ids,
+                "text_mask": mask,
+                "mlm_ids": mlm_ids,
+                "mlm_labels": labels,
+                "dataset_ids": np.array(self._number),
+            },
+            digest=choices.digest(row["key"], mlm_ids, labels),
+            caption=caption,
         )
 
 
-class _ClipBatches(Batches[MicroBatch[Sample], Batch | None]):
-    """Micro-batches of clips with their captions; `names` are those of the data sets."""
-
-    names: tuple[str, ...]
-    device: torch.device
-
-    def visuals(self, raw: MicroBatch[Sample]) -> Sequence[Sample]:
-        return raw.samples
-
-    def finish(self, raw: MicroBatch[Sample], pixels: torch.Tensor | None) -> Batch | None:
-        """None where no clip is left."""
-        if pixels is None:
-            return None
-
-        def stack(field: str) -> torch.Tensor:
-            return torch.from_numpy(np.stack([getattr(sample, field) for sample in raw.samples]))
-
-        labels = stack("labels")
-        batch = Batch(
-            pixels=pixels,
-            text_ids=stack("ids"),
-            text_mask=stack("mask"),
-            mlm_ids=stack("mlm_ids"),
-            mlm_labels=labels,
-            mlm_positions=(labels.flatten() >= 0).nonzero().flatten(),
-            dataset_ids=torch.tensor([sample.dataset for sample in raw.samples]),
-            dataset_names=self.names,
-            clips=tuple(sample.name for sample in raw.samples),
-            captions=tuple(sample.caption for sample in raw.samples),
-            first_position=raw.first_position,
-            digest=sum(sample.digest for sample in raw.samples) % 2**63,
-            bad=raw.bad,
-        )
-        return batch.to(self.device)
-
-
-class _TrainBatches(_ClipBatches):
-    def __init__(self, positions: ReplacementSampler[Sample]) -> None:
-        self._positions = positions
-
-    def __getitem__(self, k: int) -> MicroBatch[Sample]:
-        return self._positions[k]
-
-    def without(self, raw: MicroBatch[Sample], failed: dict[int, str]) -> MicroBatch[Sample]:
-        """The micro-batch with the samples replaced that the graph could not decode."""
-        return self._positions.without(raw, failed)
-
-
-class _EvalBatches(_ClipBatches):
-    def __init__(self, source: Source, items: list[int], batch_size: int) -> None:
-        self._source, self._items, self._size = source, items, batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self._items) // self._size)
-
-    def __getitem__(self, k: int) -> MicroBatch[Sample]:
-        torch.set_num_threads(1)
-        samples, bad = [], []
-        items = self._items[k * self._size : (k + 1) * self._size]
-        for item in items:
-            try:
-                samples.append(
-                    self._source.sample(item, generator(0, self._source.name, 0, item), train=False)
-                )
-            except DecodeError as error:
-                bad.append(BadClip(self._source.name, self._source.key(item), str(error)))
-        return MicroBatch(samples, tuple(bad), items[0])
-
-    def without(self, raw: MicroBatch[Sample], failed: dict[int, str]) -> MicroBatch[Sample]:
-        """In evaluation nothing is replaced: the samples are left out and named."""
-        bad = [
-            BadClip(self._source.name, raw.samples[i].name, reason) for i, reason in failed.items()
-        ]
-        samples = [sample for i, sample in enumerate(raw.samples) if i not in failed]
-        return replace(raw, samples=samples, bad=(*raw.bad, *bad))
+def collate_clips(
+    micro_batch: MicroBatch,
+    pixels: torch.Tensor | None,
+    *,
+    names: tuple[str, ...],
+    device: torch.device,
+) -> Batch | None:
+    """Build a batch on the device; None if no clip is left."""
+    if pixels is None:
+        return None
+    tensors = {
+        name: torch.from_numpy(micro_batch.stack(name))
+        for name in ("text_ids", "text_mask", "mlm_ids", "mlm_labels", "dataset_ids")
+    }
+    return Batch(
+        pixels=pixels,
+        **tensors,
+        mlm_positions=(tensors["mlm_labels"].flatten() >= 0).nonzero().flatten(),
+        dataset_names=names,
+        clips=tuple(sample.name for sample in micro_batch.samples),
+        captions=tuple(sample.caption for sample in micro_batch.samples),
+        first_position=micro_batch.first_position,
+        digest=micro_batch.digest,
+        bad=micro_batch.bad,
+    ).to(device)
 
 
 class TrainStream:
-    """The endless, deterministic, elastic stream of training batches over a mixture of prepared
-    data sets."""
+    """The endless, deterministic, elastic stream of training batches over a mixture.
+
+    Args:
+        datasets: Prepared data sets with their weights.
+        clip: Frames per clip, image size and text length.
+        config: How clips are read, decoded, augmented and masked.
+        seed: Seed of the order and of all random choices.
+        ledger: Folder of the bad-clip log; None writes none.
+    """
 
     def __init__(
         self,
@@ -251,25 +218,25 @@ class TrainStream:
         seed: int,
         ledger: Path | None = None,
     ) -> None:
-        self._sources = [Source(spec, clip, config, number) for number, spec in enumerate(datasets)]
-        self._specs, self._clip, self.config, self._seed, self._ledger = (
-            list(datasets),
-            clip,
-            config,
-            seed,
-            ledger,
-        )
-        sizes = [len(source.index) for source in self._sources]
+        self.config = config
+        self._sources = [
+            ClipSource(spec, clip, config, number) for number, spec in enumerate(datasets)
+        ]
+        self._specs = list(datasets)
+        self._clip = clip
+        self._seed = seed
+        self._ledger = ledger
+        sizes = [len(source) for source in self._sources]
         self._order = Order(sizes, [spec.weight for spec in datasets], seed, config.shuffle_window)
         self.dataset_names = tuple(source.name for source in self._sources)
         self.samples_per_epoch = sum(sizes)
 
     def describe(self) -> str:
-        """Data sets with sizes and shares."""
+        """Return one line per data set with its size and share."""
         total = sum(spec.weight for spec in self._specs)
         rows = zip(self._sources, self._specs, strict=True)
         return "\n".join(
-            f"data: {source.name} {len(source.index):,} clips, {100 * spec.weight / total:.1f} % of"
+            f"data: {source.name} {len(source):,} clips, {100 * spec.weight / total:.1f} % of"
             " the samples"
             for source, spec in rows
         )
@@ -277,38 +244,57 @@ class TrainStream:
     def batches(
         self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device
     ) -> Iterator[Batch]:
-        """Endless; the k-th batch of a rank holds the positions from first + (k * world + rank) *
-        micro_batch on."""
-        from allinone.data.loading.dali_pipeline import (
-            augments_for,
-        )  # here, so that reader processes do not load DALI
+        """Yield batches without end.
 
-        augments = augments_for(self._clip, self.config, device, micro_batch)
+        Args:
+            first: Position of the first sample of all ranks.
+            rank: This data-parallel rank; its k-th batch holds the positions from
+                first + (k * world + rank) * micro_batch on.
+            world: Number of data-parallel ranks.
+            micro_batch: Samples per batch.
+            device: Where the tensors go.
+
+        Raises:
+            BadClipShareError: Too many clips cannot be used.
+            DataError: Prepared data is missing or damaged.
+        """
+        augmentations = training_augmentations(self._clip, self.config, device, micro_batch)
         for source in self._sources:
-            source.codecs = augments[0].codecs
-        place = {"first": first, "rank": rank, "world": world, "micro_batch": micro_batch}
-        dataset = _TrainBatches(
-            ReplacementSampler(self._sources, self._order, seed=self._seed, **place)
+            source.codecs = augmentations[0].codecs
+        maker = ReplacementSampler(
+            self._sources,
+            self._order,
+            seed=self._seed,
+            first=first,
+            rank=rank,
+            world=world,
+            micro_batch=micro_batch,
         )
-        dataset.names, dataset.device = self.dataset_names, device
-        ledger = Ledger(self._ledger, rank, self.config.max_bad_share)
-        for raw, batch in ready(dataset, self.config, augments, Endless()):
+        collate = partial(collate_clips, names=self.dataset_names, device=device)
+        bad_clips = Ledger(self._ledger, rank, self.config.max_bad_share)
+        for raw, batch in prefetch(maker, collate, self.config, augmentations, Endless()):
             assert batch is not None  # every position is filled, or an error is raised
-            ledger.add(micro_batch, raw.bad)
+            bad_clips.add(micro_batch, raw.bad)
             yield batch
 
 
 class EvalSet:
-    """A prepared split for evaluation: every item exactly once, middle frames, central crop,
-    nothing replaced."""
+    """A prepared split for evaluation: every clip exactly once, nothing random, nothing replaced.
+
+    Args:
+        dataset: Folder and split.
+        clip: Frames per clip, image size and text length.
+        config: How clips are read, decoded and normalised.
+    """
 
     def __init__(self, dataset: DatasetSpec, clip: ClipConfig, config: DataConfig) -> None:
-        self._source = Source(dataset, clip, config)
-        self._clip, self.config = clip, config
+        self._source = ClipSource(dataset, clip, config)
+        self._clip = clip
+        self.config = config
         self.name = self._source.name
 
     def __len__(self) -> int:
-        return len(self._source.index)
+        return len(self._source)
 
     def batches(
         self,
@@ -319,22 +305,30 @@ class EvalSet:
         device: torch.device,
         limit: int | None = None,
     ) -> Iterator[Batch]:
-        """Of the first `limit` items, if given, rank, rank + world, …; the last batch may be short.
-        A clip that cannot be decoded is left out and named in `bad` of its batch; a batch of bad
-        clips only is an error."""
-        from allinone.data.loading.dali_pipeline import (
-            augments_for,
-        )  # here, so that reader processes do not load DALI
+        """Yield the batches of one rank; clips that do not decode are left out and named in `bad`.
 
-        augments = augments_for(self._clip, self.config, device, batch_size)
-        self._source.codecs = augments[0].codecs
-        items = list(range(rank, min(len(self), limit or len(self)), world))
-        batches = _EvalBatches(self._source, items, batch_size)
-        batches.names, batches.device = (self.name,), device
-        for raw, batch in ready(batches, self.config, augments):
+        Args:
+            rank: Takes the clips rank, rank + world, …
+            world: Number of ranks.
+            batch_size: Clips per batch; the last one may be shorter.
+            device: Where the tensors go.
+            limit: Only the first clips of the split.
+
+        Raises:
+            DataError: No clip of a batch can be decoded.
+        """
+        augmentations = eval_augmentations(self._clip, self.config, device, batch_size)
+        self._source.codecs = augmentations[0].codecs
+        rows = range(rank, min(len(self), limit or len(self)), world)
+        maker = EvalBatchMaker(
+            self._source,
+            [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)],
+        )
+        collate = partial(collate_clips, names=(self.name,), device=device)
+        for raw, batch in prefetch(maker, collate, self.config, augmentations):
             if batch is None:
                 raise DataError(
-                    f"no clip of a whole batch of {self.name} can be decoded, first:"
+                    f"no clip of a batch of {self.name} can be decoded, first:"
                     f" {raw.bad[0].clip} ({raw.bad[0].reason})"
                 )
             yield batch

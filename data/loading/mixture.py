@@ -1,5 +1,7 @@
-"""Which clip stands at which position: a pure function of (seed, position), by grain's MapDataset.
-The state of a run is one integer."""
+"""The training order: which clip is at which position.
+
+A pure function of (seed, position), built on grain's MapDataset. The state of a run is one integer.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,8 @@ from typing import Any
 
 from absl import logging
 
-logging.set_verbosity(
-    logging.ERROR
-)  # else grain warns, when it is imported, that it found no jax, which it does not need
+# Otherwise grain warns on import that jax is missing, which it does not need here.
+logging.set_verbosity(logging.ERROR)
 import grain.experimental  # noqa: E402
 import grain.python as grain  # noqa: E402
 import numpy as np  # noqa: E402
@@ -21,15 +22,15 @@ from numpy.typing import NDArray  # noqa: E402
 
 @dataclass(frozen=True)
 class SamplePosition:
-    """What a global position holds."""
+    """What a position of the training order holds."""
 
     dataset: int
     epoch: int
     row: int
 
 
-class _Places:
-    """A grain source: row numbers of one data set."""
+class _Rows:
+    """A grain source: the row numbers of one data set."""
 
     def __init__(self, dataset: int, rows: int) -> None:
         self._dataset, self._rows = dataset, rows
@@ -43,16 +44,18 @@ class _Places:
 
 @functools.lru_cache(maxsize=16)
 def _windows(rows: int, windows: int, seed: int, epoch: int) -> tuple[int, NDArray[np.int64]]:
-    """Where an epoch's first window begins, and the order of its windows."""
+    """Return where an epoch's first window begins, and the order of the epoch's windows."""
     random = np.random.default_rng([seed, epoch])
     return int(random.integers(rows)), random.permutation(windows)
 
 
 class _WindowShuffle(grain.MapDataset[tuple[int, int]]):
-    """Rows in windows of neighbours: the windows in an order of their own in every epoch, and the
-    rows of each. They begin elsewhere in each, so that other rows meet; what they leave over comes
-    last. (Grain's shuffle of that name keeps the order of the windows, and reads beyond the last
-    row where they do not divide the rows.)"""
+    """Shuffles windows of neighbouring rows, and the rows inside each window.
+
+    Every epoch orders the windows differently and lets them begin at another row, so that other
+    rows share a window; the rows left over come last. Grain's own window shuffle keeps the order of
+    the windows, and reads beyond the last row if the window does not divide the rows.
+    """
 
     def __init__(self, parent: grain.MapDataset[tuple[int, int]], window: int, seed: int) -> None:
         super().__init__(parent)
@@ -77,11 +80,14 @@ class _WindowShuffle(grain.MapDataset[tuple[int, int]]):
 
 
 LONGEST_PERIOD = 1 << 16
+"""Positions after which the mixture's pattern repeats, at most: weights are exact to 1/65,536."""
 
 
 class _Mixture:
-    """Which data set stands at a position, and how many positions it had before: a pattern that
-    repeats, in which every data set is spread evenly."""
+    """Which data set a position belongs to, and how many earlier positions that data set had.
+
+    A repeating pattern in which every data set is spread evenly.
+    """
 
     def __init__(self, weights: Sequence[float]) -> None:
         shares = np.array(weights) / sum(weights)
@@ -99,24 +105,33 @@ class _Mixture:
 
     @staticmethod
     def _period(shares: NDArray[np.float64]) -> int:
-        """The shortest in which all shares are whole numbers of positions, else the longest."""
+        """Return the shortest period in which all shares are integers, else the longest."""
         places = np.arange(1, LONGEST_PERIOD + 1)[:, None] * shares
-        whole = (np.abs(places - places.round()) < 1e-9 * LONGEST_PERIOD).all(1) & (
-            places.round() >= 1
-        ).all(1)
-        return int(whole.argmax()) + 1 if whole.any() else LONGEST_PERIOD
+        near_integer = np.abs(places - places.round()) < 1e-9 * LONGEST_PERIOD
+        exact = near_integer.all(1) & (places.round() >= 1).all(1)
+        return int(exact.argmax()) + 1 if exact.any() else LONGEST_PERIOD
 
     def __getitem__(self, position: int) -> tuple[int, int]:
-        """(data set, number of its earlier positions)."""
+        """Return (data set, number of its earlier positions)."""
         periods, place = divmod(position, len(self._sets))
         number = int(self._sets[place])
         return number, periods * int(self._counts[number]) + int(self._before[place])
 
 
 class Order:
-    """An endless sequence over data sets of the given sizes: each is reshuffled every epoch, each
-    row once per epoch, mixed by weights (to 1/65,536 of the samples). With a window (clips),
-    neighbours in the index stay near each other.
+    """An endless order over a mixture of data sets.
+
+    Each data set is reshuffled every epoch and each of its rows comes once per epoch.
+
+    Args:
+        sizes: Rows of each data set.
+        weights: Relative share of the samples of each data set, kept to 1/65,536.
+        seed: Seed of the order.
+        window: Rows that are shuffled together, so that reads stay near each other; 0 shuffles the
+            complete data set.
+
+    Raises:
+        ValueError: A data set is empty.
     """
 
     def __init__(
@@ -126,7 +141,7 @@ class Order:
             raise ValueError(f"every data set needs at least one clip, got sizes {list(sizes)}")
         parts = []
         for index, rows in enumerate(sizes):
-            dataset = grain.MapDataset.source(_Places(index, rows)).seed(seed * 1009 + index)
+            dataset = grain.MapDataset.source(_Rows(index, rows)).seed(seed * 1009 + index)
             shuffled = (
                 _WindowShuffle(dataset, min(window, rows), seed * 1009 + index)
                 if window

@@ -1,6 +1,8 @@
-"""Files that stay open between reads, as many as a process may hold open: HowTo100M has 12,000
-shards, YT-Temporal 60,000, a process by default 1,024 descriptors, for every data set of a mixture
-and all else together."""
+"""Files that stay open between reads, within the limit on open descriptors.
+
+HowTo100M has 12,000 shards, YT-Temporal 60,000; a process may by default hold 1,024 descriptors,
+for every data set of a mixture and everything else together.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +12,21 @@ import os
 from pathlib import Path
 
 KEPT = 64
-"""Files of one folder that stay open, those used last."""
+"""Files of one folder that stay open: the most recently used ones."""
 
 
 class OpenFile:
-    """A file open for reading; closed when nothing refers to it any more, so never below a thread
-    that reads it."""
+    """A file open for reading.
+
+    Closed when the last reference is gone, so never while a thread still reads it.
+    """
 
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
 
     def read(self, offset: int, size: int) -> bytes:
-        """That many bytes, or as many as there are: a single read of Linux ends at 2 GiB."""
+        """Read up to `size` bytes; fewer only at the end of the file."""
+        # A single read of Linux ends at 2 GiB.
         content = os.pread(self.descriptor, size, offset)
         while len(content) < size and (
             more := os.pread(self.descriptor, size - len(content), offset + len(content))
@@ -30,27 +35,25 @@ class OpenFile:
         return content
 
     def __del__(self) -> None:
-        with contextlib.suppress(
-            AttributeError, OSError
-        ):  # it could not be opened; Python is ending
+        # AttributeError: opening failed; OSError: the interpreter is shutting down.
+        with contextlib.suppress(AttributeError, OSError):
             os.close(self.descriptor)
 
 
 class OpenFiles:
-    """The files of a folder by their names, opened when they are asked for. For several threads; a
-    copy by pickle opens its own."""
+    """The files of a folder by name, opened on demand.
+
+    Safe for several threads; a pickled copy opens its own files.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = str(
-            folder
-            # not a Path: pathlib enters every part of a name into Python's table of strings, for
-            # every clip
-        )
+        # A string: pathlib would intern the parts of every clip's shard name.
+        self._folder = str(folder)
         self._opened = functools.lru_cache(maxsize=KEPT)(OpenFile)
 
     def __reduce__(self) -> tuple[type[OpenFiles], tuple[Path]]:
         return OpenFiles, (Path(self._folder),)
 
     def __getitem__(self, name: str) -> OpenFile:
-        """To be held as long as its descriptor is used; raises OSError."""
+        """Return an open file; hold it as long as its descriptor is used. Raises OSError."""
         return self._opened(f"{self._folder}/{name}")

@@ -1,8 +1,6 @@
-"""From micro-batches by number to tensors: worker processes make them, threads run the DALI graph
-some micro-batches ahead of their use.
+"""Makes batches ahead of their use: reader processes decode, threads run the augmentation.
 
-What a micro-batch is, is the business of whoever fills in `Batches`: prepared data sets
-(data/loading/loader.py), benchmarks (finetune/inputs/loader.py).
+What a micro-batch holds is decided by a BatchMaker, what a batch is by a `collate` function.
 """
 
 from __future__ import annotations
@@ -10,68 +8,23 @@ from __future__ import annotations
 import atexit
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from allinone.common.errors import GraphError
 from allinone.common.processes import forkserver_context, live_and_die_with_parent
 from allinone.data.config import DataConfig
-from allinone.data.loading.sampling import SampleChoices
+from allinone.data.loading.augmentation import Augmentation
+from allinone.data.loading.batch_maker import BatchMaker
+from allinone.data.loading.samples import MicroBatch
 
-if TYPE_CHECKING:
-    from allinone.data.loading.dali_pipeline import DaliPipeline, Media
-
-
-class Visual(Protocol):
-    """One clip of a sample, chosen and read."""
-
-    @property
-    def media(self) -> Media: ...
-
-    @property
-    def choices(self) -> SampleChoices: ...
-
-
-RawT = TypeVar("RawT")
-"""A micro-batch before the DALI graph."""
 BatchT = TypeVar("BatchT")
-
-
-class Batches(Dataset[RawT], Generic[RawT, BatchT]):
-    """Micro-batches by number. `__getitem__` runs in the worker processes, all else in the training
-    process."""
-
-    def visuals(self, raw: RawT) -> Sequence[Visual]:
-        """The clips that the graph turns into pixels, in order."""
-        raise NotImplementedError
-
-    def without(self, raw: RawT, failed: dict[int, str]) -> RawT:
-        """The micro-batch after the graph has refused some clips (number among `visuals` →
-        reason)."""
-        raise NotImplementedError
-
-    def finish(self, raw: RawT, pixels: Tensor | None) -> BatchT:
-        """The batch of a micro-batch and its pixels [clips, T, 3, S, S]; None where it has no
-        clip."""
-        raise NotImplementedError
-
-
-def _pixels(
-    raw: RawT, batches: Batches[RawT, BatchT], augment: DaliPipeline
-) -> tuple[RawT, Tensor | None]:
-    """Run the graph, without the clips that it refuses; None where none is left."""
-    while visuals := batches.visuals(raw):
-        try:
-            return raw, augment(
-                [visual.media for visual in visuals], [visual.choices for visual in visuals]
-            )
-        except GraphError as error:
-            raw = batches.without(raw, error.bad)
-    return raw, None
+Collate = Callable[[MicroBatch, Tensor | None], BatchT]
+"""Micro-batch and pixels [visuals, T, 3, S, S] (None without any visual) → batch."""
 
 
 class Endless(Sampler[int]):
@@ -84,20 +37,58 @@ class Endless(Sampler[int]):
             k += 1
 
 
-def ready(
-    batches: Batches[RawT, BatchT],
+def augment(
+    micro_batch: MicroBatch, maker: BatchMaker, augmentation: Augmentation
+) -> tuple[MicroBatch, Tensor | None]:
+    """Turn the visuals of a micro-batch into pixels.
+
+    Args:
+        micro_batch: What `maker` made.
+        maker: Replaces or leaves out the samples that DALI cannot decode.
+        augmentation: DALI's pipeline or its torch twin.
+
+    Returns:
+        The micro-batch that was finally used, and pixels float32 [visuals, T, 3, S, S]; None if no
+        visual is left.
+    """
+    while visuals := micro_batch.visuals:
+        try:
+            return micro_batch, augmentation(
+                [visual.media for visual in visuals], [visual.choices for visual in visuals]
+            )
+        except GraphError as error:
+            owners = micro_batch.owners
+            failed = {owners[i]: reason for i, reason in error.bad.items()}
+            micro_batch = maker.without(micro_batch, failed)
+    return micro_batch, None
+
+
+def prefetch(
+    maker: BatchMaker,
+    collate: Collate[BatchT],
     config: DataConfig,
-    augments: Sequence[DaliPipeline],
+    augmentations: Sequence[Augmentation],
     sampler: Sampler[int] | None = None,
-) -> Iterator[tuple[RawT, BatchT]]:
-    """Run the graphs in threads, in turn, and hand over in order, two micro-batches per graph
-    ahead. Errors of workers and graphs come out here."""
-    loader = _loader(batches, config, sampler)
-    threads = [ThreadPoolExecutor(1, thread_name_prefix="augment") for _ in augments]
-    done: queue.Queue[Any] = queue.Queue(maxsize=2 * len(augments))
+) -> Iterator[tuple[MicroBatch, BatchT]]:
+    """Yield batches in order, made up to two micro-batches per augmentation ahead.
+
+    Args:
+        maker: Makes micro-batches in reader processes.
+        collate: Builds a batch, in a thread of this process.
+        config: Reader processes and their prefetching.
+        augmentations: Each runs in a thread of its own; micro-batches are dealt in turn.
+        sampler: Numbers of the micro-batches; default: all of `maker`, once.
+
+    Raises:
+        Exception: Any error of readers and augmentations is raised here.
+    """
+    loader = _loader(maker, config, sampler)
+    threads = [ThreadPoolExecutor(1, thread_name_prefix="augment") for _ in augmentations]
+    done: queue.Queue[Any] = queue.Queue(maxsize=2 * len(augmentations))
     stop = threading.Event()
 
     def put(item: Any) -> bool:
+        # Never block for good: after `stop` nobody takes from the queue any more.
         while not stop.is_set():
             try:
                 done.put(item, timeout=0.2)
@@ -106,25 +97,26 @@ def ready(
                 continue
         return False
 
-    def make(raw: RawT, augment: DaliPipeline) -> tuple[RawT, BatchT]:
-        raw, pixels = _pixels(raw, batches, augment)
-        return raw, batches.finish(raw, pixels)
+    def make(micro_batch: MicroBatch, augmentation: Augmentation) -> tuple[MicroBatch, BatchT]:
+        micro_batch, pixels = augment(micro_batch, maker, augmentation)
+        return micro_batch, collate(micro_batch, pixels)
 
-    def work() -> None:
+    def read() -> None:
         try:
-            for k, raw in enumerate(loader):
-                turn = k % len(augments)
-                if not put(threads[turn].submit(make, raw, augments[turn])):
+            for k, micro_batch in enumerate(loader):
+                turn = k % len(augmentations)
+                # The queue holds futures in the order of submission: threads may finish in any
+                # order, batches come out in this one.
+                if not put(threads[turn].submit(make, micro_batch, augmentations[turn])):
                     return
             put(None)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
             put(error)
 
-    reader = threading.Thread(target=work, name="read", daemon=True)
+    reader = threading.Thread(target=read, name="read", daemon=True)
     reader.start()
 
-    # after an error somewhere else, nobody closes this generator before the modules that it needs
-    # are gone
+    # After an error elsewhere nobody closes this generator before the modules it needs are gone.
     @atexit.register
     def end() -> None:
         if not stop.is_set():
@@ -144,8 +136,8 @@ def ready(
 
 
 def _loader(
-    batches: Batches[RawT, BatchT], config: DataConfig, sampler: Sampler[int] | None
-) -> DataLoader[RawT]:
+    maker: BatchMaker, config: DataConfig, sampler: Sampler[int] | None
+) -> DataLoader[MicroBatch]:
     options: dict[str, Any] = {}
     if config.workers:
         options.update(
@@ -154,5 +146,5 @@ def _loader(
             worker_init_fn=live_and_die_with_parent,
         )
     return DataLoader(
-        batches, batch_size=None, num_workers=config.workers, sampler=sampler, **options
+        maker, batch_size=None, num_workers=config.workers, sampler=sampler, **options
     )

@@ -1,69 +1,53 @@
-"""Positions of the training order → the samples of a rank's micro-batches; what cannot be used is
-replaced, as a function of the position."""
+"""Where a bad clip is replaced during training.
+
+A position of the training order whose clip cannot be decoded gets another clip of the same data
+set. Which one is a pure function of (seed, data set, epoch, row, attempt), so the replacement is
+the same at any world size, number of readers, and after a restart. Two callers notice bad clips:
+
+- a reader process, when decoding on the host fails (`ReplacementSampler.__getitem__`);
+- the training process, when DALI fails on a trimmed stream (`ReplacementSampler.without`).
+
+Every replaced clip is named in the batch's `bad`, and by data/loading/bad_clips.py on disk.
+Evaluation replaces nothing: see data/loading/batch_maker.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-import numpy as np
 import torch
 
 from allinone.common.errors import DataError
 from allinone.data.decoding.frames import DecodeError
 from allinone.data.loading.batch import BadClip
+from allinone.data.loading.batch_maker import BatchMaker
 from allinone.data.loading.mixture import Order
+from allinone.data.loading.samples import MicroBatch, Sample, SampleSource
 from allinone.data.loading.sampling import generator
 
 ATTEMPTS = 20
 """Rows tried for one position before the run gives up."""
 
 
-class Replaceable(Protocol):
-    """A sample; `attempt`: rows tried before this one at its position."""
+class ReplacementSampler(BatchMaker):
+    """The micro-batches of one rank in training.
 
-    name: str
-    attempt: int
+    The k-th holds the positions from first + (k * world + rank) * micro_batch on.
 
-
-SampleT = TypeVar("SampleT", bound=Replaceable)
-SampleT_co = TypeVar("SampleT_co", bound=Replaceable, covariant=True)
-
-
-class Drawn(Protocol[SampleT_co]):
-    """Rows that samples are drawn from."""
-
-    @property
-    def name(self) -> str: ...
-
-    def __len__(self) -> int: ...
-
-    def key(self, row: int) -> str:
-        """The row's name in the ledger."""
-        ...
-
-    def drawn(self, row: int, random: np.random.Generator) -> SampleT_co:
-        """One training sample of a row; DecodeError where it cannot be used."""
-        ...
-
-
-@dataclass
-class MicroBatch(Generic[SampleT]):
-    """A micro-batch before the DALI graph."""
-
-    samples: list[SampleT]
-    bad: tuple[BadClip, ...]
-    first_position: int
-
-
-class ReplacementSampler(Generic[SampleT]):
-    """The k-th micro-batch of one rank, as a pure function of k: it holds the positions from first
-    + (k * world + rank) * micro_batch on."""
+    Args:
+        sources: The data sets of the mixture.
+        order: Position → data set, epoch and row.
+        seed: Seed of all random choices.
+        first: Position of the first sample of all ranks.
+        rank: This data-parallel rank.
+        world: Number of data-parallel ranks.
+        micro_batch: Samples per micro-batch.
+    """
 
     def __init__(
         self,
-        sources: Sequence[Drawn[SampleT]],
+        sources: Sequence[SampleSource],
         order: Order,
         *,
         seed: int,
@@ -72,27 +56,44 @@ class ReplacementSampler(Generic[SampleT]):
         world: int,
         micro_batch: int,
     ) -> None:
-        self._sources, self._order, self._seed = sources, order, seed
-        self._first, self._rank, self._world, self._micro_batch = first, rank, world, micro_batch
+        self._sources = sources
+        self._order = order
+        self._seed = seed
+        self._first = first
+        self._rank = rank
+        self._world = world
+        self._micro_batch = micro_batch
 
-    def __getitem__(self, k: int) -> MicroBatch[SampleT]:
-        torch.set_num_threads(1)  # readers are processes side by side
-        position = self._first + (k * self._world + self._rank) * self._micro_batch
+    def __getitem__(self, k: int) -> MicroBatch:
+        torch.set_num_threads(1)  # parallelism comes from the reader processes
+        start = self._first + (k * self._world + self._rank) * self._micro_batch
         bad: list[BadClip] = []
-        samples = [self._sample(p, bad) for p in range(position, position + self._micro_batch)]
-        return MicroBatch(samples, tuple(bad), position)
+        samples = [self._sample(p, bad) for p in range(start, start + self._micro_batch)]
+        return MicroBatch(samples, tuple(bad), start)
 
-    def _sample(self, position: int, bad: list[BadClip], first_attempt: int = 0) -> SampleT:
+    def without(self, micro_batch: MicroBatch, failed: Mapping[int, str]) -> MicroBatch:
+        """Replace the samples that DALI could not decode (number → reason)."""
+        samples, bad = list(micro_batch.samples), list(micro_batch.bad)
+        for i, reason in failed.items():
+            position = micro_batch.first_position + i
+            place = self._order[position]
+            name = self._sources[place.dataset].name
+            bad.append(BadClip(name, samples[i].name, reason, place.epoch))
+            samples[i] = self._sample(position, bad, samples[i].attempt + 1)
+        return replace(micro_batch, samples=samples, bad=tuple(bad))
+
+    def _sample(self, position: int, bad: list[BadClip], first_attempt: int = 0) -> Sample:
+        """Make the sample of a position; rows that fail are appended to `bad` and replaced."""
         place = self._order[position]
         source, row = self._sources[place.dataset], place.row
         for attempt in range(first_attempt, ATTEMPTS):
+            # Keyed by the position's own row, not by the replacement's: no dependence on who failed
+            # first.
             random = generator(self._seed, source.name, place.epoch, place.row, attempt)
-            if (
-                attempt
-            ):  # a replacement from the same source, as a function of the position's own key
+            if attempt:
                 row = int(random.integers(len(source)))
             try:
-                sample = source.drawn(row, random)
+                sample = source.train_sample(row, random)
             except DecodeError as error:
                 bad.append(BadClip(source.name, source.key(row), str(error), place.epoch))
             else:
@@ -100,17 +101,5 @@ class ReplacementSampler(Generic[SampleT]):
                 return sample
         raise DataError(
             f"{ATTEMPTS} samples in a row of {source.name} cannot be used, the last: {bad[-1].clip}"
-            f" ({bad[-1].reason}); mend its files (prepared data: prepare it again)"
+            f" ({bad[-1].reason}); repair its files (prepared data: prepare it again)"
         )
-
-    def without(self, raw: MicroBatch[SampleT], failed: dict[int, str]) -> MicroBatch[SampleT]:
-        """The micro-batch with the samples replaced (number → reason) that the graph could not
-        decode."""
-        samples, bad = list(raw.samples), list(raw.bad)
-        for i, reason in failed.items():
-            place = self._order[raw.first_position + i]
-            bad.append(
-                BadClip(self._sources[place.dataset].name, samples[i].name, reason, place.epoch)
-            )
-            samples[i] = self._sample(raw.first_position + i, bad, samples[i].attempt + 1)
-        return replace(raw, samples=samples, bad=tuple(bad))

@@ -1,6 +1,8 @@
-"""Every random choice about a sample, drawn from a counter-based generator keyed by (seed, data
-set, epoch, row): a pure function, so that order, number of workers, world size and restarts change
-nothing."""
+"""Every random choice about a sample.
+
+Choices come from a counter-based generator keyed by (seed, data set, epoch, row). They are a pure
+function of that key: reading order, number of workers, world size and restarts change nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,28 +19,24 @@ from allinone.data.config import DataConfig
 
 @dataclass(frozen=True)
 class SampleChoices:
-    """What was chosen for one sample. Boxes are relative to the frame, after rotation."""
+    """What was chosen for one clip of a sample."""
 
     caption: int
     frames: tuple[int, ...]
     """Display-order frame numbers, ascending, T of them."""
     box: tuple[float, float, float, float]
-    """Crop: top, left, height, width, each in [0, 1]."""
+    """Crop: top, left, height, width, as shares of the frame after rotation."""
     flip: bool
     brightness: float
     contrast: float
     saturation: float
 
-    def later(self, frames: int) -> SampleChoices:
-        """The same choices for a window that begins at this frame of the stored video."""
-        return (
-            replace(self, frames=tuple(frames + number for number in self.frames))
-            if frames
-            else self
-        )
+    def shift(self, first: int) -> SampleChoices:
+        """Return the choices for a window that starts at frame `first` of the stored video."""
+        return replace(self, frames=tuple(first + number for number in self.frames))
 
     def digest(self, clip: str, masked_ids: NDArray[np.int64], labels: NDArray[np.int64]) -> int:
-        """63-bit hash of the clip's name, these choices and the mask."""
+        """Return a 63-bit hash of the clip's name, these choices and the mask."""
         content = hashlib.blake2b(repr((clip, self)).encode(), digest_size=8)
         content.update(masked_ids.tobytes())
         content.update(labels.tobytes())
@@ -48,10 +46,17 @@ class SampleChoices:
 def generator(
     seed: int, dataset: str, epoch: int, row: int, attempt: int = 0
 ) -> np.random.Generator:
-    """Philox generator (Salmon et al., SC 2011) of one sample; `attempt` counts replacements of bad
-    clips."""
+    """Create the Philox generator (Salmon et al., SC 2011) of one sample.
+
+    Args:
+        seed: Seed of the run.
+        dataset: Name of the data set; hashed into the key.
+        epoch: Epoch of the data set.
+        row: Row in the data set.
+        attempt: How many clips were replaced before at this position, below 256.
+    """
     salt = int.from_bytes(hashlib.blake2b(dataset.encode(), digest_size=8).digest(), "little")
-    # as an array: numpy makes floats of a list of large and small numbers
+    # As an array: NumPy converts a list of integers on both sides of 2**63 to floats.
     key = np.array([(seed ^ salt) % 2**64, (epoch << 8) + attempt], dtype=np.uint64)
     return np.random.Generator(
         np.random.Philox(key=key, counter=np.array([0, 0, 0, row], dtype=np.uint64))
@@ -59,36 +64,41 @@ def generator(
 
 
 def segments(available: int, wanted: int) -> list[tuple[int, int]]:
-    """[first, last] of `wanted` equal segments of frames 0..available-1. With fewer frames than
-    segments, neighbours share a frame; none is empty.
+    """Split frames 0..available-1 into `wanted` equal segments, each (first, last).
 
-    Unlike the original, a segment's last frame can be drawn and short clips do not fail.
+    With fewer frames than segments, neighbours share a frame; no segment is empty. Unlike the
+    original code, a segment's last frame can be drawn and short clips do not fail.
     """
     if available < wanted:
-        return [
-            (frame, frame)
-            for frame in (available * (2 * k + 1) // (2 * wanted) for k in range(wanted))
-        ]
+        frames = [available * (2 * k + 1) // (2 * wanted) for k in range(wanted)]
+        return [(frame, frame) for frame in frames]
     return [(available * k // wanted, available * (k + 1) // wanted - 1) for k in range(wanted)]
 
 
 def middle_frames(available: int, wanted: int) -> tuple[int, ...]:
-    """The middle frame of each segment: what evaluation sees."""
+    """Return the middle frame of each segment: what evaluation sees."""
     return tuple((first + last) // 2 for first, last in segments(available, wanted))
 
 
 def view_frames(available: int, wanted: int, views: int) -> list[tuple[int, ...]]:
-    """`views` clips of `wanted` frames each, at evenly spread offsets inside every segment ("3x3");
-    one view is `middle_frames`."""
+    """Choose the frames of several evaluation views, evenly spread inside every segment ("3x3").
 
-    def place(view: int, size: int) -> int:
-        """Of `size` frames the middle one of the view-th part; different ones for all views where
-        there are enough."""
+    Args:
+        available: Frames of the clip.
+        wanted: T, frames per view.
+        views: V; one view is `middle_frames`.
+
+    Returns:
+        V tuples of T ascending frame numbers, all different where there are enough frames.
+    """
+
+    def offset(view: int, size: int) -> int:
+        """Return the middle of the view-th of V equal parts of `size` frames."""
         return max(0, (size * (2 * view + 1) - views) // (2 * views))
 
     parts = segments(available, wanted)
     return [
-        tuple(first + place(view, last - first + 1) for first, last in parts)
+        tuple(first + offset(view, last - first + 1) for first, last in parts)
         for view in range(views)
     ]
 
@@ -96,8 +106,13 @@ def view_frames(available: int, wanted: int, views: int) -> list[tuple[int, ...]
 def nearest_keyframes(
     frames: tuple[int, ...], keyframes: Sequence[int], available: int
 ) -> tuple[int, ...]:
-    """Each chosen frame moved to the nearest keyframe that lies in the same segment of the clip;
-    one without such a keyframe stays."""
+    """Move each frame to the nearest keyframe in its segment; without one, the frame stays.
+
+    Args:
+        frames: One frame number per segment.
+        keyframes: Keyframes of the clip.
+        available: Frames of the clip.
+    """
     moved = []
     for number, (first, last) in zip(frames, segments(available, len(frames)), strict=True):
         distances = [(abs(key - number), key) for key in keyframes if first <= key <= last]
@@ -108,8 +123,11 @@ def nearest_keyframes(
 def _crop_box(
     config: DataConfig, width: int, height: int, random: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """RandomResizedCrop (Szegedy et al. 2015): area and log aspect ratio drawn uniformly, ten
-    tries, then the central square."""
+    """Draw a crop as RandomResizedCrop does (Szegedy et al. 2015).
+
+    Area and log aspect ratio are uniform; after ten tries outside of the frame, the central square.
+    All draws are made in advance, so that their number is fixed.
+    """
     for area, log_ratio, u, v in zip(
         random.uniform(*config.crop_scale, 10),
         random.uniform(math.log(config.crop_ratio[0]), math.log(config.crop_ratio[1]), 10),
@@ -118,23 +136,21 @@ def _crop_box(
         strict=True,
     ):
         ratio = math.exp(log_ratio)
-        w, h = (
-            math.sqrt(area * width * height * ratio) / width,
-            math.sqrt(area * width * height / ratio) / height,
-        )
+        w = math.sqrt(area * width * height * ratio) / width
+        h = math.sqrt(area * width * height / ratio) / height
         if w <= 1 and h <= 1:
             return float(v * (1 - h)), float(u * (1 - w)), float(h), float(w)
     return central_box(width, height, 1.0)
 
 
 def central_box(width: int, height: int, share: float) -> tuple[float, float, float, float]:
-    """The central square whose side is `share` of the short side."""
+    """Return the central square whose side is `share` of the frame's short side."""
     side = share * min(width, height)
     h, w = side / height, side / width
     return (1 - h) / 2, (1 - w) / 2, h, w
 
 
-def draw(
+def sample_train(
     config: DataConfig,
     random: np.random.Generator,
     *,
@@ -144,23 +160,40 @@ def draw(
     height: int,
     wanted: int,
 ) -> SampleChoices:
-    """Choices of a training sample. The number of draws is fixed, so that one choice does not shift
-    another."""
+    """Choose what a training sample shows of a clip.
+
+    The number of draws is fixed: changing one option does not change the other choices.
+
+    Args:
+        config: Ranges of crop, flip and colours.
+        random: The sample's generator.
+        captions: How many captions there are.
+        frames: Frames of the clip.
+        width: Pixels.
+        height: Pixels.
+        wanted: T, frames to choose, one from each of T segments.
+    """
     caption = int(random.integers(captions))
     chosen = tuple(
         int(random.integers(first, last + 1)) for first, last in segments(frames, wanted)
     )
     box = _crop_box(config, width, height, random)
     flip = bool(random.random() < config.flip)
-    brightness, contrast, saturation = (
-        1 + config.color_jitter * (2 * random.random(3) - 1)
-    ).tolist()
-    return SampleChoices(caption, chosen, box, flip, brightness, contrast, saturation)
+    colour = (1 + config.color_jitter * (2 * random.random(3) - 1)).tolist()
+    return SampleChoices(caption, chosen, box, flip, *colour)
 
 
 def fixed(
     config: DataConfig, *, frames: int, width: int, height: int, wanted: int
 ) -> SampleChoices:
-    """Choices of evaluation: first caption, middle frames, central square, no augmentation."""
+    """Choose what evaluation shows: first caption, middle frames, central square, no augmentation.
+
+    Args:
+        config: Side of the central square.
+        frames: Frames of the clip.
+        width: Pixels.
+        height: Pixels.
+        wanted: T, frames to choose.
+    """
     box = central_box(width, height, config.eval_crop)
     return SampleChoices(0, middle_frames(frames, wanted), box, False, 1.0, 1.0, 1.0)

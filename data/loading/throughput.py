@@ -1,5 +1,8 @@
-"""Can this prepared data feed that training? Measured on a sample of its own clips: what is read,
-what decoding costs, what trimming saves."""
+"""Estimates whether prepared data can be loaded as fast as a training needs it.
+
+Measures a sample of the data's own clips: bytes read, time for decoding and augmenting, and what
+trimming saves. tools/plan.py data prints the answer.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,10 @@ from allinone.common.errors import DataError
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
 from allinone.data.decoding.codecs import GPU_CODECS, dali_reads
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
-from allinone.data.decoding.gop_trim import trim
-from allinone.data.decoding.segment import Piece
-from allinone.data.loading.index import window
-from allinone.data.loading.loader import Source
-from allinone.data.loading.sampling import SampleChoices, draw, generator
+from allinone.data.decoding.segment import VideoSegment
+from allinone.data.loading.augmentation import Augmentation, augmentation_for
+from allinone.data.loading.loader import ClipSource
+from allinone.data.loading.sampling import SampleChoices, generator
 from allinone.data.prepare.encode import Encoding
 from allinone.data.prepare.probe import Limits, ProbeError
 from allinone.data.prepare.worker import encoded
@@ -31,7 +33,7 @@ from allinone.data.prepare.worker import encoded
 
 @dataclass(frozen=True)
 class ClipCost:
-    """What one clip costs on this machine; times of one core."""
+    """What loading one clip costs on one core of this machine."""
 
     clips: int
     """Clips measured."""
@@ -40,135 +42,165 @@ class ClipCost:
     width: int
     height: int
     gop: float
-    """Frames per GOP; the whole clip where it has one keyframe."""
+    """Frames per GOP, median; all frames of a clip with a single keyframe."""
     size_bytes: int
-    """Read from the shard, on average: the whole file, or the part of a long video that holds the
-    clip."""
+    """Bytes read from the shard, mean: the complete file, or the segment of a long video that holds
+    the clip."""
     trimmed_share: float
-    """Bytes left after GOP trimming, as a share."""
+    """Share of the bytes that GOP trimming leaves, median."""
     read_ms: float
-    """One read of the clip's bytes from its shard, mean; small where the page cache holds it."""
+    """Reading the clip's bytes from its shard, mean; small if the page cache holds them."""
     decode_ms: float
-    """Decoding the chosen frames with PyAV, mean (slow clips count)."""
+    """Decoding the chosen frames with PyAV; a mean, because slow clips count."""
     slowest_decode_ms: float
-    """99th percentile."""
+    """99th percentile of decode_ms."""
     trim_ms: float
-    """Trimming and remuxing for DALI's decoder, which then stands in place of decoding on the
-    host."""
+    """Trimming and remuxing for DALI's decoder, instead of decoding on the host."""
     augment_ms: float
-    """Crop, resize and normalise in the DALI graph, one thread."""
+    """Cropping, resizing and normalising with one thread, median."""
     on_gpu_share: float
-    """Share of the clips that NVDEC reads."""
+    """Share of the clips that NVDEC decodes."""
     bad: tuple[str, ...]
     """Clips of the sample that do not decode."""
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """The answer, for one node."""
+    """Whether one node loads clips fast enough."""
 
     needed_clips_per_s: float
     cores: int
     cores_needed: float
     """CPU cores per node that reading, decoding and augmenting keep busy."""
     bytes_per_s: float
-    """Read from storage per node."""
+    """Bytes read from storage per node."""
     enough: bool
     limits: tuple[str, ...]
-    """What stands in the way, in words; empty where nothing does."""
+    """What is too slow, in words; empty if nothing is."""
 
 
 @dataclass(frozen=True)
-class _Choice:
+class _ReadClip:
     """A clip of the sample, read as training reads it."""
 
     row: dict[str, Any]
     choices: SampleChoices
-    piece: Piece
-    wanted: list[int]
-    """Frame numbers inside the piece."""
+    segment: VideoSegment
     read_s: float
 
+    @property
+    def numbers(self) -> list[int]:
+        """Chosen frame numbers inside the segment."""
+        return self.segment.numbers(self.choices.frames)
 
-def _chosen(
+
+def _read_clips(
     spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int, seed: int
-) -> Iterator[_Choice]:
-    source = Source(spec, clip, config)
-    index = source.index
-    items = np.random.default_rng(seed).choice(len(index), min(clips, len(index)), replace=False)
-    for item in map(int, items):
-        row = index[item]
-        first, available = window(row)
-        shape = {
-            "frames": available,
-            "width": row["width"],
-            "height": row["height"],
-            "wanted": clip.num_frames,
-        }
-        choices = draw(config, generator(seed, "feed", 0, item), captions=1, **shape).later(first)
+) -> Iterator[_ReadClip]:
+    source = ClipSource(spec, clip, config)
+    rows = np.random.default_rng(seed).choice(len(source), min(clips, len(source)), replace=False)
+    for number in map(int, rows):
+        row = source.index[number]
+        choices = source.choose(row, generator(seed, "feed", 0, number), captions=1)
         start = time.perf_counter()
-        piece = source.piece(row, choices.frames, Timeline.of(row))
-        yield _Choice(
-            row,
-            choices,
-            piece,
-            [number - piece.first for number in choices.frames],
-            time.perf_counter() - start,
-        )
+        segment = source.segment(row, choices.frames)
+        yield _ReadClip(row, choices, segment, time.perf_counter() - start)
+
+
+def _augmentation(clip: ClipConfig, config: DataConfig) -> Augmentation:
+    """Build what training uses on the CPU, with one thread."""
+    one_core = replace(config, backend="cpu", decoder="pyav", dali_threads=1)
+    return augmentation_for(clip, one_core, torch.device("cpu"), 1)
+
+
+def _augment_s(augmentation: Augmentation, frames: Any, choices: SampleChoices) -> float:
+    """Return the CPU time of augmenting one clip, seconds."""
+    start = time.process_time()
+    augmentation([frames], [choices])
+    return time.process_time() - start
+
+
+@dataclass
+class _Measured:
+    """Measurements of the clips that decode, in order."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    read_s: list[float] = field(default_factory=list)
+    size_bytes: list[int] = field(default_factory=list)
+    decode_s: list[float] = field(default_factory=list)
+    trim_s: list[float] = field(default_factory=list)
+    augment_s: list[float] = field(default_factory=list)
+    trimmed_share: list[float] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
 
 
 def measure(
     spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int, seed: int = 0
 ) -> ClipCost:
-    """Measure `clips` random clips of a prepared split in this process; raises DataError where none
-    decodes. Decoding and augmenting are told in CPU time: on a machine that does other work, too,
-    the clock on the wall would count that."""
-    from allinone.data.loading.dali_pipeline import DaliPipeline
+    """Measure random clips of a prepared split in this process.
 
+    Decoding and augmenting are measured in CPU time: wall-clock time would include other work of
+    the machine.
+
+    Args:
+        spec: Prepared folder and split.
+        clip: Frames per clip and image size of the training.
+        config: Data options of the training.
+        clips: Clips to measure.
+        seed: Chooses the clips and their frames.
+
+    Raises:
+        DataError: No clip of the sample decodes.
+    """
     torch.set_num_threads(1)
-    augment = DaliPipeline(clip, DataConfig(backend="cpu", dali_threads=1), torch.device("cpu"), 1)
-    rows, reads, sizes, decodes, trims, augments, shares, bad = [], [], [], [], [], [], [], []
-    for chosen in _chosen(spec, clip, config, clips, seed):
-        piece, start = chosen.piece, time.process_time()
+    augmentation = _augmentation(clip, config)
+    done = _Measured()
+    for read in _read_clips(spec, clip, config, clips, seed):
+        segment, start = read.segment, time.process_time()
         try:
             frames = decode_frames(
-                piece.content, chosen.wanted, piece.timeline, timeout_s=config.clip_timeout_s
+                segment.content, read.numbers, segment.timeline, timeout_s=config.clip_timeout_s
             )
-            decode = time.process_time() - start
-            trimmed = trim(piece.content, chosen.wanted, piece.frames, piece.timeline)
-            trims.append(time.process_time() - start - decode)
+            decoded = time.process_time()
+            trimmed = segment.trim(read.choices.frames)
+            done.trim_s.append(time.process_time() - decoded)
         except DecodeError as error:
-            bad.append(f"{chosen.row['key']}: {error}")
+            done.bad.append(f"{read.row['key']}: {error}")
             continue
-        start = time.process_time()
-        augment([frames], [chosen.choices])
-        augments.append(time.process_time() - start)
-        decodes.append(decode)
-        rows.append(chosen.row)
-        reads.append(chosen.read_s)
-        sizes.append(len(piece.content))
-        shares.append(len(trimmed.content) / len(piece.content))
-    if not rows:
+        done.decode_s.append(decoded - start)
+        done.augment_s.append(_augment_s(augmentation, frames, read.choices))
+        done.rows.append(read.row)
+        done.read_s.append(read.read_s)
+        done.size_bytes.append(len(segment.content))
+        done.trimmed_share.append(len(trimmed.content) / len(segment.content))
+    if not done.rows:
         raise DataError(
-            f"none of {len(bad)} clips of {spec.path} decodes, the first: {bad[0]}; run"
+            f"none of {len(done.bad)} clips of {spec.path} decodes, the first: {done.bad[0]}; run"
             " tools/check_data.py on it"
         )
     return ClipCost(
-        clips=len(rows),
-        codecs=dict(Counter(row["codec"] for row in rows)),
-        width=int(statistics.median(row["width"] for row in rows)),
-        height=int(statistics.median(row["height"] for row in rows)),
-        gop=statistics.median(row["frames"] / max(1, len(row["keyframes"])) for row in rows),
-        size_bytes=int(statistics.fmean(sizes)),
-        trimmed_share=statistics.median(shares),
-        read_ms=1e3 * statistics.fmean(reads),
-        decode_ms=1e3 * statistics.fmean(decodes),
-        slowest_decode_ms=1e3 * float(np.percentile(decodes, 99)),
-        trim_ms=1e3 * statistics.fmean(trims),
-        augment_ms=1e3 * statistics.median(augments),
-        on_gpu_share=statistics.fmean(dali_reads(row, GPU_CODECS) for row in rows),
-        bad=tuple(bad),
+        clips=len(done.rows),
+        **_shape(done.rows),
+        size_bytes=int(statistics.fmean(done.size_bytes)),
+        trimmed_share=statistics.median(done.trimmed_share),
+        read_ms=1e3 * statistics.fmean(done.read_s),
+        decode_ms=1e3 * statistics.fmean(done.decode_s),
+        slowest_decode_ms=1e3 * float(np.percentile(done.decode_s, 99)),
+        trim_ms=1e3 * statistics.fmean(done.trim_s),
+        augment_ms=1e3 * statistics.median(done.augment_s),
+        on_gpu_share=statistics.fmean(dali_reads(row, GPU_CODECS) for row in done.rows),
+        bad=tuple(done.bad),
     )
+
+
+def _shape(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return codecs, frame size and GOP length of clips, by the fields of ClipCost."""
+    return {
+        "codecs": dict(Counter(row["codec"] for row in rows)),
+        "width": int(statistics.median(row["width"] for row in rows)),
+        "height": int(statistics.median(row["height"] for row in rows)),
+        "gop": statistics.median(row["frames"] / max(1, len(row["keyframes"])) for row in rows),
+    }
 
 
 def cured(
@@ -179,48 +211,50 @@ def cured(
     clips: int = 4,
     seed: int = 0,
 ) -> ClipCost:
-    """What clips will cost that are prepared as `cure` says: a few of those that `cost` was
-    measured on are encoded, and measured anew."""
-    from allinone.data.loading.dali_pipeline import DaliPipeline
+    """Measure what clips will cost once they are re-encoded.
 
-    augment = DaliPipeline(clip, DataConfig(backend="cpu", dali_threads=1), torch.device("cpu"), 1)
-    decodes, augments, before, after, columns = [], [], 0, 0, []
-    for chosen in _chosen(spec, clip, config, clips, seed):
-        piece = chosen.piece
+    A few of the clips that `cost` was measured on are re-encoded and measured again.
+
+    Args:
+        cost: What the clips cost now.
+        spec: Prepared folder and split.
+        clip: Frames per clip and image size of the training.
+        config: Data options of the training.
+        clips: Clips to re-encode.
+        seed: As for `measure`, so that the clips are the same.
+    """
+    augmentation = _augmentation(clip, config)
+    before = after = 0
+    done = _Measured()
+    for read in _read_clips(spec, clip, config, clips, seed):
+        content = read.segment.content
         try:
-            found, content = encoded(
-                piece.content, chosen.row["container"], Limits(1, float("inf")), _encoding(clip)
+            columns, made = encoded(
+                content, read.row["container"], Limits(1, float("inf")), _encoding(clip)
             )
-        except ProbeError:  # it was named when it was measured
+        except ProbeError:  # `measure` has named it
             continue
-        content = content or piece.content
+        made = made or content
+        # A re-encoded clip of a variable rate may have fewer frames.
+        wanted = [min(number, columns["frames"] - 1) for number in read.numbers]
         start = time.process_time()
-        wanted = [
-            min(number, found["frames"] - 1) for number in chosen.wanted
-        ]  # of a variable rate there may be fewer
-        frames = decode_frames(content, wanted, Timeline.of(found))
-        decodes.append(time.process_time() - start)
-        start = time.process_time()
-        augment([frames], [chosen.choices])
-        augments.append(time.process_time() - start)
-        before, after = before + len(piece.content), after + len(content)
-        columns.append(found)
+        frames = decode_frames(made, wanted, Timeline.of(columns))
+        done.decode_s.append(time.process_time() - start)
+        done.augment_s.append(_augment_s(augmentation, frames, read.choices))
+        done.rows.append(columns)
+        before += len(content)
+        after += len(made)
     share = after / before if before else 1.0
     return replace(
         cost,
-        clips=len(columns),
-        codecs=dict(Counter(found["codec"] for found in columns)),
-        width=int(statistics.median(found["width"] for found in columns)),
-        height=int(statistics.median(found["height"] for found in columns)),
-        gop=statistics.median(
-            found["frames"] / max(1, len(found["keyframes"])) for found in columns
-        ),
+        clips=len(done.rows),
+        **_shape(done.rows),
         size_bytes=int(cost.size_bytes * share),
         read_ms=cost.read_ms * share,
-        decode_ms=1e3 * statistics.fmean(decodes),
-        slowest_decode_ms=1e3 * max(decodes),
+        decode_ms=1e3 * statistics.fmean(done.decode_s),
+        slowest_decode_ms=1e3 * max(done.decode_s),
         trim_ms=cost.trim_ms * share,
-        augment_ms=1e3 * statistics.median(augments),
+        augment_ms=1e3 * statistics.median(done.augment_s),
     )
 
 
@@ -237,17 +271,25 @@ def plan(
     cores: int,
     storage_mb_per_s: float,
 ) -> Throughput:
-    """Whether one node's cores and storage keep up; `samples_per_s` is of the whole training,
-    storage 0 = not judged.
+    """Estimate whether one node's cores and storage keep up.
 
-    Judged is the host path: PyAV in reader processes, DALI's graph on the CPU. What NVDEC would
-    take over cannot be measured without a GPU.
+    Only decoding on the host is estimated: PyAV in reader processes, augmentation on the CPU. What
+    NVDEC would take over cannot be measured without a GPU.
+
+    Args:
+        cost: What a clip costs.
+        samples_per_s: Clips per second of the complete training.
+        gpus: GPUs of the training.
+        gpus_per_node: GPUs of a node.
+        cores: CPU cores of a node.
+        storage_mb_per_s: What a node reads from storage; 0 ignores storage.
     """
     per_node = samples_per_s / max(1.0, gpus / gpus_per_node)
     busy = per_node * (cost.read_ms + cost.decode_ms + cost.augment_ms) / 1e3
     volume = per_node * cost.size_bytes
     limits = []
-    if busy > 0.8 * cores:  # the rest is for Python, NCCL and the training processes themselves
+    # 20 % of the cores are left to Python, NCCL and the training processes themselves.
+    if busy > 0.8 * cores:
         limits.append(
             f"decoding on the host keeps {busy:.1f} cores busy, a node has {cores} (80 % of them"
             " usable)"
@@ -260,13 +302,17 @@ def plan(
 
 
 def cure(cost: ClipCost, prepared: Mapping[str, Any], out: Path, clip: ClipConfig) -> str | None:
-    """The prepare command that makes clips cheaper, or None where they are as cheap as it makes
-    them. `prepared`: options that the data was prepared with (dataset.json)."""
+    """Return the prepare command that makes clips cheaper to load, or None if none does.
+
+    Args:
+        cost: What a clip costs now.
+        prepared: Options that the data was prepared with, from dataset.json.
+        out: Folder for the re-encoded data.
+        clip: Image size of the training.
+    """
     encoding = _encoding(clip)
-    if (
-        min(cost.width, cost.height) <= (encoding.short_side or 0)
-        and cost.gop <= encoding.gop * 1.2
-    ):
+    small = min(cost.width, cost.height) <= (encoding.short_side or 0)
+    if small and cost.gop <= encoding.gop * 1.2:
         return None
     words = ["python", "tools/prepare.py", str(prepared["source"]), "--out", str(out)]
     for option, name in (
@@ -277,12 +323,6 @@ def cure(cost: ClipCost, prepared: Mapping[str, Any], out: Path, clip: ClipConfi
     ):
         if prepared.get(name) is not None:
             words += [option, str(prepared[name])]
-    words += [
-        "--short-side",
-        str(encoding.short_side),
-        "--gop",
-        str(encoding.gop),
-        "--codec",
-        encoding.codec,
-    ]
+    words += ["--short-side", str(encoding.short_side)]
+    words += ["--gop", str(encoding.gop), "--codec", encoding.codec]
     return shlex.join(words)

@@ -13,9 +13,6 @@ from PIL import Image
 
 from allinone.common.errors import AllInOneError
 from allinone.data.decoding.codecs import IMAGES, codec_of, idr_packet, rotation_of
-from allinone.data.prepare.pool import ProbePool
-
-__all__ = ["Limits", "ProbeError", "ProbePool", "probe", "probe_packets"]
 
 CONSTANT_RATE_TOLERANCE = 0.02
 """Largest deviation of a frame's time from its position at a constant rate, in frames, that still

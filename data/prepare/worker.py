@@ -15,7 +15,7 @@ from typing import Any
 
 from allinone.common.errors import LASTING
 from allinone.common.processes import live_and_die_with_parent
-from allinone.data.decoding.codecs import IMAGES
+from allinone.data.decoding.codecs import IMAGES, image_extension
 from allinone.data.prepare.encode import ClipEncoder, Encoding, encode_image
 from allinone.data.prepare.probe import (
     CONSTANT_RATE_TOLERANCE,
@@ -27,8 +27,6 @@ from allinone.data.prepare.probe import (
 )
 from allinone.data.sources.schema import CaptionLine, Narration, clean_text
 
-MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"BM": "bmp", b"GIF8": "gif"}
-"""First bytes of image files; downloaders often choose a wrong extension."""
 MAX_MEMBER_BYTES = 8 << 30
 """Exclusive upper limit for the size of a member of a USTAR archive."""
 
@@ -146,7 +144,7 @@ def examine(task: ClipTask, limits: Limits) -> ProbedFile:
         file.seek(task.offset)
         content = file.read() if task.size is None else file.read(task.size)
     lines = _lines(task.narration)
-    extension = _image_type(content, task.extension)
+    extension = image_extension(content, task.extension)
     made: bytes | None = None
     if task.encoding is None or task.target is None:
         columns = probe(content, extension, limits)
@@ -166,13 +164,6 @@ def examine(task: ClipTask, limits: Limits) -> ProbedFile:
         return ProbedFile(path, task.offset, task.size, extension, columns, windows)
     task.target.write_bytes(made)
     return ProbedFile(task.target, 0, None, extension, columns, windows)
-
-
-def _image_type(content: bytes, extension: str) -> str:
-    """The extension of a file's actual type, for images."""
-    if extension not in IMAGES:
-        return extension
-    return next((kind for magic, kind in MAGIC.items() if content.startswith(magic)), extension)
 
 
 def _lines(narration: Narration | None) -> list[CaptionLine]:

@@ -1,1 +1,1 @@
-"""Media and texts to batches."""
+"""Media files and task texts → batches; the shared part is data/loading/."""

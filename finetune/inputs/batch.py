@@ -1,6 +1,6 @@
-"""What a protocol says of an item (an Example) and what the model gets (a TaskBatch).
+"""What a task asks about an item (Example), and what the model gets (TaskBatch).
 
-Letters: B items, C clips of an item, V views of a clip, T frames, S side of the picture, K texts of
+Letters: B items, C clips of an item, V views of a clip, T frames, S side of the image, K texts of
 an item, L tokens.
 """
 
@@ -20,7 +20,7 @@ from allinone.finetune.annotations.schema import Media
 from allinone.finetune.inputs.prompts import Text
 
 Paint = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-"""Draws into a picture [H, W, 3], RGB."""
+"""Draws into a frame uint8 [H, W, 3], RGB, and returns it."""
 
 
 @dataclass(frozen=True)
@@ -30,27 +30,31 @@ class VisualInput:
     media: Media
     paint: Paint | None = None
     painted: str = ""
-    """What the paint depends on, as text; part of what results are cached by."""
+    """Everything that the painting depends on, as text; part of the cache key of results."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One item as the model is asked."""
+    """One item as it is put to the model."""
 
     looks: tuple[VisualInput, ...]
-    """C of them; none for a text alone."""
+    """C of them; empty for a text alone."""
     texts: tuple[Text, ...]
-    """K of them; none for a clip alone."""
+    """K of them; empty for a clip alone."""
     target: int | NDArray[np.float32] = -1
-    """What is right: the number of a text, clip or class; or a score for each class. -1 where the
-    split hides it."""
+    """The correct answer: the number of a text, clip or class, or a score for each class.
+
+    -1 if the split does not publish it.
+    """
     group: int = 0
-    """Items of one group are no negatives of each other."""
+    """Items of one group are not used as negatives of each other."""
 
 
 Maker = Callable[[int, np.random.Generator | None], Example]
-"""(number of the item, random numbers in training) → example. Sent to reader processes: a function
-of a module, or an object."""
+"""(number of the item, generator in training or None) → example.
+
+Sent to reader processes, so it must pickle: a module's function, or an object.
+"""
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,9 @@ class TaskBatch:
     """B items. Tensors are on the training device."""
 
     pixels: Tensor
-    """float32 [B, C, V, T, 3, S, S], normalised; C = 0 where only texts are asked about."""
+    """float32 [B, C, V, T, 3, S, S], normalised; C = 0 for texts alone."""
     text_ids: Tensor
-    """int64 [B, K, L]; K = 0 where only clips are asked about."""
+    """int64 [B, K, L]; K = 0 for clips alone."""
     text_mask: Tensor
     """int64 [B, K, L], 1 at tokens."""
     target: Tensor
@@ -70,16 +74,18 @@ class TaskBatch:
     items: tuple[int, ...]
     """Numbers of the items in their split."""
     clips: tuple[str, ...]
-    """Names of the items, for people."""
+    """Names of the items, for logs."""
     first_position: int
-    """Position in the order of training of the first item; the batch holds consecutive ones."""
+    """Position of the first item in the training order; the batch holds consecutive positions."""
     digest: int = 0
-    """Sum modulo 2**63 of the hashes of every item's choices: equal over world sizes, restarts and
-    devices."""
+    """Sum modulo 2**63 of the hashes of every item's choices.
+
+    The same at any world size, on any device and after any restart.
+    """
     lost: int = 0
-    """Texts whose deciding part had to be cut."""
+    """Texts that lost part of what the answer depends on."""
     shortened: int = 0
-    """Texts of which anything was cut."""
+    """Texts that were cut at all."""
     bad: tuple[BadClip, ...] = field(default=())
     """Items that were replaced (training) or left out (evaluation)."""
 
@@ -87,7 +93,7 @@ class TaskBatch:
         return len(self.items)
 
     def only(self, row: int) -> TaskBatch:
-        """The batch that holds this item alone; its counts and `bad` are left as they are."""
+        """Return the batch of this item alone; counts and `bad` are left as they are."""
         rows: dict[str, Any] = {
             name: value[row : row + 1]
             for name, value in vars(self).items()
@@ -99,7 +105,7 @@ class TaskBatch:
         )
 
     def to(self, device: torch.device) -> TaskBatch:
-        """The same on a device."""
+        """Return the same batch on a device."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()

@@ -1,5 +1,9 @@
-"""Frames of a media item: which ones, and how they are decoded. One rule for videos, GIFs, pictures
-and folders of pictures."""
+"""Reads the frames of a media item: videos, GIFs, images and folders of images by one rule.
+
+Which frames are shown is decided in data/loading/clip_input.py, as for pre-training. Here is what
+only media files need: the window of an item in seconds, folders of images, painted boxes, and a
+memory for clips that several questions share.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,130 +19,115 @@ from numpy.typing import NDArray
 from allinone.data.config import ClipConfig, DataConfig
 from allinone.data.decoding.codecs import dali_reads
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
-from allinone.data.decoding.gop_trim import Trimmed, trim
-from allinone.data.decoding.segment import ByteRange, Piece, read_piece
+from allinone.data.decoding.gop_trim import TrimmedStream
+from allinone.data.decoding.segment import ByteRange, load_segment
+from allinone.data.loading.clip_input import ClipWindow, choose_frames
 from allinone.data.loading.open_files import OpenFile
-from allinone.data.loading.sampling import (
-    SampleChoices,
-    draw,
-    fixed,
-    nearest_keyframes,
-    view_frames,
-)
+from allinone.data.loading.samples import Visual
 from allinone.data.prepare.worker import frames_between
 from allinone.finetune.annotations.schema import Media
 from allinone.finetune.inputs.batch import VisualInput
-from allinone.finetune.inputs.media_library import MediaError, MediaFile, MediaLibrary
+from allinone.finetune.inputs.media_library import (
+    IMAGE_FOLDER,
+    MediaError,
+    MediaFile,
+    MediaLibrary,
+)
 
 _REMEMBERED = 8
-"""Decoded clips that a reader process keeps: questions about one video follow one another in
-evaluation."""
+"""Decoded clips that a reader process keeps: evaluation asks the questions about one video in a
+row."""
 
 
-@dataclass(frozen=True)
-class Visual:
-    """T chosen frames of a clip."""
-
-    media: NDArray[np.uint8] | Trimmed
-    choices: SampleChoices
-
-
-def window(file: MediaFile, media: Media) -> tuple[int, int]:
-    """(first frame, number of frames) of the part of a file that an item shows; MediaError where it
-    lies beyond the end."""
-    if media.start_s is None and media.end_s is None:
-        return 0, file.frames
-    start, end = media.start_s or 0.0, media.end_s if media.end_s is not None else math.inf
-    if file.frames == 1:
-        return 0, 1
-    last_s = file.frame_times[-1] if file.frame_times is not None else file.frames / file.frame_rate
-    found = frames_between(
-        start, min(end, last_s + 1.0), file.frames, file.frame_rate, file.frame_times
-    )
-    if found is None:
-        raise MediaError(f"{file.path}: shown from {start:g} s on, it ends at {last_s:.1f} s")
-    return found[0], found[1] - found[0] + 1
+def media_window(file: MediaFile, media: Media) -> ClipWindow:
+    """Return the part of a file that an item shows; raises MediaError beyond the file's end."""
+    first, last = 0, file.frames - 1
+    if file.frames > 1 and (media.start_s is not None or media.end_s is not None):
+        start = media.start_s or 0.0
+        end = media.end_s if media.end_s is not None else math.inf
+        end_of_file = file.frames / file.frame_rate
+        if file.frame_times is not None:
+            end_of_file = file.frame_times[-1]
+        found = frames_between(
+            start, min(end, end_of_file + 1.0), file.frames, file.frame_rate, file.frame_times
+        )
+        if found is None:
+            raise MediaError(
+                f"{file.path}: shown from {start:g} s on, it ends at {end_of_file:.1f} s"
+            )
+        first, last = found
+    return ClipWindow(first, last - first + 1, file.width, file.height, file.keyframes)
 
 
 class Reader:
-    """Looks → visuals. Lives in reader processes; what it keeps open or remembers is not sent
-    along."""
+    """Turns what an item shows into visuals. Lives in reader processes.
+
+    Args:
+        library: The benchmark's media files.
+        clip: Frames per clip.
+        config: How media are decoded and augmented.
+    """
 
     def __init__(self, library: MediaLibrary, clip: ClipConfig, config: DataConfig) -> None:
-        self._library, self._clip, self._config = library, clip, config
         self.codecs: frozenset[str] = frozenset()
-        """What is handed over as a trimmed stream, for DALI to decode."""
+        """Codecs that are handed over as a trimmed stream, for DALI to decode."""
+        self._library = library
+        self._clip = clip
+        self._config = config
         self._decoded: OrderedDict[tuple[str, tuple[int, ...]], NDArray[np.uint8]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_decoded": OrderedDict()}
+        return {**vars(self), "_decoded": OrderedDict()}  # megabytes of frames are not pickled
 
     def __call__(
         self, look: VisualInput, random: np.random.Generator | None, views: int = 1
     ) -> list[Visual]:
-        """One visual in training (`random` draws), `views` of them in evaluation. Raises
-        DecodeError."""
+        """Read one thing that an item shows.
+
+        Args:
+            look: Media item, and what is painted into its frames.
+            random: The sample's generator in training; None in evaluation.
+            views: V, views in evaluation.
+
+        Returns:
+            One visual in training, V in evaluation.
+
+        Raises:
+            DecodeError: The media item is missing, damaged, or ends too early.
+        """
         file = self._library[look.media]
-        first, available = window(file, look.media)
-        shape = {
-            "frames": available,
-            "width": file.width,
-            "height": file.height,
-            "wanted": self._clip.num_frames,
-        }
-        if random is not None:
-            chosen = [draw(self._config, random, captions=1, **shape)]
-        else:
-            plain = fixed(self._config, **shape)
-            chosen = [
-                replace(plain, frames=frames)
-                for frames in view_frames(available, self._clip.num_frames, views)
-            ]
-        if self._config.frames_from == "key" and file.keyframes is not None:
-            inside = [key - first for key in file.keyframes if first <= key < first + available]
-            chosen = [
-                replace(one, frames=nearest_keyframes(one.frames, inside, available))
-                for one in chosen
-            ]
-        chosen = [one.later(first) for one in chosen]
-        if (
-            look.paint is None
-            and self.codecs
-            and file.codec != "pictures"
-            and dali_reads(_row(file), self.codecs)
-        ):
+        chosen = choose_frames(
+            media_window(file, look.media), self._config, self._clip.num_frames, random, views=views
+        )
+        if look.paint is None and self._dali_decodes(file):
             return [Visual(self._stream(file, one.frames), one) for one in chosen]
+        # All views are decoded together: one pass over the file.
         frames = self._decode(file, [number for one in chosen for number in one.frames])
         if look.paint is not None:
             frames = np.stack([look.paint(frame) for frame in frames])
-        return [
-            Visual(part, one)
-            for part, one in zip(np.split(frames, len(chosen)), chosen, strict=True)
-        ]
+        parts = np.split(frames, len(chosen))
+        return [Visual(part, one) for part, one in zip(parts, chosen, strict=True)]
 
-    def _stream(self, file: MediaFile, wanted: Sequence[int]) -> Trimmed:
-        """The encoded stream that the frames need, for DALI; of a long file no more than that is
-        read."""
-        path, timeline = self._library.root / file.path, _timeline(file)
+    def _dali_decodes(self, file: MediaFile) -> bool:
+        if not self.codecs or file.codec == IMAGE_FOLDER:
+            return False
+        names = ("codec", "pixel_format", "width", "height", "rotation")
+        return dali_reads({name: getattr(file, name) for name in names}, self.codecs)
+
+    def _stream(self, file: MediaFile, wanted: Sequence[int]) -> TrimmedStream:
+        """Return the encoded stream that frames need; of a long file no more than that is read."""
+        path = self._library.root / file.path
         opened = OpenFile(str(path))
-        region = ByteRange(opened.descriptor, 0, os.fstat(opened.descriptor).st_size)
-        piece = read_piece(region, wanted, file.frames, timeline) or Piece(
-            path.read_bytes(), 0, file.frames, timeline
-        )
-        return trim(
-            piece.content, [number - piece.first for number in wanted], piece.frames, piece.timeline
-        )
+        video = ByteRange(opened.descriptor, 0, os.fstat(opened.descriptor).st_size)
+        segment = load_segment(video, wanted, file.frames, _timeline(file), path.read_bytes)
+        return segment.trim(wanted)
 
     def _decode(self, file: MediaFile, wanted: Sequence[int]) -> NDArray[np.uint8]:
         key = (file.path, tuple(wanted))
         if key not in self._decoded:
-            path = self._library.root / file.path
+            decode = self._image_folder if file.codec == IMAGE_FOLDER else self._video
             try:
-                self._decoded[key] = (
-                    self._pictures(path, file, wanted)
-                    if file.codec == "pictures"
-                    else self._video(path, file, wanted)
-                )
+                self._decoded[key] = decode(self._library.root / file.path, file, wanted)
             except (OSError, DecodeError) as error:
                 raise DecodeError(f"{file.path}: {error}") from error
             if len(self._decoded) > _REMEMBERED:
@@ -147,27 +135,22 @@ class Reader:
         return self._decoded[key]
 
     def _video(self, path: Path, file: MediaFile, wanted: Sequence[int]) -> NDArray[np.uint8]:
-        # the path, not the content: of a long file only the parts that the frames need are read
+        # The path, not the content: of a long file only the parts that the frames need are read.
         return decode_frames(path, wanted, _timeline(file), timeout_s=self._config.clip_timeout_s)
 
-    def _pictures(self, path: Path, file: MediaFile, wanted: Sequence[int]) -> NDArray[np.uint8]:
-        pictures = [
-            decode_frames(path / file.names[number], (0,), timeout_s=self._config.clip_timeout_s)[0]
+    def _image_folder(
+        self, path: Path, file: MediaFile, wanted: Sequence[int]
+    ) -> NDArray[np.uint8]:
+        timeout_s = self._config.clip_timeout_s
+        images = [
+            decode_frames(path / file.names[number], (0,), timeout_s=timeout_s)[0]
             for number in wanted
         ]
-        if len({picture.shape for picture in pictures}) > 1:
-            raise DecodeError("its pictures differ in size")
-        return np.stack(pictures)
+        if len({image.shape for image in images}) > 1:
+            raise DecodeError("its images differ in size")
+        return np.stack(images)
 
 
 def _timeline(file: MediaFile) -> Timeline:
-    return Timeline(
-        file.keyframes if file.keyframes is not None else (0,), file.frame_times, file.frame_rate
-    )
-
-
-def _row(file: MediaFile) -> dict[str, object]:
-    return {
-        name: getattr(file, name)
-        for name in ("codec", "pixel_format", "width", "height", "rotation")
-    }
+    keyframes = file.keyframes if file.keyframes is not None else (0,)
+    return Timeline(keyframes, file.frame_times, file.frame_rate)

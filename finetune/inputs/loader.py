@@ -1,11 +1,16 @@
-"""Items → batches, for training (endless, deterministic, elastic) and for evaluation (fixed
-batches, nothing replaced)."""
+"""Items of a benchmark → batches, for training (endless, elastic) and evaluation (fixed batches).
+
+What is shared with pre-training is in data/loading/: the sample, the makers of micro-batches,
+replacement of bad items, prefetching. Here is what is special: an item may show several clips (or
+none), has several texts, and carries a target.
+"""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,85 +20,94 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from allinone.data.config import ClipConfig, DataConfig
-from allinone.data.decoding.frames import DecodeError
+from allinone.data.loading.augmentation import eval_augmentations, training_augmentations
 from allinone.data.loading.bad_clips import Ledger
 from allinone.data.loading.batch import BadClip
+from allinone.data.loading.batch_maker import EvalBatchMaker
 from allinone.data.loading.mixture import Order
-from allinone.data.loading.prefetch import Batches, Endless, ready
-from allinone.data.loading.replacement import MicroBatch, ReplacementSampler
+from allinone.data.loading.prefetch import Endless, prefetch
+from allinone.data.loading.replacement import ReplacementSampler
+from allinone.data.loading.samples import MicroBatch, Sample, Visual
 from allinone.data.loading.sampling import generator
 from allinone.data.text import Tokenizer
 from allinone.finetune.inputs.batch import Example, Maker, TaskBatch
-from allinone.finetune.inputs.clip_reader import Reader, Visual
+from allinone.finetune.inputs.clip_reader import Reader
 from allinone.finetune.inputs.prompts import encode
 
 
-@dataclass
-class Sample:
-    """One item as a reader process hands it over."""
-
-    number: int
-    name: str
-    visuals: list[Visual]
-    """C * V of them, clip by clip."""
-    ids: NDArray[np.int64]
-    mask: NDArray[np.int64]
-    target: NDArray[np.int64] | NDArray[np.float32]
-    group: int
-    lost: int
-    shortened: int
-    digest: int
-    attempt: int = 0
-
-
 class Source:
-    """Makes samples of one split's items."""
+    """Makes samples of one split's items.
+
+    Args:
+        name: Name of the benchmark and split; keys the random choices.
+        ids: Names of the items.
+        make: Item → what the model is asked.
+        reader: Reads the visuals.
+        clip: Frames per clip, image size and text length.
+    """
 
     def __init__(
         self, name: str, ids: Sequence[str], make: Maker, reader: Reader, clip: ClipConfig
     ) -> None:
-        self.name, self.ids, self.make, self.reader, self.clip = name, ids, make, reader, clip
+        self.name = name
+        self.ids = ids
+        self.make = make
+        self.reader = reader
+        self.clip = clip
+        self._views = 1
         self._tokenizer: Tokenizer | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_tokenizer": None}
+        return {**vars(self), "_tokenizer": None}  # every reader process loads its own
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def key(self, row: int) -> str:
-        """The item's name."""
+        """Return the item's name."""
         return self.ids[row]
 
-    def drawn(self, row: int, random: np.random.Generator) -> Sample:
-        """A training sample; DecodeError where something of it cannot be shown."""
-        return self.sample(row, random, views=1)
+    def with_views(self, views: int) -> Source:
+        """Return a copy whose evaluation takes this number of views of each clip."""
+        source = copy.copy(self)
+        source._views = views
+        return source
 
-    def sample(self, number: int, random: np.random.Generator | None, views: int) -> Sample:
-        """One sample; raises DecodeError where something of it cannot be shown."""
+    def train_sample(self, row: int, random: np.random.Generator) -> Sample:
+        """Make a training sample; raises DecodeError if something of it cannot be shown."""
+        return self._sample(row, random, views=1)
+
+    def eval_sample(self, row: int) -> Sample:
+        """Make an evaluation sample; raises DecodeError if something of it cannot be shown."""
+        return self._sample(row, None, self._views)
+
+    def _sample(self, row: int, random: np.random.Generator | None, views: int) -> Sample:
         self._tokenizer = self._tokenizer or Tokenizer()
-        example = self.make(number, random)
+        example = self.make(row, random)
         visuals = [visual for look in example.looks for visual in self.reader(look, random, views)]
         texts = [encode(self._tokenizer, text, self.clip.max_text_len) for text in example.texts]
-        ids = (
-            np.stack([text.ids for text in texts])
-            if texts
-            else np.zeros((0, self.clip.max_text_len), np.int64)
-        )
-        mask = np.stack([text.mask for text in texts]) if texts else np.zeros_like(ids)
-        target = (
-            example.target
-            if isinstance(example.target, np.ndarray)
-            else np.asarray(example.target, np.int64)
-        )
-        name, lost, shortened = (
-            self.ids[number],
-            sum(text.lost for text in texts),
-            sum(text.shortened for text in texts),
-        )
-        digest = _digest(name, example, visuals, ids, target)
+        ids = mask = np.zeros((0, self.clip.max_text_len), np.int64)
+        if texts:
+            ids = np.stack([text.ids for text in texts])
+            mask = np.stack([text.mask for text in texts])
+        target = example.target
+        if not isinstance(target, np.ndarray):
+            target = np.asarray(target, np.int64)
         return Sample(
-            number, name, visuals, ids, mask, target, example.group, lost, shortened, digest
+            row=row,
+            name=self.ids[row],
+            visuals=visuals,
+            arrays={
+                "text_ids": ids,
+                "text_mask": mask,
+                "target": target,
+                "groups": np.asarray(example.group, np.int64),
+            },
+            digest=_digest(self.ids[row], example, visuals, ids, target),
+            counts={
+                "lost": sum(text.lost for text in texts),
+                "shortened": sum(text.shortened for text in texts),
+            },
         )
 
 
@@ -104,7 +118,7 @@ def _digest(
     ids: NDArray[np.int64],
     target: NDArray[np.generic],
 ) -> int:
-    """63-bit hash of everything that was chosen."""
+    """Return a 63-bit hash of everything that was chosen."""
     shown = [(look.media, look.painted) for look in example.looks]
     content = hashlib.blake2b(
         repr((name, shown, [visual.choices for visual in visuals])).encode(), digest_size=8
@@ -114,126 +128,98 @@ def _digest(
     return int.from_bytes(content.digest(), "little") >> 1
 
 
-class _TaskBatches(Batches[MicroBatch[Sample], TaskBatch | None]):
-    source: Source
-    views: int = 1
-    device: torch.device
-
-    def visuals(self, raw: MicroBatch[Sample]) -> Sequence[Visual]:
-        return [visual for sample in raw.samples for visual in sample.visuals]
-
-    def owners(self, raw: MicroBatch[Sample], failed: dict[int, str]) -> dict[int, str]:
-        """Number of the sample → reason, from the numbers of visuals that the graph refused."""
-        owner = [i for i, sample in enumerate(raw.samples) for _ in sample.visuals]
-        return {owner[i]: reason for i, reason in failed.items()}
-
-    def finish(self, raw: MicroBatch[Sample], pixels: Tensor | None) -> TaskBatch | None:
-        """None where no item is left."""
-        samples = raw.samples
-        if not samples:
-            return None
-        side, frames = self.source.clip.image_size, self.source.clip.num_frames
-        shape = (
-            len(samples),
-            len(samples[0].visuals) // self.views,
-            self.views,
-            frames,
-            3,
-            side,
-            side,
-        )
-        return TaskBatch(
-            pixels=torch.zeros(shape) if pixels is None else pixels.reshape(shape),
-            text_ids=torch.from_numpy(np.stack([sample.ids for sample in samples])),
-            text_mask=torch.from_numpy(np.stack([sample.mask for sample in samples])),
-            target=torch.from_numpy(np.stack([sample.target for sample in samples])),
-            groups=torch.tensor([sample.group for sample in samples]),
-            items=tuple(sample.number for sample in samples),
-            clips=tuple(sample.name for sample in samples),
-            first_position=raw.first_position,
-            digest=sum(sample.digest for sample in samples) % 2**63,
-            lost=sum(sample.lost for sample in samples),
-            shortened=sum(sample.shortened for sample in samples),
-            bad=raw.bad,
-        ).to(self.device)
-
-
-class _TrainBatches(_TaskBatches):
-    def __init__(self, source: Source, positions: ReplacementSampler[Sample]) -> None:
-        self.source, self._positions = source, positions
-
-    def __getitem__(self, k: int) -> MicroBatch[Sample]:
-        return self._positions[k]
-
-    def without(self, raw: MicroBatch[Sample], failed: dict[int, str]) -> MicroBatch[Sample]:
-        """The micro-batch with the samples replaced that the graph could not decode."""
-        return self._positions.without(raw, self.owners(raw, failed))
+def collate_items(
+    micro_batch: MicroBatch,
+    pixels: Tensor | None,
+    *,
+    clip: ClipConfig,
+    views: int,
+    device: torch.device,
+) -> TaskBatch | None:
+    """Build a batch on the device; None if no item is left."""
+    samples = micro_batch.samples
+    if not samples:
+        return None
+    clips, side = len(samples[0].visuals) // views, clip.image_size
+    shape = (len(samples), clips, views, clip.num_frames, 3, side, side)
+    tensors = {
+        name: torch.from_numpy(micro_batch.stack(name))
+        for name in ("text_ids", "text_mask", "target", "groups")
+    }
+    return TaskBatch(
+        # Items that are texts alone have C = 0, so this tensor is empty.
+        pixels=torch.zeros(shape) if pixels is None else pixels.reshape(shape),
+        **tensors,
+        items=tuple(sample.row for sample in samples),
+        clips=tuple(sample.name for sample in samples),
+        first_position=micro_batch.first_position,
+        digest=micro_batch.digest,
+        lost=micro_batch.total("lost"),
+        shortened=micro_batch.total("shortened"),
+        bad=micro_batch.bad,
+    ).to(device)
 
 
 class TaskStream:
-    """The training split as the loop wants it: the order is a function of the seed, the state one
-    number, the same at any world size."""
+    """The training split as the trainer wants it: endless, the same at any world size.
+
+    The order is a function of the seed, the state one number.
+
+    Args:
+        source: Makes the samples.
+        config: How media are read, decoded and augmented.
+        seed: Seed of the order and of all random choices.
+        ledger: Folder of the bad-clip log; None writes none.
+    """
 
     def __init__(
         self, source: Source, config: DataConfig, *, seed: int, ledger: Path | None
     ) -> None:
-        self._source, self._config, self._seed, self._ledger = source, config, seed, ledger
+        self._source = source
+        self._config = config
+        self._seed = seed
+        self._ledger = ledger
         self._order = Order([len(source.ids)], [1.0], seed)
 
     def describe(self) -> str:
-        """Split and size."""
+        """Return split and size in one line."""
         return f"data: {self._source.name} {len(self._source.ids):,} items"
 
     def batches(
         self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device
     ) -> Iterator[TaskBatch]:
-        """Endless; the k-th batch of a rank holds the positions from first + (k * world + rank) *
-        micro_batch on."""
-        from allinone.data.loading.dali_pipeline import (
-            augments_for,
-        )  # here, so that reader processes do not load DALI
+        """Yield batches without end.
 
-        looks = max(1, len(self._source.make(0, generator(0, "", 0, 0)).looks))
-        augments = augments_for(self._source.clip, self._config, device, micro_batch * looks)
-        self._source.reader.codecs = augments[0].codecs
-        place = {"first": first, "rank": rank, "world": world, "micro_batch": micro_batch}
-        dataset = _TrainBatches(
-            self._source, ReplacementSampler([self._source], self._order, seed=self._seed, **place)
+        Args:
+            first: Position of the first item of all ranks.
+            rank: This data-parallel rank; its k-th batch holds the positions from
+                first + (k * world + rank) * micro_batch on.
+            world: Number of data-parallel ranks.
+            micro_batch: Items per batch.
+            device: Where the tensors go.
+
+        Raises:
+            BadClipShareError: Too many items cannot be used.
+        """
+        source, config = self._source, self._config
+        visuals = max(1, len(source.make(0, generator(0, "", 0, 0)).looks))
+        augmentations = training_augmentations(source.clip, config, device, micro_batch * visuals)
+        source.reader.codecs = augmentations[0].codecs
+        maker = ReplacementSampler(
+            [source],
+            self._order,
+            seed=self._seed,
+            first=first,
+            rank=rank,
+            world=world,
+            micro_batch=micro_batch,
         )
-        dataset.device = device
-        ledger = Ledger(self._ledger, rank, self._config.max_bad_share)
-        for raw, batch in ready(dataset, self._config, augments, Endless()):
+        collate = partial(collate_items, clip=source.clip, views=1, device=device)
+        bad_clips = Ledger(self._ledger, rank, config.max_bad_share)
+        for raw, batch in prefetch(maker, collate, config, augmentations, Endless()):
             assert batch is not None  # every position is filled, or an error is raised
-            ledger.add(micro_batch, raw.bad)
+            bad_clips.add(micro_batch, raw.bad)
             yield batch
-
-
-class _EvalBatches(_TaskBatches):
-    def __init__(self, source: Source, numbers: Sequence[Sequence[int]], views: int) -> None:
-        self.source, self._numbers, self.views = source, numbers, views
-
-    def __getitem__(self, k: int) -> MicroBatch[Sample]:
-        torch.set_num_threads(1)
-        samples, bad = [], []
-        for number in self._numbers[k]:
-            try:
-                samples.append(self.source.sample(number, None, self.views))
-            except DecodeError as error:
-                bad.append(self._bad(number, str(error)))
-        return MicroBatch(samples, tuple(bad), k)
-
-    def _bad(self, number: int, reason: str) -> BadClip:
-        return BadClip(self.source.name, str(number), reason)
-
-    def without(self, raw: MicroBatch[Sample], failed: dict[int, str]) -> MicroBatch[Sample]:
-        """In evaluation nothing is replaced: the samples are left out and named."""
-        gone = self.owners(raw, failed)
-        bad = [self._bad(raw.samples[i].number, reason) for i, reason in gone.items()]
-        return replace(
-            raw,
-            samples=[s for i, s in enumerate(raw.samples) if i not in gone],
-            bad=(*raw.bad, *bad),
-        )
 
 
 class _Numbers(Sampler[int]):
@@ -256,16 +242,29 @@ def evaluation_batches(
     *,
     views: int,
 ) -> Iterator[tuple[int, TaskBatch | None, tuple[BadClip, ...]]]:
-    """(k, batch, what is missing of it) for each k in `wanted`, in order; the k-th batch holds the
-    items numbers[k]. `clip` of what is missing is the item's number."""
-    from allinone.data.loading.dali_pipeline import augments_for
+    """Yield some of the fixed batches of an evaluation, in order.
 
+    Args:
+        source: Makes the samples.
+        numbers: Item numbers of every batch of the split.
+        wanted: Which batches to make.
+        config: How media are read and decoded.
+        device: Where the tensors go.
+        views: V, views of each clip.
+
+    Yields:
+        (k, batch, missing): the number of the batch, the batch without the items that cannot be
+        shown (None if there are no others), and those items. `missing[i].clip` is an item's number.
+    """
     if not wanted:
         return
-    looks = max(1, len(source.make(numbers[wanted[0]][0], None).looks)) * views
-    augments = augments_for(source.clip, config, device, max(map(len, numbers)) * looks)
-    source.reader.codecs = augments[0].codecs
-    batches = _EvalBatches(source, numbers, views)
-    batches.device = device
-    for raw, batch in ready(batches, config, augments, _Numbers(wanted)):
-        yield raw.first_position, batch, raw.bad
+    visuals = max(1, len(source.make(numbers[wanted[0]][0], None).looks)) * views
+    augmentations = eval_augmentations(
+        source.clip, config, device, max(map(len, numbers)) * visuals
+    )
+    source.reader.codecs = augmentations[0].codecs
+    maker = EvalBatchMaker(source.with_views(views), numbers, name=str)
+    collate = partial(collate_items, clip=source.clip, views=views, device=device)
+    made = prefetch(maker, collate, config, augmentations, _Numbers(wanted))
+    for k, (raw, batch) in zip(wanted, made, strict=True):
+        yield k, batch, raw.bad

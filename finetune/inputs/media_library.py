@@ -1,8 +1,7 @@
 """The media folder of a benchmark: which file an annotation means, and what that file holds.
 
-A file is decoded once to its end, in processes that can be killed, by all ranks together; what was
-found is remembered by (path, size, time of change) in the cache folder, so that the next start
-looks at names and sizes only.
+All ranks together decode every file once to its end, in processes that can be killed. The results
+are cached by (path, size, modification time), so the next start only lists names and sizes.
 """
 
 from __future__ import annotations
@@ -23,39 +22,42 @@ from tqdm import tqdm
 from allinone.common.atomic_io import content_hash
 from allinone.common.errors import DataError
 from allinone.common.processes import live_and_die_with_parent
-from allinone.data.decoding.codecs import IMAGES
+from allinone.data.decoding.codecs import IMAGES, image_extension
 from allinone.data.decoding.frames import DecodeError
-from allinone.data.prepare.probe import Limits, ProbeError, ProbePool, probe, probe_packets
-from allinone.data.prepare.worker import MAGIC
+from allinone.data.prepare.pool import ProbePool
+from allinone.data.prepare.probe import Limits, ProbeError, probe, probe_packets
 from allinone.finetune.annotations.common import SUFFIXES
 from allinone.finetune.annotations.schema import Media
 
 LIMITS = Limits(min_frames=1, max_duration_s=float("inf"), timeout_s=900.0)
 _COLUMNS = ("codec", "pixel_format", "width", "height", "rotation", "frames", "frame_rate")
 _SAVE_EVERY = 200
+IMAGE_FOLDER = "pictures"
+"""`MediaFile.codec` of a folder of numbered images; part of the cache's format."""
 LONG_BYTES = 64 << 20
-"""Larger files are judged by their packets where these tell the frames, and not decoded to the
-end."""
+"""Larger files are probed by their packets instead of decoded to the end, where the packets say
+what the frames are."""
 _END_BYTES = 1 << 20
+"""Bytes at both ends of a long file that its hash covers."""
 
 
 class MediaError(DecodeError):
-    """A media item cannot be shown; the message is its reason."""
+    """A media item cannot be shown; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediaFile:
-    """What a media file holds. Numbers of frames are in display order, from 0."""
+    """What a media file holds. Frame numbers are in display order, from 0."""
 
     path: str
-    """Relative to the media folder; of a folder of pictures the folder."""
+    """Relative to the media folder; for a folder of images, that folder."""
     hash: str
-    """Of the content: what results are cached by."""
+    """Of the content; results are cached by it."""
     codec: str = ""
-    """A codec's name, or `pictures` for a folder of numbered ones."""
+    """A codec's name, or IMAGE_FOLDER."""
     pixel_format: str = ""
     width: int = 0
-    """After rotation, pixels."""
+    """Pixels, after rotation."""
     height: int = 0
     rotation: int = 0
     frames: int = 0
@@ -64,55 +66,73 @@ class MediaFile:
     frame_times: array[float] | None = None
     """Seconds from the first frame; None at a constant rate."""
     names: tuple[str, ...] = ()
-    """Of a folder: its pictures in order."""
+    """The images of a folder, in order."""
     reason: str = ""
-    """Why it cannot be used; empty for a good file."""
+    """Why the file cannot be used; empty for a good file."""
 
 
 def check_folder(root: Path, source: str) -> None:
-    """DataError that names the official archive where the folder is missing or empty."""
+    """Raise DataError, naming the official archive, if the folder is missing or empty."""
     if not root.is_dir() or not any(root.iterdir()):
-        what = "is empty" if root.is_dir() else "is no folder"
+        what = "is empty" if root.is_dir() else "is not a folder"
         raise DataError(
             f"--media {root} {what}. Source: {source}. Give the folder that holds the files"
         )
 
 
 class MediaLibrary:
-    """The files of a media folder by the paths that annotations name. Filled by `prepare`, then
-    read-only and sent to reader processes."""
+    """The files of a media folder by the paths that annotations name.
+
+    Filled by `prepare`, then read-only and sent to reader processes.
+
+    Args:
+        root: The media folder.
+        cache: Holds what earlier starts found out.
+        source: The official archive, for messages.
+        picture_rate: Frames per second of a folder of numbered images.
+        workers: Processes that probe; 0 probes in this process, where a file that hangs cannot be
+            stopped.
+    """
 
     def __init__(
         self, root: Path, cache: Path, *, source: str, picture_rate: float = 3.0, workers: int = 0
     ) -> None:
-        """`workers` 0 probes in this process, where a file that hangs cannot be stopped."""
-        self.root, self._source, self._picture_rate = root.absolute(), source, picture_rate
+        self.root = root.absolute()
+        self._source = source
+        self._picture_rate = picture_rate
         self._workers = workers
         self._store = cache / "media" / content_hash(str(self.root).encode())
         self._files: dict[str, MediaFile] = {}
 
     def __getitem__(self, media: Media) -> MediaFile:
-        """The file of a media item; MediaError where it is missing or does not decode."""
+        """Return the file of a media item; raises MediaError if it is missing or damaged."""
         file = self._files.get(media.path)
         if file is None or file.reason:
             raise MediaError(self.reason(media))
         return file
 
     def reason(self, media: Media) -> str:
-        """Why an item cannot be shown; empty where nothing is known against it."""
+        """Return why an item cannot be shown; empty for a good file."""
         file = self._files.get(media.path)
         if file is None:
-            return f"{media.path}: was not looked for"
+            return f"{media.path}: was not looked up"
         return f"{file.path}: {file.reason}" if file.reason else ""
 
     def content(self, media: Media) -> str:
-        """Hash of what an item shows; what is wrong with it where it cannot be shown."""
+        """Return the hash of an item's file; for a bad file, what is wrong with it."""
         file = self._files.get(media.path)
         return file.hash or file.reason if file else ""
 
     def prepare(self, media: Iterable[Media], *, quiet: bool = False) -> None:
-        """Find and probe what is not known yet, this rank its share; collective. DataError where
-        the folder holds none of it."""
+        """Find and probe the files that are not known yet, each rank its share. Collective.
+
+        Args:
+            media: Items whose files will be read.
+            quiet: No progress bar.
+
+        Raises:
+            DataError: The folder holds none of the files.
+        """
         check_folder(self.root, self._source)
         wanted = sorted({item.path for item in media} - self._files.keys())
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -163,27 +183,23 @@ class MediaLibrary:
             (str(self.root), str(file.relative_to(self.root)), self._picture_rate)
             for _, file, _ in new
         ]
-        pool = (
-            ProbePool(min(self._workers, len(new)), LIMITS, probing_process)
-            if self._workers
-            else None
-        )
-        answers = (
-            pool.map(tasks)
-            if pool
-            else ((number, *_probe_task(task)) for number, task in enumerate(tasks))
-        )
+        pool = None
+        if self._workers:
+            pool = ProbePool(min(self._workers, len(new)), LIMITS, probing_process)
+            answers = pool.map(tasks)
+        else:
+            answers = ((number, *_probe_task(task)) for number, task in enumerate(tasks))
         try:
             for number, reason, answer in tqdm(
                 answers, total=len(new), desc="media", unit="file", disable=quiet
             ):
                 path, file, key = new[number]
                 if reason is not None:
-                    answer = MediaFile(
-                        str(file.relative_to(self.root)), "", reason=f"{reason}: {answer}"
-                    )
+                    relative = str(file.relative_to(self.root))
+                    answer = MediaFile(relative, "", reason=f"{reason}: {answer}")
                 found[path] = answer
-                if reason not in ("timeout", "decoder_crashed"):  # another machine may be luckier
+                # The reasons that may differ on another machine are not cached.
+                if reason not in ("timeout", "decoder_crashed"):
                     lines.append(json.dumps([key, _as_json(answer)]) + "\n")
                 if len(lines) >= _SAVE_EVERY:
                     _append(store, lines)
@@ -195,16 +211,17 @@ class MediaLibrary:
 
 
 class _Names:
-    """Files of the media folder by the name that an annotation gives them; each folder is listed
-    once."""
+    """Finds files by the names that annotations give them; lists each folder once."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._listed: dict[Path, tuple[set[str], dict[str, str]]] = {}
 
     def find(self, path: str) -> Path | None:
-        """The file or folder itself, else the first one that differs in a known suffix only, in any
-        case."""
+        """Return the file or folder of this name, else the first one with another known suffix.
+
+        Letter case is ignored for the latter. None for a path that leaves the media folder.
+        """
         relative = PurePosixPath(path)
         if relative.is_absolute() or ".." in relative.parts or not relative.name:
             return None
@@ -237,8 +254,7 @@ def _stem(name: str) -> str:
 
 
 def _key(file: Path, root: Path, rate: float) -> str:
-    """What a remembered probe is good for: name, size, time of change; of a folder also the rate of
-    its pictures."""
+    """Return the cache key of a probe: name, size, modification time; for a folder, its rate."""
     facts = file.stat()
     size = rate if file.is_dir() else facts.st_size
     return f"{file.relative_to(root)}|{size}|{facts.st_mtime_ns}"
@@ -259,7 +275,7 @@ def _read_store(folder: Path) -> dict[str, MediaFile]:
             try:
                 key, content = json.loads(line)
                 known[key] = _from_json(content)
-            except (ValueError, TypeError, KeyError):  # the last line of a killed run
+            except (ValueError, TypeError, KeyError):  # a line that a killed run cut off
                 continue
     return known
 
@@ -280,26 +296,32 @@ def _from_json(content: Mapping[str, Any]) -> MediaFile:
 
 
 def probe_file(root: Path, relative: str, picture_rate: float) -> MediaFile:
-    """What one file or folder of pictures holds; raises ProbeError."""
+    """Find out what one file or folder of images holds.
+
+    Args:
+        root: The media folder.
+        relative: The file's path in it.
+        picture_rate: Frames per second of a folder of images.
+
+    Raises:
+        ProbeError: The file cannot be used.
+        OSError: The file cannot be read.
+    """
     path = root / relative
     if path.is_dir():
         return _probe_folder(path, relative, picture_rate)
-    if (
-        path.stat().st_size > LONG_BYTES
-        and (facts := probe_packets(path, path.suffix[1:].lower(), LIMITS)) is not None
-    ):
-        return _video_file(relative, _hash_of_long(path), facts)
-    content = path.read_bytes()
     extension = path.suffix.lstrip(".").lower()
-    if extension in IMAGES:
-        extension = next(
-            (kind for magic, kind in MAGIC.items() if content.startswith(magic)), extension
-        )
+    if path.stat().st_size > LONG_BYTES:
+        facts = probe_packets(path, extension, LIMITS)
+        if facts is not None:
+            return _video_file(relative, _hash_of_long(path), facts)
+    content = path.read_bytes()
+    extension = image_extension(content, extension)
     return _video_file(relative, content_hash(content), probe(content, extension, LIMITS))
 
 
 def _hash_of_long(path: Path) -> str:
-    """Of the size and of both ends: a video of hours is not read as a whole."""
+    """Hash size and both ends: hours of video are not read completely."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -320,12 +342,12 @@ def _video_file(relative: str, content: str, facts: Mapping[str, Any]) -> MediaF
 
 
 def _probe_folder(path: Path, relative: str, rate: float) -> MediaFile:
-    """Pictures numbered by name (00001.jpg), in numerical order; the first one is decoded."""
+    """Probe a folder of images numbered by name (00001.jpg); only the first one is decoded."""
     found = [entry.name for entry in path.iterdir() if entry.suffix.lstrip(".").lower() in IMAGES]
     numbered = sorted((int(_stem(name)), name) for name in found if _stem(name).isdecimal())
     if not numbered:
         raise ProbeError(
-            "no_pictures", "the folder holds no picture named by a number, such as 00001.jpg"
+            "no_pictures", "the folder holds no image named by a number, such as 00001.jpg"
         )
     names = tuple(name for _, name in numbered)
     first = probe((path / names[0]).read_bytes(), names[0].rpartition(".")[2].lower(), LIMITS)
@@ -333,7 +355,7 @@ def _probe_folder(path: Path, relative: str, rate: float) -> MediaFile:
     return MediaFile(
         relative,
         content_hash(sizes.encode()),
-        codec="pictures",
+        codec=IMAGE_FOLDER,
         width=first["width"],
         height=first["height"],
         frames=len(names),
@@ -343,7 +365,7 @@ def _probe_folder(path: Path, relative: str, rate: float) -> MediaFile:
 
 
 def probing_process(pipe: Connection, limits: Limits) -> None:
-    """Main function of a process of data.probe.ProbePool."""
+    """Run as the main function of a process of ProbePool."""
     import av
 
     live_and_die_with_parent()

@@ -1,32 +1,33 @@
 #!/usr/bin/env python3
-"""Speed of the data path: python tests/benchmarks/data_pipeline.py [--sets hd webvid demo]
-[--seconds 20] (needs: pip install decord)
+"""Speed of the data path, compared with decord (needs: pip install decord).
 
-Clips per second of one core, as training gets them (three frames at random places, random crop to
-224 px, normalised float32), beside decord on the same clips' raw files. This process keeps to one
-core, readers take turns of --seconds of that core's time, three rounds, and the medians are shown
-as a Markdown table. Time is CPU time of all threads: what else runs on the machine matters little,
-waiting for storage is not counted.
+    python tests/benchmarks/data_pipeline.py [--sets hd webvid demo] [--seconds 20]
 
-hd 720p H.264 at 25 frames/s, 18 s long (the mean of WebVid), B-frames, GOPs of 2 to 5 s. Made here:
-the camera sweeps over a landscape of noise,
-        a demo clip wanders over it, film grain. decord is opened at 512 x 512, as the original code opens it.
+Prints, as a Markdown table, clips per second of one core as training gets them: three frames at
+random places, a random crop to 224 px, normalised float32. decord reads the same clips' raw files.
+This process keeps to one core; the readers take turns of --seconds, three rounds, and medians are
+shown. Time is CPU time of all threads: other work of the machine matters little, and waiting for
+storage is not counted.
+
+hd      720p H.264 at 25 frames/s, 18 s long (the mean of WebVid), B-frames, GOPs of 2 to 5 s. Made
+        here: the camera pans over a landscape of noise, a demo clip moves across it, with film
+        grain. decord opens it at 512 x 512, as the original code does.
 webvid  596 x 336 H.264, 12 s, x264's usual GOP of 250 frames.
 demo    the embedded 128 px VP9 clips.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from allinone.common.command_line import parse, run_command
+from allinone.common.errors import InputError
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
-from allinone.data.decoding.codecs import _nal_kinds
-from allinone.data.loading.dali_pipeline import DaliPipeline
+from allinone.data.decoding.codecs import nal_headers
+from allinone.data.loading.augmentation import augmentation_for
+from allinone.data.loading.clip_input import ClipWindow, choose_frames
 from allinone.data.loading.index import Index
-from allinone.data.loading.loader import Source, _TrainBatches
+from allinone.data.loading.loader import ClipSource, collate_clips
 from allinone.data.loading.mixture import Order, SamplePosition
-from allinone.data.loading.prefetch import _pixels
+from allinone.data.loading.prefetch import augment
 from allinone.data.loading.replacement import ReplacementSampler
-from allinone.data.loading.sampling import draw, generator
+from allinone.data.loading.sampling import generator
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 
 CLIP = ClipConfig()
@@ -59,7 +63,7 @@ BASE = "decord, raw files"
 
 @dataclass(frozen=True)
 class Footage:
-    """Raw files to be made."""
+    """Raw files to make."""
 
     clips: int
     seconds: int
@@ -74,7 +78,7 @@ WEBVID = Footage(12, 12, 596, 336, (250,))
 
 
 def make(folder: Path, footage: Footage) -> Path:
-    """The files beside a CSV; those of an earlier run are used again."""
+    """Write the files and their CSV, unless an earlier run has; return the CSV."""
     if (folder / "clips.csv").exists():
         return folder / "clips.csv"
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,15 +107,15 @@ def _encode(path: Path, footage: Footage, gop: int, source: Path, seed: int) -> 
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=RATE, options=options)
         stream.width, stream.height, stream.pix_fmt = footage.width, footage.height, "yuv420p"
-        for number, picture in enumerate(_pictures(footage, source, np.random.default_rng(seed))):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        for number, image in enumerate(_images(footage, source, np.random.default_rng(seed))):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, RATE)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
 def _landscape(height: int, width: int, random: np.random.Generator) -> NDArray[np.int16]:
-    """[height, width, 3]: amplitudes fall with frequency about as those of photographs do."""
+    """Return noise [height, width, 3] whose spectrum resembles a photograph's."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     layers = []
     for _ in range(3):
@@ -125,11 +129,10 @@ def _landscape(height: int, width: int, random: np.random.Generator) -> NDArray[
     return (128 + 35 * (0.8 * grey + 0.3 * np.stack(layers, -1))).clip(0, 255).astype(np.int16)
 
 
-def _pictures(
+def _images(
     footage: Footage, source: Path, random: np.random.Generator
 ) -> Iterator[NDArray[np.uint8]]:
-    """The camera sweeps over a landscape, a demo clip wanders through the picture, grain is new in
-    every frame."""
+    """Yield frames: a pan over a landscape, a demo clip that moves across it, and film grain."""
     width, height = footage.width, footage.height
     side = height * 3 // 4
     with av.open(str(source)) as container:
@@ -141,23 +144,23 @@ def _pictures(
     grain = random.normal(0, 2, (height + 64, width + 64, 1)).astype(np.int16)
     for k in range(footage.seconds * RATE):
         x, y = int(width / 2 * (1 + np.sin(k / 60))), int(height / 2 * (1 + np.cos(k / 45)))
-        picture = landscape[y : y + height, x : x + width].copy()
-        left, top = (
-            int((width - side) / 2 * (1 + np.sin(k / 20))),
-            int((height - side) / 2 * (1 + np.cos(k / 33))),
-        )
-        picture[top : top + side, left : left + side] = actor[k // 2 % len(actor)]
+        image = landscape[y : y + height, x : x + width].copy()
+        left = int((width - side) / 2 * (1 + np.sin(k / 20)))
+        top = int((height - side) / 2 * (1 + np.cos(k / 33)))
+        image[top : top + side, left : left + side] = actor[k // 2 % len(actor)]
         down, right = random.integers(64, size=2)
         yield (
-            (picture + grain[down : down + height, right : right + width])
+            (image + grain[down : down + height, right : right + width])
             .clip(0, 255)
             .astype(np.uint8)
         )
 
 
 class InTurn(Order):
-    """One clip after the other, as the other reader takes them: grain's shuffle costs 5 ms per clip
-    among six, and 6 microseconds among a million."""
+    """One clip after another, as decord's reader takes them.
+
+    Grain's shuffle costs 5 ms per clip among six clips, and 6 microseconds among a million.
+    """
 
     def __getitem__(self, position: int) -> SamplePosition:
         rows = self._sizes[0]
@@ -165,32 +168,32 @@ class InTurn(Order):
 
 
 def stream(out: Path, **options: Any) -> Iterator[int]:
-    """Clips per batch of the training stream, made in this thread: what the loader's threads make
-    ahead would count for the next reader's turn."""
+    """Yield the number of clips of each batch of the training stream, made in this thread.
+
+    What the loader's threads make ahead would be counted in the next reader's turn.
+    """
     config = DataConfig(
         **{"workers": 0, "dali_threads": 1, "backend": "cpu", "decoder": "pyav", **options}
     )
-    source, device = Source(DatasetSpec(out), CLIP, config), torch.device("cpu")
-    augment = DaliPipeline(CLIP, config, device, MICRO_BATCH)
-    source.codecs = augment.codecs
-    positions = ReplacementSampler(
+    source, device = ClipSource(DatasetSpec(out), CLIP, config), torch.device("cpu")
+    augmentation = augmentation_for(CLIP, config, device, MICRO_BATCH)
+    source.codecs = augmentation.codecs
+    maker = ReplacementSampler(
         [source],
-        InTurn([len(source.index)], [1.0], seed=0),
+        InTurn([len(source)], [1.0], seed=0),
         seed=0,
         first=0,
         rank=0,
         world=1,
         micro_batch=MICRO_BATCH,
     )
-    batches = _TrainBatches(positions)
-    batches.names, batches.device = (source.name,), device
+    collate = partial(collate_clips, names=(source.name,), device=device)
     for k in itertools.count():
-        yield len(batches.finish(*_pixels(batches[k], batches, augment)) or ())
+        yield len(collate(*augment(maker[k], maker, augmentation)) or ())
 
 
 def decord_files(out: Path, videos: Path, **opened_at: int) -> Iterator[int]:
-    """The same clips and choices, read with decord from the raw files, cropped and resized with
-    torch."""
+    """Read the same clips with decord from the raw files; crop and resize with torch."""
     import decord
 
     decord.bridge.set_bridge("torch")
@@ -200,17 +203,13 @@ def decord_files(out: Path, videos: Path, **opened_at: int) -> Iterator[int]:
         epoch, item = divmod(number, len(index))
         row = index[item]
         reader = decord.VideoReader(str(videos / row["source"]), num_threads=1, **opened_at)
-        shape = {
-            "frames": len(reader),
-            "width": row["width"],
-            "height": row["height"],
-            "wanted": CLIP.num_frames,
-        }
-        choices = draw(config, generator(0, "b", epoch, item), captions=1, **shape)
+        window = ClipWindow(0, len(reader), row["width"], row["height"])
+        random = generator(0, "b", epoch, item)
+        (choices,) = choose_frames(window, config, CLIP.num_frames, random)
         frames = reader.get_batch(list(choices.frames)).permute(0, 3, 1, 2)
+        sides = (*frames.shape[2:], *frames.shape[2:])
         top, left, height, width = (
-            round(s * side)
-            for s, side in zip(choices.box, (*frames.shape[2:], *frames.shape[2:]), strict=True)
+            round(share * side) for share, side in zip(choices.box, sides, strict=True)
         )
         cut = frames[:, :, top : top + height, left : left + width].float()
         size = (CLIP.image_size, CLIP.image_size)
@@ -220,7 +219,7 @@ def decord_files(out: Path, videos: Path, **opened_at: int) -> Iterator[int]:
 
 
 def rate_of(source: Iterator[int], seconds: float) -> float:
-    """Clips per second of CPU time, over at least `seconds` of it."""
+    """Return clips per second of CPU time, over at least `seconds` of it."""
     start, clips = time.process_time(), 0
     while time.process_time() - start < seconds:
         clips += next(source)
@@ -228,7 +227,7 @@ def rate_of(source: Iterator[int], seconds: float) -> float:
 
 
 def compare(title: str, readers: dict[str, Iterator[int]], seconds: float) -> None:
-    """Interleaved rounds; prints the medians and the ratio to decord."""
+    """Run interleaved rounds; print the medians and the ratio to decord."""
     rates: dict[str, list[float]] = {name: [] for name in readers}
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
@@ -253,24 +252,21 @@ def compare(title: str, readers: dict[str, Iterator[int]], seconds: float) -> No
 
 
 def describe(raw: Path) -> str:
-    """What the made files are like: rate, keyframes, share of frames that nothing refers to."""
+    """Describe the files: bit rate, keyframes, share of frames that no other frame refers to."""
     total, keys, spare, packets, seconds = 0, [], 0, 0, 0.0
     for path in sorted(raw.parent.glob("*.mp4")):
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             for packet in container.demux(stream):
                 if packet.size:
-                    kinds = [
-                        kind for kind in _nal_kinds("h264", bytes(packet)) if kind & 31 in (1, 5)
-                    ]
-                    total, packets, spare = (
-                        total + packet.size,
-                        packets + 1,
-                        spare + (kinds[0] >> 5 == 0),
-                    )
+                    headers = nal_headers("h264", bytes(packet))
+                    slices = [header for header in headers if header & 31 in (1, 5)]
+                    total += packet.size
+                    packets += 1
+                    spare += slices[0] >> 5 == 0
                     keys += [packet.size] if packet.is_keyframe else []
             seconds += float((stream.duration or 0) * (stream.time_base or 0))
-    share = f"{100 * spare / packets:.0f} % of the frames are referred to by none"
+    share = f"{100 * spare / packets:.0f} % of the frames are not referred to"
     return (
         f"{8e-6 * total / seconds:.1f} Mbit/s, keyframes of {statistics.median(keys) / 1e3:.0f} kB,"
         f" {share}"
@@ -278,7 +274,7 @@ def describe(raw: Path) -> str:
 
 
 def bench_hd(work: Path, seconds: float) -> None:
-    """The table of the README."""
+    """Run the 720p set: the table of the documentation."""
     raw = make(work / "hd", HD)
     prepare(PrepareOptions(raw, work / "hd-copy"), progress=False)
     for gop in (25, 12):
@@ -298,7 +294,7 @@ def bench_hd(work: Path, seconds: float) -> None:
 
 
 def bench_webvid(work: Path, seconds: float) -> None:
-    """Long GOPs, as WebVid's files have."""
+    """Run the WebVid-like set: long GOPs."""
     raw = make(work / "webvid", WEBVID)
     prepare(PrepareOptions(raw, work / "webvid-copy"), progress=False)
     readers = {
@@ -309,7 +305,7 @@ def bench_webvid(work: Path, seconds: float) -> None:
 
 
 def bench_demo(work: Path, seconds: float) -> None:
-    """Small clips: what a clip costs beside decoding."""
+    """Run the embedded clips: small, so that costs other than decoding show."""
     prepare(PrepareOptions(ROOT / "data/demo", work / "demo"), progress=False)
     readers = {
         BASE: decord_files(work / "demo", ROOT / "data/demo/videos"),
@@ -326,45 +322,43 @@ SETS: dict[str, Callable[[Path, float], None]] = {
 }
 
 
-def main() -> int:
-    """Command line entry."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--sets",
-        nargs="+",
-        choices=tuple(SETS),
-        default=list(SETS),
-        help="what to read (default: all)",
-    )
-    parser.add_argument(
-        "--work",
-        type=Path,
-        metavar="DIR",
-        help="keep what is made here, and use it again (default: a folder that is deleted)",
-    )
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=20.0,
-        help="seconds per reader and round (default: %(default)s)",
-    )
-    args = parser.parse_args()
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """What to measure."""
+
+    sets: tuple[str, ...] = tuple(SETS)
+    """Which clips to read: hd, webvid, demo."""
+    work: Path | None = None
+    """Folder that keeps what is made here for later runs; default: a temporary folder."""
+    seconds: float = 20.0
+    """Seconds per reader and round."""
+
+
+def run(options: BenchmarkOptions) -> int:
+    """Measure and print one table per set."""
+    unknown = set(options.sets) - SETS.keys()
+    if unknown:
+        raise InputError(f"--sets {sorted(unknown)[0]} is unknown; sets: {', '.join(SETS)}")
     try:
         import decord  # noqa: F401
-    except ImportError:
-        print(
-            "error: this benchmark compares with decord, which is no dependency of the project: pip"
-            " install decord",
-            file=sys.stderr,
-        )
-        return 2
+    except ImportError as error:
+        raise InputError(
+            "this benchmark compares with decord, which the project does not depend on: pip install"
+            " decord"
+        ) from error
     torch.set_num_threads(1)
-    for name in args.sets:
+    for name in options.sets:
         with tempfile.TemporaryDirectory() as folder:
-            SETS[name](args.work or Path(folder), args.seconds)
+            SETS[name](options.work or Path(folder), options.seconds)
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry."""
+    arguments = sys.argv[1:] if argv is None else argv
+    prog = "tests/benchmarks/data_pipeline.py"
+    options = parse(BenchmarkOptions, arguments, prog=prog, description=str(__doc__))
+    return run_command(lambda: run(options))
 
 
 if __name__ == "__main__":

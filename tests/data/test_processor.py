@@ -48,13 +48,12 @@ def test_videos_and_captions_become_what_evaluation_sees(
     assert torch.equal(inputs["text_mask"], batch.text_mask[order])
 
 
-def test_frames_in_memory_give_the_middle_ones_cropped_and_normalised(
+def test_arrays_give_their_middle_frames_cropped_and_normalised(
     processor: AllInOneProcessor,
 ) -> None:
     frames = np.zeros((9, 40, 80, 3), np.uint8)
-    frames[:, :, 20:60] = (
-        np.arange(9, dtype=np.uint8)[:, None, None, None] * 20
-    )  # the rest lies outside the central square
+    # The rest is outside of the central square.
+    frames[:, :, 20:60] = np.arange(9, dtype=np.uint8)[:, None, None, None] * 20
     pixels = processor(frames)["pixels"]
     assert pixels.shape == (1, 3, 3, 32, 32)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (DATA.mean, DATA.std))

@@ -1,5 +1,4 @@
-"""Odd files through preparing and decoding: the right frames come out, by their own numbers; PyAV,
-trimming and DALI agree."""
+"""Odd files, prepared and decoded: the right frames come out; PyAV, trimming and DALI agree."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ import torch
 from nvidia.dali import Pipeline
 
 import allinone.data.decoding.frames
-import allinone.data.loading.loader
+import allinone.data.decoding.segment
 from allinone.data import EvalSet, TrainStream
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
 from allinone.data.decoding.codecs import CPU_CODECS, GPU_CODECS, dali_reads
@@ -100,8 +99,8 @@ def test_every_odd_file_is_prepared_or_named_with_its_reason(odd: Path) -> None:
     assert all(row["frames"] == 24 for name, row in rows.items() if name in media.GOOD)
     assert (rows["rotated90.mp4"]["width"], rows["rotated90.mp4"]["height"]) == (48, 64)
     assert rows["vfr.mp4"]["frame_times"] == pytest.approx(media.vfr_times(24), abs=1e-3)
-    # decoding may start at IDR frames only: an open GOP has one, whatever the container calls a
-    # keyframe
+    # Decoding may start at IDR frames only; an open GOP has one, even if the container marks more
+    # keyframes.
     assert (
         rows["h264_closed.mp4"]["keyframes"] == rows["hevc_closed.mp4"]["keyframes"] == [0, 8, 16]
     )
@@ -109,9 +108,7 @@ def test_every_odd_file_is_prepared_or_named_with_its_reason(odd: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(media.GOOD))
-def test_sparse_decoding_and_trimming_give_the_frames_of_a_full_decode(
-    odd: Path, name: str
-) -> None:
+def test_sparse_and_trimmed_frames_equal_a_full_decode(odd: Path, name: str) -> None:
     row, content = row_of(odd, name)
     with av.open(str(write(odd, name, content)), "r") as container:
         full = [
@@ -160,7 +157,7 @@ def test_trimming_keeps_only_the_gop_of_the_wanted_frame(odd: Path, name: str, m
         assert sum(1 for _ in container.decode(video=0)) <= 24 - 16
 
 
-def test_sparse_decoding_finds_frames_by_their_time_without_falling_back(
+def test_sparse_decoding_finds_frames_by_time_without_fallback(
     odd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
@@ -194,7 +191,7 @@ def batches(out: Path, **options: object) -> list[Batch]:
     return taken
 
 
-def test_dalis_decoder_agrees_with_pyav_and_takes_what_it_can_read(odd: Path) -> None:
+def test_dalis_decoder_agrees_with_pyav_on_what_it_reads(odd: Path) -> None:
     index = Index(odd, "train")
     readable = [
         row["source"]
@@ -265,7 +262,7 @@ def test_a_fault_of_the_device_condemns_no_clip(
         augment([frames] * 4, [choices] * 4)
 
 
-def test_a_batch_that_fails_once_without_a_bad_clip_is_tried_again(
+def test_a_batch_that_fails_without_a_bad_clip_is_retried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     augment = dali_pipeline.DaliPipeline(CLIP, DataConfig(backend="cpu", dali_threads=1), CPU, 4)
@@ -283,11 +280,11 @@ def test_a_batch_that_fails_once_without_a_bad_clip_is_tried_again(
     assert not failures
 
 
-def test_a_stream_that_dali_cannot_decode_is_replaced_and_named_alone(
+def test_only_the_stream_that_dali_cannot_decode_is_replaced(
     odd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    real, broken = allinone.data.loading.loader.trim, "a clip called vp9.mp4"
+    real, broken = allinone.data.decoding.segment.trim, "a clip called vp9.mp4"
 
     def trim_and_break(content: bytes, *arguments: object) -> object:
         cut = real(content, *arguments)  # type: ignore[arg-type]
@@ -297,7 +294,7 @@ def test_a_stream_that_dali_cannot_decode_is_replaced_and_named_alone(
             else type(cut)(cut.content[:200], cut.frames)
         )
 
-    monkeypatch.setattr(allinone.data.loading.loader, "trim", trim_and_break)
+    monkeypatch.setattr(allinone.data.decoding.segment, "trim", trim_and_break)
     taken = batches(odd, decoder="dali", max_bad_share=1.0)
     assert all(len(batch) == 4 for batch in taken)
     assert all(broken not in batch.captions for batch in taken)
@@ -322,7 +319,7 @@ def operators(pipeline: Pipeline) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("encoded", [True, False])
-def test_the_gpu_graph_is_serialized_without_a_gpu_and_has_its_cpu_twins_operators(
+def test_gpu_and_cpu_graphs_have_the_same_operators(
     encoded: bool,
 ) -> None:
     def build(on_gpu: bool) -> list[tuple[str, str]]:
@@ -364,7 +361,7 @@ def prepare_limited(source: Path, out: Path, largest_file: int) -> subprocess.Co
     )
 
 
-def test_a_full_disk_while_preparing_is_told_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_preparing_continues_after_a_full_disk(tmp_path: Path) -> None:
     names = {
         f"{k}.mp4": media.write_video(tmp_path / "source" / f"{k}.mp4", first=k) for k in range(6)
     }

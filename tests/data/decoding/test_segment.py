@@ -1,5 +1,4 @@
-"""Frames of a long video come from the part of it that holds them, and are those of a full
-decode."""
+"""Frames of a long video come from the segment that holds them, and equal a full decode."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from allinone.data.decoding.frames import Timeline, decode_frames
-from allinone.data.decoding.segment import ByteRange, read_piece
+from allinone.data.decoding.segment import ByteRange, read_segment
 from allinone.data.prepare.encode import Encoding
 from allinone.data.prepare.probe import Limits, probe
 from allinone.data.prepare.worker import encoded
@@ -28,7 +27,7 @@ from tests.data.media import read_frame_number, vfr_times, write_video
         ("f.mp4", {"gop": 12, "times": vfr_times(480)}),
     ],
 )
-def test_a_piece_has_the_frames_and_little_else_is_read(
+def test_a_segment_has_the_frames_and_little_else_is_read(
     tmp_path: Path, name: str, options: dict[str, object]
 ) -> None:
     path = write_video(
@@ -43,27 +42,29 @@ def test_a_piece_has_the_frames_and_little_else_is_read(
     try:
         for wanted in ((240, 247, 251), (3, 20, 40), (475, 478, 479), (13, 13, 14)):
             region = ByteRange(descriptor, 1000, len(content))
-            piece = read_piece(region, wanted, 480, timeline)
-            assert piece is not None
-            assert piece.first == timeline.start(wanted[0])
-            assert piece.frames <= wanted[-1] - wanted[0] + 24
-            assert len(piece.content) < 0.4 * len(content)
-            numbers = [number - piece.first for number in wanted]
-            frames = decode_frames(piece.content, numbers, piece.timeline)
+            segment = read_segment(region, wanted, 480, timeline)
+            assert segment is not None
+            assert segment.first == timeline.start(wanted[0])
+            assert segment.frames <= wanted[-1] - wanted[0] + 24
+            assert len(segment.content) < 0.4 * len(content)
+            numbers = [number - segment.first for number in wanted]
+            frames = decode_frames(segment.content, numbers, segment.timeline)
             assert tuple(read_frame_number(frame) for frame in frames) == wanted
         assert (
-            read_piece(ByteRange(descriptor, 1000, len(content)), (0, 240, 479), 480, timeline)
+            read_segment(ByteRange(descriptor, 1000, len(content)), (0, 240, 479), 480, timeline)
             is None
         ), "all of it is needed"
     finally:
         os.close(descriptor)
 
 
-def test_what_cannot_be_cut_is_left_to_the_whole_file(tmp_path: Path) -> None:
+def test_files_that_cannot_be_cut_give_no_segment(tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(bytes(range(256)) * 40)
     descriptor = os.open(tmp_path / "noise", os.O_RDONLY)
     assert (
-        read_piece(ByteRange(descriptor, 0, 10_240), (50,), 100, Timeline((0, 40, 80), None, 25.0))
+        read_segment(
+            ByteRange(descriptor, 0, 10_240), (50,), 100, Timeline((0, 40, 80), None, 25.0)
+        )
         is None
     )
     os.close(descriptor)
@@ -77,15 +78,14 @@ def test_only_the_neighbourhood_of_a_large_file_is_read(tmp_path: Path) -> None:
     timeline = Timeline(list(range(1500)), None, 12.0)
     descriptor = os.open(path, os.O_RDONLY)
     region = ByteRange(descriptor, 0, size)
-    assert read_piece(region, (700, 720, 740), 1500, timeline) is not None
+    assert read_segment(region, (700, 720, 740), 1500, timeline) is not None
     os.close(descriptor)
     assert region.bytes_read < 0.2 * size
 
 
 @pytest.mark.parametrize("jitter_ms", [0, 1, 12])
-def test_a_piece_is_cut_at_any_variable_rate(tmp_path: Path, jitter_ms: int) -> None:
-    """Times as phones and the web have them, encoded as tools/prepare.py does, told as the index
-    stores them."""
+def test_a_segment_is_cut_at_any_variable_rate(tmp_path: Path, jitter_ms: int) -> None:
+    """Times as in files from phones and the web, encoded and stored as tools/prepare.py does."""
     random = np.random.default_rng(0)
     times = [round(k * 1001 / 30_000 + random.uniform(0, jitter_ms) / 1e3, 3) for k in range(400)]
     source = write_video(tmp_path / "a.webm", codec="libvpx", frames=400, times=times)
@@ -96,8 +96,8 @@ def test_a_piece_is_cut_at_any_variable_rate(tmp_path: Path, jitter_ms: int) -> 
     (tmp_path / "shard").write_bytes(content)
     descriptor = os.open(tmp_path / "shard", os.O_RDONLY)
     for wanted in range(30, 380, 25):
-        piece = read_piece(ByteRange(descriptor, 0, len(content)), (wanted,), 400, timeline)
-        assert piece is not None, wanted
-        frame = decode_frames(piece.content, [wanted - piece.first], piece.timeline)[0]
+        segment = read_segment(ByteRange(descriptor, 0, len(content)), (wanted,), 400, timeline)
+        assert segment is not None, wanted
+        frame = decode_frames(segment.content, [wanted - segment.first], segment.timeline)[0]
         assert read_frame_number(frame) == wanted
     os.close(descriptor)

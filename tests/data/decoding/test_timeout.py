@@ -1,5 +1,4 @@
-"""Native code that hangs is left behind: the clip is bad, the process goes on with the next one and
-can end."""
+"""Native code that hangs is abandoned: its clip is bad, the process continues and can end."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 import allinone.data.decoding.frames
 from allinone.common.processes import forkserver_context, live_and_die_with_parent
 from allinone.data.decoding.frames import DecodeError, decode_frames
-from allinone.data.decoding.timeout import within
+from allinone.data.decoding.timeout import call_with_timeout
 from tests.data import media
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,7 +34,7 @@ class Stuck(Dataset[str]):
 
     def __getitem__(self, number: int) -> str:
         try:
-            return str(within(0.1, hang))
+            return str(call_with_timeout(0.1, hang))
         except TimeoutError:
             return f"{number} left behind"
 
@@ -71,28 +70,30 @@ def test_a_decoder_that_hangs_costs_its_clip_only(
 
 
 def test_results_errors_and_threads_of_one_caller() -> None:
-    threads = [within(5.0, threading.get_ident) for _ in range(3)]
+    threads = [call_with_timeout(5.0, threading.get_ident) for _ in range(3)]
     assert len(set(threads)) == 1
     assert threads[0] != threading.get_ident()
     with pytest.raises(ZeroDivisionError):
-        within(5.0, lambda: 1 // 0)
+        call_with_timeout(5.0, lambda: 1 // 0)
     with pytest.raises(TimeoutError, match=r"0\.05 s"):
-        within(0.05, lambda: hang(1))
-    assert within(5.0, threading.get_ident) != threads[0], "the thread that hangs is not waited for"
+        call_with_timeout(0.05, lambda: hang(1))
+    assert call_with_timeout(5.0, threading.get_ident) != threads[0], (
+        "the thread that hangs is not waited for"
+    )
 
 
 def test_a_fork_does_not_wait_for_its_parents_thread() -> None:
-    within(5.0, lambda: None)
+    call_with_timeout(5.0, lambda: None)
     child = os.fork()
     if not child:
-        os._exit(within(5.0, lambda: 7))
+        os._exit(call_with_timeout(5.0, lambda: 7))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
-def test_a_thread_that_ends_takes_its_helper_along() -> None:
+def test_a_callers_helper_thread_ends_with_it() -> None:
     before = threading.active_count()
     for _ in range(5):
-        caller = threading.Thread(target=lambda: within(5.0, lambda: None))
+        caller = threading.Thread(target=lambda: call_with_timeout(5.0, lambda: None))
         caller.start()
         caller.join()
     deadline = time.monotonic() + 10
@@ -104,9 +105,9 @@ def test_a_thread_that_ends_takes_its_helper_along() -> None:
 def test_a_process_with_a_thread_left_behind_can_end() -> None:
     program = """
 import ctypes
-from allinone.data.decoding.timeout import within
+from allinone.data.decoding.timeout import call_with_timeout
 try:
-    within(0.1, lambda: ctypes.CDLL(None).sleep(600))
+    call_with_timeout(0.1, lambda: ctypes.CDLL(None).sleep(600))
 except TimeoutError:
     print("went on")
 """

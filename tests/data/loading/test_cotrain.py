@@ -1,5 +1,4 @@
-"""Co-training streams: what a step holds depends on its number alone, at any world size and after
-any restart."""
+"""Co-training: what a step holds depends on its number alone, at any world size."""
 
 from __future__ import annotations
 
@@ -115,7 +114,7 @@ def test_alternating_steps_hold_one_kind_in_the_share_asked_for(sets: tuple[Path
     ]
 
 
-def test_an_image_batch_that_does_not_divide_is_refused_with_the_nearest(
+def test_an_indivisible_image_batch_is_refused_with_the_nearest(
     sets: tuple[Path, Path],
 ) -> None:
     with pytest.raises(
@@ -128,11 +127,8 @@ def test_an_image_batch_that_does_not_divide_is_refused_with_the_nearest(
 
 def test_key_sampling_moves_frames_to_keyframes_of_their_segment() -> None:
     assert nearest_keyframes((1, 6, 11), (0, 4, 8), 12) == (0, 4, 8)
-    assert nearest_keyframes((1, 6, 11), (0,), 12) == (
-        0,
-        6,
-        11,
-    )  # segments without a keyframe keep their frame
+    # Segments without a keyframe keep their frame.
+    assert nearest_keyframes((1, 6, 11), (0,), 12) == (0, 6, 11)
     assert nearest_keyframes((3, 5, 9), (0, 2, 4, 6), 12) == (2, 4, 9)
 
 
@@ -152,9 +148,7 @@ def test_key_sampling_reads_keyframes_only(sets: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("pipelines", [1, 3])
-def test_several_graphs_side_by_side_keep_the_order(
-    sets: tuple[Path, Path], pipelines: int
-) -> None:
+def test_parallel_graphs_keep_the_order(sets: tuple[Path, Path], pipelines: int) -> None:
     config = DataConfig(workers=0, pipelines=pipelines)
     data = TrainStream([DatasetSpec(sets[0])], ClipConfig(3, 32, 12), config, seed=1)
     source = data.batches(first=0, rank=0, world=1, micro_batch=2, device=CPU)

@@ -72,7 +72,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         OpenFile(str(tmp_path / "gone.tar"))
 
 
-def test_what_the_system_gives_in_pieces_is_read_to_its_end(
+def test_short_reads_are_continued_to_the_end(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A read of Linux ends at 2 GiB; here at 1,000 bytes."""

@@ -1,15 +1,25 @@
-"""Choices, masking and order against brute force and against their definitions."""
+"""Choices, masking and order, checked against brute force and their definitions."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from allinone.data.config import DataConfig, DatasetSpec
 from allinone.data.loading.mixture import Order
-from allinone.data.loading.sampling import draw, fixed, generator, middle_frames, segments
+from allinone.data.loading.sampling import (
+    fixed,
+    generator,
+    middle_frames,
+    sample_train,
+    segments,
+    view_frames,
+)
 from allinone.data.text import Tokenizer, mask_words
 
 
@@ -28,9 +38,23 @@ def test_segments_cover_all_frames_once_and_never_run_empty(available: int, want
     )
 
 
-def test_choices_are_a_pure_function_of_seed_data_set_epoch_and_row() -> None:
+@given(frames=st.integers(1, 300), wanted=st.integers(1, 8), views=st.integers(1, 5))
+def test_each_view_has_one_frame_of_every_segment(frames: int, wanted: int, views: int) -> None:
+    chosen = view_frames(frames, wanted, views)
+    assert len(chosen) == views
+    for view in chosen:
+        assert all(
+            first <= number <= last
+            for number, (first, last) in zip(view, segments(frames, wanted), strict=True)
+        )
+    assert view_frames(frames, wanted, 1) == [middle_frames(frames, wanted)]
+    if frames >= wanted * views:
+        assert len(set(chosen)) == views
+
+
+def test_choices_are_a_pure_function_of_their_key() -> None:
     def drawn(*key: object) -> object:
-        return draw(
+        return sample_train(
             DataConfig(flip=0.5, color_jitter=0.4),
             generator(*key),
             captions=5,
@@ -55,7 +79,7 @@ def test_choices_are_a_pure_function_of_seed_data_set_epoch_and_row() -> None:
 def test_crops_have_the_area_and_ratio_asked_for_and_lie_inside() -> None:
     config = DataConfig(crop_scale=(0.3, 0.8))
     for row in range(300):
-        choices = draw(
+        choices = sample_train(
             config, generator(0, "d", 0, row), captions=1, frames=9, width=400, height=200, wanted=3
         )
         top, left, height, width = choices.box
@@ -70,9 +94,9 @@ def test_crops_have_the_area_and_ratio_asked_for_and_lie_inside() -> None:
     )
 
 
-def test_frames_are_uniform_over_each_segment_with_its_last_frame() -> None:
+def test_frames_are_uniform_over_each_complete_segment() -> None:
     counts = Counter(
-        draw(
+        sample_train(
             DataConfig(),
             generator(0, "d", 0, row),
             captions=1,
@@ -89,13 +113,9 @@ def test_frames_are_uniform_over_each_segment_with_its_last_frame() -> None:
 
 def test_tokenizer_knows_berts_ids_without_a_hub() -> None:
     tokenizer = Tokenizer()
-    assert (
-        tokenizer.pad_id,
-        tokenizer.cls_id,
-        tokenizer.sep_id,
-        tokenizer.mask_id,
-        tokenizer.size,
-    ) == (0, 101, 102, 103, 30522)
+    special = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+    assert special == (0, 101, 102, 103)
+    assert tokenizer.size == 30522
     ids, mask, words = tokenizer.encode("A Man Snowboarding, again", 10)
     assert ids.tolist()[:3] == [101, 1037, 2158]
     assert ids[int(mask.sum()) - 1] == 102
@@ -115,7 +135,7 @@ def masked(seed: int, words: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndar
     return ids, out, labels
 
 
-def test_masking_takes_whole_words_about_15_percent_and_at_least_one() -> None:
+def test_masking_takes_complete_words_15_percent_at_least_one() -> None:
     words = [-1, *[word for word in range(20) for _ in range(1 + word % 2)], -1, -1]
     sizes, fates = [], Counter()
     for seed in range(2000):
@@ -156,19 +176,12 @@ def test_masking_takes_whole_words_about_15_percent_and_at_least_one() -> None:
 def test_every_seed_gives_choices_of_its_own(dataset: str) -> None:
     """Names hash to numbers on both sides of 2**63, where NumPy makes floats of a list."""
     assert len({int(generator(seed, dataset, 0, 7).integers(2**62)) for seed in range(500)}) == 500
-    assert (
-        len(
-            {
-                int(generator(0, dataset, epoch, 7, attempt).integers(2**62))
-                for epoch in range(20)
-                for attempt in range(20)
-            }
-        )
-        == 400
-    )
+    keys = itertools.product(range(20), range(20))
+    drawn = {int(generator(0, dataset, epoch, 7, tries).integers(2**62)) for epoch, tries in keys}
+    assert len(drawn) == 400
 
 
-def test_every_row_once_per_epoch_and_each_position_alone_equals_the_sequence() -> None:
+def test_positions_hold_every_row_once_per_epoch() -> None:
     order = Order([37], [1.0], seed=5)
     sequence = [order[position] for position in range(111)]
     for epoch in range(3):
@@ -177,20 +190,15 @@ def test_every_row_once_per_epoch_and_each_position_alone_equals_the_sequence() 
         assert {place.epoch for place in part} == {epoch}
     assert [place.row for place in sequence[:37]] != [place.row for place in sequence[37:74]]
     fresh = Order([37], [1.0], seed=5)
-    assert [fresh[position] for position in (110, 3, 50)] == [
-        sequence[110],
-        sequence[3],
-        sequence[50],
-    ]
+    some = (110, 3, 50)
+    assert [fresh[position] for position in some] == [sequence[position] for position in some]
     assert [Order([37], [1.0], seed=6)[position].row for position in range(37)] != [
         place.row for place in sequence[:37]
     ]
 
 
 @pytest.mark.parametrize(("rows", "window"), [(1000, 100), (1037, 100), (7, 7), (5, 100), (9, 1)])
-def test_a_window_keeps_neighbours_together_and_every_row_once_per_epoch(
-    rows: int, window: int
-) -> None:
+def test_window_shuffle_keeps_neighbours_and_epochs(rows: int, window: int) -> None:
     order, window_read = Order([rows], [1.0], seed=5, window=window), min(window, rows)
     epochs = [
         [order[position].row for position in range(e * rows, (e + 1) * rows)] for e in range(3)
@@ -210,7 +218,7 @@ def test_a_window_keeps_neighbours_together_and_every_row_once_per_epoch(
         assert firsts[0] != firsts[1]
 
 
-def test_mixtures_keep_their_weights_and_go_through_each_set_in_full() -> None:
+def test_mixtures_keep_weights_and_use_all_of_each_data_set() -> None:
     order = Order([50, 30], [3.0, 1.0], seed=0)
     places = [order[position] for position in range(800)]
     assert Counter(place.dataset for place in places) == {0: 600, 1: 200}

@@ -1,5 +1,4 @@
-"""The data planner: what it measures of clips whose properties are known, and its arithmetic by
-hand."""
+"""The throughput estimate: measurements of known clips, and its arithmetic by hand."""
 
 from __future__ import annotations
 
@@ -60,13 +59,8 @@ def break_clip(out: Path, item: int) -> str:
 
 def test_a_sample_is_measured_and_broken_clips_are_named(prepared: Path) -> None:
     cost = measure(DatasetSpec(prepared), CLIP, DataConfig(), clips=6)
-    assert (cost.clips, cost.codecs, cost.width, cost.height, cost.gop) == (
-        6,
-        {"h264": 6},
-        64,
-        64,
-        8,
-    )
+    assert (cost.clips, cost.codecs) == (6, {"h264": 6})
+    assert (cost.width, cost.height, cost.gop) == (64, 64, 8)
     assert 0.2 < cost.trimmed_share < 1
     assert min(cost.decode_ms, cost.augment_ms, cost.read_ms) > 0
     assert cost.on_gpu_share == 0  # NVDEC wants more than 64 px
@@ -80,21 +74,16 @@ def test_a_sample_is_measured_and_broken_clips_are_named(prepared: Path) -> None
         measure(DatasetSpec(prepared), CLIP, DataConfig(), clips=6)
 
 
-def test_the_cure_is_measured_on_clips_that_are_encoded_for_it(prepared: Path) -> None:
+def test_re_encoding_is_measured_on_re_encoded_clips(prepared: Path) -> None:
     cost = measure(DatasetSpec(prepared), CLIP, DataConfig(), clips=6)
     after = cured(cost, DatasetSpec(prepared), CLIP, DataConfig())
-    assert (after.clips, after.codecs, after.width, after.height, after.gop) == (
-        4,
-        {"h264": 4},
-        64,
-        64,
-        24,
-    )  # 24 frames are one GOP of 25
+    assert (after.clips, after.codecs) == (4, {"h264": 4})
+    assert (after.width, after.height, after.gop) == (64, 64, 24)  # 24 frames are one GOP of 25
     assert 0 < after.size_bytes < 2 * cost.size_bytes
     assert min(after.decode_ms, after.augment_ms) > 0
 
 
-def test_of_a_long_video_only_what_training_reads_is_counted(tmp_path: Path) -> None:
+def test_only_the_segment_read_of_a_long_video_is_counted(tmp_path: Path) -> None:
     media.write_video(tmp_path / "source" / "videos" / "AAA.mp4", frames=1200, gop=12)
     (tmp_path / "source" / "howto100m_csv").mkdir()
     (tmp_path / "source" / "howto100m_csv" / "AAA.csv").write_text(
@@ -108,24 +97,20 @@ def test_of_a_long_video_only_what_training_reads_is_counted(tmp_path: Path) -> 
 
 def test_cores_and_storage_follow_from_rate_and_cost() -> None:
     # 1,600 clips/s on 16 nodes: 100 per node x 0.1 s = 10 cores; 100 MB/s
-    feed = plan(COST, samples_per_s=1600, gpus=128, gpus_per_node=8, cores=64, storage_mb_per_s=0)
-    assert (feed.needed_clips_per_s, feed.cores_needed, feed.bytes_per_s, feed.enough) == (
-        100,
-        10,
-        1e8,
-        True,
-    )
-    short = plan(COST, samples_per_s=1600, gpus=128, gpus_per_node=8, cores=12, storage_mb_per_s=50)
+    job = {"samples_per_s": 1600, "gpus": 128, "gpus_per_node": 8}
+    node = plan(COST, **job, cores=64, storage_mb_per_s=0)
+    assert (node.needed_clips_per_s, node.cores_needed, node.bytes_per_s) == (100, 10, 1e8)
+    assert node.enough
+    short = plan(COST, **job, cores=12, storage_mb_per_s=50)
     assert not short.enough
     assert "10.0 cores" in short.limits[0]
     assert "100 MB/s" in short.limits[1]
-    one = plan(
-        COST, samples_per_s=10, gpus=1, gpus_per_node=8, cores=4, storage_mb_per_s=0
-    )  # a part of a node needs its own rate only
+    # A part of a node needs only its own rate.
+    one = plan(COST, samples_per_s=10, gpus=1, gpus_per_node=8, cores=4, storage_mb_per_s=0)
     assert one.needed_clips_per_s == 10
 
 
-def test_the_cure_is_a_prepare_command_where_one_helps() -> None:
+def test_re_encoding_is_suggested_where_it_helps() -> None:
     options = {"source": "raw.csv", "kind": "webvid", "videos": "my videos", "names": None}
     command = cure(COST, options, Path("out"), CLIP)
     assert (
@@ -135,7 +120,7 @@ def test_the_cure_is_a_prepare_command_where_one_helps() -> None:
     assert cure(replace(COST, width=340, height=256, gop=25), options, Path("out"), CLIP) is None
 
 
-def test_the_command_tells_yes_and_no_by_its_exit_code(
+def test_the_command_answers_by_its_exit_code(
     prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["data", str(prepared), "--gpus", "1", "--clips", "3", "--samples-per-s"]
