@@ -40,7 +40,7 @@ def forward_flops(
     the joint pass only.
     """
     width, visual = config.hidden_size, 1 + config.num_patches
-    patches = 2 * frames * config.num_patches * 3 * config.patch_size**2 * width
+    patches = patch_flops(config, frames)
     pooler = 2 * width**2
     if part == "text":
         return _blocks(config, 1, text_tokens, attention_products)
@@ -51,6 +51,11 @@ def forward_flops(
             patches + _blocks(config, 1, text_tokens + frames * visual, attention_products) + pooler
         )
     return patches + _blocks(config, frames, text_tokens + visual, attention_products) + pooler
+
+
+def patch_flops(config: AllInOneConfig, frames: int) -> int:
+    """FLOPs of the patch convolution of one clip."""
+    return 2 * frames * config.num_patches * 3 * config.patch_size**2 * config.hidden_size
 
 
 def mlm_flops(config: AllInOneConfig, masked_tokens: int) -> int:

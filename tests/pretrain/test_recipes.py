@@ -30,7 +30,7 @@ SMALL = (
 # one interpreter imports everything, each recipe is a fork of it
 STARTER = """
 import os, sys
-from allinone.pretrain import train
+from allinone.pretrain import run, train
 import deepspeed, torch.utils.tensorboard, allinone.data.loading.cotrain, allinone.data.loading.dali_pipeline
 options = sys.argv[1].split()
 for recipe in sys.argv[2:]:
