@@ -10,7 +10,7 @@ from torch import Tensor
 
 from allinone.data.loading.batch import Batch
 from allinone.engine.objective import mean_metric
-from allinone.model import AllInOneForPreTraining, AllInOneOutput
+from allinone.model import AllInOneForPreTraining
 from allinone.pretrain.objectives.matching_pairs import draw_matching_pairs
 
 
@@ -20,8 +20,12 @@ class MatchedPairs:
 
     labels: Tensor
     """int64 [B], 1 where the clip is the caption's own."""
-    output: AllInOneOutput
-    """Joint pass of the pairs."""
+    text: Tensor
+    """Text features of the joint pass, [B, L, C]."""
+    video: Tensor
+    """Visual features, [B, 1 + P, C]."""
+    pooled: Tensor
+    """Pooled text class token, [B, C]."""
 
 
 class MicroBatch:
@@ -44,7 +48,8 @@ class MicroBatch:
         batch = self.batch
         labels, video = draw_matching_pairs(batch.text_ids)
         pixels = batch.pixels.index_select(0, video)
-        return MatchedPairs(labels, self.model(pixels, batch.text_ids, batch.text_mask))
+        output = self.model(pixels, batch.text_ids, batch.text_mask)
+        return MatchedPairs(labels, output.text, output.video, output.pooled)
 
     def record(self, name: str, values: Tensor) -> None:
         """Record the mean of per-item values as a metric."""

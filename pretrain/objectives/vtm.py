@@ -30,7 +30,7 @@ class VideoTextMatching(Objective):
 
         pairs = micro_batch.matching
         _, vtm_head = micro_batch.model.heads(micro_batch.frames)
-        logits = vtm_head(pairs.output.pooled).float()
+        logits = vtm_head(pairs.pooled).float()
         losses = F.cross_entropy(logits, pairs.labels, reduction="none")
         micro_batch.record("vtm_loss", losses)
         micro_batch.record("vtm_accuracy", logits.argmax(-1) == pairs.labels)

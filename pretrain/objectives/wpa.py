@@ -29,8 +29,8 @@ class WordPatchAlignment(Objective):
 
         from allinone.pretrain.objectives.optimal_transport import word_patch_distance
 
-        labels, output = micro_batch.matching.labels, micro_batch.matching.output
-        distance = word_patch_distance(output.text, output.video, micro_batch.batch.text_mask)
+        pairs, labels = micro_batch.matching, micro_batch.matching.labels
+        distance = word_patch_distance(pairs.text, pairs.video, micro_batch.batch.text_mask)
         matching_distance = (distance.detach() * labels).sum()
         micro_batch.metrics["wpa_distance"] = torch.stack([matching_distance, labels.sum().float()])
         return (distance * (2 * labels - 1)).mean()
