@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 MAY_CHANGE = {"resume": "may_change"}
 """Metadata of options that a resumed run may change: they do not affect what is computed."""
-RENAMED: dict[str, str] = {}
-"""Flags of earlier versions → today's; old commands and old run folders are still accepted."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from allinone.common.command_line import Choice, choose, run_command
 from allinone.common.command_line import parse as parse_options
 from allinone.common.console import setup_logging
 from allinone.engine.distributed import launch
-from allinone.pretrain.config import RENAMED, PretrainConfig
+from allinone.pretrain.config import PretrainConfig
 from allinone.pretrain.recipes import RECIPES
 
 PROG = "pretrain/train.py"
@@ -35,7 +35,7 @@ def parse(argv: Sequence[str]) -> PretrainConfig:
         InputError: --config names an unusable file.
     """
     if argv and argv[0].partition("=")[0] in ("--config", "--print-config"):
-        return parse_options(PretrainConfig, argv, prog=PROG, renamed=RENAMED)
+        return parse_options(PretrainConfig, argv, prog=PROG)
     recipes = {name: Choice(text, recipe) for name, (text, recipe) in RECIPES.items()}
     _, config = choose(
         recipes,
@@ -43,7 +43,6 @@ def parse(argv: Sequence[str]) -> PretrainConfig:
         prog=PROG,
         kind="recipe",
         description="Pre-train All-in-one. The same command with the same --out resumes a run.",
-        renamed=RENAMED,
     )
     return config
 
