@@ -6,20 +6,18 @@ with every checkpoint.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from allinone.common.options import MAY_CHANGE, RunOptions, option
 from allinone.common.validation import COUNT, NOT_NEGATIVE, require
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec, require_distinct
-from allinone.engine.config import TrainConfig, plain
+from allinone.engine.config import TrainConfig
 from allinone.pretrain.objectives.config import ObjectiveConfig
 
 if TYPE_CHECKING:
     from allinone.model import AllInOneConfig
-
-MAY_CHANGE = {"resume": "may_change"}
-"""Metadata of options that a resumed run may change: they do not affect what is computed."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class CoTrainOptions:
     image_heads: Literal["shared", "separate"] = "shared"
     """Whether images use the MLM and VTM heads of video or have their own (rows "Shared" and "Not
     Shared" of the paper)."""
-    image_workers: int | None = field(default=None, metadata=MAY_CHANGE)
+    image_workers: int | None = option(None, resume="may_change")
     """Reader processes per rank for the images; None takes --workers."""
 
     def __post_init__(self) -> None:
@@ -109,9 +107,9 @@ class PretrainConfig:
     resumes the run."""
     data: tuple[str, ...]
     """Prepared data sets to train on, each DIR[:SPLIT][=WEIGHT]."""
-    val: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
+    val: tuple[str, ...] = option((), resume="may_change")
     """Prepared data sets to evaluate on during training, each DIR[:SPLIT] (default split val)."""
-    val_items: int = field(default=1000, metadata=MAY_CHANGE)
+    val_items: int = option(1000, resume="may_change")
     """Evaluate at most this many items of each validation set; 0 evaluates all."""
     model: ModelOptions = field(default_factory=ModelOptions)
     cotrain: CoTrainOptions = field(default_factory=CoTrainOptions)
@@ -150,6 +148,6 @@ class PretrainConfig:
             max_text_len=config.max_text_len,
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """Options as JSON values, for checkpoints and reports."""
-        return plain(asdict(self))
+    def as_json(self) -> RunOptions:
+        """JSON values with their resume policies, for checkpoints and reports."""
+        return RunOptions.of(self)

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_
 from allinone.common.console import forgive_output, setup_logging
 from allinone.common.errors import AllInOneError, InputError
 from allinone.common.exit_codes import ExitCode, exit_codes_help
+from allinone.common.options import renamed_options
 
 SYNONYMS = {
     "learning-rate": "lr",
@@ -142,20 +143,6 @@ def options_of(default: Any, prefix: tuple[str, ...] = ()) -> list[_Option]:
     return found
 
 
-def renamed_flags(default: Any) -> dict[str, str]:
-    """Old flag → new flag, from RENAMED in the modules of a dataclass and of those inside it."""
-    kind = _class_of(default)
-    found: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        found |= getattr(sys.modules.get(base.__module__), "RENAMED", {})
-    for entry in fields(kind):
-        value = None if isinstance(default, type) else getattr(default, entry.name)
-        inner = value if value is not None else entry.default_factory
-        if inner is not MISSING and is_dataclass(inner):
-            found |= renamed_flags(inner)
-    return found
-
-
 def parse(
     default: Any,
     argv: Sequence[str],
@@ -185,7 +172,7 @@ def parse(
     if _completing:
         raise CompletionRequest(_next_words(argv, options))
     prog = _shown(prog)
-    renamed = {**renamed_flags(default), **(renamed or {})}
+    renamed = {**renamed_options(default), **(renamed or {})}
     arguments, file, show = _special_arguments(list(argv), prog)
     arguments = _check_flags(arguments, options, prog, renamed)
     if file is not None:
