@@ -60,7 +60,7 @@ class VideoTextMatching(Objective):
                 "VTM draws its false pairs from the micro-batch, but a micro-batch of images would"
                 f" hold --image-batch {images} x --micro-batch {train.micro_batch} / --global-batch"
                 f" {train.global_batch} = {images * train.micro_batch / train.global_batch:g} of"
-                " them and needs at least 2: give --image-batch"
+                " them and needs at least 2: --image-batch"
                 f" {-(-2 * train.global_batch // train.micro_batch)} or more, or a larger"
                 " --micro-batch (or --vtm 0)"
             )
