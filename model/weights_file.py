@@ -169,8 +169,8 @@ def read_pickle(
             if isinstance(error, WeightsError):
                 raise
             raise WeightsError(
-                f"{path} is not a complete file of torch.save ({_reason(error)}); copy it again, or give"
-                " .safetensors"
+                f"{path} is not a complete file of torch.save ({_reason(error)}); copy it again,"
+                " or give .safetensors"
             ) from error
     return content, [
         f"{name}: replaced by an empty class"

@@ -121,7 +121,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_a_hub_id_without_a_network_says_what_to_do() -> None:
     with pytest.raises(
-        WeightsError, match=r"owner/name is not a file or folder here.*download the weights elsewhere"
+        WeightsError, match=r"owner/name is not a file or folder here.*download the weights"
     ):
         locate("owner/name")
     with pytest.raises(WeightsError, match=r"\./typo\.pth does not exist"):
