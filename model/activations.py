@@ -1,5 +1,6 @@
-"""Bytes that a forward pass saves for its backward pass. Read off model/all_in_one.py;
-tests/engine/planning/test_memory.py holds it against autograd.
+"""Bytes that a forward pass saves for its backward pass.
+
+Derived from model/all_in_one.py; tests/engine/planning/test_memory.py compares it with autograd.
 
 Letters: R sequences (clips x frames; texts), N tokens of a sequence, C width, H heads, s bytes of
 an activation, m bytes of a dropout mask's element (1 on a GPU, s on a CPU), M masked tokens, V
@@ -46,8 +47,7 @@ def encoder_bytes(
     mask: int,
     checkpointing: bool = False,
 ) -> float:
-    """All blocks and the final norm. With checkpointing a block keeps its input only;
-    `recomputed_bytes` comes back one block at a time."""
+    """All blocks and the final norm; with checkpointing, each block keeps only its input."""
     width = config.hidden_size
     one = (
         sequences * tokens * width * element
@@ -85,9 +85,20 @@ def pass_bytes(
     checkpointing: bool = False,
     own_pixels: bool = True,
 ) -> float:
-    """One pass of `clips` through the backbone, embeddings included. `own_pixels`: the patch
-    convolution saves a copy of the batch's pixels (another precision, other clips), not the batch's
-    own."""
+    """One pass through the backbone, embeddings included.
+
+    Args:
+        config: The model.
+        clips: Clips, B.
+        frames: Frames per clip, T.
+        text_tokens: Tokens per text, L.
+        part: Joint pass, or one modality alone.
+        element: Bytes of an activation, s.
+        mask: Bytes of an element of a dropout mask, m.
+        checkpointing: Blocks keep only their input.
+        own_pixels: The patch convolution saves a copy of the pixels (cast to another precision, or
+            reordered) instead of the batch's tensor.
+    """
     width, visual = config.hidden_size, 1 + config.num_patches
     dropout = mask if config.hidden_dropout else 0
     text = clips * text_tokens * (width * (element + dropout) + STATISTICS)
@@ -118,9 +129,19 @@ def working_bytes(
     mask: int = 1,
     checkpointing: bool = False,
 ) -> float:
-    """What the backward pass of one block holds beside saved tensors: gradients of the MLP's hidden
-    layer, twice, and of the residual stream; with checkpointing also the block's recomputed
-    activations."""
+    """Bytes that the backward pass of one block needs in addition to saved tensors.
+
+    Two gradients of the MLP's hidden layer and of the residual stream; with checkpointing also the
+    block's recomputed activations.
+
+    Args:
+        config: The model.
+        sequences: Sequences, R.
+        tokens: Tokens of each, N.
+        element: Bytes of an activation, s.
+        mask: Bytes of an element of a dropout mask, m.
+        checkpointing: Blocks are recomputed.
+    """
     gradients = sequences * tokens * (2 * config.mlp_ratio + 2) * config.hidden_size * element
     return gradients + (
         block_bytes(config, sequences, tokens, element, mask) if checkpointing else 0

@@ -40,8 +40,10 @@ class AllInOneOutput(ModelOutput):
 
 
 class TextEmbeddings(nn.Module):
-    """BERT's: word + position + token type 0 → norm → dropout. The modality row is added by the
-    caller, outside the norm."""
+    """BERT's text embeddings: word + position + token type 0 → norm → dropout.
+
+    The caller adds the modality row, after the norm.
+    """
 
     def __init__(self, config: AllInOneConfig) -> None:
         super().__init__()
@@ -69,8 +71,9 @@ class TextEmbeddings(nn.Module):
 
 
 class VideoEmbeddings(nn.Module):
-    """Patch convolution, class token, position and temporal embedding: [B, T, 3, H, W] → [B*T, 1 +
-    P, C], clip-major.
+    """Patches, class token, position and temporal embedding: [B, T, 3, H, W] → [B*T, 1 + P, C].
+
+    Rows are clip-major: row i*T + f is frame f of clip i.
 
     The original also derives a padding mask from all-zero pixels. That is left out: it makes the
     device wait for the host, and frames of a video are never padded here.
@@ -91,11 +94,10 @@ class VideoEmbeddings(nn.Module):
         self, pixels: Tensor, patch_order: Tensor | None = None, rolls: bool = True
     ) -> Tensor:
         clips, frames = self._check(pixels)
-        pixels = pixels.to(
-            self.patch.weight.dtype
-        )  # the data path hands float32 to models of any precision
+        # the data path delivers float32, whatever the model's precision
+        pixels = pixels.to(self.patch.weight.dtype)
         patches = self.patch(pixels.flatten(0, 1)).flatten(2).transpose(1, 2) + self.position[:, 1:]
-        if frames > 1:  # an image is no clip of one frame: it has no place in time
+        if frames > 1:  # images get no temporal embedding
             patches = (
                 patches.unflatten(0, (clips, frames)) + self.temporal[:, :frames, None]
             ).flatten(0, 1)
@@ -142,8 +144,7 @@ class VideoEmbeddings(nn.Module):
 
 @functools.cache
 def fixed_order(frames: int, patches: int) -> Tensor:
-    """The permutations [T, P] that `patch_order="shuffled"` uses in evaluation: another one for
-    each frame, the same in every run."""
+    """Permutations [T, P] of `patch_order="shuffled"` in evaluation: one per frame, constant."""
     return torch.rand(frames, patches, generator=torch.Generator().manual_seed(0)).argsort(1)
 
 
@@ -159,8 +160,7 @@ class ModalityEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; qkv is one layer whose outputs are [q heads | k heads | v
-    heads]."""
+    """Multi-head self-attention; qkv is one layer with outputs [q heads | k heads | v heads]."""
 
     def __init__(self, config: AllInOneConfig, linear: LinearFactory) -> None:
         super().__init__()
@@ -171,9 +171,8 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = (
-            self.qkv(x).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
-        )  # each [B*T, H, N, C/H]
+        # each [B*T, H, N, C/H]
+        q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
         dropout = self.attention_dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
@@ -238,8 +237,17 @@ class Encoder(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, frames: int = 1, text_tokens: int = 0
     ) -> Tensor:
-        """[B*T, N, C] → the same. `frames` > 1 rolls; `mask` is a boolean key mask [B*T, 1, 1, N],
-        True = attend."""
+        """Run all blocks.
+
+        Args:
+            x: Tokens, [B*T, N, C].
+            mask: Boolean key mask [B*T, 1, 1, N], True = attend; None attends to all.
+            frames: Frames per clip, T; more than 1 rolls.
+            text_tokens: Text tokens at the start of each sequence, L.
+
+        Returns:
+            Tokens after the final norm, [B*T, N, C].
+        """
         for block in self.blocks:
             x = self._exchange(x, frames, text_tokens)
             if self.gradient_checkpointing and self.training:
@@ -338,23 +346,30 @@ class AllInOneModel(AllInOnePreTrainedModel):
         patch_order: Tensor | None = None,
         **kwargs: Any,
     ) -> AllInOneOutput:
-        """Joint pass. pixels [B, T, 3, H, W] normalised, text_ids [B, L], text_mask [B, L] (1 =
-        token); patch_order [B*T, P]: slot k of row i*T + f holds patch order[k]. Raises ValueError
-        where a shape does not fit the config."""
+        """Joint pass.
+
+        Args:
+            pixels: Normalised frames, [B, T, 3, H, W].
+            text_ids: Word pieces, int64 [B, L].
+            text_mask: int64 [B, L], 1 at tokens.
+            patch_order: int64 [B*T, P]: slot k of row i*T + f holds patch order[k].
+            **kwargs: Ignored; transformers passes its own.
+
+        Raises:
+            ValueError: A shape does not fit the config.
+        """
         clips, frames = pixels.shape[:2]
         text = self.modality(self.text_embeddings(text_ids), TEXT)
         video = self.modality(self.video_embeddings(pixels, patch_order), VIDEO)
         length = text.shape[1]
         if self.config.roll == "flatten":
-            video = video.unflatten(0, (clips, frames)).flatten(
-                1, 2
-            )  # [B, T*n, C]: one sequence holds all frames
+            # [B, T*n, C]: one sequence holds all frames
+            video = video.unflatten(0, (clips, frames)).flatten(1, 2)
             x = self.encoder(torch.cat([text, video], 1), _key_mask(text_mask, video.shape[1]))
             text, video = x[:, :length], x[:, length:].unflatten(1, (frames, -1)).mean(1)
         else:
-            text = text.repeat_interleave(
-                frames, 0
-            )  # the text is embedded once, its copies differ from block 0 on
+            # the text is embedded once; its copies differ from block 0 on
+            text = text.repeat_interleave(frames, 0)
             mask = _key_mask(text_mask, video.shape[1]).repeat_interleave(frames, 0)
             x = self.encoder(torch.cat([text, video], 1), mask, frames, length)
             x = x.unflatten(0, (clips, frames)).mean(1)
@@ -362,14 +377,15 @@ class AllInOneModel(AllInOnePreTrainedModel):
         return AllInOneOutput(text=text, video=video, pooled=self.pooler(text[:, 0]))
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Text-only pass: class token [B, C]. One copy per text: without frames all T copies of the
-        original are equal."""
+        """Text-only pass: class token [B, C].
+
+        One copy per text; the original computes T copies, which are equal without frames.
+        """
         x = self.modality(self.text_embeddings(text_ids), TEXT)
         return self.encoder(x, text_mask[:, None, None].bool())[:, 0]
 
     def encode_video(self, pixels: Tensor) -> Tensor:
-        """Video-only pass without a roll, as in the original: class token after the norm, mean over
-        frames, [B, C]."""
+        """Video-only pass without a roll, as in the original: mean class token, [B, C]."""
         clips, frames = pixels.shape[:2]
         x = self.encoder(self.modality(self.video_embeddings(pixels, rolls=False), VIDEO))
         return x[:, 0].unflatten(0, (clips, frames)).mean(1)
@@ -405,13 +421,11 @@ class AllInOneForPreTraining(AllInOnePreTrainedModel):
         patch_order: Tensor | None = None,
         **kwargs: Any,
     ) -> AllInOneOutput:
-        """The joint pass of the backbone; the heads are called by the objective on what they
-        need."""
+        """Joint pass of the backbone; objectives apply the heads to the tokens they need."""
         return self.backbone(pixels, text_ids, text_mask, patch_order)
 
     def heads(self, frames: int) -> tuple[nn.Module, nn.Module]:
-        """MLM and VTM head for inputs of `frames` frames: images have their own with
-        config.image_heads."""
+        """MLM and VTM head for clips of `frames` frames; images may have their own."""
         if frames == 1 and self.config.image_heads:
             return self.image_mlm_head, self.image_vtm_head
         return self.mlm_head, self.vtm_head

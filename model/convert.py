@@ -1,5 +1,6 @@
-"""Weights of another origin or shape → this model. Tables of another length are resized and
-reported, never silently re-initialised.
+"""Loads weights of another origin or shape into this model.
+
+Tables of another length are resized and reported, never silently re-initialised.
 
 Three tables depend on text length, frame count and resolution: text positions (cut, or continued by
 the last row), temporal embedding (linearly interpolated), patch positions (bicubically
@@ -120,8 +121,7 @@ class LoadReport:
 
 
 def grouped(entries: Sequence[str]) -> list[str]:
-    """Entries that differ in the number of the block only, as one with `*` for the number and how
-    many there are."""
+    """Merge entries that differ only in the block number: `*` for the number, and a count."""
     counts: dict[str, int] = {}
     for entry in entries:
         name, *rest = entry.split(":", 1)
@@ -150,11 +150,11 @@ def resize_rows(table: Tensor, rows: int) -> Tensor:
 
 
 def continue_rows(table: Tensor, rows: int) -> Tensor:
-    """[R, C] → [rows, C]: the learned rows as they are, every further one a copy of the last.
+    """[R, C] → [rows, C]: the learned rows unchanged, each further row a copy of the last.
 
-    A word keeps the position it was trained at, so a text that fitted before gives the same as
-    before; interpolated, the rows would all mean other places. What is beyond the longest text of
-    the training begins as its last place and is told apart by fine-tuning.
+    Each word keeps the position it was trained at, so a text that fitted before gives the same
+    result; interpolation would change the meaning of every row. Positions beyond the longest
+    training text start equal to the last one and are learned in fine-tuning.
     """
     return torch.cat([table[:rows], table[-1:].expand(max(0, rows - table.shape[0]), -1)])
 
@@ -194,11 +194,17 @@ def assemble(
     unexpected: Sequence[str] = (),
     may_be_new: tuple[str, ...] = (),
 ) -> AllInOneForPreTraining:
-    """The model of `config` with `weights`, whose keys are this model's names; the three tables are
-    resized.
+    """Build the model of `config` and load `weights` into it; the three tables are resized.
 
-    Tensors that are absent start anew if their name begins with one of `may_be_new`. Raises
-    ConversionError listing everything that does not fit, the keys of `unexpected` included.
+    Args:
+        config: The model.
+        weights: Tensors under this model's names.
+        report: Records what happened to the tensors.
+        unexpected: Further keys of the file that have no place in the model.
+        may_be_new: Prefixes of parameters that may be absent and keep their initial values.
+
+    Raises:
+        ConversionError: Lists everything that does not fit, `unexpected` included.
     """
     model = AllInOneForPreTraining(config)
     fit(model, weights, report, unexpected=unexpected, may_be_new=may_be_new)
@@ -213,7 +219,7 @@ def fit(
     unexpected: Sequence[str] = (),
     may_be_new: tuple[str, ...] = (),
 ) -> None:
-    """As `assemble`, for any model of the family: put `weights` into it."""
+    """Load `weights` into any model of the family; arguments and errors as in `assemble`."""
     own = model.state_dict()
     absent = [name for name in own if name not in weights]
     missing = [name for name in absent if not name.startswith(may_be_new)]
@@ -260,8 +266,10 @@ def _size_hint(weights: Mapping[str, Tensor], config: AllInOneConfig) -> str:
 def rename_reference(
     state_dict: Mapping[str, Tensor], report: LoadReport
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """(weights under this model's names, keys that have none). The distillation token is dropped
-    together with its position row."""
+    """(weights under this model's names, keys without one).
+
+    The distillation token and its position row are dropped.
+    """
     renamed: dict[str, Tensor] = {}
     unexpected: list[str] = []
     for key, tensor in state_dict.items():
@@ -292,9 +300,17 @@ def convert_reference(
     ignore: tuple[str, ...] = (),
     source: str = "",
 ) -> tuple[AllInOneForPreTraining, LoadReport]:
-    """Build the model of `config` with the reference's weights; raises ConversionError listing all
-    that does not fit. Keys that have no place here and begin with one of `ignore` are left out, and
-    reported."""
+    """Build the model of `config` with the weights of the original code.
+
+    Args:
+        state_dict: Tensors under the original's names.
+        config: The model.
+        ignore: Prefixes of keys without a place in the model that are left out and reported.
+        source: Shown in the report and in errors.
+
+    Raises:
+        ConversionError: Lists everything that does not fit.
+    """
     report = LoadReport(source)
     renamed, unexpected = rename_reference(state_dict, report)
     report.ignored += [f"{key}: asked for" for key in unexpected if key.startswith(ignore)]
@@ -317,11 +333,14 @@ def from_reference(
 
 
 def load_resized(folder: Path, config: AllInOneConfig) -> tuple[AllInOneForPreTraining, LoadReport]:
-    """The model of `config` with the weights of a folder of save_pretrained, whose resolution,
-    frames and text length may differ.
+    """Build the model of `config` with the weights of a folder of save_pretrained.
 
-    A folder of the bare AllInOneModel serves too: its heads are new. Raises WeightsError where the
-    folder holds no weights, ConversionError where they do not fit.
+    Resolution, frames and text length may differ. A folder of the bare AllInOneModel is accepted;
+    its heads are new.
+
+    Raises:
+        WeightsError: The folder holds no weights.
+        ConversionError: They do not fit.
     """
     file = read_weights(folder)
     report = LoadReport(str(folder), notes=list(file.notes))
@@ -341,8 +360,7 @@ def load_resized(folder: Path, config: AllInOneConfig) -> tuple[AllInOneForPreTr
 def _fit_image_heads(
     weights: Mapping[str, Tensor], config: AllInOneConfig, report: LoadReport
 ) -> dict[str, Tensor]:
-    """Weights with the heads that images have of their own if config.image_heads: begun as copies
-    of the video's, or left out."""
+    """Add image heads as copies of the video's if the model has them, or remove surplus ones."""
     kept = dict(weights)
     own = [name for name in weights if name.startswith(IMAGE_HEADS)]
     if own and not config.image_heads:
@@ -362,8 +380,10 @@ def _fit_image_heads(
 
 
 def _compare_configs(saved: Mapping[str, Any], config: AllInOneConfig, report: LoadReport) -> None:
-    """Note what differs without showing in a shape; another number of heads would compute something
-    else from the same weights."""
+    """Report differences that no tensor shape shows.
+
+    Another number of attention heads is refused: it computes something else from the same weights.
+    """
     heads = saved.get("num_attention_heads", config.num_attention_heads)
     if heads != config.num_attention_heads:
         hint = (

@@ -16,12 +16,10 @@ Part = Literal["joint", "video", "text"]
 
 
 def _blocks(config: AllInOneConfig, sequences: int, tokens: int, attention_products: bool) -> int:
-    linear = (
-        2 * tokens * (4 + 2 * config.mlp_ratio) * config.hidden_size**2
-    )  # qkv 3, proj 1, fc1 and fc2 mlp_ratio each
-    attention = (
-        2 * 2 * tokens**2 * config.hidden_size if attention_products else 0
-    )  # queries x keys, weights x values
+    # qkv 3, proj 1, fc1 and fc2 mlp_ratio each
+    linear = 2 * tokens * (4 + 2 * config.mlp_ratio) * config.hidden_size**2
+    # queries x keys, weights x values
+    attention = 2 * 2 * tokens**2 * config.hidden_size if attention_products else 0
     return config.num_hidden_layers * sequences * (linear + attention)
 
 
@@ -36,11 +34,17 @@ def forward_flops(
     """FLOPs of one clip's forward pass through the backbone.
 
     The paper's 58.7 G for base are multiply-adds without the attention products at 3 frames and 32
-    words: forward_flops(..., text_tokens=32, attention_products=False) / 2. The pooler counts in
-    the joint pass only.
+    words: forward_flops(..., text_tokens=32, attention_products=False) / 2.
+
+    Args:
+        config: The model.
+        frames: Frames per clip, T.
+        text_tokens: Tokens per text, L.
+        part: Joint pass, or one modality alone; only the joint pass uses the pooler.
+        attention_products: Count queries x keys and weights x values.
     """
     width, visual = config.hidden_size, 1 + config.num_patches
-    patches = 2 * frames * config.num_patches * 3 * config.patch_size**2 * width
+    patches = patch_flops(config, frames)
     pooler = 2 * width**2
     if part == "text":
         return _blocks(config, 1, text_tokens, attention_products)
@@ -51,6 +55,11 @@ def forward_flops(
             patches + _blocks(config, 1, text_tokens + frames * visual, attention_products) + pooler
         )
     return patches + _blocks(config, frames, text_tokens + visual, attention_products) + pooler
+
+
+def patch_flops(config: AllInOneConfig, frames: int) -> int:
+    """FLOPs of the patch convolution of one clip."""
+    return 2 * frames * config.num_patches * 3 * config.patch_size**2 * config.hidden_size
 
 
 def mlm_flops(config: AllInOneConfig, masked_tokens: int) -> int:
@@ -86,15 +95,13 @@ _PARTS = {
 
 
 def part_of(name: str) -> str | None:
-    """The part that a parameter belongs to by its name, None for a name that neither AllInOneModel
-    nor AllInOneForPreTraining has."""
+    """The part that a parameter belongs to, by its name; None for an unknown name."""
     name = name.removeprefix("backbone.")
     return next((title for prefix, title in _PARTS.items() if name.startswith(prefix)), None)
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
-    """Part → number of parameters, for AllInOneModel or AllInOneForPreTraining. Parts add up to the
-    whole."""
+    """Part → number of parameters of AllInOneModel or AllInOneForPreTraining."""
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         part = part_of(name)

@@ -1,5 +1,7 @@
-"""The seam for tensor parallelism: the model asks a factory for its large linear layers and says
-how each may be split."""
+"""Interface for tensor parallelism: the model asks a factory for its large linear layers.
+
+Each call states how the layer may be split.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,14 @@ Split = Literal["column", "row"]
 
 
 class LinearFactory(Protocol):
-    """Makes the linear layers of attention and MLP. `split` names the dimension that tensor
-    parallelism divides: column = outputs, row = inputs. `blocks`: the outputs are that many blocks,
-    each divided by itself (3 for [q heads | k heads | v heads]).
+    """Makes the linear layers of attention and MLP.
+
+    Args:
+        in_features: Inputs.
+        out_features: Outputs.
+        split: Dimension that tensor parallelism divides: column = outputs, row = inputs.
+        blocks: The outputs consist of this many blocks, each of which is divided (3 for
+            [q heads | k heads | v heads]).
     """
 
     def __call__(
@@ -23,8 +30,7 @@ class LinearFactory(Protocol):
 
 
 class WholeLinear(nn.Linear):
-    """A torch layer that remembers how it may be split; whoever divides a model exchanges it for
-    its part."""
+    """A complete torch layer that knows how it may be split; tensor parallelism replaces it."""
 
     def __init__(self, in_features: int, out_features: int, split: Split, blocks: int) -> None:
         super().__init__(in_features, out_features)
@@ -35,7 +41,7 @@ class WholeLinear(nn.Linear):
 def torch_linear(
     in_features: int, out_features: int, *, split: Split, blocks: int = 1
 ) -> nn.Module:
-    """One whole torch layer; nothing is divided."""
+    """One complete torch layer, not divided."""
     return WholeLinear(in_features, out_features, split, blocks)
 
 
@@ -43,9 +49,9 @@ class SplitDropout(nn.Dropout):
     """Dropout of activations whose last dimension tensor parallelism may divide: between a column
     and a row layer.
 
-    A rank that holds share (r, n) draws for the whole width and keeps its part. So all ranks draw
-    equally many random numbers, as the layers that they repeat need, no two shares drop the same
-    places, and the dropped places do not depend on n.
+    A rank that holds share (r, n) draws for the full width and keeps its part. Then all ranks draw
+    the same number of random values, which the replicated layers need, no two shares drop the same
+    elements, and which elements are dropped does not depend on n.
     """
 
     share: tuple[int, int] = (0, 1)
@@ -55,5 +61,5 @@ class SplitDropout(nn.Dropout):
         part, parts = self.share
         if parts == 1 or not self.training or not self.p:
             return super().forward(input)
-        whole = input.new_ones(*input.shape[:-1], parts * input.shape[-1])
-        return input * F.dropout(whole, self.p).narrow(-1, part * input.shape[-1], input.shape[-1])
+        full = input.new_ones(*input.shape[:-1], parts * input.shape[-1])
+        return input * F.dropout(full, self.p).narrow(-1, part * input.shape[-1], input.shape[-1])

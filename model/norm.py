@@ -1,5 +1,7 @@
-"""LayerNorm: NVIDIA apex's fused one on CUDA where apex is installed, else torch's. Parameters and
-state dicts are the same."""
+"""LayerNorm: NVIDIA apex's fused kernel on CUDA if apex is installed, otherwise torch's.
+
+Parameters and state dicts are the same.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,6 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
         fused = None if torch.compiler.is_compiling() or not input.is_cuda else _fused_layer_norm()
         if fused is not None:
-            return fused.forward(
-                self, input
-            )  # apex's forward reads weight, bias, normalized_shape and eps only
+            # apex's forward reads only weight, bias, normalized_shape and eps
+            return fused.forward(self, input)
         return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)

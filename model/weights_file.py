@@ -1,5 +1,4 @@
-"""Weights from files of any origin, read without running anything that they contain: safetensors,
-and torch.save's zip and legacy formats.
+"""Reads weights from untrusted files: safetensors, and torch.save's zip and legacy formats.
 
 A pickle is a program. These are read by torch's restricted unpickler, which builds tensors and
 plain containers and nothing else; every other name in the file is refused and printed. No class
@@ -29,11 +28,10 @@ LIGHTNING_CALLBACKS = (
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
     "pytorch_lightning.callbacks.lr_monitor.LearningRateMonitor",
 )
-"""Classes by which Lightning before 1.6 keys the callbacks' states. An empty class of the same name
-stands in for each."""
+"""Classes that Lightning before 1.6 uses as keys of callback states; empty classes replace them."""
 
 _CONTAINERS = ("state_dict", "model", "module")
-"""Keys under which the weights stand: Lightning's, DeiT's, DeepSpeed's."""
+"""Keys that hold the weights: Lightning's, DeiT's, DeepSpeed's."""
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -49,7 +47,7 @@ class WeightsFile:
     path: Path
     tensors: dict[str, Tensor]
     facts: dict[str, Any] = field(default_factory=dict)
-    """Plain values beside the weights: epoch, step, versions; or config.json of a folder."""
+    """Other plain values: epoch, step, versions; or config.json of a folder."""
     notes: list[str] = field(default_factory=list)
     """What was replaced while reading."""
 
@@ -65,11 +63,14 @@ class _StandIn:
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """Tensors by name, on the CPU, from a .safetensors file, a file of torch.save, or a folder of
-    save_pretrained.
+    """Read tensors by name, on the CPU.
 
-    Raises WeightsError where nothing is there, where the format is unknown, and by name where a
-    pickle holds anything but tensors and containers.
+    Args:
+        path: A .safetensors file, a file of torch.save, or a folder of save_pretrained.
+
+    Raises:
+        WeightsError: Nothing is there, the format is unknown, or a pickle holds anything but
+            tensors and containers; the message names it.
     """
     if path.is_dir():
         return _read_folder(path)
@@ -118,17 +119,26 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path} is no whole safetensors file ({error}); copy it again"
+            f"{path} is not a complete safetensors file ({error}); copy it again"
         ) from error
 
 
 def read_pickle(
     path: Path, stand_ins: tuple[str, ...] = LIGHTNING_CALLBACKS
 ) -> tuple[Any, list[str]]:
-    """Content of a torch.save file and notes on what was replaced. Only tensors, plain containers
-    and `stand_ins`; WeightsError names the rest.
+    """Read a torch.save file that holds only tensors, plain containers and `stand_ins`.
 
-    A zip is mapped into memory: optimizer states that nobody asks for are not read from the disk.
+    A zip is mapped into memory, so that unused optimizer states are not read from disk.
+
+    Args:
+        path: The file.
+        stand_ins: Names of classes to replace by empty classes.
+
+    Returns:
+        (content, notes on what was replaced).
+
+    Raises:
+        WeightsError: Other classes, named in the message, or an incomplete file.
     """
     zipped = zipfile.is_zipfile(path)
     classes = {name: type(name.rsplit(".", 1)[-1], (_StandIn,), {}) for name in stand_ins}
@@ -159,18 +169,18 @@ def read_pickle(
             if isinstance(error, WeightsError):
                 raise
             raise WeightsError(
-                f"{path} is no whole file of torch.save ({_reason(error)}); copy it again, or give"
-                " .safetensors"
+                f"{path} is not a complete file of torch.save ({_reason(error)}); copy it again,"
+                " or give .safetensors"
             ) from error
     return content, [
-        f"{name}: an empty class stands in for it"
+        f"{name}: replaced by an empty class"
         for name, made in classes.items()
         if _holds(content, made)
     ]
 
 
 def _holds(content: Any, made: type) -> bool:
-    """Does this class, or an object of it, stand anywhere in nested containers?"""
+    """Whether nested containers hold this class or an instance of it."""
     if isinstance(content, Mapping):
         return any(_holds(item, made) for pair in content.items() for item in pair)
     if isinstance(content, (list, tuple, set)):
@@ -200,8 +210,7 @@ def _reason(error: Exception) -> str:
 
 
 def _weights_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, plain values beside them) of a checkpoint: the mapping itself or what stands under
-    a known key."""
+    """(tensors, other plain values) of a checkpoint: the mapping itself, or a known key's value."""
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
     found = next((key for key in _CONTAINERS if isinstance(content.get(key), Mapping)), None)
@@ -220,7 +229,7 @@ def _weights_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, 
             else f"in {found}: {', '.join(strange[:4])}"
         )
         raise WeightsError(
-            f"{path} is no dictionary of tensors: {given}; expected the weights themselves, or"
+            f"{path} is not a dictionary of tensors: {given}; expected the weights themselves, or"
             f" under {', '.join(_CONTAINERS)}"
         )
     plain = (str, int, float, bool)
@@ -259,9 +268,7 @@ def _download(source: str) -> Path:
 
     failure: Exception | None = None
     for name in _NAMES:
-        reachable = (
-            failure is None
-        )  # once it is not, only the cache is asked, without the hub's retries
+        reachable = failure is None  # once it is not, ask only the cache, without retries
         try:
             return Path(hf_hub_download(source, name, local_files_only=not reachable))
         except EntryNotFoundError as error:  # the repository or the cache may have the next
@@ -279,7 +286,7 @@ def _download(source: str) -> Path:
 def _unreachable(source: str, error: Exception) -> WeightsError:
     lines = str(error).strip().splitlines()
     return WeightsError(
-        f"{source} is no file or folder here, and the model hub did not deliver it"
+        f"{source} is not a file or folder here, and the model hub did not deliver it"
         f" ({type(error).__name__}: {lines[0] if lines else ''}); without a network, download the"
         " weights elsewhere and give the file"
     )

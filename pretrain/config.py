@@ -1,32 +1,37 @@
-"""A pre-training run is this one dataclass: recipe values, changed by options, saved with every
-checkpoint."""
+"""Options of a pre-training run. Imports neither torch nor transformers, so that --help is fast.
+
+A run is one PretrainConfig: the values of a recipe, changed by a file and by flags. It is saved
+with every checkpoint.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from allinone.common.options import MAY_CHANGE, RunOptions, option
 from allinone.common.validation import COUNT, NOT_NEGATIVE, require
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec, require_distinct
 from allinone.engine.config import TrainConfig
-from allinone.model import AllInOneConfig
-from allinone.pretrain.objectives import ObjectiveConfig
+from allinone.pretrain.objectives.config import ObjectiveConfig
+
+if TYPE_CHECKING:
+    from allinone.model import AllInOneConfig
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The model of a run. None keeps the value of the size."""
+    """Options of the model. None keeps the value of the size."""
 
     size: str = "base"
     """nano, tiny, small, base, large or huge (model/config.py)."""
     frames: int = 3
-    """Frames per clip, T."""
+    """Frames per clip, T; the paper's value."""
     image_size: int | None = None
     """Height and width of the frames, pixels."""
     max_text_len: int | None = None
-    """Tokens per caption, [CLS] and [SEP] included."""
+    """Tokens per caption, including [CLS] and [SEP]."""
     roll: Literal["roll", "average", "flatten", "channel"] = "roll"
     """How frames exchange information: temporal token rolling, or one of the paper's
     alternatives."""
@@ -34,16 +39,25 @@ class ModelOptions:
     """Which patches roll: those of the first and last rows, or a random choice per clip and
     step."""
     dropout: float | None = None
-    """Dropout of hidden states."""
+    """Dropout probability of hidden states."""
     drop_path: float | None = None
-    """Stochastic depth of the last block, linear over depth."""
+    """Stochastic depth of the last block; grows linearly over the blocks."""
     init_from: Path | None = None
-    """Start from these weights: a folder written by tools/convert.py or save_pretrained, or
-    `weights/` inside a checkpoint. Another resolution, text length or number of frames is resized
-    and reported."""
+    """Initial weights: a folder written by tools/convert.py or save_pretrained, or `weights/` in a
+    checkpoint. Tables are resized to this run's resolution, text length and frames."""
 
     def build_config(self, image_heads: bool = False) -> AllInOneConfig:
-        """The model's config; raises ValueError that lists the valid sizes."""
+        """Build the model's config.
+
+        Args:
+            image_heads: Images get their own MLM and VTM heads.
+
+        Raises:
+            ValueError: Unknown size (the message lists the valid ones), or values that contradict
+                each other.
+        """
+        from allinone.model import AllInOneConfig  # imports torch and transformers
+
         overrides = {
             "num_frames": self.frames,
             "image_heads": image_heads,
@@ -61,24 +75,23 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class CoTrainOptions:
-    """Co-training on images (All-in-one+). Images are clips of one frame: they neither roll nor
-    have a place in time."""
+    """Co-training on images (All-in-one+). Images are clips of one frame without a temporal
+    embedding; they do not roll."""
 
     images: tuple[str, ...] = ()
-    """Prepared image sets to train on beside the video, each DIR[:SPLIT][=WEIGHT]; none trains on
-    video only."""
+    """Prepared image sets to co-train on, each DIR[:SPLIT][=WEIGHT]; empty trains on video only."""
     image_batch: int = 2048
-    """Images per step that holds images, over all ranks."""
+    """Images per step that trains on images, over all ranks."""
     image_mode: Literal["joint", "alternate"] = "joint"
-    """joint: video and images in every step, losses added, as the original does. alternate: a step
-    holds one of the two."""
+    """joint: video and images in every step, losses added, as in the original code. alternate: each
+    step trains on one of the two."""
     image_share: float = 0.5
-    """Share of the steps that hold images; used by alternate only."""
+    """Share of the steps that train on images; used by alternate only."""
     image_heads: Literal["shared", "separate"] = "shared"
-    """Whether images use the MLM and VTM heads of video, or have their own (the paper's rows
-    "Shared" and "Not Shared")."""
+    """Whether images use the MLM and VTM heads of video or have their own (rows "Shared" and "Not
+    Shared" of the paper)."""
     image_workers: int | None = option(None, resume="may_change")
-    """Reader processes per rank for the images; as many as --workers if not given."""
+    """Reader processes per rank for the images; None takes --workers."""
 
     def __post_init__(self) -> None:
         require(self, COUNT, ("image_batch",))
@@ -90,14 +103,14 @@ class PretrainConfig:
     """Everything that a pre-training run depends on."""
 
     out: Path = field(metadata=MAY_CHANGE)
-    """Folder of the run: checkpoints, TensorBoard, history. The same command on the same folder
-    resumes."""
+    """Folder of the run: checkpoints, TensorBoard, history. The same command with the same folder
+    resumes the run."""
     data: tuple[str, ...]
     """Prepared data sets to train on, each DIR[:SPLIT][=WEIGHT]."""
     val: tuple[str, ...] = option((), resume="may_change")
     """Prepared data sets to evaluate on during training, each DIR[:SPLIT] (default split val)."""
     val_items: int = option(1000, resume="may_change")
-    """Evaluate at most this many items of each validation set; 0 takes all."""
+    """Evaluate at most this many items of each validation set; 0 evaluates all."""
     model: ModelOptions = field(default_factory=ModelOptions)
     cotrain: CoTrainOptions = field(default_factory=CoTrainOptions)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -110,25 +123,25 @@ class PretrainConfig:
         require_distinct(self.val_specs(), "--val")
 
     def train_specs(self) -> list[DatasetSpec]:
-        """The mixture."""
+        """Video data sets of the mixture."""
         return [DatasetSpec.parse(text, "train") for text in self.data]
 
     def image_specs(self) -> list[DatasetSpec]:
-        """The mixture of images; empty without co-training."""
+        """Image data sets of the mixture; empty without co-training."""
         return [DatasetSpec.parse(text, "train") for text in self.cotrain.images]
 
+    def val_specs(self) -> list[DatasetSpec]:
+        """Validation sets."""
+        return [DatasetSpec.parse(text, "val") for text in self.val]
+
     def model_config(self) -> AllInOneConfig:
-        """The model's config; raises ValueError for values that do not fit together."""
+        """The model's config; raises ValueError for values that contradict each other."""
         return self.model.build_config(
             image_heads=bool(self.cotrain.images) and self.cotrain.image_heads == "separate"
         )
 
-    def val_specs(self) -> list[DatasetSpec]:
-        """The validation sets."""
-        return [DatasetSpec.parse(text, "val") for text in self.val]
-
     def clip(self, config: AllInOneConfig) -> ClipConfig:
-        """What the loader must deliver for this model."""
+        """Shape of the clips that the loader delivers for this model."""
         return ClipConfig(
             num_frames=config.num_frames,
             image_size=config.image_size,

@@ -1,24 +1,30 @@
-"""What a pre-training run computes and keeps, from its options alone: training FLOPs per clip and
-the activations of a micro-batch."""
+"""Compute and memory of a pre-training run, from its options alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from allinone.engine.planning.estimate import Activations, element_sizes
-from allinone.model import AllInOneConfig, flops
-from allinone.model.activations import mlm_head_bytes, pass_bytes, pass_shape, working_bytes
+from allinone.model import AllInOneConfig
+from allinone.model.activations import pass_shape, working_bytes
 from allinone.pretrain.config import PretrainConfig
-from allinone.pretrain.objectives import ObjectiveConfig
+from allinone.pretrain.objectives.base import ClipSize, MicroBatchSize
+from allinone.pretrain.objectives.config import ObjectiveConfig
+from allinone.pretrain.registry import active_objectives
 
-MASKED_SHARE = 0.15
-"""Share of the words that MLM masks (data/text.py). Captions are counted as full: max_text_len less
-[CLS] and [SEP]."""
+MASK_PROB = 0.15
+"""Share of the word pieces that MLM masks by default (DataConfig.mask_prob)."""
 
 
-def masked_tokens(config: AllInOneConfig, clips: int = 1) -> int:
-    """Expected masked tokens of `clips` full captions."""
-    return clips * max(1, round(MASKED_SHARE * (config.max_text_len - 2)))
+def masked_tokens(config: AllInOneConfig, clips: int = 1, mask_prob: float = MASK_PROB) -> int:
+    """Expected masked tokens of captions that fill max_text_len, less [CLS] and [SEP].
+
+    Args:
+        config: The model; gives the length of a caption.
+        clips: Captions.
+        mask_prob: Share that is masked; at least one token per caption is, as in data/text.py.
+    """
+    return clips * max(1, round(mask_prob * (config.max_text_len - 2)))
 
 
 def sample_flops(
@@ -28,31 +34,22 @@ def sample_flops(
     masked: int,
     candidates: int = 1,
 ) -> dict[str, float]:
-    """Objective → FLOPs of one clip's forward and backward pass: a multiply-add is 2, heads count,
-    backward is 2 x forward except for the patch convolution, whose input needs no gradient.
-    `candidates`: clips that VTC contrasts with, over all ranks. Word-patch alignment, losses, norms
-    and the optimizer are left out."""
-    words = config.max_text_len
-    patches = 2.0 * frames * config.num_patches * 3 * config.patch_size**2 * config.hidden_size
+    """Training FLOPs of one clip by objective.
 
-    def both(part: flops.Part) -> float:
-        forward = flops.forward_flops(config, frames=frames, text_tokens=words, part=part)
-        return 3.0 * forward - (patches if part != "text" else 0.0)
+    A multiply-add is 2 FLOPs, heads count, and backward is 2 x forward except for the patch
+    convolution, whose input needs no gradient. Word-patch alignment, losses, norms and the
+    optimizer are left out.
 
-    found = {}
-    if objective.mlm:
-        # MLM does not read the pooled vector: its pooler has a forward pass only
-        found["mlm"] = (
-            both("joint") - 4 * config.hidden_size**2 + 3.0 * flops.mlm_flops(config, masked)
-        )
-    if objective.vtm:
-        found["vtm"] = both("joint") + 3.0 * flops.vtm_flops(config, 1)
-    if objective.vtc:
-        contrast = 2 * 2 * candidates * config.projection_dim
-        found["vtc"] = (
-            both("text") + both("video") + 3.0 * (2 * flops.projection_flops(config, 1) + contrast)
-        )
-    return found
+    Args:
+        config: The model.
+        objective: Weights; objectives with weight 0 are left out.
+        frames: Frames per clip, T.
+        masked: Masked tokens per caption.
+        candidates: Clips that VTC contrasts with, over all ranks.
+    """
+    size = ClipSize(config, frames, masked, candidates)
+    flops = {each.name: each.training_flops(size) for each in active_objectives(objective)}
+    return {name: value for name, value in flops.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -62,28 +59,33 @@ class SampleCost:
     video: dict[str, float]
     """Objective → FLOPs of one clip, forward and backward."""
     images: dict[str, float]
-    """The same for one image of co-training; empty without."""
+    """The same for one image; empty without co-training."""
     images_per_clip: float
-    """Images that a step trains on, per clip of its global batch, on average over steps."""
+    """Images trained on per clip of the global batch, averaged over steps."""
     video_share: float
-    """Share of the steps that hold video: 1, less with alternating co-training."""
+    """Share of the steps that train on video: 1, less with alternating co-training."""
 
     @property
     def total(self) -> float:
-        """FLOPs of a step divided by its global batch, on average over steps."""
+        """FLOPs of a step divided by its global batch, averaged over steps."""
         return self.video_share * sum(self.video.values()) + self.images_per_clip * sum(
             self.images.values()
         )
 
 
 def training_cost(config: PretrainConfig, world: int = 1) -> SampleCost:
-    """What one clip costs; images of co-training are spread over the clips. `world` counts for
-    VTC's candidates only."""
+    """Cost of one clip; the cost of co-trained images is divided among the clips.
+
+    Args:
+        config: The run.
+        world: Ranks; affects only the number of VTC's candidates.
+    """
     model, cotrain = config.model_config(), config.cotrain
+    masked = masked_tokens(model, mask_prob=config.loader.mask_prob)
     candidates = config.train.micro_batch * world
 
     def cost(frames: int) -> dict[str, float]:
-        return sample_flops(model, config.objective, frames, masked_tokens(model), candidates)
+        return sample_flops(model, config.objective, frames, masked, candidates)
 
     if not cotrain.images:
         return SampleCost(cost(model.num_frames), {}, 0.0, 1.0)
@@ -98,8 +100,7 @@ def training_cost(config: PretrainConfig, world: int = 1) -> SampleCost:
 
 
 def training_flops_per_sample(config: PretrainConfig, world: int = 1) -> float:
-    """FLOPs of a step per clip of the global batch: all passes with their heads, forward and
-    backward, FMA = 2."""
+    """FLOPs of a step per clip of the global batch: all passes and heads, forward and backward."""
     return training_cost(config, world).total
 
 
@@ -111,21 +112,34 @@ def activations(
     micro_batch: int | None = None,
     checkpointing: bool | None = None,
 ) -> Activations:
-    """Bytes that one micro-batch keeps for its backward pass. `element`: bytes of an activation;
-    `mask`: of a dropout mask (1 on a GPU, `element` on a CPU). Images of joint co-training count as
-    passes of one frame beside the video's; alternating ones are smaller than the video's and do
-    not.
+    """Bytes that one micro-batch keeps for its backward pass.
+
+    Images of joint co-training count as additional passes of one frame. Those of alternating
+    co-training need less than the video's and do not count.
+
+    Args:
+        config: The run.
+        element: Bytes of an activation.
+        mask: Bytes of an element of a dropout mask: 1 on a GPU, `element` on a CPU.
+        micro_batch: Clips; None takes the run's.
+        checkpointing: Activation checkpointing; None takes the run's.
     """
     model, cotrain = config.model_config(), config.cotrain
     clips = micro_batch or config.train.micro_batch
     recompute = config.train.activation_checkpointing if checkpointing is None else checkpointing
-    joint_images = bool(cotrain.images) and cotrain.image_mode == "joint"
-    images = (
-        max(1, round(clips * cotrain.image_batch / config.train.global_batch))
-        if joint_images
-        else 0
+    images = 0
+    if cotrain.images and cotrain.image_mode == "joint":
+        images = max(1, round(clips * cotrain.image_batch / config.train.global_batch))
+    return model_activations(
+        model,
+        config.objective,
+        clips,
+        element,
+        mask,
+        recompute,
+        images,
+        mask_prob=config.loader.mask_prob,
     )
-    return model_activations(model, config.objective, clips, element, mask, recompute, images)
 
 
 def model_activations(
@@ -136,54 +150,38 @@ def model_activations(
     mask: int,
     checkpointing: bool = False,
     images: int = 0,
+    mask_prob: float = MASK_PROB,
 ) -> Activations:
-    """The same for a model and its objectives; `images` of one frame pass beside the clips."""
-    passes = _passes(model, objective, clips, model.num_frames, element, mask, checkpointing)
+    """The same for a model and its objectives.
+
+    Args:
+        model: The model.
+        objective: Weights; objectives with weight 0 are left out.
+        clips: Clips of the micro-batch.
+        element: Bytes of an activation.
+        mask: Bytes of an element of a dropout mask.
+        checkpointing: Activation checkpointing.
+        images: Images of one frame that pass in addition to the clips.
+        mask_prob: Share of the word pieces that MLM masks.
+    """
+
+    def passes(count: int, frames: int) -> list[float]:
+        """Saved bytes of every pass, in the order of the forward pass."""
+        masked = masked_tokens(model, count, mask_prob)
+        size = MicroBatchSize(model, count, frames, masked, element, mask, checkpointing)
+        return [
+            saved for each in active_objectives(objective) for saved in each.activation_bytes(size)
+        ]
+
+    saved = passes(clips, model.num_frames)
     if images:
-        passes += _passes(model, objective, images, 1, element, mask, checkpointing)
+        saved += passes(images, 1)
     widest = pass_shape(model, clips, model.num_frames, model.max_text_len)
     return Activations(
-        sum(passes), passes[-1], working_bytes(model, *widest, element, mask, checkpointing)
+        sum(saved), saved[-1], working_bytes(model, *widest, element, mask, checkpointing)
     )
 
 
 def run_activations(config: PretrainConfig) -> Activations:
-    """The activations of a run on this machine's kind of device."""
+    """Activations of a run on the kind of device that this machine has."""
     return activations(config, *element_sizes(config.train))
-
-
-def _passes(
-    model: AllInOneConfig,
-    objective: ObjectiveConfig,
-    clips: int,
-    frames: int,
-    element: int,
-    mask: int,
-    checkpointing: bool,
-) -> list[float]:
-    """Saved bytes of every pass, heads included, in the order of the forward pass."""
-
-    def one(part: flops.Part, own_pixels: bool) -> float:
-        return pass_bytes(
-            model,
-            clips=clips,
-            frames=frames,
-            text_tokens=model.max_text_len,
-            part=part,
-            element=element,
-            mask=mask,
-            checkpointing=checkpointing,
-            own_pixels=own_pixels,
-        )
-
-    cast = element != 4  # pixels arrive as fp32
-    passes = []
-    if objective.mlm:
-        passes.append(
-            one("joint", cast) + mlm_head_bytes(model, masked_tokens(model, clips), element)
-        )
-    if objective.vtm:
-        passes.append(one("joint", True))
-    if objective.vtc:
-        passes += [one("text", False), one("video", cast)]
-    return passes

@@ -1,10 +1,12 @@
-"""Held-out evaluation of pre-training: contrastive retrieval both ways, masked words, matching.
-Letters: N items, D projection width, B clips."""
+"""Held-out evaluation of pre-training: retrieval by contrastive embeddings, MLM and VTM accuracy.
+
+Letters: N items, D projection width, B clips.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,39 +20,41 @@ from allinone.data.loading.batch import BadClip, Batch
 from allinone.engine.distributed import topology
 from allinone.engine.distributed.watchdog import keepalive
 from allinone.model import AllInOneForPreTraining
-from allinone.model.contrast import embed_text, embed_video
-from allinone.pretrain.objectives import draw_matching_pairs
+from allinone.pretrain.objectives.base import Objective
+from allinone.pretrain.registry import OBJECTIVES
 
 
 @dataclass
 class Embeddings:
-    """Unit-length embeddings of the items of an evaluation set, in item order, on the CPU."""
+    """Results on the items of an evaluation set, in the order of their names, on the CPU."""
 
     items: list[str] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
-    text: Tensor = field(default_factory=lambda: torch.empty(0))
-    """float32 [N, D]"""
-    video: Tensor = field(default_factory=lambda: torch.empty(0))
-    """float32 [N, D]"""
+    embedded: dict[str, Tensor] = field(default_factory=dict)
+    """What the objectives embed: with VTC, "text" and "video", float32 [N, D] of unit length."""
     bad: list[BadClip] = field(default_factory=list)
-    mlm: tuple[float, float] = (0.0, 0.0)
-    """(correct, masked words)"""
-    vtm: tuple[float, float] = (0.0, 0.0)
-    """(correct, pairs)"""
+    """Items that could not be decoded; they are not in `items`."""
+    correct: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Objective → (correct predictions, predictions)."""
+
+    def accuracy(self, objective: str) -> float:
+        """Percent of an objective's predictions that are correct."""
+        correct, total = self.correct[objective]
+        return 100 * correct / max(total, 1)
 
     @property
     def mlm_accuracy(self) -> float:
-        """Percent of the masked words whose top guess is right."""
-        return 100 * self.mlm[0] / max(self.mlm[1], 1)
+        """Percent of the masked tokens whose most probable word piece is correct."""
+        return self.accuracy("mlm")
 
     @property
     def vtm_accuracy(self) -> float:
-        """Percent of the pairs, half of them false, that are told right."""
-        return 100 * self.vtm[0] / max(self.vtm[1], 1)
+        """Percent of the pairs, half of which match, that are classified correctly."""
+        return self.accuracy("vtm")
 
     def similarity(self) -> Tensor:
         """Cosine similarity, float32 [N texts, N clips]."""
-        return self.text @ self.video.T
+        return self.embedded["text"] @ self.embedded["video"].T
 
 
 @torch.inference_mode()
@@ -61,9 +65,24 @@ def embed(
     *,
     batch_size: int = 64,
     limit: int | None = None,
+    objectives: Sequence[Objective] = OBJECTIVES,
 ) -> Embeddings:
-    """Run every item once (each data rank its share) and gather the result on all ranks. Items that
-    cannot be decoded are listed in `bad`."""
+    """Evaluate every item once, shared among the data ranks; every rank gets the result.
+
+    Args:
+        model: In eval mode during the call; its mode is restored.
+        dataset: Items to evaluate.
+        device: Where the model is.
+        batch_size: Clips per forward pass.
+        limit: Evaluate at most this many items; None or 0 evaluates all.
+        objectives: Objectives to evaluate; all by default.
+
+    Returns:
+        The results. Items that cannot be decoded are listed in `bad`.
+
+    Raises:
+        ValueError: No item could be decoded.
+    """
     layout = topology.current()
     rank, world = layout.data_rank, layout.data_world
     items = min(len(dataset), limit or len(dataset))
@@ -72,7 +91,7 @@ def embed(
     model.eval()
     try:
         computed = [
-            _embed_batch(model, batch, real)
+            _evaluate_batch(model, batch, objectives, real)
             for batch, real in _rounds(dataset, rank, world, batch_size, device, rounds, items)
         ]
     finally:
@@ -94,8 +113,10 @@ def _rounds(
     rounds: int,
     items: int,
 ) -> Iterator[tuple[Batch, bool]]:
-    """The first `items` in exactly `rounds` batches on every rank: with ZeRO-3 every forward is
-    collective, so a rank without items repeats one unrecorded."""
+    """Yield exactly `rounds` batches on every rank, and whether each is to be recorded.
+
+    Every forward pass is collective with ZeRO-3, so a rank that has run out of items repeats one.
+    """
     batches = dataset.batches(
         rank=rank, world=world, batch_size=batch_size, device=device, limit=items
     )
@@ -110,40 +131,31 @@ def _rounds(
         keepalive()
 
 
-def _embed_batch(model: AllInOneForPreTraining, batch: Batch, real: bool) -> dict[str, Any] | None:
-    text = embed_text(model, batch.text_ids, batch.text_mask)
-    video = embed_video(model, batch.pixels)
-    tokens = (
-        model(batch.pixels, batch.mlm_ids, batch.text_mask)
-        .text.flatten(0, 1)
-        .index_select(0, batch.mlm_positions)
-    )
-    target = batch.mlm_labels.flatten().index_select(0, batch.mlm_positions)
-    mlm_right = (model.mlm_head(tokens).argmax(-1) == target).sum()
-    with torch.random.fork_rng(
-        devices=[] if batch.pixels.device.type == "cpu" else [batch.pixels.device]
-    ):
-        torch.manual_seed(batch.first_position)
-        labels, other = draw_matching_pairs(batch.text_ids)
-    pairs = model.vtm_head(
-        model(batch.pixels.index_select(0, other), batch.text_ids, batch.text_mask).pooled
-    )
+def _evaluate_batch(
+    model: AllInOneForPreTraining, batch: Batch, objectives: Sequence[Objective], real: bool
+) -> dict[str, Any] | None:
+    """All forward passes on one batch; None for a repeated one."""
+    embedded: dict[str, Tensor] = {}
+    correct: dict[str, tuple[Tensor, int]] = {}
+    for objective in objectives:
+        embedded |= objective.embed(model, batch)
+        counts = objective.count_correct(model, batch)
+        if counts is not None:
+            correct[objective.name] = counts
     if not real:
         return None
     return {
         "items": list(batch.clips),
         "captions": list(batch.captions),
-        "text": text.cpu(),
-        "video": video.cpu(),
         "bad": list(batch.bad),
-        "mlm": (float(mlm_right), float(target.numel())),
-        "vtm": (float((pairs.argmax(-1) == labels).sum()), float(labels.numel())),
+        "embedded": {name: tensor.cpu() for name, tensor in embedded.items()},
+        # read from the device after all passes have been queued
+        "correct": {name: (float(right), float(total)) for name, (right, total) in correct.items()},
     }
 
 
 def _collect(shares: list[dict[str, Any]]) -> Embeddings:
-    """Join the shares in the order of item names, so that the result does not depend on the number
-    of ranks."""
+    """Join the shares in the order of item names, so that results do not depend on the ranks."""
     names = [name for share in shares for name in share["items"]]
     order = sorted(range(len(names)), key=names.__getitem__)
     captions = [caption for share in shares for caption in share["captions"]]
@@ -151,26 +163,28 @@ def _collect(shares: list[dict[str, Any]]) -> Embeddings:
         raise ValueError(
             "no item of the evaluation set could be decoded; run tools/prepare.py on it again"
         )
-
-    def pick(key: str) -> Tensor:
-        return torch.cat([share[key] for share in shares])[order]
-
-    def total(key: str) -> tuple[float, float]:
-        return sum(share[key][0] for share in shares), sum(share[key][1] for share in shares)
-
+    correct = {
+        name: (
+            sum(share["correct"][name][0] for share in shares),
+            sum(share["correct"][name][1] for share in shares),
+        )
+        for name in shares[0]["correct"]
+    }
+    embedded = {
+        name: torch.cat([share["embedded"][name] for share in shares])[order]
+        for name in shares[0]["embedded"]
+    }
     return Embeddings(
         items=[names[i] for i in order],
         captions=[captions[i] for i in order],
-        text=pick("text"),
-        video=pick("video"),
         bad=[clip for share in shares for clip in share["bad"]],
-        mlm=total("mlm"),
-        vtm=total("vtm"),
+        correct=correct,
+        embedded=embedded,
     )
 
 
 def retrieval_table(embeddings: Embeddings) -> dict[str, dict[str, float]]:
-    """R@1/5/10 in percent and median rank, both ways, with what a random order scores."""
+    """R@1/5/10 in percent and median rank, both directions, and the expectation at chance."""
     similarity = embeddings.similarity()
     return {
         "text_to_video": retrieval_metrics(similarity),

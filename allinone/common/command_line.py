@@ -10,17 +10,21 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import io
+import os
 import re
+import shutil
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from allinone.common.console import forgive_output, setup_logging
 from allinone.common.errors import AllInOneError, InputError
 from allinone.common.exit_codes import ExitCode, exit_codes_help
+from allinone.common.options import renamed_options
 
 SYNONYMS = {
     "learning-rate": "lr",
@@ -41,7 +45,13 @@ SYNONYMS = {
     "num-frames": "frames",
 }
 """Names that other programs use → ours, for "did you mean"."""
-TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+TRUE = ("true", "1", "yes", "on")
+FALSE = ("false", "0", "no", "off")
+SPECIAL = ("help", "version", "config", "print-config")
+"""Options of every command."""
+MIN_COLUMNS = 60
+"""Narrower help takes tyro minutes to lay out, and nobody can read it."""
+_shown_as: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -60,15 +70,59 @@ class _Option:
 
     path: tuple[str, ...]
     type: Any
+    positional: bool = False
 
     @property
     def flag(self) -> str:
         return self.path[-1].replace("_", "-")
 
 
+class CompletionRequest(BaseException):
+    """Raised instead of parsing while a shell asks for completions.
+
+    A BaseException, like SystemExit, so that no command handles it as an error.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        super().__init__()
+        self.words = list(words)
+
+
+_completing = False
+
+
+@contextlib.contextmanager
+def completing() -> Iterator[None]:
+    """Make `parse` and `pick` raise CompletionRequest with the words that may come next."""
+    global _completing
+    _completing = True
+    try:
+        yield
+    finally:
+        _completing = False
+
+
+def show_program_as(script: str, shown: str) -> None:
+    """Replace a script's name in usage and messages, for commands started by another program."""
+    _shown_as[script] = shown
+
+
+def _shown(prog: str) -> str:
+    script, space, rest = prog.partition(" ")
+    return f"{_shown_as.get(script, script)}{space}{rest}"
+
+
 @functools.cache
 def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+    return get_type_hints(kind, include_extras=True)
+
+
+def _leaf(path: tuple[str, ...], hint: Any) -> _Option:
+    """An option; `tyro.conf.Positional[T]` is Annotated[T, marker]."""
+    if get_origin(hint) is not Annotated:
+        return _Option(path, hint)
+    kind, *markers = get_args(hint)
+    return _Option(path, kind, any("Positional" in repr(marker) for marker in markers))
 
 
 def _class_of(default: Any) -> type:
@@ -85,7 +139,7 @@ def options_of(default: Any, prefix: tuple[str, ...] = ()) -> list[_Option]:
         if inner is not MISSING and is_dataclass(inner):
             found += options_of(inner, (*prefix, entry.name))
         else:
-            found.append(_Option((*prefix, entry.name), _hints(kind)[entry.name]))
+            found.append(_leaf((*prefix, entry.name), _hints(kind)[entry.name]))
     return found
 
 
@@ -104,33 +158,110 @@ def parse(
         argv: The arguments, without the program's name.
         prog: Shown in usage and errors, for example "allinone train demo".
         description: Shown by --help.
-        renamed: Flags of earlier versions → today's names; they are accepted with a warning.
+        renamed: Flags of earlier versions → today's flags, without dashes; accepted with a
+            warning. The dicts RENAMED in the modules of the dataclasses are added.
 
     Returns:
         An instance of the dataclass.
 
     Raises:
         SystemExit: After --help, --version, --print-config and after wrong options.
+        InputError: --config names an unusable file.
     """
-    import tyro
-
     options = options_of(default)
+    if _completing:
+        raise CompletionRequest(_next_words(argv, options))
+    prog = _shown(prog)
+    renamed = {**renamed_options(default), **(renamed or {})}
     arguments, file, show = _special_arguments(list(argv), prog)
-    arguments = _check_flags(arguments, options, prog, renamed or {})
+    arguments = _check_flags(arguments, options, prog, renamed)
     if file is not None:
-        default = config_from_file(file, default, renamed or {})
-    parsed = tyro.cli(
-        _class_of(default),
-        args=arguments,
-        prog=prog,
-        description=f"{description}\n\nExit codes:\n{exit_codes_help()}",
-        default=tyro.MISSING_NONPROP if isinstance(default, type) else default,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+        default = config_from_file(file, default, renamed)
+    parsed = _parse_with_tyro(default, arguments, prog, description)
     if show:
         print(to_yaml(parsed), end="")
         raise SystemExit(0)
     return parsed
+
+
+def _parse_with_tyro(default: Any, arguments: list[str], prog: str, description: str) -> Any:
+    import tyro
+
+    def read() -> Any:
+        return tyro.cli(
+            _class_of(default),
+            args=arguments,
+            prog=prog,
+            description=f"{description.strip()}\n\nExit codes:\n{exit_codes_help()}",
+            default=tyro.MISSING_NONPROP if isinstance(default, type) else default,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+
+    if "-h" in arguments or "--help" in arguments:
+        with _columns(max(shutil.get_terminal_size().columns, MIN_COLUMNS)):
+            return read()
+    # tyro draws its errors as boxes: catch them and print one line, as for every other error
+    caught = io.StringIO()
+    try:
+        with (
+            _columns(10_000),
+            contextlib.redirect_stdout(caught),
+            contextlib.redirect_stderr(caught),
+        ):
+            return read()
+    except SystemExit as error:
+        if not error.code:
+            raise
+    return _fail(prog, f"{_message_of(caught.getvalue())}; see {prog} --help")
+
+
+@contextlib.contextmanager
+def _columns(number: int) -> Iterator[None]:
+    """Set the width of the terminal as tyro sees it."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(number)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _message_of(box: str) -> str:
+    """The sentences of tyro's error box, without frame, help text and names of its internals."""
+    sentences: list[str] = []
+    for line in box.splitlines()[1:]:  # the first line is the title
+        words = line.strip(" │╭╮╰╯")
+        if set(words) <= set("-─"):
+            if sentences:
+                break  # help text follows
+            continue
+        sentences.append(words)
+    text = " ".join(sentences) or box.strip()
+    text = re.sub(r"^Error parsing ([\w.]+): (?=.*--)", "", text)  # the name of a nested dataclass
+    text = re.sub(r"\S*__tyro\S*", "", text)
+    return text.removesuffix(".")
+
+
+def _next_words(argv: Sequence[str], options: Sequence[_Option]) -> list[str]:
+    """What may follow `argv`: the values of a choice, else all flags."""
+    last = argv[-1].removeprefix("--") if argv else ""
+    for option in options:
+        if option.flag == last and not option.positional:
+            values = _literal_values(option.type)
+            if values:
+                return values
+    flags = [f"--{option.flag}" for option in options if not option.positional]
+    negations = [f"--no-{option.flag}" for option in options if option.type is bool]
+    return [*flags, *negations, *(f"--{name}" for name in SPECIAL)]
+
+
+def _literal_values(kind: Any) -> list[str]:
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    return [value for inner in get_args(kind) for value in _literal_values(inner)]
 
 
 def choose(
@@ -166,9 +297,14 @@ def pick(
     description: str = "",
 ) -> str:
     """The name of the choice that the first argument makes; exits as `parse` does."""
+    if _completing and not argv:
+        raise CompletionRequest([*choices, "--help", "--version"])
+    prog = _shown(prog)
     first = argv[0] if argv else "--help"
     if first in choices:
         return first
+    if _completing:
+        raise CompletionRequest([])
     listing = "\n".join(
         f"  {name:<24}{entry.help if isinstance(entry, Choice) else entry}"
         for name, entry in choices.items()
@@ -184,8 +320,7 @@ def pick(
         _print_version()
     if first.startswith("-"):
         _fail(prog, f"the first argument must be a {kind}, got {first}; {kind}s: {_names(choices)}")
-    near = difflib.get_close_matches(first, list(choices), 3)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    hint = _suggestion(first, list(choices))
     return _fail(prog, f"unknown {kind} {first!r}; {hint}{kind}s: {_names(choices)}")
 
 
@@ -228,7 +363,7 @@ def _check_flags(
     argv: list[str], options: Sequence[_Option], prog: str, renamed: Mapping[str, str]
 ) -> list[str]:
     """Accept `--x True` and renamed flags; refuse unknown ones with a suggestion."""
-    by_flag = {option.flag: option for option in options}
+    by_flag = {option.flag: option for option in options if not option.positional}
     positives = {f"no-{flag}": flag for flag, o in by_flag.items() if o.type is bool}
     result: list[str] = []
     index = 0
@@ -248,12 +383,14 @@ def _check_flags(
         elif flag in positives or flag not in by_flag:
             if flag not in positives:
                 _refuse_unknown(flag, [*by_flag, *positives], prog)
+            if equals:
+                _fail(prog, f"--{flag}={value}: --{flag} takes no value")
             result.append(f"--{flag}")
         elif by_flag[flag].type is bool:
             if not equals and index < len(argv) and argv[index].lower() in (*TRUE, *FALSE):
                 value = argv[index]
                 index += 1
-            if value and value.lower() not in (*TRUE, *FALSE):
+            if (value or equals) and value.lower() not in (*TRUE, *FALSE):
                 _fail(prog, f"--{flag} {value}: give --{flag} or --no-{flag}")
             result.append(f"--no-{flag}" if value.lower() in FALSE else f"--{flag}")
         else:
@@ -263,12 +400,17 @@ def _check_flags(
     return result
 
 
-def _refuse_unknown(flag: str, valid: Sequence[str], prog: str) -> None:
-    known = SYNONYMS.get(flag)
-    near = [known] if known in valid else difflib.get_close_matches(flag, valid, 3)
-    hint = f"did you mean {' or '.join(f'--{name}' for name in near)}? " if near else ""
+def _refuse_unknown(flag: str, valid: Sequence[str], prog: str) -> NoReturn:
+    hint = _suggestion(flag, valid, "--")
     shown = ", ".join(f"--{name}" for name in sorted(valid) if not name.startswith("no-"))
     _fail(prog, f"unknown option --{flag}; {hint}valid options: {shown}")
+
+
+def _suggestion(name: str, valid: Sequence[str], prefix: str = "") -> str:
+    """ "did you mean … ? ", or nothing where no valid name is close."""
+    synonym = SYNONYMS.get(name)
+    near = [synonym] if synonym in valid else difflib.get_close_matches(name, valid, 3)
+    return f"did you mean {' or '.join(f'{prefix}{found}' for found in near)}? " if near else ""
 
 
 def config_from_file(path: Path, default: Any, renamed: Mapping[str, str] | None = None) -> Any:
@@ -300,11 +442,15 @@ def config_from_file(path: Path, default: Any, renamed: Mapping[str, str] | None
         flag = (renamed or {}).get(flag, flag)
         option = by_path.get(names) or (by_flag.get(flag) if flag in by_flag else None)
         if option is None:
-            near = difflib.get_close_matches(flag, by_flag, 3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise InputError(f"--config {path}: unknown option {'.'.join(names)}{hint}")
+            hint = _suggestion(flag, list(by_flag)).strip()
+            raise InputError(
+                f"--config {path}: unknown option {'.'.join(names)}; {hint}".rstrip("; ")
+            )
         changes[option.path] = _converted(value, option, path)
-    return _changed(default, changes)
+    try:
+        return _changed(default, changes)
+    except (TypeError, ValueError) as error:  # options are missing, or out of their range
+        raise InputError(f"--config {path}: {error}") from error
 
 
 def _leaves(
@@ -323,11 +469,13 @@ def _leaves(
 def _converted(value: Any, option: _Option, path: Path) -> Any:
     import msgspec
 
-    if isinstance(value, str) and option.type is float:  # YAML reads 1e-4 as text
-        with contextlib.suppress(ValueError):
-            value = float(value)
+    if isinstance(value, str) and get_origin(option.type) is tuple:
+        value = [value]
     try:
-        return msgspec.convert(value, option.type, dec_hook=lambda kind, given: kind(given))
+        # not strict: YAML reads 1e-4 as text
+        return msgspec.convert(
+            value, option.type, strict=False, dec_hook=lambda kind, given: kind(given)
+        )
     except (msgspec.ValidationError, TypeError, ValueError) as error:
         raise InputError(f"--config {path}: {'.'.join(option.path)} = {value!r}: {error}") from None
 

@@ -1,4 +1,4 @@
-"""Terminal output and logging: printing never decides whether a program goes on.
+"""Terminal output and logging: a failure to print never ends a program.
 
 Modules log with `logging.getLogger(__name__)`. Commands call `setup_logging` once: rank 0 logs to
 the terminal, every rank can log to a file of its own. INFO goes to stdout as it is, WARNING to
@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,8 +22,8 @@ _PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.CRI
 class ForgivingStream:
     """A text stream that goes quiet when nobody reads it any more, and never fails on a character.
 
-    A training run under `| tee log` or `| head` must go on, obey signals and write its checkpoint
-    after the reader has died.
+    A training run under `| tee log` must keep training, obey signals and write its checkpoint after
+    the reader has died.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -34,14 +35,23 @@ class ForgivingStream:
         """Write, or drop the text where the stream is closed or broken."""
         try:
             return self._stream.write(text)
+        except BlockingIOError:  # a non-blocking pipe that is full now: drop this text only
+            return len(text)
         except (OSError, ValueError):
             self._go_quiet()
             return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each line."""
+        for line in lines:
+            self.write(line)
 
     def flush(self) -> None:
         """Flush, or go quiet."""
         try:
             self._stream.flush()
+        except BlockingIOError:
+            return
         except (OSError, ValueError):
             self._go_quiet()
 
@@ -58,16 +68,34 @@ class ForgivingStream:
 
 def forgive_output() -> None:
     """Make sys.stdout and sys.stderr forgiving; a second call changes nothing."""
-    for name in ("stdout", "stderr"):
+    _open_standard_files()
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if stream is None:  # closed by the parent (`>&-`)
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+            setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8", closefd=False))
         elif not isinstance(stream, ForgivingStream):
             setattr(sys, name, ForgivingStream(stream))
 
 
+def _open_standard_files() -> None:
+    """Open /dev/null in place of closed standard files.
+
+    Otherwise the next file that is opened gets descriptor 1 or 2, and libraries that print from C
+    (NCCL, FFmpeg) write into it.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
+            os.set_inheritable(descriptor, True)
+
+
 class _TerminalHandler(logging.Handler):
-    """Prints to the sys.stdout and sys.stderr of the moment; everything to stderr with `stderr`."""
+    """Prints to the current sys.stdout and sys.stderr; with `stderr`, everything to stderr."""
 
     def __init__(self, stderr: bool) -> None:
         super().__init__()

@@ -1,8 +1,13 @@
 """The demo: nano on the 1,643 training clips of the embedded data set.
 
-    make demo            (or: python pretrain/train.py demo, after tools/prepare.py data/demo --out runs/demo/data)
+    make demo
 
-Hardware: two CPU cores, 2 GiB. Expected: see README.md.
+or, step by step:
+
+    python tools/prepare.py data/demo --out runs/demo/data
+    python pretrain/train.py demo
+
+Hardware: two CPU cores, 2 GiB. Expected time and result: see README.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the paper's pre-training recipes have in common.
+"""Values shared by the paper's pre-training recipes.
 
 Values (paper and the authors' talk): 400K steps of 2,048 clips, learning rate 1e-4, AdamW (0.9,
 0.98), weight decay 0.01, warm-up over the first 10 %, linear decay to 0, 3 frames of 224 px,
@@ -18,17 +18,13 @@ from allinone.data.config import DataConfig
 from allinone.engine.config import TrainConfig
 from allinone.pretrain.config import CoTrainOptions, ModelOptions, PretrainConfig
 
-WEBVID, HOWTO100M, YTTEMPORAL = (
-    "prepared/webvid=2.5",
-    "prepared/howto100m=1.24",
-    "prepared/yttemporal=2",
-)
-CC3M, CC12M, COCO, VISUAL_GENOME = (
-    "prepared/cc3m=3.3",
-    "prepared/cc12m=12.4",
-    "prepared/coco=0.41",
-    "prepared/vg=5.4",
-)
+WEBVID = "prepared/webvid=2.5"
+HOWTO100M = "prepared/howto100m=1.24"
+YTTEMPORAL = "prepared/yttemporal=2"
+CC3M = "prepared/cc3m=3.3"
+CC12M = "prepared/cc12m=12.4"
+COCO = "prepared/coco=0.41"
+VISUAL_GENOME = "prepared/vg=5.4"
 
 
 def recipe(
@@ -40,8 +36,16 @@ def recipe(
     frames: int = 3,
     steps: int = 400_000,
 ) -> PretrainConfig:
-    """The run of one mixture: `images` are co-trained beside `video`, 2,048 of each per step, heads
-    shared, losses added."""
+    """The run of one mixture: 2,048 clips per step, and as many images if co-trained.
+
+    Args:
+        name: Folder of the run, below runs/.
+        video: Prepared video sets, DIR=WEIGHT.
+        images: Prepared image sets; heads are shared and losses added.
+        size: Size of the model.
+        frames: Frames per clip.
+        steps: Optimizer steps.
+    """
     return PretrainConfig(
         out=Path("runs") / name,
         data=video,

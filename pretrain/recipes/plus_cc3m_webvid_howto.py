@@ -1,6 +1,6 @@
 """All-in-one+: CC3M images co-trained with WebVid-2.5M and HowTo100M.
 
-    srun --nodes=16 --ntasks-per-node=8 --gpus-per-node=8 python pretrain/train.py plus-cc3m-webvid-howto
+    sbatch slurm/pretrain_128gpu.sh plus-cc3m-webvid-howto
 
 Hardware: 128 A100, 16 clips per GPU and 16 images. Time: not published; planned: 7.4 h at MFU 0.4
 on 128 A100-80G (tools/plan.py train); an image costs about a third of a clip. Expected, fine-tuned:

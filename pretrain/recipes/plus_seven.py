@@ -1,7 +1,7 @@
 """All-in-one+ on seven sets: WebVid-2.5M, HowTo100M, YT-Temporal-180M with CC3M, CC12M, COCO and
 Visual Genome.
 
-    srun --nodes=16 --ntasks-per-node=8 --gpus-per-node=8 python pretrain/train.py plus-seven
+    sbatch slurm/pretrain_128gpu.sh plus-seven
 
 Hardware: 128 A100, 16 clips per GPU and 16 images. Time: not published; planned: 7.4 h at MFU 0.4
 on 128 A100-80G (tools/plan.py train). Expected, fine-tuned, by the original's README with SBU as

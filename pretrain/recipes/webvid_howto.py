@@ -1,6 +1,6 @@
 """The paper's pre-training on WebVid-2.5M and HowTo100M, sizes tiny, small and base.
 
-    srun --nodes=16 --ntasks-per-node=8 --gpus-per-node=8 python pretrain/train.py webvid-howto
+    sbatch slurm/pretrain_128gpu.sh webvid-howto
 
 Hardware: 128 A100, 16 clips per GPU. Time: 2 days for 132.5 M pairs, by the authors' talk; planned:
 base 11.2 h, small 3.1 h, tiny 0.9 h at MFU 0.4 on 128 A100-80G (tools/plan.py train), if the data

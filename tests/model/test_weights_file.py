@@ -42,14 +42,14 @@ class Shell:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("place", ["beside", "as weight"])
+@pytest.mark.parametrize("place", ["as neighbour", "as weight"])
 def test_code_in_a_pickle_is_refused_by_name_and_does_not_run(
     tmp_path: Path, legacy: bool, place: str
 ) -> None:
     shell = Shell(f"touch {tmp_path / 'ran'}")
     extra: dict[str, Any] = (
         {"hyper_parameters": {"x": shell}}
-        if place == "beside"
+        if place == "as neighbour"
         else {"state_dict": {**WEIGHTS, "w": shell}}
     )
     path = save(tmp_path / "evil.ckpt", WEIGHTS, legacy=legacy, extra=extra)
@@ -95,12 +95,14 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(1000)}, whole)
     cases = {
         tmp_path / "absent.ckpt": "does not exist",
-        write(tmp_path / "page.ckpt", b"<html>404</html>"): "cannot be read safely|no whole file",
+        write(
+            tmp_path / "page.ckpt", b"<html>404</html>"
+        ): "cannot be read safely|not a complete file",
         write(
             tmp_path / "cut.ckpt", whole.read_bytes()[:2000]
-        ): "cannot be read safely|no whole file",
-        write(tmp_path / "empty.ckpt", b""): "no whole file",
-        write(tmp_path / "cut.safetensors", b"\x10"): "no whole safetensors file",
+        ): "cannot be read safely|not a complete file",
+        write(tmp_path / "empty.ckpt", b""): "not a complete file",
+        write(tmp_path / "cut.safetensors", b"\x10"): "not a complete safetensors file",
         tmp_path: "holds none of model.safetensors",
     }
     for path, message in cases.items():
@@ -119,7 +121,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_a_hub_id_without_a_network_says_what_to_do() -> None:
     with pytest.raises(
-        WeightsError, match=r"owner/name is no file or folder here.*download the weights elsewhere"
+        WeightsError, match=r"owner/name is not a file or folder here.*download the weights"
     ):
         locate("owner/name")
     with pytest.raises(WeightsError, match=r"\./typo\.pth does not exist"):

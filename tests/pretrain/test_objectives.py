@@ -19,7 +19,7 @@ from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.model.contrast import embed_text, embed_video
 from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective, draw_matching_pairs
 from allinone.pretrain.recipes import RECIPES
-from allinone.pretrain.train import build_run
+from allinone.pretrain.run import build_run
 
 
 def small_model() -> AllInOneForPreTraining:

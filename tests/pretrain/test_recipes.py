@@ -1,5 +1,5 @@
-"""Every recipe starts as it is written, on small made-up data: two steps of nano. Losses and sample
-shares stand in TensorBoard per data set."""
+"""Every recipe starts as it is written, on small made-up data: two steps of nano. TensorBoard
+gets losses and sample shares per data set."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ SMALL = (
 # one interpreter imports everything, each recipe is a fork of it
 STARTER = """
 import os, sys
-from allinone.pretrain import train
-import deepspeed, torch.utils.tensorboard, allinone.data.loading.cotrain, allinone.data.loading.dali_pipeline
+from allinone.pretrain import run, train
+import deepspeed, torch.utils.tensorboard
+import allinone.data.loading.cotrain, allinone.data.loading.dali_pipeline
 options = sys.argv[1].split()
 for recipe in sys.argv[2:]:
     child = os.fork()

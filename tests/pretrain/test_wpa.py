@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from allinone.pretrain.wpa import ipot_plan, word_patch_distance
+from allinone.pretrain.objectives.optimal_transport import ipot_plan, word_patch_distance
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden_dev.safetensors"
 

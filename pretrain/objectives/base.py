@@ -1,0 +1,134 @@
+"""Base class of the pre-training objectives, and the sizes that their cost depends on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from allinone.data.loading.batch import Batch
+    from allinone.model import AllInOneConfig, AllInOneForPreTraining
+    from allinone.model.flops import Part
+    from allinone.pretrain.config import PretrainConfig
+    from allinone.pretrain.evaluation import Embeddings
+    from allinone.pretrain.objectives.micro_batch import MicroBatch
+
+
+@dataclass(frozen=True)
+class ClipSize:
+    """What the FLOPs of one clip depend on."""
+
+    model: AllInOneConfig
+    frames: int
+    """Frames per clip, T."""
+    masked: int
+    """Masked tokens per caption."""
+    candidates: int = 1
+    """Clips that VTC contrasts with, over all ranks."""
+
+    def backbone_flops(self, part: Part) -> float:
+        """FLOPs of one pass through the backbone, forward and backward; full captions."""
+        from allinone.model import flops
+
+        forward = flops.forward_flops(
+            self.model, frames=self.frames, text_tokens=self.model.max_text_len, part=part
+        )
+        # backward = 2 x forward, except for the patch convolution: pixels need no gradient
+        patches = 0.0 if part == "text" else flops.patch_flops(self.model, self.frames)
+        return 3.0 * forward - patches
+
+
+@dataclass(frozen=True)
+class MicroBatchSize:
+    """What the activation memory of one micro-batch depends on."""
+
+    model: AllInOneConfig
+    clips: int
+    """Clips of the micro-batch, B."""
+    frames: int
+    """Frames per clip, T."""
+    masked: int
+    """Masked tokens of all captions, M."""
+    element: int
+    """Bytes of an activation."""
+    mask: int
+    """Bytes of an element of a dropout mask: 1 on a GPU, `element` on a CPU."""
+    checkpointing: bool = False
+    """Blocks are recomputed in the backward pass."""
+
+    @property
+    def casts_pixels(self) -> bool:
+        """Whether the model computes in another precision than that of the pixels, float32."""
+        return self.element != 4
+
+    def backbone_bytes(self, part: Part, *, own_pixels: bool) -> float:
+        """Bytes that one pass through the backbone saves; `own_pixels` as in `pass_bytes`."""
+        from allinone.model.activations import pass_bytes
+
+        return pass_bytes(
+            self.model,
+            clips=self.clips,
+            frames=self.frames,
+            text_tokens=self.model.max_text_len,
+            part=part,
+            element=self.element,
+            mask=self.mask,
+            checkpointing=self.checkpointing,
+            own_pixels=own_pixels,
+        )
+
+
+class Objective(ABC):
+    """One pre-training objective: what it is called, what it computes and what that costs."""
+
+    name: ClassVar[str]
+    """Field of ObjectiveConfig, option (--NAME), and prefix of the metrics."""
+    title: ClassVar[str]
+    """What reports call it."""
+    heads: ClassVar[tuple[str, ...]]
+    """Modules of AllInOneForPreTraining that only this objective trains; empty if it shares."""
+    loss_metric: ClassVar[str | None] = None
+    """Training metric that reports draw as its loss."""
+    accuracy_metric: ClassVar[str | None] = None
+    """Training metric that reports draw as its accuracy, between 0 and 1."""
+    requires: ClassVar[str | None] = None
+    """Name of the objective whose forward pass it uses, so that it cannot be trained alone."""
+
+    @abstractmethod
+    def loss(self, micro_batch: MicroBatch) -> Tensor:
+        """Compute the unweighted loss, a scalar, and record training metrics."""
+
+    def training_flops(self, size: ClipSize) -> float | None:
+        """FLOPs of one clip, forward and backward; a multiply-add is 2 FLOPs, heads included.
+
+        None if the objective adds no pass of its own.
+        """
+        return None
+
+    def activation_bytes(self, size: MicroBatchSize) -> list[float]:
+        """Bytes saved for the backward pass, per pass in forward order, heads included."""
+        return []
+
+    def check(self, config: PretrainConfig) -> None:
+        """Raise ValueError if the options of a run do not suit this objective."""
+        return
+
+    def count_correct(
+        self, model: AllInOneForPreTraining, batch: Batch
+    ) -> tuple[Tensor, int] | None:
+        """Predictions on a held-out batch: (correct, total); None without such a metric."""
+        return None
+
+    def embed(self, model: AllInOneForPreTraining, batch: Batch) -> Mapping[str, Tensor]:
+        """Embeddings [B, D] of a held-out batch that metrics over the complete set need."""
+        return {}
+
+    def evaluation_metrics(self, output: Embeddings) -> dict[str, float]:
+        """Metrics of an evaluation set, by name."""
+        if self.name not in output.correct:
+            return {}
+        return {f"{self.name}_accuracy": output.accuracy(self.name)}

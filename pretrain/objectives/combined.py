@@ -1,0 +1,49 @@
+"""The training objective of a run: the weighted sum of its active objectives."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from allinone.data.loading.batch import Batch, CoBatch
+from allinone.engine.objective import Losses
+from allinone.model import AllInOneForPreTraining
+from allinone.pretrain.objectives.config import ObjectiveConfig
+from allinone.pretrain.objectives.micro_batch import MicroBatch
+from allinone.pretrain.registry import active_objectives
+
+
+class PretrainObjective:
+    """Weighted sum of the objectives of the registry, on videos, images or both."""
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        self.config = config
+        self._active = active_objectives(config)
+
+    def __call__(self, model: AllInOneForPreTraining, batch: Batch | CoBatch) -> Losses:
+        """Compute the loss and metrics of a micro-batch.
+
+        In co-training the weighted losses of the images are added, and their metrics get the prefix
+        `image_`.
+        """
+        if isinstance(batch, Batch):
+            return self._losses(model, batch)
+        total = batch.parts[0].pixels.new_zeros(())
+        metrics: dict[str, Tensor] = {}
+        for part, weight, prefix in (
+            (batch.video, 1.0, ""),
+            (batch.images, self.config.image_weight, "image_"),
+        ):
+            if part is not None:
+                losses = self._losses(model, part)
+                total = total + weight * losses.total
+                metrics |= {f"{prefix}{name}": value for name, value in losses.metrics.items()}
+        return Losses(total, metrics)
+
+    def _losses(self, model: AllInOneForPreTraining, batch: Batch) -> Losses:
+        micro_batch = MicroBatch(model, batch)
+        total = batch.pixels.new_zeros(())
+        # the registry's order fixes the order of random draws and of floating-point additions
+        for objective in self._active:
+            total = total + self.config.weight(objective.name) * objective.loss(micro_batch)
+        micro_batch.record_sample_shares()
+        return Losses(total, micro_batch.metrics)

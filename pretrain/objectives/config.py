@@ -1,0 +1,49 @@
+"""Weights of the pre-training objectives. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from allinone.pretrain.registry import OBJECTIVES
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Weights of the objectives; 0 disables an objective. The paper's recipes use MLM + VTM."""
+
+    mlm: float = 1.0
+    """Weight of masked language modelling."""
+    vtm: float = 1.0
+    """Weight of video-text matching; needs a micro-batch of at least 2 clips."""
+    vtc: float = 0.0
+    """Weight of video-text contrast, averaged over both directions. Its negatives are the clips of
+    the micro-batches of all ranks, so this loss depends on the number of ranks."""
+    wpa: float = 0.0
+    """Weight of word-patch alignment in the VTM pass; the original code uses 0.1, the paper does
+    not mention it."""
+
+    image_weight: float = 1.0
+    """Weight of the image losses in co-training, relative to the video losses; the original adds
+    them with weight 1."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"objective weight {name} must be a number >= 0, got {value}")
+        alone = [objective.name for objective in OBJECTIVES if objective.requires is None]
+        if not any(self.weight(name) for name in alone):
+            options = ", ".join(f"--{name}" for name in alone)
+            raise ValueError(
+                f"all objectives are off; give a weight > 0 to at least one of {options}"
+            )
+        for objective in OBJECTIVES:
+            needed = objective.requires
+            if needed is not None and self.weight(objective.name) and not self.weight(needed):
+                raise ValueError(
+                    f"--{objective.name} works on the pairs of the {needed.upper()} pass; give"
+                    f" --{needed} a weight > 0 or set --{objective.name} 0"
+                )
+
+    def weight(self, name: str) -> float:
+        """Weight of an objective by name."""
+        return float(getattr(self, name))

@@ -1,0 +1,86 @@
+"""The micro-batch that the objectives of a training step share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from allinone.data.loading.batch import Batch
+from allinone.engine.objective import mean_metric
+from allinone.model import AllInOneForPreTraining
+from allinone.pretrain.objectives.matching_pairs import draw_matching_pairs
+
+
+@dataclass(frozen=True)
+class MatchedPairs:
+    """Captions with their own or another clip of the micro-batch."""
+
+    labels: Tensor
+    """int64 [B], 1 where the clip is the caption's own."""
+    text: Tensor
+    """Text features of the joint pass, [B, L, C]."""
+    video: Tensor
+    """Visual features, [B, 1 + P, C]."""
+    pooled: Tensor
+    """Pooled text class token, [B, C]."""
+
+
+class MicroBatch:
+    """One micro-batch of one modality (videos or images), and the metrics recorded on it."""
+
+    def __init__(self, model: AllInOneForPreTraining, batch: Batch) -> None:
+        self.model = model
+        self.batch = batch
+        self.metrics: dict[str, Tensor] = {}
+        """Name → float32 [2] = (sum, count), as in allinone.engine.objective.Losses."""
+
+    @property
+    def frames(self) -> int:
+        """Frames per clip, T."""
+        return self.batch.pixels.shape[1]
+
+    @cached_property
+    def matching(self) -> MatchedPairs:
+        """The pairs of VTM and their joint pass, drawn and computed on first use."""
+        batch = self.batch
+        labels, video = draw_matching_pairs(batch.text_ids)
+        pixels = batch.pixels.index_select(0, video)
+        output = self.model(pixels, batch.text_ids, batch.text_mask)
+        return MatchedPairs(labels, output.text, output.video, output.pooled)
+
+    def record(self, name: str, values: Tensor) -> None:
+        """Record the mean of per-item values as a metric."""
+        self.metrics[name] = mean_metric(values)
+
+    def record_by_dataset(self, name: str, losses: Tensor, clips: Tensor | None = None) -> None:
+        """Record the mean loss of each data set of a mixture; nothing for a single data set.
+
+        Args:
+            name: Metric; the data set is appended after a slash.
+            losses: Loss per item, [N].
+            clips: Clip of each item, int64 [N]; None if item and clip are the same.
+        """
+        names = self.batch.dataset_names
+        if len(names) < 2:
+            return
+        owner = self.batch.dataset_ids
+        if clips is not None:
+            owner = owner.index_select(0, clips)
+        losses = losses.detach().float()
+        sums = losses.new_zeros(len(names)).index_add_(0, owner, losses)
+        counts = losses.new_zeros(len(names)).index_add_(0, owner, torch.ones_like(losses))
+        for index, dataset in enumerate(names):
+            self.metrics[f"{name}/{dataset}"] = torch.stack([sums[index], counts[index]])
+
+    def record_sample_shares(self) -> None:
+        """Record each data set's share of the clips; nothing for a single data set."""
+        batch = self.batch
+        if len(batch.dataset_names) < 2:
+            return
+        clips = batch.pixels.new_tensor(float(len(batch)))
+        for index, name in enumerate(batch.dataset_names):
+            own = (batch.dataset_ids == index).sum().float()
+            self.metrics[f"sample_share/{name}"] = torch.stack([own, clips])

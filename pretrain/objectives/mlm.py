@@ -1,0 +1,72 @@
+"""Masked language modelling (BERT, Devlin et al. 2019, section 3.1) on text and video."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from allinone.pretrain.objectives.base import ClipSize, MicroBatchSize, Objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from allinone.data.loading.batch import Batch
+    from allinone.model import AllInOneForPreTraining
+    from allinone.pretrain.objectives.micro_batch import MicroBatch
+
+
+class MaskedLanguageModelling(Objective):
+    """Predicts the masked words from the rest of the caption and the clip."""
+
+    name = "mlm"
+    title = "masked words (MLM)"
+    heads = ("mlm_head",)
+    loss_metric = "mlm_loss"
+    accuracy_metric = "mlm_accuracy"
+
+    def loss(self, micro_batch: MicroBatch) -> Tensor:
+        """Cross-entropy averaged over the masked tokens; 0 if nothing is masked.
+
+        Logits are computed at the M masked tokens only: [M, V] instead of [B, L, V].
+        """
+        import torch.nn.functional as F
+
+        model, batch = micro_batch.model, micro_batch.batch
+        text = model(batch.pixels, batch.mlm_ids, batch.text_mask).text
+        masked = text.flatten(0, 1).index_select(0, batch.mlm_positions)
+        target = _masked_ids(batch)
+        mlm_head, _ = model.heads(micro_batch.frames)
+        logits = mlm_head(masked).float()
+        losses = F.cross_entropy(logits, target, reduction="none")
+        micro_batch.record("mlm_loss", losses)
+        micro_batch.record("mlm_accuracy", logits.argmax(-1) == target)
+        clips = batch.mlm_positions // batch.text_ids.shape[1]
+        micro_batch.record_by_dataset("mlm_loss", losses, clips)
+        # sum / max(M, 1), not mean: a micro-batch without a masked word must give 0, not NaN
+        return losses.sum() / max(target.shape[0], 1)
+
+    def training_flops(self, size: ClipSize) -> float:
+        """Joint pass and MLM head. MLM does not read the pooler, which runs forward only."""
+        from allinone.model import flops
+
+        pooler_backward = 4 * size.model.hidden_size**2
+        head = 3.0 * flops.mlm_flops(size.model, size.masked)
+        return size.backbone_flops("joint") - pooler_backward + head
+
+    def activation_bytes(self, size: MicroBatchSize) -> list[float]:
+        """Joint pass and MLM head."""
+        from allinone.model.activations import mlm_head_bytes
+
+        backbone = size.backbone_bytes("joint", own_pixels=size.casts_pixels)
+        return [backbone + mlm_head_bytes(size.model, size.masked, size.element)]
+
+    def count_correct(self, model: AllInOneForPreTraining, batch: Batch) -> tuple[Tensor, int]:
+        """Masked tokens whose most probable word piece is the original one."""
+        text = model(batch.pixels, batch.mlm_ids, batch.text_mask).text
+        masked = text.flatten(0, 1).index_select(0, batch.mlm_positions)
+        target = _masked_ids(batch)
+        return (model.mlm_head(masked).argmax(-1) == target).sum(), target.numel()
+
+
+def _masked_ids(batch: Batch) -> Tensor:
+    """Original ids [M] of the masked tokens."""
+    return batch.mlm_labels.flatten().index_select(0, batch.mlm_positions)

@@ -1,0 +1,36 @@
+"""Word-patch alignment (UNITER, Chen et al. 2020; ViLT, Kim et al. 2021)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from allinone.pretrain.objectives.base import Objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from allinone.pretrain.objectives.micro_batch import MicroBatch
+
+
+class WordPatchAlignment(Objective):
+    """Optimal-transport distance between words and patches, on the pairs of the VTM pass.
+
+    It adds no pass, so the planner counts neither FLOPs nor memory for it.
+    """
+
+    name = "wpa"
+    title = "word-patch alignment (WPA)"
+    heads = ()
+    requires = "vtm"
+
+    def loss(self, micro_batch: MicroBatch) -> Tensor:
+        """Pull matching pairs together and push others apart: (sum+ - sum-) / B."""
+        import torch
+
+        from allinone.pretrain.objectives.optimal_transport import word_patch_distance
+
+        pairs, labels = micro_batch.matching, micro_batch.matching.labels
+        distance = word_patch_distance(pairs.text, pairs.video, micro_batch.batch.text_mask)
+        matching_distance = (distance.detach() * labels).sum()
+        micro_batch.metrics["wpa_distance"] = torch.stack([matching_distance, labels.sum().float()])
+        return (distance * (2 * labels - 1)).mean()

@@ -1,0 +1,42 @@
+"""Registry of the pre-training objectives. Imports no torch.
+
+pretrain/objectives/__init__.py states how to add an objective.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from allinone.pretrain.objectives.base import Objective
+from allinone.pretrain.objectives.mlm import MaskedLanguageModelling
+from allinone.pretrain.objectives.vtc import VideoTextContrast
+from allinone.pretrain.objectives.vtm import VideoTextMatching
+from allinone.pretrain.objectives.wpa import WordPatchAlignment
+
+if TYPE_CHECKING:
+    from allinone.pretrain.objectives.config import ObjectiveConfig
+
+OBJECTIVES: tuple[Objective, ...] = (
+    MaskedLanguageModelling(),
+    VideoTextMatching(),
+    WordPatchAlignment(),
+    VideoTextContrast(),
+)
+"""All objectives, in the order in which they are computed. The order determines random draws and
+the rounding of sums: append new objectives, and change it only if results may change."""
+
+
+def objective_of(name: str) -> Objective | None:
+    """The objective of this name; None if there is none."""
+    return next((objective for objective in OBJECTIVES if objective.name == name), None)
+
+
+def title_of(name: str) -> str:
+    """What reports call an objective; an unknown name is returned unchanged."""
+    objective = objective_of(name)
+    return name if objective is None else objective.title
+
+
+def active_objectives(config: ObjectiveConfig) -> tuple[Objective, ...]:
+    """The objectives with a weight above 0, in the order of computation."""
+    return tuple(objective for objective in OBJECTIVES if config.weight(objective.name))

@@ -1,0 +1,163 @@
+"""Builds and runs a pre-training run: model, data, evaluation and trainer of one PretrainConfig."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from allinone.common.errors import ConfigError
+from allinone.common.processes import forkserver_context
+from allinone.data import CoTrainStream, EvalSet, TrainStream
+from allinone.data.loading.batch import Batch, CoBatch
+from allinone.engine import RunResult, Trainer
+from allinone.engine.distributed import launch
+from allinone.model import AllInOneForPreTraining
+from allinone.model.convert import load_resized
+from allinone.pretrain.config import PretrainConfig
+from allinone.pretrain.cost import run_activations, training_flops_per_sample
+from allinone.pretrain.evaluation import embed
+from allinone.pretrain.objectives.combined import PretrainObjective
+from allinone.pretrain.registry import active_objectives
+
+log = logging.getLogger(__name__)
+
+SHOWN_SAMPLES = 6
+"""Samples of a training batch that TensorBoard shows."""
+
+
+def pretrain(config: PretrainConfig) -> RunResult:
+    """Run a recipe to its end, or resume the run in `config.out`.
+
+    Raises:
+        ConfigError: The options contradict each other, the data or the machine.
+    """
+    try:
+        trainer = build_run(config)
+    except ValueError as error:  # a ValueError during training is a bug and keeps its traceback
+        raise ConfigError(str(error)) from error
+    return trainer.train()
+
+
+def build_run(config: PretrainConfig) -> Trainer:
+    """Build the trainer of a run; raises ValueError for contradictory options or unusable data."""
+    for objective in active_objectives(config.objective):
+        objective.check(config)
+    if config.loader.workers:
+        forkserver_context()  # starts its imports while this process builds the model
+    return Trainer(
+        config.train,
+        model=build_model(config),
+        objective=PretrainObjective(config.objective),
+        data=build_data(config),
+        run_config=config.as_json(),
+        evaluate=make_evaluation(config),
+        flops_per_sample=training_flops_per_sample(config, launch.find_rank_info(os.environ).world),
+        activations=run_activations(config),
+        pictures=make_pictures(config),
+        out=config.out,
+    )
+
+
+def build_model(config: PretrainConfig) -> AllInOneForPreTraining:
+    """Build the model, equal on every rank: new, or with the resized weights of --init-from."""
+    model_config = config.model_config()
+    torch.manual_seed(config.train.seed)
+    if config.model.init_from is None:
+        return AllInOneForPreTraining(model_config)
+    model, report = load_resized(config.model.init_from, model_config)
+    log.info("weights from %s: %s", config.model.init_from, report)
+    return model
+
+
+def build_data(config: PretrainConfig) -> TrainStream | CoTrainStream:
+    """Build the stream of the video mixture, combined with the image mixture in co-training."""
+    clip, seed, cotrain = config.clip(config.model_config()), config.train.seed, config.cotrain
+    # ranks of a tensor-parallel group read the same clips; one of them logs the bad ones
+    logs_bad_clips = not launch.repeats(config.train.tensor_parallel)
+    bad_clips = config.out / "bad_clips" if logs_bad_clips else None
+    video = TrainStream(config.train_specs(), clip, config.loader, seed=seed, ledger=bad_clips)
+    if not cotrain.images:
+        return video
+    workers = config.loader.workers if cotrain.image_workers is None else cotrain.image_workers
+    images = TrainStream(
+        config.image_specs(),
+        replace(clip, num_frames=1),
+        replace(config.loader, workers=workers),
+        seed=seed + 1,
+        ledger=bad_clips and bad_clips / "images",
+    )
+    return CoTrainStream(
+        video,
+        images,
+        global_batch=config.train.global_batch,
+        image_batch=cotrain.image_batch,
+        mode=cotrain.image_mode,
+        image_share=cotrain.image_share,
+    )
+
+
+def make_evaluation(
+    config: PretrainConfig,
+) -> Callable[[nn.Module, torch.device], dict[str, float]] | None:
+    """Make the function that evaluates all validation sets; None without validation sets."""
+    specs = config.val_specs()
+    if not specs:
+        return None
+    clip = config.clip(config.model_config())
+    sets = {f"{spec.path.name}_{spec.split}": EvalSet(spec, clip, config.loader) for spec in specs}
+    objectives = active_objectives(config.objective)
+
+    def evaluate_sets(model: nn.Module, device: torch.device) -> dict[str, float]:
+        assert isinstance(model, AllInOneForPreTraining)
+        results: dict[str, float] = {}
+        for name, dataset in sets.items():
+            output = embed(
+                model,
+                dataset,
+                device,
+                batch_size=config.train.micro_batch,
+                limit=config.val_items,
+                objectives=objectives,
+            )
+            for objective in objectives:
+                metrics = objective.evaluation_metrics(output)
+                results.update({f"{name}/{metric}": value for metric, value in metrics.items()})
+            results[f"{name}/missing"] = float(len(output.bad))
+        return results
+
+    return evaluate_sets
+
+
+def make_pictures(
+    config: PretrainConfig,
+) -> Callable[[Batch | CoBatch], dict[str, NDArray[np.uint8]]]:
+    """Make the function that draws samples of a training batch, augmented, for TensorBoard."""
+
+    def draw(batch: Batch | CoBatch) -> dict[str, NDArray[np.uint8]]:
+        from allinone.data.loading.contact_sheet import contact_sheet  # only rank 0 draws
+
+        parts = (
+            {"video": batch.video, "images": batch.images}
+            if isinstance(batch, CoBatch)
+            else {"video": batch}
+        )
+        return {
+            f"samples/{kind}": np.asarray(
+                contact_sheet(
+                    part.first(SHOWN_SAMPLES),
+                    config.loader,
+                    f"training samples from position {part.first_position:,}",
+                )
+            )
+            for kind, part in parts.items()
+            if part is not None
+        }
+
+    return draw

@@ -1,0 +1,103 @@
+"""Output that nobody reads, in real processes, and the project's logger."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from allinone.common.console import LOGGER, log_to_file, setup_logging
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import sys
+from pathlib import Path
+from allinone.common.command_line import run_command
+def command():
+    for _ in range(20000):
+        print("a line of output → with an arrow")
+    print("to stderr →", file=sys.stderr)
+    handle = open(sys.argv[1], "w")
+    import os
+    os.write(1, b"from C\\n")
+    handle.write("done")
+    handle.close()
+    return 7
+sys.exit(run_command(command))
+"""
+
+
+def shell(redirection: str, target: Path, **env: str) -> subprocess.CompletedProcess[bytes]:
+    """Run the program by a shell; its exit code is that of the program, also in a pipe."""
+    return subprocess.run(
+        ["bash", "-c", f'set -o pipefail; "$0" -c "$1" "$2" {redirection}', sys.executable]
+        + [PROGRAM, str(target)],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "redirection", ["| head -1", ">&-", ">&- 2>&-", "<&- >&- 2>&-", "> /dev/full", "2>&1 | true"]
+)
+def test_a_command_ends_though_nobody_reads_it(tmp_path: Path, redirection: str) -> None:
+    ended = shell(redirection, tmp_path / "file")
+    assert ended.returncode == 7, ended.stderr
+    assert (tmp_path / "file").read_text() == "done"
+    assert b"Traceback" not in ended.stderr
+    assert b"Exception ignored" not in ended.stderr
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_no_character_breaks_a_message(tmp_path: Path, encoding: str) -> None:
+    ended = shell("| tail -1", tmp_path / "file", PYTHONIOENCODING=encoding)
+    assert ended.returncode == 7
+    arrow = "→" if encoding == "utf-8" else "\\u2192"
+    assert f"to stderr {arrow}".encode() in ended.stderr
+
+
+def test_levels_go_to_their_streams(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("allinone.test")
+    setup_logging()
+    log.debug("hidden")
+    log.info("plain")
+    log.warning("odd")
+    log.error("bad")
+    printed = capsys.readouterr()
+    assert printed.out == "plain\nwarning: odd\n"
+    assert printed.err == "error: bad\n"
+    setup_logging(quiet=True)
+    log.info("plain")
+    setup_logging(stderr=True, verbose=True)
+    log.debug("detail")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "detail\n")
+    setup_logging(terminal=False)
+    log.error("on another rank")
+    assert capsys.readouterr().err == ""
+    setup_logging()
+
+
+def test_a_log_file_has_all_levels(tmp_path: Path) -> None:
+    setup_logging(terminal=False)
+    handler = log_to_file(tmp_path / "logs" / "rank_1.txt")
+    logging.getLogger("allinone.test").debug("detail")
+    LOGGER.removeHandler(handler)
+    assert "DEBUG allinone.test: detail" in (tmp_path / "logs" / "rank_1.txt").read_text()
+    setup_logging()
+
+
+def test_an_unusable_log_file_is_only_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup_logging()
+    (tmp_path / "file").write_text("")
+    log_to_file(tmp_path / "file" / "rank_0.txt")
+    assert "warning: no log file" in capsys.readouterr().out
