@@ -39,7 +39,7 @@ from allinone.engine.distributed.collectives import (
     collective_timeout_s,
     run_on_rank0,
 )
-from allinone.engine.distributed.signals import SignalSync, Stopped, StopSignals
+from allinone.engine.distributed.signals import RunInterrupted, SignalSync, StopSignals
 from allinone.engine.distributed.watchdog import Watchdog
 from allinone.engine.monitoring.accumulator import MetricAccumulator
 from allinone.engine.monitoring.history import RecordBuilder, memory_bytes
@@ -229,7 +229,7 @@ class Trainer:
             self._end_step(stop, first)
         sync.finish()
         if stop:
-            raise Stopped(
+            raise RunInterrupted(
                 f"{stop}: saved {self.result.checkpoint} at step {self.step}; the same command"
                 " continues"
             )

@@ -128,7 +128,7 @@ def evaluate_and_report(out: Path, timer: PhaseTimer) -> None:
     from allinone.data.config import DatasetSpec
     from allinone.engine import newest_weights
     from allinone.model import parameters_by_part
-    from allinone.pretrain.evaluation import embed, retrieval_table
+    from allinone.pretrain.evaluation import evaluate, retrieval_table
     from allinone.pretrain.recipes import demo
     from allinone.tools.inspection.checkpoints import load_checkpoint
     from allinone.tools.reporting.pretrain_examples import masked_words, retrieval_examples
@@ -146,7 +146,7 @@ def evaluate_and_report(out: Path, timer: PhaseTimer) -> None:
 
         sets = {split: eval_set(split) for split in SPLITS}
         cpu = torch.device("cpu")
-        embedded = {split: embed(model, dataset, cpu) for split, dataset in sets.items()}
+        embedded = {split: evaluate(model, dataset, cpu) for split, dataset in sets.items()}
         large_frames = eval_set("val", image_size=128)
         examples = retrieval_examples(embedded["val"], large_frames)
         words = masked_words(model, sets["val"], large_frames)
@@ -174,7 +174,7 @@ def evaluate_and_report(out: Path, timer: PhaseTimer) -> None:
 
 def print_results(results: Mapping[str, Any], out: Path) -> None:
     """The result table and the paths of the report in `out`."""
-    from allinone.common.tables import plain
+    from allinone.common.tables import plain_table
     from allinone.tools.reporting.pretrain_page import (
         FILES,
         RETRIEVAL_HEADER,
@@ -183,7 +183,7 @@ def print_results(results: Mapping[str, Any], out: Path) -> None:
         retrieval_rows,
     )
 
-    print(f"\n{plain([RETRIEVAL_HEADER, *retrieval_rows(results)], left_aligned=2)}")
+    print(f"\n{plain_table([RETRIEVAL_HEADER, *retrieval_rows(results)], left_aligned=2)}")
     print("   ".join(accuracy_texts(results)))
     print(f"time: {duration_texts(results)}\n")
     for name in FILES:

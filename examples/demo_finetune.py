@@ -27,7 +27,7 @@ from allinone.common.command_line import parse, run_command
 from allinone.common.errors import InputError
 from allinone.common.formatting import duration
 from allinone.common.paths import ROOT
-from allinone.common.tables import markdown, plain
+from allinone.common.tables import markdown_table, plain_table
 from allinone.examples import demo_tasks
 from allinone.examples.demo import (
     CLIPS,
@@ -263,8 +263,8 @@ def run_demo(options: DemoFinetuneOptions) -> None:
         rows += rows_of(task, out / "data" / task.data / "annotations", trained, before)
     times = ", ".join(f"{name} {duration(seconds)}" for name, seconds in timer.seconds.items())
     total = f"time: {duration(sum(timer.seconds.values()))} ({times})"
-    write_atomic(out / "table.md", f"{markdown(rows, left_aligned=2)}\n\n{total}\n")
-    print(f"\n{plain(rows, left_aligned=2)}\n{total}\n")
+    write_atomic(out / "table.md", f"{markdown_table(rows, left_aligned=2)}\n\n{total}\n")
+    print(f"\n{plain_table(rows, left_aligned=2)}\n{total}\n")
     print(
         "chance of msrvtt_qa: the most frequent training answer to each question, without looking"
         " at the video"

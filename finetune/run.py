@@ -12,7 +12,7 @@ from torch import nn
 
 from allinone.common.errors import ConfigError, DataError
 from allinone.common.processes import forkserver_context
-from allinone.data.loading.bad_clips import ENOUGH
+from allinone.data.loading.bad_clips import MIN_CLIPS_SEEN
 from allinone.engine import Trainer
 from allinone.engine.checkpoint import manager
 from allinone.engine.checkpoint.best import Selection
@@ -26,8 +26,8 @@ from allinone.finetune.evaluation.evaluator import Evaluator, media_of, subset
 from allinone.finetune.evaluation.results import EvaluationResult
 from allinone.finetune.final_evaluation import FinalEvaluation, evaluation_settings, provenance
 from allinone.finetune.folds import MEAN, mean_of_folds
-from allinone.finetune.inputs.clip_reader import Reader
-from allinone.finetune.inputs.loader import Source, TaskStream
+from allinone.finetune.inputs.clip_reader import MediaReader
+from allinone.finetune.inputs.loader import TaskSource, TaskStream
 from allinone.finetune.inputs.media_library import MediaLibrary
 from allinone.finetune.task_model.model import (
     TASK_HEAD,
@@ -147,17 +147,17 @@ class FinetuneJob:
     def _training_data(self, split: Split) -> TaskStream:
         config = self.config
         clip = config.clip(self.model_config)
-        source = Source(
+        source = TaskSource(
             f"{self.benchmark.name}/{split.name}",
             [item.id for item in split.items],
             self.task.examples(split),
-            Reader(self.library, clip, config.loader),
+            MediaReader(self.library, clip, config.loader),
             clip,
         )
         # ranks of one tensor-parallel group read the same clips: only the first logs bad ones
         repeats = launch.repeats(config.train.tensor_parallel)
         bad_clips = None if repeats else config.out / "bad_clips"
-        return TaskStream(source, config.loader, seed=config.train.seed, ledger=bad_clips)
+        return TaskStream(source, config.loader, seed=config.train.seed, bad_clips=bad_clips)
 
     def _validation(self) -> Callable[[nn.Module, torch.device], Mapping[str, float]] | None:
         if self.splits.val is None:
@@ -213,7 +213,11 @@ class FinetuneJob:
         count = f"{len(bad):,} of {len(reasons):,} media of {split.name}"
         log.warning("%s cannot be used (%s)", count, shown)
         limit = self.config.loader.max_bad_share
-        if split is self.train_split and len(reasons) >= ENOUGH and len(bad) > limit * len(reasons):
+        if (
+            split is self.train_split
+            and len(reasons) >= MIN_CLIPS_SEEN
+            and len(bad) > limit * len(reasons)
+        ):
             raise DataError(
                 f"{count} cannot be used, more than --max-bad-share {limit}: {shown}. Source:"
                 f" {self.benchmark.archives}"

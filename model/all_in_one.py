@@ -171,7 +171,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        # each [B*T, H, N, C/H]
+        # q, k and v have the shape [B*T, H, N, C/H]
         q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
         dropout = self.attention_dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)

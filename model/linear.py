@@ -29,7 +29,7 @@ class LinearFactory(Protocol):
     ) -> nn.Module: ...
 
 
-class WholeLinear(nn.Linear):
+class TorchLinear(nn.Linear):
     """A complete torch layer that knows how it may be split; tensor parallelism replaces it."""
 
     def __init__(self, in_features: int, out_features: int, split: Split, blocks: int) -> None:
@@ -42,7 +42,7 @@ def torch_linear(
     in_features: int, out_features: int, *, split: Split, blocks: int = 1
 ) -> nn.Module:
     """One complete torch layer, not divided."""
-    return WholeLinear(in_features, out_features, split, blocks)
+    return TorchLinear(in_features, out_features, split, blocks)
 
 
 class SplitDropout(nn.Dropout):

@@ -25,7 +25,7 @@ from allinone.pretrain.registry import OBJECTIVES
 
 
 @dataclass
-class Embeddings:
+class EvaluationOutput:
     """Results on the items of an evaluation set, in the order of their names, on the CPU."""
 
     items: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Embeddings:
 
 
 @torch.inference_mode()
-def embed(
+def evaluate(
     model: AllInOneForPreTraining,
     dataset: EvalSet,
     device: torch.device,
@@ -66,7 +66,7 @@ def embed(
     batch_size: int = 64,
     limit: int | None = None,
     objectives: Sequence[Objective] = OBJECTIVES,
-) -> Embeddings:
+) -> EvaluationOutput:
     """Evaluate every item once, shared among the data ranks; every rank gets the result.
 
     Args:
@@ -154,7 +154,7 @@ def _evaluate_batch(
     }
 
 
-def _collect(shares: list[dict[str, Any]]) -> Embeddings:
+def _collect(shares: list[dict[str, Any]]) -> EvaluationOutput:
     """Join the shares in the order of item names, so that results do not depend on the ranks."""
     names = [name for share in shares for name in share["items"]]
     order = sorted(range(len(names)), key=names.__getitem__)
@@ -174,7 +174,7 @@ def _collect(shares: list[dict[str, Any]]) -> Embeddings:
         name: torch.cat([share["embedded"][name] for share in shares])[order]
         for name in shares[0]["embedded"]
     }
-    return Embeddings(
+    return EvaluationOutput(
         items=[names[i] for i in order],
         captions=[captions[i] for i in order],
         bad=[clip for share in shares for clip in share["bad"]],
@@ -183,7 +183,7 @@ def _collect(shares: list[dict[str, Any]]) -> Embeddings:
     )
 
 
-def retrieval_table(embeddings: Embeddings) -> dict[str, dict[str, float]]:
+def retrieval_table(embeddings: EvaluationOutput) -> dict[str, dict[str, float]]:
     """R@1/5/10 in percent and median rank, both directions, and the expectation at chance."""
     similarity = embeddings.similarity()
     return {

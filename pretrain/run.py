@@ -22,7 +22,7 @@ from allinone.model import AllInOneForPreTraining
 from allinone.model.convert import load_resized
 from allinone.pretrain.config import PretrainConfig
 from allinone.pretrain.cost import run_activations, training_flops_per_sample
-from allinone.pretrain.evaluation import embed
+from allinone.pretrain.evaluation import evaluate
 from allinone.pretrain.objectives.combined import PretrainObjective
 from allinone.pretrain.registry import active_objectives
 
@@ -82,7 +82,7 @@ def build_data(config: PretrainConfig) -> TrainStream | CoTrainStream:
     # ranks of a tensor-parallel group read the same clips; one of them logs the bad ones
     logs_bad_clips = not launch.repeats(config.train.tensor_parallel)
     bad_clips = config.out / "bad_clips" if logs_bad_clips else None
-    video = TrainStream(config.train_specs(), clip, config.loader, seed=seed, ledger=bad_clips)
+    video = TrainStream(config.train_specs(), clip, config.loader, seed=seed, bad_clips=bad_clips)
     if not cotrain.images:
         return video
     workers = config.loader.workers if cotrain.image_workers is None else cotrain.image_workers
@@ -91,7 +91,7 @@ def build_data(config: PretrainConfig) -> TrainStream | CoTrainStream:
         replace(clip, num_frames=1),
         replace(config.loader, workers=workers),
         seed=seed + 1,
-        ledger=bad_clips and bad_clips / "images",
+        bad_clips=bad_clips and bad_clips / "images",
     )
     return CoTrainStream(
         video,
@@ -118,7 +118,7 @@ def make_evaluation(
         assert isinstance(model, AllInOneForPreTraining)
         results: dict[str, float] = {}
         for name, dataset in sets.items():
-            output = embed(
+            output = evaluate(
                 model,
                 dataset,
                 device,

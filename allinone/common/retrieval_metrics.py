@@ -52,7 +52,7 @@ class RankCounts:
         return 1 - missed
 
 
-def ranked(similarity: Tensor, relevant: Tensor | None = None) -> RankCounts:
+def rank_counts(similarity: Tensor, relevant: Tensor | None = None) -> RankCounts:
     """Count what ranks above the best relevant candidate of each query.
 
     Args:
@@ -87,12 +87,12 @@ def _ranked(similarity: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 def ranks(similarity: Tensor, relevant: Tensor | None = None) -> Tensor:
     """Expected 1-based rank [Q] of the best relevant candidate; see `RankCounts` for ties."""
-    return ranked(similarity, relevant).expected
+    return rank_counts(similarity, relevant).expected
 
 
 def retrieval_metrics(similarity: Tensor, relevant: Tensor | None = None) -> dict[str, float]:
-    """R@1, R@5, R@10 in percent and the median rank MdR; arguments as for `ranked`."""
-    counts = ranked(similarity.float(), relevant)
+    """R@1, R@5, R@10 in percent and the median rank MdR; arguments as for `rank_counts`."""
+    counts = rank_counts(similarity.float(), relevant)
     recalls = {f"R@{k}": 100 * float(counts.hits(k).mean()) for k in RECALLS}
     return {**recalls, "MdR": float(counts.expected.quantile(0.5))}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def plain(rows: Sequence[Sequence[str]], left_aligned: int = 1) -> str:
+def plain_table(rows: Sequence[Sequence[str]], left_aligned: int = 1) -> str:
     """Align columns for a terminal: the first `left_aligned` ones left, the others right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
@@ -18,7 +18,7 @@ def plain(rows: Sequence[Sequence[str]], left_aligned: int = 1) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def markdown(rows: Sequence[Sequence[str]], left_aligned: int = 1) -> str:
+def markdown_table(rows: Sequence[Sequence[str]], left_aligned: int = 1) -> str:
     """Format a Markdown table: the first `left_aligned` columns left, the others right."""
     lines = [f"| {' | '.join(cell.strip() for cell in row)} |" for row in rows]
     alignments = ["---"] * left_aligned + ["---:"] * (len(rows[0]) - left_aligned)

@@ -14,7 +14,7 @@ from pathlib import Path
 from allinone.common.errors import DataError
 from allinone.data.loading.batch import BadClip
 
-ENOUGH = 200
+MIN_CLIPS_SEEN = 200
 """Clips to see before the share of bad ones can stop a run."""
 
 
@@ -22,7 +22,7 @@ class BadClipShareError(DataError):
     """More clips than --max-bad-share cannot be used."""
 
 
-class Ledger:
+class BadClipLog:
     """Writes one JSON line per bad clip and epoch, also across restarts.
 
     Args:
@@ -56,7 +56,7 @@ class Ledger:
             self._reasons[clip.reason] += 1
             if self._is_new(clip.dataset, clip.clip, clip.epoch):
                 self._write(vars(clip))
-        if self._seen >= ENOUGH and self._bad > self._allowed():
+        if self._seen >= MIN_CLIPS_SEEN and self._bad > self._allowed():
             worst = ", ".join(
                 f"{reason} ({number})" for reason, number in self._reasons.most_common(3)
             )

@@ -16,8 +16,8 @@ from allinone.data.config import DataConfig
 from allinone.data.loading.index import window
 from allinone.data.loading.sampling import (
     SampleChoices,
-    fixed,
     nearest_keyframes,
+    sample_eval,
     sample_train,
     view_frames,
 )
@@ -82,7 +82,7 @@ def choose_frames(
     if random is not None:
         chosen = [sample_train(config, random, captions=captions, **shape)]
     else:
-        middle = fixed(config, **shape)
+        middle = sample_eval(config, **shape)
         chosen = [
             replace(middle, frames=frames) for frames in view_frames(clip.frames, num_frames, views)
         ]

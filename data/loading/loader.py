@@ -21,7 +21,7 @@ from allinone.data.decoding.codecs import dali_reads
 from allinone.data.decoding.frames import Timeline, decode_frames
 from allinone.data.decoding.segment import ByteRange, VideoSegment, load_segment
 from allinone.data.loading.augmentation import eval_augmentations, training_augmentations
-from allinone.data.loading.bad_clips import Ledger
+from allinone.data.loading.bad_clips import BadClipLog
 from allinone.data.loading.batch import Batch
 from allinone.data.loading.batch_maker import EvalBatchMaker
 from allinone.data.loading.clip_input import ClipWindow, choose_frames
@@ -206,7 +206,7 @@ class TrainStream:
         clip: Frames per clip, image size and text length.
         config: How clips are read, decoded, augmented and masked.
         seed: Seed of the order and of all random choices.
-        ledger: Folder of the bad-clip log; None writes none.
+        bad_clips: Folder of the bad-clip log; None writes none.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class TrainStream:
         config: DataConfig,
         *,
         seed: int,
-        ledger: Path | None = None,
+        bad_clips: Path | None = None,
     ) -> None:
         self.config = config
         self._sources = [
@@ -225,7 +225,7 @@ class TrainStream:
         self._specs = list(datasets)
         self._clip = clip
         self._seed = seed
-        self._ledger = ledger
+        self._bad_clips = bad_clips
         sizes = [len(source) for source in self._sources]
         self._order = Order(sizes, [spec.weight for spec in datasets], seed, config.shuffle_window)
         self.dataset_names = tuple(source.name for source in self._sources)
@@ -271,7 +271,7 @@ class TrainStream:
             micro_batch=micro_batch,
         )
         collate = partial(collate_clips, names=self.dataset_names, device=device)
-        bad_clips = Ledger(self._ledger, rank, self.config.max_bad_share)
+        bad_clips = BadClipLog(self._bad_clips, rank, self.config.max_bad_share)
         for raw, batch in prefetch(maker, collate, self.config, augmentations, Endless()):
             assert batch is not None  # every position is filled, or an error is raised
             bad_clips.add(micro_batch, raw.bad)

@@ -183,7 +183,7 @@ def sample_train(
     return SampleChoices(caption, chosen, box, flip, *colour)
 
 
-def fixed(
+def sample_eval(
     config: DataConfig, *, frames: int, width: int, height: int, wanted: int
 ) -> SampleChoices:
     """Choose what evaluation shows: first caption, middle frames, central square, no augmentation.

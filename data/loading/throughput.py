@@ -28,7 +28,7 @@ from allinone.data.loading.loader import ClipSource
 from allinone.data.loading.sampling import SampleChoices, generator
 from allinone.data.prepare.encode import Encoding
 from allinone.data.prepare.probe import Limits, ProbeError
-from allinone.data.prepare.worker import encoded
+from allinone.data.prepare.worker import reencode
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _shape(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def cured(
+def measure_reencoded(
     cost: ClipCost,
     spec: DatasetSpec,
     clip: ClipConfig,
@@ -229,7 +229,7 @@ def cured(
     for read in _read_clips(spec, clip, config, clips, seed):
         content = read.segment.content
         try:
-            columns, made = encoded(
+            columns, made = reencode(
                 content, read.row["container"], Limits(1, float("inf")), _encoding(clip)
             )
         except ProbeError:  # `measure` has named it
@@ -262,7 +262,7 @@ def _encoding(clip: ClipConfig) -> Encoding:
     return Encoding("h264", max(256, clip.image_size))
 
 
-def plan(
+def estimate(
     cost: ClipCost,
     *,
     samples_per_s: float,
@@ -301,7 +301,9 @@ def plan(
     return Throughput(per_node, cores, busy, volume, not limits, tuple(limits))
 
 
-def cure(cost: ClipCost, prepared: Mapping[str, Any], out: Path, clip: ClipConfig) -> str | None:
+def suggest_reencode(
+    cost: ClipCost, prepared: Mapping[str, Any], out: Path, clip: ClipConfig
+) -> str | None:
     """Return the prepare command that makes clips cheaper to load, or None if none does.
 
     Args:

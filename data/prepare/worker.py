@@ -149,7 +149,7 @@ def examine(task: ClipTask, limits: Limits) -> ProbedFile:
     if task.encoding is None or task.target is None:
         columns = probe(content, extension, limits)
     else:
-        columns, made = encoded(content, extension, limits, task.encoding)
+        columns, made = reencode(content, extension, limits, task.encoding)
         extension = columns["container"]
     windows = tuple(_window(line, columns) for line in lines)
     _require_usable(windows)
@@ -186,7 +186,7 @@ def _require_usable(lines: Sequence[CaptionLine | CaptionWindow]) -> None:
         )
 
 
-def encoded(
+def reencode(
     content: bytes, extension: str, limits: Limits, encoding: Encoding
 ) -> tuple[dict[str, Any], bytes | None]:
     """Re-encode a file.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from allinone.common.formatting import duration, size
 from allinone.engine.callbacks.base import Callback, Due, Interval
-from allinone.engine.distributed.signals import Stopped
+from allinone.engine.distributed.signals import RunInterrupted
 from allinone.engine.monitoring.history import HistoryWriter, finite
 from allinone.engine.monitoring.tensorboard import TensorBoardWriter
 from allinone.engine.run_spec import Pictures
@@ -69,7 +69,9 @@ class HistoryCallback(Callback):
     def on_close(self, trainer: Trainer, error: BaseException | None) -> None:
         if self._history is None:
             return
-        kind = "finish" if error is None else "stop" if isinstance(error, Stopped) else "error"
+        kind = (
+            "finish" if error is None else "stop" if isinstance(error, RunInterrupted) else "error"
+        )
         reason = {} if error is None else {"reason": f"{type(error).__name__}: {error}"}
         self._write(trainer, {"event": kind, **reason})
         self._history.close()

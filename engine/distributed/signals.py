@@ -17,7 +17,7 @@ from allinone.engine.distributed.collectives import collective_timeout_s
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-class Stopped(AllInOneError):  # noqa: N818 - not an error: the run saved a checkpoint as asked
+class RunInterrupted(AllInOneError):  # noqa: N818 - not an error: the run saved a checkpoint as asked
     """The run ended after a signal; the same command continues it."""
 
     exit_code = ExitCode.REQUEUE

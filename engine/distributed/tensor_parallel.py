@@ -27,7 +27,7 @@ with warnings.catch_warnings():
 
 from allinone.common.errors import ConfigError
 from allinone.engine.distributed.topology import Layout, division_of
-from allinone.model.linear import Split, SplitDropout, WholeLinear
+from allinone.model.linear import Split, SplitDropout, TorchLinear
 
 
 def groups(tensor: int, timeout_s: float) -> tuple[Any, Any]:
@@ -116,13 +116,13 @@ def divide(model: nn.Module, layout: Layout) -> None:
     factory = ParallelLinears(layout)
     for module in model.modules():
         for name, child in module.named_children():
-            if isinstance(child, WholeLinear):
+            if isinstance(child, TorchLinear):
                 setattr(module, name, _shard(child, factory, layout))
             elif isinstance(child, SplitDropout):
                 child.share = (layout.tensor_rank, layout.tensor)
 
 
-def _shard(full: WholeLinear, factory: ParallelLinears, layout: Layout) -> nn.Module:
+def _shard(full: TorchLinear, factory: ParallelLinears, layout: Layout) -> nn.Module:
     shard = factory(full.in_features, full.out_features, split=full.split, blocks=full.blocks)
     with torch.no_grad():
         for name, parameter in shard.named_parameters():
@@ -136,7 +136,7 @@ def _shard(full: WholeLinear, factory: ParallelLinears, layout: Layout) -> nn.Mo
 
 
 def _check(model: nn.Module, layout: Layout) -> None:
-    layers = [module for module in model.modules() if isinstance(module, WholeLinear)]
+    layers = [module for module in model.modules() if isinstance(module, TorchLinear)]
     if not layers:
         raise ConfigError(
             f"--tensor-parallel {layout.tensor}: {type(model).__name__} has no layers that"

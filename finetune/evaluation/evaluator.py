@@ -23,14 +23,14 @@ from tqdm import tqdm
 from allinone.common.errors import DataError
 from allinone.data.config import ClipConfig, DataConfig
 from allinone.engine.distributed import topology
-from allinone.engine.distributed.signals import Stopped, StopSignals
+from allinone.engine.distributed.signals import RunInterrupted, StopSignals
 from allinone.engine.distributed.watchdog import keepalive
 from allinone.finetune.annotations.common import place_in_order
 from allinone.finetune.annotations.schema import ClipChoiceItem, Media, Split
 from allinone.finetune.evaluation.cache import BatchResult, Cache
-from allinone.finetune.inputs.batch import Example, Maker, TaskBatch
-from allinone.finetune.inputs.clip_reader import Reader
-from allinone.finetune.inputs.loader import Source, evaluation_batches
+from allinone.finetune.inputs.batch import Example, ExampleFn, TaskBatch
+from allinone.finetune.inputs.clip_reader import MediaReader
+from allinone.finetune.inputs.loader import TaskSource, evaluation_batches
 from allinone.finetune.inputs.media_library import MediaLibrary
 from allinone.finetune.task_model.model import TaskModel
 
@@ -109,7 +109,7 @@ class Evaluator:
         return self._cache is None
 
     def run(
-        self, stage: str, name: str, ids: Sequence[str], make: Maker, score: ScoreFn
+        self, stage: str, name: str, ids: Sequence[str], make: ExampleFn, score: ScoreFn
     ) -> SplitScores:
         """Score all items of a split. Collective.
 
@@ -126,8 +126,8 @@ class Evaluator:
         """
         examples = [make(number, None) for number in range(len(ids))]
         batches = _fixed_batches(examples, self.settings.batch)
-        reader = Reader(self._library, self.settings.clip, self.settings.data)
-        source = Source(name, ids, make, reader, self.settings.clip)
+        reader = MediaReader(self._library, self.settings.clip, self.settings.data)
+        source = TaskSource(name, ids, make, reader, self.settings.clip)
         contents = (
             [f"{stage}|{[(n, self._content(examples[n])) for n in numbers]}" for numbers in batches]
             if self._cache
@@ -157,7 +157,7 @@ class Evaluator:
     def _results(
         self,
         stage: str,
-        source: Source,
+        source: TaskSource,
         batches: Sequence[Sequence[int]],
         contents: Sequence[str],
         examples: Sequence[Example],
@@ -181,7 +181,7 @@ class Evaluator:
         ):
             keepalive()
             if self._signals and self._signals.received:
-                raise Stopped(
+                raise RunInterrupted(
                     f"{self._signals.received}: the same command continues the evaluation of"
                     f" {source.name}"
                 )
@@ -195,7 +195,11 @@ class Evaluator:
             yield k, result
 
     def _compute(
-        self, source: Source, batches: Sequence[Sequence[int]], todo: Sequence[int], score: ScoreFn
+        self,
+        source: TaskSource,
+        batches: Sequence[Sequence[int]],
+        todo: Sequence[int],
+        score: ScoreFn,
     ) -> Iterator[tuple[int, BatchResult]]:
         settings = self.settings
         for k, batch, bad in evaluation_batches(
@@ -212,7 +216,7 @@ class Evaluator:
             self.seconds += time.perf_counter() - start
             yield k, BatchResult(batch.items, values, missing, batch.lost, batch.shortened)
 
-    def _pass_with_nothing(self, source: Source, example: Example, score: ScoreFn) -> None:
+    def _pass_with_nothing(self, source: TaskSource, example: Example, score: ScoreFn) -> None:
         """The forward passes of a batch on a grey picture and an empty text; the values are
         discarded."""
         clip, looks, texts = source.clip, len(example.looks), len(example.texts)

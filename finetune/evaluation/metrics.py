@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from allinone.common.retrieval_metrics import ranked
+from allinone.common.retrieval_metrics import rank_counts
 from allinone.finetune.annotations.vqav2_text import accuracy as vqa_accuracy
 from allinone.finetune.evaluation.bootstrap import Array
 
@@ -281,7 +281,7 @@ def retrieval_ranks(
 
 
 def _retrieved(scores: Tensor, relevant: Tensor, lost: Tensor, clusters: Array) -> Retrieved:
-    found = ranked(scores, relevant)
+    found = rank_counts(scores, relevant)
     candidates = scores.shape[1]
     places = found.expected.masked_fill(lost, float(candidates)).numpy()
     hits = {k: found.hits(k).masked_fill(lost, 0.0).numpy() for k in RECALLS}

@@ -50,7 +50,7 @@ class Example:
     """Items of one group are not used as negatives of each other."""
 
 
-Maker = Callable[[int, np.random.Generator | None], Example]
+ExampleFn = Callable[[int, np.random.Generator | None], Example]
 """(number of the item, generator in training or None) → example.
 
 Sent to reader processes, so it must pickle: a module's function, or an object.

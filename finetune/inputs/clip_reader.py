@@ -59,7 +59,7 @@ def media_window(file: MediaFile, media: Media) -> ClipWindow:
     return ClipWindow(first, last - first + 1, file.width, file.height, file.keyframes)
 
 
-class Reader:
+class MediaReader:
     """Turns what an item shows into visuals. Lives in reader processes.
 
     Args:

@@ -21,7 +21,7 @@ from torch.utils.data import Sampler
 
 from allinone.data.config import ClipConfig, DataConfig
 from allinone.data.loading.augmentation import eval_augmentations, training_augmentations
-from allinone.data.loading.bad_clips import Ledger
+from allinone.data.loading.bad_clips import BadClipLog
 from allinone.data.loading.batch import BadClip
 from allinone.data.loading.batch_maker import EvalBatchMaker
 from allinone.data.loading.mixture import Order
@@ -30,12 +30,12 @@ from allinone.data.loading.replacement import ReplacementSampler
 from allinone.data.loading.samples import MicroBatch, Sample, Visual
 from allinone.data.loading.sampling import generator
 from allinone.data.text import Tokenizer
-from allinone.finetune.inputs.batch import Example, Maker, TaskBatch
-from allinone.finetune.inputs.clip_reader import Reader
+from allinone.finetune.inputs.batch import Example, ExampleFn, TaskBatch
+from allinone.finetune.inputs.clip_reader import MediaReader
 from allinone.finetune.inputs.prompts import encode
 
 
-class Source:
+class TaskSource:
     """Makes samples of one split's items.
 
     Args:
@@ -47,7 +47,7 @@ class Source:
     """
 
     def __init__(
-        self, name: str, ids: Sequence[str], make: Maker, reader: Reader, clip: ClipConfig
+        self, name: str, ids: Sequence[str], make: ExampleFn, reader: MediaReader, clip: ClipConfig
     ) -> None:
         self.name = name
         self.ids = ids
@@ -67,7 +67,7 @@ class Source:
         """Return the item's name."""
         return self.ids[row]
 
-    def with_views(self, views: int) -> Source:
+    def with_views(self, views: int) -> TaskSource:
         """Return a copy whose evaluation takes this number of views of each clip."""
         source = copy.copy(self)
         source._views = views
@@ -169,16 +169,16 @@ class TaskStream:
         source: Makes the samples.
         config: How media are read, decoded and augmented.
         seed: Seed of the order and of all random choices.
-        ledger: Folder of the bad-clip log; None writes none.
+        bad_clips: Folder of the bad-clip log; None writes none.
     """
 
     def __init__(
-        self, source: Source, config: DataConfig, *, seed: int, ledger: Path | None
+        self, source: TaskSource, config: DataConfig, *, seed: int, bad_clips: Path | None
     ) -> None:
         self._source = source
         self._config = config
         self._seed = seed
-        self._ledger = ledger
+        self._bad_clips = bad_clips
         self._order = Order([len(source.ids)], [1.0], seed)
 
     def describe(self) -> str:
@@ -215,7 +215,7 @@ class TaskStream:
             micro_batch=micro_batch,
         )
         collate = partial(collate_items, clip=source.clip, views=1, device=device)
-        bad_clips = Ledger(self._ledger, rank, config.max_bad_share)
+        bad_clips = BadClipLog(self._bad_clips, rank, config.max_bad_share)
         for raw, batch in prefetch(maker, collate, config, augmentations, Endless()):
             assert batch is not None  # every position is filled, or an error is raised
             bad_clips.add(micro_batch, raw.bad)
@@ -234,7 +234,7 @@ class _Numbers(Sampler[int]):
 
 
 def evaluation_batches(
-    source: Source,
+    source: TaskSource,
     numbers: Sequence[Sequence[int]],
     wanted: Sequence[int],
     config: DataConfig,

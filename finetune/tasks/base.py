@@ -16,7 +16,7 @@ from allinone.finetune.annotations.schema import Split
 from allinone.finetune.cost import BackbonePasses
 from allinone.finetune.evaluation.evaluator import Evaluator
 from allinone.finetune.evaluation.results import EvalOutput, MissingItem
-from allinone.finetune.inputs.batch import Maker, TaskBatch
+from allinone.finetune.inputs.batch import ExampleFn, TaskBatch
 from allinone.finetune.task_model.model import HeadSpec, TaskModel
 from allinone.finetune.task_model.source import SourceCheckpoint
 
@@ -68,7 +68,7 @@ class Task(ABC):
         )
 
     @abstractmethod
-    def examples(self, split: Split) -> Maker:
+    def examples(self, split: Split) -> ExampleFn:
         """Items → examples, for training and, where the task has one form only, evaluation."""
 
     @abstractmethod

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from allinone.model import AllInOneConfig, AllInOneForPreTraining
     from allinone.model.flops import Part
     from allinone.pretrain.config import PretrainConfig
-    from allinone.pretrain.evaluation import Embeddings
+    from allinone.pretrain.evaluation import EvaluationOutput
     from allinone.pretrain.objectives.micro_batch import MicroBatch
 
 
@@ -127,7 +127,7 @@ class Objective(ABC):
         """Embeddings [B, D] of a held-out batch that metrics over the complete set need."""
         return {}
 
-    def evaluation_metrics(self, output: Embeddings) -> dict[str, float]:
+    def evaluation_metrics(self, output: EvaluationOutput) -> dict[str, float]:
         """Metrics of an evaluation set, by name."""
         if self.name not in output.correct:
             return {}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from allinone.data.loading.batch import Batch
     from allinone.model import AllInOneForPreTraining
-    from allinone.pretrain.evaluation import Embeddings
+    from allinone.pretrain.evaluation import EvaluationOutput
     from allinone.pretrain.objectives.micro_batch import MicroBatch
 
 
@@ -62,7 +62,7 @@ class VideoTextContrast(Objective):
             "video": embed_video(model, batch.pixels),
         }
 
-    def evaluation_metrics(self, output: Embeddings) -> dict[str, float]:
+    def evaluation_metrics(self, output: EvaluationOutput) -> dict[str, float]:
         """R@K in percent and median rank, both directions."""
         from allinone.pretrain.evaluation import retrieval_table
 

@@ -27,7 +27,7 @@ launch.prepare_environment()  # torch and DeepSpeed read it once, when they are 
 
 from allinone.common.command_line import parse, run_command
 from allinone.common.errors import InputError
-from allinone.common.tables import markdown, plain
+from allinone.common.tables import markdown_table, plain_table
 from tests.engine.measured import Case, compare, measure
 
 
@@ -47,7 +47,7 @@ class Options:
     """Elements of a bucket; 0 uses the value in ds_configs/."""
     every_line: bool = False
     """Print all parts, not only the sums, bytes and peaks."""
-    markdown: bool = False
+    markdown_table: bool = False
     """Print a Markdown table."""
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ def benchmark(options: Options) -> int:
             rows.append([case.name, line.what, planned, measured, f"{100 * line.error:+.2f}"])
         largest = max(abs(100 * line.error) for line in lines)
         print(f"{case.name}: largest error {largest:.2f} %", file=sys.stderr, flush=True)
-    print((markdown if options.markdown else plain)(rows))
+    print((markdown_table if options.markdown else plain_table)(rows))
     return 0
 
 

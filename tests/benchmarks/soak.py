@@ -231,7 +231,7 @@ def stream_of(folder: Path, workers: int, log: Path | None) -> TrainStream:
     config = DataConfig(
         workers=workers, dali_threads=1, max_bad_share=1.0, clip_timeout_s=TIMEOUT_S
     )
-    return TrainStream([DatasetSpec(folder)], ClipConfig(3, 32, 16), config, seed=0, ledger=log)
+    return TrainStream([DatasetSpec(folder)], ClipConfig(3, 32, 16), config, seed=0, bad_clips=log)
 
 
 def run(

@@ -9,7 +9,7 @@ import pytest
 
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from tests.cluster.cluster import Cluster, why_not
-from tests.data.prepare.test_prepare_and_load import small_demo
+from tests.data.helpers import small_demo
 
 
 @pytest.fixture(scope="session")

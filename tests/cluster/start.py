@@ -30,7 +30,7 @@ from allinone.engine import ds_config
 from tests.cluster.cluster import Cluster, Job, wait_for
 from tests.cluster.test_slurm import options as run_options
 from tests.cluster.test_slurm import ranks_of, rows
-from tests.data.prepare.test_prepare_and_load import small_demo
+from tests.data.helpers import small_demo
 from tests.memory import rollup
 
 TIDY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "2"}

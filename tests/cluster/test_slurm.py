@@ -17,7 +17,7 @@ import pytest
 
 from allinone.data.loading.index import Index
 from tests.cluster.cluster import ROOT, Cluster, Job, wait_for
-from tests.data.prepare.test_prepare_and_load import small_demo
+from tests.data.helpers import small_demo
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from tests.cluster.cluster import ROOT, Cluster, Job, wait_for
 from tests.cluster.test_slurm import PRETRAIN, await_steps, options, ranks_of, rows
-from tests.data.prepare.test_prepare_and_load import small_demo
+from tests.data.helpers import small_demo
 
 
 class Transcript:

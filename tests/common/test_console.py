@@ -34,8 +34,10 @@ sys.exit(run_command(command))
 def shell(redirection: str, target: Path, **env: str) -> subprocess.CompletedProcess[bytes]:
     """Run the program by a shell; its exit code is that of the program, also in a pipe."""
     return subprocess.run(
-        ["bash", "-c", f'set -o pipefail; "$0" -c "$1" "$2" {redirection}', sys.executable]
-        + [PROGRAM, str(target)],
+        [
+            *("bash", "-c", f'set -o pipefail; "$0" -c "$1" "$2" {redirection}'),
+            *(sys.executable, PROGRAM, str(target)),
+        ],
         cwd=ROOT,
         env={**os.environ, **env},
         capture_output=True,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from allinone.common.tables import markdown, plain
+from allinone.common.tables import markdown_table, plain_table
 from allinone.examples import demo, demo_finetune
 from allinone.examples.demo_clips import DemoClip
 from allinone.examples.demo_tasks import write_msrvtt
@@ -63,9 +63,9 @@ def test_rows_show_chance_zero_shot_and_fine_tuned_scores(
     rows = demo_finetune.rows_of(task, tmp_path, result(50.0), result(26.0))
     assert rows[2] == ["vcr", "q2ar", "294", "6.2", "26.0", "50.0", "[48.0, 52.0]"]
     assert demo_finetune.rows_of(task, tmp_path, result(50.0), None)[0][4] == "–"
-    shown = plain([demo_finetune.HEADER, *rows], left_aligned=2).splitlines()
+    shown = plain_table([demo_finetune.HEADER, *rows], left_aligned=2).splitlines()
     assert len({len(line) for line in shown}) == 1
-    assert f"{markdown([demo_finetune.HEADER, *rows], left_aligned=2)}\n".count("\n") == 5
+    assert f"{markdown_table([demo_finetune.HEADER, *rows], left_aligned=2)}\n".count("\n") == 5
 
 
 def test_a_second_call_shows_the_results_without_running(

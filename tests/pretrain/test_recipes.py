@@ -17,7 +17,7 @@ from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from allinone.pretrain.config import PretrainConfig
 from allinone.pretrain.recipes import RECIPES
 from tests.data import media
-from tests.data.test_sources import crc, karpathy, record
+from tests.data.helpers import crc, karpathy, record
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = sorted(

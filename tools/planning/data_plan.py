@@ -9,7 +9,14 @@ from dataclasses import asdict
 from allinone.common.errors import InputError
 from allinone.common.formatting import size
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
-from allinone.data.loading.throughput import ClipCost, Throughput, cure, cured, measure, plan
+from allinone.data.loading.throughput import (
+    ClipCost,
+    Throughput,
+    estimate,
+    measure,
+    measure_reencoded,
+    suggest_reencode,
+)
 from allinone.tools.planning.options import DataPlan
 
 
@@ -28,33 +35,33 @@ def plan_data(options: DataPlan) -> int:
         name: getattr(options, name)
         for name in ("samples_per_s", "gpus", "gpus_per_node", "cores", "storage_mb_per_s")
     }
-    estimate = plan(cost, **training)
+    throughput = estimate(cost, **training)
     command, cost_after, estimate_after = None, None, None
-    if not estimate.enough:
+    if not throughput.enough:
         prepared = json.loads((spec.path / "dataset.json").read_text())
         target = spec.path.with_name(spec.path.name + "-train")
-        command = cure(cost, prepared["options"], target, clip)
-        cost_after = cured(cost, spec, clip, DataConfig()) if command else None
-        estimate_after = plan(cost_after, **training) if cost_after else None
+        command = suggest_reencode(cost, prepared["options"], target, clip)
+        cost_after = measure_reencoded(cost, spec, clip, DataConfig()) if command else None
+        estimate_after = estimate(cost_after, **training) if cost_after else None
     if options.json:
         content = {
             "cost": asdict(cost),
-            "feed": asdict(estimate),
+            "feed": asdict(throughput),
             "command": command,
             "cost_after": asdict(cost_after) if cost_after else None,
             "feed_after": asdict(estimate_after) if estimate_after else None,
         }
         print(json.dumps(content))
     else:
-        print(_text(cost, estimate))
+        print(_text(cost, throughput))
         if command and cost_after and estimate_after:
             print(_suggestion(command, cost_after, estimate_after))
-        elif not estimate.enough:
+        elif not throughput.enough:
             print(
                 "re-encoding would not make these clips cheaper; use more nodes or more cores per"
                 " GPU, or lower --samples-per-s"
             )
-    return 0 if estimate.enough else 1
+    return 0 if throughput.enough else 1
 
 
 def _text(cost: ClipCost, estimate: Throughput) -> str:

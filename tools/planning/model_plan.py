@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from allinone.common.errors import InputError
-from allinone.common.tables import markdown, plain
+from allinone.common.tables import markdown_table, plain_table
 from allinone.model import SIZES, AllInOneConfig, AllInOneForPreTraining, parameters_by_part
 from allinone.model.flops import forward_flops
 from allinone.tools.planning.options import ModelPlan
@@ -145,6 +145,6 @@ def plan_model(options: ModelPlan) -> int:
     if options.json:
         print(json.dumps({"convention": CONVENTION, "sizes": [asdict(cost) for cost in costs]}))
         return 0
-    table = markdown if options.markdown else plain
+    table = markdown_table if options.markdown else plain_table
     print(f"{table(size_table(costs))}\n\n{table(cost_table(costs))}\n\n{CONVENTION}")
     return 0

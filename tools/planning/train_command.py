@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from allinone.common.errors import ConfigError, InputError
-from allinone.common.tables import markdown, plain
+from allinone.common.tables import markdown_table, plain_table
 from allinone.engine.planning.hardware import USUAL_NETWORK, find_device, find_network
 from allinone.pretrain.train import parse
 from allinone.tools.planning.options import TrainPlan
@@ -50,7 +50,7 @@ def plan_train(options: TrainPlan, recipe_options: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(as_json(plan)))
         return 0
-    print(as_text(plan, config, markdown if options.markdown else plain))
+    print(as_text(plan, config, markdown_table if options.markdown else plain_table))
     if options.picture:
         print(f"\nscaling: {options.picture}")
     return 0

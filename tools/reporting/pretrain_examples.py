@@ -11,7 +11,7 @@ from allinone.data import EvalSet
 from allinone.data.loading.batch import Batch
 from allinone.data.text import Tokenizer
 from allinone.model import AllInOneForPreTraining
-from allinone.pretrain.evaluation import Embeddings
+from allinone.pretrain.evaluation import EvaluationOutput
 from allinone.tools.reporting.pretrain_figures import MaskedWord, RetrievalExample
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def evenly_spaced(total: int, wanted: int) -> list[int]:
 
 
 def retrieval_examples(
-    embeddings: Embeddings, shown: EvalSet, rows: int = 10, top: int = 5
+    embeddings: EvaluationOutput, shown: EvalSet, rows: int = 10, top: int = 5
 ) -> list[RetrievalExample]:
     """Captions with the clips that rank first for them.
 

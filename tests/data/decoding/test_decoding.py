@@ -28,7 +28,7 @@ from allinone.data.loading import dali_pipeline
 from allinone.data.loading.batch import Batch
 from allinone.data.loading.dali_pipeline import build_pipeline
 from allinone.data.loading.index import Index
-from allinone.data.loading.sampling import fixed
+from allinone.data.loading.sampling import sample_eval
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from tests.data import media
 
@@ -252,7 +252,7 @@ def test_a_fault_of_the_device_condemns_no_clip(
 ) -> None:
     augment = dali_pipeline.DaliPipeline(CLIP, DataConfig(backend="cpu", dali_threads=1), CPU, 4)
     frames = np.zeros((3, 40, 50, 3), np.uint8)
-    choices = fixed(DataConfig(), frames=3, width=50, height=40, wanted=3)
+    choices = sample_eval(DataConfig(), frames=3, width=50, height=40, wanted=3)
 
     def run(media: Sequence[object], _: object) -> object:
         raise error if len(media) > 1 else AssertionError("no clip is tried alone")
@@ -267,7 +267,7 @@ def test_a_batch_that_fails_without_a_bad_clip_is_retried(
 ) -> None:
     augment = dali_pipeline.DaliPipeline(CLIP, DataConfig(backend="cpu", dali_threads=1), CPU, 4)
     frames = np.zeros((3, 40, 50, 3), np.uint8)
-    choices = fixed(DataConfig(), frames=3, width=50, height=40, wanted=3)
+    choices = sample_eval(DataConfig(), frames=3, width=50, height=40, wanted=3)
     real, failures = augment._run, [RuntimeError("passing")]
 
     def run(media: Sequence[object], chosen: object) -> object:

@@ -12,7 +12,7 @@ from allinone.data.decoding.frames import Timeline, decode_frames
 from allinone.data.decoding.segment import ByteRange, read_segment
 from allinone.data.prepare.encode import Encoding
 from allinone.data.prepare.probe import Limits, probe
-from allinone.data.prepare.worker import encoded
+from allinone.data.prepare.worker import reencode
 from tests.data.media import read_frame_number, vfr_times, write_video
 
 
@@ -89,7 +89,7 @@ def test_a_segment_is_cut_at_any_variable_rate(tmp_path: Path, jitter_ms: int) -
     random = np.random.default_rng(0)
     times = [round(k * 1001 / 30_000 + random.uniform(0, jitter_ms) / 1e3, 3) for k in range(400)]
     source = write_video(tmp_path / "a.webm", codec="libvpx", frames=400, times=times)
-    facts, content = encoded(source.read_bytes(), "webm", Limits(), Encoding("h264", None, 25))
+    facts, content = reencode(source.read_bytes(), "webm", Limits(), Encoding("h264", None, 25))
     assert content is not None
     stored = None if facts["frame_times"] is None else np.float32(facts["frame_times"]).tolist()
     timeline = Timeline(facts["keyframes"], stored, facts["frame_rate"])

@@ -16,7 +16,7 @@ from allinone.common.errors import DataError
 from allinone.data import EvalSet, TrainStream
 from allinone.data.config import DataConfig, DatasetSpec
 from allinone.data.loading import open_files
-from allinone.data.loading.bad_clips import BadClipShareError, Ledger
+from allinone.data.loading.bad_clips import BadClipLog, BadClipShareError
 from allinone.data.loading.batch import BadClip
 from allinone.data.loading.index import Index
 from tests.data.helpers import prepare_small_demo
@@ -43,7 +43,7 @@ def damaged(prepared: Path, target: Path, clips: int) -> Path:
 def logging_stream(out: Path, folder: Path) -> TrainStream:
     """A stream that accepts any number of bad clips, and logs them in `folder`."""
     config = DataConfig(workers=0, max_bad_share=1.0)
-    return TrainStream([DatasetSpec(out)], CLIP, config, seed=3, ledger=folder)
+    return TrainStream([DatasetSpec(out)], CLIP, config, seed=3, bad_clips=folder)
 
 
 def logged(folder: Path) -> list[dict[str, object]]:
@@ -100,7 +100,7 @@ def ranks_stopped(share: float, ranks: int, clips: int) -> int:
     """How many ranks stop when clips are bad with this probability, at a limit of 1 %."""
     ended, random = 0, np.random.default_rng(0)
     for rank in range(ranks):
-        ledger = Ledger(None, rank, 0.01)
+        ledger = BadClipLog(None, rank, 0.01)
         try:
             for bad in random.binomial(16, share, size=clips // 16):
                 ledger.add(

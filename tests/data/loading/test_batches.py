@@ -15,7 +15,7 @@ from allinone.data import EvalSet
 from allinone.data.config import DataConfig, DatasetSpec
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
 from allinone.data.loading.index import Index
-from allinone.data.loading.sampling import fixed
+from allinone.data.loading.sampling import sample_eval
 from tests.data.helpers import DEMO, prepare_small_demo
 from tests.data.loading.streams import CLIP, CPU, assert_same, keys, stream, take
 
@@ -48,7 +48,7 @@ def test_pixels_equal_pillow_within_interpolation(prepared: Path) -> None:
     for item in range(4):
         row = index[item]
         content = (DEMO / "videos" / row["source"]).read_bytes()
-        choices = fixed(
+        choices = sample_eval(
             DataConfig(), frames=row["frames"], width=row["width"], height=row["height"], wanted=3
         )
         frames = decode_frames(content, choices.frames)

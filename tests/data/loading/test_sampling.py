@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from allinone.data.config import DataConfig, DatasetSpec
 from allinone.data.loading.mixture import Order
 from allinone.data.loading.sampling import (
-    fixed,
     generator,
     middle_frames,
+    sample_eval,
     sample_train,
     segments,
     view_frames,
@@ -89,7 +89,7 @@ def test_crops_have_the_area_and_ratio_asked_for_and_lie_inside() -> None:
         if (height, width) != (1.0, 0.5):
             assert 0.3 - 1e-6 <= height * width <= 0.8 + 1e-6
             assert 3 / 4 - 1e-6 <= (width * 400) / (height * 200) <= 4 / 3 + 1e-6
-    assert fixed(config, frames=9, width=400, height=200, wanted=3).box == pytest.approx(
+    assert sample_eval(config, frames=9, width=400, height=200, wanted=3).box == pytest.approx(
         (0, 0.25, 1, 0.5)
     )
 

@@ -11,7 +11,13 @@ import pytest
 from allinone.common.errors import DataError
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
 from allinone.data.loading.index import Index
-from allinone.data.loading.throughput import ClipCost, cure, cured, measure, plan
+from allinone.data.loading.throughput import (
+    ClipCost,
+    estimate,
+    measure,
+    measure_reencoded,
+    suggest_reencode,
+)
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from allinone.tools.plan import main as plan_main
 from tests.data import media
@@ -76,7 +82,7 @@ def test_a_sample_is_measured_and_broken_clips_are_named(prepared: Path) -> None
 
 def test_re_encoding_is_measured_on_re_encoded_clips(prepared: Path) -> None:
     cost = measure(DatasetSpec(prepared), CLIP, DataConfig(), clips=6)
-    after = cured(cost, DatasetSpec(prepared), CLIP, DataConfig())
+    after = measure_reencoded(cost, DatasetSpec(prepared), CLIP, DataConfig())
     assert (after.clips, after.codecs) == (4, {"h264": 4})
     assert (after.width, after.height, after.gop) == (64, 64, 24)  # 24 frames are one GOP of 25
     assert 0 < after.size_bytes < 2 * cost.size_bytes
@@ -98,26 +104,29 @@ def test_only_the_segment_read_of_a_long_video_is_counted(tmp_path: Path) -> Non
 def test_cores_and_storage_follow_from_rate_and_cost() -> None:
     # 1,600 clips/s on 16 nodes: 100 per node x 0.1 s = 10 cores; 100 MB/s
     job = {"samples_per_s": 1600, "gpus": 128, "gpus_per_node": 8}
-    node = plan(COST, **job, cores=64, storage_mb_per_s=0)
+    node = estimate(COST, **job, cores=64, storage_mb_per_s=0)
     assert (node.needed_clips_per_s, node.cores_needed, node.bytes_per_s) == (100, 10, 1e8)
     assert node.enough
-    short = plan(COST, **job, cores=12, storage_mb_per_s=50)
+    short = estimate(COST, **job, cores=12, storage_mb_per_s=50)
     assert not short.enough
     assert "10.0 cores" in short.limits[0]
     assert "100 MB/s" in short.limits[1]
     # A part of a node needs only its own rate.
-    one = plan(COST, samples_per_s=10, gpus=1, gpus_per_node=8, cores=4, storage_mb_per_s=0)
+    one = estimate(COST, samples_per_s=10, gpus=1, gpus_per_node=8, cores=4, storage_mb_per_s=0)
     assert one.needed_clips_per_s == 10
 
 
 def test_re_encoding_is_suggested_where_it_helps() -> None:
     options = {"source": "raw.csv", "kind": "webvid", "videos": "my videos", "names": None}
-    command = cure(COST, options, Path("out"), CLIP)
+    command = suggest_reencode(COST, options, Path("out"), CLIP)
     assert (
         command == "python tools/prepare.py raw.csv --out out --format webvid --videos 'my videos'"
         " --short-side 256 --gop 25 --codec h264"
     )
-    assert cure(replace(COST, width=340, height=256, gop=25), options, Path("out"), CLIP) is None
+    assert (
+        suggest_reencode(replace(COST, width=340, height=256, gop=25), options, Path("out"), CLIP)
+        is None
+    )
 
 
 def test_the_command_answers_by_its_exit_code(

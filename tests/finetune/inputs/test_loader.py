@@ -10,8 +10,8 @@ import torch
 from allinone.data.config import ClipConfig, DataConfig
 from allinone.finetune.annotations.schema import Media, QAItem
 from allinone.finetune.inputs.batch import TaskBatch
-from allinone.finetune.inputs.clip_reader import Reader
-from allinone.finetune.inputs.loader import Source, TaskStream, evaluation_batches
+from allinone.finetune.inputs.clip_reader import MediaReader
+from allinone.finetune.inputs.loader import TaskSource, TaskStream, evaluation_batches
 from allinone.finetune.tasks.open_ended_qa import QAExamples
 from tests.finetune.inputs.conftest import library
 
@@ -26,10 +26,10 @@ def stream(folder: Path, cache: Path, folder_of_log: Path, share: float = 0.5) -
     found = library(folder, cache, *(item.media for item in items))
     clip, config = ClipConfig(2, 32, 16), DataConfig(workers=0, max_bad_share=share)
     make = QAExamples(items, {"x": 0}, soft=False)
-    source = Source(
-        "made-up/train", [item.id for item in items], make, Reader(found, clip, config), clip
+    source = TaskSource(
+        "made-up/train", [item.id for item in items], make, MediaReader(found, clip, config), clip
     )
-    return TaskStream(source, config, seed=3, ledger=folder_of_log)
+    return TaskStream(source, config, seed=3, bad_clips=folder_of_log)
 
 
 def taken(
@@ -66,7 +66,7 @@ def evaluated(
     found = library(folder, cache, *(item.media for item in items))
     clip, config = ClipConfig(2, 32, 16), DataConfig(workers=0, augmentation=augmentation)
     make = QAExamples(items, {"x": 0}, soft=False)
-    source = Source("made-up/val", names, make, Reader(found, clip, config), clip)
+    source = TaskSource("made-up/val", names, make, MediaReader(found, clip, config), clip)
     batches = evaluation_batches(source, [[0, 1], [2, 3]], [1, 0], config, CPU, views=2)
     return [(k, batch, [clip.clip for clip in bad]) for k, batch, bad in batches]
 

@@ -13,7 +13,7 @@ from allinone.data.config import ClipConfig, DataConfig
 from allinone.data.prepare.probe import PACKET_CODECS, probe, probe_packets
 from allinone.finetune.annotations.schema import Media
 from allinone.finetune.inputs.batch import VisualInput
-from allinone.finetune.inputs.clip_reader import Reader, media_window
+from allinone.finetune.inputs.clip_reader import MediaReader, media_window
 from allinone.finetune.inputs.media_library import LIMITS, MediaError, MediaLibrary
 from tests.data.media import GOOD, read_frame_number
 from tests.finetune.inputs.conftest import library
@@ -23,7 +23,7 @@ def numbers(
     found: MediaLibrary, media: Media, random: np.random.Generator | None = None, views: int = 1
 ) -> list[list[int]]:
     """What the chosen frames spell."""
-    read = Reader(found, ClipConfig(3, 32, 16), DataConfig(workers=0))
+    read = MediaReader(found, ClipConfig(3, 32, 16), DataConfig(workers=0))
     visuals = read(VisualInput(media), random, views)
     return [[read_frame_number(frame) for frame in np.asarray(visual.media)] for visual in visuals]
 
