@@ -105,11 +105,6 @@ class TrainConfig:
         if self.quiet and self.verbose:
             raise ConfigError("--quiet and --verbose exclude each other; give one of them")
 
-    @property
-    def max_dossiers(self) -> int:
-        """The former name of `max_anomaly_reports`."""
-        return self.max_anomaly_reports
-
     def accumulation(self, world: int) -> int:
         """Micro-batches per rank and optimizer step on `world` data ranks.
 

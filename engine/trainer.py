@@ -32,6 +32,7 @@ from allinone.engine.callbacks.reporting import (
 )
 from allinone.engine.checkpoint import manager, reshard
 from allinone.engine.checkpoint.best import Selection
+from allinone.engine.checkpoint.manifest import newest_complete
 from allinone.engine.config import TrainConfig, every
 from allinone.engine.distributed import launch, topology
 from allinone.engine.distributed.collectives import (
@@ -177,7 +178,7 @@ class Trainer:
             sync = SignalSync(self.config.hang_timeout_s)
             if self._is_done():
                 log.info("%s is done: step %d of %d", self.spec.out, self.step, self.config.steps)
-                newest = run_on_rank0(lambda: manager.newest_complete(self.spec.out)[0])
+                newest = run_on_rank0(lambda: newest_complete(self.spec.out)[0])
                 return RunResult(self.step, newest, {})
             self._start(damaged)
             self._train_steps(signals, sync)

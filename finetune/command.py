@@ -49,4 +49,4 @@ def _run(benchmark: Benchmark, argv: Sequence[str], prog: str) -> int:
     setup_logging(terminal=rank == 0, quiet=train.quiet, verbose=train.verbose, stderr=train.json)
     from allinone.finetune.run import run_benchmark  # imports torch and DeepSpeed
 
-    return launch.main(lambda: run_benchmark(benchmark, config))
+    return launch.main(lambda: run_benchmark(benchmark, config), config.train)

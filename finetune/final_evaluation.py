@@ -147,6 +147,8 @@ class FinalEvaluation:
             "device": self.device.type,
             "torch": torch.__version__,
         }
+        if config.loader.augmentation == "torch":  # results of DALI, the default, stay valid
+            values["augmentation"] = "torch"
         return json.dumps(values, sort_keys=True, default=str)
 
     def _result(

@@ -14,8 +14,8 @@ from allinone.common.errors import ConfigError, DataError
 from allinone.common.processes import forkserver_context
 from allinone.data.loading.bad_clips import MIN_CLIPS_SEEN
 from allinone.engine import Trainer
-from allinone.engine.checkpoint import manager
 from allinone.engine.checkpoint.best import Selection
+from allinone.engine.checkpoint.weights import best_weights
 from allinone.engine.distributed import launch
 from allinone.engine.distributed.collectives import collective_timeout_s
 from allinone.finetune.annotations.schema import Split
@@ -100,7 +100,7 @@ class FinetuneJob:
             return self._evaluate(self.source, trained_here=False)
         self._train()
         gc.collect()  # frees the engine's buffers, which form reference cycles
-        best = manager.best_weights(self.config.out)
+        best = best_weights(self.config.out)
         return self._evaluate(read_source_checkpoint(best), trained_here=True)
 
     def _evaluate(self, source: SourceCheckpoint, *, trained_here: bool) -> EvaluationResult:

@@ -60,7 +60,7 @@ def _run(argv: Sequence[str]) -> int:
     launch.prepare_environment()  # before torch and DeepSpeed are imported: they read it once
     from allinone.pretrain.run import pretrain
 
-    return launch.main(lambda: pretrain(config))
+    return launch.main(lambda: pretrain(config), config.train)
 
 
 if __name__ == "__main__":

@@ -115,8 +115,6 @@ class BestCheckpoint:
         """Write the state to the run's folder. Rank 0 only, after the best weights are written."""
         write_atomic(self._file, json.dumps(asdict(self._state)) + "\n")
 
-    lacks, judge, remember = needs_eval, update, save  # former names
-
     def __str__(self) -> str:
         if self._selection is None or self._state.value is None:
             return ""

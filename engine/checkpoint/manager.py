@@ -21,7 +21,6 @@ from transformers import PreTrainedModel
 from allinone.common.atomic_io import fsync_dir, remove_leftovers, write_atomic
 from allinone.common.exit_codes import ExitCode
 from allinone.common.formatting import size
-from allinone.common.options import flatten
 from allinone.common.paths import ROOT
 from allinone.engine import deepspeed_adapter as adapter
 from allinone.engine.checkpoint import reshard
@@ -36,37 +35,9 @@ from allinone.engine.checkpoint.layout import (
     step_folder,
     step_of,
 )
-from allinone.engine.checkpoint.manifest import find_damage, newest_complete, write_manifest
-from allinone.engine.checkpoint.weights import best_weights, find_weights, newest_weights
+from allinone.engine.checkpoint.manifest import write_manifest
 from allinone.engine.distributed import topology
 from allinone.engine.distributed.collectives import all_gather_object
-from allinone.engine.resume import changed_options, newest_for_resume
-
-__all__ = [
-    "BEST",
-    "LAYOUT",
-    "STATE",
-    "CheckpointError",
-    "StateWriter",
-    "attempt",
-    "best_weights",
-    "changed_options",
-    "checkpoints",
-    "code_version",
-    "find_damage",
-    "find_weights",
-    "flatten",
-    "full_weights",
-    "load",
-    "newest_complete",
-    "newest_for_resume",
-    "newest_weights",
-    "prune",
-    "save",
-    "save_best",
-    "step_of",
-    "write_manifest",
-]
 
 
 def full_weights(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:

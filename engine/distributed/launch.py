@@ -28,13 +28,6 @@ from allinone.common.exit_codes import ExitCode
 
 log = logging.getLogger(__name__)
 
-EXIT_PEER = EXIT_AGAIN = ExitCode.FAILURE
-EXIT_USER = ExitCode.USAGE
-EXIT_DISK = ExitCode.DISK_FULL
-EXIT_NONFINITE = ExitCode.NON_FINITE
-EXIT_REQUEUE = ExitCode.REQUEUE
-"""Earlier names of exit codes. srun reports the highest code of all ranks, so FAILURE, with which a
-rank ends whose peer has left, is lower than the code of the rank that knows the reason."""
 PEER_GONE = (
     "Connection closed by peer",
     "Connection reset by peer",

@@ -12,7 +12,6 @@ import time
 from allinone.common.exit_codes import ExitCode
 from allinone.engine.distributed.heartbeat import HeartbeatMonitor
 
-EXIT_HANG = ExitCode.HANG
 GRACE_S = 30.0
 """Delay after the watchdog's deadline of two last resorts: the time-out of collectives, which would
 end a waiting rank without naming the one it waits for, and faulthandler's timer, which needs no

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from allinone.engine.checkpoint.manager import flatten
+from allinone.common.options import flatten
 
 RUN_FACTS = (
     "lr",

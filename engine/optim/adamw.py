@@ -10,10 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from allinone.engine.config import TrainConfig
-from allinone.engine.deepspeed_adapter import global_gradient_norm, import_muon, step_overflowed
-from allinone.engine.optim.schedule import learning_rate
-
-__all__ = ["SkippingAdamW", "import_muon", "learning_rate", "outcome", "parameter_groups"]
+from allinone.engine.deepspeed_adapter import global_gradient_norm, step_overflowed
 
 
 def parameter_groups(

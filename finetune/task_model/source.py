@@ -15,7 +15,8 @@ from torch import Tensor
 
 from allinone.common.errors import ConfigError
 from allinone.data.config import DatasetSpec
-from allinone.engine.checkpoint.manager import CheckpointError, find_weights
+from allinone.engine.checkpoint.layout import CheckpointError
+from allinone.engine.checkpoint.weights import find_weights
 from allinone.model import SIZES, AllInOneConfig
 from allinone.model.convert import (
     POSITION,

@@ -31,7 +31,7 @@ from PIL import Image
 
 from allinone.common.command_line import parse, run_command
 from allinone.data.config import DataConfig
-from allinone.engine.checkpoint.manager import best_weights
+from allinone.engine.checkpoint.weights import best_weights
 from allinone.finetune.annotations.schema import Media, RetrievalItem, Split
 from allinone.finetune.benchmark import Benchmark, Splits
 from allinone.finetune.config import FinetuneConfig, TuneConfig

@@ -27,6 +27,7 @@ from tests.forked import ForkServer
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 RANK_MODULES = (
+    "allinone.pretrain.run",
     "allinone.pretrain.train",
     "deepspeed",
     "allinone.data.loading.loader",

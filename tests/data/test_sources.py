@@ -10,10 +10,8 @@ import pytest
 from allinone.common.errors import DataError
 from allinone.data.sources import ReadOptions, read
 from allinone.data.sources.reading import stream_json
-from tests.data.helpers import crc, howto, karpathy, prepare_source, record
+from tests.data.helpers import howto, prepare_source
 from tests.data.media import write_image, write_video
-
-__all__ = ["crc", "karpathy", "record"]  # tests of recipes import them from here
 
 URL = "https://example.org/pictures/{}.jpg?size=big"
 

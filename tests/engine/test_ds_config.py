@@ -8,8 +8,8 @@ import pytest
 
 from allinone.common.errors import ConfigError
 from allinone.engine import ds_config
-from allinone.engine.checkpoint.manager import changed_options
 from allinone.engine.config import TrainConfig
+from allinone.engine.resume import changed_options
 
 
 def test_ds_configs_resolve_and_conflicts_are_named(

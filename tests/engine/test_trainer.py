@@ -18,7 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from allinone.engine.checkpoint import manager
+from allinone.engine.checkpoint.layout import checkpoints, step_of
+from allinone.engine.checkpoint.manifest import find_damage
+from allinone.engine.checkpoint.weights import newest_weights
 from allinone.engine.distributed.launch import free_port
 from tests.forked import ForkServer
 
@@ -106,7 +108,7 @@ def digests(out: Path) -> list[int]:
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(manager.newest_weights(out) / "model.safetensors")
+    return load_file(newest_weights(out) / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +121,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_writes_every_step_and_keeps_checkpoints(reference: Path) -> None:
     assert list(history(reference)) == list(range(1, 21))
-    assert [folder.name for folder in manager.checkpoints(reference)] == [
+    assert [folder.name for folder in checkpoints(reference)] == [
         "step-00000020",
         "step-00000015",
     ]
-    assert all(manager.find_damage(folder) is None for folder in manager.checkpoints(reference))
+    assert all(find_damage(folder) is None for folder in checkpoints(reference))
     assert list((reference / "tensorboard").glob("events*"))
 
 
@@ -176,7 +178,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous(reference: Path, tmp_pa
     assert victim.name in output
     assert "step-00000015" in output
     assert losses(out) == losses(reference)
-    assert manager.find_damage(newest) is None
+    assert find_damage(newest) is None
     assert (newest.parent / "damaged-step-00000020").exists()
     assert not list((out / "checkpoints").glob(".tmp*"))
 
@@ -196,7 +198,7 @@ def test_damage_is_found_and_said(
     folder = tmp_path / "step-00000020"
     shutil.copytree(reference / "checkpoints" / "step-00000020", folder)
     break_it(folder)
-    assert message in str(manager.find_damage(folder))
+    assert message in str(find_damage(folder))
 
 
 def test_a_damaged_checkpoint_is_not_counted_as_kept(reference: Path, tmp_path: Path) -> None:
@@ -209,7 +211,7 @@ def test_a_damaged_checkpoint_is_not_counted_as_kept(reference: Path, tmp_path: 
         (out / "checkpoints" / f"step-{step:08d}" / "run.json").unlink()
     code, output = train(out, keep_last=1)
     assert code == 0, output
-    assert [(folder.name, manager.find_damage(folder)) for folder in manager.checkpoints(out)] == [
+    assert [(folder.name, find_damage(folder)) for folder in checkpoints(out)] == [
         ("step-00000020", None)
     ]
 
@@ -217,7 +219,7 @@ def test_a_damaged_checkpoint_is_not_counted_as_kept(reference: Path, tmp_path: 
 def test_a_run_never_restarts_if_all_checkpoints_are_bad(reference: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(reference, out)
-    for folder in manager.checkpoints(out):
+    for folder in checkpoints(out):
         (folder / "manifest.json").unlink()
     code, output = train(out)
     assert code == 2
@@ -248,14 +250,14 @@ def test_a_signal_to_one_rank_saves_and_requests_a_requeue(
     codes, output = finish(ranks)
     assert codes == [75] * world, output
     assert output.count(f"{number.name}: saved") == 1
-    assert manager.step_of(manager.checkpoints(out)[0]) == max(history(out))
+    assert step_of(checkpoints(out)[0]) == max(history(out))
 
 
 def test_an_interrupted_evaluation_is_made_up_for(tmp_path: Path) -> None:
     out, options = tmp_path / "run", {"die_evaluating": True, "eval_every": 3, "save_every": 100}
     code, output = train(out, steps=3, **options)
     assert code == -signal.SIGKILL, output
-    assert [manager.step_of(folder) for folder in manager.checkpoints(out)] == [3]
+    assert [step_of(folder) for folder in checkpoints(out)] == [3]
     for said in ("evaluation at step 3", "is done: step 3 of 3"):
         code, output = train(out, steps=3, **options)
         assert code == 0, output
@@ -271,9 +273,9 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
     assert code == 0, output
     out, random = tmp_path / "killed", Random(0)
     for _ in range(5):
-        before = manager.checkpoints(out)[:1]
+        before = checkpoints(out)[:1]
         (rank,) = start(out, save_every=1, keep_last=3, steps=60)
-        while manager.checkpoints(out)[:1] == before and rank.poll() is None:
+        while checkpoints(out)[:1] == before and rank.poll() is None:
             time.sleep(0.002)
         time.sleep(random.uniform(0, 0.2))
         rank.kill()
@@ -281,7 +283,7 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path) -> None:
         assert rank.returncode == -signal.SIGKILL, (
             "the run ended before it was killed: give it more steps"
         )
-        assert all(manager.find_damage(folder) is None for folder in manager.checkpoints(out))
+        assert all(find_damage(folder) is None for folder in checkpoints(out))
     code, output = train(out, save_every=1, keep_last=3, steps=60)
     assert code == 0, output
     assert losses(out) == losses(tmp_path / "reference")
@@ -339,8 +341,8 @@ def test_a_nan_leaves_weights_and_moments_bit_equal(
     assert all(torch.isfinite(torch.tensor(losses(out)))), (
         "the finite micro-batches of the step still count in the curve"
     )
-    after, before = manager.checkpoints(out)
-    assert (manager.step_of(before), manager.step_of(after)) == (5, 6)
+    after, before = checkpoints(out)
+    assert (step_of(before), step_of(after)) == (5, 6)
     for old, new in zip(optimizer_state(before), optimizer_state(after), strict=True):
         assert torch.equal(old, new)
     old_weights, new_weights = (
@@ -420,8 +422,8 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path: Path, limit: int) ->
     assert codes == [3], output
     assert "error:" in output
     assert "Traceback" not in output
-    assert [folder.name for folder in manager.checkpoints(out)] == ["step-00000005"]
-    assert manager.find_damage(manager.checkpoints(out)[0]) is None
+    assert [folder.name for folder in checkpoints(out)] == ["step-00000005"]
+    assert find_damage(checkpoints(out)[0]) is None
 
 
 @pytest.mark.parametrize("full", [0, 1])

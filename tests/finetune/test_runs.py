@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from allinone.engine.checkpoint.manager import best_weights
+from allinone.engine.checkpoint.weights import best_weights
 from allinone.finetune.evaluation.results import read_predictions, read_results
 from tests.finetune.official import WRITERS
 from tests.finetune.runs import Ended, Job, run_jobs
@@ -192,17 +192,18 @@ def test_an_evaluation_that_was_cut_off_continues_from_its_cache(
 def test_the_item_that_makes_a_loss_nan_is_named(root: Path, ended: dict[str, Ended]) -> None:
     """The contrastive loss spans both ranks, and the item is found nevertheless."""
     assert set(ended["poisoned"].codes) == {0}, ended["poisoned"].output
-    dossier = json.loads(
-        (root / "out" / "poisoned" / "dossiers" / "step-00000001" / "dossier.json").read_text()
+    report = json.loads(
+        (root / "out" / "poisoned" / "anomalies" / "step-00000001" / "report.json").read_text()
     )
-    batches = [batch for rank in dossier["ranks"] for batch in rank["micro_batches"]]
+    batches = [batch for rank in report["ranks"] for batch in rank["micro_batches"]]
     met = {
         batch["position"] + row: clip
         for batch in batches
         for row, clip in enumerate(batch["clips"])
     }
     assert [
-        (entry["rank"], entry["position"], entry["clip"]) for entry in dossier["rerun"]["guilty"]
+        (entry["rank"], entry["position"], entry["clip"])
+        for entry in report["replay"]["offending_clips"]
     ] == [(1, 3, met[3])]
 
 

@@ -52,7 +52,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def with_run(weights: Path, folder: Path, objective: dict[str, float]) -> Path:
     """A run with one checkpoint that links to these weights."""
-    from allinone.engine.checkpoint.manager import write_manifest
+    from allinone.engine.checkpoint.manifest import write_manifest
 
     step = folder / "checkpoints" / "step-00000001"
     (step / "weights").mkdir(parents=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from allinone.engine.checkpoint.manager import newest_weights
+from allinone.engine.checkpoint.weights import newest_weights
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 
 ROOT = Path(__file__).parents[2]

@@ -127,7 +127,7 @@ def test_a_changed_weight_is_not_exported_partitions_still_are(
 def test_a_lost_partition_or_tensor_parallel_part_is_named(
     zero3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from allinone.engine.checkpoint.manager import write_manifest
+    from allinone.engine.checkpoint.manifest import write_manifest
 
     lost = tmp_path / "step-00000002"
     shutil.copytree(zero3, lost)

@@ -172,7 +172,7 @@ def compare(run: Path, reference: Path, upto: int = STEPS) -> str:
     import torch
     from safetensors.torch import load_file
 
-    from allinone.engine.checkpoint.manager import newest_weights
+    from allinone.engine.checkpoint.weights import newest_weights
 
     mine, theirs = records(run), records(reference)
     for step in range(1, upto + 1):

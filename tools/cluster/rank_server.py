@@ -134,7 +134,7 @@ def preload() -> None:
         "torch.utils.tensorboard",
         "allinone.data.loading.dali_pipeline",
         "allinone.engine.trainer",
-        "allinone.pretrain.train",
+        "allinone.pretrain.run",
         "deepspeed",
     ):
         importlib.import_module(name)

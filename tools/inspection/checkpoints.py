@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from allinone.common.errors import InputError
 from allinone.data.config import DataConfig
 from allinone.data.processor import AllInOneProcessor
-from allinone.engine.checkpoint import manager
-from allinone.engine.checkpoint.manager import CheckpointError
+from allinone.engine.checkpoint import weights
+from allinone.engine.checkpoint.layout import CheckpointError
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 
 _HEADS = {"mlm_head": "MLM", "vtm_head": "VTM", "text_projection": "VTC", "video_projection": "VTC"}
@@ -62,7 +62,7 @@ def find_weights(path: Path, option: str = "--checkpoint") -> Path:
         InputError: There is none; the message names `option`.
     """
     try:
-        return manager.find_weights(path)
+        return weights.find_weights(path)
     except CheckpointError as error:
         raise InputError(f"{option} {error}") from error
 

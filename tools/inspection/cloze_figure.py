@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from allinone.common.errors import InputError
 from allinone.tools.inspection.checkpoints import LoadedModel
@@ -15,24 +16,25 @@ from allinone.tools.inspection.figure import (
     BLACK,
     GREEN,
     HEADING,
-    INK,
     ORANGE,
     PAPER,
     SMALL,
     SOFT,
+    PictureGrid,
     Section,
     Sheet,
     cells,
-    column,
-    font,
-    label,
     outline,
-    row,
+    rgb,
+    text_style,
     tinted,
 )
 from allinone.tools.inspection.fill_mask import Guess, fill_masks
 from allinone.tools.inspection.media_inputs import MASK_TOKEN, InputClip, TextReader, upscaled
 from allinone.tools.inspection.patch_attribution import patch_relevance
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 OUTLINED = 5
 """Number of outlined patches: those with the highest attribution, over all frames."""
@@ -40,12 +42,14 @@ LEFT = 280
 """Width of the predictions, pixels."""
 SHADE = 0.8
 """How dark a patch without attribution is drawn: 0 not at all, 1 black."""
+DARKEST = (round(255 * (1 - SHADE)),) * 3
+"""White drawn as a patch without attribution."""
 LEAD = (
     "The model reads the frames and the sentence with its masked words. Left: the most probable"
     " words for each mask, with their probabilities; the correct word in green. Right: how much"
     " each patch supports the first of them (attention from the mask to the patch, weighted by its"
     " effect on the prediction; see tools/cloze.py for a comparison with plain attention and"
-    " word-patch alignment). Percentages are the shares of the frames."
+    " word-patch alignment). Above a frame: its share."
 )
 
 
@@ -127,76 +131,66 @@ def _overlay(picture: Image.Image, weights: np.ndarray, outlined: Sequence[int])
     return image
 
 
-def _key() -> Image.Image:
-    """The legend of brightness and outlines."""
-    shades = [round(255 * (1 - SHADE) + SHADE * value) for value in range(256)]
-    ramp = Image.linear_gradient("L").rotate(90).resize((120, 16)).point(shades)
-    ring = Image.new("RGB", (16, 16), PAPER)
-    outline(ring, (0, 0, 16, 16), ORANGE)
-    brightness = [label("least support"), ramp.convert("RGB"), label("most support")]
-    outlines = [ring, label(f"the {OUTLINED} patches with the most support")]
-    return row([row(brightness, 8, middle=True), row(outlines, 8, middle=True)], 28, middle=True)
-
-
-def _bars(prediction: MaskPrediction, number: int) -> Image.Image:
-    """The guesses for one mask with bars, the correct word in green."""
-    step, start = 24, 62
-    image = Image.new("RGB", (LEFT, start + step * len(prediction.guesses)), PAPER)
-    pen = ImageDraw.Draw(image)
-    pen.text((0, 0), f"mask [ {number} ]", font=font(HEADING, bold=True), fill=INK)
-    if prediction.answer:
-        pen.text((0, 28), f"correct word: {prediction.answer}", font=font(SMALL), fill=GREEN)
-    for index, guess in enumerate(prediction.guesses):
-        correct = guess.word == prediction.answer
-        y = start + index * step
-        length = round(120 * guess.probability)
-        pen.text((0, y), guess.word, font=font(SMALL, bold=correct), fill=INK)
-        pen.rectangle((100, y + 2, 100 + max(1, length), y + 15), fill=GREEN if correct else SOFT)
-        percent = f"{100 * guess.probability:.0f} %"
-        pen.text((106 + length, y), percent, font=font(SMALL), fill=INK)
-    return image
-
-
-def _attributions(prediction: MaskPrediction, pictures: Sequence[Image.Image]) -> list[Image.Image]:
+def _draw_attributions(
+    grid: PictureGrid, row: int, prediction: MaskPrediction, pictures: Sequence[Image.Image]
+) -> None:
     """One picture per frame, with its share of the attribution above."""
     relevance = prediction.relevance
     relative = relevance / max(float(relevance.max()), 1e-12)
     strongest = np.argsort(-relevance, axis=None, kind="stable")[:OUTLINED]
     frames, patches = np.unravel_index(strongest, relevance.shape)
-    word = prediction.guesses[0].word
-    return [
-        column(
-            [
-                label(f"for “{word}”: {100 * relevance[frame].sum():.0f} %", SMALL),
-                _overlay(picture, relative[frame], patches[frames == frame].tolist()),
-            ],
-            4,
-        )
-        for frame, picture in enumerate(pictures)
-    ]
+    for frame, picture in enumerate(pictures):
+        image = _overlay(picture, relative[frame], patches[frames == frame].tolist())
+        grid.show(row, frame, image, f"{100 * relevance[frame].sum():.0f} %")
+
+
+def _draw_guesses(axes: Axes, number: int, prediction: MaskPrediction) -> None:
+    """The guesses for one mask as bars, the correct word in green."""
+    axes.text(0, 1, f"mask [ {number} ]", va="top", **text_style(HEADING, bold=True))
+    if prediction.answer:
+        answer = f"correct word: {prediction.answer}"
+        axes.text(0, 0.86, answer, va="top", **text_style(SMALL, GREEN))
+    start, width = 0.36, 0.44
+    plot = axes.inset_axes((start, 0.04, width, 0.67))
+    left_edge = -start / width
+    plot.axis("off")
+    plot.set_xlim(0, 1)
+    plot.set_ylim(max(5, len(prediction.guesses)) - 0.5, -0.5)  # the best first
+    for row, guess in enumerate(prediction.guesses):
+        correct = guess.word == prediction.answer
+        (bar,) = plot.barh(row, guess.probability, 0.6)
+        bar.set_color(rgb(GREEN if correct else SOFT))
+        share = guess.probability
+        plot.text(share + 0.04, row, f"{100 * share:.0f} %", va="center", **text_style(SMALL))
+        plot.text(left_edge, row, guess.word, va="center", **text_style(SMALL, bold=correct))
 
 
 def _section(cloze: Cloze) -> Section:
     """The frames, then one row per mask."""
     frames = len(cloze.clip.pictures)
-    side = max(96, min(190, 900 // frames))
+    most = max(len(prediction.guesses) for prediction in cloze.predictions)
+    side = max(min(190, 900 // frames), 96, 30 * most)  # the bars need 20 pixels each
     pictures = [upscaled(picture, side) for picture in cloze.clip.pictures]
-    shown = [
-        column([label(f"frame {number}"), picture], 4)
-        for number, picture in enumerate(pictures, start=1)
+    legend = [
+        (DARKEST, "least support"),
+        (PAPER, "most support"),
+        (ORANGE, f"outline: the {OUTLINED} patches with the most support"),
     ]
-    rows = [row([Image.new("RGB", (LEFT, 1), PAPER), *shown])]
+    rows = 1 + len(cloze.predictions)
+    grid = PictureGrid(rows, frames, side, left=LEFT, row_gap=36, legend=legend)
+    for frame, picture in enumerate(pictures):
+        grid.show(0, frame, picture, f"frame {frame + 1}")
     answers = []
     for number, prediction in enumerate(cloze.predictions, start=1):
-        rows.append(row([_bars(prediction, number), *_attributions(prediction, pictures)]))
+        _draw_guesses(grid.left[number], number, prediction)
+        _draw_attributions(grid, number, prediction, pictures)
         best = prediction.guesses[0]
         correct = f", hidden was {prediction.answer}" if prediction.answer else ""
         answers.append(f"mask {number}: {best.word} ({100 * best.probability:.0f} %){correct}")
-    return Section(f"“{cloze.sentence}”", column(rows, gap=14), alt="; ".join(answers))
+    return Section(f"“{cloze.sentence}”", grid.image(), alt="; ".join(answers))
 
 
 def cloze_figure(clozes: Sequence[Cloze], source: str) -> Sheet:
     """All clips in one figure; `source` names the model and the files."""
-    legend = Section("", _key(), alt="bright patches support the word most")
     title = "Masked-word prediction: which patches support a word"
-    return Sheet(title, LEAD, [*(_section(cloze) for cloze in clozes), legend], source)
+    return Sheet(title, LEAD, [_section(cloze) for cloze in clozes], source)

@@ -11,13 +11,12 @@ from PIL import Image, ImageDraw
 from allinone.tools.inspection.figure import (
     FRAME_COLOURS,
     PAPER,
+    SMALL,
+    PictureGrid,
     Section,
     Sheet,
     cells,
-    column,
-    label,
-    legend,
-    row,
+    text_style,
     tinted,
 )
 from allinone.tools.inspection.media_inputs import InputClip, upscaled
@@ -66,25 +65,23 @@ def cluster_section(
     """
     side = max(128, min(230, 900 // len(clip.pictures)))
     pictures = [upscaled(picture, side) for picture in clip.pictures]
-    lines = [
-        row(
-            [
-                column([label(f"frame {number}"), picture], 4)
-                for number, picture in enumerate(pictures, start=1)
-            ]
-        )
-    ]
-    for name, labels in models:
-        painted = list(map(_painted, pictures, labels))
-        title = [label(name, bold=True)] if len(models) > 1 else []
-        lines.append(column([*title, row(painted)], 4))
-    entries = [(_colour(cluster), f"cluster {cluster + 1}") for cluster in range(groups)]
-    lines.append(legend(entries, lines[0].width))
+    legend = [(_colour(cluster), f"cluster {cluster + 1}") for cluster in range(groups)]
+    several = len(models) > 1
+    rows = 1 + len(models)
+    row_gap = 36 if several else 12
+    grid = PictureGrid(rows, len(pictures), side, row_gap=row_gap, legend=legend)
+    for frame, picture in enumerate(pictures):
+        grid.show(0, frame, picture, f"frame {frame + 1}")
+    for row, (name, labels) in enumerate(models, start=1):
+        for frame, picture in enumerate(pictures):
+            title = name if several and frame == 0 else ""
+            style = text_style(SMALL, bold=True)
+            grid.show(row, frame, _painted(picture, labels[frame]), title, **style)
     alt = "; ".join(
         f"clusters of {name}, a list per frame in raster order: {labels.tolist()}"
         for name, labels in models
     )
-    return Section(clip.path.name, column(lines, 12), alt=alt)
+    return Section(clip.path.name, grid.image(), alt=alt)
 
 
 def cluster_figure(sections: Sequence[Section], source: str) -> Sheet:

@@ -14,7 +14,7 @@ from allinone.common.atomic_io import publish_dir
 from allinone.common.errors import InputError
 from allinone.data.config import ClipConfig
 from allinone.data.processor import AllInOneProcessor
-from allinone.engine.checkpoint.manager import CheckpointError
+from allinone.engine.checkpoint.layout import CheckpointError
 from allinone.engine.checkpoint.zero_reader import weights_from_shards
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.model.convert import (

@@ -1,16 +1,21 @@
-"""Figures of text and images in one column, as PNG or WebP and as a self-contained HTML page.
+"""Figures for people: grids of frames drawn with matplotlib, and pages of such figures as PNG, WebP
+and self-contained HTML.
 
 Everything is drawn at its final size, so text is readable at 1:1. Colours are RGB.
 """
 
 from __future__ import annotations
 
+import textwrap
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
 
 from allinone.common.atomic_io import write_atomic
 from allinone.common.errors import InputError
@@ -39,91 +44,102 @@ FRAME_COLOURS: tuple[Colour, ...] = (
 TEXT, SMALL, HEADING, TITLE = 15, 13, 17, 24
 """Font sizes, pixels."""
 FORMATS = ("png", "html", "webp")
+_GAP, _TITLE_HEIGHT, _LEGEND_ROW, _SWATCH = 12, 26, 26, 40
+_WIDTH, _MARGIN = 760, 24
+_DPI = 100
 
 
-def _lines(text: str, width: int, face: ImageFont.FreeTypeFont) -> list[str]:
-    lines: list[str] = []
-    for paragraph in text.split("\n"):
-        line = ""
-        for word in paragraph.split(" "):
-            longer = f"{line} {word}" if line else word
-            if line and face.getlength(longer) > width:
-                lines.append(line)
-                line = word
-            else:
-                line = longer
-        lines.append(line)
-    return lines
+def text_style(size: int, colour: Colour = INK, bold: bool = False) -> dict[str, Any]:
+    """Text properties of matplotlib for a font size in pixels."""
+    weight = "bold" if bold else "normal"
+    return {"fontsize": size * 72 / _DPI, "color": rgb(colour), "fontweight": weight}
 
 
-def paragraph(
-    text: str, width: int, size: int = TEXT, colour: Colour = INK, bold: bool = False
-) -> Image.Image:
-    """Text wrapped to `width` pixels."""
-    face = font(size, bold)
-    lines = _lines(text, width, face)
-    step = round(1.35 * size)
-    image = Image.new("RGB", (width, step * len(lines) + 2), PAPER)
-    pen = ImageDraw.Draw(image)
-    for number, line in enumerate(lines):
-        pen.text((0, step * number), line, font=face, fill=colour)
-    return image
+def rgb(colour: Colour) -> tuple[float, float, float]:
+    """A colour as matplotlib reads it."""
+    red, green, blue = colour
+    return red / 255, green / 255, blue / 255
 
 
-def label(text: str, size: int = SMALL, colour: Colour = INK, bold: bool = False) -> Image.Image:
-    """One line of text on an image of its own width."""
-    return paragraph(text, round(font(size, bold).getlength(text)) + 2, size, colour, bold)
+class PictureGrid:
+    """Rows of square pictures with titles, with room for text on the left and a legend below.
 
+    Args:
+        rows: Rows of pictures.
+        columns: Pictures per row.
+        side: Width and height of a picture, pixels.
+        left: Width of the text on the left, pixels.
+        row_gap: Space between two rows, pixels; 36 leaves room for titles.
+        legend: (colour, text) entries below the pictures.
+    """
 
-def row(images: Sequence[Image.Image], gap: int = 12, middle: bool = False) -> Image.Image:
-    """Images side by side, aligned at their tops or middles."""
-    height = max(image.height for image in images)
-    canvas = Image.new(
-        "RGB", (sum(image.width for image in images) + gap * (len(images) - 1), height), PAPER
-    )
-    x = 0
-    for image in images:
-        canvas.paste(image, (x, (height - image.height) // 2 if middle else 0))
-        x += image.width + gap
-    return canvas
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        side: int,
+        *,
+        left: int = 0,
+        row_gap: int = 10,
+        legend: Sequence[tuple[Colour, str]] = (),
+    ) -> None:
+        from matplotlib.figure import Figure
 
+        width = left + columns * side + (columns - 1) * _GAP
+        entry = sum(_SWATCH + 8 * len(text) for _, text in legend) // max(len(legend), 1)
+        per_row = max(1, width // max(entry, 1))
+        below = _LEGEND_ROW * -(-len(legend) // per_row)
+        height = _TITLE_HEIGHT + rows * side + (rows - 1) * row_gap + below
+        self._figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+        top = 1 - _TITLE_HEIGHT / height
+        # exact pixels instead of a layout engine, so that frames are not resampled
+        space = {"bottom": below / height, "top": top, "hspace": row_gap / side}
+        pictures = {"left": left / width, "right": 1, "wspace": _GAP / side}
+        subplots = self._figure.subplots
+        self._pictures = subplots(rows, columns, squeeze=False, gridspec_kw=space | pictures)
+        text = {"left": 0, "right": max(left, 1) / width}
+        self.left = list(subplots(rows, 1, squeeze=False, gridspec_kw=space | text)[:, 0])
+        """The axes for text, one per row; their upper left corner is (0, 1)."""
+        for axes in (*self._pictures.flat, *self.left):
+            axes.axis("off")
+        if legend:
+            self._add_legend(legend, per_row)
 
-def column(images: Sequence[Image.Image], gap: int = 6) -> Image.Image:
-    """Images below each other, aligned at their left edges."""
-    canvas = Image.new(
-        "RGB",
-        (
-            max(image.width for image in images),
-            sum(image.height for image in images) + gap * (len(images) - 1),
-        ),
-        PAPER,
-    )
-    y = 0
-    for image in images:
-        canvas.paste(image, (0, y))
-        y += image.height + gap
-    return canvas
+    def _add_legend(self, entries: Sequence[tuple[Colour, str]], columns: int) -> None:
+        from matplotlib.patches import Patch
 
+        self._figure.legend(
+            handles=[
+                Patch(facecolor=rgb(colour), edgecolor=rgb(SOFT), label=text)
+                for colour, text in entries
+            ],
+            loc="lower left",
+            borderaxespad=0,
+            borderpad=0,
+            frameon=False,
+            ncols=columns,
+            fontsize=SMALL * 72 / _DPI,
+            handlelength=1.2,
+            handleheight=1.2,
+        )
 
-def swatch(colour: Colour, side: int = 16) -> Image.Image:
-    """A filled square for a legend."""
-    image = Image.new("RGB", (side, side + 2), PAPER)
-    ImageDraw.Draw(image).rectangle((0, 2, side - 1, side + 1), fill=colour, outline=SOFT)
-    return image
+    def show(
+        self, row: int, column: int, picture: Image.Image, title: str = "", **style: Any
+    ) -> None:
+        """Draw a picture of `side` x `side` pixels; `style` is that of its title."""
+        axes = self._pictures[row, column]
+        axes.imshow(np.asarray(picture), aspect="auto", interpolation="none")
+        axes.set_title(title, loc="left", pad=4, **(style or text_style(SMALL)))
 
+    def image(self) -> Image.Image:
+        """The grid as one picture."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-def legend(entries: Sequence[tuple[Colour, str]], width: int) -> Image.Image:
-    """Swatches with their meaning, wrapped to `width` pixels."""
-    lines: list[list[Image.Image]] = [[]]
-    used = 0
-    for colour, text in entries:
-        entry = row([swatch(colour), label(text)], gap=6)
-        if lines[-1] and used + entry.width > width:
-            lines.append([])
-            used = 0
-        lines[-1].append(entry)
-        used += entry.width + 20
-    return column([row(line, gap=20) for line in lines])
+        canvas = FigureCanvasAgg(self._figure)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # drawn as a box
+            canvas.draw()
+        return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def tinted(image: Image.Image, colour: Colour, strength: float) -> Image.Image:
@@ -168,33 +184,31 @@ class Sheet:
     sections: Sequence[Section]
     source: str = ""
     """Model and files, in small print at the end."""
-    margin: int = field(default=24)
 
     def image(self) -> Image.Image:
         """The figure as one picture."""
-        width = max(760, *(section.picture.width for section in self.sections))
+        width = max(_WIDTH, *(section.picture.width for section in self.sections))
+        rule = Image.new("RGB", (width, 1), LINE)
         parts = [
-            paragraph(self.title, width, TITLE, bold=True),
-            paragraph(self.lead, width, TEXT, SOFT),
+            _paragraph(self.title, width, TITLE, bold=True),
+            _paragraph(self.lead, width, TEXT, SOFT),
         ]
         for section in self.sections:
-            parts.append(Image.new("RGB", (width, 1), LINE))
+            parts.append(rule)
             if section.heading:
-                parts.append(paragraph(section.heading, width, HEADING, bold=True))
+                parts.append(_paragraph(section.heading, width, HEADING, bold=True))
             parts.append(section.picture)
             if section.note:
-                parts.append(paragraph(section.note, width, SMALL, SOFT))
+                parts.append(_paragraph(section.note, width, SMALL, SOFT))
         if self.source:
-            parts += [
-                Image.new("RGB", (width, 1), LINE),
-                paragraph(self.source, width, SMALL, SOFT),
-            ]
-        body = column(parts, gap=12)
-        canvas = Image.new(
-            "RGB", (body.width + 2 * self.margin, body.height + 2 * self.margin), PAPER
-        )
-        canvas.paste(body, (self.margin, self.margin))
-        return canvas
+            parts += [rule, _paragraph(self.source, width, SMALL, SOFT)]
+        height = sum(part.height for part in parts) + _GAP * (len(parts) - 1)
+        canvas = Image.new("RGB", (width, height), PAPER)
+        y = 0
+        for part in parts:
+            canvas.paste(part, (0, y))
+            y += part.height + _GAP
+        return ImageOps.expand(canvas, _MARGIN, PAPER)
 
     def page(self) -> str:
         """The figure as an HTML page that contains its pictures."""
@@ -234,6 +248,24 @@ class Sheet:
                 raise InputError(f"--out {target} cannot be written: {error}") from error
             written.append(target)
         return written
+
+
+def _paragraph(
+    text: str, width: int, size: int, colour: Colour = INK, bold: bool = False
+) -> Image.Image:
+    """Text wrapped to `width` pixels."""
+    face = font(size, bold)
+    characters = max(1, len(text))
+    lines = [text]
+    while characters > 1 and any(face.getlength(line) > width for line in lines):
+        characters -= 1
+        lines = textwrap.wrap(text, characters)
+    step = round(1.35 * size)
+    image = Image.new("RGB", (width, step * len(lines) + 2), PAPER)
+    pen = ImageDraw.Draw(image)
+    for number, line in enumerate(lines):
+        pen.text((0, step * number), line, font=face, fill=colour)
+    return image
 
 
 def _encoded(image: Image.Image, kind: str) -> bytes:

@@ -45,7 +45,7 @@ class ClipReader:
     """Reads a video or image file as evaluation does: middle frames of T segments, centre crop."""
 
     def __init__(self, config: AllInOneConfig, data: DataConfig) -> None:
-        from allinone.data.loading.dali_pipeline import DaliPipeline
+        from allinone.data.loading.augmentation import augmentation_for
 
         self._clip = ClipConfig(
             num_frames=config.num_frames,
@@ -53,7 +53,7 @@ class ClipReader:
             max_text_len=config.max_text_len,
         )
         self._data = data
-        self._augment = DaliPipeline(self._clip, data, torch.device("cpu"), 1)
+        self._augment = augmentation_for(self._clip, data, torch.device("cpu"), 1)
 
     def __call__(self, path: Path, option: str = "--video") -> InputClip:
         """Read one file; InputError, with the name of `option`, if it cannot be decoded."""

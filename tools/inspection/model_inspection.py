@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from allinone.common.formatting import count
-from allinone.engine.checkpoint import manager
-from allinone.engine.checkpoint.manager import CheckpointError
+from allinone.engine.checkpoint.layout import CheckpointError, step_of
+from allinone.engine.checkpoint.manifest import find_damage, newest_complete
 from allinone.model.convert import LoadReport, grouped, reference_name, rename_reference
 from allinone.model.flops import part_of
 from allinone.model.weights_file import read_weights
@@ -57,18 +57,18 @@ def find_checkpoint(path: Path, without: str = "") -> Path | None:
         CheckpointError: The checkpoint is damaged, or the run has no complete one.
     """
     if (path / "checkpoints").is_dir():
-        folder, notes = manager.newest_complete(path)
+        folder, notes = newest_complete(path)
         if folder is None:
             missing = f"{path} has no complete checkpoint; train first, or give another run"
             raise CheckpointError("; ".join([*notes, missing]))
         return folder
-    if not (path / "manifest.json").is_file() and manager.step_of(path) < 0:
+    if not (path / "manifest.json").is_file() and step_of(path) < 0:
         return None
     if not path.is_dir():
         raise CheckpointError(
             f"{path} does not exist; give a checkpoint (runs/NAME/checkpoints/step-…) or its run"
         )
-    problem = manager.find_damage(path, without)
+    problem = find_damage(path, without)
     if problem:
         raise CheckpointError(f"checkpoint {path} {problem}; use an earlier one, or copy it again")
     return path

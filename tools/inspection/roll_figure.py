@@ -10,16 +10,14 @@ from allinone.model import AllInOneConfig
 from allinone.tools.inspection.figure import (
     FRAME_COLOURS,
     HEADING,
-    PAPER,
+    TEXT,
     Colour,
+    PictureGrid,
     Section,
     Sheet,
     cells,
-    column,
-    legend,
     outline,
-    paragraph,
-    row,
+    text_style,
     tinted,
 )
 from allinone.tools.inspection.media_inputs import InputClip, upscaled
@@ -78,8 +76,8 @@ def frame_colour(frame: int) -> Colour:
     return FRAME_COLOURS[frame % len(FRAME_COLOURS)]
 
 
-def _row_title(config: AllInOneConfig, frames: int, rolls: int, moved: int) -> Image.Image:
-    """The blocks that see the clip after `rolls` rolls, and the number of patches that moved."""
+def _row_title(config: AllInOneConfig, frames: int, rolls: int, moved: int) -> tuple[str, str]:
+    """The blocks that see the clip after `rolls` rolls, and how many patches moved."""
     blocks = [
         str(block)
         for block in range(1, config.num_hidden_layers + 1)
@@ -91,7 +89,7 @@ def _row_title(config: AllInOneConfig, frames: int, rolls: int, moved: int) -> I
         note = f"{moved} of {config.num_patches} patches\nin each frame came\nfrom another frame"
     else:
         note = "every patch is\nin its own frame"
-    return column([paragraph(title, LEFT, HEADING, bold=True), paragraph(note, LEFT)], 6)
+    return title, note
 
 
 def roll_section(config: AllInOneConfig, clip: InputClip) -> Section:
@@ -99,20 +97,22 @@ def roll_section(config: AllInOneConfig, clip: InputClip) -> Section:
     frames = len(clip.pictures)
     side = max(112, min(230, 900 // frames))
     pictures = [upscaled(picture, side) for picture in clip.pictures]
-    titles = [
-        paragraph(f"frame {frame + 1}", side, HEADING, frame_colour(frame), bold=True)
-        for frame in range(frames)
-    ]
-    rows = [row([Image.new("RGB", (LEFT, 1), PAPER), *titles])]
-    for rolls in rolls_shown(config, frames):
+    legend = [(frame_colour(frame), f"came from frame {frame + 1}") for frame in range(frames)]
+    numbers = rolls_shown(config, frames)
+    grid = PictureGrid(len(numbers), frames, side, left=LEFT, legend=legend)
+    for row, rolls in enumerate(numbers):
         moved = int((slot_origins(config, frames, rolls)[0][0] != 0).sum())
-        drawn = [frame_after_rolls(pictures, frame, config, rolls) for frame in range(frames)]
-        rows.append(row([_row_title(config, frames, rolls, moved), *drawn]))
-    body = column(rows, gap=10)
-    entries = [(frame_colour(frame), f"came from frame {frame + 1}") for frame in range(frames)]
+        title, note = _row_title(config, frames, rolls, moved)
+        grid.left[row].text(0, 1, title, va="top", **text_style(HEADING, bold=True))
+        grid.left[row].text(0, 0.87, note, va="top", linespacing=1.35, **text_style(TEXT))
+        for frame in range(frames):
+            image = frame_after_rolls(pictures, frame, config, rolls)
+            name = "" if row else f"frame {frame + 1}"
+            style = text_style(HEADING, frame_colour(frame), bold=True)
+            grid.show(row, frame, image, name, **style)
     return Section(
         "",
-        column([body, legend(entries, body.width)], gap=12),
+        grid.image(),
         note=describe_roll(config, frames),
         alt="a grid of frames with exchanged patches",
     )

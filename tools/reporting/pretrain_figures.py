@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from allinone.common.atomic_io import atomic_path
 from allinone.common.html import BORDER, CORRECT, GRID, INK
-from allinone.tools.reporting.objective_titles import objective_title
+from allinone.pretrain.registry import objective_of, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,16 +77,17 @@ def plot_losses(history: History, target: Path) -> None:
     columns = max(len(objectives), 1)
     figure = Figure(figsize=(4.2 * columns, 3.1), layout="constrained")
     for axes, name in zip(figure.subplots(1, columns, squeeze=False)[0], objectives, strict=False):
-        axes.set_title(objective_title(name), fontsize=11, color=INK)
+        axes.set_title(title_of(name), fontsize=11, color=INK)
         axes.plot(*_series(history, f"{name}_loss"), color=_LOSS_COLOUR, linewidth=1.6)
         axes.set_xlabel("step")
         axes.set_ylabel("training loss", color=_LOSS_COLOUR)
         axes.set_ylim(bottom=0)
         axes.grid(color=GRID)
         axes.spines[["top"]].set_visible(False)
-        accuracies = [m for m in metrics if m.startswith(f"{name}_") and m.endswith("_accuracy")]
-        if accuracies:
-            _plot_accuracy(axes, *_series(history, accuracies[0]))
+        objective = objective_of(name)
+        accuracy = objective.accuracy_metric if objective else None
+        if accuracy in metrics:
+            _plot_accuracy(axes, *_series(history, accuracy))
     _save(figure, target, dpi=110)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from allinone.common.errors import ConfigError
 from allinone.engine import ds_config
 from allinone.engine.checkpoint import reshard
-from allinone.engine.checkpoint.manager import CheckpointError
+from allinone.engine.checkpoint.layout import CheckpointError
 from allinone.engine.checkpoint.zero_reader import SavedState
 from allinone.engine.config import TrainConfig
 from allinone.engine.distributed.topology import Division, Layout
