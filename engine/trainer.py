@@ -44,10 +44,10 @@ from allinone.engine.distributed.signals import RunInterrupted, SignalSync, Stop
 from allinone.engine.distributed.watchdog import Watchdog
 from allinone.engine.monitoring.accumulator import MetricAccumulator
 from allinone.engine.monitoring.history import RecordBuilder, memory_bytes
-from allinone.engine.monitoring.peak_flops import peak_rate
 from allinone.engine.monitoring.stopwatch import Stopwatch
 from allinone.engine.objective import Objective, seed_of
 from allinone.engine.planning.estimate import Activations
+from allinone.engine.planning.peak_flops import peak_rate
 from allinone.engine.run_spec import Data, Evaluate, Pictures, RunSpec
 from allinone.engine.state import TrainState
 from allinone.engine.training_engine import TrainingEngine

@@ -128,7 +128,7 @@ def evaluate_and_report(out: Path, timer: PhaseTimer) -> None:
     from allinone.data.config import DatasetSpec
     from allinone.engine import newest_weights
     from allinone.model import parameters_by_part
-    from allinone.pretrain.evaluation import evaluate, retrieval_table
+    from allinone.pretrain.evaluation import evaluate
     from allinone.pretrain.recipes import demo
     from allinone.tools.inspection.checkpoints import load_checkpoint
     from allinone.tools.reporting.pretrain_examples import masked_words, retrieval_examples
@@ -153,7 +153,7 @@ def evaluate_and_report(out: Path, timer: PhaseTimer) -> None:
     parameters = parameters_by_part(model)
     phases = ("prepare", "train", "evaluate")
     results: dict[str, Any] = {
-        **{split: retrieval_table(value) for split, value in embedded.items()},
+        **{split: value.retrieval_table() for split, value in embedded.items()},
         "mlm_accuracy": embedded["val"].mlm_accuracy,
         "vtm_accuracy": embedded["val"].vtm_accuracy,
         "items": {split: len(value.items) for split, value in embedded.items()},

@@ -10,7 +10,7 @@ from allinone.model.activations import pass_shape, working_bytes
 from allinone.pretrain.config import PretrainConfig
 from allinone.pretrain.objectives.base import ClipSize, MicroBatchSize
 from allinone.pretrain.objectives.config import ObjectiveConfig
-from allinone.pretrain.registry import active_objectives
+from allinone.pretrain.objectives.registry import active_objectives
 
 MASK_PROB = 0.15
 """Share of the word pieces that MLM masks by default (DataConfig.mask_prob)."""

@@ -21,7 +21,7 @@ from allinone.engine.distributed import topology
 from allinone.engine.distributed.watchdog import keepalive
 from allinone.model import AllInOneForPreTraining
 from allinone.pretrain.objectives.base import Objective
-from allinone.pretrain.registry import OBJECTIVES
+from allinone.pretrain.objectives.registry import OBJECTIVES
 
 
 @dataclass
@@ -55,6 +55,15 @@ class EvaluationOutput:
     def similarity(self) -> Tensor:
         """Cosine similarity, float32 [N texts, N clips]."""
         return self.embedded["text"] @ self.embedded["video"].T
+
+    def retrieval_table(self) -> dict[str, dict[str, float]]:
+        """R@1/5/10 in percent and median rank, both directions, and the expectation at chance."""
+        similarity = self.similarity()
+        return {
+            "text_to_video": retrieval_metrics(similarity),
+            "video_to_text": retrieval_metrics(similarity.T),
+            "chance": chance_metrics(len(self.items)),
+        }
 
 
 @torch.inference_mode()
@@ -181,13 +190,3 @@ def _collect(shares: list[dict[str, Any]]) -> EvaluationOutput:
         correct=correct,
         embedded=embedded,
     )
-
-
-def retrieval_table(embeddings: EvaluationOutput) -> dict[str, dict[str, float]]:
-    """R@1/5/10 in percent and median rank, both directions, and the expectation at chance."""
-    similarity = embeddings.similarity()
-    return {
-        "text_to_video": retrieval_metrics(similarity),
-        "video_to_text": retrieval_metrics(similarity.T),
-        "chance": chance_metrics(len(embeddings.items)),
-    }

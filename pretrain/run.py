@@ -24,7 +24,7 @@ from allinone.pretrain.config import PretrainConfig
 from allinone.pretrain.cost import run_activations, training_flops_per_sample
 from allinone.pretrain.evaluation import evaluate
 from allinone.pretrain.objectives.combined import PretrainObjective
-from allinone.pretrain.registry import active_objectives
+from allinone.pretrain.objectives.registry import active_objectives
 
 log = logging.getLogger(__name__)
 

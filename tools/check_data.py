@@ -88,7 +88,7 @@ def _show(options: CheckOptions) -> list[str]:
     import numpy as np
 
     from allinone.data.config import DataConfig
-    from allinone.data.loading.index import dataset_facts
+    from allinone.data.index import dataset_facts
     from allinone.data.prepare.verify import choose_split, distributions
     from allinone.tools.inspection.pictures import contact_sheet, plot_distributions
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from allinone.data.config import DataConfig
-from allinone.data.loading.index import window
+from allinone.data.index import window
 from allinone.data.loading.sampling import (
     SampleChoices,
     nearest_keyframes,

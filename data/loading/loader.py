@@ -20,12 +20,12 @@ from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
 from allinone.data.decoding.codecs import dali_reads
 from allinone.data.decoding.frames import Timeline, decode_frames
 from allinone.data.decoding.segment import ByteRange, VideoSegment, load_segment
+from allinone.data.index import Index
 from allinone.data.loading.augmentation import eval_augmentations, training_augmentations
 from allinone.data.loading.bad_clips import BadClipLog
 from allinone.data.loading.batch import Batch
 from allinone.data.loading.batch_maker import EvalBatchMaker
 from allinone.data.loading.clip_input import ClipWindow, choose_frames
-from allinone.data.loading.index import Index
 from allinone.data.loading.mixture import Order
 from allinone.data.loading.open_files import OpenFile, OpenFiles
 from allinone.data.loading.prefetch import Endless, prefetch

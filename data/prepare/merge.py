@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from allinone.common.atomic_io import atomic_path, remove_leftovers, write_atomic
 from allinone.common.errors import DataError
-from allinone.data.loading.index import (
+from allinone.data.index import (
     CLIPS_PER_BATCH,
     LAYOUT,
     LOADER_SCHEMA,

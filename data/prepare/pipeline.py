@@ -19,7 +19,7 @@ from allinone.common.atomic_io import TEMPORARY, write_atomic
 from allinone.common.errors import FULL, DataError
 from allinone.common.formatting import size
 from allinone.common.processes import refuse_to_start_again
-from allinone.data.loading.index import dataset_facts
+from allinone.data.index import dataset_facts
 from allinone.data.prepare.existing import RETRY
 from allinone.data.prepare.listing import SourceListing
 from allinone.data.prepare.merge import DatasetCounts, merge_fragments, write_facts

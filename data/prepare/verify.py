@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from allinone.common.atomic_io import content_hash
 from allinone.common.errors import DataError
-from allinone.data.loading.index import (
+from allinone.data.index import (
     CLIPS_PER_BATCH,
     VIDEO_SCHEMA,
     VIDEOS_PER_BATCH,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from allinone.common.atomic_io import TEMPORARY, atomic_path, content_hash
-from allinone.data.loading.index import Clip, Video
+from allinone.data.index import Clip, Video
 from allinone.data.prepare.merge import write_fragment
 from allinone.data.prepare.options import PrepareOptions
 from allinone.data.prepare.worker import ClipTask, ProbedFile

@@ -21,8 +21,8 @@ from allinone.engine import ds_config
 from allinone.engine.config import TrainConfig
 from allinone.engine.deepspeed_adapter import count_collective_bytes
 from allinone.engine.distributed.topology import Layout
-from allinone.engine.monitoring.peak_flops import peak_rate
 from allinone.engine.planning.memory import Groups, Zero, state_memory, traffic
+from allinone.engine.planning.peak_flops import peak_rate
 
 ASSUMED_MFU = {"cuda": 0.4, "cpu": 0.35}
 """Assumed share of the peak rate: a GPU's data-sheet rate, or a CPU's measured matrix product."""

@@ -4,7 +4,7 @@ How to add an objective:
 
 1. Write a subclass of `Objective` (base.py) in a module of this folder. It states its name, title
    and heads, and computes its loss, its evaluation metrics, its FLOPs and its activation bytes.
-2. Add an instance to `OBJECTIVES` in pretrain/registry.py. The order is the order of computation.
+2. Add an instance to `OBJECTIVES` (registry.py). The order is the order of computation.
 3. Add a field with the objective's name to `ObjectiveConfig` (config.py): its weight, which is also
    the command-line option.
 

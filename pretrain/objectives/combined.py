@@ -9,7 +9,7 @@ from allinone.engine.objective import Losses
 from allinone.model import AllInOneForPreTraining
 from allinone.pretrain.objectives.config import ObjectiveConfig
 from allinone.pretrain.objectives.micro_batch import MicroBatch
-from allinone.pretrain.registry import active_objectives
+from allinone.pretrain.objectives.registry import active_objectives
 
 
 class PretrainObjective:

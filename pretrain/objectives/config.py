@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from allinone.pretrain.registry import OBJECTIVES
+from allinone.pretrain.objectives.registry import OBJECTIVES
 
 
 @dataclass(frozen=True)

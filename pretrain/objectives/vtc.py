@@ -64,9 +64,7 @@ class VideoTextContrast(Objective):
 
     def evaluation_metrics(self, output: EvaluationOutput) -> dict[str, float]:
         """R@K in percent and median rank, both directions."""
-        from allinone.pretrain.evaluation import retrieval_table
-
-        table = retrieval_table(output)
+        table = output.retrieval_table()
         return {
             f"{way}_{metric}": value
             for way in ("text_to_video", "video_to_text")

@@ -44,9 +44,9 @@ from allinone.common.command_line import parse, run_command
 from allinone.common.errors import InputError
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
 from allinone.data.decoding.codecs import nal_headers
+from allinone.data.index import Index
 from allinone.data.loading.augmentation import augmentation_for
 from allinone.data.loading.clip_input import ClipWindow, choose_frames
-from allinone.data.loading.index import Index
 from allinone.data.loading.loader import ClipSource, collate_clips
 from allinone.data.loading.mixture import Order, SamplePosition
 from allinone.data.loading.prefetch import augment

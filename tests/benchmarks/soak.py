@@ -45,7 +45,7 @@ from allinone.common.formatting import duration
 from allinone.common.paths import ROOT
 from allinone.data import TrainStream
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
-from allinone.data.loading.index import VIDEO_SCHEMA, VIDEOS_PER_BATCH, Index, write_mapped
+from allinone.data.index import VIDEO_SCHEMA, VIDEOS_PER_BATCH, Index, write_mapped
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from tests.data import media
 from tests.memory import rollup

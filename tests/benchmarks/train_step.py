@@ -32,7 +32,7 @@ from allinone.common.formatting import count
 from allinone.data.loading.batch import Batch
 from allinone.engine import Trainer
 from allinone.engine.config import TrainConfig
-from allinone.engine.monitoring.peak_flops import measured_matmul_rate, peak_rate
+from allinone.engine.planning.peak_flops import measured_matmul_rate, peak_rate
 from allinone.model import AllInOneConfig, AllInOneForPreTraining, flops
 from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from allinone.data.loading.index import Index
+from allinone.data.index import Index
 from tests.cluster.cluster import ROOT, Cluster, Job, wait_for
 from tests.data.helpers import small_demo
 

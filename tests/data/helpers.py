@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from allinone.common.paths import ROOT
-from allinone.data.loading.index import Index
+from allinone.data.index import Index
 from allinone.data.prepare.pipeline import PrepareOptions, PrepareSummary, prepare
 from tests.data.media import write_image, write_video
 

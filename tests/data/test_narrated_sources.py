@@ -13,7 +13,7 @@ import torch
 from allinone.common.errors import DataError
 from allinone.data import EvalSet, TrainStream
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
-from allinone.data.loading.index import Index, window
+from allinone.data.index import Index, window
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from allinone.data.prepare.worker import frames_between
 from allinone.data.sources import detect

@@ -12,8 +12,8 @@ import pytest
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.pretrain.cost import activations, training_cost
 from allinone.pretrain.objectives.config import ObjectiveConfig
+from allinone.pretrain.objectives.registry import OBJECTIVES, active_objectives, title_of
 from allinone.pretrain.recipes import RECIPES
-from allinone.pretrain.registry import OBJECTIVES, active_objectives, title_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +51,12 @@ def test_mask_prob_reaches_the_planner() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["allinone.pretrain.registry", "allinone.pretrain.train", "allinone.pretrain.recipes"]
+    "module",
+    [
+        "allinone.pretrain.objectives.registry",
+        "allinone.pretrain.train",
+        "allinone.pretrain.recipes",
+    ],
 )
 def test_options_and_registry_import_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

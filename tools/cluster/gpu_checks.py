@@ -65,7 +65,7 @@ def check_gpus(result: NodeResult, options: NodeCheckOptions) -> None:
 
 def check_cpu(result: NodeResult, options: NodeCheckOptions) -> None:
     """Measure the rate of a matrix product on the CPU, in place of a GPU."""
-    from allinone.engine.monitoring.peak_flops import measured_matmul_rate
+    from allinone.engine.planning.peak_flops import measured_matmul_rate
 
     result.facts["matmul"] = measured_matmul_rate(seconds=0.5, order=512)
 

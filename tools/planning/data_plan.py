@@ -9,7 +9,7 @@ from dataclasses import asdict
 from allinone.common.errors import InputError
 from allinone.common.formatting import size
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
-from allinone.data.loading.throughput import (
+from allinone.data.throughput import (
     ClipCost,
     Throughput,
     estimate,

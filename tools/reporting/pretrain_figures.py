@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from allinone.common.atomic_io import atomic_path
 from allinone.common.html import BORDER, CORRECT, GRID, INK
-from allinone.pretrain.registry import objective_of, title_of
+from allinone.pretrain.objectives.registry import objective_of, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

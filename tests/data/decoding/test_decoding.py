@@ -24,10 +24,10 @@ from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
 from allinone.data.decoding.codecs import CPU_CODECS, GPU_CODECS, dali_reads
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
 from allinone.data.decoding.gop_trim import trim
+from allinone.data.index import Index
 from allinone.data.loading import dali_pipeline
 from allinone.data.loading.batch import Batch
 from allinone.data.loading.dali_pipeline import build_pipeline
-from allinone.data.loading.index import Index
 from allinone.data.loading.sampling import sample_eval
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from tests.data import media

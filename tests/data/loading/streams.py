@@ -8,7 +8,7 @@ import torch
 
 from allinone.data import TrainStream
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
-from allinone.data.loading.index import Index
+from allinone.data.index import Index
 
 CPU = torch.device("cpu")
 CLIP = ClipConfig(num_frames=3, image_size=32, max_text_len=12)

@@ -15,10 +15,10 @@ import pytest
 from allinone.common.errors import DataError
 from allinone.data import EvalSet, TrainStream
 from allinone.data.config import DataConfig, DatasetSpec
+from allinone.data.index import Index
 from allinone.data.loading import open_files
 from allinone.data.loading.bad_clips import BadClipLog, BadClipShareError
 from allinone.data.loading.batch import BadClip
-from allinone.data.loading.index import Index
 from tests.data.helpers import prepare_small_demo
 from tests.data.loading.streams import CLIP, CPU, assert_same, keys, stream, take
 

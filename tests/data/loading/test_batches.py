@@ -14,7 +14,7 @@ from PIL import Image
 from allinone.data import EvalSet
 from allinone.data.config import DataConfig, DatasetSpec
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
-from allinone.data.loading.index import Index
+from allinone.data.index import Index
 from allinone.data.loading.sampling import sample_eval
 from tests.data.helpers import DEMO, prepare_small_demo
 from tests.data.loading.streams import CLIP, CPU, assert_same, keys, stream, take

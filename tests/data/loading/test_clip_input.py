@@ -12,10 +12,10 @@ from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
 from allinone.data.decoding.codecs import image_extension
 from allinone.data.loading.clip_input import ClipWindow, choose_frames
 from allinone.data.loading.sampling import generator, middle_frames
-from allinone.data.loading.throughput import _read_clips
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from allinone.data.prepare.probe import Limits
 from allinone.data.processor import read_as_evaluation
+from allinone.data.throughput import _read_clips
 from tests.data import media
 
 WINDOW = ClipWindow(100, 12, 64, 48, keyframes=[0, 96, 101, 105, 109, 113])

@@ -13,7 +13,7 @@ import pytest
 
 from allinone.common.errors import DataError
 from allinone.common.paths import ROOT
-from allinone.data.loading.index import Index
+from allinone.data.index import Index
 from allinone.data.prepare.pipeline import PrepareOptions, _claim_folder, prepare
 from tests.cluster.cluster import wait_for
 from tests.data.helpers import contents, howto, small_demo

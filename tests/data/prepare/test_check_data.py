@@ -15,7 +15,7 @@ from PIL import Image
 
 from allinone.data import TrainStream
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
-from allinone.data.loading.index import SCHEMA, VIDEO_SCHEMA, Index
+from allinone.data.index import SCHEMA, VIDEO_SCHEMA, Index
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from allinone.data.prepare.verify import distributions
 from allinone.tools import check_data

@@ -13,7 +13,7 @@ from PIL import Image
 
 from allinone.common.errors import DataError
 from allinone.data.decoding.frames import decode_frames
-from allinone.data.loading.index import Index
+from allinone.data.index import Index
 from allinone.data.prepare.encode import Encoding
 from allinone.data.prepare.pipeline import PrepareOptions, PrepareSummary, prepare
 from tests.data.media import (

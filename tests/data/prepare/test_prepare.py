@@ -17,7 +17,7 @@ import webdataset
 
 from allinone.common.errors import DataError
 from allinone.common.paths import ROOT
-from allinone.data.loading.index import Index
+from allinone.data.index import Index
 from allinone.data.prepare.pipeline import PrepareOptions, PrepareSummary, prepare
 from tests.data.helpers import DEMO, prepare_small_demo
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from allinone.common.errors import DataError
-from allinone.data.loading.index import Index
+from allinone.data.index import Index
 from allinone.data.prepare import shards
 from allinone.data.prepare.pipeline import PrepareOptions, PrepareSummary, prepare
 from tests.data.helpers import contents, small_demo

@@ -10,15 +10,15 @@ import pytest
 
 from allinone.common.errors import DataError
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
-from allinone.data.loading.index import Index
-from allinone.data.loading.throughput import (
+from allinone.data.index import Index
+from allinone.data.prepare.pipeline import PrepareOptions, prepare
+from allinone.data.throughput import (
     ClipCost,
     estimate,
     measure,
     measure_reencoded,
     suggest_reencode,
 )
-from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from allinone.tools.plan import main as plan_main
 from tests.data import media
 
