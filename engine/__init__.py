@@ -9,7 +9,7 @@ __all__ = ["RunResult", "Trainer", "newest_weights"]
 _HOME = {
     "Trainer": "allinone.engine.trainer",
     "RunResult": "allinone.engine.trainer",
-    "newest_weights": "allinone.engine.checkpoint.manager",
+    "newest_weights": "allinone.engine.checkpoint.weights",
 }
 
 

@@ -312,6 +312,8 @@ def in_terminal(run: Path, columns: int, rows: int, term: str) -> tuple[int, str
     """Run watch.py in a terminal for a while, press Ctrl-C: (exit code, output)."""
     pid, terminal = pty.fork()
     if pid == 0:
+        # a shell ignores SIGINT for what it starts in the background, and children inherit that
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         environment = {**os.environ, "TERM": term}
         for name in ("COLUMNS", "LINES"):
             environment.pop(name, None)

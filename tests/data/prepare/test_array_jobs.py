@@ -130,7 +130,7 @@ def test_an_array_task_that_makes_progress_is_requeued(tmp_path: Path, makes: bo
     log = tmp_path / "scontrol.log"
     assert (log.read_text() if log.exists() else "") == ("requeue 78\n" if makes else "")
     assert (
-        "nothing was finished within the time limit" in (tmp_path / "said").read_text()
+        "no shard was finished within the time limit" in (tmp_path / "said").read_text()
     ) != makes
 
 
