@@ -58,6 +58,7 @@ class ForkServer:
 
         Its process forwards signals to the rank and ends with the rank's exit code.
         """
+        assert self._process.poll() is None, f"the fork server has ended: {self._log.read_text()}"
         return [sys.executable, "-I", "-S", str(PROGRAM), "run", str(self._socket), *words]
 
     def close(self) -> None:
