@@ -208,8 +208,8 @@ def dataset_facts(folder: Path) -> dict[str, Any]:
     path = folder / "dataset.json"
     if not path.is_file():
         raise DataError(
-            f"{folder} is not a finished prepared data set (no dataset.json); run: python"
-            f" tools/prepare.py SOURCE --out {folder}"
+            f"{folder} is not a finished prepared data set (no dataset.json). Check --data and"
+            f" --val, or run: python tools/prepare.py SOURCE --out {folder}"
         )
     facts: dict[str, Any] = json.loads(path.read_text())
     if facts.get("layout") != LAYOUT:

@@ -112,8 +112,8 @@ class AllInOneProcessor:
             pairs = max(len(pixels), len(ids))
             if len(pixels) not in (1, pairs) or len(ids) not in (1, pairs):
                 raise ValueError(
-                    f"{len(pixels)} videos and {len(ids)} texts: give one of either, or equally"
-                    " many"
+                    f"{len(pixels)} videos and {len(ids)} texts: give one video, one text,"
+                    " or equally many of both"
                 )
             pixels, ids, mask = (x.expand(pairs, *x.shape[1:]) for x in (pixels, ids, mask))
         inputs = {"pixels": pixels, "text_ids": ids, "text_mask": mask}

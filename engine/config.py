@@ -23,9 +23,9 @@ class TrainConfig:
     """
 
     steps: int = 400_000
-    """Optimizer steps of the run; the paper's number."""
+    """Optimizer steps of the run; 400,000 in the paper."""
     global_batch: int = 2048
-    """Clips per optimizer step, over all ranks; the paper's number."""
+    """Clips per optimizer step, over all ranks; 2,048 in the paper."""
     micro_batch: int = 16
     """Clips per rank and forward pass, limited by GPU memory. Gradients are accumulated over
     global batch / (micro-batch x data ranks) micro-batches."""
@@ -34,7 +34,7 @@ class TrainConfig:
     number of data ranks is ranks / this. For models that do not fit otherwise: it costs two
     all-reduces of activations per layer and direction, so keep a group within one node."""
     lr: float = 1e-4
-    """Peak learning rate; the paper's value."""
+    """Peak learning rate; 1e-4 in the paper's pre-training."""
     weight_decay: float = 0.01
     """Decoupled weight decay of matrices and embedding tables (see engine/optim/adamw.py)."""
     beta1: float = 0.9

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-r"""MSR-VTT retrieval in four protocols: one caption per test video.
+r"""MSR-VTT retrieval in five protocols.
 
 Text to video and video to text. --variant 9k, 7k, full or 1k-b; 7k-clipbert reads ClipBERT's files
 of the 7k protocol.

@@ -201,7 +201,7 @@ record_start() {
   fruitless=$(awk -F'\t' -v job="$SLURM_JOB_ID" -v step="$step" -v evaluated="$evaluated" \
     '$2 == job && $5 == step && $6 == evaluated' "$list" | wc -l)
   ((fruitless < max)) || fail "$1" \
-    "$fruitless starts of job $SLURM_JOB_ID brought no checkpoint newer than step $step and \
+    "$fruitless starts of job $SLURM_JOB_ID produced no checkpoint after step $step and \
 nothing evaluated, so it is not started again. See $OUT/slurm/start-*, fix the cause and submit the same \
 command again; MAX_STARTS (now $max) allows more starts"
   number=$(wc -l <"$list")

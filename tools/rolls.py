@@ -4,10 +4,9 @@
     python tools/rolls.py --checkpoint runs/demo/train --video clip.mp4 --out roll
     python tools/rolls.py --size base --video clip.mp4
 
-Writes roll.png and roll.html. Every slot of a frame is drawn with the patch that it holds, tinted
-by the frame that the patch came from, at the position of its own patch before the first roll. The
-patches are tracked by the model's own roll (slot_origins in tools/inspection/patch_attribution.py);
-weights do not matter, so --size works without a checkpoint.
+Writes roll.png and roll.html. Patches are coloured by the frame that they came from and drawn in
+the slot that they move to. They are tracked by the model's own roll (slot_origins in
+tools/inspection/patch_attribution.py); weights do not matter, so --size works without a checkpoint.
 """
 
 from __future__ import annotations

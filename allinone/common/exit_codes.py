@@ -23,7 +23,8 @@ class ExitCode(IntEnum):
 _MEANINGS = {
     ExitCode.OK: "finished",
     ExitCode.FAILURE: (
-        "unexpected error, or another rank left; the batch scripts check the nodes and start again"
+        "unexpected error, or another rank exited; the batch scripts check the nodes and start"
+        " again"
     ),
     ExitCode.USAGE: "wrong options or unusable data; starting again does not help",
     ExitCode.DISK_FULL: "a checkpoint could not be written",

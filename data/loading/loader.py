@@ -113,7 +113,7 @@ class ClipSource:
             if error.errno not in LASTING:
                 raise
             path = self.index.folder / row["shard"]
-            remedy = "restore it, or run again what prepared it"
+            remedy = "restore it, or rerun the `allinone prepare` command that wrote it"
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 remedy = "raise the limit (ulimit -n)"
             raise LostDataError(f"shard {path} cannot be opened ({error}); {remedy}") from error
@@ -123,7 +123,7 @@ class ClipSource:
         if len(content) != row["size"]:
             raise DataError(
                 f"shard {self.index.folder / row['shard']} is shorter than its index says; delete"
-                " it, and run again what prepared it"
+                " it, and rerun the `allinone prepare` command that wrote it"
             )
         return content
 

@@ -109,12 +109,12 @@ class PrepareOptions:
     gop: int | None = None
     """Frames from keyframe to keyframe of re-encoded videos; None: 25."""
     part: Annotated[tuple[int, int] | None, _PART] = None
-    """Make only the i-th of n shares of the shards, i from 1, and no index."""
+    """Prepare only part i of n, i from 1, and no index."""
     merge: bool = False
     """Make only the index, when all parts are done, or to replace a damaged one."""
     retry: Annotated[tuple[str, ...], _REASONS] = ()
-    """Make those shards again that hold files which are bad for one of these reasons; files that
-    are still missing are not tried. Reasons: missing, timeout, killed, decoder_crashed, unreadable,
+    """Rebuild shards with files that failed for one of these reasons; files that are still missing
+    are skipped. Reasons: missing, timeout, killed, decoder_crashed, unreadable,
     undecodable, truncated, corrupt, empty_file, not_a_video, not_an_image, no_video_track,
     too_few_frames."""
 

@@ -74,11 +74,11 @@ class TaskSource:
         return source
 
     def train_sample(self, row: int, random: np.random.Generator) -> Sample:
-        """Make a training sample; raises DecodeError if something of it cannot be shown."""
+        """Make a training sample; raises DecodeError if any of its media cannot be decoded."""
         return self._sample(row, random, views=1)
 
     def eval_sample(self, row: int) -> Sample:
-        """Make an evaluation sample; raises DecodeError if something of it cannot be shown."""
+        """Make an evaluation sample; raises DecodeError if any of its media cannot be decoded."""
         return self._sample(row, None, self._views)
 
     def _sample(self, row: int, random: np.random.Generator | None, views: int) -> Sample:

@@ -3,6 +3,9 @@ result."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from allinone.pretrain.config import PretrainConfig
 from allinone.pretrain.recipes import (
     cc3m_coco,
@@ -16,7 +19,11 @@ from allinone.pretrain.recipes import (
 
 RECIPES: dict[str, tuple[str, PretrainConfig]] = {
     "demo": ("nano on the embedded clips: minutes on two CPU cores", demo.RECIPE),
-    "webvid-howto": ("the paper's B on WebVid-2.5M + HowTo100M", webvid_howto.RECIPES["base"]),
+    "webvid-howto": (
+        "the paper's B on WebVid-2.5M + HowTo100M",
+        # the folder that slurm/pretrain_128gpu.sh uses: another launcher then resumes the same run
+        replace(webvid_howto.RECIPES["base"], out=Path("runs/webvid-howto")),
+    ),
     "webvid-howto-tiny": (
         "the paper's Ti on WebVid-2.5M + HowTo100M",
         webvid_howto.RECIPES["tiny"],
@@ -25,7 +32,7 @@ RECIPES: dict[str, tuple[str, PretrainConfig]] = {
         "the paper's S on WebVid-2.5M + HowTo100M",
         webvid_howto.RECIPES["small"],
     ),
-    "webvid-howto-base": ("the same as webvid-howto", webvid_howto.RECIPES["base"]),
+    "webvid-howto-base": ("the same model and data as webvid-howto", webvid_howto.RECIPES["base"]),
     "webvid-howto-ytt": (
         "B* on WebVid-2.5M + HowTo100M + YT-Temporal-180M",
         webvid_howto_ytt.RECIPE,

@@ -131,7 +131,7 @@ done
     )
     assert done.returncode == 9, done.stderr
     assert (
-        "2 starts of job 7 brought no checkpoint newer than step -1 and nothing evaluated"
+        "2 starts of job 7 produced no checkpoint after step -1 and nothing evaluated"
         in done.stderr
     )
     rows = [line.split("\t") for line in (tmp_path / "slurm/starts.tsv").read_text().splitlines()]

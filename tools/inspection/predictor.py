@@ -167,8 +167,7 @@ class Predictor:
             heads = sorted({name.rsplit(".", 1)[0] for name in self.loaded.unknown})
             raise InputError(
                 f"--checkpoint {self.loaded.weights} has a head that this version does not know"
-                f" ({', '.join(heads[:4])}); the pre-training heads would not give the answers of"
-                " that head"
+                f" ({', '.join(heads[:4])}); the pre-training heads cannot replace it"
             )
         clip = self.read_clip(video)
         if choices:
