@@ -121,11 +121,16 @@ class StepOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code."""
     arguments = launch.without_launcher_arguments(sys.argv[1:] if argv is None else list(argv))
-    return run_command(lambda: measure(parse(StepOptions, arguments, prog="train_step.py")))
+    return run_command(lambda: _run(arguments))
 
 
-def measure(args: StepOptions) -> int:
-    """Train on one synthetic batch and print speed and FLOP rate; returns the exit code."""
+def _run(arguments: Sequence[str]) -> int:
+    options = parse(StepOptions, arguments, prog="train_step.py")
+    return launch.main(lambda: measure(options))
+
+
+def measure(args: StepOptions) -> None:
+    """Train on one synthetic batch and print speed and FLOP rate."""
     config = AllInOneConfig.from_size(args.size)
     data = OneBatch(config)
     per_clip = training_flops(config, data.masked)
@@ -177,8 +182,7 @@ def measure(args: StepOptions) -> int:
         f"{count(speed * per_clip)}FLOP/s = {100 * speed * per_clip / rate:.0f} % of"
         f" {count(rate)}FLOP/s ({source})"
     )
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(launch.main(main))
+    sys.exit(main())
