@@ -77,9 +77,9 @@ def interval(
             for _ in range(samples)
         ]
     )
+    # a resample without an answerable question has no ratio, and is skipped
     edge = 100 * (1 - level) / 2
     low, high = (
-        # a resample without an answerable question has no ratio: nanpercentile skips it
         np.nanpercentile(drawn, [edge, 100 - edge])
         if not np.isnan(drawn).all()
         else (np.nan, np.nan)

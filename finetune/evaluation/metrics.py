@@ -116,7 +116,7 @@ def topk_hits(
     above, level = (kept > own).sum(1), (kept == own).sum(1)
     # `level` tied classes share the places after `above`; k - above of these places are hits.
     hits = np.clip((k - above) / np.maximum(level, 1), 0.0, 1.0)
-    # an option that an item lacks is tied with others of its kind at -inf
+    # a label without a score is not a hit, even if all scores are -inf
     return np.where(gone | np.isneginf(own[:, 0]), 0.0, hits)
 
 
