@@ -108,16 +108,18 @@ def pass_bytes(
         config, *pass_shape(config, clips, frames, text_tokens, part), element, mask, checkpointing
     )
     if part == "text":
-        output = (
-            clips * text_tokens * width * element
-        )  # the final norm's, of which the class token is a view
+        # the class token is a view of the final norm's output, which therefore stays in memory
+        output = clips * text_tokens * width * element
         return text + output + blocks
     return blocks + video + (text if part == "joint" else 0)
 
 
 def mlm_head_bytes(config: AllInOneConfig, masked_tokens: int, element: int = 2) -> float:
-    """The MLM head at M positions: gathered text, GELU's input, norm's input, decoder's input, and
-    fp32 log-probabilities over the vocabulary."""
+    """Bytes that the MLM head saves at M positions.
+
+    Gathered text, and the inputs of GELU, norm and decoder; fp32 log-probabilities over the
+    vocabulary.
+    """
     return masked_tokens * (4 * config.hidden_size * element + 4 * config.vocab_size + STATISTICS)
 
 

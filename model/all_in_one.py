@@ -1,5 +1,6 @@
-"""All-in-one: one transformer over raw frames and words (Wang et al., CVPR 2023; numerics after the
-released code).
+"""All-in-one: one transformer over raw frames and words (Wang et al., CVPR 2023).
+
+The numerics follow the released code.
 
 Letters: B clips, T frames, L text tokens, P patches, n = 1 + P visual tokens, N = L + n tokens of a
 sequence, C width, H heads. Every parameter is used inside the forward of the module that owns it,
@@ -47,9 +48,11 @@ class TextEmbeddings(nn.Module):
 
     def __init__(self, config: AllInOneConfig) -> None:
         super().__init__()
+        # padding_idx stops the gradient of row 0; as in the original, the row is not zero
         self.word = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0)
         self.position = nn.Embedding(config.max_text_len, config.hidden_size)
         self.token_type = nn.Embedding(2, config.hidden_size)
+        # BERT's epsilon; the blocks use ViT's 1e-6
         self.norm = LayerNorm(config.hidden_size, eps=1e-12)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
@@ -62,6 +65,7 @@ class TextEmbeddings(nn.Module):
                 " resized when they are loaded)"
             )
         positions = torch.arange(length, device=text_ids.device)
+        # only row 0 of the token types is used: there is no second segment
         embedded = (
             self.word(text_ids)
             + self.position(positions)
@@ -96,6 +100,7 @@ class VideoEmbeddings(nn.Module):
         clips, frames = self._check(pixels)
         # the data path delivers float32, whatever the model's precision
         pixels = pixels.to(self.patch.weight.dtype)
+        # positions are added before the reordering: a patch keeps its own in any slot
         patches = self.patch(pixels.flatten(0, 1)).flatten(2).transpose(1, 2) + self.position[:, 1:]
         if frames > 1:  # images get no temporal embedding
             patches = (
@@ -103,6 +108,7 @@ class VideoEmbeddings(nn.Module):
             ).flatten(0, 1)
         if rolls:
             patches = self._reorder(patches, frames, patch_order)
+        # every frame has the same class token: it gets no temporal embedding
         class_token = (self.class_token + self.position[:, :1]).expand(patches.shape[0], -1, -1)
         return self.dropout(torch.cat([class_token, patches], dim=1))
 
@@ -125,8 +131,10 @@ class VideoEmbeddings(nn.Module):
         return clips, frames
 
     def _reorder(self, patches: Tensor, frames: int, order: Tensor | None) -> Tensor:
-        """Put patch order[k] into slot k. Attention does not see the order, the roll does: it moves
-        the first and last slots."""
+        """Put patch order[k] into slot k.
+
+        Attention does not depend on the order, but the roll moves the first and last slots.
+        """
         rows, count, width = patches.shape
         if order is None and (self.patch_order == "raster" or frames == 1):
             return patches
@@ -166,6 +174,7 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.attention_dropout = config.attention_dropout
+        # blocks=3: q, k and v are divided by heads separately under tensor parallelism
         self.qkv = linear(config.hidden_size, 3 * config.hidden_size, split="column", blocks=3)
         self.proj = linear(config.hidden_size, config.hidden_size, split="row")
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -173,6 +182,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         # q, k and v have the shape [B*T, H, N, C/H]
         q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
+        # boolean masks mean True = attend; the scale is the default, head_dim ** -0.5
         dropout = self.attention_dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
@@ -202,6 +212,7 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
+        # one draw per sequence; dividing by the kept share preserves the expectation
         keep = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.rate
         return x * keep.to(x.dtype) / (1 - self.rate)
 
@@ -228,6 +239,7 @@ class Encoder(nn.Module):
     def __init__(self, config: AllInOneConfig, linear: LinearFactory) -> None:
         super().__init__()
         depth = config.num_hidden_layers
+        # max(): a model of one block has rate 0
         rates = [config.drop_path * layer / max(depth - 1, 1) for layer in range(depth)]
         self.blocks = nn.ModuleList(Block(config, rate, linear) for rate in rates)
         self.norm = LayerNorm(config.hidden_size, eps=1e-6)
@@ -249,8 +261,10 @@ class Encoder(nn.Module):
             Tokens after the final norm, [B*T, N, C].
         """
         for block in self.blocks:
+            # also before the first block, as in the original
             x = self._exchange(x, frames, text_tokens)
             if self.gradient_checkpointing and self.training:
+                # the re-entrant variant gives no gradients where the input needs none
                 x = torch.utils.checkpoint.checkpoint(block, x, mask, use_reentrant=False)
             else:
                 x = block(x, mask)
@@ -310,6 +324,7 @@ class AllInOnePreTrainedModel(PreTrainedModel):
         elif isinstance(module, VideoEmbeddings):
             nn.init.normal_(module.class_token, std=0.02)
             nn.init.normal_(module.position, std=0.02)
+            # weights without a temporal embedding then compute what they did before
             nn.init.zeros_(module.temporal)
         elif isinstance(module, LogitScale):
             nn.init.constant_(module.log_scale, torch.tensor(LogitScale.INITIAL).log().item())
@@ -368,10 +383,11 @@ class AllInOneModel(AllInOnePreTrainedModel):
             x = self.encoder(torch.cat([text, video], 1), _key_mask(text_mask, video.shape[1]))
             text, video = x[:, :length], x[:, length:].unflatten(1, (frames, -1)).mean(1)
         else:
-            # the text is embedded once; its copies differ from block 0 on
+            # embedded once; copies are adjacent (clip-major) and differ from block 0 on
             text = text.repeat_interleave(frames, 0)
             mask = _key_mask(text_mask, video.shape[1]).repeat_interleave(frames, 0)
             x = self.encoder(torch.cat([text, video], 1), mask, frames, length)
+            # a plain mean: frames are never padded
             x = x.unflatten(0, (clips, frames)).mean(1)
             text, video = x[:, :length], x[:, length:]
         return AllInOneOutput(text=text, video=video, pooled=self.pooler(text[:, 0]))
@@ -425,7 +441,7 @@ class AllInOneForPreTraining(AllInOnePreTrainedModel):
         return self.backbone(pixels, text_ids, text_mask, patch_order)
 
     def heads(self, frames: int) -> tuple[nn.Module, nn.Module]:
-        """MLM and VTM head for clips of `frames` frames; images may have their own."""
+        """MLM and VTM heads for clips of `frames` frames; images may have separate heads."""
         if frames == 1 and self.config.image_heads:
             return self.image_mlm_head, self.image_vtm_head
         return self.mlm_head, self.vtm_head

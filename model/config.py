@@ -10,7 +10,7 @@ Roll = Literal["roll", "average", "flatten", "channel"]
 PatchOrder = Literal["raster", "shuffled"]
 
 SIZES: dict[str, dict[str, int]] = {
-    # nano is ours, for demos and tests: seconds per hundred steps on two CPU cores
+    # not in the paper, for demos and tests: seconds per hundred steps on two CPU cores
     "nano": {
         "hidden_size": 128,
         "num_hidden_layers": 4,
@@ -19,8 +19,8 @@ SIZES: dict[str, dict[str, int]] = {
         "max_text_len": 16,
         "projection_dim": 128,
     },
-    # the paper's Ti, S and B: the shapes of ViT/DeiT. S of the released weights has DeiT's
-    # distillation token on top, which nothing reads
+    # the paper's Ti, S and B have the shapes of ViT and DeiT; the released S also has DeiT's
+    # distillation token, which no head reads and conversion drops
     "tiny": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3},
     "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
@@ -45,29 +45,31 @@ class AllInOneConfig(PretrainedConfig):
     """Height and width of a frame, pixels."""
     patch_size: int = 16
     num_frames: int = 3
-    """Rows of the temporal embedding: the longest clip, T. One-frame inputs (images) use no row and
-    do not roll."""
+    """Rows of the temporal embedding: most frames per clip, T.
+
+    Images (one frame) get no temporal embedding and do not roll.
+    """
     vocab_size: int = 30522
     max_text_len: int = 40
-    """Rows of the text position table: the longest caption in word pieces, [CLS] and [SEP]
-    included."""
+    """Rows of the text position table: most tokens per text, [CLS] and [SEP] included."""
     projection_dim: int = 512
     """Width of the contrastive space."""
     image_heads: bool = False
-    """Images have an MLM and a VTM head of their own, besides those of video (co-training, heads
-    not shared)."""
+    """Images have separate MLM and VTM heads (co-training, heads not shared)."""
     roll: str = "roll"
     """How frames exchange information: roll, average, flatten or channel (model/roll.py)."""
     roll_divisor: int = 8
-    """n // roll_divisor of the n visual tokens roll one frame forward, and as many one frame
-    back."""
+    """n // roll_divisor of the n visual tokens roll one frame forward, and as many backward."""
     patch_order: str = "raster"
-    """raster: the first and last rows of patches roll. shuffled: a random choice per frame, as the
-    released weights were trained with."""
+    """Which patches roll.
+
+    raster: the first and last rows. shuffled: random ones in each frame, as in the training of the
+    released weights.
+    """
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.0
     drop_path: float = 0.1
-    """Stochastic depth of the last block; grows linearly from 0 over the blocks."""
+    """Stochastic depth of the last block; the rate grows linearly from 0 in the first block."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -112,8 +114,11 @@ class AllInOneConfig(PretrainedConfig):
 
     @classmethod
     def from_size(cls, size: str, **overrides: Any) -> AllInOneConfig:
-        """The config of a size by name with single values changed; unknown names raise ValueError
-        that lists the valid ones."""
+        """Return the config of a named size with some values replaced.
+
+        Raises:
+            ValueError: The size or an option is unknown; the message lists the valid names.
+        """
         if size not in SIZES:
             raise ValueError(f"unknown model size {size!r}; valid sizes: {', '.join(SIZES)}")
         fields = [name for name in AllInOneConfig.__annotations__ if name != "model_type"]

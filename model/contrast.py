@@ -1,5 +1,7 @@
-"""Embeddings of the contrastive space, from the uni-modal passes. Letters: B items, D projection
-width."""
+"""Embeddings in the contrastive space, from the uni-modal passes.
+
+Letters: B items, D projection width.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +24,7 @@ class TwoTower(Protocol):
 
 def embed_text(model: TwoTower, text_ids: Tensor, text_mask: Tensor) -> Tensor:
     """Unit-length text embeddings, float32 [B, D]."""
+    # float32 before the normalisation: similarities in half precision create ties
     return F.normalize(
         model.text_projection(model.encode_text(text_ids, text_mask)).float(), dim=-1, eps=1e-8
     )

@@ -1,10 +1,11 @@
-"""Loads weights of another origin or shape into this model.
+"""Loads the original's weights, and weights of another input size, into this model.
 
-Tables of another length are resized and reported, never silently re-initialised.
+Three tables depend on the input size. They are resized and reported, never re-initialised as in the
+original:
 
-Three tables depend on text length, frame count and resolution: text positions (cut, or continued by
-the last row), temporal embedding (linearly interpolated), patch positions (bicubically
-interpolated).
+- text positions: truncated, or extended by copies of the last row
+- temporal embedding: interpolated linearly over frames
+- patch positions: interpolated bicubically over the patch grid
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _RENAMES = [
         r"backbone.text_embeddings.\1.weight",
     ),
     (r"text_embeddings\.LayerNorm\.(weight|bias)", r"backbone.text_embeddings.norm.\1"),
+    # the modality table, not BERT's token types above
     (r"token_type_embeddings\.weight", r"backbone.modality.weight"),
     (r"transformer\.cls_token", r"backbone.video_embeddings.class_token"),
     (r"transformer\.pos_embed", r"backbone.video_embeddings.position"),
@@ -51,23 +53,19 @@ _RENAMES = [
     (r"mlm_score\.transform\.LayerNorm\.(weight|bias)", r"mlm_head.norm.\1"),
     (r"mlm_score\.decoder\.weight", r"mlm_head.decoder.weight"),
     (r"mlm_score\.bias", r"mlm_head.decoder.bias"),
-    (
-        r"(?:itm|vtm)_score\.fc\.(weight|bias)",
-        r"vtm_head.\1",
-    ),  # the co-trained weights call matching vtm
+    # the co-trained weights name the matching head vtm, the others itm
+    (r"(?:itm|vtm)_score\.fc\.(weight|bias)", r"vtm_head.\1"),
     (r"txt_proj\.(weight|bias)", r"text_projection.\1"),
     (r"vid_proj\.(weight|bias)", r"video_projection.\1"),
 ]
-_IGNORED = {"text_embeddings.position_ids"}  # a buffer 0..39 that old transformers saved
+_IGNORED = {"text_embeddings.position_ids"}
+"""A buffer, 0 to 39, that old versions of transformers save."""
 _DISTILLATION = "transformer.dist_token"
 POSITION = "backbone.video_embeddings.position"
 TEMPORAL = "backbone.video_embeddings.temporal"
 TEXT_POSITION = "backbone.text_embeddings.position.weight"
-CONTRASTIVE = (
-    "text_projection.",
-    "video_projection.",
-    "logit_scale.",
-)  # not in the released pre-training files
+CONTRASTIVE = ("text_projection.", "video_projection.", "logit_scale.")
+"""Prefixes that the released files lack: they were pre-trained without the contrastive loss."""
 IMAGE_HEADS = ("image_mlm_head.", "image_vtm_head.")
 HEADS = ("mlm_head.", "vtm_head.", *IMAGE_HEADS, *CONTRASTIVE)
 
@@ -102,14 +100,17 @@ class ConversionError(AllInOneError, ValueError):
 
 @dataclass
 class LoadReport:
-    """What happened to each tensor that was not taken as it is."""
+    """Lists every tensor that was not loaded unchanged."""
 
     source: str = ""
     """File, folder or hub id that the weights come from."""
     loaded: int = 0
+    """Number of tensors, resized ones included."""
     resized: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    """Tensors of the file that were not used."""
     initialised: list[str] = field(default_factory=list)
+    """Parameters that the file lacks."""
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -121,7 +122,7 @@ class LoadReport:
 
 
 def grouped(entries: Sequence[str]) -> list[str]:
-    """Merge entries that differ only in the block number: `*` for the number, and a count."""
+    """Merge entries that differ only in the block number into one, with `*` and a count."""
     counts: dict[str, int] = {}
     for entry in entries:
         name, *rest = entry.split(":", 1)
@@ -133,7 +134,7 @@ def grouped(entries: Sequence[str]) -> list[str]:
 
 
 def reference_name(key: str) -> str | None:
-    """The name of a reference key in this model, or None if it has none."""
+    """Translate a key of the original's state dict into this model's name; None if unknown."""
     for pattern, ours in _RENAMES:
         if match := re.fullmatch(pattern, key):
             return match.expand(ours)
@@ -141,36 +142,39 @@ def reference_name(key: str) -> str | None:
 
 
 def resize_rows(table: Tensor, rows: int) -> Tensor:
-    """[R, C] → [rows, C] by linear interpolation over the rows; the ends stay."""
+    """Resize [R, C] → [rows, C] by linear interpolation; the first and last rows are kept."""
     if table.shape[0] == 1 or rows == 1:
         return table[:1].expand(rows, -1).clone()
-    return F.interpolate(table.T[None].float(), size=rows, mode="linear", align_corners=True)[
-        0
-    ].T.to(table.dtype)
+    # align_corners maps the first and last frame of a clip onto each other
+    columns = table.T[None].float()
+    resized = F.interpolate(columns, size=rows, mode="linear", align_corners=True)
+    return resized[0].T.to(table.dtype)
 
 
 def continue_rows(table: Tensor, rows: int) -> Tensor:
-    """[R, C] → [rows, C]: the learned rows unchanged, each further row a copy of the last.
+    """Resize [R, C] → [rows, C]: keep the learned rows and append copies of the last one.
 
-    Each word keeps the position it was trained at, so a text that fitted before gives the same
-    result; interpolation would change the meaning of every row. Positions beyond the longest
-    training text start equal to the last one and are learned in fine-tuning.
+    Token k keeps position row k, so texts within the old limit give the same result; interpolation
+    would change every row. The new rows are learned in fine-tuning.
     """
     return torch.cat([table[:rows], table[-1:].expand(max(0, rows - table.shape[0]), -1)])
 
 
 def resize_grid(position: Tensor, patches: int) -> Tensor:
-    """[1, 1 + P, C] → [1, 1 + patches, C]: class row kept, square patch grid interpolated
-    bicubically (as ViT fine-tuning does)."""
+    """Resize [1, 1 + P, C] → [1, 1 + patches, C] by bicubic interpolation of the square grid.
+
+    The row of the class token is kept. ViT is fine-tuned at other resolutions in the same way.
+    """
     old, new = math.isqrt(position.shape[1] - 1), math.isqrt(patches)
     grid = position[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2).float()
+    # pixel areas, not pixel centres, are aligned: a patch covers the same part of the picture
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
     return torch.cat([position[:, :1], grid.flatten(2).transpose(1, 2).to(position.dtype)], dim=1)
 
 
 def _resize(name: str, tensor: Tensor, shape: torch.Size, report: LoadReport) -> Tensor:
-    """Resize one of the three tables that depend on text length, frame count and resolution;
-    anything else stays as it is."""
+    """Resize a table that depends on the input size; return other tensors unchanged."""
+    # another width is another model: it is reported as mis-shaped, not interpolated
     if tensor.shape == shape or tensor.dim() != len(shape) or tensor.shape[-1] != shape[-1]:
         return tensor
     if name == TEXT_POSITION:
@@ -199,8 +203,8 @@ def assemble(
     Args:
         config: The model.
         weights: Tensors under this model's names.
-        report: Records what happened to the tensors.
-        unexpected: Further keys of the file that have no place in the model.
+        report: Filled in.
+        unexpected: Further keys of the file that the model lacks.
         may_be_new: Prefixes of parameters that may be absent and keep their initial values.
 
     Raises:
@@ -219,7 +223,7 @@ def fit(
     unexpected: Sequence[str] = (),
     may_be_new: tuple[str, ...] = (),
 ) -> None:
-    """Load `weights` into any model of the family; arguments and errors as in `assemble`."""
+    """Load `weights` into `model`; arguments and errors as in `assemble`."""
     own = model.state_dict()
     absent = [name for name in own if name not in weights]
     missing = [name for name in absent if not name.startswith(may_be_new)]
@@ -248,12 +252,13 @@ def fit(
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in fitted.values()} - {"float32"}
     if dtypes:
         report.notes.append(f"{', '.join(sorted(dtypes))} in the file, float32 in the model")
+    # not strict: parameters that may be new keep their initial values; the rest is checked above
     model.load_state_dict(fitted, strict=False)
     report.loaded = len(fitted)
 
 
 def _size_hint(weights: Mapping[str, Tensor], config: AllInOneConfig) -> str:
-    """Which --size would fit, if the width is another one."""
+    """Suggest the --size that fits if the widths differ; empty otherwise."""
     width = weights[POSITION].shape[-1] if POSITION in weights else config.hidden_size
     if width == config.hidden_size:
         return ""
@@ -266,9 +271,10 @@ def _size_hint(weights: Mapping[str, Tensor], config: AllInOneConfig) -> str:
 def rename_reference(
     state_dict: Mapping[str, Tensor], report: LoadReport
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """(weights under this model's names, keys without one).
+    """Translate the original's keys, dropping the distillation token and its position row.
 
-    The distillation token and its position row are dropped.
+    Returns:
+        (weights under this model's names, unknown keys).
     """
     renamed: dict[str, Tensor] = {}
     unexpected: list[str] = []
@@ -290,7 +296,7 @@ def rename_reference(
 
 
 def without_distillation(position: Tensor) -> Tensor:
-    """[1, 2 + P, C] → [1, 1 + P, C]: DeiT's second row belongs to the distillation token."""
+    """Drop the distillation token's row, DeiT's second: [1, 2 + P, C] → [1, 1 + P, C]."""
     return torch.cat([position[:, :1], position[:, 2:]], dim=1)
 
 
@@ -305,7 +311,7 @@ def convert_reference(
     Args:
         state_dict: Tensors under the original's names.
         config: The model.
-        ignore: Prefixes of keys without a place in the model that are left out and reported.
+        ignore: Prefixes of unknown keys to skip and report.
         source: Shown in the report and in errors.
 
     Raises:
@@ -326,7 +332,7 @@ def convert_reference(
 def from_reference(
     state_dict: Mapping[str, Tensor], config: AllInOneConfig
 ) -> AllInOneForPreTraining:
-    """convert_reference with its report logged."""
+    """Convert as `convert_reference` does, and log the report."""
     model, report = convert_reference(state_dict, config)
     logger.info("%s", report)
     return model
@@ -335,8 +341,8 @@ def from_reference(
 def load_resized(folder: Path, config: AllInOneConfig) -> tuple[AllInOneForPreTraining, LoadReport]:
     """Build the model of `config` with the weights of a folder of save_pretrained.
 
-    Resolution, frames and text length may differ. A folder of the bare AllInOneModel is accepted;
-    its heads are new.
+    Resolution, frames and text length may differ. For a folder of the bare AllInOneModel, the heads
+    keep their initial values.
 
     Raises:
         WeightsError: The folder holds no weights.
@@ -360,7 +366,7 @@ def load_resized(folder: Path, config: AllInOneConfig) -> tuple[AllInOneForPreTr
 def _fit_image_heads(
     weights: Mapping[str, Tensor], config: AllInOneConfig, report: LoadReport
 ) -> dict[str, Tensor]:
-    """Add image heads as copies of the video's if the model has them, or remove surplus ones."""
+    """Copy the video heads to image heads that the file lacks, or drop surplus image heads."""
     kept = dict(weights)
     own = [name for name in weights if name.startswith(IMAGE_HEADS)]
     if own and not config.image_heads:
@@ -380,9 +386,9 @@ def _fit_image_heads(
 
 
 def _compare_configs(saved: Mapping[str, Any], config: AllInOneConfig, report: LoadReport) -> None:
-    """Report differences that no tensor shape shows.
+    """Report differences that are not visible in tensor shapes.
 
-    Another number of attention heads is refused: it computes something else from the same weights.
+    Another number of attention heads is an error: the same weights would compute something else.
     """
     heads = saved.get("num_attention_heads", config.num_attention_heads)
     if heads != config.num_attention_heads:

@@ -1,5 +1,7 @@
-"""Analytic cost and size. A multiply-add counts as 2 FLOPs; norms, softmax and GELU are not
-counted, as in torch.utils.flop_counter.
+"""Analytic FLOPs and parameter counts.
+
+A multiply-add counts as 2 FLOPs; norms, softmax and GELU are not counted, as in
+torch.utils.flop_counter.
 
 Letters: T frames, L text tokens, P patches, n = 1 + P, C width.
 """
@@ -106,5 +108,6 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
     for name, parameter in model.named_parameters():
         part = part_of(name)
         assert part is not None, name
+        # ds_numel: under ZeRO 3, numel() of a partitioned parameter is 0
         counts[part] = counts.get(part, 0) + getattr(parameter, "ds_numel", parameter.numel())
     return counts

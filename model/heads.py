@@ -1,4 +1,7 @@
-"""Heads of pre-training. Letters: C width, V vocabulary, D projection width."""
+"""Pre-training heads.
+
+Letters: C width, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from .norm import LayerNorm
 
 
 class MLMHead(nn.Module):
-    """Hidden states [..., C] → vocabulary logits [..., V]. The decoder is not tied to the word
-    embeddings, as in the original."""
+    """BERT's MLM head: hidden states [..., C] → vocabulary logits [..., V]."""
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size)
         self.norm = LayerNorm(hidden_size, eps=1e-12)
+        # not tied to the word embeddings, as in the original
         self.decoder = nn.Linear(hidden_size, vocab_size)
 
     def forward(self, text: Tensor) -> Tensor:
@@ -26,16 +29,20 @@ class MLMHead(nn.Module):
 
 
 class LogitScale(nn.Module):
-    """Learnable inverse temperature of the contrastive loss: exp of the parameter, at most 100
-    (CLIP, Radford et al. 2021, section 2.5)."""
+    """Learnable inverse temperature of the contrastive loss (CLIP, Radford et al. 2021, sec. 2.5).
 
-    INITIAL = 1 / 0.05  # the original's fixed temperature
+    The parameter is its logarithm, so that it stays positive.
+    """
+
+    INITIAL = 1 / 0.05
+    """The original's temperature, which is fixed, is 0.05."""
     LIMIT = 100.0
+    """Largest scale, as in CLIP: larger ones make training unstable."""
 
     def __init__(self) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.full((1,), math.log(self.INITIAL)))
 
     def forward(self) -> Tensor:
-        """Scalar of shape [1]."""
+        """Return the scale, shape [1]."""
         return self.log_scale.clamp(max=math.log(self.LIMIT)).exp()

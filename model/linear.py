@@ -30,7 +30,7 @@ class LinearFactory(Protocol):
 
 
 class TorchLinear(nn.Linear):
-    """A complete torch layer that knows how it may be split; tensor parallelism replaces it."""
+    """A complete torch layer with its split as attributes; tensor parallelism replaces it."""
 
     def __init__(self, in_features: int, out_features: int, split: Split, blocks: int) -> None:
         super().__init__(in_features, out_features)
@@ -46,12 +46,11 @@ def torch_linear(
 
 
 class SplitDropout(nn.Dropout):
-    """Dropout of activations whose last dimension tensor parallelism may divide: between a column
-    and a row layer.
+    """Dropout between a column and a row layer, where tensor parallelism may divide the last dim.
 
-    A rank that holds share (r, n) draws for the full width and keeps its part. Then all ranks draw
-    the same number of random values, which the replicated layers need, no two shares drop the same
-    elements, and which elements are dropped does not depend on n.
+    A rank that holds share (r, n) draws the mask for the full width and keeps its part. All ranks
+    then consume the same number of random values, which the replicated layers rely on; shares drop
+    different elements; and the mask does not depend on n.
     """
 
     share: tuple[int, int] = (0, 1)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 @functools.cache
 def _fused_layer_norm() -> type[nn.Module] | None:
-    """apex.normalization.FusedLayerNorm of NVIDIA's apex, or None. PyPI's package of that name is
-    another project and has no FusedAdam."""
+    """Return FusedLayerNorm of NVIDIA's apex, or None if apex is not installed."""
     try:
-        importlib.import_module("apex.optimizers").FusedAdam  # noqa: B018 - the attribute tells NVIDIA's apex from the other
+        # the package apex on PyPI is another project, without FusedAdam
+        importlib.import_module("apex.optimizers").FusedAdam  # noqa: B018
         return importlib.import_module("apex.normalization").FusedLayerNorm
     except (ImportError, AttributeError):
         return None
@@ -28,6 +28,7 @@ class LayerNorm(nn.LayerNorm):
     """Normalisation over the last dimension."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
+        # under torch.compile, torch's own layer_norm can be fused with its neighbours
         fused = None if torch.compiler.is_compiling() or not input.is_cuda else _fused_layer_norm()
         if fused is not None:
             # apex's forward reads only weight, bias, normalized_shape and eps

@@ -1,5 +1,8 @@
-"""Weights of image and language models → parts of this model: ViT and DeiT (timm's and
-transformers' names), BERT's embeddings."""
+"""Translates the weights of pre-trained image and language models into parts of this model.
+
+ViT and DeiT, under timm's or transformers' names, initialise the visual embeddings and the blocks;
+BERT initialises the text embeddings.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _VIT_RENAMES = [
     # timm
     (r"blocks\.(\d+)\.(norm[12]\.\w+|mlp\.fc[12]\.\w+)", _BLOCK + r".\2"),
     (r"blocks\.(\d+)\.attn\.((?:qkv|proj)\.\w+)", _BLOCK + r".attention.\2"),
-    # transformers 5 in memory, and its files, which keep the names of version 4
+    # transformers: `layers` is version 5 in memory; files keep version 4's `encoder.layer`
     (r"(?:encoder\.layer|layers)\.(\d+)\.layernorm_before\.(\w+)", _BLOCK + r".norm1.\2"),
     (r"(?:encoder\.layer|layers)\.(\d+)\.layernorm_after\.(\w+)", _BLOCK + r".norm2.\2"),
     (
@@ -41,15 +44,14 @@ _VIT_RENAMES = [
     (r"layers\.(\d+)\.mlp\.(fc[12])\.(\w+)", _BLOCK + r".mlp.\2.\3"),
 ]
 _VIT_IGNORED = re.compile(
-    r"(head|head_dist|classifier|cls_classifier|distillation_classifier|pooler|pre_logits)\..*|embeddings\.mask_token"
+    r"(head|head_dist|classifier|cls_classifier|distillation_classifier|pooler|pre_logits)\..*"
+    r"|embeddings\.mask_token"
 )
 _DISTILLATION = ("dist_token", "embeddings.distillation_token")
 _BERT_RENAMES = [
     (r"embeddings\.(word|position|token_type)_embeddings\.weight", TEXT_PART + r"\1.weight"),
-    (
-        r"embeddings\.LayerNorm\.(?:weight|gamma)",
-        TEXT_PART + "norm.weight",
-    ),  # gamma and beta: files from before 2019
+    # gamma and beta: files from before 2019
+    (r"embeddings\.LayerNorm\.(?:weight|gamma)", TEXT_PART + "norm.weight"),
     (r"embeddings\.LayerNorm\.(?:bias|beta)", TEXT_PART + "norm.bias"),
 ]
 _BERT_IGNORED = re.compile(r"(encoder|pooler|cls)\..*|embeddings\.position_ids")
@@ -65,9 +67,16 @@ def _rename(key: str, renames: list[tuple[str, str]]) -> str | None:
 def vit_weights(
     state_dict: Mapping[str, Tensor], report: LoadReport
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """(weights under this model's names, keys that have none) of a ViT or DeiT. Classifier and
-    distillation token are left out and reported; separate query, key and value are joined. Raises
-    ConversionError where one of the three is missing.
+    """Translate a ViT or DeiT.
+
+    Classifier and distillation token are skipped and reported; separate query, key and value are
+    joined.
+
+    Returns:
+        (weights under this model's names, unknown keys).
+
+    Raises:
+        ConversionError: A block lacks query, key or value.
     """
     renamed: dict[str, Tensor] = {}
     unexpected: list[str] = []
@@ -92,8 +101,7 @@ def vit_weights(
 
 
 def _with_fused_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Join `attention.{q,k,v}` or `.{query,key,value}` of each block into `attention.qkv`: rows of
-    q, then k, then v."""
+    """Join each block's query, key and value into `attention.qkv`."""
     fused: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in weights.items():
@@ -105,6 +113,7 @@ def _with_fused_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         lacking = [f"{name} ({part})" for part in "qkv" if part not in found]
         if lacking:
             raise ConversionError(lacking, [], [])
+        # rows in the order that Attention splits them; timm's fused qkv has the same order
         fused[name] = torch.cat([found[part] for part in "qkv"])
     return fused
 
@@ -112,8 +121,11 @@ def _with_fused_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def bert_weights(
     state_dict: Mapping[str, Tensor], report: LoadReport
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """(embeddings under this model's names, keys that have none) of a BERT. Its encoder and heads
-    are left out and reported."""
+    """Translate the embeddings of a BERT; its encoder and heads are skipped and reported.
+
+    Returns:
+        (weights under this model's names, unknown keys).
+    """
     renamed: dict[str, Tensor] = {}
     unexpected: list[str] = []
     left_out: dict[str, int] = {}

@@ -25,9 +25,11 @@ def roll_tokens(x: Tensor, frames: int, text_tokens: int, fold: int) -> Tensor:
     if frames == 1 or fold == 0:
         return x
     clips = x.unflatten(0, (-1, frames))
+    # slots are chosen by place, so which patches move depends on the patch order
     start, tokens = text_tokens + 1, x.shape[1]
     parts = [
         clips[:, :, :start],
+        # a roll wraps around: after T blocks every token is back in its own frame
         clips[:, :, start : start + fold].roll(1, dims=1),
         clips[:, :, start + fold : tokens - fold],
         clips[:, :, tokens - fold :].roll(-1, dims=1),
@@ -43,6 +45,7 @@ def roll_channels(x: Tensor, frames: int, text_tokens: int, fold: int) -> Tensor
     if frames == 1 or fold == 0:
         return x
     clips = x.unflatten(0, (-1, frames))
+    # text and class token of a frame stay, as in the token roll
     patches = clips[:, :, text_tokens + 1 :]
     channels = x.shape[-1]
     parts = [

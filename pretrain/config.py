@@ -75,8 +75,10 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class CoTrainOptions:
-    """Co-training on images (All-in-one+). Images are clips of one frame without a temporal
-    embedding; they do not roll."""
+    """Co-training on images (All-in-one+).
+
+    Images are clips of one frame without a temporal embedding; they do not roll.
+    """
 
     images: tuple[str, ...] = ()
     """Prepared image sets to co-train on, each DIR[:SPLIT][=WEIGHT]; empty trains on video only."""

@@ -82,6 +82,7 @@ def training_cost(config: PretrainConfig, world: int = 1) -> SampleCost:
     """
     model, cotrain = config.model_config(), config.cotrain
     masked = masked_tokens(model, mask_prob=config.loader.mask_prob)
+    # VTC contrasts with the micro-batches of all ranks
     candidates = config.train.micro_batch * world
 
     def cost(frames: int) -> dict[str, float]:

@@ -95,7 +95,9 @@ def evaluate(
     layout = topology.current()
     rank, world = layout.data_rank, layout.data_world
     items = min(len(dataset), limit or len(dataset))
+    # the same number of forward passes on every rank, that of the rank with most items
     rounds = math.ceil(math.ceil(items / world) / batch_size)
+    # evaluation may run in the middle of training
     training = model.training
     model.eval()
     try:
@@ -137,6 +139,7 @@ def _rounds(
         last = batch or last
         assert last is not None
         yield last, batch is not None
+        # a long evaluation is not a hang
         keepalive()
 
 

@@ -68,6 +68,7 @@ def build_run(config: PretrainConfig) -> Trainer:
 def build_model(config: PretrainConfig) -> AllInOneForPreTraining:
     """Build the model, equal on every rank: new, or with the resized weights of --init-from."""
     model_config = config.model_config()
+    # before the model is built: all ranks draw the same initial weights
     torch.manual_seed(config.train.seed)
     if config.model.init_from is None:
         return AllInOneForPreTraining(model_config)

@@ -30,11 +30,11 @@ if __package__ in (None, ""):
 from allinone.common.command_line import parse, run_command
 from allinone.common.errors import InputError
 from allinone.common.validation import COUNT, require
-from allinone.tools.inspection.options import FigureOptions, ModelOptions
+from allinone.tools.inspection.options import FigureOptions, InspectionOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClozeOptions(ModelOptions, FigureOptions):
+class ClozeOptions(InspectionOptions, FigureOptions):
     """Options of tools/cloze.py."""
 
     video: tuple[Path, ...]

@@ -27,14 +27,14 @@ if __package__ in (None, ""):
 from allinone.common.command_line import parse, run_command
 from allinone.common.errors import InputError
 from allinone.common.validation import COUNT, require
-from allinone.tools.inspection.options import FigureOptions, ModelOptions
+from allinone.tools.inspection.options import FigureOptions, InspectionOptions
 
 if TYPE_CHECKING:
     from allinone.tools.inspection.figure import Section
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterOptions(ModelOptions, FigureOptions):
+class ClusterOptions(InspectionOptions, FigureOptions):
     """Options of tools/clusters.py."""
 
     compare: Path | None = None

@@ -19,11 +19,11 @@ if __package__ in (None, ""):
 from allinone.common.command_line import Choice, choose, run_command
 from allinone.common.errors import InputError
 from allinone.common.validation import COUNT, require
-from allinone.tools.inspection.options import ModelOptions, require_one
+from allinone.tools.inspection.options import InspectionOptions, require_one
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(ModelOptions):
+class PredictOptions(InspectionOptions):
     """Options of every task."""
 
     top: int = 5

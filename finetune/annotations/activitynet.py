@@ -1,5 +1,7 @@
-"""ActivityNet Captions as paragraph-to-video retrieval: all sentences of a video form one caption,
-and the input is the complete video."""
+"""ActivityNet Captions as paragraph-to-video retrieval.
+
+All sentences of a video form one caption; the input is the complete video.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,11 @@ _SOURCE = (
 
 
 def load(folder: Path, split: str) -> Split:
-    """Read one split. The common test is val_1, 4,917 x 4,917. val_2 has other captions of some of
-    the same videos: never tune on it for a result on val_1."""
+    """Read one split.
+
+    The common test is val_1, 4,917 x 4,917. val_2 has other captions of some of the same videos:
+    never tune on it for a result on val_1.
+    """
     check_split(split, SPLITS, "ActivityNet Captions")
     half = split if split in VIDEOS else "train"
     builder = Builder(split)
@@ -60,8 +65,8 @@ def load(folder: Path, split: str) -> Split:
 
 
 def _item(name: str, caption: str) -> RetrievalItem:
-    """Ids are written with and without v_, and some forms add a suffix; v_<id> is the name of the
-    file."""
+    """Make an item; its media is v_<id>, as the files are named."""
+    # ids are written with and without v_, and some forms add a suffix
     video = "v_" + stem(name).removeprefix("v_")
     return RetrievalItem(video, Media(video, video), (caption,))
 

@@ -1,5 +1,4 @@
-"""Helpers of all readers: find files, parse rows, count what is left out, hold out a validation
-part."""
+"""Helpers of all readers: find files, parse rows, count skipped rows, hold out validation data."""
 
 from __future__ import annotations
 
@@ -29,8 +28,10 @@ AnyItem = TypeVar("AnyItem", bound=Item)
 
 
 class RowError(AllInOneError, ValueError):
-    """One row does not fit the format. The message is the same for all rows with the same fault, so
-    that they can be counted."""
+    """One row does not fit the format.
+
+    The message is the same for all rows with the same fault, so that they can be counted.
+    """
 
 
 def check_split(split: str, valid: Sequence[str], benchmark: str) -> None:
@@ -62,8 +63,7 @@ def find(folder: Path, names: Sequence[str], source: str) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """The content of a UTF-8 file without its byte order mark; AnnotationError if it is not
-    UTF-8."""
+    """Read a UTF-8 file without its byte order mark; AnnotationError if it is not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -87,8 +87,10 @@ def read_json(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
 
 
 class Builder:
-    """Collects the items of one split. Rows that are left out are counted by reason, and notes name
-    their file and line; nothing is dropped silently."""
+    """Collects the items of one split; nothing is dropped silently.
+
+    Rows that are left out are counted by reason, and notes name their file and line.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -192,8 +194,8 @@ def _left_out(reason: str, places: Sequence[str]) -> str:
 
 
 def json_lines(path: Path, builder: Builder) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, record) of a file with one JSON object per line; broken lines are left out and
-    counted."""
+    """Yield (where, record) of JSON lines; broken lines are left out and counted."""
+    # not str.splitlines: texts may contain U+2028, which does not end a JSON line
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             where = f"{path.name}:{number}"
@@ -275,8 +277,7 @@ def table(
 
 
 def text_of(record: dict[str, Any], name: str) -> str:
-    """A field that must contain visible text, stripped of white space; numbers are converted.
-    RowError otherwise."""
+    """Read a field that must contain text, stripped; numbers are converted. RowError otherwise."""
     value = record.get(name)
     if value is None:
         raise RowError(f"{name!r} is missing")
@@ -327,15 +328,13 @@ QUESTION_WORDS = ("what", "who", "how", "where", "when")
 
 
 def question_kind(question: str) -> str:
-    """The type of a question in MSR-VTT-QA and MSVD-QA: its first word, if it is one of
-    QUESTION_WORDS; otherwise empty."""
+    """The type of a question in MSR-VTT-QA and MSVD-QA: its first word; empty if not known."""
     word = question.split(maxsplit=1)[0].lower() if question.strip() else ""
     return word if word in QUESTION_WORDS else ""
 
 
 def place_in_order(key: str) -> float:
-    """A number in [0, 1) that depends only on the text: the same on every machine and in every
-    run."""
+    """Map a text to a number in [0, 1): the same on every machine and in every run."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
 
 

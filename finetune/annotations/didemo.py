@@ -1,5 +1,7 @@
-"""DiDeMo as paragraph-to-video retrieval: all descriptions of a video form one caption, and the
-input is its first 30 s."""
+"""DiDeMo as paragraph-to-video retrieval.
+
+All descriptions of a video form one caption; the input is its first 30 s.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +51,7 @@ def load(folder: Path, split: str) -> Split:
                 continue
             spellings.add(name)
             descriptions.setdefault(stem(name), []).append(text)
+    # by stem: the annotated suffix may differ from that of the file, or be missing
     for video, texts in descriptions.items():
         builder.add(
             RetrievalItem(video, Media(video, video, 0.0, SECONDS), (" ".join(texts),)), video

@@ -1,5 +1,7 @@
-"""Ego4D multiple choice as described by All-in-one: one clip, four narrations, zero-shot. This is
-not EgoMCQ (see `egomcq`)."""
+"""Ego4D multiple choice as described by All-in-one: one clip, four narrations, zero-shot.
+
+This is not EgoMCQ (see `egomcq`).
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,10 @@ _SOURCE = "mc_val.csv of All-in-one's metadata (the item list was not published 
 
 
 def load(folder: Path, split: str, *, tags: str = "keep") -> Split:
-    """Read mc_val.csv, in which `question` and `answers` are Python literals: (uid, frame, …,
-    narration) and a list of four such tuples. The correct option is the question's narration.
+    """Read mc_val.csv.
+
+    `question` and `answers` are Python literals: (uid, frame, …, narration), and a list of four
+    such tuples. The correct option is the question's narration.
 
     Args:
         folder: Holds the file.
@@ -66,6 +70,7 @@ def _item(tags: str, repeated: list[str]) -> Callable[[dict[str, Any]], ChoiceIt
             raise RowError("no answer equals the question's narration")
         if len(right) > 1:
             repeated.append(record["where"])
+        # the window is centred on the frame, and cut at the start of the video
         uid, frame = question[0], question[1]
         start = max(0.0, (frame - WINDOW_FRAMES / 2) / FRAMES_PER_SECOND)
         media = Media(uid, uid, start, (frame + WINDOW_FRAMES / 2) / FRAMES_PER_SECOND)
@@ -98,8 +103,7 @@ def _literal(record: dict[str, str], name: str) -> Any:
 
 
 def without_tags(narration: str) -> str:
-    """The narration without annotators' marks: "#C C opens a drawer" (the camera wearer) → "C opens
-    a drawer"."""
+    """Remove annotators' marks: "#C C opens a drawer" (the camera wearer) → "C opens a drawer"."""
     return " ".join(
         re.sub(r"#\s*(?:unsure|[A-Za-z])\b", " ", narration, flags=re.IGNORECASE).split()
     )

@@ -1,5 +1,7 @@
-"""EgoMCQ (Lin et al. 2022, EgoVLP): one narration, five clips of other videos (inter) or of the
-same one (intra)."""
+"""EgoMCQ (Lin et al. 2022, EgoVLP): one narration, five clips.
+
+The clips come from other videos (inter) or from the same one (intra).
+"""
 
 from __future__ import annotations
 
@@ -111,5 +113,6 @@ def _clip(choice: Any, chunk_s: float | None, cut: list[str]) -> Media:
     chunk = int(start // chunk_s)
     if end > (chunk + 1) * chunk_s:
         cut.append(name)
+    # times in the file count from the start of the video, not of the chunk
     offset = chunk * chunk_s
     return Media(name, f"{uid}/{chunk}.mp4", start - offset, min(end - offset, chunk_s))

@@ -22,8 +22,10 @@ _SOURCE = "test_train_splits.rar of HMDB51's site (serre-lab.clps.brown.edu)"
 
 
 def load(folder: Path, split: str, *, fold: int) -> Split:
-    """Read `<class>_test_split{1,2,3}.txt`, with `<file>.avi <0|1|2>` per line: 1 train, 2 test, 0
-    unused. Held-out clips come from other films than the remaining training clips.
+    """Read `<class>_test_split{1,2,3}.txt`, with `<file>.avi <0|1|2>` per line.
+
+    1 is train, 2 test, 0 unused. Held-out clips come from other films than the remaining training
+    clips.
 
     Args:
         folder: Holds the lists, or the folder of the archive.
@@ -52,6 +54,7 @@ def load(folder: Path, split: str, *, fold: int) -> Split:
         path.stem.removesuffix(f"_test_split{fold}"): path
         for path in sorted(root.glob(f"*_test_split{fold}.txt"))
     }
+    # classes are numbered by their sorted names: a missing list would shift the numbers
     known = {path.name.rpartition("_test_split")[0] for path in root.glob("*_test_split[123].txt")}
     if missing := sorted(known - set(lists)):
         names = ", ".join(f"{name}_test_split{fold}.txt" for name in missing[:3])
@@ -77,10 +80,10 @@ def load(folder: Path, split: str, *, fold: int) -> Split:
 
 
 def _lines(path: Path, builder: Builder) -> list[tuple[str, str, str]]:
-    """(where, file, mark). File names contain odd characters (# ; & ! parentheses), so the mark is
-    the last field of the line."""
+    """Read (where, file, mark) of each line."""
     rows = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
+        # from the right: file names contain # ; & ! and parentheses
         file, _, mark = line.strip().rpartition(" ")
         if mark in _MARKS and file.strip():
             rows.append((f"{path.name}:{number}", file.strip(), mark))

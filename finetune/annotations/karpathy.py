@@ -1,5 +1,7 @@
-"""Image-text retrieval on COCO and Flickr30k: Karpathy's JSON (dataset_coco.json,
-dataset_flickr30k.json)."""
+"""Image-text retrieval on COCO and Flickr30k.
+
+Reads Karpathy's dataset_coco.json and dataset_flickr30k.json.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,10 @@ _SOURCE = "Karpathy's caption_datasets.zip (cs.stanford.edu/people/karpathy/deep
 
 
 def load(folder: Path, split: str, *, dataset: str, captions: int | None = None) -> Split:
-    """Read one split. COCO's train includes `restval`, the part of val2014 that is neither val nor
-    test. Media paths are relative to the folder of train2014 and val2014, or to flickr30k-images.
+    """Read one split.
+
+    COCO's train includes `restval`, the part of val2014 that is neither val nor test. Media paths
+    are relative to the folder of train2014 and val2014, or to flickr30k-images.
 
     Args:
         folder: Holds the file.
@@ -83,6 +87,7 @@ def _item(captions: int | None) -> Callable[[dict[str, Any]], RetrievalItem]:
         if not isinstance(sentences, list) or not sentences:
             raise RowError("the image has no sentences")
         texts = tuple(text_of(sentence, "raw") for sentence in sentences)[:captions]
+        # Flickr30k has no `filepath`; in COCO, val and test images are in val2014
         folder = image.get("filepath")
         name = stem(file)
         return RetrievalItem(name, Media(name, f"{folder}/{file}" if folder else file), texts)

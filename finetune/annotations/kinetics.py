@@ -55,6 +55,7 @@ def load(
     builder = Builder(split)
     half = "val" if split == "val" else "train"
     rows = _rows(folder, "train", builder)
+    # train.csv numbers the classes, also for val: a list with fewer classes would renumber them
     classes = tuple(sorted({_label(row) for _, row in rows} - {""}))
     if half == "val":
         builder = Builder(split)  # rows left out of train.csv are not reported for val
@@ -89,7 +90,7 @@ def _list(folder: Path, half: str) -> Path:
 
 
 def _label(record: dict[str, Any]) -> str:
-    """Some copies quote labels of several words twice, others write underscores."""
+    """Normalise a label: some copies quote labels of several words twice or use underscores."""
     return str(record["label"]).strip().strip('"').replace("_", " ")
 
 
@@ -106,6 +107,7 @@ def _item(
             start, end = int(float(record["time_start"])), int(float(record["time_end"]))
         except ValueError:
             raise RowError("time_start or time_end is not a number") from None
+        # downloaders name files by the annotated span, zero-padded to six digits
         name = f"{video}_{start:06d}_{end:06d}"
         folder = label.replace(" ", "_") if class_folders == "underscores" else label
         return LabelItem(name, Media(video, f"{half}/{folder}/{name}.mp4"), numbers[label])

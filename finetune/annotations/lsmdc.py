@@ -1,5 +1,7 @@
-"""LSMDC 2016: retrieval (one caption per test clip) and multiple choice. All files are
-tab-separated without a header and without quoting."""
+"""LSMDC 2016: retrieval (one caption per test clip) and multiple choice.
+
+All files are tab-separated without a header and without quoting.
+"""
 
 from __future__ import annotations
 
@@ -58,9 +60,9 @@ def load(folder: Path, split: str, *, task: str) -> Split:
 
 
 def _media(record: dict[str, Any]) -> Media:
-    """`0123_SOME_MOVIE_00.01.02.345-00.01.05.678`: the movie is everything before the last field.
-    The dots are part of the name, not of a suffix."""
+    """Split `0123_SOME_MOVIE_00.01.02.345-00.01.05.678`: the movie is all but the last field."""
     clip = text_of(record, "clip").removesuffix(".avi")
+    # the dots belong to the times: a suffix other than .avi must not be removed
     movie, _, times = clip.rpartition("_")
     if not movie or "-" not in times:
         raise RowError("the clip id is not <movie>_<start>-<end>")
@@ -99,6 +101,7 @@ def _choice(folder: Path, split: str) -> Split:
         with builder.row(where):
             media = _media(record)
             texts = [text_of(record, option) for option in options]
+            # the correct option is numbered from 1; train without the field lists it first
             answer = index_of(record, "correct", 5, base=1) if labelled else 0
             if split == "train":
                 texts, answer = _moved(texts, answer, where)
@@ -115,8 +118,7 @@ def _choice(folder: Path, split: str) -> Split:
 
 
 def _has_label(path: Path, columns: int, *, needed: bool) -> bool:
-    """Whether rows have the eleventh field: always in val and test, in some releases also in
-    train."""
+    """Whether rows have the eleventh field: always in val and test, sometimes also in train."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         return needed or file.readline().rstrip("\r\n").count("\t") == columns
 

@@ -1,5 +1,4 @@
-"""MSR-VTT: caption retrieval, open-ended QA (Xu et al. 2017) and multiple choice (JSFusion, Yu et
-al. 2018).
+"""MSR-VTT: caption retrieval, open-ended QA (Xu et al. 2017) and multiple choice (JSFusion).
 
 The media folder holds video0.mp4 … video9999.mp4. Videos are numbered by official split: 0-6512
 train, 6513-7009 validation, 7010-9999 test. Files write them either as a number or as
@@ -93,6 +92,7 @@ def _qa(folder: Path, split: str) -> Split:
     space: tuple[str, ...] = ()
     if labels.is_file():
         numbered = read_json(labels, dict)
+        # in the order of the file's own class numbers
         space = tuple(sorted(numbered, key=lambda answer: int(numbered[answer])))
     return builder.split(answer_space=space)
 

@@ -73,6 +73,7 @@ def load_retrieval(folder: Path, split: str, protocol: str) -> Split:
         for item in _test_1k_a(folder, builder):
             builder.add(item, item.id)
     else:
+        # 9k and 1k-b also train on videos of the official test split
         captions = read_captions(
             folder, builder, with_test=half == "test" or protocol in ("9k", "1k-b")
         )
@@ -102,8 +103,11 @@ def load_retrieval(folder: Path, split: str, protocol: str) -> Split:
 def _videos(
     folder: Path, protocol: str, half: str, captions: Captions, builder: Builder
 ) -> Sequence[str]:
-    """The videos of a list, or by the protocol's definition if there is no list; AnnotationError if
-    a training list contains test videos."""
+    """The videos of a list, or by the protocol's definition if there is no list.
+
+    Raises:
+        AnnotationError: A training list contains test videos.
+    """
     if protocol == "full":
         return captions.videos(half)
     if protocol == "1k-b":
@@ -171,8 +175,10 @@ def _list(folder: Path, name: str, builder: Builder) -> list[str]:
 
 
 def _test_1k_a(folder: Path, builder: Builder) -> list[RetrievalItem]:
-    """Exactly one caption per video: 1,000 x 1,000. A repeated video would change the protocol, so
-    it is an error, not a note."""
+    """Read the 1k-A test: exactly one caption per video, 1,000 x 1,000.
+
+    A repeated video would change the protocol, so it is an error, not a note.
+    """
     path = find_caption_file(folder, TEST_CSV)
     if path is None and find_caption_file(folder, CAPTION_INDEX):
         raise AnnotationError(

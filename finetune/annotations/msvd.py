@@ -1,5 +1,7 @@
-"""MSVD: open-ended QA (Xu et al. 2017) and caption retrieval. The two use different splits of the
-same 1,970 clips; do not mix them."""
+"""MSVD: open-ended QA (Xu et al. 2017) and caption retrieval.
+
+The two use different splits of the same 1,970 clips; do not mix them.
+"""
 
 from __future__ import annotations
 
@@ -84,8 +86,7 @@ def _question(clips: dict[str, str]) -> Callable[[dict[str, Any]], QAItem]:
 
 
 def _clip(clips: dict[str, str], video: str) -> str:
-    """The official array numbers videos as 873, other forms as vid873, and some contain the clip's
-    name."""
+    """Find a clip by 873 (the official array), vid873 (other forms) or its own name."""
     number = video.removeprefix("vid")
     if number in clips:
         return clips[number]

@@ -44,8 +44,9 @@ _SOURCE = "the dataset folder of YunseokJANG/tgif-qa, or ClipBERT's tgif_qa anno
 
 
 def load(folder: Path, split: str, *, task: str, form: str = "") -> Split:
-    """Read one split of one task. The forms are never mixed: ClipBERT's train with our held-out
-    part would leak.
+    """Read one split of one task.
+
+    The forms are never mixed: ClipBERT's train with our held-out part would leak.
 
     Args:
         folder: Holds the files.
@@ -71,6 +72,7 @@ def _official(folder: Path, split: str, task: str) -> Split:
     name = f"{half.title()}_{task}_question.csv"
     path = builder.use(find(folder, [name, f"dataset/{name}"], _SOURCE))
     options = [f"a{number}" for number in range(1, 6)] if task != "frameqa" else ["type"]
+    # read by the header's names: frameqa has `type` in place of the five options
     columns = ["gif_name", "question", *options, "answer", "vid_id", "key"]
     builder.read(table(path, builder, columns=columns), _choice if task != "frameqa" else _word)
     size, verified = SIZES[task, half]
@@ -86,8 +88,7 @@ def _media(record: dict[str, Any]) -> Media:
 
 
 def _id(record: dict[str, Any]) -> str:
-    """`vid_id` holds a text (ACTION77) and `key` a number; neither alone is guaranteed to be
-    unique."""
+    """Join `vid_id`, a text (ACTION77), and `key`, a number; neither is surely unique."""
     return f"{text_of(record, 'vid_id')}-{text_of(record, 'key')}"
 
 
@@ -122,6 +123,7 @@ def _clipbert(folder: Path, split: str, task: str) -> Split:
     space: tuple[str, ...] = ()
     if task == "frameqa" and labels.is_file():
         numbered = read_json(labels, dict)
+        # in the order of the file's own class numbers
         space = tuple(sorted(numbered, key=lambda answer: int(numbered[answer])))
         builder.note(f"{labels.name} holds the answers of train and val")
     return builder.split(answer_space=space)

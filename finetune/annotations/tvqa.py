@@ -1,5 +1,6 @@
-"""TVQA (Lei et al. 2018): five options per question, with or without subtitles, with or without the
-annotated time span.
+"""TVQA (Lei et al. 2018): five options per question.
+
+Subtitles and the annotated time span are optional.
 
 No videos are released: the media are folders of frames at 3 per second,
 `<show>_frames/<vid_name>/00001.jpg`.
@@ -51,8 +52,10 @@ class SubtitleLine:
 
 
 def load(folder: Path, split: str, *, subtitles: bool = False, timestamps: bool = True) -> Split:
-    """Read one split. The four combinations of the options are four protocols; state which of them
-    a number uses. The labels of test are hidden (server).
+    """Read one split.
+
+    The four combinations of the options are four protocols; state which of them a number uses. The
+    labels of test are hidden (server).
 
     Args:
         folder: Holds the files.
@@ -94,6 +97,7 @@ def _item(
     def make(record: dict[str, Any]) -> ChoiceItem:
         name = text_of(record, "vid_name")
         start, end = _span(record) if timestamps else (None, None)
+        # showing the complete clip instead would be another protocol
         if start is not None and end is not None and math.isnan(start + end):
             start, end = FALLBACK_SPAN_S
         return ChoiceItem(
@@ -109,8 +113,10 @@ def _item(
 
 
 def show(vid_name: str) -> str:
-    """The show's short name in the folder of the frames: friends_s01e02_seg02_clip_05 → friends,
-    s05e02_seg02_clip_12 → bbt."""
+    """Return the show's short name, which the folder of its frames starts with.
+
+    friends_s01e02_seg02_clip_05 → friends, s05e02_seg02_clip_12 → bbt.
+    """
     prefix = vid_name.partition("_")[0]
     if prefix in SHOWS:
         return prefix
@@ -120,8 +126,11 @@ def show(vid_name: str) -> str:
 
 
 def _span(record: dict[str, Any]) -> tuple[float, float]:
-    """`ts`, "1.21-8.49" in seconds, either of which may be nan; RowError if it has another form or
-    ends before it starts."""
+    """Read `ts`, "1.21-8.49" in seconds, either of which may be nan.
+
+    Raises:
+        RowError: It has another form, or ends before it starts.
+    """
     match = re.fullmatch(r"([\d.]+|nan)-([\d.]+|nan)", text_of(record, "ts"))
     if match is None:
         raise RowError("'ts' is not start-end in seconds")
@@ -182,8 +191,11 @@ class _Subtitles:
 
 
 def parse_srt(text: str) -> list[SubtitleLine]:
-    """SubRip: blocks of a number, `00:00:01,210 --> 00:00:08,490` and text lines, separated by
-    blank lines. Blocks without a time are ignored."""
+    """Parse SubRip; blocks without a time are ignored.
+
+    A block is a number, `00:00:01,210 --> 00:00:08,490` and text lines; blank lines separate
+    blocks.
+    """
     lines = []
     for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
         match = re.search(

@@ -25,9 +25,10 @@ _SOURCE = "UCF101TrainTestSplits-RecognitionTask.zip of UCF's site (crcv.ucf.edu
 
 
 def load(folder: Path, split: str, *, fold: int) -> Split:
-    """Read classInd.txt, trainlist0{fold}.txt (labels from 1) and testlist0{fold}.txt (no labels:
-    the class is the folder). Clips of a group are cut from one video, so complete groups are held
-    out.
+    """Read classInd.txt, trainlist0{fold}.txt and testlist0{fold}.txt.
+
+    Labels of train start at 1; test has none, the class is the folder. Clips of a group are cut
+    from one video, so complete groups are held out.
 
     Args:
         folder: Holds the files.
@@ -75,15 +76,16 @@ def _classes(path: Path) -> tuple[str, ...]:
 
 
 def _item(line: str, classes: tuple[str, ...]) -> LabelItem:
-    """`Archery/v_Archery_g08_c01.avi 3`, or without the number. Class folders differ in case
-    between releases (HandstandPushups)."""
+    """Read `Archery/v_Archery_g08_c01.avi 3`, or the same without the number."""
     file, *rest = line.split()
     path = PurePosixPath(file)
+    # class folders differ in case between releases (HandstandPushups)
     label = {name.lower(): number for number, name in enumerate(classes)}.get(
         path.parent.name.lower()
     )
     if label is None:
         raise RowError("the folder is not a class of classInd.txt")
+    # listed labels start at 1
     if rest and rest != [str(label + 1)]:
         raise RowError("the label is not the number of the folder's class")
     return LabelItem(path.stem, Media(path.stem, file), label)

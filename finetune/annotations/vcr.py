@@ -1,5 +1,7 @@
-"""VCR (Zellers et al. 2019): questions on movie stills whose texts refer to detected objects. Names
-and sentences are in `vcr_text`."""
+"""VCR (Zellers et al. 2019): questions on movie stills whose texts refer to detected objects.
+
+Names and sentences are in `vcr_text`.
+"""
 
 from __future__ import annotations
 
@@ -74,6 +76,7 @@ def load(folder: Path, split: str, *, images: Path | None = None) -> Split:
 def _item(
     root: Path, movies: dict[str, str], *, labelled: bool
 ) -> Callable[[dict[str, Any]], Item]:
+    # several questions share a still
     @lru_cache(maxsize=4096)
     def regions(metadata: str, names: tuple[str, ...]) -> tuple[ImageRegion, ...]:
         return _regions(root, metadata, names)
@@ -108,8 +111,11 @@ def _choices(record: dict[str, Any], name: str, objects: int) -> tuple[Tokens, .
 
 
 def tokens_of(tokens: Any, objects: int) -> Tokens:
-    """An official token list: texts, and lists of 0-based detection indices below `objects`;
-    RowError if it is something else."""
+    """Check an official token list: texts, and lists of 0-based detection indices.
+
+    Raises:
+        RowError: It is something else, or an index is not below `objects`.
+    """
     if not isinstance(tokens, list) or not tokens:
         raise RowError("a text is not a list of tokens")
     read: list[str | tuple[int, ...]] = []
@@ -155,8 +161,11 @@ def _regions(root: Path, metadata: str, names: Sequence[str]) -> tuple[ImageRegi
 
 
 def outlines(images: Path, item: VCRItem) -> tuple[tuple[Polygon, ...], ...]:
-    """Polygons of each region in pixels, for MERLOT's masks; empty for a region without any.
-    AnnotationError if the file does not fit the item."""
+    """Read the polygons of each region in pixels, for MERLOT's masks; a region may have none.
+
+    Raises:
+        AnnotationError: The metadata file does not fit the item.
+    """
     try:
         segments = _metadata(images, item.metadata).get("segms")
         if not isinstance(segments, list) or len(segments) != len(item.regions):

@@ -42,6 +42,7 @@ def names_of(item: VCRItem, naming: str, task: str = "answer") -> tuple[str, ...
         ValueError: Unknown naming or task.
     """
     if naming == "merlot":
+        # by the original index, as in MERLOT: the colours in the picture use it too
         return tuple(
             NAMES[i % len(NAMES)] if region.name == "person" else region.name
             for i, region in enumerate(item.regions)
@@ -56,8 +57,13 @@ def names_of(item: VCRItem, naming: str, task: str = "answer") -> tuple[str, ...
 
 
 def mentioned(item: VCRItem, task: str) -> tuple[int, ...]:
-    """Regions in the order of first mention: in question and answers for `answer`, and also in the
-    rationales for `rationale`; ValueError for another task."""
+    """Regions in the order of first mention.
+
+    Mentions in the question and answers count, for `rationale` also those in the rationales.
+
+    Raises:
+        ValueError: Unknown task.
+    """
     if task not in TASKS:
         raise ValueError(f"no task {task!r}; choose one of: {', '.join(TASKS)}")
     texts: Iterable[Tokens] = (
@@ -77,8 +83,7 @@ def mentioned(item: VCRItem, task: str) -> tuple[int, ...]:
 
 
 def sentence(tokens: Tokens, names: Sequence[str]) -> str:
-    """A plain sentence: objects by name, joined with "and", no space before punctuation and
-    clitics."""
+    """Write tokens as a sentence, objects by name, no space before punctuation and clitics."""
     text, glue = "", True
     for token in tokens:
         word = token if isinstance(token, str) else _joined([names[index] for index in token])

@@ -1,5 +1,7 @@
-"""VQAv2: questions on COCO images with ten answers each. Normalisation and scores are in
-`vqav2_text`."""
+"""VQAv2: questions on COCO images with ten answers each.
+
+Normalisation and scores are in `vqav2_text`.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,10 @@ _SOURCE = "visualqa.org/download.html"
 
 
 def load(folder: Path, split: str, *, with_answer_space: bool = True) -> Split:
-    """Read one split. The paper's protocol trains on `train+val` (train2014 and the part of val2014
-    that is not held out), validates on `held-out` and tests on a server.
+    """Read one split.
+
+    The paper's protocol trains on `train+val` (train2014 and the part of val2014 that is not held
+    out), validates on `held-out` and tests on a server.
 
     Args:
         folder: Holds the files.
@@ -112,8 +116,10 @@ def _questions(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _answers(path: Path) -> dict[str, dict[str, Any]]:
-    """Annotations by question id. A broken annotation is an error, because leaving it out would
-    silently change the answer space."""
+    """Read annotations by question id.
+
+    A broken annotation is an error, because leaving it out would silently change the answer space.
+    """
     annotations: dict[str, dict[str, Any]] = {}
     for number, record in enumerate(_records(path, "annotations")):
         try:
@@ -134,12 +140,14 @@ def _records(path: Path, key: str) -> list[dict[str, Any]]:
 
 
 def _item(part: str, answers: dict[str, dict[str, Any]]) -> Callable[[dict[str, Any]], QAItem]:
+    # test-dev is a part of test: its images are in test2015
     folder = part.replace("test-dev", "test")
 
     def make(record: dict[str, Any]) -> QAItem:
         number, image = text_of(record, "question_id"), text_of(record, "image_id")
         if not image.isdecimal():
             raise RowError("'image_id' is not an integer")
+        # COCO 2014 pads the image number in file names to twelve digits
         media = Media(image, f"{folder}/COCO_{folder}_{int(image):012d}.jpg")
         if folder == "test2015":
             return QAItem(number, media, text_of(record, "question"))

@@ -33,14 +33,14 @@ would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll yo
 
 
 def _misspelled() -> dict[str, str]:
-    """Every contraction without one of its apostrophes → the contraction. The exception is copied
-    from the official table."""
+    """Map every contraction without one of its apostrophes to the contraction."""
     known = {
         word[:place] + word[place + 1 :]: word
         for word in _CONTRACTED.split()
         for place, sign in enumerate(word)
         if sign == "'"
     }
+    # an inconsistency of the official table
     return {**known, "somebody'd": "somebodyd"}
 
 
@@ -52,8 +52,10 @@ _MOST_PERIODS = 32
 
 
 def strip_punctuation(text: str) -> str:
-    """Remove a punctuation mark that touches a space, or any if the text contains a number with a
-    comma; replace others by a space."""
+    """Remove punctuation marks that touch a space, and replace the others by a space.
+
+    If the text contains a number with a comma, all are removed.
+    """
     cleaned = text
     has_number = _NUMBER_WITH_COMMA.search(text) is not None
     for sign in _PUNCTUATION:
@@ -63,16 +65,18 @@ def strip_punctuation(text: str) -> str:
 
 
 def normalise(answer: str) -> str:
-    """An answer normalised for comparison: lower case, no punctuation, digits for number words up
-    to ten, no articles, apostrophes in contractions."""
+    """Normalise an answer for comparison.
+
+    Lower case, no punctuation, digits for number words up to ten, no articles, apostrophes in
+    contractions.
+    """
     words = strip_punctuation(answer.replace("\n", " ").replace("\t", " ").strip()).lower().split()
     words = [word for word in (_NUMBERS.get(word, word) for word in words) if word not in _ARTICLES]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words)
 
 
 def accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """The official accuracy in 0..1: the mean over all leave-one-out sets of annotators of min(1,
-    matches / 3).
+    """The official accuracy in 0..1: the mean of min(1, matches / 3) over leave-one-out sets.
 
     As in the official code, the annotators' answers are only stripped of punctuation, and only if
     they disagree. ValueError if there are no answers.
@@ -88,16 +92,17 @@ def accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def leave_one_out(matches: int, annotators: int = ANNOTATORS) -> float:
-    """`accuracy` from the number of annotators that agree: leaving one of them out leaves one match
-    less."""
+    """`accuracy` from the number of annotators that agree."""
+    # leaving out one of those that agree leaves one match less
     return (
         matches * min(1.0, (matches - 1) / 3) + (annotators - matches) * min(1.0, matches / 3)
     ) / annotators
 
 
 def soft_targets(answers: Sequence[str], numbers: dict[str, int]) -> dict[int, float]:
-    """Training targets of the answers in the answer space: class number → score (0.3, 0.6, 0.9, 1.0
-    for 1, 2, 3, 4 or more of ten annotators).
+    """Training targets of the answers in the answer space: class number → score.
+
+    0.3, 0.6, 0.9 and 1.0 for 1, 2, 3 and at least 4 of ten annotators.
 
     The annotators' strings are normalised like the answer space; raw strings would miss it ("a dog"
     against "dog").
@@ -111,8 +116,10 @@ def soft_targets(answers: Sequence[str], numbers: dict[str, int]) -> dict[int, f
 
 
 def answer_space(most_chosen: Iterable[str], min_count: int = MIN_COUNT) -> tuple[str, ...]:
-    """The classes: normalised `multiple_choice_answer` seen at least `min_count` times, most
-    frequent first, ties in alphabetical order."""
+    """The classes: normalised `multiple_choice_answer` seen at least `min_count` times.
+
+    Most frequent first, ties in alphabetical order.
+    """
     counts = Counter(normalise(answer) for answer in most_chosen)
     chosen = [answer for answer, count in counts.items() if count >= min_count]
     return tuple(sorted(chosen, key=lambda answer: (-counts[answer], answer)))

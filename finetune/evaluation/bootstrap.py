@@ -1,5 +1,4 @@
-"""Confidence intervals: percentile bootstrap over items, or over clusters of items that are not
-independent."""
+"""Confidence intervals by percentile bootstrap over items, or over clusters of dependent items."""
 
 from __future__ import annotations
 
@@ -25,8 +24,10 @@ def median(values: Array) -> float:
 
 
 def ratio(values: Array) -> float:
-    """Sum of column 0 over sum of column 1 of [N, 2], for example accuracy over the answerable
-    questions; NaN if the denominator is 0."""
+    """Sum of column 0 over sum of column 1 of [N, 2]; NaN if the denominator is 0.
+
+    For example, accuracy over the answerable questions.
+    """
     top, bottom = values.sum(0)
     return float(top / bottom) if bottom else float("nan")
 
@@ -66,6 +67,7 @@ def interval(
     if not groups or not all(len(group) for group in groups):
         raise ValueError("no items to average over")
     pick = [_draw(len(group), owner) for group, owner in zip(groups, owners, strict=True)]
+    # a fixed seed: the same results always get the same interval
     random = np.random.default_rng(seed)
     drawn = np.array(
         [
@@ -75,6 +77,7 @@ def interval(
             for _ in range(samples)
         ]
     )
+    # a resample without an answerable question has no ratio, and is skipped
     edge = 100 * (1 - level) / 2
     low, high = (
         np.nanpercentile(drawn, [edge, 100 - edge])
@@ -141,6 +144,7 @@ def paired_interval(
             f"the two runs have {list(first.shape)} and {list(second.shape)} values; pair the items"
             " first"
         )
+    # both runs are resampled together: the variation that items share cancels out
     both = np.stack([first, second], axis=1)
 
     def difference(values: Array) -> float:

@@ -1,5 +1,7 @@
-"""Cache of evaluated batches on disk, so that an interrupted evaluation continues. The key is the
-content of everything that a batch's result depends on."""
+"""Cache of evaluated batches on disk, so that an interrupted evaluation continues.
+
+The key is the content of everything that a batch's result depends on.
+"""
 
 from __future__ import annotations
 

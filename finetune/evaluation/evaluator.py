@@ -124,6 +124,7 @@ class Evaluator:
             DataError: None of the items can be shown.
             Stopped: A signal arrived.
         """
+        # None: evaluation makes no random choices
         examples = [make(number, None) for number in range(len(ids))]
         batches = _fixed_batches(examples, self.settings.batch)
         reader = MediaReader(self._library, self.settings.clip, self.settings.data)
@@ -217,8 +218,7 @@ class Evaluator:
             yield k, BatchResult(batch.items, values, missing, batch.lost, batch.shortened)
 
     def _pass_with_nothing(self, source: TaskSource, example: Example, score: ScoreFn) -> None:
-        """The forward passes of a batch on a grey picture and an empty text; the values are
-        discarded."""
+        """Make the forward passes of a batch on a grey picture and an empty text."""
         clip, looks, texts = source.clip, len(example.looks), len(example.texts)
         pixels = torch.zeros(
             1, looks, self.settings.views, clip.num_frames, 3, clip.image_size, clip.image_size
@@ -232,8 +232,7 @@ class Evaluator:
 
 
 def _fixed_batches(examples: Sequence[Example], size: int) -> list[list[int]]:
-    """Item numbers of each batch. Items that show the same media are adjacent, so that each is
-    decoded once."""
+    """Item numbers of each batch; items that show the same media are adjacent: decoded once."""
 
     def key(number: int) -> tuple[str, float, float, int]:
         looks = examples[number].looks
@@ -258,6 +257,7 @@ def _join(results: Sequence[BatchResult], items: int, name: str) -> SplitScores:
         np.add.at(seen, [*result.items, *result.missing], 1)
     assert (seen == 1).all(), "an item was evaluated twice or not at all"
     shape = scored[0].values.shape[1:] if scored else ()
+    # missing items stay NaN: metrics count them as wrong
     values = np.full((items, *shape), np.nan, np.float32)
     for result in scored:
         values[list(result.items)] = result.values
@@ -266,8 +266,10 @@ def _join(results: Sequence[BatchResult], items: int, name: str) -> SplitScores:
 
 
 def subset(split: Split, limit: int) -> Split:
-    """At most `limit` items of a split (0: all), chosen by the hashes of their ids, in the order of
-    the split; for validation during training."""
+    """Choose at most `limit` items of a split (0: all) for validation during training.
+
+    They are chosen by the hashes of their ids and keep the order of the split.
+    """
     if not limit or len(split.items) <= limit:
         return split
     by_hash = sorted(split.items, key=lambda item: place_in_order(item.id))

@@ -116,6 +116,7 @@ def topk_hits(
     above, level = (kept > own).sum(1), (kept == own).sum(1)
     # `level` tied classes share the places after `above`; k - above of these places are hits.
     hits = np.clip((k - above) / np.maximum(level, 1), 0.0, 1.0)
+    # a label without a score is not a hit, even if all scores are -inf
     return np.where(gone | np.isneginf(own[:, 0]), 0.0, hits)
 
 
@@ -124,8 +125,10 @@ def option_hits(
     answers: Array | Tensor | Sequence[int],
     missing: Array | Sequence[bool] | None = None,
 ) -> Array:
-    """Multiple choice: whether the correct option of scores [N, K] is the highest; 1/m if it shares
-    the highest score with m - 1 others."""
+    """Multiple choice: 1 if the correct option of scores [N, K] is the highest, else 0.
+
+    1/m if it shares the highest score with m - 1 others.
+    """
     return topk_hits(scores, answers, 1, missing)
 
 
@@ -220,6 +223,7 @@ def vcr(
     )
     given = _numbers("answers", answers, len(conditioned), conditioned.shape[1])
     qa2r = option_hits(conditioned[np.arange(len(given)), given], rationales, missing)
+    # per item, so ties in the two parts are independent and their probabilities multiply
     return VCRScores(q2a, qa2r, q2a * qa2r)
 
 
@@ -272,8 +276,11 @@ def retrieval_ranks(
             f"`relevant` must be bool {list(scores.shape)}, got {pairs.dtype} {list(pairs.shape)}"
         )
     if gone.any():
+        # ranked after all other candidates
         scores = scores.masked_fill(gone, float("-inf"))
+    # texts whose media are all missing cannot be retrieved correctly
     lost = ~(pairs & ~gone).any(1)
+    # the first relevant media item of each text, for clustered intervals
     owners = pairs.to(torch.uint8).argmax(1).numpy()
     return _retrieved(scores, pairs, lost, owners), _retrieved(
         scores.T, pairs.T, gone, np.arange(media)
@@ -299,8 +306,9 @@ def fold_ranks(
     folds: int = 5,
     missing: Array | Sequence[bool] | None = None,
 ) -> list[tuple[Retrieved, Retrieved]]:
-    """`retrieval_ranks` inside equal folds of the media, each with its own captions. COCO 1K: the
-    5,000 media in their order form five folds of 1,000.
+    """Compute `retrieval_ranks` inside equal folds of the media, each with its own captions.
+
+    COCO 1K: the 5,000 media in their order form five folds of 1,000.
 
     Args:
         similarity: [Q texts, M media].

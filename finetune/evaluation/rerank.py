@@ -32,8 +32,10 @@ _MARGIN = 1e3
 
 @dataclass(frozen=True)
 class RerankedScores:
-    """Scores of all pairs, float64 [Q, M]: joint scores of the shortlisted pairs, above the
-    contrastive scores of the rest."""
+    """Scores of all pairs, float64 [Q, M].
+
+    Shortlisted pairs have joint scores, which are above the contrastive scores of the rest.
+    """
 
     by_text: np.ndarray
     """For text → media."""
@@ -58,6 +60,7 @@ class MediaExamples:
 def shortlist(similarity: np.ndarray, candidates: int) -> np.ndarray:
     """bool [Q, M]: the `candidates` highest columns of every row, never NaN."""
     usable = np.where(np.isnan(similarity), -np.inf, similarity)
+    # stable: ties at the end of a shortlist are cut in the same way in every run
     order = np.argsort(-usable, axis=1, kind="stable")[:, :candidates]
     chosen = np.zeros(similarity.shape, bool)
     np.put_along_axis(chosen, order, True, axis=1)
@@ -99,6 +102,7 @@ def rerank(
         text_list = shortlist(similarity, candidates)
         clip_list = shortlist(similarity.T, candidates).T if both_ways else np.zeros_like(text_list)
     wanted = text_list | clip_list
+    # by clip: a clip is decoded once for all its texts
     pairs = [np.flatnonzero(wanted[:, m]) for m in range(len(items))]
     shown = [m for m in range(len(items)) if len(pairs[m])]
     scorer = _PairScorer(evaluator, texts, [pairs[m] for m in shown], pair_batch)
@@ -126,16 +130,19 @@ def rerank(
 
 
 def _merged(joint: np.ndarray, chosen: np.ndarray, similarity: np.ndarray | None) -> np.ndarray:
-    """Joint scores of the chosen pairs, raised above the contrastive scores of the rest."""
+    """Joint scores of the chosen pairs, shifted above the contrastive scores of the rest."""
     if similarity is None or chosen.all():
         return joint
+    # one shift for all pairs keeps the order of joint scores across texts and clips
     lowest = np.nanmin(joint) if np.isfinite(joint).any() else 0.0
     return np.where(chosen, joint - lowest + _MARGIN, similarity.astype(np.float64))
 
 
 class _PairScorer:
-    """Joint scores of the pairs of a batch of clips, [n, most pairs of any clip]; rows of clips
-    with fewer pairs end in NaN."""
+    """Joint scores of the pairs of a batch of clips, [n, most pairs of any clip].
+
+    Rows of clips with fewer pairs are padded with NaN.
+    """
 
     def __init__(
         self,
@@ -156,6 +163,7 @@ class _PairScorer:
         self._min_rounds = 0
         if evaluator.collective:  # under ZeRO 3 all ranks must make the same number of passes
             self._min_rounds = -(-evaluator.settings.batch * self._columns // pair_batch)
+        # part of the cache key: other texts or shortlists must not reuse cached scores
         content = content_hash(repr([list(texts), [pair.tolist() for pair in pairs]]).encode())
         self.stage = f"pairs-{content}"
         self.passed = 0

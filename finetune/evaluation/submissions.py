@@ -64,12 +64,14 @@ def vcr_csv(
     scores = np.concatenate([answer_scores[:, None], rationale_scores], axis=1).astype(np.float64)
     scores = np.concatenate([scores, np.zeros((len(absent), 5, 4))])
     ids = [*ids, *absent]
+    # equal probabilities: the server requires a row for every question
     scores[np.isin(np.asarray(ids), list(missing))] = 0.0
     if not np.isfinite(scores).all():
         broken = [name for name, row in zip(ids, scores, strict=True) if not np.isfinite(row).all()]
         raise SubmissionError(
             f"VCR: scores that are not finite in {len(broken)} questions, for example {broken[0]}"
         )
+    # softmax with the maximum subtracted, so that large logits do not overflow
     shifted = np.exp(scores - scores.max(-1, keepdims=True))
     probabilities = (shifted / shifted.sum(-1, keepdims=True)).reshape(len(ids), 20)
     text = io.StringIO()
@@ -123,6 +125,7 @@ def tvqa_json(
     """
     _check_ids(ids, expected, "TVQA")
     _same_length(ids, options, "TVQA")
+    # the server needs an option for every question: 0 for missing media
     chosen = {
         _number(name, "TVQA"): 0 if option is None else int(option)
         for name, option in zip(ids, options, strict=True)

@@ -121,8 +121,7 @@ def open_ended_scores(
 
 
 def vcr_scores(found: VCRScores, media: Sequence[str] = ()) -> dict[str, Score]:
-    """q2a, qa2r, q2ar in percent; `media` holds the media id of each item, the clusters of the
-    bootstrap."""
+    """q2a, qa2r, q2ar in percent; `media`, the ids of the items' media, clusters the bootstrap."""
     clusters = np.asarray(media) if media else None
     return {name: percent(hits, clusters=clusters) for name, hits in vars(found).items()}
 

@@ -125,6 +125,7 @@ def _digest(
     )
     content.update(ids.tobytes())
     content.update(target.tobytes())
+    # 63 bits fit into a signed 64-bit integer
     return int.from_bytes(content.digest(), "little") >> 1
 
 
@@ -140,6 +141,7 @@ def collate_items(
     samples = micro_batch.samples
     if not samples:
         return None
+    # visuals are ordered by clip, then by view, so a reshape separates the two
     clips, side = len(samples[0].visuals) // views, clip.image_size
     shape = (len(samples), clips, views, clip.num_frames, 3, side, side)
     tensors = {
@@ -179,6 +181,7 @@ class TaskStream:
         self._config = config
         self._seed = seed
         self._bad_clips = bad_clips
+        # a mixture of one set, so that order and resuming work as in pre-training
         self._order = Order([len(source.ids)], [1.0], seed)
 
     def describe(self) -> str:
@@ -204,6 +207,7 @@ class TaskStream:
         source, config = self._source, self._config
         visuals = max(1, len(source.make(0, generator(0, "", 0, 0)).looks))
         augmentations = training_augmentations(source.clip, config, device, micro_batch * visuals)
+        # before workers start: they hand streams of these codecs to DALI and decode the others
         source.reader.codecs = augmentations[0].codecs
         maker = ReplacementSampler(
             [source],

@@ -243,6 +243,7 @@ class _Names:
             return set(), {}
         stems: dict[str, str] = {}
         for name in names:
+            # the first in sorted order wins if files differ only in their suffix
             if _stem(name) != name:
                 stems.setdefault(_stem(name).lower(), name)
         return set(names), stems

@@ -1,5 +1,6 @@
-"""Texts made of parts with a cutting order, so that the text limit never removes the part that an
-item's answer depends on.
+"""Texts of several parts, truncated in a defined order.
+
+The part that an item's answer depends on is truncated last.
 
 The original joins question, options and answer into one string and cuts it at 40 tokens: if the
 options are long, the answer is lost and all five inputs are equal.
@@ -76,7 +77,7 @@ def encode(tokenizer: Tokenizer, text: Text, length: int) -> Encoded:
 
 
 def plain(text: str) -> Text:
-    """A text of one part, such as a caption or a question; it is cut at its end."""
+    """Make a text of one part, such as a caption or a question; it is truncated at its end."""
     return (Part(text, QUESTION),)
 
 

@@ -60,8 +60,12 @@ class ActionRecognition(Task):
     classes: tuple[str, ...] = ()
 
     def setup(self, train: Split | None, source: SourceCheckpoint, *, eval_only: bool) -> None:
-        """Take the classes from the training split. In evaluation they must be the
-        checkpoint's."""
+        """Take the classes from the training split.
+
+        Raises:
+            ConfigError: In evaluation, the classes differ from the checkpoint's.
+            AnnotationError: The classes are unknown.
+        """
         saved = self.saved_labels(source)
         own = train.classes if train is not None else saved
         if eval_only and saved and own != saved:
@@ -84,6 +88,7 @@ class ActionRecognition(Task):
         probe = self.options.probe
 
         def build(config: AllInOneConfig) -> nn.Module:
+            # one output per class; the original has a further one that is never a target
             width, classes = config.hidden_size, len(self.classes)
             return nn.Linear(width, classes) if probe == "linear" else answer_head(width, classes)
 
@@ -119,8 +124,10 @@ class ActionRecognition(Task):
         ids = [item.id for item in items]
         found = evaluator.run("classes", split.name, ids, self.examples(split), _logits)
         missing = np.isin(np.arange(len(items)), list(found.missing))
+        # top-k of k classes is always 100 %
         tops = [k for k in metrics.TOPS if k < len(self.classes)] or [1]
         hits = {k: metrics.topk_hits(found.values, labels, k, missing) for k in tops}
+        # stable: tied classes are listed by number, so prediction files are reproducible
         best = np.argsort(-found.values, axis=1, kind="stable")[:, :_LISTED]
         rows = []
         for n, item in enumerate(items):
@@ -141,8 +148,7 @@ class ActionRecognition(Task):
         )
 
     def _labels(self, split: Split) -> list[int]:
-        """The labels; AnnotationError if one is out of range, or if the classes are not those of
-        training."""
+        """Return the labels; AnnotationError if classes differ from training or one is invalid."""
         if split.classes and split.classes != self.classes:
             raise AnnotationError(
                 f"split {split.name!r} has {len(split.classes)} classes that are not the"

@@ -65,6 +65,7 @@ class ChoiceExamples:
         if isinstance(item, RetrievalItem):
             item = self._from_captions(item, number, random)
         assert isinstance(item, ChoiceItem)
+        # evaluation keeps the order of the file: predictions are option numbers
         order = list(range(len(item.choices)))
         if random is not None:
             # some training files always put the correct option in the same place (LSMDC)
@@ -82,6 +83,7 @@ class ChoiceExamples:
         self, item: RetrievalItem, number: int, random: np.random.Generator | None
     ) -> ChoiceItem:
         """The item's caption among captions of others; in evaluation always the same ones."""
+        # keyed by the item's number: the options do not depend on batches, ranks or workers
         drawn = random if random is not None else generator(0, "options", 0, number)
         captions = [other for other in self.items if isinstance(other, RetrievalItem)]
         own = item.captions[int(drawn.integers(len(item.captions)))]
@@ -162,6 +164,7 @@ class MultipleChoice(Task):
         missing = np.isin(np.arange(len(items)), list(found.missing))
         answers = [_answer(item) for item in items]
         known = all(answer is not None for answer in answers)
+        # a hidden answer counts as option 0 here; its hit is not reported
         hits = metrics.option_hits(found.values, [answer or 0 for answer in answers], missing)
         rows = [
             {

@@ -68,8 +68,12 @@ class OpenEndedQA(Task):
     vocabulary: tuple[str, ...] = ()
 
     def setup(self, train: Split | None, source: SourceCheckpoint, *, eval_only: bool) -> None:
-        """Take the vocabulary from the training answers. In evaluation it must be the one that the
-        checkpoint was trained with."""
+        """Take the vocabulary from the training answers.
+
+        Raises:
+            ConfigError: In evaluation, the vocabulary differs from the checkpoint's.
+            AnnotationError: The vocabulary is unknown.
+        """
         saved = self.saved_labels(source)
         own = _vocabulary(train, self.options) if train is not None else saved
         if eval_only and saved and own != saved:
@@ -82,7 +86,7 @@ class OpenEndedQA(Task):
         self.vocabulary = own
 
     def trainable(self, split: Split) -> Split:
-        """Training questions with an answer in the vocabulary; others have no target."""
+        """Return the questions with an answer in the vocabulary; others have no target."""
         numbers = {answer: number for number, answer in enumerate(self.vocabulary)}
         soft = self.options.loss == "bce"
         kept = [
@@ -124,6 +128,7 @@ class OpenEndedQA(Task):
         logits = _logits(model, batch)
         if self.options.loss == "ce":
             losses = F.cross_entropy(logits, batch.target, reduction="none")
+            # every training target is a class: `trainable` removes questions without one
             right = (logits.argmax(-1) == batch.target).float()
         else:
             # summed over the answers, as published: the mean times the number of classes
@@ -169,6 +174,8 @@ class OpenEndedQA(Task):
         if self.options.loss == "bce":
             hits = metrics.vqa_soft(predicted, answers)
             return hits, summaries.accuracy_scores(hits, kinds, media)
+        # questions with an answer outside the vocabulary count as wrong; the original leaves them
+        # out of the denominator
         found = metrics.open_ended(predicted, answers, self.vocabulary)
         return found.hits, summaries.open_ended_scores(found, kinds, media)
 
@@ -182,6 +189,7 @@ def _logits(model: TaskModel, batch: TaskBatch) -> Tensor:
 def _best(model: TaskModel, batch: TaskBatch) -> Tensor:
     """[B, 2]: number and logit of the best answer."""
     score, number = _logits(model, batch).max(-1)
+    # float32 holds class numbers up to 2**24 exactly
     return torch.stack([number.float(), score], 1)
 
 

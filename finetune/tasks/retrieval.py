@@ -103,8 +103,11 @@ class Retrieval(Task):
     """Whether evaluation scores pairs in the contrastive space."""
 
     def setup(self, train: Split | None, source: SourceCheckpoint, *, eval_only: bool) -> None:
-        """Decide whether the contrastive space can be used; ConfigError if pairs cannot be scored
-        as the options ask."""
+        """Decide whether the contrastive space can be used.
+
+        Raises:
+            ConfigError: The checkpoint or the options do not allow the requested scoring.
+        """
         options = self.options
         projected = "text_projection.weight" in source.tensors
         self.contrastive = options.contrast > 0 and (projected or not eval_only)
@@ -159,8 +162,11 @@ class Retrieval(Task):
         total = batch.pixels.new_zeros(())
         reported: dict[str, Tensor] = {}
         if options.contrast:
+            # text 0 is the clip's own caption
             text = embed_text(model, batch.text_ids[:, 0], batch.text_mask[:, 0])
+            # one clip and one view per item in training
             video = embed_video(model, batch.pixels[:, 0, 0])
+            # clips of one group are not negatives of each other
             both = contrast(text, video, model.logit_scale(), batch.groups)
             total = total + options.contrast * both.losses.mean()
             reported["contrast_loss"] = mean_metric(both.losses)
@@ -174,7 +180,7 @@ class Retrieval(Task):
             reported["rank_loss"] = mean_metric(losses)
             reported["rank_accuracy"] = mean_metric(logits.argmax(-1) == 0)
         if options.matching:
-            # the clip's own caption is a match, the first other caption is none
+            # text 0 is the clip's own caption; text 1, of another clip, does not match
             labels = torch.tensor([1, 0], device=pairs.device).expand(len(pairs), 2).flatten()
             logits = model.vtm_head(pairs[:, :2]).float().flatten(0, 1)
             losses = F.cross_entropy(logits, labels, reduction="none")
@@ -245,8 +251,7 @@ class Retrieval(Task):
         return EvalOutput(scores, rows, missing_items(split, missing), details)
 
     def select(self, output: EvalOutput) -> float:
-        """Mean of R@1, R@5 and R@10 of text to video: R@1 alone is unstable, as the original code
-        warns."""
+        """Mean of text-to-video R@1, R@5 and R@10: R@1 alone is unstable, as the original warns."""
         recalls = ("t2v/R@1", "t2v/R@5", "t2v/R@10")
         values = [score.value for name, score in output.scores.items() if name in recalls]
         # with so few candidates that no recall is reported, the mean rank
@@ -266,8 +271,10 @@ def _items(split: Split) -> list[RetrievalItem]:
 
 
 def _embed_clips(model: TaskModel, batch: TaskBatch) -> Tensor:
-    """[n, D], the mean over views of unit vectors: its products with texts are the means of the
-    views' cosines."""
+    """Embed clips, [n, D], as the mean of the views' unit vectors.
+
+    Not normalised again: the product with a text is then the mean of the views' cosines.
+    """
     views = batch.pixels.shape[2]
     return embed_video(model, batch.pixels[:, 0].flatten(0, 1)).unflatten(0, (-1, views)).mean(1)
 
@@ -278,8 +285,10 @@ def _embed_texts(model: TaskModel, batch: TaskBatch) -> Tensor:
 
 
 def similarities(texts: SplitScores, clips: SplitScores) -> np.ndarray:
-    """Cosines float32 [Q, M], NaN in the columns of missing clips. Sums are float64, so that the
-    result does not depend on the number of threads."""
+    """Compute cosines, float32 [Q, M], NaN in the columns of missing clips.
+
+    Summed in float64, so that the rounded result does not depend on the number of threads.
+    """
     columns = clips.values.astype(np.float64).T
     blocks = [
         texts.values[start : start + _BLOCK_ROWS].astype(np.float64) @ columns

@@ -55,6 +55,7 @@ class VCRExamples:
 
     def __call__(self, number: int, random: np.random.Generator | None) -> Example:
         item = self.items[number]
+        # Q→AR needs the rationale scores given the predicted answer, whichever it is
         given = range(CHOICES) if self.every_answer else (item.answer or 0,)
         texts = [
             *self._answers(item),
@@ -172,6 +173,7 @@ class VCR(Task):
         found = evaluator.run("answers", split.name, [item.id for item in items], make, _scores)
         missing = np.isin(np.arange(len(items)), list(found.missing))
         answers = found.values[:, :CHOICES]
+        # [item, given answer, rationale]
         rationales = found.values[:, CHOICES:].reshape(-1, CHOICES, CHOICES)
         hits = None
         if all(item.answer is not None and item.rationale is not None for item in items):
@@ -215,6 +217,7 @@ def _row(
     }
     if scores is not None:
         answers, rationales = scores
+        # the rationale given the predicted answer, not given the correct one
         best = int(answers.argmax())
         row |= {
             "prediction": [best, int(rationales[best].argmax())],

@@ -1,5 +1,6 @@
-"""Draws VCR's detections into the picture, so that a question can refer to them (Zellers et al.
-2021, MERLOT, appendix on VCR).
+"""Draws VCR's detections into the picture, so that a question can refer to them.
+
+As in MERLOT (Zellers et al. 2021, appendix on VCR).
 
 Only detections that the texts of a task mention are drawn, `vcr_text.mentioned(item, task)`: MERLOT
 makes one picture for Q→A, from question and answers, and another for QA→R, which includes the
@@ -56,8 +57,8 @@ Polygon = Sequence[tuple[float, float]]
 
 
 def colour(item: VCRItem, region: int) -> Colour:
-    """The colour of a detection, by its index in the official list, which also selects the names in
-    the texts."""
+    """The colour of a detection."""
+    # by its index in the official list, which also selects the names in the texts
     return PALETTE[region % len(PALETTE)] if item.regions[region].name == "person" else GREY
 
 
@@ -113,6 +114,7 @@ def highlight(
         )
     picture = Image.fromarray(image)
     width = outline_width(picture.width, picture.height, image_size)
+    # by index, not by mention: the picture does not depend on the order of the texts
     for region in sorted(set(mentioned)):
         shapes = list(polygons[region]) if polygons is not None else []
         _draw(picture, shapes or [_box(item, region)], colour(item, region), width)
@@ -125,14 +127,15 @@ def _box(item: VCRItem, region: int) -> Polygon:
 
 
 def _draw(picture: Image.Image, shapes: Sequence[Polygon], colour: Colour, width: int) -> None:
-    """Fill the union of the shapes once, so that overlapping parts are not darker; then draw the
-    outlines, moved inwards at the picture's edge so that they stay visible."""
+    """Fill the union of the shapes, then draw their outlines."""
     right, bottom, half = picture.width - 1, picture.height - 1, width / 2
+    # moved inwards at the picture's edge, so that outlines stay visible
     inside = [
         [(min(max(x, half), right - half), min(max(y, half), bottom - half)) for x, y in shape]
         for shape in shapes
         if len(shape) > 1
     ]
+    # one mask for all shapes: overlapping parts are not filled twice
     mask = Image.new("L", picture.size)
     for shape in inside:
         ImageDraw.Draw(mask).polygon(shape, fill=OPACITY)

@@ -34,6 +34,7 @@ class MaskedLanguageModelling(Objective):
         text = model(batch.pixels, batch.mlm_ids, batch.text_mask).text
         masked = text.flatten(0, 1).index_select(0, batch.mlm_positions)
         target = _masked_ids(batch)
+        # images may have their own head
         mlm_head, _ = model.heads(micro_batch.frames)
         logits = mlm_head(masked).float()
         losses = F.cross_entropy(logits, target, reduction="none")

@@ -1,5 +1,4 @@
-"""Word-patch alignment: the optimal-transport distance between a caption's words and a clip's
-patches.
+"""Optimal-transport distance between the words of a caption and the patches of a clip.
 
 The plan comes from IPOT, the inexact proximal point method for optimal transport (Xie, Wang, Wang
 and Zha, "A Fast Proximal Point Method for Computing Exact Wasserstein Distance", UAI 2019), with
@@ -14,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BETA = 0.5
+"""Weight of the proximal term; the kernel is exp(-cost / BETA). The original's value."""
 ITERATIONS = 50
-PAD_WEIGHT = (
-    1e4  # added to the denominators of padding rows: their marginal becomes ~0 without a branch
-)
+"""Outer iterations, of one inner iteration each, as in the original."""
+PAD_WEIGHT = 1e4
+"""Added to the denominators of padding rows: their marginal becomes ~0 without a branch."""
 
 
 @torch.no_grad()
@@ -28,8 +28,18 @@ def ipot_plan(
     beta: float = BETA,
     iterations: int = ITERATIONS,
 ) -> Tensor:
-    """Transport plan [B, N, M] for cost [B, N, M]; valid masks are bool [B, N] and [B, M]. Rows and
-    columns of padding are 0."""
+    """Compute a transport plan with uniform marginals over the valid words and patches.
+
+    Args:
+        cost: Cost of each word and patch, [B, N, M].
+        word_valid: bool [B, N], False at padding.
+        patch_valid: bool [B, M], False at padding.
+        beta: Weight of the proximal term.
+        iterations: Outer iterations.
+
+    Returns:
+        The plan [B, N, M]; rows and columns of padding are 0.
+    """
     words, patches = word_valid.to(cost.dtype), patch_valid.to(cost.dtype)
     num_words, num_patches = words.sum(1, keepdim=True), patches.sum(1, keepdim=True)
     word_pad, patch_pad = (1 - words) * PAD_WEIGHT, (1 - patches) * PAD_WEIGHT
@@ -46,18 +56,25 @@ def ipot_plan(
             num_words * torch.einsum("bnm,bm->bn", kernel_plan, scale_patches) + word_pad
         )
         plan = scale_words[:, :, None] * kernel_plan * scale_patches[:, None, :]
-    return plan.masked_fill(
-        pairs == 0, 0.0
-    )  # not plan * pairs: a caption without words has an infinite scale
+    # not plan * pairs: a caption without words has an infinite scale, and inf * 0 is NaN
+    return plan.masked_fill(pairs == 0, 0.0)
 
 
 def word_patch_distance(text: Tensor, video: Tensor, text_mask: Tensor) -> Tensor:
-    """Distance [B] between text [B, L, C] and video [B, 1+P, C] features of the joint pass, in
-    float32.
+    """Compute the distance of each caption to its clip from the features of the joint pass.
 
-    Left out: the text class token, the last real token ([SEP]), padding, and the visual class
-    token. The cost is 1 - cosine; gradients flow through the cost only, the plan is held fixed.
+    The text class token, the last real token ([SEP]), padding and the visual class token are
+    excluded. The cost is 1 - cosine.
+
+    Args:
+        text: Text features, [B, L, C].
+        video: Visual features, [B, 1 + P, C].
+        text_mask: int64 [B, L], 1 at tokens.
+
+    Returns:
+        float32 [B]. Gradients flow through the cost; the plan is constant.
     """
+    # float32 without autocast, as in the original: the plan is the result of 50 products
     with torch.autocast(text.device.type, enabled=False):
         words = F.normalize(text.float(), dim=-1, eps=1e-5)
         patches = F.normalize(video[:, 1:].float(), dim=-1, eps=1e-5)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class VideoTextContrast(Objective):
-    """Uni-modal embeddings of a pair attract each other, those of other pairs repel."""
+    """Contrasts the uni-modal embeddings of matching pairs with those of all others."""
 
     name = "vtc"
     title = "contrast (VTC)"
@@ -25,7 +25,10 @@ class VideoTextContrast(Objective):
     accuracy_metric = "vtc_text_to_video_accuracy"
 
     def loss(self, micro_batch: MicroBatch) -> Tensor:
-        """InfoNCE, both directions averaged: local rows [B] against the columns of all ranks."""
+        """InfoNCE, both directions averaged: local rows [B] against the columns of all ranks.
+
+        The original sums the directions and takes negatives from the local micro-batch only.
+        """
         from allinone.engine.distributed.contrastive import contrast
 
         model = micro_batch.model

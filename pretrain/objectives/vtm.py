@@ -72,6 +72,7 @@ class VideoTextMatching(Objective):
         from allinone.pretrain.objectives.matching_pairs import draw_matching_pairs
 
         device = batch.pixels.device
+        # the pairs depend on the position alone, and training's random state is not disturbed
         with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
             torch.manual_seed(batch.first_position)
             labels, video = draw_matching_pairs(batch.text_ids)

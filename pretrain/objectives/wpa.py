@@ -31,6 +31,8 @@ class WordPatchAlignment(Objective):
 
         pairs, labels = micro_batch.matching, micro_batch.matching.labels
         distance = word_patch_distance(pairs.text, pairs.video, micro_batch.batch.text_mask)
+        # the metric covers matching pairs only: that of the others is meant to grow
         matching_distance = (distance.detach() * labels).sum()
         micro_batch.metrics["wpa_distance"] = torch.stack([matching_distance, labels.sum().float()])
+        # 2 * label - 1 is +1 for matching pairs and -1 for the others
         return (distance * (2 * labels - 1)).mean()

@@ -1,5 +1,7 @@
-"""Recipes by name. Each module opens with its command, hardware, expected time and expected
-result."""
+"""Pre-training recipes by name.
+
+Each module's docstring states the command, hardware, time and expected result.
+"""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 
     sbatch slurm/pretrain_128gpu.sh cc3m-coco
 
-Hardware: 128 A100, 16 images per GPU. Time: not published; planned: 4.0 h at MFU 0.4 on 128
-A100-80G (tools/plan.py train); an image costs about a third of a clip. Expected, fine-tuned: VCR
-Q->A val with drawn masks 60.5 (MERLOT, same data: 58.9).
+Hardware: 128 A100, 16 images per GPU.
+Time: not published. Planned: 4.0 h at MFU 0.4 on 128 A100-80G (tools/plan.py train).
+Expected after fine-tuning:
+    VCR Q->A val with drawn masks  60.5 (MERLOT, same data: 58.9)
 """
 
 from __future__ import annotations

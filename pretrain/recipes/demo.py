@@ -7,7 +7,8 @@ or, step by step:
     python tools/prepare.py data/demo --out runs/demo/data
     python pretrain/train.py demo
 
-Hardware: two CPU cores, 2 GiB. Expected time and result: see README.md.
+Hardware: two CPU cores, 2 GiB.
+Time and expected result: see README.md.
 """
 
 from __future__ import annotations

@@ -1,13 +1,11 @@
 """Values shared by the paper's pre-training recipes.
 
-Values (paper and the authors' talk): 400K steps of 2,048 clips, learning rate 1e-4, AdamW (0.9,
+By the paper and the authors' talk: 400K steps of 2,048 clips, learning rate 1e-4, AdamW (0.9,
 0.98), weight decay 0.01, warm-up over the first 10 %, linear decay to 0, 3 frames of 224 px,
 whole-word masking of 15 %, half of the pairs mismatched. The original starts from ImageNet ViT and
-BERT weights: make them with tools/convert.py and give them with --init-from.
+BERT weights: make them with tools/convert.py and pass them with --init-from.
 
-The original concatenates its data sets: one sample per WebVid clip, per HowTo100M or YT-Temporal
-video, per caption of an image and per region of Visual Genome; the weights below are those sizes in
-millions. Numbers of the paper are targets: none has been reproduced with this code yet.
+The paper's numbers are targets: none has been reproduced with this code yet.
 """
 
 from __future__ import annotations
@@ -18,6 +16,9 @@ from allinone.data.config import DataConfig
 from allinone.engine.config import TrainConfig
 from allinone.pretrain.config import CoTrainOptions, ModelOptions, PretrainConfig
 
+# The original concatenates its data sets: one sample per WebVid clip, per HowTo100M or YT-Temporal
+# video, per caption of an image and per region of Visual Genome. The weights are those sizes in
+# millions.
 WEBVID = "prepared/webvid=2.5"
 HOWTO100M = "prepared/howto100m=1.24"
 YTTEMPORAL = "prepared/yttemporal=2"

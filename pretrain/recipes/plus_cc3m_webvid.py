@@ -2,9 +2,13 @@
 
     sbatch slurm/pretrain_128gpu.sh plus-cc3m-webvid
 
-Hardware: 128 A100, 16 clips per GPU and 16 images. Time: not published; planned: 7.4 h at MFU 0.4
-on 128 A100-80G (tools/plan.py train); an image costs about a third of a clip. Expected, fine-tuned:
-MSR-VTT 9K R@1/5/10 39.7 / 67.8 / 76.1, 7K 35.9 / 66.1 / 75.1, TGIF 94.4 / 94.5 / 66.4.
+Hardware: 128 A100, 16 clips and 16 images per GPU.
+Time: not published. Planned: 7.4 h at MFU 0.4 on 128 A100-80G (tools/plan.py train); an image costs
+about a third of a clip.
+Expected after fine-tuning:
+    MSR-VTT 9K R@1/5/10                  39.7 / 67.8 / 76.1
+    MSR-VTT 7K R@1/5/10                  35.9 / 66.1 / 75.1
+    TGIF action / transition / FrameQA   94.4 / 94.5 / 66.4
 """
 
 from __future__ import annotations

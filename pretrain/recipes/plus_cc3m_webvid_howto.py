@@ -2,11 +2,16 @@
 
     sbatch slurm/pretrain_128gpu.sh plus-cc3m-webvid-howto
 
-Hardware: 128 A100, 16 clips per GPU and 16 images. Time: not published; planned: 7.4 h at MFU 0.4
-on 128 A100-80G (tools/plan.py train); an image costs about a third of a clip. Expected, fine-tuned:
-MSR-VTT 9K R@1/5/10 41.8 / 68.5 / 76.7, 7K 37.3 / 66.4 / 75.6, TGIF 96.3 / 95.5 / 67.3. Linear probe
-with 8 frames, top-1 on Kinetics-400 / HMDB51 / UCF101: heads shared 51.4 / 53.1 / 82.0, with
---image-heads separate 53.2 / 55.2 / 84.1.
+Hardware: 128 A100, 16 clips and 16 images per GPU.
+Time: not published. Planned: 7.4 h at MFU 0.4 on 128 A100-80G (tools/plan.py train); an image costs
+about a third of a clip.
+Expected after fine-tuning:
+    MSR-VTT 9K R@1/5/10                  41.8 / 68.5 / 76.7
+    MSR-VTT 7K R@1/5/10                  37.3 / 66.4 / 75.6
+    TGIF action / transition / FrameQA   96.3 / 95.5 / 67.3
+Expected of a linear probe with 8 frames, top-1 on Kinetics-400 / HMDB51 / UCF101:
+    heads shared                         51.4 / 53.1 / 82.0
+    separate heads (--image-heads separate)  53.2 / 55.2 / 84.1
 """
 
 from __future__ import annotations

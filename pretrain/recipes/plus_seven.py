@@ -1,13 +1,17 @@
-"""All-in-one+ on seven sets: WebVid-2.5M, HowTo100M, YT-Temporal-180M with CC3M, CC12M, COCO and
-Visual Genome.
+"""All-in-one+ on three video sets and four image sets.
+
+Videos: WebVid-2.5M, HowTo100M, YT-Temporal-180M. Images: CC3M, CC12M, COCO, Visual Genome.
 
     sbatch slurm/pretrain_128gpu.sh plus-seven
 
-Hardware: 128 A100, 16 clips per GPU and 16 images. Time: not published; planned: 7.4 h at MFU 0.4
-on 128 A100-80G (tools/plan.py train). Expected, fine-tuned, by the original's README with SBU as
-the eighth set: MSR-VTT 9K R@5/10 70.3 / 79.2, TGIF action / FrameQA 96.3 / 68.5. About half of
-Visual Genome's images are COCO images, test images among them: leave it out before COCO retrieval
-or VQAv2.
+Hardware: 128 A100, 16 clips and 16 images per GPU.
+Time: not published. Planned: 7.4 h at MFU 0.4 on 128 A100-80G (tools/plan.py train).
+Expected after fine-tuning, by the original's README, which has SBU as the eighth set:
+    MSR-VTT 9K R@5/10        70.3 / 79.2
+    TGIF action / FrameQA    96.3 / 68.5
+
+About half of Visual Genome's images are COCO images, test images among them. Leave it out before
+COCO retrieval or VQAv2.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Speed of training without the data path: python tests/benchmarks/train_step.py [--size tiny]
-[--micro-batch 8] [--steps 8]
+"""Measures training speed without the data path.
+
+    python tests/benchmarks/train_step.py [--size tiny] [--micro-batch 8] [--steps 8]
 
 Runs the real loop (forward, backward, DeepSpeed, AdamW; MLM + VTM) on one synthetic batch and
 prints clips/s and the share that training FLOPs have of the rate of a plain matrix product,
@@ -11,12 +12,12 @@ with CUDA, on a GPU (use --ds-config zero1_bf16 there).
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -28,6 +29,8 @@ launch.prepare_environment()  # before torch's and DeepSpeed's imports
 
 import torch
 
+from allinone.common.command_line import parse, run_command
+from allinone.common.errors import InputError
 from allinone.common.formatting import count
 from allinone.data.loading.batch import Batch
 from allinone.engine import Trainer
@@ -40,8 +43,7 @@ WARM_STEPS = 2
 
 
 class OneBatch:
-    """The same micro-batch again and again, already on the device. 15 % of the tokens, one to a
-    word, are masked."""
+    """Repeats one micro-batch that is already on the device; 15 % of its tokens are masked."""
 
     def __init__(self, config: AllInOneConfig) -> None:
         self.config = config
@@ -92,31 +94,43 @@ def training_flops(config: AllInOneConfig, masked: int) -> float:
     return 3.0 * (2 * joint + flops.mlm_flops(config, masked) + flops.vtm_flops(config, 1))
 
 
-def main() -> int:
-    """Command line entry."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--size", default="tiny", help="model size (default: %(default)s)")
-    parser.add_argument(
-        "--micro-batch", type=int, default=8, help="clips per step (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=8,
-        help=f"steps, of which {WARM_STEPS} warm up (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--ds-config", default="zero1_fp32", help="name in ds_configs/ (default: %(default)s)"
-    )
-    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
-    parser.add_argument(
-        "--checkpointing", action="store_true", help="recompute each block in the backward pass"
-    )
-    args = parser.parse_args(launch.without_launcher_arguments(sys.argv[1:]))
-    if args.steps <= WARM_STEPS:
-        parser.error(f"--steps must be more than the {WARM_STEPS} that warm up, got {args.steps}")
+@dataclass(frozen=True)
+class StepOptions:
+    """Options of the measurement."""
+
+    size: str = "tiny"
+    """Model size, a key of model.SIZES."""
+    micro_batch: int = 8
+    """Clips per step."""
+    steps: int = 8
+    """Optimizer steps; the first two warm up and are not measured."""
+    ds_config: str = "zero1_fp32"
+    """Name in ds_configs/; use zero1_bf16 on a GPU."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    checkpointing: bool = False
+    """Recompute each block in the backward pass."""
+
+    def __post_init__(self) -> None:
+        if self.steps <= WARM_STEPS:
+            raise InputError(
+                f"--steps must be more than the {WARM_STEPS} that warm up, got {self.steps}"
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line entry; returns the exit code."""
+    arguments = launch.without_launcher_arguments(sys.argv[1:] if argv is None else list(argv))
+    return run_command(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    options = parse(StepOptions, arguments, prog="train_step.py")
+    return launch.main(lambda: measure(options))
+
+
+def measure(args: StepOptions) -> None:
+    """Train on one synthetic batch and print speed and FLOP rate."""
     config = AllInOneConfig.from_size(args.size)
     data = OneBatch(config)
     per_clip = training_flops(config, data.masked)
@@ -144,9 +158,8 @@ def main() -> int:
         run.train()
         lines = (Path(folder) / "run" / "history.jsonl").read_text().splitlines()
         rows = [row for row in map(json.loads, lines) if "metrics" in row]
-    if (
-        run.device.type == "cpu"
-    ):  # a shared machine's rate varies: both figures are shown, the larger one is the yardstick
+    if run.device.type == "cpu":
+        # a shared machine's rate varies: show both, and compare with the larger one
         measured_matmul_rate.cache_clear()
         after = measured_matmul_rate()
         source = (
@@ -169,8 +182,7 @@ def main() -> int:
         f"{count(speed * per_clip)}FLOP/s = {100 * speed * per_clip / rate:.0f} % of"
         f" {count(rate)}FLOP/s ({source})"
     )
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(launch.main(main))
+    sys.exit(main())

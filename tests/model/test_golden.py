@@ -77,7 +77,7 @@ def test_joint_pass_equals_the_original(
             close(model.mlm_head(output.text), "mlm_logits")
 
 
-def test_what_enters_the_first_block_and_leaves_the_last_norm_equals_the_original(
+def test_first_block_input_and_last_norm_output_equal_original(
     model: AllInOneForPreTraining,
 ) -> None:
     seen: dict[str, Tensor] = {}
@@ -124,7 +124,7 @@ def check_gradients(model: AllInOneForPreTraining, norms: dict[str, float | None
     assert checked > 30
 
 
-def test_losses_and_gradients_of_mlm_and_matching_equal_the_original(
+def test_mlm_and_matching_losses_and_gradients_equal_original(
     model: AllInOneForPreTraining,
 ) -> None:
     output = model(PIXELS, IDS, MASK)

@@ -192,7 +192,7 @@ def test_padding_words_change_nothing() -> None:
     torch.testing.assert_close(short.text, long.text[:, :4], atol=1e-5, rtol=1e-5)
 
 
-def test_shuffled_order_repeats_in_evaluation_and_varies_in_training() -> None:
+def test_shuffled_order_is_fixed_in_eval_and_varies_in_training() -> None:
     model = nano(patch_order="shuffled", hidden_dropout=0.0, drop_path=0.0)
     batch = inputs()
     with torch.no_grad():
@@ -235,7 +235,7 @@ def test_compiles_without_graph_breaks(roll: str) -> None:
         )
 
 
-def test_saving_and_loading_is_bit_equal_and_known_to_the_auto_classes(tmp_path: Path) -> None:
+def test_save_and_load_is_bit_equal_and_works_with_auto_classes(tmp_path: Path) -> None:
     model = nano().eval()
     model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").exists()
@@ -296,7 +296,7 @@ def test_co_trained_names_and_an_absent_temporal_embedding_load() -> None:
     assert any("temporal" in line for line in report.initialised)
 
 
-def test_resolution_frames_and_text_length_are_resized_and_reported() -> None:
+def test_resolution_frames_and_text_length_resize_is_reported() -> None:
     state = reference_shapes("tiny")
     config = AllInOneConfig.from_size("tiny", image_size=384, num_frames=8, max_text_len=80)
     model, report = convert_reference(state, config)
@@ -318,7 +318,7 @@ def test_resolution_frames_and_text_length_are_resized_and_reported() -> None:
 
 
 @torch.no_grad()
-def test_a_text_that_fitted_means_the_same_in_a_model_for_longer_ones(tmp_path: Path) -> None:
+def test_longer_text_limit_keeps_the_output_for_short_texts(tmp_path: Path) -> None:
     model = nano(max_text_len=8).eval()
     model.save_pretrained(tmp_path)
     longer, _ = load_resized(
@@ -387,7 +387,7 @@ def test_only_nvidias_apex_is_taken_for_apex(monkeypatch: pytest.MonkeyPatch) ->
     norm._fused_layer_norm.cache_clear()
 
 
-def test_image_heads_start_as_the_videos_and_are_dropped_where_the_model_has_none(
+def test_image_heads_copy_video_heads_or_are_dropped(
     tmp_path: Path,
 ) -> None:
     from allinone.model.convert import load_resized

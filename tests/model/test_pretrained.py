@@ -75,7 +75,7 @@ def test_an_image_gives_what_the_vit_gives(tmp_path: Path, names: str) -> None:
     torch.testing.assert_close(video_only(weights, IMAGE), expected, atol=1e-5, rtol=0)
 
 
-def test_a_distilled_deit_loses_its_second_token_and_that_tokens_position(tmp_path: Path) -> None:
+def test_distillation_token_and_its_position_are_dropped(tmp_path: Path) -> None:
     torch.manual_seed(0)
     deit = DeiTModel(DeiTConfig(**SHAPE, intermediate_size=128, image_size=48))
     deit.embeddings.position_embeddings.data.normal_()
@@ -89,7 +89,7 @@ def test_a_distilled_deit_loses_its_second_token_and_that_tokens_position(tmp_pa
 
 
 @pytest.mark.parametrize("size", ["tiny", "small"])
-def test_timms_names_reach_the_same_places_as_the_originals_which_is_built_on_timm(
+def test_timm_names_map_like_the_original_checkpoint(
     size: str,
 ) -> None:
     original = state_dict(size)

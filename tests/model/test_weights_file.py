@@ -75,7 +75,7 @@ def test_a_stand_in_is_no_weight(tmp_path: Path) -> None:
         read_weights(path)
 
 
-def test_bare_and_nested_state_dicts_and_safetensors_hold_the_same(tmp_path: Path) -> None:
+def test_bare_nested_and_safetensors_weights_are_equal(tmp_path: Path) -> None:
     torch.save(WEIGHTS, tmp_path / "bare.pth")
     torch.save({"model": WEIGHTS}, tmp_path / "deit.pth")
     save_file(WEIGHTS, tmp_path / "w.safetensors")

@@ -102,7 +102,7 @@ def assert_same(
         assert row["metrics"] == pytest.approx(other["metrics"], rel=tolerance, abs=tolerance)
 
 
-def test_torchrun_and_deepspeed_start_two_ranks_that_compute_the_same(
+def test_torchrun_and_deepspeed_ranks_compute_the_same(
     clips: Path, tmp_path: Path, reference: list[dict[str, object]]
 ) -> None:
     scripts = Path(sys.executable).parent
@@ -173,7 +173,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_co_training_on_mixtures_is_equal_on_two_ranks_and_killed_at_a_random_step(
+def test_co_training_equal_on_two_ranks_and_after_random_kill(
     clips: Path, images: Path, server: ForkServer, tmp_path: Path
 ) -> None:
     mixtures = [

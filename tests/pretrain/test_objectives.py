@@ -64,7 +64,7 @@ def made_up_batch(size: int = 4, seed: int = 1) -> Batch:
     )
 
 
-def test_mlm_at_masked_positions_equals_cross_entropy_over_all_positions() -> None:
+def test_mlm_at_masked_positions_equals_full_cross_entropy() -> None:
     model, batch = small_model(), made_up_batch()
     losses = PretrainObjective(ObjectiveConfig(mlm=1, vtm=0))(model, batch)
     logits = model.mlm_head(model(batch.pixels, batch.mlm_ids, batch.text_mask).text)
@@ -91,7 +91,7 @@ def test_mlm_without_any_masked_token_is_zero_and_not_nan() -> None:
     assert float(total.detach()) == 0
 
 
-def test_half_of_the_pairs_match_and_a_false_pair_never_shares_its_caption() -> None:
+def test_half_the_pairs_match_and_false_pairs_differ_in_caption() -> None:
     ids = torch.tensor([[1, 2], [1, 2], [3, 4], [5, 6], [7, 8], [9, 1], [2, 2], [3, 3]])
     met = torch.zeros(8, 8)
     for seed in range(600):
@@ -207,7 +207,7 @@ def _contrast_on_rank(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_contrast_over_two_ranks_equals_one_process_with_all_clips(tmp_path: Path) -> None:
+def test_two_rank_contrast_equals_one_process_with_all_clips(tmp_path: Path) -> None:
     mp.spawn(_contrast_on_rank, args=(2, str(tmp_path)), nprocs=2)
     result = torch.load(tmp_path / "result.pt", weights_only=True)
     model, batch = small_model(), made_up_batch(8)

@@ -141,7 +141,7 @@ def names(specs: tuple[str, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_a_recipe_takes_two_steps_and_tells_of_each_of_its_data_sets(
+def test_recipe_takes_two_steps_and_logs_each_dataset(
     started: tuple[Path, dict[str, int]], name: str
 ) -> None:
     home, codes = started

@@ -16,7 +16,7 @@ FigureFormat = Literal["png", "html", "webp"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
+class InspectionOptions:
     """Which model to load."""
 
     checkpoint: Path

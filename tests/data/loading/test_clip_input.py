@@ -61,7 +61,7 @@ def prepared(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_the_throughput_estimate_reads_keyframes_if_training_does(prepared: Path) -> None:
+def test_throughput_estimate_reads_keyframes_if_training_does(prepared: Path) -> None:
     """It used to measure frames anywhere, so `frames_from="key"` looked as expensive as any."""
     spec, clip = DatasetSpec(prepared), ClipConfig(3, 32)
     moved = list(_read_clips(spec, clip, DataConfig(frames_from="key"), 3, seed=0))
