@@ -40,6 +40,7 @@ class SampleChoices:
         content = hashlib.blake2b(repr((clip, self)).encode(), digest_size=8)
         content.update(masked_ids.tobytes())
         content.update(labels.tobytes())
+        # 63 bits, so that it fits a signed 64-bit integer
         return int.from_bytes(content.digest(), "little") >> 1
 
 
@@ -58,6 +59,7 @@ def generator(
     salt = int.from_bytes(hashlib.blake2b(dataset.encode(), digest_size=8).digest(), "little")
     # As an array: NumPy converts a list of integers on both sides of 2**63 to floats.
     key = np.array([(seed ^ salt) % 2**64, (epoch << 8) + attempt], dtype=np.uint64)
+    # the row is the counter's highest word: streams of two rows are 2**192 blocks apart
     return np.random.Generator(
         np.random.Philox(key=key, counter=np.array([0, 0, 0, row], dtype=np.uint64))
     )
@@ -173,12 +175,14 @@ def sample_train(
         height: Pixels.
         wanted: T, frames to choose, one from each of T segments.
     """
+    # the order of the draws is part of the training order: a change breaks exact resume
     caption = int(random.integers(captions))
     chosen = tuple(
         int(random.integers(first, last + 1)) for first, last in segments(frames, wanted)
     )
     box = _crop_box(config, width, height, random)
     flip = bool(random.random() < config.flip)
+    # drawn even if color_jitter is 0, so that the option does not shift other draws
     colour = (1 + config.color_jitter * (2 * random.random(3) - 1)).tolist()
     return SampleChoices(caption, chosen, box, flip, *colour)
 
