@@ -60,7 +60,9 @@ def build_pipeline(
         num_threads=config.dali_threads,
         device_id=device_id,
         exec_dynamic=True,
+        # each call feeds one batch and runs once, so there is nothing to run ahead
         prefetch_queue_depth=1,
+        # unused: every random choice is an input
         seed=0,
     )
     with pipeline:
