@@ -66,9 +66,8 @@ def build_pipeline(
         seed=0,
     )
     with pipeline:
-        start, end = (
-            fn.external_source(name=name, dtype=types.FLOAT, ndim=1) for name in ("start", "end")
-        )
+        start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)
+        end = fn.external_source(name="end", dtype=types.FLOAT, ndim=1)
         flip = fn.external_source(name="flip", dtype=types.INT32, ndim=0)
         colour = fn.external_source(name="colour", dtype=types.FLOAT, ndim=1)
         if encoded:

@@ -69,11 +69,9 @@ class _WindowShuffle(grain.MapDataset[tuple[int, int]]):
         turn, inside = divmod(place, self._window)
         full = self._rows // self._window
         start, order = _windows(self._rows, full, self._seed, epoch)
-        window, size = (
-            (int(order[turn]), self._window)
-            if turn < full
-            else (full, self._rows - full * self._window)
-        )
+        window, size = full, self._rows - full * self._window  # the rows left over come last
+        if turn < full:
+            window, size = int(order[turn]), self._window
         seed = (self._seed + epoch * full + window) % 2**32
         inside = grain.experimental.index_shuffle(inside, max_index=size - 1, seed=seed, rounds=4)
         return self._parent[(start + window * self._window + inside) % self._rows]

@@ -128,8 +128,8 @@ def _crop_box(
     """Draw a crop as RandomResizedCrop does (Szegedy et al. 2015).
 
     Area and log aspect ratio are uniform; after ten tries outside of the frame, the central square.
-    All draws are made in advance, so that their number is fixed.
     """
+    # draw for all ten tries in advance: the number of draws must not depend on the video
     for area, log_ratio, u, v in zip(
         random.uniform(*config.crop_scale, 10),
         random.uniform(math.log(config.crop_ratio[0]), math.log(config.crop_ratio[1]), 10),

@@ -95,9 +95,8 @@ def contrast(text: Tensor, video: Tensor, scale: Tensor, groups: Tensor | None =
         same = groups[:, None] == _gather(groups)[None]
         # a pair is in its own group: masking its target would make the loss infinite
         same[torch.arange(len(text), device=text.device), target] = False
-        to_video, to_text = (
-            logits.masked_fill(same, float("-inf")) for logits in (to_video, to_text)
-        )
+        to_video = to_video.masked_fill(same, float("-inf"))
+        to_text = to_text.masked_fill(same, float("-inf"))
     losses = (
         F.cross_entropy(to_video, target, reduction="none")
         + F.cross_entropy(to_text, target, reduction="none")
