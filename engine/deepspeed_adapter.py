@@ -108,6 +108,7 @@ def count_collective_bytes(
     for name in names:
         if comm.cdb is not None and hasattr(comm.cdb, name):
             method = getattr(comm.cdb, name)
+            # a second run in this process must not count through the first one's wrapper
             original = getattr(method, "original", method)
             replacement = wrap(original)
             replacement.original = original  # type: ignore[attr-defined]
@@ -185,6 +186,7 @@ def full_fp32_parameter(parameter: nn.Parameter) -> Tensor | None:
 
     if hasattr(parameter, "ds_id") and not parameter.requires_grad:
         with zero.GatheredParameters([parameter]):
+            # inside the context: at its exit the parameter is partitioned again
             return parameter.detach().clone()
     return safe_get_full_fp32_param(parameter)
 
@@ -343,6 +345,7 @@ def load_partitions(
         optimizer.load_state_dict(
             [content] * world, load_optimizer_states=True, load_from_fp32_weights=True
         )
+        # the forward pass uses the 16-bit weights: copy the restored fp32 ones into them
         optimizer.update_lp_params()
     else:
         if "fp32_groups" in content:
@@ -354,6 +357,7 @@ def load_partitions(
         else:
             content["state"] = state
         optimizer.load_state_dict(content)
+        # the model's own weights are not in the optimizer's state at ZeRO 0
         with torch.no_grad():
             for parameter, flat in zip(ordered_parameters(optimizer), flats, strict=True):
                 parameter.copy_(flat)

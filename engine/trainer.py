@@ -196,6 +196,7 @@ class Trainer:
         """
         out = self.spec.out
         layout = reshard.identity(self.ds_config, self.layout)
+        # one rank decides: ranks that look for themselves may see a network disk differently
         decision = run_on_rank0(lambda: resume.decide(out, self.spec.run_config, layout))
         launch.log_rank_to_file(out)
         for problem in decision.damaged:
@@ -238,11 +239,13 @@ class Trainer:
             callback.on_end(self)
 
     def _train_step(self, batches: Iterator[Any]) -> None:
+        # before the micro-batches, because DeepSpeed updates inside the last one
         self.engine.set_learning_rate(self.step + 1)
         for _ in range(self.accumulation):
             start = time.perf_counter()
             batch = next(batches)
             self.accumulator.waited_s += time.perf_counter() - start
+            # dropout follows from the position of the clips: a restart does not change it
             torch.manual_seed(seed_of(self.config.seed, batch.first_position))
             loss, metrics = self.engine.train_micro_batch(batch)
             self.accumulator.add(batch, loss, metrics)

@@ -91,6 +91,7 @@ class TrainingEngine:
         if self._layout.tensor > 1:
             from allinone.engine.distributed import tensor_parallel
 
+            # before the parameter groups and DeepSpeed, which keep references to the parameters
             tensor_parallel.divide(self.model, self._layout)
             mpu = tensor_parallel.DeepSpeedView
         if config.compile:
@@ -99,10 +100,12 @@ class TrainingEngine:
 
     def _set_norm_source(self, module: nn.Module, stage: int) -> None:
         """Where the optimizer gets the norm of the complete gradient, if it sees only a part."""
+        # the optimizer sees one partition of one group per call; DeepSpeed has the sum over all
         if stage in (1, 2):
             self.optimizer.norm_of = lambda: deepspeed_adapter.partitioned_gradient_norm(
                 self.deepspeed
             )
+        # shards of other ranks are missing here, and replicated parameters must count only once
         elif stage == 0 and self._layout.tensor > 1:
             from allinone.engine.distributed import tensor_parallel
 

@@ -49,6 +49,7 @@ def dali_reads(row: Mapping[str, Any], codecs: frozenset[str]) -> bool:
 
     That takes 8-bit 4:2:0 frames that are stored upright: DALI ignores the display matrix.
     """
+    # only NVDEC has a minimum size
     large = not codecs >= GPU_CODECS or min(row["width"], row["height"]) >= NVDEC_SHORTEST_SIDE
     return (
         row["codec"] in codecs
@@ -82,6 +83,7 @@ def idr_packet(codec: str, packet: Any) -> bool:
 
 
 def _idr(codec: str, header: int) -> bool:
+    # H.264: nal_unit_type 5; HEVC: IDR_W_RADL and IDR_N_LP
     return header & 31 == 5 if codec == "h264" else (header >> 1) & 63 in (19, 20)
 
 

@@ -72,6 +72,7 @@ class Batch:
     def _rows(self, start: int, stop: int) -> Batch:
         """Return rows start .. stop - 1. `digest` and `bad` are left as they are."""
         length = self.text_ids.shape[1]
+        # mlm_positions index the flattened [B * L] texts: keep those of the rows, and shift them
         row_of = torch.div(self.mlm_positions, length, rounding_mode="floor")
         per_clip = ("pixels", "text_ids", "text_mask", "mlm_ids", "mlm_labels", "dataset_ids")
         return replace(

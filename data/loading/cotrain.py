@@ -76,6 +76,7 @@ class CoTrainStream:
 
     def image_steps_before(self, step: int) -> int:
         """Return how many of the steps 0 .. step - 1 hold images."""
+        # 1e-9: in floats, step * share may be just below the integer that it should be
         return step if self._mode == "joint" else int(step * self.image_share + 1e-9)
 
     def video_steps_before(self, step: int) -> int:

@@ -60,13 +60,14 @@ def build_pipeline(
         num_threads=config.dali_threads,
         device_id=device_id,
         exec_dynamic=True,
+        # each call feeds one batch and runs once, so there is nothing to run ahead
         prefetch_queue_depth=1,
+        # unused: every random choice is an input
         seed=0,
     )
     with pipeline:
-        start, end = (
-            fn.external_source(name=name, dtype=types.FLOAT, ndim=1) for name in ("start", "end")
-        )
+        start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)
+        end = fn.external_source(name="end", dtype=types.FLOAT, ndim=1)
         flip = fn.external_source(name="flip", dtype=types.INT32, ndim=0)
         colour = fn.external_source(name="colour", dtype=types.FLOAT, ndim=1)
         if encoded:

@@ -181,6 +181,8 @@ def collate_clips(
     """Build a batch on the device; None if no clip is left."""
     if pixels is None:
         return None
+    # everything is computed on the CPU and copied at the end: `nonzero` on the device would
+    # make the host wait
     tensors = {
         name: torch.from_numpy(micro_batch.stack(name))
         for name in ("text_ids", "text_mask", "mlm_ids", "mlm_labels", "dataset_ids")

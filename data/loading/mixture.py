@@ -69,11 +69,9 @@ class _WindowShuffle(grain.MapDataset[tuple[int, int]]):
         turn, inside = divmod(place, self._window)
         full = self._rows // self._window
         start, order = _windows(self._rows, full, self._seed, epoch)
-        window, size = (
-            (int(order[turn]), self._window)
-            if turn < full
-            else (full, self._rows - full * self._window)
-        )
+        window, size = full, self._rows - full * self._window  # the rows left over come last
+        if turn < full:
+            window, size = int(order[turn]), self._window
         seed = (self._seed + epoch * full + window) % 2**32
         inside = grain.experimental.index_shuffle(inside, max_index=size - 1, seed=seed, rounds=4)
         return self._parent[(start + window * self._window + inside) % self._rows]
@@ -92,9 +90,13 @@ class _Mixture:
     def __init__(self, weights: Sequence[float]) -> None:
         shares = np.array(weights) / sum(weights)
         period = self._period(shares)
+        # 1e-9: a product that should be an integer may be just below it; at least 1, so that a
+        # data set of tiny weight is not lost
         counts = np.maximum(1, np.floor(shares * period + 1e-9)).astype(np.int64)
+        # largest remainders first; stable, because ties must not depend on the sort algorithm
         by_rest = np.argsort(counts - shares * period, kind="stable")
         counts[by_rest[: max(0, period - counts.sum())]] += 1
+        # position k of n is at the middle of the k-th of n equal parts of the period
         turns = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
         sets = np.repeat(np.arange(len(counts)), counts)
         self._sets = sets[np.argsort(turns, kind="stable")].astype(np.int32)
@@ -141,6 +143,7 @@ class Order:
             raise ValueError(f"every data set needs at least one clip, got sizes {list(sizes)}")
         parts = []
         for index, rows in enumerate(sizes):
+            # a seed per data set: two of equal size must not be shuffled alike
             dataset = grain.MapDataset.source(_Rows(index, rows)).seed(seed * 1009 + index)
             shuffled = (
                 _WindowShuffle(dataset, min(window, rows), seed * 1009 + index)

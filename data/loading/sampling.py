@@ -40,6 +40,7 @@ class SampleChoices:
         content = hashlib.blake2b(repr((clip, self)).encode(), digest_size=8)
         content.update(masked_ids.tobytes())
         content.update(labels.tobytes())
+        # 63 bits, so that it fits a signed 64-bit integer
         return int.from_bytes(content.digest(), "little") >> 1
 
 
@@ -58,6 +59,7 @@ def generator(
     salt = int.from_bytes(hashlib.blake2b(dataset.encode(), digest_size=8).digest(), "little")
     # As an array: NumPy converts a list of integers on both sides of 2**63 to floats.
     key = np.array([(seed ^ salt) % 2**64, (epoch << 8) + attempt], dtype=np.uint64)
+    # the row is the counter's highest word: streams of two rows are 2**192 blocks apart
     return np.random.Generator(
         np.random.Philox(key=key, counter=np.array([0, 0, 0, row], dtype=np.uint64))
     )
@@ -126,8 +128,8 @@ def _crop_box(
     """Draw a crop as RandomResizedCrop does (Szegedy et al. 2015).
 
     Area and log aspect ratio are uniform; after ten tries outside of the frame, the central square.
-    All draws are made in advance, so that their number is fixed.
     """
+    # draw for all ten tries in advance: the number of draws must not depend on the video
     for area, log_ratio, u, v in zip(
         random.uniform(*config.crop_scale, 10),
         random.uniform(math.log(config.crop_ratio[0]), math.log(config.crop_ratio[1]), 10),
@@ -173,12 +175,14 @@ def sample_train(
         height: Pixels.
         wanted: T, frames to choose, one from each of T segments.
     """
+    # the order of the draws is part of the training order: a change breaks exact resume
     caption = int(random.integers(captions))
     chosen = tuple(
         int(random.integers(first, last + 1)) for first, last in segments(frames, wanted)
     )
     box = _crop_box(config, width, height, random)
     flip = bool(random.random() < config.flip)
+    # drawn even if color_jitter is 0, so that the option does not shift other draws
     colour = (1 + config.color_jitter * (2 * random.random(3) - 1)).tolist()
     return SampleChoices(caption, chosen, box, flip, *colour)
 

@@ -122,6 +122,7 @@ def resize_weights(start: float, end: float, size: int, side: int) -> Tensor:
     weight = (1 - (pixel - center[:, None]).abs() / radius).clamp(min=0)
     weight /= weight.sum(1, keepdim=True)
     matrix = torch.zeros(side, size, dtype=torch.float64)
+    # add, not assign: all pixels beyond the border are clamped to the same column
     matrix.scatter_add_(1, pixel.long().clamp(0, size - 1), weight)
     return matrix.float()
 

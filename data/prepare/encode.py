@@ -120,6 +120,8 @@ class ClipEncoder:
         self._received += 1
         if self._pending is not None:
             self._repeat_until(position)
+        # a later frame of the same period replaces the pending one; one that is out of date is
+        # dropped
         if position >= self.frames:
             self._pending = self._filter(frame)
 
@@ -136,6 +138,7 @@ class ClipEncoder:
     def finish(self) -> bytes:
         """Return the file; empty if no frame was added."""
         if self._output is not None:
+            # the last frame has no successor: write it once
             self._repeat_until(self.frames + 1)
             self._output.mux(self._stream.encode())
             self._output.close()

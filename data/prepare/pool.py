@@ -55,6 +55,7 @@ class _Worker:
             target=_serve, args=(self._target, theirs, self._limits), daemon=True
         )
         self._process.start()
+        # the child must hold the only other end, or its death would not read as EOF here
         theirs.close()
         self.ready = False
 
@@ -81,6 +82,7 @@ class _Worker:
                 f" {self._process.exitcode}); its own message is above. In a program of your own:"
                 f" {UNGUARDED}"
             ) from error
+        # the task's time begins now: imports do not count
         self.ready = True
         self._set_deadline()
 
@@ -89,6 +91,7 @@ class _Worker:
         try:
             answer: tuple[Any, Any] = self.pipe.recv()
         except (EOFError, ConnectionError):
+            # the exit code is known only after join
             self._process.join(5)
             killed = self._process.exitcode == -signal.SIGKILL
             self._restart()

@@ -91,6 +91,7 @@ def frames_between(
         Display-order numbers of the first and the last frame; None beyond the end of the video.
     """
     if times is not None:
+        # the last frame has no successor: it counts as long as the average one
         duration = times[-1] + (times[-1] - times[0]) / max(frames - 1, 1)
         first = bisect.bisect_right(times, start_s + 1e-6) - 1
         last = bisect.bisect_left(times, end_s - 1e-6) - 1
@@ -213,6 +214,7 @@ def reencode(
             raise ProbeError("undecodable", f"{type(error).__name__}: {error}") from error
         return probe(image, "jpg", limits), None if image == content else image
     encoder = ClipEncoder(encoding, _rate(content, extension, limits))
+    # one decoding both checks the source and feeds the encoder
     probe(content, extension, limits, encoder.add)
     video = encoder.finish()
     # the number of frames may fall below --min-frames at the average rate of a variable one
@@ -236,6 +238,7 @@ def worker(pipe: Connection, limits: Limits) -> None:
     import av
 
     live_and_die_with_parent()
+    # bad clips are reported through the pipe; FFmpeg's own lines would repeat that
     av.logging.set_level(av.logging.PANIC)
     while (task := pipe.recv()) is not None:
         try:
@@ -243,6 +246,7 @@ def worker(pipe: Connection, limits: Limits) -> None:
         except FileNotFoundError:
             pipe.send(("missing", f"no file {task.paths[0]}"))
         except OSError as error:
+            # other OSErrors are the storage's fault: the pool raises them, the clip may be good
             lasting = isinstance(error, av.error.FFmpegError) or error.errno in LASTING
             pipe.send(("unreadable", str(error)) if lasting else (None, error))
         except ProbeError as error:

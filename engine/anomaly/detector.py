@@ -67,6 +67,7 @@ class SpikeRule:
         if self._threshold and len(self._window) >= MIN_STEPS:
             median = statistics.median(self._window)
             mad = statistics.median(abs(other - median) for other in self._window)
+            # a difference of logarithms is already relative
             scale = 1.0 if self._multiplicative else abs(median)
             deviation = max(MAD_TO_DEVIATION * mad, MIN_RELATIVE_DEVIATION * scale)
             if value - median > self._threshold * deviation:
@@ -76,6 +77,7 @@ class SpikeRule:
                     "deviations": (value - median) / deviation if deviation else math.inf,
                     "threshold": self._threshold,
                 }
+        # spikes too: after a lasting change of level the rule must stop firing
         self._window.append(value)
         return found
 
@@ -98,6 +100,7 @@ class AnomalyDetector:
         loss_finite = {skipped.step: skipped.loss_finite for skipped in interval.skipped}
         found = []
         for step, loss, norm in zip(interval.steps, interval.losses, interval.norms, strict=True):
+            # check both in every step, even if one decides: `check` also fills the windows
             loss_spike, norm_spike = self._loss.check(loss), self._norm.check(norm)
             if step in loss_finite or not math.isfinite(loss):
                 if not loss_finite.get(step, False):

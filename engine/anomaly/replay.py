@@ -72,6 +72,7 @@ def replay_step(
     def failed(reason: str) -> dict[str, Any]:
         return {"weights": weights, "reproduced": None, "verdict": reason}
 
+    # exchange problems before each stage: one rank must not return while others enter collectives
     batches, problem = _recreate_batches(anomaly.step, len(records), context)
     if problems := [text for text in all_gather_object(problem) if text]:
         return failed(f"the batch could not be recreated: {problems[0]}")
@@ -79,6 +80,7 @@ def replay_step(
     same_clips = all(all_gather_object([tuple(batch.clips) for batch in batches] == clips))
     try:
         if context.device != "cpu":
+            # DeepSpeed's buffers stay allocated, and the replay needs gradients of its own
             torch.cuda.empty_cache()
         losses, metrics, gradients = _compute(batches, context)
     except torch.OutOfMemoryError as error:
@@ -138,6 +140,7 @@ def _compute(
     losses, metrics = [], []
     total: list[Tensor | None] | None = [None] * len(parameters) if context.full_gradients else None
     for batch in batches:
+        # the seed of the training step, so that dropout drops the same elements
         torch.manual_seed(seed_of(context.seed, batch.first_position))
         with torch.set_grad_enabled(context.full_gradients):
             loss, found = context.module(batch)
@@ -181,10 +184,13 @@ def _layers(module: nn.Module, gradients: Sequence[Tensor | None]) -> list[dict[
         )
     ]
     for (name, parameter), gradient, somewhere in zip(named, gradients, used, strict=True):
+        # unused on every rank, so every rank skips it and the all-reduces below still match
         if not somewhere:
             continue
         layer = layer_of(name)
         local = torch.zeros_like(parameter, dtype=torch.float32) if gradient is None else gradient
+        # before the all-reduce, which overwrites `local`; in float64, because the squares of an
+        # exploding gradient overflow float32
         own[layer] = own.get(layer, 0.0) + float(local.double().square().sum())
         if world > 1:
             dist.all_reduce(local)

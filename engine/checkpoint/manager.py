@@ -57,6 +57,8 @@ def full_weights(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
     masters = adapter.fp32_masters(optimizer)
     for name, parameter in module.named_parameters():
         if adapter.is_partitioned(parameter):
+            # collective: every rank gathers every parameter in the same order, though only rank 0
+            # keeps the result
             full = adapter.full_fp32_parameter(parameter)
         else:
             full = masters.get(parameter)
@@ -142,6 +144,7 @@ def save(
     target = step_folder(out, facts["step"])
     temporary = target.with_name(f".tmp-{target.name}")
     is_rank0 = dist.get_rank() == 0
+    # all ranks learn of a failure here, or they would enter collectives that rank 0 never joins
     error = _first_error(attempt(lambda: _make_folder(temporary)) if is_rank0 else "")
     if not error:
         weights = full_weights(module, engine.optimizer)
@@ -220,7 +223,9 @@ def _publish(
     for name, content in notes.items():
         write_atomic(temporary / name, json.dumps(content, indent=1) + "\n")
     write_manifest(temporary)
+    # the manifest is written last and the rename follows it, so a visible folder is complete
     temporary.rename(target)
+    # without it a power loss could undo the rename after older checkpoints were deleted
     fsync_dir(target.parent)
 
 
@@ -268,6 +273,7 @@ def load(
     changed = reshard.difference(before, layout)
     if changed:
         reshard.load(engine, module, folder, before, layout)
+        # load_checkpoint would have set these counters
         adapter.set_progress(engine, facts["step"], facts["samples"])
         return facts, changed
     path, _ = engine.load_checkpoint(str(folder), tag=STATE)
@@ -294,6 +300,7 @@ def prune(out: Path, keep_last: int, keep_every: int) -> None:
     """
     for folder in checkpoints(out)[keep_last:]:
         if not keep_every or step_of(folder) % keep_every:
+            # the rename is atomic, rmtree is not: an interrupted deletion leaves no half checkpoint
             folder.rename(folder.with_name(f"{DELETING}{folder.name}"))
     for folder in (out / "checkpoints").glob(f"{DELETING}*"):
         # NFS keeps files that a process still reads; the next call deletes them

@@ -157,6 +157,7 @@ def load(
         for piece in slices:
             part = saved.full_tensor(names[piece.parameter], key)
             if (division := topology.division_of(piece.parameter)) is not None:
+                # cut for tensor parallelism first: ZeRO partitions what is left on this rank
                 part = division.part(part, layout.tensor_rank, layout.tensor)
             numbers = part.flatten()[piece.start : piece.start + piece.count]
             filled.view(-1)[piece.offset : piece.offset + piece.count] = numbers
@@ -169,6 +170,7 @@ def load(
         weight, *moments = (fill(flat, slices, key) for key in KEYS)
         flats.append(weight)
         state[number] = {
+            # Adam's bias correction needs it; a tensor, because AdamW updates it in place
             "step": torch.tensor(saved.step),
             **dict(zip(KEYS[1:], moments, strict=True)),
         }

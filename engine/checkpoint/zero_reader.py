@@ -67,6 +67,7 @@ class SavedState:
         divided = self._facts.get("divided", {})
         self._divisions = {name: Division(dim, blocks) for name, (dim, blocks) in divided.items()}
         folder = checkpoint / STATE
+        # only the file says how many tensor-parallel parts there are
         models = [self._model(folder, 0)]
         models += [self._model(folder, number) for number in range(1, models[0]["mp_world_size"])]
         self._parts = [
@@ -123,6 +124,7 @@ class _Part:
         self._mapped: dict[Key, Sequence[Sequence[Tensor]]] = {}
         files = sorted(folder.glob(f"*mp_rank_{number:02d}_optim_states.pt"), key=_data_rank)
         ranks = [_data_rank(path) for path in files]
+        # a missing rank would shift every later piece and give wrong weights, not an error
         if files and ranks != list(range(model["dp_world_size"])):
             raise CheckpointError(
                 f"{folder} holds the partitions of ranks {ranks}, but {model['dp_world_size']}"
@@ -152,6 +154,7 @@ class _Part:
                 {_model_name(name): shape for name, shape in group.items()}
                 for group in self._model["param_shapes"]
             ]
+        # ZeRO 0 writes no optim_states.pt and no param_shapes: shapes come from the weights
         module = self._model["module"].items()
         weights = {_model_name(name): value for name, value in module if value is not None}
         if "groups" not in self._facts:
@@ -168,6 +171,7 @@ class _Part:
         found: dict[str, _Location] = {}
         for number, group in enumerate(self._groups):
             divided = self._storage != "replicated"
+            # equal on all ranks: DeepSpeed pads a group to a multiple of the data ranks
             share = self._flats("weight")[0][number].numel() if divided else 0
             offset = 0
             for name, shape in group.items():
@@ -176,6 +180,7 @@ class _Part:
                     location.pieces.append((0, len(found) - 1, 0, shape.numel()))
                     continue
                 at, end = offset, offset + shape.numel()
+                # a parameter may cross the border of two or more ranks' shares
                 while at < end:
                     rank = at // share
                     stop = min(end, (rank + 1) * share)
@@ -191,8 +196,10 @@ class _Part:
         flat = offset = 0
         for group in self._groups:
             for name, shape in group.items():
+                # DeepSpeed may split a group into several flat tensors, never inside a parameter
                 if offset == flats[0][flat].numel():
                     flat, offset = flat + 1, 0
+                # each parameter is padded on its own; `read` cuts the padding off again
                 share = math.ceil(shape.numel() / len(flats))
                 found[name] = _Location(
                     shape, [(rank, flat, offset, offset + share) for rank in range(len(flats))]
@@ -233,6 +240,7 @@ class _Part:
             per_parameter = self._storage == "per parameter"
             name = "fp32_flat_groups" if per_parameter else "single_partition_of_fp32_groups"
             return [rank[name] for rank in self._ranks]
+        # in 16 bits the module holds rounded weights: the fp32 copies are the optimizer's
         if masters := (self._model["optimizer"] or {}).get("fp32_groups"):
             return [[weight for group in masters for weight in group]]
         weights = {_model_name(name): value for name, value in self._model["module"].items()}
@@ -250,12 +258,14 @@ class _Part:
             for rank, flat, start, stop in location.pieces
         ]
         numel = location.shape.numel()
+        # the last piece of a ZeRO 3 parameter ends in padding
         found = torch.cat(pieces)[:numel] if pieces else torch.empty(0)
         if found.numel() != numel:
             raise CheckpointError(
                 f"the partitions end before {name}: they hold {found.numel()} of its {numel}"
                 " numbers"
             )
+        # no silent cast: a run that continues from rounded weights would not match the old one
         if found.dtype != torch.float32:
             raise CheckpointError(
                 f"{self._folder} holds {name} in {found.dtype} only; use weights/"

@@ -28,6 +28,7 @@ def run_on_rank0(action: Callable[[], T]) -> T:
     if dist.get_rank() == 0:
         try:
             box[0] = action()
+        # keep the error for the broadcast: the other ranks are already blocked in it
         except (ValueError, RuntimeError, OSError) as error:
             box[1] = error
     dist.broadcast_object_list(box, src=0)

@@ -29,6 +29,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # each rank's loss depends on every rank's rows, so their gradients are summed before the
+        # owner takes its share; autograd's tensor may be shared: reduce a copy
         layout, summed = topology.current(), gradient.clone()
         dist.all_reduce(summed, group=layout.data_group)
         return summed.chunk(layout.data_world)[layout.data_rank]
@@ -85,15 +87,16 @@ def contrast(text: Tensor, video: Tensor, scale: Tensor, groups: Tensor | None =
     """
     global _in_use
     _in_use = True
+    # row i of this rank is row data_rank * B + i of the gathered embeddings
     target = torch.arange(len(text), device=text.device) + topology.current().data_rank * len(text)
     to_video = scale * text @ gather_with_gradient(video).T
     to_text = scale * video @ gather_with_gradient(text).T
     if groups is not None:
         same = groups[:, None] == _gather(groups)[None]
+        # a pair is in its own group: masking its target would make the loss infinite
         same[torch.arange(len(text), device=text.device), target] = False
-        to_video, to_text = (
-            logits.masked_fill(same, float("-inf")) for logits in (to_video, to_text)
-        )
+        to_video = to_video.masked_fill(same, float("-inf"))
+        to_text = to_text.masked_fill(same, float("-inf"))
     losses = (
         F.cross_entropy(to_video, target, reduction="none")
         + F.cross_entropy(to_text, target, reduction="none")

@@ -73,8 +73,10 @@ class SignalSync:
         """
         if self._group is None:
             return received
+        # finish the previous exchange first: one is open at a time, in the same order on all ranks
         agreed = self.finish()
         code = torch.tensor(self._NAMES.index(received))
+        # MAX over indices: None is 0, so any signal wins, and all ranks agree on the same one
         work = dist.all_reduce(code, dist.ReduceOp.MAX, group=self._group, async_op=True)
         self._pending = (work, code)
         return agreed

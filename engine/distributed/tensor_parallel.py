@@ -41,9 +41,11 @@ def groups(tensor: int, timeout_s: float) -> tuple[Any, Any]:
         The group of data parallelism and the group of tensor parallelism.
     """
     if parallel_state.model_parallel_is_initialized():
+        # megatron-core keeps its groups in module globals and refuses to initialise them twice
         parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor,
+        # minutes only: round up, so that the watchdog still fires first
         distributed_timeout_minutes=math.ceil(timeout_s / 60),
         create_gloo_process_groups=False,
     )
@@ -77,6 +79,7 @@ class ParallelLinears:
         self._group = layout.tensor_group
         self._config = ModelParallelConfig(
             tensor_model_parallel_size=layout.tensor,
+            # `divide` copies the weights in: megatron-core need not draw them, or touch the device
             use_cpu_initialization=True,
             perform_initialization=False,
         )
@@ -94,8 +97,10 @@ class ParallelLinears:
             column = ColumnLinear(
                 in_features, out_features, gather_output=False, stride=blocks, **common
             )
+            # perform_initialization=False skips this too, and `division_of` reads these attributes
             set_tensor_model_parallel_attributes(column.weight, True, 0, blocks)
             return column
+        # skip_bias_add=False: megatron-core adds the bias after the all-reduce, so only once
         row = RowLinear(
             in_features, out_features, input_is_parallel=True, skip_bias_add=False, **common
         )

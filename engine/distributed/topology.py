@@ -67,6 +67,7 @@ def current() -> Layout:
     rank, world = 0, 1
     if dist.is_available() and dist.is_initialized():
         rank, world = dist.get_rank(), dist.get_world_size()
+    # a layout of an earlier process group of this process does not apply
     if _current is not None and (_current.rank, _current.world) == (rank, world):
         return _current
     return Layout(rank, world)
@@ -113,6 +114,7 @@ class Division:
 
     def part(self, full: Tensor, rank: int, size: int) -> Tensor:
         """Shard of rank `rank` of `size`, cut from the full tensor."""
+        # piece block * size + r belongs to rank r, which gets one piece of every block
         pieces = full.chunk(self.blocks * size, self.dim)
         return torch.cat(pieces[rank::size], self.dim)
 

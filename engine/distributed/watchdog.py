@@ -63,6 +63,7 @@ class Watchdog:
         """
         self._limit_s = max(self._timeout_s, STARTUP_S) if starting else self._timeout_s
         self._activity, self._deadline = activity, time.monotonic() + self._limit_s
+        # its C thread needs no interpreter lock: it fires even if the watchdog's thread cannot run
         faulthandler.dump_traceback_later(self._limit_s + GRACE_S, exit=True)
 
     def keepalive(self) -> None:
@@ -96,6 +97,7 @@ class Watchdog:
             if last_check > self._deadline:
                 self._reporting = True
                 self._report_hang()
+                # sys.exit would end this thread only: the main thread is blocked
                 os._exit(ExitCode.HANG)
 
     def _report_hang(self) -> None:

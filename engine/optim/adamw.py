@@ -47,6 +47,7 @@ def parameter_groups(
             "weight_decay": weight_decay if decays else 0.0,
             "lr_mult": head_lr_mult if head else 1.0,
         }
+        # a fixed order: checkpoints store optimizer state by the group's number
         for (decays, head), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
@@ -96,6 +97,7 @@ class SkippingAdamW(torch.optim.AdamW):
             norm = self.norm_of() if self.norm_of else self._norm()
             self.grad_norm = norm
             self.skipped = (~torch.isfinite(norm)).float()
+            # the same tensor: the kernel reads the flag on the device, and logging reads it later
             self.found_inf = self.skipped
             # 1e-6 as in torch.nn.utils.clip_grad_norm_
             self.grad_scale = ((norm + 1e-6) / self._clip).clamp(min=1.0) if self._clip else None
@@ -105,6 +107,7 @@ class SkippingAdamW(torch.optim.AdamW):
         gradients = [
             p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
         ]
+        # a non-finite element makes the norm non-finite, so no separate check is needed
         return torch.nn.utils.get_total_norm(gradients, foreach=True).float()
 
 

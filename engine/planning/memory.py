@@ -183,8 +183,10 @@ def state_memory(groups: Groups, world: int, zero: Zero, accumulation: int = 1) 
 def _replicated(groups: Groups, zero: Zero) -> Memory:
     """ZeRO 0: 16-bit weights have an fp32 copy, and the all-reduce flattens the full gradient."""
     s, parameters = zero.element, sum(map(sum, groups))
+    # two fp32 moments, and a master copy only of 16-bit weights
     weights, optimizer = s * parameters, (8 if s == 4 else 12) * parameters
     gradients = s * parameters
+    # AdamW takes fp32: a converted copy exists together with the 16-bit gradients
     at_update = gradients if s == 4 else gradients + 4 * parameters
     return Memory(
         between=Parts(weights, 0, optimizer, 0),
@@ -208,6 +210,7 @@ def _partitioned_optimizer(groups: Groups, world: int, zero: Zero, accumulation:
     own = s * max(kept)
     weights = s * share * world
     optimizer = 0 if zero.offload else 12 * share
+    # with overlap_comm, one bucket is reduced while the next one fills
     buckets = (2 if zero.overlap else 1) * s * b
     accumulated = 0 if accumulation == 1 else own if zero.stage == 2 else s * parameters
     loose = [_loose(sizes, numbers, b, zero.stage) for numbers in touched]
@@ -218,6 +221,7 @@ def _partitioned_optimizer(groups: Groups, world: int, zero: Zero, accumulation:
     else:
         full = s * max(sets * mine + other for mine, other in zip(kept, loose, strict=True))
     base = weights + optimizer
+    # stage 1 keeps accumulated gradients in full until the last micro-batch reduces them
     left = max(parameters - b, 0) * s if zero.stage == 1 and accumulation > 1 else 0
     flat = s * min(b, parameters)
     at_end = (

@@ -62,6 +62,7 @@ def collective_seconds(
     """
     if gpus == 1:
         return 0.0
+    # a ring all-reduce is a reduce-scatter followed by an all-gather
     ways = 2 if kind == "all_reduce" else 1
     inside, nodes = min(gpus, GPUS_PER_NODE), math.ceil(gpus / GPUS_PER_NODE)
     bandwidth = device.link * LINK_EFFICIENCY
@@ -181,6 +182,7 @@ def candidate(
     update = accessed / device.bandwidth
     if zero.offload:  # in host memory, with gradients and weights transferred over PCIe
         transferred = 2 * zero.element * share
+        # the ranks of a node share its host memory, but each has a PCIe link of its own
         update = accessed * GPUS_PER_NODE / HOST_BANDWIDTH + transferred / PCIE_BANDWIDTH
     step = compute + exposed + update
     return Candidate(
@@ -230,6 +232,7 @@ def _communication(
             if collective.name == "all_gather"
             else compute * job.reduce_window * rounds / accumulation
         )
+        # no compute is left to hide the last bucket: the backward pass has just filled it
         last = (
             0.0 if collective.name == "all_gather" else seconds / max(collective.calls, 1) * rounds
         )
