@@ -30,7 +30,7 @@ def mean_metric(values: Tensor) -> Tensor:
     return torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
 
 
-class Objective(Protocol):
+class ObjectiveFn(Protocol):
     """Computes the loss of a micro-batch.
 
     It is called inside the module that DeepSpeed wraps, so that ZeRO 3 sees every use of a
@@ -61,7 +61,7 @@ def seed_of(seed: int, position: int) -> int:
 class StepModule(nn.Module):
     """Model and objective as one module for DeepSpeed; parameters get the prefix ``model.``."""
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
+    def __init__(self, model: nn.Module, objective: ObjectiveFn) -> None:
         super().__init__()
         self.model = model
         self._objective = objective

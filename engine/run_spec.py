@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from allinone.engine.objective import Objective
+from allinone.engine.objective import ObjectiveFn
 from allinone.engine.planning.estimate import Activations
 
 
@@ -49,7 +49,7 @@ class RunSpec:
     """A run without its training options: model, data, objective, and facts about them."""
 
     model: nn.Module
-    objective: Objective
+    objective: ObjectiveFn
     data: Data
     run_config: Mapping[str, Any]
     """All options that the run depends on, as JSON values."""

@@ -45,7 +45,7 @@ from allinone.engine.distributed.watchdog import Watchdog
 from allinone.engine.monitoring.accumulator import MetricAccumulator
 from allinone.engine.monitoring.history import RecordBuilder, memory_bytes
 from allinone.engine.monitoring.stopwatch import Stopwatch
-from allinone.engine.objective import Objective, seed_of
+from allinone.engine.objective import ObjectiveFn, seed_of
 from allinone.engine.planning.estimate import Activations
 from allinone.engine.planning.peak_flops import peak_rate
 from allinone.engine.run_spec import Data, Evaluate, Pictures, RunSpec
@@ -92,7 +92,7 @@ class Trainer:
         config: TrainConfig,
         *,
         model: nn.Module,
-        objective: Objective,
+        objective: ObjectiveFn,
         data: Data,
         run_config: Mapping[str, Any],
         out: Path,

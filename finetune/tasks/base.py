@@ -73,7 +73,7 @@ class Task(ABC):
 
     @abstractmethod
     def __call__(self, model: TaskModel, batch: TaskBatch) -> Losses:
-        """The loss of a micro-batch (engine.objective.Objective)."""
+        """The loss of a micro-batch (engine.objective.ObjectiveFn)."""
 
     @abstractmethod
     def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> EvalOutput:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from allinone.model.flops import Part
     from allinone.pretrain.config import PretrainConfig
     from allinone.pretrain.evaluation import EvaluationOutput
-    from allinone.pretrain.objectives.micro_batch import MicroBatch
+    from allinone.pretrain.objectives.context import ObjectiveContext
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Objective(ABC):
     """Name of the objective whose forward pass it uses, so that it cannot be trained alone."""
 
     @abstractmethod
-    def loss(self, micro_batch: MicroBatch) -> Tensor:
+    def loss(self, micro_batch: ObjectiveContext) -> Tensor:
         """Compute the unweighted loss, a scalar, and record training metrics."""
 
     def training_flops(self, size: ClipSize) -> float | None:

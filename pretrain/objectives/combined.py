@@ -8,7 +8,7 @@ from allinone.data.loading.batch import Batch, CoBatch
 from allinone.engine.objective import Losses
 from allinone.model import AllInOneForPreTraining
 from allinone.pretrain.objectives.config import ObjectiveConfig
-from allinone.pretrain.objectives.micro_batch import MicroBatch
+from allinone.pretrain.objectives.context import ObjectiveContext
 from allinone.pretrain.objectives.registry import active_objectives
 
 
@@ -40,7 +40,7 @@ class PretrainObjective:
         return Losses(total, metrics)
 
     def _losses(self, model: AllInOneForPreTraining, batch: Batch) -> Losses:
-        micro_batch = MicroBatch(model, batch)
+        micro_batch = ObjectiveContext(model, batch)
         total = batch.pixels.new_zeros(())
         # the registry's order fixes the order of random draws and of floating-point additions
         for objective in self._active:

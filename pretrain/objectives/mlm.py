@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from allinone.data.loading.batch import Batch
     from allinone.model import AllInOneForPreTraining
-    from allinone.pretrain.objectives.micro_batch import MicroBatch
+    from allinone.pretrain.objectives.context import ObjectiveContext
 
 
 class MaskedLanguageModelling(Objective):
@@ -23,7 +23,7 @@ class MaskedLanguageModelling(Objective):
     loss_metric = "mlm_loss"
     accuracy_metric = "mlm_accuracy"
 
-    def loss(self, micro_batch: MicroBatch) -> Tensor:
+    def loss(self, micro_batch: ObjectiveContext) -> Tensor:
         """Cross-entropy averaged over the masked tokens; 0 if nothing is masked.
 
         Logits are computed at the M masked tokens only: [M, V] instead of [B, L, V].

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from allinone.data.loading.batch import Batch
     from allinone.model import AllInOneForPreTraining
     from allinone.pretrain.evaluation import EvaluationOutput
-    from allinone.pretrain.objectives.micro_batch import MicroBatch
+    from allinone.pretrain.objectives.context import ObjectiveContext
 
 
 class VideoTextContrast(Objective):
@@ -24,7 +24,7 @@ class VideoTextContrast(Objective):
     loss_metric = "vtc_loss"
     accuracy_metric = "vtc_text_to_video_accuracy"
 
-    def loss(self, micro_batch: MicroBatch) -> Tensor:
+    def loss(self, micro_batch: ObjectiveContext) -> Tensor:
         """InfoNCE, both directions averaged: local rows [B] against the columns of all ranks.
 
         The original sums the directions and takes negatives from the local micro-batch only.

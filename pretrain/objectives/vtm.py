@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from allinone.data.loading.batch import Batch
     from allinone.model import AllInOneForPreTraining
     from allinone.pretrain.config import PretrainConfig
-    from allinone.pretrain.objectives.micro_batch import MicroBatch
+    from allinone.pretrain.objectives.context import ObjectiveContext
 
 
 class VideoTextMatching(Objective):
@@ -24,7 +24,7 @@ class VideoTextMatching(Objective):
     loss_metric = "vtm_loss"
     accuracy_metric = "vtm_accuracy"
 
-    def loss(self, micro_batch: MicroBatch) -> Tensor:
+    def loss(self, micro_batch: ObjectiveContext) -> Tensor:
         """Cross-entropy over the B pairs; class 1 is a match."""
         import torch.nn.functional as F
 

@@ -9,7 +9,7 @@ from allinone.pretrain.objectives.base import Objective
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from allinone.pretrain.objectives.micro_batch import MicroBatch
+    from allinone.pretrain.objectives.context import ObjectiveContext
 
 
 class WordPatchAlignment(Objective):
@@ -23,7 +23,7 @@ class WordPatchAlignment(Objective):
     heads = ()
     requires = "vtm"
 
-    def loss(self, micro_batch: MicroBatch) -> Tensor:
+    def loss(self, micro_batch: ObjectiveContext) -> Tensor:
         """Pull matching pairs together and push others apart: (sum+ - sum-) / B."""
         import torch
 

@@ -28,7 +28,7 @@ class MatchedPairs:
     """Pooled text class token, [B, C]."""
 
 
-class MicroBatch:
+class ObjectiveContext:
     """One micro-batch of one modality (videos or images), and the metrics recorded on it."""
 
     def __init__(self, model: AllInOneForPreTraining, batch: Batch) -> None:
