@@ -15,7 +15,7 @@ Loaders map the Arrow files into memory.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -218,10 +218,3 @@ def dataset_facts(folder: Path) -> dict[str, Any]:
             " again, into a new folder"
         )
     return facts
-
-
-def window(row: Mapping[str, Any]) -> tuple[int, int]:
-    """Return (first frame, number of frames) that a clip may show."""
-    if row["first_frame"] is None:
-        return 0, row["frames"]
-    return row["first_frame"], row["last_frame"] - row["first_frame"] + 1

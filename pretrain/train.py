@@ -56,11 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     config = parse(argv)
     rank = launch.find_rank_info(os.environ).rank
-    setup_logging(terminal=rank == 0, stderr=config.train.json)
+    train = config.train
+    setup_logging(terminal=rank == 0, quiet=train.quiet, verbose=train.verbose, stderr=train.json)
     launch.prepare_environment()  # before torch and DeepSpeed are imported: they read it once
     from allinone.pretrain.run import pretrain
 
-    return launch.main(lambda: pretrain(config), config.train)
+    return launch.main(lambda: pretrain(config), train)
 
 
 if __name__ == "__main__":

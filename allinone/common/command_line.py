@@ -54,6 +54,16 @@ MIN_COLUMNS = 60
 _shown_as: dict[str, str] = {}
 
 
+EXTRAS = {
+    **dict.fromkeys(("deepspeed", "megatron", "tensorboard", "grain", "absl", "psutil"), "train"),
+    **dict.fromkeys(("pyarrow", "tqdm", "rich"), "train"),
+    **dict.fromkeys(("ftfy", "rapidfuzz"), "prepare"),
+    **dict.fromkeys(("matplotlib", "jinja2"), "plots"),
+    "nvidia": "dali",
+}
+"""Top-level modules that a base installation lacks → the extra that installs them."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """One sub-command, recipe or benchmark: what it is, and its options."""
@@ -529,6 +539,17 @@ def run_command(command: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            traceback.print_exc()
+            return int(ExitCode.FAILURE)
+        print(
+            f"error: this command needs the package {package!r}, which is not installed; run: pip"
+            f" install 'allinone-pretrain[{EXTRAS[package]}]'",
+            file=sys.stderr,
+        )
+        return int(ExitCode.USAGE)
     except Exception:  # noqa: BLE001 - the last frame of the program
         traceback.print_exc()
         return int(ExitCode.FAILURE)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from allinone.data.config import DataConfig
-from allinone.data.index import window
 from allinone.data.loading.sampling import (
     SampleChoices,
     nearest_keyframes,
@@ -94,3 +93,10 @@ def choose_frames(
             for one in chosen
         ]
     return [choices.shift(clip.first) for choices in chosen]
+
+
+def window(row: Mapping[str, Any]) -> tuple[int, int]:
+    """Return (first frame, number of frames) that a clip may show."""
+    if row["first_frame"] is None:
+        return 0, row["frames"]
+    return row["first_frame"], row["last_frame"] - row["first_frame"] + 1

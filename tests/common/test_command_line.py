@@ -21,6 +21,7 @@ from allinone.common.command_line import (
     to_yaml,
 )
 from allinone.common.errors import InputError
+from allinone.common.exit_codes import ExitCode
 
 RENAMED = {"old-depth": "depth"}
 
@@ -235,3 +236,13 @@ def test_completion_offers_flags_values_and_choices() -> None:
     assert {"--lr", "--loud", "--no-loud", "--config"} <= set(words("a"))
     assert words("a", "--kind") == ["red", "blue"]
     assert words("b", "--kind") == []
+
+
+def test_a_missing_extra_is_named_with_its_install_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def command() -> int:
+        raise ModuleNotFoundError("No module named 'pyarrow'", name="pyarrow.parquet")
+
+    assert command_line.run_command(command) == ExitCode.USAGE
+    assert "pip install 'allinone-pretrain[train]'" in capsys.readouterr().err

@@ -13,7 +13,8 @@ import torch
 from allinone.common.errors import DataError
 from allinone.data import EvalSet, TrainStream
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
-from allinone.data.index import Index, window
+from allinone.data.index import Index
+from allinone.data.loading.clip_input import window
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from allinone.data.prepare.worker import frames_between
 from allinone.data.sources import detect
