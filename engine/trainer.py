@@ -165,7 +165,7 @@ class Trainer:
         """Train to the last step.
 
         Raises:
-            Stopped: A signal asked for it; a checkpoint was saved.
+            RunInterrupted: A signal asked for it; a checkpoint was saved.
             TooManySkippedError: Too many steps in a row had a non-finite gradient.
             CheckpointError: A checkpoint could not be read or written.
             ConfigError: The folder holds something else, or a run with other options.

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_
 from allinone.common.console import forgive_output, setup_logging
 from allinone.common.errors import AllInOneError, InputError
 from allinone.common.exit_codes import ExitCode, exit_codes_help
-from allinone.common.options import renamed_options
+from allinone.common.options import plain, renamed_options
 
 SYNONYMS = {
     "learning-rate": "lr",
@@ -510,15 +510,7 @@ def to_yaml(config: Any) -> str:
 
     import yaml
 
-    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return yaml.safe_dump(plain(asdict(config)), sort_keys=False, allow_unicode=True)
 
 
 def run_command(command: Callable[[], int | None]) -> int:

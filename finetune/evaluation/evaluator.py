@@ -122,7 +122,7 @@ class Evaluator:
 
         Raises:
             DataError: None of the items can be shown.
-            Stopped: A signal arrived.
+            RunInterrupted: A signal arrived.
         """
         # None: evaluation makes no random choices
         examples = [make(number, None) for number in range(len(ids))]
