@@ -28,7 +28,7 @@ from allinone.data.loading.batch_maker import EvalBatchMaker
 from allinone.data.loading.clip_input import ClipWindow, choose_frames
 from allinone.data.loading.mixture import Order
 from allinone.data.loading.open_files import OpenFile, OpenFiles
-from allinone.data.loading.prefetch import Endless, prefetch
+from allinone.data.loading.prefetch import prefetch, training_batches
 from allinone.data.loading.replacement import ReplacementSampler
 from allinone.data.loading.samples import MicroBatch, Pixels, Sample, Visual
 from allinone.data.loading.sampling import SampleChoices, generator
@@ -274,10 +274,9 @@ class TrainStream:
         )
         collate = partial(collate_clips, names=self.dataset_names, device=device)
         bad_clips = BadClipLog(self._bad_clips, rank, self.config.max_bad_share)
-        for raw, batch in prefetch(maker, collate, self.config, augmentations, Endless()):
-            assert batch is not None  # every position is filled, or an error is raised
-            bad_clips.add(micro_batch, raw.bad)
-            yield batch
+        yield from training_batches(
+            maker, collate, self.config, augmentations, bad_clips, micro_batch
+        )
 
 
 class EvalSet:

@@ -19,6 +19,7 @@ from allinone.common.errors import GraphError
 from allinone.common.processes import forkserver_context, live_and_die_with_parent
 from allinone.data.config import DataConfig
 from allinone.data.loading.augmentation import Augmentation
+from allinone.data.loading.bad_clips import BadClipLog
 from allinone.data.loading.batch_maker import BatchMaker
 from allinone.data.loading.samples import MicroBatch
 
@@ -61,6 +62,33 @@ def augment(
             failed = {owners[i]: reason for i, reason in error.bad.items()}
             micro_batch = maker.without(micro_batch, failed)
     return micro_batch, None
+
+
+def training_batches(
+    maker: BatchMaker,
+    collate: Collate[BatchT | None],
+    config: DataConfig,
+    augmentations: Sequence[Augmentation],
+    bad_clips: BadClipLog,
+    micro_batch: int,
+) -> Iterator[BatchT]:
+    """Yield complete batches without end, and log the clips that were replaced in each.
+
+    Args:
+        maker: Makes micro-batches in which bad clips are replaced.
+        collate: As for `prefetch`.
+        config: As for `prefetch`.
+        augmentations: As for `prefetch`.
+        bad_clips: Where replaced clips are counted.
+        micro_batch: Samples per batch.
+
+    Raises:
+        BadClipShareError: Too many clips cannot be used.
+    """
+    for raw, batch in prefetch(maker, collate, config, augmentations, Endless()):
+        assert batch is not None  # every position is filled, or an error is raised
+        bad_clips.add(micro_batch, raw.bad)
+        yield batch
 
 
 def prefetch(

@@ -25,7 +25,7 @@ from allinone.data.loading.bad_clips import BadClipLog
 from allinone.data.loading.batch import BadClip
 from allinone.data.loading.batch_maker import EvalBatchMaker
 from allinone.data.loading.mixture import Order
-from allinone.data.loading.prefetch import Endless, prefetch
+from allinone.data.loading.prefetch import prefetch, training_batches
 from allinone.data.loading.replacement import ReplacementSampler
 from allinone.data.loading.samples import MicroBatch, Sample, Visual
 from allinone.data.loading.sampling import generator
@@ -220,10 +220,7 @@ class TaskStream:
         )
         collate = partial(collate_items, clip=source.clip, views=1, device=device)
         bad_clips = BadClipLog(self._bad_clips, rank, config.max_bad_share)
-        for raw, batch in prefetch(maker, collate, config, augmentations, Endless()):
-            assert batch is not None  # every position is filled, or an error is raised
-            bad_clips.add(micro_batch, raw.bad)
-            yield batch
+        yield from training_batches(maker, collate, config, augmentations, bad_clips, micro_batch)
 
 
 class _Numbers(Sampler[int]):
