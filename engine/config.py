@@ -47,7 +47,7 @@ class TrainConfig:
     """Linear warm-up: a fraction of the steps if below 1, otherwise a number of steps."""
     schedule: Literal["linear", "cosine"] = "linear"
     """Shape of the decay to 0 after the warm-up."""
-    clip_grad: float = 1.0
+    clip_grad: float = option(1.0, earlier=1.0)
     """Maximum global gradient norm; 0 disables clipping. The original code does not clip, but a
     loss spike on 128 GPUs costs more than clipping does."""
     ds_config: str = option("zero1_bf16", resume="layout")

@@ -239,7 +239,7 @@ def compare_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> Compariso
 
     Renamed options are recognised. A recorded option that this version does not have is ignored. An
     option that is not recorded, because the version that wrote the folder did not have it, must
-    have its default.
+    have its default, or the value of earlier versions that its field states.
 
     Args:
         old: Content of run.json.
@@ -252,7 +252,7 @@ def compare_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> Compariso
     allowed: list[OptionChange] = []
     for name in sorted(before.keys() | now.keys()):
         info = known.get(name, OptionInfo(strict=True))
-        default = None if info.strict else info.default
+        default = None if info.strict else info.missing
         change = OptionChange(name, before.get(name, default), now.get(name))
         if change.old == change.new:
             continue

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from allinone.common.errors import ConfigError
 from allinone.common.options import MAY_CHANGE, RunOptions, option
 from allinone.common.validation import COUNT, NOT_NEGATIVE, require
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec, require_distinct
@@ -18,6 +19,14 @@ from allinone.pretrain.objectives.config import ObjectiveConfig
 
 if TYPE_CHECKING:
     from allinone.model import AllInOneConfig
+
+
+VIT_SOURCES = {
+    "tiny": "facebook/deit-tiny-patch16-224",
+    "small": "facebook/deit-small-distilled-patch16-224",
+    "base": "timm/vit_base_patch16_224.augreg_in21k_ft_in1k",
+}
+"""Hub ids of the ImageNet weights that the original starts from, by size."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +44,37 @@ class ModelOptions:
     roll: Literal["roll", "average", "flatten", "channel"] = "roll"
     """How frames exchange information: temporal token rolling, or one of the paper's
     alternatives."""
-    patch_order: Literal["raster", "shuffled"] | None = None
-    """Which patches roll: those of the first and last rows, or a random choice per clip and
-    step."""
+    patch_order: Literal["raster", "shuffled"] | None = option(None, earlier=None)
+    """Which patches roll: those of the first and last rows, or a random choice per frame and step,
+    as in the training of the released weights. None takes that of the size."""
     dropout: float | None = None
     """Dropout probability of hidden states."""
     drop_path: float | None = None
     """Stochastic depth of the last block; grows linearly over the blocks."""
-    init_from: Path | None = None
-    """Initial weights: a folder written by tools/convert.py or save_pretrained, or `weights/` in a
-    checkpoint. Tables are resized to this run's resolution, text length and frames."""
+    init_from: str | None = option(None, earlier=None)
+    """Initial weights: a folder written by `allinone convert` or save_pretrained, or `weights/` in
+    a checkpoint. Tables are resized to this run's resolution, text length and frames. none starts
+    from random weights. The paper's recipes have `required`: one of the two must be given."""
+
+    def initial_weights(self, run: str = "this run") -> Path | None:
+        """The folder of the initial weights; None for random ones.
+
+        Args:
+            run: What errors call the run.
+
+        Raises:
+            ConfigError: The recipe requires a choice, and none was made.
+        """
+        if self.init_from == "required":
+            source = VIT_SOURCES.get(self.size)
+            convert = f"allinone convert from-vit {source or 'SOURCE'} --size {self.size}"
+            raise ConfigError(
+                f"{run} starts from ImageNet weights, as the paper does, and --init-from is"
+                " missing. Give --init-from FOLDER, or --init-from none to start from random"
+                " weights",
+                hint=f"make the folder with: {convert} --out weights/vit-{self.size}",
+            )
+        return None if self.init_from in (None, "none") else Path(self.init_from)
 
     def build_config(self, image_heads: bool = False) -> AllInOneConfig:
         """Build the model's config.

@@ -70,10 +70,12 @@ def build_model(config: PretrainConfig) -> AllInOneForPreTraining:
     model_config = config.model_config()
     # before the model is built: all ranks draw the same initial weights
     torch.manual_seed(config.train.seed)
-    if config.model.init_from is None:
+    source = config.model.initial_weights()
+    if source is None:
+        log.info("initial weights: random, seed %d", config.train.seed)
         return AllInOneForPreTraining(model_config)
-    model, report = load_resized(config.model.init_from, model_config)
-    log.info("weights from %s: %s", config.model.init_from, report)
+    model, report = load_resized(source, model_config)
+    log.info("initial weights: %s (%s)", source, report)
     return model
 
 

@@ -15,36 +15,43 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from allinone.common.command_line import Choice, choose, run_command
 from allinone.common.command_line import parse as parse_options
+from allinone.common.command_line import pick, run_command
 from allinone.common.console import setup_logging
+from allinone.common.earlier_runs import log_kept, parse_for_run
 from allinone.engine.distributed import launch
 from allinone.pretrain.config import PretrainConfig
 from allinone.pretrain.recipes import RECIPES
 
 PROG = "pretrain/train.py"
+DESCRIPTION = "Pre-train All-in-one. The same command with the same --out resumes a run."
 
 
-def parse(argv: Sequence[str]) -> PretrainConfig:
+def parse(argv: Sequence[str]) -> tuple[PretrainConfig, list[str]]:
     """Read a recipe and options, without importing torch.
 
     Without a recipe, --config FILE gives all options: `train.py --config runs/demo/run.json`.
+
+    Returns:
+        The options, and those that keep an earlier version's value (`parse_for_run`).
 
     Raises:
         SystemExit: After --help, --version, --print-config and after wrong options.
         InputError: --config names an unusable file.
     """
     if argv and argv[0].partition("=")[0] in ("--config", "--print-config"):
-        return parse_options(PretrainConfig, argv, prog=PROG)
-    recipes = {name: Choice(text, recipe) for name, (text, recipe) in RECIPES.items()}
-    _, config = choose(
-        recipes,
-        argv,
-        prog=PROG,
-        kind="recipe",
-        description="Pre-train All-in-one. The same command with the same --out resumes a run.",
+        return parse_for_run(
+            lambda default: parse_options(default, argv, prog=PROG), PretrainConfig
+        )
+    lines = {name: text for name, (text, _) in RECIPES.items()}
+    name = pick(lines, argv, prog=PROG, kind="recipe", description=DESCRIPTION)
+    help_line, recipe = RECIPES[name]
+    return parse_for_run(
+        lambda default: parse_options(
+            default, argv[1:], prog=f"{PROG} {name}", description=help_line
+        ),
+        recipe,
     )
-    return config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,10 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    config = parse(argv)
+    config, kept = parse(argv)
+    # refuses a missing choice before torch is loaded
+    config.model.initial_weights(f"recipe {argv[0]}" if argv[0] in RECIPES else "this run")
     rank = launch.find_rank_info(os.environ).rank
     train = config.train
     setup_logging(terminal=rank == 0, quiet=train.quiet, verbose=train.verbose, stderr=train.json)
+    log_kept(config.out, kept)
     launch.prepare_environment()  # before torch and DeepSpeed are imported: they read it once
     from allinone.pretrain.run import pretrain
 

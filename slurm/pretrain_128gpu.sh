@@ -4,8 +4,9 @@
 #
 #   sbatch slurm/pretrain_128gpu.sh [RECIPE] [--options of pretrain/train.py]
 #
-# Submit from the root of the project. RECIPE defaults to webvid-howto, --out to runs/RECIPE. The
-# same command with the same --out resumes. Options of sbatch go before this script's name and
+# Submit from the root of the project. --out defaults to runs/RECIPE. Without a RECIPE, the paper's
+# base model is trained: webvid-howto --init-from weights/vit-base (make that folder first, see
+# docs/guides/pretrain.md). The same command with the same --out resumes. Options of sbatch go before this script's name and
 # override the lines below: sbatch --nodes=2 --gpus-per-node=4 --partition=gpu ...
 # slurm/site.sh.example lists all other settings that differ between clusters.
 #SBATCH --job-name=pretrain
@@ -24,10 +25,12 @@ source "${PROJECT:-${SLURM_SUBMIT_DIR:-$PWD}}/slurm/lib.sh" ||
 enter_project
 require_job "sbatch slurm/pretrain_128gpu.sh [RECIPE] [--options]"
 
-recipe=webvid-howto
 if (($#)) && [[ $1 != -* ]]; then
   recipe=$1
   shift
+else
+  recipe=webvid-howto
+  option_value init-from "$@" >/dev/null || set -- "$@" --init-from weights/vit-base
 fi
 out=$(option_value out "$@") || { out=runs/$recipe && set -- "$@" --out "$out"; }
 run_job "$out" "$project/pretrain/train.py" "$recipe" "$@"

@@ -26,9 +26,20 @@ RECORDED: Mapping[str, ResumePolicy] = {"resume": "same"}
 all be recorded in the run folder, and no others."""
 
 
-def option(default: Any, *, resume: ResumePolicy) -> Any:
-    """A dataclass field with a default and a resume policy."""
-    return field(default=default, metadata={"resume": resume})
+UNCHANGED: Any = object()
+"""`earlier` of an option whose default never changed in a way that runs must survive."""
+
+
+def option(default: Any, *, resume: ResumePolicy = "same", earlier: Any = UNCHANGED) -> Any:
+    """Define a dataclass field that holds an option.
+
+    Args:
+        default: Value of new runs.
+        resume: What a resumed run may do with the option.
+        earlier: Value in runs of earlier versions, by default, by recipe or because the option did
+            not exist; they keep it (allinone/common/earlier_runs.py).
+    """
+    return field(default=default, metadata={"resume": resume, "earlier": earlier})
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,13 @@ class OptionInfo:
     """The default as JSON; None if there is none."""
     strict: bool = False
     """The option belongs to a field with the metadata RECORDED."""
+    earlier: Any = UNCHANGED
+    """Value in runs of earlier versions; see `option`."""
+
+    @property
+    def missing(self) -> Any:
+        """Value as JSON in runs that do not record the option."""
+        return self.default if self.earlier is UNCHANGED else plain(self.earlier)
 
 
 class RunOptions(dict[str, Any]):
@@ -77,8 +95,11 @@ def option_infos(config: Any, prefix: str = "") -> dict[str, OptionInfo]:
             default = None if entry.default is MISSING else entry.default
             if entry.default_factory is not MISSING:
                 default = entry.default_factory()
-            policy = entry.metadata.get("resume", "same")
-            found[name] = OptionInfo(policy, plain(default))
+            found[name] = OptionInfo(
+                entry.metadata.get("resume", "same"),
+                plain(default),
+                earlier=entry.metadata.get("earlier", UNCHANGED),
+            )
     return found
 
 
@@ -111,6 +132,21 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat.update(flatten(item, f"{name}.") if isinstance(item, Mapping) else {name: item})
     return flat
+
+
+def with_values(config: Any, values: Mapping[str, Any]) -> Any:
+    """A copy of a (nested) dataclass instance with options replaced, by dotted name."""
+    changes: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        group, dot, rest = name.partition(".")
+        if dot:
+            inner.setdefault(group, {})[rest] = value
+        else:
+            changes[name] = value
+    for group, part in inner.items():
+        changes[group] = with_values(getattr(config, group), part)
+    return replace(config, **changes)
 
 
 def plain(value: Any) -> Any:

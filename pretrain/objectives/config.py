@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from allinone.common.options import option
 from allinone.pretrain.objectives.registry import OBJECTIVES
 
 
@@ -18,7 +19,7 @@ class ObjectiveConfig:
     vtc: float = 0.0
     """Weight of video-text contrast, averaged over both directions. Its negatives are the clips of
     the micro-batches of all ranks, so this loss depends on the number of ranks."""
-    wpa: float = 0.0
+    wpa: float = option(0.0, earlier=0.0)
     """Weight of word-patch alignment in the VTM pass; the original code uses 0.1, the paper does
     not mention it."""
 

@@ -1,6 +1,6 @@
 """Images only, CC3M and COCO: the row that the paper's VCR table compares with MERLOT.
 
-    sbatch slurm/pretrain_128gpu.sh cc3m-coco
+    sbatch slurm/pretrain_128gpu.sh cc3m-coco --init-from weights/vit-base
 
 Hardware: 128 A100, 16 images per GPU.
 Time: not published. Planned: 4.0 h at MFU 0.4 on 128 A100-80G (tools/plan.py train).

@@ -2,9 +2,15 @@
 
 By the paper and the authors' talk: 400K steps of 2,048 clips, learning rate 1e-4, AdamW (0.9,
 0.98), weight decay 0.01, warm-up over the first 10 %, linear decay to 0, 3 frames of 224 px,
-whole-word masking of 15 %, half of the pairs mismatched. The original starts from ImageNet ViT and
-BERT weights: make them with tools/convert.py and pass them with --init-from.
+whole-word masking of 15 %, half of the pairs mismatched.
 
+From the original's code: no gradient clipping, random patches roll, word-patch alignment with
+weight 0.1, negatives of the same data set, and frames squashed to a square. The transformer starts
+from ImageNet weights (ViT-B/16 of timm for base, DeiT-Ti and distilled DeiT-S for tiny and small),
+everything else, the text embeddings included, from N(0, 0.02): `allinone convert from-vit` makes
+such a folder for --init-from, which these recipes require.
+
+docs/deviations.md lists what differs from the original on purpose, and the option that restores it.
 The paper's numbers are targets: none has been reproduced with this code yet.
 """
 
@@ -15,6 +21,7 @@ from pathlib import Path
 from allinone.data.config import DataConfig
 from allinone.engine.config import TrainConfig
 from allinone.pretrain.config import CoTrainOptions, ModelOptions, PretrainConfig
+from allinone.pretrain.objectives import ObjectiveConfig
 
 # The original concatenates its data sets: one sample per WebVid clip, per HowTo100M or YT-Temporal
 # video, per caption of an image and per region of Visual Genome. The weights are those sizes in
@@ -51,7 +58,8 @@ def recipe(
         out=Path("runs") / name,
         data=video,
         val=(f"{video[0].partition('=')[0]}:val",),
-        model=ModelOptions(size=size, frames=frames),
+        model=ModelOptions(size=size, frames=frames, patch_order="shuffled", init_from="required"),
+        objective=ObjectiveConfig(wpa=0.1),
         cotrain=CoTrainOptions(images=images),
         loader=DataConfig(workers=8, dali_threads=4),
         train=TrainConfig(
@@ -60,6 +68,7 @@ def recipe(
             micro_batch=16,
             lr=1e-4,
             warmup=0.1,
+            clip_grad=0.0,
             ds_config="zero1_bf16",
             log_every=50,
             save_every=2000,

@@ -1,6 +1,6 @@
 """All-in-one+: CC3M images co-trained with WebVid-2.5M and HowTo100M.
 
-    sbatch slurm/pretrain_128gpu.sh plus-cc3m-webvid-howto
+    sbatch slurm/pretrain_128gpu.sh plus-cc3m-webvid-howto --init-from weights/vit-base
 
 Hardware: 128 A100, 16 clips and 16 images per GPU.
 Time: not published. Planned: 7.4 h at MFU 0.4 on 128 A100-80G (tools/plan.py train); an image costs

@@ -2,7 +2,7 @@
 
 Videos: WebVid-2.5M, HowTo100M, YT-Temporal-180M. Images: CC3M, CC12M, COCO, Visual Genome.
 
-    sbatch slurm/pretrain_128gpu.sh plus-seven
+    sbatch slurm/pretrain_128gpu.sh plus-seven --init-from weights/vit-base
 
 Hardware: 128 A100, 16 clips and 16 images per GPU.
 Time: not published. Planned: 7.4 h at MFU 0.4 on 128 A100-80G (tools/plan.py train).

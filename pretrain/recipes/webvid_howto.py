@@ -1,6 +1,6 @@
 """The paper's pre-training on WebVid-2.5M and HowTo100M, sizes tiny, small and base.
 
-    sbatch slurm/pretrain_128gpu.sh webvid-howto
+    sbatch slurm/pretrain_128gpu.sh webvid-howto --init-from weights/vit-base
 
 Hardware: 128 A100, 16 clips per GPU.
 Time: 2 days for 132.5 M pairs, by the authors' talk. Planned: base 11.2 h, small 3.1 h, tiny 0.9 h

@@ -1,6 +1,6 @@
 """WebVid-2.5M, HowTo100M and YT-Temporal-180M: the paper's largest video mixture (B*).
 
-    sbatch slurm/pretrain_128gpu.sh webvid-howto-ytt
+    sbatch slurm/pretrain_128gpu.sh webvid-howto-ytt --init-from weights/vit-base
 
 Hardware: 128 A100, 16 clips per GPU.
 Time: a week for 312.5 M pairs, by the authors' talk. Planned: 11.2 h for these steps at MFU 0.4 on

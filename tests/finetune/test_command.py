@@ -67,7 +67,7 @@ def test_foreign_option_names_are_translated(capsys: pytest.CaptureFixture[str])
      (["--no-eval-only"], False), (["--eval_only=false"], False)],
 )  # fmt: skip
 def test_booleans_read_all_spellings(words: list[str], expected: bool) -> None:
-    assert parse(load_benchmark("msrvtt_qa"), [*REQUIRED, *words]).eval_only is expected
+    assert parse(load_benchmark("msrvtt_qa"), [*REQUIRED, *words])[0].eval_only is expected
 
 
 def test_printed_config_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,11 +83,11 @@ def test_printed_config_is_read_back(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize("name", sorted(benchmark_names()))
 def test_run_json_is_replayed_by_config(name: str, tmp_path: Path) -> None:
     benchmark = load_benchmark(name)
-    config = parse(benchmark, [*REQUIRED, "--lr", "3e-5", "--val-items", "7"]).with_steps(5000)
+    config = parse(benchmark, [*REQUIRED, "--lr", "3e-5", "--val-items", "7"])[0].with_steps(5000)
     (tmp_path / "run.json").write_text(json.dumps(config.as_json()))
-    again = parse(benchmark, ["--config", str(tmp_path / "run.json")])
+    again, _ = parse(benchmark, ["--config", str(tmp_path / "run.json")])
     assert again == config
-    changed = parse(benchmark, ["--config", str(tmp_path / "run.json"), "--seed", "3"])
+    changed, _ = parse(benchmark, ["--config", str(tmp_path / "run.json"), "--seed", "3"])
     assert isinstance(changed, FinetuneConfig)
     assert (changed.train.seed, changed.train.lr) == (3, 3e-5)
 

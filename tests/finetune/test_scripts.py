@@ -195,4 +195,4 @@ def test_cocos_variant_1k_is_the_mean_over_five_folds() -> None:
     script = importlib.import_module("allinone.finetune.coco_retrieval")
     required = ["--annotations", "a", "--media", "m", "--checkpoint", "c", "--out", "o"]
     for options, folds in ((["--variant", "1k"], 5), ([], 0)):
-        assert parse(script.BENCHMARK, [*required, *options]).task.folds == folds
+        assert parse(script.BENCHMARK, [*required, *options])[0].task.folds == folds

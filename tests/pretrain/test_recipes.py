@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from allinone.common.exit_codes import ExitCode
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
-from allinone.pretrain.config import PretrainConfig
+from allinone.pretrain import train
+from allinone.pretrain.config import VIT_SOURCES, PretrainConfig
 from allinone.pretrain.recipes import RECIPES
 from tests.data import media
 from tests.data.helpers import crc, karpathy, record
@@ -25,7 +27,7 @@ PAPER = sorted(
 )  # the latter is webvid-howto by another name
 SMALL = (
     "--size nano --image-size 32 --steps 2 --global-batch 8 --micro-batch 4 --image-batch 4"
-    " --workers 0 --dali-threads 1 --log-every 1"
+    " --workers 0 --dali-threads 1 --log-every 1 --init-from none"
 )
 # one interpreter imports everything, each recipe is a fork of it
 STARTER = """
@@ -134,6 +136,27 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, i
     return home, {
         words[0]: int(words[1]) for words in codes if len(words) == 2 and words[0] in PAPER
     }
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_recipes_have_the_values_of_the_original_code(name: str) -> None:
+    recipe = RECIPES[name][1]
+    assert recipe.model.patch_order == "shuffled"
+    assert recipe.objective.wpa == 0.1
+    assert recipe.train.clip_grad == 0
+    assert (recipe.train.beta1, recipe.train.beta2) == (0.9, 0.98)
+    assert recipe.train.weight_decay == 0.01
+
+
+@pytest.mark.parametrize("name", [*PAPER, "webvid-howto-base"])
+def test_paper_recipes_refuse_to_start_without_weights(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([name]) == ExitCode.USAGE
+    message = capsys.readouterr().err
+    assert f"recipe {name} starts from ImageNet weights" in message
+    assert "--init-from none" in message
+    assert f"convert from-vit {VIT_SOURCES[RECIPES[name][1].model.size]}" in message
 
 
 def names(specs: tuple[str, ...]) -> list[str]:
