@@ -20,8 +20,8 @@ direction: every clip forwards and backwards; the caption's last word says which
     alike are left out, because they look the same in both directions.
 
 Scores are percentages: VTM accuracy and MLM accuracy on held-out clips, R@10 text to video by the
-contrastive embeddings, and accuracy of the direction word; chance is stated. The spread is the standard
-deviation over seeds.
+contrastive embeddings, and accuracy of the direction word; chance is stated. The spread is the
+standard deviation over seeds.
 """
 
 from __future__ import annotations
