@@ -61,7 +61,7 @@ def pass_shape(
     config: AllInOneConfig, clips: int, frames: int, text_tokens: int, part: Part = "joint"
 ) -> tuple[int, int]:
     """(sequences, tokens of each) in the blocks of one pass."""
-    visual = 1 + config.num_patches
+    visual = config.num_visual_tokens
     if part == "text":
         return clips, text_tokens
     if part == "video":
@@ -99,7 +99,7 @@ def pass_bytes(
         own_pixels: The patch convolution saves a copy of the pixels (cast to another precision, or
             reordered) instead of the batch's tensor.
     """
-    width, visual = config.hidden_size, 1 + config.num_patches
+    width, visual = config.hidden_size, config.num_visual_tokens
     dropout = mask if config.hidden_dropout else 0
     text = clips * text_tokens * (width * (element + dropout) + STATISTICS)
     pixels = clips * frames * 3 * config.image_size**2 * element if own_pixels else 0
