@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from allinone.common.command_line import parse
+from allinone.common.earlier_runs import parse_for_run
+from allinone.engine.resume import changed_options
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.model.convert import (
     DISTILLATION,
@@ -20,7 +24,8 @@ from allinone.model.convert import (
     resize_grid,
     without_distillation,
 )
-from allinone.pretrain.config import ModelOptions
+from allinone.pretrain.config import ModelOptions, PretrainConfig
+from allinone.pretrain.recipes import RECIPES
 from tests.benchmarks.equality_matrix import CUT, TOLERANCE, Cell, trace
 from tests.engine.conftest import server  # noqa: F401 - a fixture
 from tests.engine.ranks import RankServer
@@ -117,6 +122,25 @@ def test_small_has_the_token_unless_it_is_switched_off() -> None:
         for size in ("nano", "tiny", "base", "large", "huge")
     )
     assert AllInOneConfig.from_size("small").num_visual_tokens == 198
+
+
+def test_an_earlier_run_of_small_continues_without_the_token(tmp_path: Path) -> None:
+    default = replace(RECIPES["webvid-howto-small"][1], out=tmp_path)
+
+    def start(*flags: str) -> PretrainConfig:
+        return parse_for_run(lambda base: parse(base, list(flags), prog="train"), default)[0]
+
+    assert start().model_config().distillation_token
+    recorded = json.loads(json.dumps(default.as_json()))
+    del recorded["model"]["distillation_token"]
+    (tmp_path / "run.json").write_text(json.dumps(recorded))
+    continued = start()
+    assert not continued.model_config().distillation_token
+    assert not changed_options(recorded, continued.as_json())
+    with_token = start("--distillation-token", "True")
+    assert changed_options(recorded, with_token.as_json()) == [
+        "model.distillation_token: False → True"
+    ]
 
 
 def test_weights_that_disagree_on_the_token_name_the_option(tmp_path: Path) -> None:
