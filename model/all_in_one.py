@@ -91,7 +91,13 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block.
+
+    Args:
+        config: The model.
+        drop_path: Stochastic depth of this block.
+        linear: Makes the linear layers.
+    """
 
     def __init__(self, config: AllInOneConfig, drop_path: float, linear: LinearFactory) -> None:
         super().__init__()
@@ -144,6 +150,7 @@ class Encoder(nn.Module):
         return self.norm(x)
 
     def _exchange(self, x: Tensor, frames: int, text_tokens: int) -> Tensor:
+        """Roll tokens or channels between frames; average and flatten need no exchange here."""
         config = self.config
         if config.roll == "roll":
             return roll_tokens(
@@ -177,11 +184,11 @@ class AllInOnePreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        """N(0, 0.02) for weights and tables, 0 for biases and the temporal embedding; the patch
-        convolution keeps PyTorch's default.
+        """Initialise one module as the original does.
 
-        The original draws the transformer's weights from a normal truncated at +-2, a hundred
-        deviations out: the same distribution.
+        N(0, 0.02) for weights and tables, 0 for biases and the temporal embedding; the patch
+        convolution keeps PyTorch's default. The original draws the transformer's weights from a
+        normal truncated at +-2, a hundred deviations out: the same distribution.
         """
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02)
@@ -313,7 +320,10 @@ class AllInOneForPreTraining(AllInOnePreTrainedModel):
         patch_order: Tensor | None = None,
         **kwargs: Any,
     ) -> AllInOneOutput:
-        """Joint pass of the backbone; objectives apply the heads to the tokens they need."""
+        """Joint pass of the backbone; objectives apply the heads to the tokens they need.
+
+        Arguments and errors as in AllInOneModel.forward.
+        """
         return self.backbone(pixels, text_ids, text_mask, patch_order)
 
     def heads(self, frames: int) -> tuple[nn.Module, nn.Module]:

@@ -324,7 +324,13 @@ def load_resized(folder: Path, config: AllInOneConfig) -> tuple[AllInOneForPreTr
 def _fit_image_heads(
     weights: Mapping[str, Tensor], config: AllInOneConfig, report: LoadReport
 ) -> dict[str, Tensor]:
-    """Copy the video heads to image heads that the file lacks, or drop surplus image heads."""
+    """Copy the video heads to image heads that the file lacks, or drop surplus image heads.
+
+    Args:
+        weights: Tensors under this model's names.
+        config: The model.
+        report: Gets a line on each copied or dropped tensor.
+    """
     kept = dict(weights)
     own = [name for name in weights if name.startswith(IMAGE_HEADS)]
     if own and not config.image_heads:
@@ -346,7 +352,14 @@ def _fit_image_heads(
 def _compare_configs(saved: Mapping[str, Any], config: AllInOneConfig, report: LoadReport) -> None:
     """Report differences that are not visible in tensor shapes.
 
-    Another number of attention heads is an error: the same weights would compute something else.
+    Args:
+        saved: config.json of the weights.
+        config: The model.
+        report: Gets a note on each difference.
+
+    Raises:
+        ConversionError: The number of attention heads differs: the same weights would compute
+            something else.
     """
     heads = saved.get("num_attention_heads", config.num_attention_heads)
     if heads != config.num_attention_heads:

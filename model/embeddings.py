@@ -142,6 +142,11 @@ class VideoEmbeddings(nn.Module):
         """Put patch order[k] into patch slot k.
 
         Attention does not depend on the order, but the roll moves the first and last slots.
+
+        Args:
+            patches: [B*T, P, C] in raster order.
+            frames: Frames per clip, T.
+            order: int64 [B*T, P]; None uses that of the config.
         """
         rows, count, width = patches.shape
         if order is None and (self.patch_order == "raster" or frames == 1):

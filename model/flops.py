@@ -18,6 +18,7 @@ Part = Literal["joint", "video", "text"]
 
 
 def _blocks(config: AllInOneConfig, sequences: int, tokens: int, attention_products: bool) -> int:
+    """FLOPs of all blocks for `sequences` sequences of `tokens` tokens."""
     # qkv 3, proj 1, fc1 and fc2 mlp_ratio each
     linear = 2 * tokens * (4 + 2 * config.mlp_ratio) * config.hidden_size**2
     # queries x keys, weights x values

@@ -107,7 +107,13 @@ def vit_weights(
 
 
 def _fit_distillation(weights: dict[str, Tensor], report: LoadReport, wanted: bool) -> None:
-    """Drop the distillation token and its position row, or add the row, where it is necessary."""
+    """Make the position rows match the model's prefix tokens.
+
+    Args:
+        weights: Changed in place: token and row are dropped, or a row of zeros is added.
+        report: Gets a line on a new row.
+        wanted: The model has a distillation token.
+    """
     if DISTILLATION in weights and not wanted:
         del weights[DISTILLATION]
         if POSITION in weights:
