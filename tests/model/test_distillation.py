@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,11 @@ from safetensors.torch import load_file
 
 from allinone.common.command_line import parse
 from allinone.common.earlier_runs import parse_for_run
+from allinone.data.config import DataConfig
+from allinone.engine.config import TrainConfig
 from allinone.engine.resume import changed_options
+from allinone.finetune.final_evaluation import FinalEvaluation
+from allinone.finetune.task_model.model import HeadSpec
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.model.convert import (
     DISTILLATION,
@@ -141,6 +146,24 @@ def test_an_earlier_run_of_small_continues_without_the_token(tmp_path: Path) -> 
     assert changed_options(recorded, with_token.as_json()) == [
         "model.distillation_token: False → True"
     ]
+
+
+def test_cached_results_of_models_without_the_token_stay_valid() -> None:
+    def scope(config: AllInOneConfig) -> dict[str, object]:
+        evaluation = FinalEvaluation.__new__(FinalEvaluation)
+        evaluation.model_config, evaluation.device = config, torch.device("cpu")
+        options = SimpleNamespace(train=TrainConfig(), loader=DataConfig())
+        options.frames = options.views = options.eval_batch = 1
+        evaluation.config = options  # type: ignore[assignment]
+        source = SimpleNamespace(sha256="")
+        text = evaluation._cache_scope(source, HeadSpec(), "fp32", False)  # type: ignore[arg-type]
+        return json.loads(text)["model"]
+
+    # an earlier version looked its results up by all fields but this one
+    plain = AllInOneConfig.from_size("nano")
+    fields = set(AllInOneConfig.__annotations__) - {"distillation_token"}
+    assert scope(plain).keys() == fields
+    assert scope(DISTILLED)["distillation_token"] is True
 
 
 def test_weights_that_disagree_on_the_token_name_the_option(tmp_path: Path) -> None:
