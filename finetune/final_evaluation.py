@@ -135,6 +135,8 @@ class FinalEvaluation:
             "model": {
                 name: getattr(self.model_config, name)
                 for name in sorted(AllInOneConfig.__annotations__)
+                # results from before the option existed stay valid
+                if name != "distillation_token" or self.model_config.distillation_token
             },
             "facts": spec.metadata,
             "precision": precision,

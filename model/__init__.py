@@ -1,5 +1,4 @@
-"""The unified transformer and its heads. Knows torch and transformers, nothing else of this
-project."""
+"""The unified transformer and its heads; imports nothing of this project but `allinone.common`."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 

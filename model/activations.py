@@ -24,6 +24,13 @@ def block_bytes(
     Per token: its input (norm 1), norm 1's output, q, k and v, the mixed heads, the input of norm 2
     and its output: 8 C s; GELU's input and the second layer's input: 2 mlp_ratio C s. Dropout
     masks: (2 + mlp_ratio) C m. The attention matrix is never stored.
+
+    Args:
+        config: The model.
+        sequences: Sequences, R.
+        tokens: Tokens of each, N.
+        element: Bytes of an activation, s.
+        mask: Bytes of an element of a dropout mask, m.
     """
     width, ratio = config.hidden_size, config.mlp_ratio
     masks = (2 + ratio) * width * mask if config.hidden_dropout else 0
@@ -34,6 +41,7 @@ def block_bytes(
             (8 + 2 * ratio) * width * element
             + masks
             + 2 * STATISTICS
+            # fused attention saves the fp32 log-sum-exp of each query and head
             + 4 * config.num_attention_heads
         )
     )
@@ -47,7 +55,16 @@ def encoder_bytes(
     mask: int,
     checkpointing: bool = False,
 ) -> float:
-    """All blocks and the final norm; with checkpointing, each block keeps only its input."""
+    """All blocks and the final norm.
+
+    Args:
+        config: The model.
+        sequences: Sequences, R.
+        tokens: Tokens of each, N.
+        element: Bytes of an activation, s.
+        mask: Bytes of an element of a dropout mask, m.
+        checkpointing: Blocks keep only their input.
+    """
     width = config.hidden_size
     one = (
         sequences * tokens * width * element
@@ -60,8 +77,20 @@ def encoder_bytes(
 def pass_shape(
     config: AllInOneConfig, clips: int, frames: int, text_tokens: int, part: Part = "joint"
 ) -> tuple[int, int]:
-    """(sequences, tokens of each) in the blocks of one pass."""
-    visual = 1 + config.num_patches
+    """Shape of the tokens in the blocks of one pass.
+
+    Args:
+        config: The model.
+        clips: Clips, B.
+        frames: Frames per clip, T.
+        text_tokens: Tokens per text, L.
+        part: Joint pass, or one modality alone.
+
+    Returns:
+        (sequences, tokens of each). Frames are separate sequences, except in the joint pass of
+        roll="flatten".
+    """
+    visual = config.num_visual_tokens
     if part == "text":
         return clips, text_tokens
     if part == "video":
@@ -99,7 +128,7 @@ def pass_bytes(
         own_pixels: The patch convolution saves a copy of the pixels (cast to another precision, or
             reordered) instead of the batch's tensor.
     """
-    width, visual = config.hidden_size, 1 + config.num_patches
+    width, visual = config.hidden_size, config.num_visual_tokens
     dropout = mask if config.hidden_dropout else 0
     text = clips * text_tokens * (width * (element + dropout) + STATISTICS)
     pixels = clips * frames * 3 * config.image_size**2 * element if own_pixels else 0
@@ -119,6 +148,11 @@ def mlm_head_bytes(config: AllInOneConfig, masked_tokens: int, element: int = 2)
 
     Gathered text, and the inputs of GELU, norm and decoder; fp32 log-probabilities over the
     vocabulary.
+
+    Args:
+        config: The model.
+        masked_tokens: Positions, M.
+        element: Bytes of an activation, s.
     """
     return masked_tokens * (4 * config.hidden_size * element + 4 * config.vocab_size + STATISTICS)
 

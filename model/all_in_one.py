@@ -2,14 +2,14 @@
 
 The numerics follow the released code.
 
-Letters: B clips, T frames, L text tokens, P patches, n = 1 + P visual tokens, N = L + n tokens of a
-sequence, C width, H heads. Every parameter is used inside the forward of the module that owns it,
-because ZeRO-3 gathers parameters by forward hooks.
+Letters: B clips, T frames, L text tokens, P patches, n visual tokens of a frame (class token,
+distillation token where there is one, patches), N = L + n tokens of a sequence, C width, H heads.
+Every parameter is used inside the forward of the module that owns it, because ZeRO-3 gathers
+parameters by forward hooks.
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,11 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .config import AllInOneConfig
+from .embeddings import TEXT, VIDEO, ModalityEmbedding, TextEmbeddings, VideoEmbeddings
 from .heads import LogitScale, MLMHead
 from .linear import LinearFactory, SplitDropout, torch_linear
 from .norm import LayerNorm
 from .roll import fold_size, roll_channels, roll_tokens
-
-TEXT, VIDEO = 0, 1  # rows of the modality table
 
 
 @dataclass
@@ -35,136 +34,10 @@ class AllInOneOutput(ModelOutput):
     text: Tensor | None = None
     """[B, L, C]"""
     video: Tensor | None = None
-    """[B, 1 + P, C], class token first"""
+    """[B, n, C]: class token, distillation token where there is one, patches. The first patch is
+    number config.num_prefix_tokens."""
     pooled: Tensor | None = None
     """[B, C], tanh(dense(text class token))"""
-
-
-class TextEmbeddings(nn.Module):
-    """BERT's text embeddings: word + position + token type 0 → norm → dropout.
-
-    The caller adds the modality row, after the norm.
-    """
-
-    def __init__(self, config: AllInOneConfig) -> None:
-        super().__init__()
-        # padding_idx stops the gradient of row 0; as in the original, the row is not zero
-        self.word = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0)
-        self.position = nn.Embedding(config.max_text_len, config.hidden_size)
-        self.token_type = nn.Embedding(2, config.hidden_size)
-        # BERT's epsilon; the blocks use ViT's 1e-6
-        self.norm = LayerNorm(config.hidden_size, eps=1e-12)
-        self.dropout = nn.Dropout(config.hidden_dropout)
-
-    def forward(self, text_ids: Tensor) -> Tensor:
-        length = text_ids.shape[1]
-        if length > self.position.num_embeddings:
-            raise ValueError(
-                f"text has {length} tokens but max_text_len is {self.position.num_embeddings};"
-                " shorten the text, or build the model with a larger max_text_len (weights are"
-                " resized when they are loaded)"
-            )
-        positions = torch.arange(length, device=text_ids.device)
-        # only row 0 of the token types is used: there is no second segment
-        embedded = (
-            self.word(text_ids)
-            + self.position(positions)
-            + self.token_type(torch.zeros_like(positions))
-        )
-        return self.dropout(self.norm(embedded))
-
-
-class VideoEmbeddings(nn.Module):
-    """Patches, class token, position and temporal embedding: [B, T, 3, H, W] → [B*T, 1 + P, C].
-
-    Rows are clip-major: row i*T + f is frame f of clip i.
-
-    The original also derives a padding mask from all-zero pixels. That is left out: it makes the
-    device wait for the host, and frames of a video are never padded here.
-    """
-
-    def __init__(self, config: AllInOneConfig) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.image_size = config.image_size
-        self.patch_order = config.patch_order
-        self.patch = nn.Conv2d(3, width, kernel_size=config.patch_size, stride=config.patch_size)
-        self.class_token = nn.Parameter(torch.empty(1, 1, width))
-        self.position = nn.Parameter(torch.empty(1, 1 + config.num_patches, width))
-        self.temporal = nn.Parameter(torch.empty(1, config.num_frames, width))
-        self.dropout = nn.Dropout(config.hidden_dropout)
-
-    def forward(
-        self, pixels: Tensor, patch_order: Tensor | None = None, rolls: bool = True
-    ) -> Tensor:
-        clips, frames = self._check(pixels)
-        # the data path delivers float32, whatever the model's precision
-        pixels = pixels.to(self.patch.weight.dtype)
-        # positions are added before the reordering: a patch keeps its own in any slot
-        patches = self.patch(pixels.flatten(0, 1)).flatten(2).transpose(1, 2) + self.position[:, 1:]
-        if frames > 1:  # images get no temporal embedding
-            patches = (
-                patches.unflatten(0, (clips, frames)) + self.temporal[:, :frames, None]
-            ).flatten(0, 1)
-        if rolls:
-            patches = self._reorder(patches, frames, patch_order)
-        # every frame has the same class token: it gets no temporal embedding
-        class_token = (self.class_token + self.position[:, :1]).expand(patches.shape[0], -1, -1)
-        return self.dropout(torch.cat([class_token, patches], dim=1))
-
-    def _check(self, pixels: Tensor) -> tuple[int, int]:
-        if (
-            pixels.dim() != 5
-            or pixels.shape[2] != 3
-            or pixels.shape[3:] != (self.image_size, self.image_size)
-        ):
-            raise ValueError(
-                f"pixels must be [B, T, 3, {self.image_size}, {self.image_size}], got"
-                f" {list(pixels.shape)}; see image_size"
-            )
-        clips, frames = pixels.shape[:2]
-        if frames > self.temporal.shape[1]:
-            raise ValueError(
-                f"clip has {frames} frames but num_frames is {self.temporal.shape[1]}; build the"
-                f" model with num_frames={frames} (weights are resized when they are loaded)"
-            )
-        return clips, frames
-
-    def _reorder(self, patches: Tensor, frames: int, order: Tensor | None) -> Tensor:
-        """Put patch order[k] into slot k.
-
-        Attention does not depend on the order, but the roll moves the first and last slots.
-        """
-        rows, count, width = patches.shape
-        if order is None and (self.patch_order == "raster" or frames == 1):
-            return patches
-        if order is None:
-            if self.training:
-                order = torch.rand(rows, count, device=patches.device).argsort(1)
-            else:  # the same choice in every evaluation, unlike the original
-                order = fixed_order(frames, count).to(patches.device).repeat(rows // frames, 1)
-        elif order.shape != (rows, count):
-            raise ValueError(
-                f"patch_order must be [B*T, P] = [{rows}, {count}], got {list(order.shape)}"
-            )
-        return patches.gather(1, order[:, :, None].expand(-1, -1, width))
-
-
-@functools.cache
-def fixed_order(frames: int, patches: int) -> Tensor:
-    """Permutations [T, P] of `patch_order="shuffled"` in evaluation: one per frame, constant."""
-    return torch.rand(frames, patches, generator=torch.Generator().manual_seed(0)).argsort(1)
-
-
-class ModalityEmbedding(nn.Module):
-    """Adds row TEXT or VIDEO to all tokens of that modality."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(2, width))
-
-    def forward(self, x: Tensor, row: int) -> Tensor:
-        return x + self.weight[row]
 
 
 class Attention(nn.Module):
@@ -218,7 +91,13 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block.
+
+    Args:
+        config: The model.
+        drop_path: Stochastic depth of this block.
+        linear: Makes the linear layers.
+    """
 
     def __init__(self, config: AllInOneConfig, drop_path: float, linear: LinearFactory) -> None:
         super().__init__()
@@ -271,6 +150,7 @@ class Encoder(nn.Module):
         return self.norm(x)
 
     def _exchange(self, x: Tensor, frames: int, text_tokens: int) -> Tensor:
+        """Roll tokens or channels between frames; average and flatten need no exchange here."""
         config = self.config
         if config.roll == "roll":
             return roll_tokens(
@@ -304,11 +184,11 @@ class AllInOnePreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        """N(0, 0.02) for weights and tables, 0 for biases and the temporal embedding; the patch
-        convolution keeps PyTorch's default.
+        """Initialise one module as the original does.
 
-        The original draws the transformer's weights from a normal truncated at +-2, a hundred
-        deviations out: the same distribution.
+        N(0, 0.02) for weights and tables, 0 for biases and the temporal embedding; the patch
+        convolution keeps PyTorch's default. The original draws the transformer's weights from a
+        normal truncated at +-2, a hundred deviations out: the same distribution.
         """
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02)
@@ -323,9 +203,12 @@ class AllInOnePreTrainedModel(PreTrainedModel):
             module.reset_parameters()
         elif isinstance(module, VideoEmbeddings):
             nn.init.normal_(module.class_token, std=0.02)
+            if module.distillation_token is not None:
+                nn.init.normal_(module.distillation_token, std=0.02)
             nn.init.normal_(module.position, std=0.02)
-            # weights without a temporal embedding then compute what they did before
-            nn.init.zeros_(module.temporal)
+            if module.temporal is not None:
+                # weights without a temporal embedding then compute what they did before
+                nn.init.zeros_(module.temporal)
         elif isinstance(module, LogitScale):
             nn.init.constant_(module.log_scale, torch.tensor(LogitScale.INITIAL).log().item())
 
@@ -367,7 +250,7 @@ class AllInOneModel(AllInOnePreTrainedModel):
             pixels: Normalised frames, [B, T, 3, H, W].
             text_ids: Word pieces, int64 [B, L].
             text_mask: int64 [B, L], 1 at tokens.
-            patch_order: int64 [B*T, P]: slot k of row i*T + f holds patch order[k].
+            patch_order: int64 [B*T, P]: patch slot k of row i*T + f holds patch order[k].
             **kwargs: Ignored; transformers passes its own.
 
         Raises:
@@ -437,7 +320,10 @@ class AllInOneForPreTraining(AllInOnePreTrainedModel):
         patch_order: Tensor | None = None,
         **kwargs: Any,
     ) -> AllInOneOutput:
-        """Joint pass of the backbone; objectives apply the heads to the tokens they need."""
+        """Joint pass of the backbone; objectives apply the heads to the tokens they need.
+
+        Arguments and errors as in AllInOneModel.forward.
+        """
         return self.backbone(pixels, text_ids, text_mask, patch_order)
 
     def heads(self, frames: int) -> tuple[nn.Module, nn.Module]:

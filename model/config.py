@@ -19,10 +19,14 @@ SIZES: dict[str, dict[str, int]] = {
         "max_text_len": 16,
         "projection_dim": 128,
     },
-    # the paper's Ti, S and B have the shapes of ViT and DeiT; the released S also has DeiT's
-    # distillation token, which no head reads and conversion drops
+    # the paper's Ti, S and B have the shapes of DeiT-Ti, DeiT-S distilled and ViT-B
     "tiny": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3},
-    "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
+    "small": {
+        "hidden_size": 384,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "distillation_token": True,
+    },
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
     # beyond the paper: the shapes of ViT-L and ViT-H
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
@@ -44,8 +48,14 @@ class AllInOneConfig(PretrainedConfig):
     image_size: int = 224
     """Height and width of a frame, pixels."""
     patch_size: int = 16
+    distillation_token: bool = False
+    """DeiT's distillation token is the second visual token; it rolls like a patch.
+
+    Such a model has no temporal embedding, like the original's distilled class. The default is what
+    a config.json without this entry means: earlier versions never had the token.
+    """
     num_frames: int = 3
-    """Rows of the temporal embedding: most frames per clip, T.
+    """Most frames per clip, T: rows of the temporal embedding, where there is one.
 
     Images (one frame) get no temporal embedding and do not roll.
     """
@@ -111,6 +121,23 @@ class AllInOneConfig(PretrainedConfig):
     def num_patches(self) -> int:
         """Patches per frame, P."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Visual tokens in front of the patches, 1 or 2: class token, distillation token."""
+        return 2 if self.distillation_token else 1
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Visual tokens of a frame, n."""
+        return self.num_prefix_tokens + self.num_patches
+
+    @property
+    def has_temporal_embedding(self) -> bool:
+        """Whether the patches of each frame get a learned embedding of the frame's number."""
+        # The original creates the parameter for its distilled class but never adds it. Without a
+        # gradient it would only take optimizer state and decay, so this model does not have it.
+        return not self.distillation_token
 
     @classmethod
     def from_size(cls, size: str, **overrides: Any) -> AllInOneConfig:

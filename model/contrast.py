@@ -23,7 +23,16 @@ class TwoTower(Protocol):
 
 
 def embed_text(model: TwoTower, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-    """Unit-length text embeddings, float32 [B, D]."""
+    """Unit-length text embeddings.
+
+    Args:
+        model: Its text-only pass and projection are used.
+        text_ids: Word pieces, int64 [B, L].
+        text_mask: int64 [B, L], 1 at tokens.
+
+    Returns:
+        float32 [B, D].
+    """
     # float32 before the normalisation: similarities in half precision create ties
     return F.normalize(
         model.text_projection(model.encode_text(text_ids, text_mask)).float(), dim=-1, eps=1e-8

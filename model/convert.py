@@ -11,22 +11,40 @@ original:
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-from allinone.common.errors import AllInOneError
 
 from .all_in_one import AllInOneForPreTraining, AllInOnePreTrainedModel
 from .config import SIZES, AllInOneConfig
+from .load_report import ConversionError, LoadReport, grouped
+from .resize import continue_rows, is_square, resize_grid, resize_rows
 from .weights_file import read_weights
+
+__all__ = [
+    "CONTRASTIVE",
+    "DISTILLATION",
+    "HEADS",
+    "POSITION",
+    "TEMPORAL",
+    "TEXT_POSITION",
+    "ConversionError",
+    "LoadReport",
+    "assemble",
+    "convert_reference",
+    "fit",
+    "from_reference",
+    "grouped",
+    "load_resized",
+    "reference_name",
+    "rename_reference",
+    "resize_grid",
+    "without_distillation",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +57,7 @@ _RENAMES = [
     # the modality table, not BERT's token types above
     (r"token_type_embeddings\.weight", r"backbone.modality.weight"),
     (r"transformer\.cls_token", r"backbone.video_embeddings.class_token"),
+    (r"transformer\.dist_token", r"backbone.video_embeddings.distillation_token"),
     (r"transformer\.pos_embed", r"backbone.video_embeddings.position"),
     (r"transformer\.temporal_embed", r"backbone.video_embeddings.temporal"),
     (r"transformer\.patch_embed\.proj\.(weight|bias)", r"backbone.video_embeddings.patch.\1"),
@@ -60,7 +79,7 @@ _RENAMES = [
 ]
 _IGNORED = {"text_embeddings.position_ids"}
 """A buffer, 0 to 39, that old versions of transformers save."""
-_DISTILLATION = "transformer.dist_token"
+DISTILLATION = "backbone.video_embeddings.distillation_token"
 POSITION = "backbone.video_embeddings.position"
 TEMPORAL = "backbone.video_embeddings.temporal"
 TEXT_POSITION = "backbone.text_embeddings.position.weight"
@@ -68,69 +87,6 @@ CONTRASTIVE = ("text_projection.", "video_projection.", "logit_scale.")
 """Prefixes that the released files lack: they were pre-trained without the contrastive loss."""
 IMAGE_HEADS = ("image_mlm_head.", "image_vtm_head.")
 HEADS = ("mlm_head.", "vtm_head.", *IMAGE_HEADS, *CONTRASTIVE)
-
-
-class ConversionError(AllInOneError, ValueError):
-    """A state dict does not fit: lists missing, unexpected and mis-shaped keys."""
-
-    def __init__(
-        self,
-        missing: list[str],
-        unexpected: list[str],
-        misshaped: list[str],
-        hint: str = "",
-        source: str = "",
-    ) -> None:
-        self.missing, self.unexpected, self.misshaped = missing, unexpected, misshaped
-        parts = [hint] if hint else []
-        for names, title in (
-            (missing, "missing"),
-            (unexpected, "unexpected"),
-            (misshaped, "mis-shaped"),
-        ):
-            if names:
-                shown = grouped(names)
-                parts.append(
-                    f"{len(names)} {title}:"
-                    f" {', '.join(shown[:12])}{' …' if len(shown) > 12 else ''}"
-                )
-        where = f"{source}: " if source else ""
-        super().__init__(f"{where}the weights do not fit the model: {'; '.join(parts)}")
-
-
-@dataclass
-class LoadReport:
-    """Lists every tensor that was not loaded unchanged."""
-
-    source: str = ""
-    """File, folder or hub id that the weights come from."""
-    loaded: int = 0
-    """Number of tensors, resized ones included."""
-    resized: list[str] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
-    """Tensors of the file that were not used."""
-    initialised: list[str] = field(default_factory=list)
-    """Parameters that the file lacks."""
-    notes: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        lines = [f"{self.loaded} tensors loaded" + (f" from {self.source}" if self.source else "")]
-        for title in ("resized", "ignored", "initialised", "notes"):
-            entries = grouped(getattr(self, title))
-            lines += [f"{title.removesuffix('s')}: {entry}" for entry in entries]
-        return "\n".join(lines)
-
-
-def grouped(entries: Sequence[str]) -> list[str]:
-    """Merge entries that differ only in the block number into one, with `*` and a count."""
-    counts: dict[str, int] = {}
-    for entry in entries:
-        name, *rest = entry.split(":", 1)
-        pattern = ":".join([re.sub(r"(?<=\.)\d+(?=\.)", "*", name), *rest])
-        counts[pattern] = counts.get(pattern, 0) + 1
-    return [
-        entry if number == 1 else f"{entry} ({number} tensors)" for entry, number in counts.items()
-    ]
 
 
 def reference_name(key: str) -> str | None:
@@ -141,39 +97,18 @@ def reference_name(key: str) -> str | None:
     return None
 
 
-def resize_rows(table: Tensor, rows: int) -> Tensor:
-    """Resize [R, C] → [rows, C] by linear interpolation; the first and last rows are kept."""
-    if table.shape[0] == 1 or rows == 1:
-        return table[:1].expand(rows, -1).clone()
-    # align_corners maps the first and last frame of a clip onto each other
-    columns = table.T[None].float()
-    resized = F.interpolate(columns, size=rows, mode="linear", align_corners=True)
-    return resized[0].T.to(table.dtype)
+def _resize(
+    name: str, tensor: Tensor, shape: torch.Size, report: LoadReport, prefix: int
+) -> Tensor:
+    """Resize a table that depends on the input size; return other tensors unchanged.
 
-
-def continue_rows(table: Tensor, rows: int) -> Tensor:
-    """Resize [R, C] → [rows, C]: keep the learned rows and append copies of the last one.
-
-    Token k keeps position row k, so texts within the old limit give the same result; interpolation
-    would change every row. The new rows are learned in fine-tuning.
+    Args:
+        name: Parameter of the model.
+        tensor: Its value in the file.
+        shape: Its shape in the model.
+        report: Gets a line on a resized table.
+        prefix: Rows of the patch positions that belong to no patch.
     """
-    return torch.cat([table[:rows], table[-1:].expand(max(0, rows - table.shape[0]), -1)])
-
-
-def resize_grid(position: Tensor, patches: int) -> Tensor:
-    """Resize [1, 1 + P, C] → [1, 1 + patches, C] by bicubic interpolation of the square grid.
-
-    The row of the class token is kept. ViT is fine-tuned at other resolutions in the same way.
-    """
-    old, new = math.isqrt(position.shape[1] - 1), math.isqrt(patches)
-    grid = position[:, 1:].unflatten(1, (old, old)).permute(0, 3, 1, 2).float()
-    # pixel areas, not pixel centres, are aligned: a patch covers the same part of the picture
-    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-    return torch.cat([position[:, :1], grid.flatten(2).transpose(1, 2).to(position.dtype)], dim=1)
-
-
-def _resize(name: str, tensor: Tensor, shape: torch.Size, report: LoadReport) -> Tensor:
-    """Resize a table that depends on the input size; return other tensors unchanged."""
     # another width is another model: it is reported as mis-shaped, not interpolated
     if tensor.shape == shape or tensor.dim() != len(shape) or tensor.shape[-1] != shape[-1]:
         return tensor
@@ -182,8 +117,9 @@ def _resize(name: str, tensor: Tensor, shape: torch.Size, report: LoadReport) ->
         resized = continue_rows(tensor, shape[0])
     elif name == TEMPORAL:
         how, resized = "linearly interpolated", resize_rows(tensor[0], shape[1])[None]
-    elif name == POSITION and math.isqrt(tensor.shape[1] - 1) ** 2 == tensor.shape[1] - 1:
-        how, resized = "bicubically interpolated", resize_grid(tensor, shape[1] - 1)
+    elif name == POSITION and is_square(tensor.shape[1] - prefix):
+        how = "bicubically interpolated"
+        resized = resize_grid(tensor, shape[1] - prefix, prefix)
     else:
         return tensor
     report.resized.append(f"{name} {list(tensor.shape)} → {list(shape)}, {how}")
@@ -223,7 +159,18 @@ def fit(
     unexpected: Sequence[str] = (),
     may_be_new: tuple[str, ...] = (),
 ) -> None:
-    """Load `weights` into `model`; arguments and errors as in `assemble`."""
+    """Load `weights` into `model`; the three tables are resized.
+
+    Args:
+        model: AllInOneForPreTraining, or another model with the same backbone.
+        weights: Tensors under this model's names.
+        report: Filled in.
+        unexpected: Further keys of the file that the model lacks.
+        may_be_new: Prefixes of parameters that may be absent and keep their initial values.
+
+    Raises:
+        ConversionError: Lists everything that does not fit, `unexpected` included.
+    """
     own = model.state_dict()
     absent = [name for name in own if name not in weights]
     missing = [name for name in absent if not name.startswith(may_be_new)]
@@ -232,7 +179,7 @@ def fit(
     ]
     surplus = [*unexpected, *(name for name in weights if name not in own)]
     fitted = {
-        name: _resize(name, tensor, own[name].shape, report)
+        name: _resize(name, tensor, own[name].shape, report, model.config.num_prefix_tokens)
         for name, tensor in weights.items()
         if name in own
     }
@@ -246,7 +193,7 @@ def fit(
             sorted(missing),
             sorted(surplus),
             sorted(misshaped),
-            _size_hint(weights, model.config),
+            _hint(weights, model.config),
             report.source,
         )
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in fitted.values()} - {"float32"}
@@ -257,21 +204,31 @@ def fit(
     report.loaded = len(fitted)
 
 
-def _size_hint(weights: Mapping[str, Tensor], config: AllInOneConfig) -> str:
-    """Suggest the --size that fits if the widths differ; empty otherwise."""
+def _hint(weights: Mapping[str, Tensor], config: AllInOneConfig) -> str:
+    """The likely cause of a misfit and the option to change; empty if there is none."""
     width = weights[POSITION].shape[-1] if POSITION in weights else config.hidden_size
-    if width == config.hidden_size:
-        return ""
-    fitting = [name for name, values in SIZES.items() if values["hidden_size"] == width]
-    return f"the file is {width} wide, the model {config.hidden_size}" + (
-        f": try --size {fitting[0]}" if fitting else ""
-    )
+    if width != config.hidden_size:
+        fitting = [name for name, values in SIZES.items() if values["hidden_size"] == width]
+        return f"the file is {width} wide, the model {config.hidden_size}" + (
+            f": try --size {fitting[0]}" if fitting else ""
+        )
+    has_token = DISTILLATION in weights
+    if POSITION in weights and has_token != config.distillation_token:
+        with_token, without = ("file", "model") if has_token else ("model", "file")
+        return (
+            f"the {with_token} has a distillation token, the {without} has none: give"
+            f" --distillation-token {has_token}"
+        )
+    return ""
 
 
 def rename_reference(
     state_dict: Mapping[str, Tensor], report: LoadReport
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Translate the original's keys, dropping the distillation token and its position row.
+    """Translate the original's keys.
+
+    The temporal embedding of a distilled model is left out: the original creates it, but its
+    distilled class never adds it, so it has not been trained.
 
     Returns:
         (weights under this model's names, unknown keys).
@@ -282,16 +239,16 @@ def rename_reference(
         name = reference_name(key)
         if key in _IGNORED:
             report.ignored.append(f"{key}: a buffer, not a weight")
-        elif key == _DISTILLATION:
-            report.ignored.append(
-                f"{key}: DeiT's distillation token; its position row goes with it"
-            )
         elif name is None:
             unexpected.append(key)
         else:
             renamed[name] = tensor
-    if _DISTILLATION in state_dict and POSITION in renamed:
-        renamed[POSITION] = without_distillation(renamed[POSITION])
+    if DISTILLATION in renamed and TEMPORAL in renamed:
+        del renamed[TEMPORAL]
+        report.ignored.append(
+            "transformer.temporal_embed: untrained, the original adds it only in models without a"
+            " distillation token"
+        )
     return renamed, unexpected
 
 
@@ -321,7 +278,8 @@ def convert_reference(
     renamed, unexpected = rename_reference(state_dict, report)
     report.ignored += [f"{key}: asked for" for key in unexpected if key.startswith(ignore)]
     unexpected = [key for key in unexpected if not key.startswith(ignore)]
-    if TEMPORAL not in renamed:  # some released files predate the temporal embedding
+    # some released files predate the temporal embedding
+    if config.has_temporal_embedding and TEMPORAL not in renamed and DISTILLATION not in renamed:
         renamed[TEMPORAL] = torch.zeros(1, config.num_frames, config.hidden_size)
         report.initialised.append(
             f"{TEMPORAL}: not in the file, zeros (the model was trained without it)"
@@ -366,7 +324,13 @@ def load_resized(folder: Path, config: AllInOneConfig) -> tuple[AllInOneForPreTr
 def _fit_image_heads(
     weights: Mapping[str, Tensor], config: AllInOneConfig, report: LoadReport
 ) -> dict[str, Tensor]:
-    """Copy the video heads to image heads that the file lacks, or drop surplus image heads."""
+    """Copy the video heads to image heads that the file lacks, or drop surplus image heads.
+
+    Args:
+        weights: Tensors under this model's names.
+        config: The model.
+        report: Gets a line on each copied or dropped tensor.
+    """
     kept = dict(weights)
     own = [name for name in weights if name.startswith(IMAGE_HEADS)]
     if own and not config.image_heads:
@@ -388,7 +352,14 @@ def _fit_image_heads(
 def _compare_configs(saved: Mapping[str, Any], config: AllInOneConfig, report: LoadReport) -> None:
     """Report differences that are not visible in tensor shapes.
 
-    Another number of attention heads is an error: the same weights would compute something else.
+    Args:
+        saved: config.json of the weights.
+        config: The model.
+        report: Gets a note on each difference.
+
+    Raises:
+        ConversionError: The number of attention heads differs: the same weights would compute
+            something else.
     """
     heads = saved.get("num_attention_heads", config.num_attention_heads)
     if heads != config.num_attention_heads:

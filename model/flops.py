@@ -3,7 +3,7 @@
 A multiply-add counts as 2 FLOPs; norms, softmax and GELU are not counted, as in
 torch.utils.flop_counter.
 
-Letters: T frames, L text tokens, P patches, n = 1 + P, C width.
+Letters: T frames, L text tokens, C width.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ Part = Literal["joint", "video", "text"]
 
 
 def _blocks(config: AllInOneConfig, sequences: int, tokens: int, attention_products: bool) -> int:
+    """FLOPs of all blocks for `sequences` sequences of `tokens` tokens."""
     # qkv 3, proj 1, fc1 and fc2 mlp_ratio each
     linear = 2 * tokens * (4 + 2 * config.mlp_ratio) * config.hidden_size**2
     # queries x keys, weights x values
@@ -45,7 +46,7 @@ def forward_flops(
         part: Joint pass, or one modality alone; only the joint pass uses the pooler.
         attention_products: Count queries x keys and weights x values.
     """
-    width, visual = config.hidden_size, 1 + config.num_patches
+    width, visual = config.hidden_size, config.num_visual_tokens
     patches = patch_flops(config, frames)
     pooler = 2 * width**2
     if part == "text":

@@ -30,7 +30,14 @@ class LinearFactory(Protocol):
 
 
 class TorchLinear(nn.Linear):
-    """A complete torch layer with its split as attributes; tensor parallelism replaces it."""
+    """A complete torch layer; tensor parallelism replaces it by its attributes.
+
+    Args:
+        in_features: Inputs.
+        out_features: Outputs.
+        split: Dimension that tensor parallelism divides, see LinearFactory.
+        blocks: Blocks of the outputs, each of which is divided.
+    """
 
     def __init__(self, in_features: int, out_features: int, split: Split, blocks: int) -> None:
         super().__init__(in_features, out_features)
@@ -41,7 +48,7 @@ class TorchLinear(nn.Linear):
 def torch_linear(
     in_features: int, out_features: int, *, split: Split, blocks: int = 1
 ) -> nn.Module:
-    """One complete torch layer, not divided."""
+    """One complete torch layer, not divided; arguments as in LinearFactory."""
     return TorchLinear(in_features, out_features, split, blocks)
 
 

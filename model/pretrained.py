@@ -2,6 +2,8 @@
 
 ViT and DeiT, under timm's or transformers' names, initialise the visual embeddings and the blocks;
 BERT initialises the text embeddings.
+
+Letters: P patches, C width.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .convert import POSITION, ConversionError, LoadReport, without_distillation
+from .convert import DISTILLATION, POSITION, without_distillation
+from .load_report import ConversionError, LoadReport
 
 VIDEO_PARTS = ("backbone.video_embeddings.", "backbone.encoder.")
 TEXT_PART = "backbone.text_embeddings."
@@ -20,6 +23,7 @@ TEXT_PART = "backbone.text_embeddings."
 _BLOCK = r"backbone.encoder.blocks.\1"
 _VIT_RENAMES = [
     (r"cls_token|embeddings\.cls_token", r"backbone.video_embeddings.class_token"),
+    (r"dist_token|embeddings\.distillation_token", DISTILLATION),
     (r"pos_embed|embeddings\.position_embeddings", POSITION),
     (
         r"(?:patch_embed\.proj|embeddings\.patch_embeddings\.projection)\.(weight|bias)",
@@ -47,7 +51,6 @@ _VIT_IGNORED = re.compile(
     r"(head|head_dist|classifier|cls_classifier|distillation_classifier|pooler|pre_logits)\..*"
     r"|embeddings\.mask_token"
 )
-_DISTILLATION = ("dist_token", "embeddings.distillation_token")
 _BERT_RENAMES = [
     (r"embeddings\.(word|position|token_type)_embeddings\.weight", TEXT_PART + r"\1.weight"),
     # gamma and beta: files from before 2019
@@ -65,12 +68,18 @@ def _rename(key: str, renames: list[tuple[str, str]]) -> str | None:
 
 
 def vit_weights(
-    state_dict: Mapping[str, Tensor], report: LoadReport
+    state_dict: Mapping[str, Tensor], report: LoadReport, distillation_token: bool = False
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Translate a ViT or DeiT.
 
-    Classifier and distillation token are skipped and reported; separate query, key and value are
-    joined.
+    The classifier is skipped and reported; separate query, key and value are joined.
+
+    Args:
+        state_dict: Tensors under timm's or transformers' names.
+        report: Gets a line on everything that is skipped or new.
+        distillation_token: The model has a distillation token. That of a DeiT is kept then, and
+            dropped otherwise, with its position row. A ViT without one gets a position row of
+            zeros; its token is missing in the result and keeps the model's initial value.
 
     Returns:
         (weights under this model's names, unknown keys).
@@ -80,24 +89,44 @@ def vit_weights(
     """
     renamed: dict[str, Tensor] = {}
     unexpected: list[str] = []
-    distilled = False
     for full_key, tensor in state_dict.items():
         key = re.sub(r"^(vit|deit)\.", "", full_key)
         name = _rename(key, _VIT_RENAMES)
-        if key in _DISTILLATION:
-            distilled = True
+        if name == DISTILLATION and not distillation_token:
             report.ignored.append(
-                f"{full_key}: the distillation token; its position row goes with it"
+                f"{full_key}: the distillation token; its position row is dropped, too"
             )
-        elif name is not None:
+        if name is not None:
             renamed[name] = tensor
         elif _VIT_IGNORED.fullmatch(key):
             report.ignored.append(f"{full_key}: the image model's own head")
         else:
             unexpected.append(full_key)
-    if distilled and POSITION in renamed:
-        renamed[POSITION] = without_distillation(renamed[POSITION])
+    _fit_distillation(renamed, report, distillation_token)
     return _with_fused_qkv(renamed), unexpected
+
+
+def _fit_distillation(weights: dict[str, Tensor], report: LoadReport, wanted: bool) -> None:
+    """Make the position rows match the model's prefix tokens.
+
+    Args:
+        weights: Changed in place: token and row are dropped, or a row of zeros is added.
+        report: Gets a line on a new row.
+        wanted: The model has a distillation token.
+    """
+    if DISTILLATION in weights and not wanted:
+        del weights[DISTILLATION]
+        if POSITION in weights:
+            weights[POSITION] = without_distillation(weights[POSITION])
+    elif wanted and DISTILLATION not in weights and POSITION in weights:
+        position = weights[POSITION]
+        # only the sum of token and row matters, and the token has a random initial value
+        row = torch.zeros_like(position[:, :1])
+        weights[POSITION] = torch.cat([position[:, :1], row, position[:, 1:]], dim=1)
+        report.initialised.append(
+            f"{POSITION}: the row of the distillation token is not in the file, zeros (a distilled"
+            " DeiT has it; --distillation-token False makes a model without the token)"
+        )
 
 
 def _with_fused_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:

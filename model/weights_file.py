@@ -36,8 +36,10 @@ _NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 class WeightsError(AllInOneError, ValueError):
-    """A file holds no weights that can be read; the message says what was found and what to
-    give."""
+    """A file holds no weights that can be read.
+
+    The message says what was found and what to give instead.
+    """
 
 
 @dataclass
@@ -102,7 +104,7 @@ def _read_folder(folder: Path) -> WeightsFile:
         raise WeightsError(
             f"{folder}: its JSON cannot be read ({error}); copy the folder again"
         ) from error
-    for name in _NAMES:
+    for name in _NAMES:  # safetensors first: no pickle is read where there is a choice
         if (folder / name).is_file():
             inner = read_weights(folder / name)
             return WeightsFile(folder, inner.tensors, {**inner.facts, **facts}, inner.notes)
@@ -155,6 +157,7 @@ def read_pickle(
                 f"{path} cannot be read safely: {_reason(error)}; give a file that torch.save wrote"
                 " with its default pickle protocol, or .safetensors"
             ) from error
+        # what torch raises for cut or damaged files, depending on where they end
         except (
             RuntimeError,
             EOFError,
@@ -238,10 +241,13 @@ def _weights_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def locate(source: str) -> Path:
-    """The file or folder `source`, or the weights of the hub id `source` (owner/name), fetched by
-    huggingface_hub into its cache.
+    """Find a file or folder, or fetch the weights of a hub id into huggingface_hub's cache.
 
-    Raises WeightsError where it is neither, and where the hub cannot be reached.
+    Args:
+        source: File, folder, or hub id (owner/name).
+
+    Raises:
+        WeightsError: It is none of them, or the hub cannot be reached.
     """
     path = Path(source)
     if path.exists():

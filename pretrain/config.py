@@ -47,6 +47,9 @@ class ModelOptions:
     patch_order: Literal["raster", "shuffled"] | None = option(None, earlier=None)
     """Which patches roll: those of the first and last rows, or a random choice per frame and step,
     as in the training of the released weights. None takes that of the size."""
+    distillation_token: bool | None = option(None, earlier=False)
+    """DeiT's distillation token as a second visual token, without a temporal embedding (the paper's
+    small size); it must match --init-from."""
     dropout: float | None = None
     """Dropout probability of hidden states."""
     drop_path: float | None = None
@@ -95,6 +98,7 @@ class ModelOptions:
             "max_text_len": self.max_text_len,
             "roll": self.roll,
             "patch_order": self.patch_order,
+            "distillation_token": self.distillation_token,
             "hidden_dropout": self.dropout,
             "drop_path": self.drop_path,
         }

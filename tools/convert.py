@@ -41,6 +41,9 @@ class ModelFolderOptions:
     """Height and width of a patch in pixels; the size's by default."""
     patch_order: PatchOrder | None = None
     """Which patches roll."""
+    distillation_token: bool | None = None
+    """DeiT's distillation token as a second visual token, without a temporal embedding; by default
+    the size's, and that of the file in from-reference."""
     seed: int = 0
     """Seed of newly initialised parameters."""
 
@@ -52,6 +55,7 @@ class ModelFolderOptions:
             "max_text_len": self.max_text_len,
             "patch_size": self.patch_size,
             "patch_order": self.patch_order,
+            "distillation_token": self.distillation_token,
         }
         return {name: value for name, value in entries.items() if value is not None}
 

@@ -19,6 +19,7 @@ from allinone.engine.checkpoint.layout import CheckpointError
 from allinone.engine.checkpoint.weights import find_weights
 from allinone.model import SIZES, AllInOneConfig
 from allinone.model.convert import (
+    DISTILLATION,
     POSITION,
     TEMPORAL,
     TEXT_POSITION,
@@ -143,8 +144,10 @@ def _read_reference(path: Path) -> SourceCheckpoint:
             f" {', '.join(SIZES)}"
         )
     patch = tensors["backbone.video_embeddings.patch.weight"].shape[-1]
+    distilled = DISTILLATION in tensors
     rows = {"num_frames": tensors[TEMPORAL].shape[1]} if TEMPORAL in tensors else {}
-    if TEMPORAL not in tensors:  # some released files predate the temporal embedding
+    # some released files predate the temporal embedding; distilled models never use it
+    if TEMPORAL not in tensors and not distilled:
         tensors[TEMPORAL] = torch.zeros(1, 3, width)
         report.initialised.append(
             f"{TEMPORAL}: not in the file, zeros (the model was trained without it)"
@@ -154,7 +157,8 @@ def _read_reference(path: Path) -> SourceCheckpoint:
         size,
         patch_order="shuffled",
         patch_size=patch,
-        image_size=patch * round((tensors[POSITION].shape[1] - 1) ** 0.5),
+        image_size=patch * round((tensors[POSITION].shape[1] - (2 if distilled else 1)) ** 0.5),
+        distillation_token=distilled,
         max_text_len=tensors[TEXT_POSITION].shape[0],
         **rows,
     )

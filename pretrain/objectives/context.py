@@ -23,7 +23,7 @@ class MatchedPairs:
     text: Tensor
     """Text features of the joint pass, [B, L, C]."""
     video: Tensor
-    """Visual features, [B, 1 + P, C]."""
+    """Visual features, [B, n, C]: prefix tokens (config.num_prefix_tokens), then patches."""
     pooled: Tensor
     """Pooled text class token, [B, C]."""
 

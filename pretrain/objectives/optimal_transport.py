@@ -60,16 +60,19 @@ def ipot_plan(
     return plan.masked_fill(pairs == 0, 0.0)
 
 
-def word_patch_distance(text: Tensor, video: Tensor, text_mask: Tensor) -> Tensor:
+def word_patch_distance(
+    text: Tensor, video: Tensor, text_mask: Tensor, prefix_tokens: int = 1
+) -> Tensor:
     """Compute the distance of each caption to its clip from the features of the joint pass.
 
-    The text class token, the last real token ([SEP]), padding and the visual class token are
+    The text class token, the last real token ([SEP]), padding and the visual prefix tokens are
     excluded. The cost is 1 - cosine.
 
     Args:
         text: Text features, [B, L, C].
-        video: Visual features, [B, 1 + P, C].
+        video: Visual features, [B, prefix_tokens + P, C].
         text_mask: int64 [B, L], 1 at tokens.
+        prefix_tokens: Visual tokens in front of the patches: class token, distillation token.
 
     Returns:
         float32 [B]. Gradients flow through the cost; the plan is constant.
@@ -77,7 +80,7 @@ def word_patch_distance(text: Tensor, video: Tensor, text_mask: Tensor) -> Tenso
     # float32 without autocast, as in the original: the plan is the result of 50 products
     with torch.autocast(text.device.type, enabled=False):
         words = F.normalize(text.float(), dim=-1, eps=1e-5)
-        patches = F.normalize(video[:, 1:].float(), dim=-1, eps=1e-5)
+        patches = F.normalize(video[:, prefix_tokens:].float(), dim=-1, eps=1e-5)
         cost = 1 - torch.einsum("bnc,bmc->bnm", words, patches)
         position = torch.arange(text.shape[1], device=text.device)
         last = text_mask.sum(1, keepdim=True) - 1

@@ -30,7 +30,8 @@ class WordPatchAlignment(Objective):
         from allinone.pretrain.objectives.optimal_transport import word_patch_distance
 
         pairs, labels = micro_batch.matching, micro_batch.matching.labels
-        distance = word_patch_distance(pairs.text, pairs.video, micro_batch.batch.text_mask)
+        prefix = micro_batch.model.config.num_prefix_tokens
+        distance = word_patch_distance(pairs.text, pairs.video, micro_batch.batch.text_mask, prefix)
         # the metric covers matching pairs only: that of the others is meant to grow
         matching_distance = (distance.detach() * labels).sum()
         micro_batch.metrics["wpa_distance"] = torch.stack([matching_distance, labels.sum().float()])

@@ -29,8 +29,8 @@ def weights() -> dict[str, Tensor]:
     }
 
 
-def golden_config() -> AllInOneConfig:
-    facts = FACTS["config"]
+def config_of(facts: dict[str, int], **options: object) -> AllInOneConfig:
+    """The config of a golden file from its description."""
     return AllInOneConfig(
         hidden_size=facts["hidden_size"],
         num_attention_heads=facts["num_heads"],
@@ -43,7 +43,12 @@ def golden_config() -> AllInOneConfig:
         max_text_len=facts["max_text_len"],
         projection_dim=facts["shared_embedding_dim"],
         roll_divisor=facts["roll_div"],
+        **options,
     )
+
+
+def golden_config() -> AllInOneConfig:
+    return config_of(FACTS["config"])
 
 
 @pytest.fixture

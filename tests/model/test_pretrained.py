@@ -17,8 +17,10 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from allinone.finetune.task_model.source import config_fields
 from allinone.model import AllInOneConfig
 from allinone.model.convert import (
+    DISTILLATION,
     HEADS,
     POSITION,
     TEMPORAL,
@@ -88,6 +90,43 @@ def test_distillation_token_and_its_position_are_dropped(tmp_path: Path) -> None
     assert torch.equal(weights[POSITION][0], torch.cat([position[0, :1], position[0, 2:]]))
 
 
+@torch.no_grad()
+def test_a_distilled_deits_tokens_equal_those_of_the_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    deit = DeiTModel(
+        DeiTConfig(**SHAPE, intermediate_size=128, image_size=48, layer_norm_eps=1e-6)
+    ).eval()
+    for parameter in deit.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    deit.save_pretrained(tmp_path)
+    report = LoadReport()
+    weights, unexpected = vit_weights(load_file(tmp_path / "model.safetensors"), report, True)
+    assert not unexpected
+    assert not report.initialised
+    config = AllInOneConfig(**{**config_fields(CONFIG), "distillation_token": True})
+    model = assemble(config, weights, report, may_be_new=(*NEW, TEXT_PART)).eval()
+    model.backbone.modality.weight.zero_()
+    backbone = model.backbone
+    tokens = backbone.encoder(backbone.modality(backbone.video_embeddings(IMAGE[:, None]), 1))
+    expected = deit(IMAGE).last_hidden_state  # class, distillation, patches
+    torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_vit_without_the_token_says_what_is_missing() -> None:
+    report = LoadReport()
+    weights, _ = vit_weights(dict(vit().state_dict()), report, True)
+    assert any("row of the distillation token is not in the file" in x for x in report.initialised)
+    config = AllInOneConfig(**{**config_fields(CONFIG), "distillation_token": True})
+    with pytest.raises(ConversionError, match=r"1 missing: .*distillation_token"):
+        assemble(config, weights, LoadReport(), may_be_new=(*NEW, TEXT_PART))
+    model = assemble(config, weights, report, may_be_new=(*NEW, TEXT_PART, DISTILLATION))
+    assert f"{DISTILLATION}: not in the file, new" in report.initialised
+    position, plain = model.backbone.video_embeddings.position, vit().vit.embeddings
+    assert torch.equal(position[:, [0, *range(2, 11)]], plain.position_embeddings)
+    assert not position[:, 1].any()
+
+
 @pytest.mark.parametrize("size", ["tiny", "small"])
 def test_timm_names_map_like_the_original_checkpoint(
     size: str,
@@ -100,10 +139,11 @@ def test_timm_names_map_like_the_original_checkpoint(
     }
     del timm["temporal_embed"]
     timm |= {"head.weight": torch.zeros(1000, 4), "head_dist.bias": torch.zeros(1000)}
-    weights, unexpected = vit_weights(timm, LoadReport())
+    distilled = size == "small"
+    weights, unexpected = vit_weights(timm, LoadReport(), distilled)
     expected, _ = rename_reference(original, LoadReport())
     assert not unexpected
-    assert len(weights) == 12 * 12 + 6
+    assert len(weights) == 12 * 12 + 6 + distilled
     assert all(torch.equal(value, expected[name]) for name, value in weights.items())
 
 

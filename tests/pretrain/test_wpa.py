@@ -4,12 +4,15 @@ satisfy."""
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from allinone.model import AllInOneConfig
 from allinone.pretrain.objectives.optimal_transport import ipot_plan, word_patch_distance
+from allinone.pretrain.objectives.wpa import WordPatchAlignment
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden_dev.safetensors"
 
@@ -23,6 +26,28 @@ def test_distance_equals_the_golden_one(prefix: str) -> None:
         golden["input/text_masks"].long(),
     )
     torch.testing.assert_close(distance, golden[f"output/{prefix}wpa_distance"], atol=2e-5, rtol=0)
+
+
+def test_the_objective_leaves_out_the_distillation_token() -> None:
+    torch.manual_seed(0)
+    config = AllInOneConfig.from_size("nano", distillation_token=True)
+    text, video = torch.randn(2, 6, 8), torch.randn(2, 5, 8)
+
+    def loss(video: torch.Tensor) -> float:
+        pairs = SimpleNamespace(labels=torch.tensor([1, 0]), text=text, video=video)
+        batch = SimpleNamespace(text_mask=torch.ones(2, 6, dtype=torch.long))
+        context = SimpleNamespace(
+            model=SimpleNamespace(config=config), matching=pairs, batch=batch, metrics={}
+        )
+        return float(WordPatchAlignment().loss(context))  # type: ignore[arg-type]
+
+    def changed(slot: int) -> torch.Tensor:
+        other = video.clone()
+        other[0, slot] = -other[0, slot]
+        return other
+
+    assert loss(changed(0)) == loss(changed(1)) == loss(video)
+    assert loss(changed(2)) != loss(video)
 
 
 def test_plan_has_uniform_marginals_and_no_mass_on_padding() -> None:

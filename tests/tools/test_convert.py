@@ -18,6 +18,8 @@ from transformers import AutoModelForPreTraining, BertConfig, BertModel, ViTConf
 from allinone.data import AllInOneProcessor
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.model.convert import (
+    DISTILLATION,
+    TEMPORAL,
     ConversionError,
     LoadReport,
     load_resized,
@@ -89,7 +91,9 @@ def test_every_tensor_of_a_released_size_is_converted(
     arrived = 0
     for key, value in given.items():
         name = reference_name(key)
-        if name is not None:
+        if size == "small" and name == TEMPORAL:
+            assert name not in found, "the original never adds it in a distilled model"
+        elif name is not None:
             assert found[name].dtype == torch.float32
             assert (
                 float(found[name].min()) == float(found[name].max()) == float(value.flatten()[0])
@@ -100,9 +104,39 @@ def test_every_tensor_of_a_released_size_is_converted(
     assert len(found) == 167 + 5
     assert "167 tensors loaded" in output
     assert "resized" not in output
-    assert ("dist_token" in output) == (size == "small")
+    assert ("ignored: transformer.temporal_embed: untrained" in output) == (size == "small")
+    assert (DISTILLATION in found) == (size == "small")
     assert ("float16 in the file, float32 in the model" in output) == (dtype == torch.float16)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["patch_order"] == "shuffled"
+
+
+def test_a_released_file_decides_on_the_distillation_token(tmp_path: Path, capsys: CapSys) -> None:
+    weights = state_dict("small")
+    path = save(tmp_path / "distilled.ckpt", weights)
+    assert main(["inspect", str(path), "--json"]) == 0
+    # counted by running the original code; the untrained temporal embedding is among them
+    assert json.loads(capsys.readouterr().out)["parameters"] == 45_453_884
+    del weights["transformer.dist_token"]
+    weights["transformer.pos_embed"] = weights["transformer.pos_embed"][:, 1:]
+    path = save(tmp_path / "plain.ckpt", weights)
+    assert main(["from-reference", str(path), "--size", "small", "--out", str(tmp_path / "o")]) == 0
+    assert "distillation_token: False as in the file, True is usual" in capsys.readouterr().out
+    model = AllInOneForPreTraining.from_pretrained(tmp_path / "o")
+    assert model.config.num_visual_tokens == 197
+    assert model.backbone.video_embeddings.temporal.shape == (1, 3, 384)
+
+
+def test_a_vit_becomes_a_distilled_model_with_a_new_token(tmp_path: Path, capsys: CapSys) -> None:
+    vit, _ = image_and_language(tmp_path)
+    arguments = ["from-vit", vit, "--size", "nano", "--distillation-token", "True"]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    report = capsys.readouterr().out
+    assert f"initialised: {DISTILLATION}: not in the file, new" in report
+    assert "the row of the distillation token is not in the file, zeros" in report
+    assert "[1, 38, 128] → [1, 18, 128], bicubically interpolated" in report
+    found = written(tmp_path / "out")
+    assert found[DISTILLATION].std() == pytest.approx(0.02, rel=0.3)
+    assert TEMPORAL not in found
 
 
 def test_the_written_folder_is_loaded_by_the_auto_classes(tiny: Path) -> None:

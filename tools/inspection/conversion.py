@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from allinone.engine.checkpoint.layout import CheckpointError
 from allinone.engine.checkpoint.zero_reader import weights_from_shards
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.model.convert import (
+    DISTILLATION,
     HEADS,
     TEMPORAL,
     ConversionError,
@@ -25,6 +27,7 @@ from allinone.model.convert import (
     assemble,
     convert_reference,
     load_resized,
+    reference_name,
 )
 from allinone.model.pretrained import TEXT_PART, VIDEO_PARTS, bert_weights, vit_weights
 from allinone.model.weights_file import locate, read_weights
@@ -80,7 +83,8 @@ def from_reference(
     check_out(out)
     file = read_weights(source)
     # the original code always trains with shuffled patches
-    config = AllInOneConfig.from_size(size, **{"patch_order": "shuffled", **shape})
+    shape = {"patch_order": "shuffled", "distillation_token": _is_distilled(file.tensors), **shape}
+    config = AllInOneConfig.from_size(size, **shape)
     torch.manual_seed(seed)
     try:
         model, report = convert_reference(file.tensors, config, ignore, str(source))
@@ -89,7 +93,19 @@ def from_reference(
         raise InputError(f"{error}{hint}") from error
     report.notes += file.notes
     report.notes.append(f"patch_order: {config.patch_order} (the original trains with shuffled)")
+    usual = AllInOneConfig.from_size(size).distillation_token
+    if config.distillation_token != usual:
+        report.notes.append(
+            f"distillation_token: {config.distillation_token} as in the file, {usual} is usual for"
+            f" {size}; pre-training from this folder needs --distillation-token"
+            f" {config.distillation_token}"
+        )
     _publish(model, report, out)
+
+
+def _is_distilled(tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a file of the original code has a distillation token."""
+    return any(reference_name(key) == DISTILLATION for key in tensors)
 
 
 def from_vit(
@@ -108,13 +124,15 @@ def from_vit(
     check_out(out)
     config = AllInOneConfig.from_size(size, **shape)
     report = LoadReport(source if bert is None else f"{source} and {bert}")
-    weights, unexpected = vit_weights(read_weights(locate(source)).tensors, report)
-    new: tuple[str, ...] = (TEMPORAL, TEXT_PART, *_JOINT)
+    weights, unexpected = vit_weights(
+        read_weights(locate(source)).tensors, report, config.distillation_token
+    )
+    new: tuple[str, ...] = (TEMPORAL, DISTILLATION, TEXT_PART, *_JOINT)
     if bert is not None:
         text, surplus = bert_weights(read_weights(locate(bert)).tensors, report)
         weights = {**weights, **text}
         unexpected = [*unexpected, *surplus]
-        new = (TEMPORAL, *_JOINT)
+        new = (TEMPORAL, DISTILLATION, *_JOINT)
     torch.manual_seed(seed)
     model = assemble(config, weights, report, unexpected=unexpected, may_be_new=new)
     _publish(model, report, out)

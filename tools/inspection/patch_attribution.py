@@ -2,8 +2,8 @@
 
 Everything is read from the model's own modules through hooks; the forward pass is unchanged.
 
-Letters: T frames, L text tokens, P patches, n = 1 + P visual tokens, N tokens of a sequence, R rows
-(T, or 1 if all frames share a sequence), H heads, C width.
+Letters: T frames, L text tokens, P patches, N tokens of a sequence, R rows (T, or 1 if all frames
+share a sequence), H heads, C width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from allinone.common.errors import InputError
 from allinone.model import AllInOneConfig
-from allinone.model.all_in_one import Attention, Encoder, fixed_order
+from allinone.model.all_in_one import Attention, Encoder
+from allinone.model.embeddings import fixed_order
 from allinone.model.roll import fold_size, roll_tokens
 from allinone.tools.inspection.checkpoints import LoadedModel
 from allinone.tools.inspection.media_inputs import InputClip, InputText
@@ -38,17 +39,17 @@ def slot_origins(config: AllInOneConfig, frames: int, rolls: int) -> tuple[Tenso
     Returns:
         (frame, patch), both int64 [T, P]: slot k of frame f holds patch[f, k] of frame[f, k].
     """
-    patches = config.num_patches
+    patches, prefix = config.num_patches, config.num_prefix_tokens
     order = torch.arange(patches).repeat(frames, 1)
     if config.patch_order == "shuffled" and frames > 1:
         order = fixed_order(frames, patches)
     labels = torch.stack([torch.arange(frames)[:, None].expand(-1, patches), order], dim=-1)
-    # the class token comes first, as in the model
-    tokens = torch.cat([torch.full((frames, 1, 2), -1), labels], dim=1)
+    # class and distillation token come first, as in the model: the latter takes a slot that rolls
+    tokens = torch.cat([torch.full((frames, prefix, 2), -1), labels], dim=1)
     if config.roll == "roll":
         for _ in range(rolls):
             tokens = roll_tokens(tokens, frames, 0, fold_size(tokens.shape[1], config.roll_divisor))
-    return tokens[:, 1:, 0], tokens[:, 1:, 1]
+    return tokens[:, prefix:, 0], tokens[:, prefix:, 1]
 
 
 def to_origins(values: Tensor, origins: tuple[Tensor, Tensor]) -> Tensor:
@@ -136,7 +137,7 @@ def attention_at_origins(
     Returns:
         Attention to the patches at their original positions in the clip, [T, P].
     """
-    patches = values[:, text_tokens:].reshape(frames, -1)[:, 1:]
+    patches = values[:, text_tokens:].reshape(frames, -1)[:, config.num_prefix_tokens :]
     return to_origins(patches, slot_origins(config, frames, block + 1))
 
 
@@ -209,8 +210,10 @@ def patch_features(loaded: LoadedModel, clip: InputClip, text: InputText) -> Ten
         model(clip.pixels.to(device), text.ids.to(device), text.mask.to(device))
     finally:
         handle.remove()
-    features = outputs[0][:, length:].reshape(frames, -1, outputs[0].shape[-1])[:, 1:].cpu()
-    return to_origins(features, slot_origins(model.config, frames, model.config.num_hidden_layers))
+    config = model.config
+    visual = outputs[0][:, length:].reshape(frames, -1, config.hidden_size)
+    features = visual[:, config.num_prefix_tokens :].cpu()
+    return to_origins(features, slot_origins(config, frames, config.num_hidden_layers))
 
 
 def fine_patch_features(loaded: LoadedModel, clip: InputClip, text: InputText, fine: int) -> Tensor:

@@ -131,11 +131,14 @@ def describe_roll(config: AllInOneConfig, frames: int) -> str:
         if config.patch_order == "raster"
         else "a fixed random choice, another one in each frame"
     )
+    distillation = (
+        " The distillation token moves forward with them." if config.distillation_token else ""
+    )
     return (
         f"Before every block {forward} of the {patches} patches move one frame forward and {back}"
-        f" one frame back ({choice}); the last frame is followed by the first. The other"
-        f" {patches - forward - back}, the class token and the words stay. After {frames} rolls"
-        " every patch is back in its own frame."
+        f" one frame back ({choice}); the last frame is followed by the first.{distillation} The"
+        f" other {patches - forward - back}, the class token and the words stay. After {frames}"
+        " rolls every patch is back in its own frame."
     )
 
 

@@ -37,6 +37,7 @@ CASES = [
     Case(2, "bf16", 4, accumulation=2, bucket=40_000, model=SMALL),
     Case(3, "fp32", 4, bucket=40_000, model=SMALL),
     Case(3, "bf16", 2, accumulation=2, bucket=40_000, model=SMALL),
+    Case(1, "bf16", 2, bucket=40_000, model={**SMALL, "distillation_token": True}),
 ]
 
 
@@ -67,19 +68,26 @@ def test_zero_0_needs_14_bytes_per_parameter_and_20_at_the_peak() -> None:
 
 
 @pytest.mark.parametrize(
-    ("frames", "words", "clips", "element", "recompute", "objective"),
+    ("frames", "words", "clips", "element", "recompute", "distilled", "objective"),
     [
-        (3, 16, 4, 4, False, ObjectiveConfig()),
-        (5, 12, 2, 2, False, ObjectiveConfig()),
-        (3, 16, 6, 4, True, ObjectiveConfig()),
-        (3, 16, 4, 2, True, ObjectiveConfig(vtc=1.0)),
-        (1, 16, 4, 4, False, ObjectiveConfig(mlm=0.0, vtc=1.0)),
+        (3, 16, 4, 4, False, False, ObjectiveConfig()),
+        (5, 12, 2, 2, False, False, ObjectiveConfig()),
+        (3, 16, 6, 4, True, False, ObjectiveConfig()),
+        (3, 16, 4, 2, True, False, ObjectiveConfig(vtc=1.0)),
+        (1, 16, 4, 4, False, False, ObjectiveConfig(mlm=0.0, vtc=1.0)),
+        (3, 16, 4, 4, False, True, ObjectiveConfig(vtc=1.0)),
     ],
 )
 def test_planned_activations_equal_what_autograd_keeps(
-    frames: int, words: int, clips: int, element: int, recompute: bool, objective: ObjectiveConfig
+    frames: int,
+    words: int,
+    clips: int,
+    element: int,
+    recompute: bool,
+    distilled: bool,
+    objective: ObjectiveConfig,
 ) -> None:
-    options = ModelOptions("nano", frames=frames, max_text_len=words)
+    options = ModelOptions("nano", frames=frames, max_text_len=words, distillation_token=distilled)
     config = PretrainConfig(out="", data=(), model=options, objective=objective)  # type: ignore[arg-type]
     model = AllInOneForPreTraining(config.model_config()).to(
         torch.float32 if element == 4 else torch.bfloat16

@@ -69,7 +69,8 @@ def test_head_lr_is_multiplied_and_frozen_have_no_state(
 
 
 @pytest.mark.parametrize(
-    ("size", "distilled", "temporal"), [("tiny", False, True), ("small", True, False)]
+    ("size", "distilled", "temporal"),
+    [("tiny", False, True), ("tiny", False, False), ("small", True, True), ("small", True, False)],
 )
 def test_released_file_is_loaded_and_its_size_detected(
     tmp_path: Path, size: str, distilled: bool, temporal: bool
@@ -82,6 +83,7 @@ def test_released_file_is_loaded_and_its_size_detected(
     assert source.size == size
     config = task_config(source, size, {"num_frames": 3, "max_text_len": 80})
     assert (config.image_size, config.patch_order) == (224, "shuffled")
+    assert config.distillation_token is distilled
     plan = HeadSpec(
         lambda shape: rank_head(shape.hidden_size), from_matching, metadata={"kind": "rank"}
     )
@@ -90,8 +92,13 @@ def test_released_file_is_loaded_and_its_size_detected(
     assert torch.equal(model.task_head.weight, row.float())
     assert torch.equal(model.backbone.encoder.norm.weight, weights["transformer.norm.weight"])
     assert any("[40, " in line and "[80, " in line for line in source.report.resized)
-    if not temporal:
-        assert not model.backbone.video_embeddings.temporal.any()
+    video = model.backbone.video_embeddings
+    assert torch.equal(video.position, weights["transformer.pos_embed"])
+    if distilled:  # the original never adds the temporal embedding of a distilled model
+        assert video.temporal is None
+        assert torch.equal(video.distillation_token, weights["transformer.dist_token"])
+    elif not temporal:
+        assert not video.temporal.any()
     with pytest.raises(ValueError, match=f"holds a model of size {size}, not --size base"):
         task_config(source, "base", {})
 

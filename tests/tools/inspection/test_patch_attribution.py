@@ -95,6 +95,14 @@ def test_slots_after_up_to_three_rolls_are_as_worked_out_by_hand() -> None:
         assert patch.tolist() == [list(range(16))] * 3
 
 
+def test_a_distillation_token_takes_one_of_the_slots_that_roll() -> None:
+    # 18 visual tokens // 8 = 2: the distillation token and patch 0 come from the frame before
+    frame, patch = slot_origins(tiny_config(distillation_token=True), 3, 1)
+    by_hand = [[2, *[0] * 13, 1, 1], [0, *[1] * 13, 2, 2], [1, *[2] * 13, 0, 0]]
+    assert frame.tolist() == by_hand
+    assert patch.tolist() == [list(range(16))] * 3
+
+
 class _Keep(nn.Module):
     """A block that returns its input and records it."""
 
@@ -108,7 +116,15 @@ class _Keep(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"patch_order": "shuffled"}, {"roll": "average"}, {"num_frames": 5}]
+    "options",
+    [
+        {},
+        {"patch_order": "shuffled"},
+        {"roll": "average"},
+        {"num_frames": 5},
+        {"distillation_token": True},
+        {"distillation_token": True, "patch_order": "shuffled"},
+    ],
 )
 def test_slot_origins_agree_with_the_models_own_forward_pass(
     options: dict[str, object],
@@ -122,18 +138,23 @@ def test_slot_origins_agree_with_the_models_own_forward_pass(
         model(clip.pixels, words.ids, words.mask)
         home = model.backbone.modality(
             model.backbone.video_embeddings(clip.pixels, rolls=False), 1
-        )[:, 1:]
+        )[:, model.config.num_prefix_tokens :]
+    assert len(seen) == BLOCKS
     for block, tokens in enumerate(seen):
         assert torch.equal(
-            tokens[:, LENGTH + 1 :], home[slot_origins(model.config, frames, block + 1)]
+            tokens[:, LENGTH + model.config.num_prefix_tokens :],
+            home[slot_origins(model.config, frames, block + 1)],
         )
 
 
-@pytest.mark.parametrize("roll", ["roll", "flatten"])
+@pytest.mark.parametrize(
+    ("roll", "distilled"), [("roll", False), ("roll", True), ("flatten", True)]
+)
 def test_relevance_equals_weights_times_their_autograd_gradient(
-    roll: str, monkeypatch: pytest.MonkeyPatch
+    roll: str, distilled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, clip, words = example(tiny_model(roll=roll))
+    loaded, clip, words = example(tiny_model(roll=roll, distillation_token=distilled))
+    prefix = 2 if distilled else 1
     found = patch_relevance(loaded, clip, words, [2450, 4309])
     assert found.shape == (2, FRAMES, PATCHES)
     torch.testing.assert_close(found.sum((1, 2)), torch.ones(2))
@@ -161,18 +182,19 @@ def test_relevance_equals_weights_times_their_autograd_gradient(
             .clamp(min=0)
             .mean(1)[:, 4, LENGTH:]
             .detach()
-            .reshape(FRAMES, 1 + PATCHES)[:, 1:]
+            .reshape(FRAMES, prefix + PATCHES)[:, prefix:]
         )
         frame, patch = slot_origins(loaded.model.config, FRAMES, block + 1)
         expected.index_put_((frame, patch), pull, accumulate=True)
     torch.testing.assert_close(found[1], expected / expected.sum(), atol=1e-5, rtol=1e-4)
 
 
-def test_patch_features_average_to_the_models_output() -> None:
-    loaded, clip, words = example(tiny_model())
+@pytest.mark.parametrize("distilled", [False, True])
+def test_patch_features_average_to_the_models_output(distilled: bool) -> None:
+    loaded, clip, words = example(tiny_model(distillation_token=distilled))
     features = patch_features(loaded, clip, words)
     with torch.no_grad():
-        video = loaded.model(clip.pixels, words.ids, words.mask).video[0, 1:]
+        video = loaded.model(clip.pixels, words.ids, words.mask).video[0, -PATCHES:]
     # in raster order, rolls change the frame of a patch but not its slot
     torch.testing.assert_close(features.mean(0), video, atol=1e-5, rtol=0)
 

@@ -64,5 +64,10 @@ def test_the_note_counts_the_patches_that_move() -> None:
     assert "2 of the 16 patches move one frame forward and 2 one frame back" in describe_roll(
         tiny_config(num_frames=6), 6
     )
+    distilled = tiny_config(image_size=224, patch_size=16, distillation_token=True)
+    for frames in (2, 3):
+        note = describe_roll(distilled, frames)
+        assert "23 of the 196 patches move one frame forward and 24 one frame back" in note
+        assert "The distillation token moves forward with them. The other 149," in note
     assert rolls_shown(tiny_config(), 3) == [0, 1, 2, 3]
     assert rolls_shown(tiny_config(num_hidden_layers=2), 6) == [0, 1, 2]

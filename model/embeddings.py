@@ -1,0 +1,180 @@
+"""Text and visual embeddings, and the table that tells the modalities apart.
+
+Letters: B clips, T frames, L text tokens, P patches, n visual tokens of a frame (class token,
+distillation token where there is one, patches), C width.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from .config import AllInOneConfig
+from .norm import LayerNorm
+
+TEXT, VIDEO = 0, 1  # rows of the modality table
+
+
+class TextEmbeddings(nn.Module):
+    """BERT's text embeddings: word + position + token type 0 → norm → dropout.
+
+    The caller adds the modality row, after the norm.
+    """
+
+    def __init__(self, config: AllInOneConfig) -> None:
+        super().__init__()
+        # padding_idx stops the gradient of row 0; as in the original, the row is not zero
+        self.word = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=0)
+        self.position = nn.Embedding(config.max_text_len, config.hidden_size)
+        self.token_type = nn.Embedding(2, config.hidden_size)
+        # BERT's epsilon; the blocks use ViT's 1e-6
+        self.norm = LayerNorm(config.hidden_size, eps=1e-12)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, text_ids: Tensor) -> Tensor:
+        """[B, L] ids → [B, L, C]; raises ValueError for texts longer than max_text_len."""
+        length = text_ids.shape[1]
+        if length > self.position.num_embeddings:
+            raise ValueError(
+                f"text has {length} tokens but max_text_len is {self.position.num_embeddings};"
+                " shorten the text, or build the model with a larger max_text_len (weights are"
+                " resized when they are loaded)"
+            )
+        positions = torch.arange(length, device=text_ids.device)
+        # only row 0 of the token types is used: there is no second segment
+        embedded = (
+            self.word(text_ids)
+            + self.position(positions)
+            + self.token_type(torch.zeros_like(positions))
+        )
+        return self.dropout(self.norm(embedded))
+
+
+class VideoEmbeddings(nn.Module):
+    """Patches, prefix tokens, position and temporal embedding: [B, T, 3, H, W] → [B*T, n, C].
+
+    The class token comes first, then the distillation token where there is one, then the patches.
+    Rows are clip-major: row i*T + f is frame f of clip i.
+
+    The original also derives a padding mask from all-zero pixels. That is left out: it makes the
+    device wait for the host, and frames of a video are never padded here.
+    """
+
+    def __init__(self, config: AllInOneConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.image_size = config.image_size
+        self.num_frames = config.num_frames
+        self.prefix = config.num_prefix_tokens
+        self.patch_order = config.patch_order
+        self.patch = nn.Conv2d(3, width, kernel_size=config.patch_size, stride=config.patch_size)
+        self.class_token = nn.Parameter(torch.empty(1, 1, width))
+        # None, not an unused parameter: ZeRO and the optimizer expect a gradient for every weight
+        self.distillation_token = (
+            nn.Parameter(torch.empty(1, 1, width)) if config.distillation_token else None
+        )
+        self.position = nn.Parameter(torch.empty(1, config.num_visual_tokens, width))
+        self.temporal = (
+            nn.Parameter(torch.empty(1, config.num_frames, width))
+            if config.has_temporal_embedding
+            else None
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self, pixels: Tensor, patch_order: Tensor | None = None, rolls: bool = True
+    ) -> Tensor:
+        """Embed the frames of a batch.
+
+        Args:
+            pixels: Normalised frames, [B, T, 3, H, W].
+            patch_order: int64 [B*T, P]: patch slot k of row i*T + f holds patch order[k]. None uses
+                the order of the config.
+            rolls: Tokens will roll, so the order of the patches matters; without a roll they stay
+                in raster order.
+
+        Returns:
+            [B*T, n, C]; only patches are reordered.
+
+        Raises:
+            ValueError: A shape does not fit the config.
+        """
+        clips, frames = self._check(pixels)
+        # the data path delivers float32, whatever the model's precision
+        pixels = pixels.to(self.patch.weight.dtype)
+        patches = self.patch(pixels.flatten(0, 1)).flatten(2).transpose(1, 2)
+        # positions are added before the reordering: a patch keeps its own in any slot
+        patches = patches + self.position[:, self.prefix :]
+        if self.temporal is not None and frames > 1:  # images get no temporal embedding
+            patches = (
+                patches.unflatten(0, (clips, frames)) + self.temporal[:, :frames, None]
+            ).flatten(0, 1)
+        if rolls:
+            patches = self._reorder(patches, frames, patch_order)
+        prefix: Tensor = self.class_token
+        if self.distillation_token is not None:
+            prefix = torch.cat([prefix, self.distillation_token], dim=1)
+        # every frame has the same prefix tokens: they get no temporal embedding
+        prefix = (prefix + self.position[:, : self.prefix]).expand(patches.shape[0], -1, -1)
+        return self.dropout(torch.cat([prefix, patches], dim=1))
+
+    def _check(self, pixels: Tensor) -> tuple[int, int]:
+        if (
+            pixels.dim() != 5
+            or pixels.shape[2] != 3
+            or pixels.shape[3:] != (self.image_size, self.image_size)
+        ):
+            raise ValueError(
+                f"pixels must be [B, T, 3, {self.image_size}, {self.image_size}], got"
+                f" {list(pixels.shape)}; see image_size"
+            )
+        clips, frames = pixels.shape[:2]
+        if frames > self.num_frames:
+            raise ValueError(
+                f"clip has {frames} frames but num_frames is {self.num_frames}; build the"
+                f" model with num_frames={frames} (weights are resized when they are loaded)"
+            )
+        return clips, frames
+
+    def _reorder(self, patches: Tensor, frames: int, order: Tensor | None) -> Tensor:
+        """Put patch order[k] into patch slot k.
+
+        Attention does not depend on the order, but the roll moves the first and last slots.
+
+        Args:
+            patches: [B*T, P, C] in raster order.
+            frames: Frames per clip, T.
+            order: int64 [B*T, P]; None uses that of the config.
+        """
+        rows, count, width = patches.shape
+        if order is None and (self.patch_order == "raster" or frames == 1):
+            return patches
+        if order is None:
+            if self.training:
+                order = torch.rand(rows, count, device=patches.device).argsort(1)
+            else:  # the same choice in every evaluation, unlike the original
+                order = fixed_order(frames, count).to(patches.device).repeat(rows // frames, 1)
+        elif order.shape != (rows, count):
+            raise ValueError(
+                f"patch_order must be [B*T, P] = [{rows}, {count}], got {list(order.shape)}"
+            )
+        return patches.gather(1, order[:, :, None].expand(-1, -1, width))
+
+
+@functools.cache
+def fixed_order(frames: int, patches: int) -> Tensor:
+    """Permutations [T, P] of `patch_order="shuffled"` in evaluation: one per frame, constant."""
+    return torch.rand(frames, patches, generator=torch.Generator().manual_seed(0)).argsort(1)
+
+
+class ModalityEmbedding(nn.Module):
+    """Adds row TEXT or VIDEO to all tokens of that modality."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2, width))
+
+    def forward(self, x: Tensor, row: int) -> Tensor:
+        return x + self.weight[row]
