@@ -63,6 +63,8 @@ def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline)
             with closing(demuxing) as demuxed:
                 packets = [packet for packet in demuxed if packet.size]
             codec = codec_of(stream)
+            # Not paired: a packet's rank is not its frame's number, and nothing would notice that
+            # the frames of the trimmed video are wrong.
             paired = len(packets) == frames and all(packet.pts is not None for packet in packets)
             if codec not in CONTAINERS or not paired:
                 return TrimmedStream(content, tuple(wanted))
@@ -80,8 +82,17 @@ def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline)
 
 
 def _needed(packets: list[Any], wanted: Sequence[int], timeline: Timeline) -> list[tuple[int, Any]]:
-    """Return (frame number, packet) in decoding order: of every GOP with a wanted frame, the
-    packets up to its last wanted frame."""
+    """Return what decoding some frames takes.
+
+    Args:
+        packets: All packets of the video, one per frame, in decoding order.
+        wanted: Display-order frame numbers.
+        timeline: Gives the keyframes where decoding may start.
+
+    Returns:
+        (frame number, packet) in decoding order: of every GOP with a wanted frame, the packets up
+        to its last wanted frame.
+    """
     number = {pts: rank for rank, pts in enumerate(sorted(packet.pts for packet in packets))}
     decoded = [number[packet.pts] for packet in packets]  # frame numbers in decoding order
     position = {frame: place for place, frame in enumerate(decoded)}

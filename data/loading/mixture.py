@@ -44,7 +44,15 @@ class _Rows:
 
 @functools.lru_cache(maxsize=16)
 def _windows(rows: int, windows: int, seed: int, epoch: int) -> tuple[int, NDArray[np.int64]]:
-    """Return where an epoch's first window begins, and the order of the epoch's windows."""
+    """Return where an epoch's first window begins, and the order of the epoch's windows.
+
+    Args:
+        rows: Rows of the data set.
+        windows: Complete windows in it.
+        seed: Seed of the data set's order.
+        epoch: Number of the epoch.
+    """
+    # cached: a look-up per sample would permute HowTo100M's windows each time
     random = np.random.default_rng([seed, epoch])
     return int(random.integers(rows)), random.permutation(windows)
 

@@ -36,6 +36,8 @@ def _serve(target: Target, pipe: Connection, limits: TimeLimit) -> None:
     target(pipe, limits)
 
 
+# Not concurrent.futures: one process that dies breaks its pool, and a task that hangs cannot be
+# stopped.
 class _Worker:
     """One process and the task that it works on."""
 
@@ -65,7 +67,7 @@ class _Worker:
     def send(self, number: int, task: Any) -> None:
         """Begin a task."""
         self.number = number
-        self.task = task
+        self.task = task  # kept to be sent again if the process is killed
         self._set_deadline()
         # if the process is dead, `receive` reports it
         with contextlib.suppress(ConnectionError):
@@ -114,6 +116,7 @@ class _Worker:
 
     def kill(self) -> None:
         """End the process."""
+        # SIGTERM would only set a deadline, and native code that hangs runs no Python handler.
         self._process.kill()
         self._process.join()
 

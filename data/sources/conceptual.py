@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from allinone.common.errors import DataError
-from allinone.data.sources.media import image_path, media_row
+from allinone.data.sources.media import image_path, media_folder, media_row
 from allinone.data.sources.reading import tsv_records
 from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
 
@@ -36,6 +36,14 @@ def _files(source: Path, names: dict[str, tuple[str, str]]) -> list[Path]:
 def _check(
     source: Path, options: ReadOptions, names: dict[str, tuple[str, str]], files: list[Path]
 ) -> None:
+    """Raise DataError if there is no list, or if lists would share the files of --names.
+
+    Args:
+        source: A list, or the folder that holds lists.
+        options: How to read them.
+        names: File name → (split, template of an image's path).
+        files: The lists that exist.
+    """
     if not files:
         raise DataError(
             f"{source} holds none of {', '.join(names)}; give the official file, or a folder"
@@ -54,7 +62,15 @@ def _check(
 def _read(
     source: Path, options: ReadOptions, names: dict[str, tuple[str, str]], url_first: bool
 ) -> Iterator[SourceRow]:
-    root = options.media or (source.parent if source.is_file() else source)
+    """Read the lists.
+
+    Args:
+        source: A list, or the folder that holds lists.
+        options: How to read them.
+        names: File name → (split, template of an image's path).
+        url_first: Whether the URL is the first field, as in CC12M.
+    """
+    root = media_folder(source, options.media)
     files = _files(source, names)
     _check(source, options, names, files)
     for path in files:
@@ -66,6 +82,7 @@ def _read(
                 yield bad_row(split, place, path, shown, fields)
                 continue
             url, caption = fields if url_first else reversed(fields)
+            # the two sets have their columns in opposite order: a swap shows in the first line
             if "://" not in url:
                 detail = f"line {line} has no URL where one should be"
                 if line == 1:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from allinone.common.errors import DataError
-from allinone.data.sources.media import media_row
+from allinone.data.sources.media import media_folder, media_row
 from allinone.data.sources.reading import load_json
 from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
 
@@ -38,7 +38,7 @@ def images_of(path: Path) -> list[Any]:
 
 
 def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
-    base = source.parent if source.is_file() else source
+    base = media_folder(source, None)
     root = options.media or base
     for path in _files(source):
         folder = FLICKR_FOLDER if path.name == FLICKR and (base / FLICKR_FOLDER).is_dir() else ""
@@ -46,6 +46,7 @@ def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
             place = f"{path.name}:{number}"
             try:
                 split = str(image["split"])
+                # dataset_flickr30k.json has no cocoid
                 name = str(image.get("cocoid", image["imgid"]))
                 captions = tuple(str(sentence["raw"]) for sentence in image["sentences"])
                 relative = Path(image.get("filepath", folder)) / image["filename"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from allinone.common.errors import DataError
-from allinone.data.sources.media import image_path, media_row
+from allinone.data.sources.media import image_path, media_folder, media_row
 from allinone.data.sources.reading import load_json
 from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
 
@@ -56,7 +56,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
-    root = options.media or (source.parent if source.is_file() else source) / "images"
+    root = media_folder(source, options.media, "images")
     for path in _files(source):
         for number, (url, caption) in enumerate(_pairs(path)):
             place = f"{path.name}:{number}"
