@@ -176,10 +176,7 @@ class Index:
 
     def __init__(self, folder: Path, split: str) -> None:
         facts = dataset_facts(folder)
-        if not facts["clips"].get(split):
-            good = sorted(name for name, number in facts["clips"].items() if number)
-            splits = ", ".join(good) or "none"
-            raise DataError(f"{folder} has no good clip in split {split!r}; splits: {splits}")
+        choose_split(folder, facts["clips"], split)
         # dataset.json lists the splits in the order of index.arrow, each a block of rows
         names = list(facts["clips"])
         self._first = sum(facts["clips"][name] for name in names[: names.index(split)])
@@ -205,6 +202,28 @@ class Index:
             raise IndexError(f"clip {item} of {self._rows}")
         clip = self._clips.row(self._first + item)
         return {**self._videos.row(clip["video"]), **clip, "split": self.split}
+
+
+def choose_split(folder: Path, clips: dict[str, int], split: str | None) -> str:
+    """Check that a split has clips.
+
+    Args:
+        folder: Prepared folder, for the message.
+        clips: Good clips per split, from dataset.json.
+        split: The requested split; None: the first with clips.
+
+    Returns:
+        The split's name.
+
+    Raises:
+        DataError: It has no good clip.
+    """
+    good = [name for name, number in clips.items() if number]
+    chosen = next(iter(good), None) if split is None else split
+    if chosen is None or chosen not in good:
+        splits = ", ".join(sorted(good)) or "none"
+        raise DataError(f"{folder} has no good clip in split {split!r}; splits: {splits}")
+    return chosen
 
 
 def dataset_facts(folder: Path) -> dict[str, Any]:

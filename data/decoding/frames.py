@@ -30,6 +30,8 @@ OVERTIME_S = 5.0
 """Seconds after a decode's time limit in which it can still notice the limit and stop by itself."""
 ISO_MEDIA = b"ftyp"
 """Bytes 4 to 8 of mp4, mov and 3gp files."""
+DAMAGE = (av.error.FFmpegError, ValueError, IndexError)
+"""What PyAV raises for a damaged file; IndexError: it has no video stream."""
 _TOO_SLOW = "not decoded within --clip-timeout-s"
 
 
@@ -134,7 +136,7 @@ def _decode(
             found = _sparse(content, targets, timeline, deadline)
         if found is None:  # seeking missed (it does in MPEG-TS): decode from the start and count
             found = _from_start(content, targets, deadline)
-    except (av.error.FFmpegError, ValueError, IndexError) as error:
+    except DAMAGE as error:
         raise DecodeError(str(error)) from error
     missing = [number for number in targets if number not in found]
     if missing:

@@ -16,7 +16,7 @@ from typing import Any
 import av
 
 from allinone.data.decoding.codecs import codec_of
-from allinone.data.decoding.frames import DecodeError, Timeline
+from allinone.data.decoding.frames import DAMAGE, DecodeError, Timeline
 
 CONTAINERS = {
     "h264": "mp4",
@@ -77,7 +77,7 @@ def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline)
                 remux([packet for _, packet in kept], stream, CONTAINERS[codec]),
                 tuple(position[number] for number in wanted),
             )
-    except (av.error.FFmpegError, ValueError, IndexError) as error:
+    except DAMAGE as error:
         raise DecodeError(str(error)) from error
 
 

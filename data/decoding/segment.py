@@ -14,7 +14,7 @@ from typing import Any
 import av
 
 from allinone.data.decoding.codecs import codec_of
-from allinone.data.decoding.frames import Timeline
+from allinone.data.decoding.frames import DAMAGE, Timeline
 from allinone.data.decoding.gop_trim import CONTAINERS, TrimmedStream, remux, trim
 
 BUFFER = 1 << 18
@@ -134,7 +134,7 @@ def read_segment(
             if packets is None:
                 return None
             content = remux(packets, stream, CONTAINERS[codec])
-    except (av.error.FFmpegError, ValueError, IndexError):
+    except DAMAGE:
         return None  # decoding the complete file decides whether it is damaged
     times = timeline.times
     if times is not None:

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from allinone.common.errors import DataError
-from allinone.common.processes import UNGUARDED, forkserver_context
+from allinone.common.processes import UNGUARDED, forkserver_context, live_and_die_with_parent
 
 STARTING_S = 300.0
 """Time limit for a process to become ready, seconds: it imports modules, possibly from a slow
@@ -29,6 +29,22 @@ class TimeLimit(Protocol):
 Target = Callable[[Connection, Any], None]
 """Main function of a process: receives tasks from the pipe until None and answers each with
 (reason or None, detail or result)."""
+
+
+def answer_tasks(pipe: Connection, answer: Callable[[Any], tuple[Any, Any]]) -> None:
+    """Main loop of a decoding process, for targets of ProbePool.
+
+    Args:
+        pipe: Gives tasks until None, and takes the answers.
+        answer: Task → (reason or None, detail or result).
+    """
+    import av
+
+    live_and_die_with_parent()
+    # bad clips are reported through the pipe; FFmpeg's own lines would repeat that
+    av.logging.set_level(av.logging.PANIC)
+    while (task := pipe.recv()) is not None:
+        pipe.send(answer(task))
 
 
 def _serve(target: Target, pipe: Connection, limits: TimeLimit) -> None:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from allinone.common.atomic_io import content_hash
-from allinone.common.errors import DataError
 from allinone.data.index import (
     CLIPS_PER_BATCH,
     VIDEO_SCHEMA,
@@ -272,15 +271,3 @@ def distributions(folder: Path) -> dict[str, NDArray[np.float64]]:
         "file size, kB": column["size"] / 1e3,
         "frames per keyframe": (column["frames"] / np.maximum(keyframes, 1)).astype(float),
     }
-
-
-def choose_split(folder: Path, split: str | None) -> str:
-    """The requested split, or the first with clips; raises DataError if there is none."""
-    clips = {name: number for name, number in dataset_facts(folder)["clips"].items() if number}
-    if split is None and clips:
-        return next(iter(clips))
-    if split is None or split not in clips:
-        raise DataError(
-            f"{folder} has no good clip in split {split!r}; splits: {', '.join(clips) or 'none'}"
-        )
-    return split

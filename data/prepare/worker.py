@@ -9,14 +9,15 @@ import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from allinone.common.errors import LASTING
-from allinone.common.processes import live_and_die_with_parent
 from allinone.data.decoding.codecs import IMAGES, image_extension
 from allinone.data.prepare.encode import ClipEncoder, Encoding, encode_image
+from allinone.data.prepare.pool import answer_tasks
 from allinone.data.prepare.probe import (
     CONSTANT_RATE_TOLERANCE,
     UNREADABLE_IMAGE,
@@ -248,19 +249,20 @@ def _rate(content: bytes, extension: str, limits: Limits) -> float:
 
 def worker(pipe: Connection, limits: Limits) -> None:
     """Main function of a process of ProbePool."""
-    import av
+    answer_tasks(pipe, partial(_answer, limits=limits))
 
-    live_and_die_with_parent()
-    # bad clips are reported through the pipe; FFmpeg's own lines would repeat that
-    av.logging.set_level(av.logging.PANIC)
-    while (task := pipe.recv()) is not None:
-        try:
-            pipe.send((None, examine(task, limits)))
-        except FileNotFoundError:
-            pipe.send(("missing", f"no file {task.paths[0]}"))
-        except OSError as error:
-            # other OSErrors are the storage's fault: the pool raises them, the clip may be good
-            lasting = isinstance(error, av.error.FFmpegError) or error.errno in LASTING
-            pipe.send(("unreadable", str(error)) if lasting else (None, error))
-        except ProbeError as error:
-            pipe.send((error.reason, error.detail))
+
+def _answer(task: ClipTask, limits: Limits) -> tuple[str | None, ProbedFile | OSError | str]:
+    """(None, the good file), (the reason why it is bad, detail), or (None, the storage's error)."""
+    from av.error import FFmpegError
+
+    try:
+        return None, examine(task, limits)
+    except FileNotFoundError:
+        return "missing", f"no file {task.paths[0]}"
+    except OSError as error:
+        # other OSErrors are the storage's fault: the pool raises them, the clip may be good
+        lasting = isinstance(error, FFmpegError) or error.errno in LASTING
+        return ("unreadable", str(error)) if lasting else (None, error)
+    except ProbeError as error:
+        return error.reason, error.detail

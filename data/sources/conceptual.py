@@ -15,7 +15,7 @@ from pathlib import Path
 
 from allinone.common.errors import DataError
 from allinone.data.sources.media import image_path, media_folder, media_row
-from allinone.data.sources.reading import tsv_records
+from allinone.data.sources.reading import listed_files, tsv_records
 from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
 
 CC3M = {
@@ -26,11 +26,6 @@ CC12M = {"cc12m.tsv": ("train", "training/{crc32}")}
 PERSON = "<PERSON>"
 """CC12M's placeholder for a name. It becomes "person", as in CC3M, which BERT's vocabulary has; the
 placeholder would be split into '<', 'person', '>'."""
-
-
-def _files(source: Path, names: dict[str, tuple[str, str]]) -> list[Path]:
-    paths = [source] if source.is_file() else [source / name for name in names]
-    return [path for path in paths if path.name in names and path.is_file()]
 
 
 def _check(
@@ -71,7 +66,7 @@ def _read(
         url_first: Whether the URL is the first field, as in CC12M.
     """
     root = media_folder(source, options.media)
-    files = _files(source, names)
+    files = listed_files(source, names)
     _check(source, options, names, files)
     for path in files:
         split, template = names[path.name]
@@ -99,7 +94,7 @@ CC3M_FORMAT = SourceFormat(
     "cc3m",
     "Train_GCC-training.tsv or Validation_GCC-1.1.0-Validation.tsv (caption TAB url), or a folder"
     " with them",
-    lambda source: _files(source, CC3M),
+    lambda source: listed_files(source, CC3M),
     lambda source, options: _read(source, options, CC3M, url_first=False),
     {
         "Train_GCC-training.tsv": {"train": (3_318_333, True)},
@@ -109,7 +104,7 @@ CC3M_FORMAT = SourceFormat(
 CC12M_FORMAT = SourceFormat(
     "cc12m",
     "cc12m.tsv (url TAB caption), or a folder with it",
-    lambda source: _files(source, CC12M),
+    lambda source: listed_files(source, CC12M),
     lambda source, options: _read(source, options, CC12M, url_first=True),
     {"cc12m.tsv": {"train": (12_400_000, False)}},
 )

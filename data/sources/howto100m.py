@@ -17,7 +17,7 @@ from typing import Any
 
 from allinone.common.errors import LASTING
 from allinone.data.sources.media import MediaFiles, media_folder
-from allinone.data.sources.reading import csv_header, stream_json
+from allinone.data.sources.reading import csv_header, listed_files, stream_json
 from allinone.data.sources.schema import (
     CaptionLine,
     Narration,
@@ -120,11 +120,9 @@ def json_lines(narration: Narration) -> list[CaptionLine]:
 
 
 def _files(source: Path) -> list[Path]:
-    if source.is_file():
-        return [source] if source.name in JSON_FILES else []
-    for name in JSON_FILES:
-        if (source / name).is_file():
-            return [source / name]
+    found = listed_files(source, JSON_FILES)[:1]
+    if found or source.is_file():
+        return found
     return next((files for name in CSV_FOLDERS if (files := _csv_files(source / name))), [])
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from allinone.common.errors import DataError
 from allinone.data.sources.media import media_folder, media_row
-from allinone.data.sources.reading import load_json
+from allinone.data.sources.reading import listed_files, load_json
 from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
 
 COCO, FLICKR = "dataset_coco.json", "dataset_flickr30k.json"
@@ -24,8 +24,7 @@ FLICKR_FOLDER = "flickr30k-images"
 
 
 def _files(source: Path) -> list[Path]:
-    paths = [source] if source.is_file() else [source / COCO, source / FLICKR]
-    return [path for path in paths if path.name in (COCO, FLICKR) and path.is_file()][:1]
+    return listed_files(source, (COCO, FLICKR))[:1]
 
 
 def images_of(path: Path) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +15,12 @@ CAPTION_COLUMNS = ("name", "caption", "text")
 """Names of the caption's column in CSV lists; "name" is WebVid's."""
 CHUNK = 1 << 20
 """Characters read at a time from a JSON file that is too large for memory."""
+
+
+def listed_files(source: Path, names: Collection[str]) -> list[Path]:
+    """The official files with these names: `source` itself, or those in the folder `source`."""
+    paths = [source] if source.is_file() else [source / name for name in names]
+    return [path for path in paths if path.name in names and path.is_file()]
 
 
 def _delimiter(path: Path) -> str:

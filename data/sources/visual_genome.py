@@ -16,7 +16,7 @@ from pathlib import Path
 
 from allinone.common.errors import DataError
 from allinone.data.sources.media import media_folder, media_row
-from allinone.data.sources.reading import load_json, stream_json
+from allinone.data.sources.reading import listed_files, load_json, stream_json
 from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
 
 NAME = "region_descriptions.json"
@@ -24,8 +24,7 @@ FOLDERS = ("VG_100K", "VG_100K_2")
 
 
 def _files(source: Path) -> list[Path]:
-    path = source if source.is_file() else source / NAME
-    return [path] if path.name == NAME and path.is_file() else []
+    return listed_files(source, (NAME,))
 
 
 def coco_overlap(source: Path, coco_ids: set[str]) -> frozenset[str]:
