@@ -52,6 +52,9 @@ def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline)
         frames: Number of frames of the video.
         timeline: Gives the keyframes where decoding may start.
 
+    Returns:
+        The video that is left, and the wanted frames' numbers in it.
+
     Raises:
         DecodeError: The file is damaged.
     """

@@ -63,6 +63,11 @@ class _WindowShuffle(grain.MapDataset[tuple[int, int]]):
     Every epoch orders the windows differently and lets them begin at another row, so that other
     rows share a window; the rows left over come last. Grain's own window shuffle keeps the order of
     the windows, and reads beyond the last row if the window does not divide the rows.
+
+    Args:
+        parent: The rows of the data set.
+        window: Rows of a window.
+        seed: Seed of the order.
     """
 
     def __init__(self, parent: grain.MapDataset[tuple[int, int]], window: int, seed: int) -> None:

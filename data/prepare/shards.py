@@ -76,6 +76,11 @@ class _ShardMaker:
 
     Workers begin the next shards while the last files of one are decoded, which may take half an
     hour, and while it is written.
+
+    Args:
+        options: Resolved options.
+        listing: The source's rows; closed by the caller.
+        progress: Whether to show the progress.
     """
 
     def __init__(self, options: PrepareOptions, listing: SourceListing, progress: bool) -> None:

@@ -22,6 +22,9 @@ def media_folder(source: Path, given: Path | None, official: str = "") -> Path:
         source: The list, or the folder that holds it.
         given: What --videos names; None: the official place.
         official: The official place, relative to the list's folder.
+
+    Returns:
+        The folder; it need not exist.
     """
     return given or (source.parent if source.is_file() else source) / official
 
