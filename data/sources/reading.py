@@ -50,7 +50,7 @@ def csv_records(
         DataError: A needed column is missing, or the file is not CSV.
     """
     try:
-        # newline="": csv itself tells line ends inside quoted captions from ends of records
+        # newline="": csv distinguishes line ends inside quoted captions from ends of records
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, delimiter=_delimiter(path))
             columns = reader.fieldnames or []
@@ -119,9 +119,8 @@ def tsv_records(path: Path, fields: int) -> Iterator[tuple[int, list[str] | str]
 def load_json(path: Path) -> Any:
     """Load a JSON file that fits in memory; raises DataError if it is damaged."""
     try:
-        return json.loads(
-            path.read_bytes()
-        )  # of bytes, json recognises encoding and byte order mark
+        # as bytes: json then recognises the encoding and a byte order mark
+        return json.loads(path.read_bytes())
     except (ValueError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid JSON ({error}); download it again") from error
 
