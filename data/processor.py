@@ -142,6 +142,7 @@ class AllInOneProcessor:
             raise ValueError(
                 f"images and videos cannot be mixed in one call: they have {sorted(lengths)} frames"
             )
+        # a DALI pipeline is built for a largest batch: build another one only for a larger one
         if self._augment is None or self._capacity < len(read):
             self._augment = augmentation_for(self.clip, self.config, torch.device("cpu"), len(read))
             self._capacity = len(read)
@@ -149,7 +150,7 @@ class AllInOneProcessor:
 
     def _read(self, path: Path) -> tuple[NDArray[np.uint8], SampleChoices]:
         extension = path.suffix.lower().lstrip(".")
-        limits = Limits(min_frames=1, max_duration_s=math.inf)
+        limits = Limits(min_frames=1, max_duration_s=math.inf)  # the user chose this very file
         try:
             return read_as_evaluation(path.read_bytes(), extension, self.clip, self.config, limits)
         except OSError as error:
@@ -241,6 +242,7 @@ def _as_videos(given: Any) -> list[Video]:
         return [given]
     if not given:
         raise ValueError("the list of videos is empty")
+    # [F, H, W, 3] is a video by itself, [H, W, 3] only a frame of one
     several = all(
         isinstance(item, (str, Path, list, tuple)) or getattr(item, "ndim", 0) == 4
         for item in given

@@ -99,6 +99,8 @@ def mask_words(
     """
     labels = np.full_like(ids, IGNORE)
     masked = ids.copy()
+    # The number and order of the draws below are part of the training order: exact resume needs
+    # them unchanged.
     real = np.flatnonzero(words >= 0)
     if real.size == 0:
         return masked, labels

@@ -97,11 +97,13 @@ class _ReadClip:
 def _read_clips(
     spec: DatasetSpec, clip: ClipConfig, config: DataConfig, clips: int, seed: int
 ) -> Iterator[_ReadClip]:
+    """Read random clips of a split; arguments as for `measure`."""
     source = ClipSource(spec, clip, config)
     rows = np.random.default_rng(seed).choice(len(source), min(clips, len(source)), replace=False)
     for number in map(int, rows):
         row = source.index[number]
         choices = source.choose(row, generator(seed, "feed", 0, number), captions=1)
+        # wall clock, unlike decoding: a process that waits for storage uses no CPU time
         start = time.perf_counter()
         segment = source.segment(row, choices.frames)
         yield _ReadClip(row, choices, segment, time.perf_counter() - start)
@@ -114,7 +116,13 @@ def _augmentation(clip: ClipConfig, config: DataConfig) -> Augmentation:
 
 
 def _augment_s(augmentation: Augmentation, frames: Any, choices: SampleChoices) -> float:
-    """Return the CPU time of augmenting one clip, seconds."""
+    """Return the CPU time of augmenting one clip, seconds.
+
+    Args:
+        augmentation: What training uses on the CPU.
+        frames: uint8 [T, H, W, 3].
+        choices: How they are to be cropped.
+    """
     start = time.process_time()
     augmentation([frames], [choices])
     return time.process_time() - start
@@ -149,10 +157,13 @@ def measure(
         clips: Clips to measure.
         seed: Chooses the clips and their frames.
 
+    Returns:
+        What the clips of the sample cost.
+
     Raises:
         DataError: No clip of the sample decodes.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # as in reader processes; process_time adds up all threads
     augmentation = _augmentation(clip, config)
     done = _Measured()
     for read in _read_clips(spec, clip, config, clips, seed):
@@ -222,6 +233,9 @@ def measure_reencoded(
         config: Data options of the training.
         clips: Clips to re-encode.
         seed: As for `measure`, so that the clips are the same.
+
+    Returns:
+        `cost` with what re-encoding changes.
     """
     augmentation = _augmentation(clip, config)
     before = after = 0
@@ -244,6 +258,8 @@ def measure_reencoded(
         done.rows.append(columns)
         before += len(content)
         after += len(made)
+    # Reading and remuxing copy bytes: their cost is scaled by the size instead of measured on a few
+    # clips.
     share = after / before if before else 1.0
     return replace(
         cost,
@@ -252,7 +268,7 @@ def measure_reencoded(
         size_bytes=int(cost.size_bytes * share),
         read_ms=cost.read_ms * share,
         decode_ms=1e3 * statistics.fmean(done.decode_s),
-        slowest_decode_ms=1e3 * max(done.decode_s),
+        slowest_decode_ms=1e3 * max(done.decode_s),  # of a few clips there is no 99th percentile
         trim_ms=cost.trim_ms * share,
         augment_ms=1e3 * statistics.median(done.augment_s),
     )
@@ -283,6 +299,9 @@ def estimate(
         gpus_per_node: GPUs of a node.
         cores: CPU cores of a node.
         storage_mb_per_s: What a node reads from storage; 0 ignores storage.
+
+    Returns:
+        The need of one node, and what is too slow.
     """
     per_node = samples_per_s / max(1.0, gpus / gpus_per_node)
     busy = per_node * (cost.read_ms + cost.decode_ms + cost.augment_ms) / 1e3
@@ -311,6 +330,9 @@ def suggest_reencode(
         prepared: Options that the data was prepared with, from dataset.json.
         out: Folder for the re-encoded data.
         clip: Image size of the training.
+
+    Returns:
+        A line for a shell; None if the clips are small and their GOPs short already.
     """
     encoding = _encoding(clip)
     small = min(cost.width, cost.height) <= (encoding.short_side or 0)

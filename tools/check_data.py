@@ -88,13 +88,14 @@ def _show(options: CheckOptions) -> list[str]:
     import numpy as np
 
     from allinone.data.config import DataConfig
-    from allinone.data.index import dataset_facts
-    from allinone.data.prepare.verify import choose_split, distributions
+    from allinone.data.index import choose_split, dataset_facts
+    from allinone.data.prepare.verify import distributions
     from allinone.tools.inspection.pictures import contact_sheet, plot_distributions
 
     out = options.out or options.folder / "check"
     name = options.folder.name
-    facts, split = dataset_facts(options.folder), choose_split(options.folder, options.split)
+    facts = dataset_facts(options.folder)
+    split = choose_split(options.folder, facts["clips"], options.split)
     values = distributions(options.folder)
     print(f"  {'':<22}{'min':>10}{'5 %':>10}{'median':>10}{'95 %':>10}{'max':>12}")
     for title, data in values.items():

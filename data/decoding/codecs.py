@@ -83,7 +83,8 @@ def idr_packet(codec: str, packet: Any) -> bool:
 
 
 def _idr(codec: str, header: int) -> bool:
-    # H.264: nal_unit_type 5; HEVC: IDR_W_RADL and IDR_N_LP
+    # H.264: low 5 bits, nal_unit_type 5; HEVC: bits 1 to 6, IDR_W_RADL (19) and IDR_N_LP (20).
+    # Not CRA (21): its leading pictures may refer to frames before it.
     return header & 31 == 5 if codec == "h264" else (header >> 1) & 63 in (19, 20)
 
 

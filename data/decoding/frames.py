@@ -30,6 +30,8 @@ OVERTIME_S = 5.0
 """Seconds after a decode's time limit in which it can still notice the limit and stop by itself."""
 ISO_MEDIA = b"ftyp"
 """Bytes 4 to 8 of mp4, mov and 3gp files."""
+DAMAGE = (av.error.FFmpegError, ValueError, IndexError)
+"""What PyAV raises for a damaged file; IndexError: it has no video stream."""
 _TOO_SLOW = "not decoded within --clip-timeout-s"
 
 
@@ -60,6 +62,8 @@ class Timeline:
     def number(self, second: float) -> int | None:
         """Return the frame shown at `second`, to a tenth of a frame's duration; None if there is
         none."""
+        # A tenth: more than probe.ROUNDED_FRAMES (0.09), so every time that was accepted as a
+        # constant rate finds its frame.
         if self.times is None:
             number = round(second * self.rate)
             return number if abs(second * self.rate - number) < 0.1 else None
@@ -124,6 +128,7 @@ def decode_frames(
 def _decode(
     content: bytes | Path, wanted: Sequence[int], timeline: Timeline | None, deadline: float
 ) -> NDArray[np.uint8]:
+    """As `decode_frames`, in the thread that may be abandoned; `deadline` is of time.monotonic."""
     targets = sorted(set(wanted))
     try:
         found = None
@@ -131,7 +136,7 @@ def _decode(
             found = _sparse(content, targets, timeline, deadline)
         if found is None:  # seeking missed (it does in MPEG-TS): decode from the start and count
             found = _from_start(content, targets, deadline)
-    except (av.error.FFmpegError, ValueError, IndexError) as error:
+    except DAMAGE as error:
         raise DecodeError(str(error)) from error
     missing = [number for number in targets if number not in found]
     if missing:
@@ -151,7 +156,17 @@ def _source(content: bytes | Path) -> Any:
 def _sparse(
     content: bytes | Path, targets: list[int], timeline: Timeline, deadline: float
 ) -> dict[int, NDArray[np.uint8]] | None:
-    """Find frames by their time; None if the file's times do not lead to every target."""
+    """Find frames by their time.
+
+    Args:
+        content: As for `decode_frames`.
+        targets: Frame numbers, ascending.
+        timeline: Of the file.
+        deadline: Value of time.monotonic after which DecodeError is raised.
+
+    Returns:
+        Frames uint8 [H, W, 3] by number; None if the file's times do not lead to every target.
+    """
     found: dict[int, NDArray[np.uint8]] = {}
     with _open(content) as container:
         stream = container.streams.video[0]
@@ -176,6 +191,8 @@ def _open(content: bytes | Path) -> Any:
     """
     if _head(content)[4:8] != ISO_MEDIA:
         return av.open(_source(content), "r")
+    # 32 bytes is FFmpeg's smallest probesize; with skip_frame its analysis decodes none of the few
+    # packets that it reads nevertheless.
     return av.open(
         _source(content), "r", options={"probesize": "32"}, stream_options=[{"skip_frame": "all"}]
     )  # type: ignore[call-overload]
@@ -207,7 +224,19 @@ def _walk(
     found: dict[int, NDArray[np.uint8]],
     deadline: float,
 ) -> bool:
-    """Decode forward until all targets are in `found`; False if one cannot be found."""
+    """Decode forward until all targets are in `found`.
+
+    Args:
+        container: The opened file, positioned at or before the first target's keyframe.
+        stream: Its video stream.
+        targets: Frame numbers to find.
+        number_of: Presentation time in ticks → frame number, None between frames.
+        found: Receives frames uint8 [H, W, 3] by number.
+        deadline: Value of time.monotonic after which DecodeError is raised.
+
+    Returns:
+        False if a target cannot be found by its time.
+    """
     context = stream.codec_context
     missing = set(targets)  # targets whose packets have not been read yet
     # A demuxing generator that is left half-way and not closed leaks memory (PyAV 18.1).
@@ -215,7 +244,8 @@ def _walk(
         for packet in packets:
             last = packet.pts is None
             number = None if last else number_of(packet.pts)
-            # Frames that no other frame refers to are decoded only if wanted.
+            # Frames that no other frame refers to are decoded only if wanted: 1.5 times faster for
+            # three frames of 720p H.264 with GOPs of 2 to 5 s, bit-identical.
             context.skip_frame = "DEFAULT" if last or number in targets else "NONREF"
             frames = packet.decode()
             missing.discard(number)
@@ -238,6 +268,13 @@ def _walk(
 def _from_start(
     content: bytes | Path, targets: list[int], deadline: float
 ) -> dict[int, NDArray[np.uint8]]:
+    """Find frames by counting, without any times; frames beyond the end are absent.
+
+    Args:
+        content: As for `decode_frames`.
+        targets: Frame numbers, ascending.
+        deadline: Value of time.monotonic after which DecodeError is raised.
+    """
     found: dict[int, NDArray[np.uint8]] = {}
     with av.open(_source(content), "r") as container:
         container.streams.video[0].codec_context.thread_count = 1

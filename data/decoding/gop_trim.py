@@ -16,7 +16,7 @@ from typing import Any
 import av
 
 from allinone.data.decoding.codecs import codec_of
-from allinone.data.decoding.frames import DecodeError, Timeline
+from allinone.data.decoding.frames import DAMAGE, DecodeError, Timeline
 
 CONTAINERS = {
     "h264": "mp4",
@@ -52,6 +52,9 @@ def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline)
         frames: Number of frames of the video.
         timeline: Gives the keyframes where decoding may start.
 
+    Returns:
+        The video that is left, and the wanted frames' numbers in it.
+
     Raises:
         DecodeError: The file is damaged.
     """
@@ -63,6 +66,8 @@ def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline)
             with closing(demuxing) as demuxed:
                 packets = [packet for packet in demuxed if packet.size]
             codec = codec_of(stream)
+            # Not paired: a packet's rank is not its frame's number, and nothing would notice that
+            # the frames of the trimmed video are wrong.
             paired = len(packets) == frames and all(packet.pts is not None for packet in packets)
             if codec not in CONTAINERS or not paired:
                 return TrimmedStream(content, tuple(wanted))
@@ -75,13 +80,22 @@ def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline)
                 remux([packet for _, packet in kept], stream, CONTAINERS[codec]),
                 tuple(position[number] for number in wanted),
             )
-    except (av.error.FFmpegError, ValueError, IndexError) as error:
+    except DAMAGE as error:
         raise DecodeError(str(error)) from error
 
 
 def _needed(packets: list[Any], wanted: Sequence[int], timeline: Timeline) -> list[tuple[int, Any]]:
-    """Return (frame number, packet) in decoding order: of every GOP with a wanted frame, the
-    packets up to its last wanted frame."""
+    """Return what decoding some frames takes.
+
+    Args:
+        packets: All packets of the video, one per frame, in decoding order.
+        wanted: Display-order frame numbers.
+        timeline: Gives the keyframes where decoding may start.
+
+    Returns:
+        (frame number, packet) in decoding order: of every GOP with a wanted frame, the packets up
+        to its last wanted frame.
+    """
     number = {pts: rank for rank, pts in enumerate(sorted(packet.pts for packet in packets))}
     decoded = [number[packet.pts] for packet in packets]  # frame numbers in decoding order
     position = {frame: place for place, frame in enumerate(decoded)}

@@ -14,7 +14,7 @@ from typing import Any
 import av
 
 from allinone.data.decoding.codecs import codec_of
-from allinone.data.decoding.frames import Timeline
+from allinone.data.decoding.frames import DAMAGE, Timeline
 from allinone.data.decoding.gop_trim import CONTAINERS, TrimmedStream, remux, trim
 
 BUFFER = 1 << 18
@@ -55,6 +55,7 @@ class ByteRange(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         left = max(0, self._size - self._position)
         wanted = left if size < 0 else min(size, left)
+        # pread has no position to share: other threads read the same shard by this descriptor
         content = os.pread(self._descriptor, wanted, self._offset + self._position)
         self._position += len(content)
         self.bytes_read += len(content)
@@ -96,6 +97,9 @@ def load_segment(
         frames: Number of frames of the stored video.
         timeline: Of the stored video.
         read_all: Returns the complete video; called only if needed.
+
+    Returns:
+        The segment; the complete video as one of frame 0 on if it cannot be cut.
     """
     segment = read_segment(video, wanted, frames, timeline)
     return segment or VideoSegment(read_all(), 0, frames, timeline)
@@ -130,7 +134,7 @@ def read_segment(
             if packets is None:
                 return None
             content = remux(packets, stream, CONTAINERS[codec])
-    except (av.error.FFmpegError, ValueError, IndexError):
+    except DAMAGE:
         return None  # decoding the complete file decides whether it is damaged
     times = timeline.times
     if times is not None:
@@ -142,14 +146,26 @@ def read_segment(
 def _packets(
     container: Any, stream: Any, first: int, stop: int, timeline: Timeline
 ) -> list[Any] | None:
-    """Return the packets of frames first to stop - 1, each exactly once, or None."""
+    """Read the packets of a segment.
+
+    Args:
+        container: The opened video.
+        stream: Its video stream.
+        first: First frame of the segment, a keyframe.
+        stop: The keyframe after the segment, or the number of frames.
+        timeline: Of the video.
+
+    Returns:
+        The packets of frames first to stop - 1, each exactly once, in decoding order; None if they
+        are not all found.
+    """
     base, begin = float(stream.time_base), stream.start_time or 0
     if first:
         container.seek(begin + timeline.seek_to(first, base), stream=stream)
     packets: list[Any] = []
     numbers: set[int] = set()
     for packet in container.demux(stream):
-        if not packet.size or packet.pts is None:
+        if not packet.size or packet.pts is None:  # PyAV's last packet has neither
             break
         number = timeline.number((packet.pts - begin) * base)
         # At a variable rate a seek may land one GOP early.
@@ -158,6 +174,8 @@ def _packets(
         # `stop` is a keyframe where decoding may start: all frames shown before it come before it.
         if number == stop:
             break
+        # A hole or a repetition means that times and frames do not agree; a wrong frame would not
+        # be noticed later, so the complete file is decoded instead.
         if number is None or not first <= number < stop or number in numbers:
             return None
         packets.append(packet)

@@ -84,7 +84,13 @@ class BadClipLog:
                     self._is_new(record["dataset"], record["clip"], record["epoch"])
 
     def _is_new(self, dataset: str, clip: str, epoch: int) -> bool:
-        """Return whether this clip is met for the first time in this epoch, and remember it."""
+        """Return whether this clip is met for the first time in this epoch, and remember it.
+
+        Args:
+            dataset: Name of the data set.
+            clip: Name of the clip.
+            epoch: Epoch of the position at which it was met.
+        """
         epochs = self._named.setdefault(dataset, {})
         clips = epochs.setdefault(epoch, set())
         # Positions in flight never span more than two epochs of a data set.
@@ -98,5 +104,7 @@ class BadClipLog:
     def _write(self, record: dict[str, object]) -> None:
         if self._path:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            # Closed after each line, so that others can read it at once. Not fsynced: what a crash
+            # loses is written again when the resumed run meets the clip.
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")

@@ -31,6 +31,9 @@ class BatchMaker(Dataset[MicroBatch]):
         Args:
             micro_batch: What `__getitem__` returned.
             failed: Number of a sample in the micro-batch → reason.
+
+        Returns:
+            A micro-batch with other samples in their places (training) or none (evaluation).
         """
         raise NotImplementedError
 

@@ -56,6 +56,9 @@ def _flow(
         words: Words with their colours.
         face: Font.
         lines: Lines at most.
+
+    Returns:
+        Pixels from the top.
     """
     height, space, left = face.size + 6, draw.textlength(" ", font=face), float(x)
     for word, colour in words:
@@ -76,7 +79,16 @@ def _flow(
 def _tokens(
     batch: Batch, row: int, tokenizer: Tokenizer
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Return (the text that MLM sees, the words to predict) as word pieces with their colours."""
+    """Return the texts of one clip as word pieces with their colours.
+
+    Args:
+        batch: The samples.
+        row: Which of them.
+        tokenizer: Turns ids into word pieces.
+
+    Returns:
+        (the text that MLM sees, the words to predict).
+    """
     names = tokenizer.piece
     seen, wanted = [], []
     columns = (batch.mlm_ids, batch.mlm_labels, batch.text_mask)
@@ -91,6 +103,16 @@ def _tokens(
 def _describe(
     draw: ImageDraw.ImageDraw, x: int, y: int, batch: Batch, number: int, tokenizer: Tokenizer
 ) -> None:
+    """Draw name, caption, masked text and the words to predict of one clip.
+
+    Args:
+        draw: Where to draw.
+        x: Left edge, pixels.
+        y: Upper edge, pixels.
+        batch: The samples.
+        number: Which of them.
+        tokenizer: Turns ids into word pieces.
+    """
     seen, wanted = _tokens(batch, number, tokenizer)
     caption = [(word, INK) for word in batch.captions[number].split()]
     y = _flow(draw, x, y, TEXT_WIDTH, [(batch.clips[number], QUIET)], font(12), 1) + 3
@@ -106,11 +128,15 @@ def contact_sheet(batch: Batch, config: DataConfig, title: str) -> Image.Image:
         batch: Samples after crop, colour and normalisation.
         config: Its normalisation is undone.
         title: Heading.
+
+    Returns:
+        The picture, RGB.
     """
     tokenizer = Tokenizer()
     clips, frames = batch.pixels.shape[:2]
     normalised = batch.pixels.permute(0, 1, 3, 4, 2).cpu().numpy()
     pixels = normalised * np.array(config.std) + np.array(config.mean)
+    # rounding may leave [0, 1] by a little, and a cast to uint8 would turn white into black
     shown = (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8)
     cell_height = FRAME + 2 * GAP
     cell_width = 3 * GAP + frames * (FRAME + 6) + TEXT_WIDTH

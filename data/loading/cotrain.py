@@ -98,6 +98,7 @@ class CoTrainStream:
         Raises:
             DataError: The image batch is not a multiple of ranks x accumulation.
         """
+        # accumulation: micro-batches per step of this rank, for video and images alike
         rounds = self._global_batch // (micro_batch * world)
         step = first // self._global_batch
         if self._image_batch % (world * rounds):
@@ -108,6 +109,8 @@ class CoTrainStream:
                 f" {(self._image_batch // (world * rounds) + 1) * world * rounds}"
             )
         place = {"rank": rank, "world": world}
+        # Each stream continues after the samples of its own steps, a pure function of the step: the
+        # position of a resumed run is enough.
         video = self._video.batches(
             first=self.video_steps_before(step) * self._global_batch,
             micro_batch=micro_batch,
@@ -126,6 +129,7 @@ class CoTrainStream:
             step += 1
 
     def _join(self, step: int, video: Iterator[Batch], images: Iterator[Batch]) -> CoBatch:
+        """Take from the streams what a step of this number holds."""
         on_video = self.video_steps_before(step + 1) > self.video_steps_before(step)
         on_images = self.image_steps_before(step + 1) > self.image_steps_before(step)
         return CoBatch(next(video) if on_video else None, next(images) if on_images else None)

@@ -22,7 +22,6 @@ from allinone.data.decoding.frames import Timeline, decode_frames
 from allinone.data.decoding.segment import ByteRange, VideoSegment, load_segment
 from allinone.data.index import Index
 from allinone.data.loading.augmentation import eval_augmentations, training_augmentations
-from allinone.data.loading.bad_clips import BadClipLog
 from allinone.data.loading.batch import Batch
 from allinone.data.loading.batch_maker import EvalBatchMaker
 from allinone.data.loading.clip_input import ClipWindow, choose_frames
@@ -82,7 +81,16 @@ class ClipSource:
     def choose(
         self, row: dict[str, Any], random: np.random.Generator | None, captions: int
     ) -> SampleChoices:
-        """Choose caption, frames and augmentation of a clip; without `random` for evaluation."""
+        """Choose caption, frames and augmentation of a clip.
+
+        Args:
+            row: A row of the index.
+            random: The sample's generator in training; None in evaluation.
+            captions: How many captions training chooses from.
+
+        Returns:
+            The choices; frame numbers are those of the stored file.
+        """
         window = ClipWindow.of_row(row)
         (choices,) = choose_frames(
             window, self._config, self._clip.num_frames, random, captions=captions
@@ -95,6 +103,9 @@ class ClipSource:
         Args:
             row: A row of the index.
             wanted: Display-order frame numbers in the stored file.
+
+        Returns:
+            The frames' GOPs as a video of their own, or the complete file.
 
         Raises:
             DataError: The shard is gone or too short.
@@ -111,7 +122,7 @@ class ClipSource:
             return self._shards[row["shard"]]
         except OSError as error:
             if error.errno not in LASTING:
-                raise
+                raise  # the storage is in trouble: a restarted run may read the shard
             path = self.index.folder / row["shard"]
             remedy = "restore it, or rerun the `allinone prepare` command that wrote it"
             if error.errno in (errno.EMFILE, errno.ENFILE):
@@ -119,6 +130,7 @@ class ClipSource:
             raise LostDataError(f"shard {path} cannot be opened ({error}); {remedy}") from error
 
     def _read(self, row: dict[str, Any]) -> bytes:
+        # the descriptor lives as long as this object, even if another thread's read evicts it
         content = self._open(row).read(row["offset"], row["size"])
         if len(content) != row["size"]:
             raise DataError(
@@ -130,12 +142,24 @@ class ClipSource:
     def _sample(
         self, number: int, random: np.random.Generator | None, mask_random: np.random.Generator
     ) -> Sample:
+        """Make a sample.
+
+        Args:
+            number: Row of the index.
+            random: Draws caption, frames and augmentation; None in evaluation.
+            mask_random: Draws the masked words; in training the same generator, after `random`.
+
+        Raises:
+            DecodeError: The clip is bad.
+        """
         self._tokenizer = self._tokenizer or Tokenizer()
         tokenizer, config, row = self._tokenizer, self._config, self.index[number]
         choices = self.choose(row, random, len(row["captions"]))
         segment = self.segment(row, choices.frames)
         media: Pixels
         if self.codecs and dali_reads(row, self.codecs):
+            # DALI decodes from the first packet on: only the needed GOPs are handed over, 0.18 to
+            # 0.5 of the bytes
             media = segment.trim(choices.frames)
         else:
             media = decode_frames(
@@ -178,7 +202,17 @@ def collate_clips(
     names: tuple[str, ...],
     device: torch.device,
 ) -> Batch | None:
-    """Build a batch on the device; None if no clip is left."""
+    """Build a batch on the device.
+
+    Args:
+        micro_batch: What reader processes have made.
+        pixels: float32 [B, T, 3, S, S]; None if no clip is left.
+        names: Data sets by `dataset_ids`.
+        device: Where the tensors go.
+
+    Returns:
+        The batch; None if no clip is left.
+    """
     if pixels is None:
         return None
     # everything is computed on the CPU and copied at the end: `nonzero` on the device would
@@ -261,6 +295,7 @@ class TrainStream:
             DataError: Prepared data is missing or damaged.
         """
         augmentations = training_augmentations(self._clip, self.config, device, micro_batch)
+        # before the readers start, which get a pickled copy of the sources
         for source in self._sources:
             source.codecs = augmentations[0].codecs
         maker = ReplacementSampler(
@@ -273,10 +308,7 @@ class TrainStream:
             micro_batch=micro_batch,
         )
         collate = partial(collate_clips, names=self.dataset_names, device=device)
-        bad_clips = BadClipLog(self._bad_clips, rank, self.config.max_bad_share)
-        yield from training_batches(
-            maker, collate, self.config, augmentations, bad_clips, micro_batch
-        )
+        yield from training_batches(maker, collate, self.config, augmentations, self._bad_clips)
 
 
 class EvalSet:
@@ -320,6 +352,7 @@ class EvalSet:
         """
         augmentations = eval_augmentations(self._clip, self.config, device, batch_size)
         self._source.codecs = augmentations[0].codecs
+        # interleaved: ranks differ by one clip at most, at any `limit` and world size
         rows = range(rank, min(len(self), limit or len(self)), world)
         maker = EvalBatchMaker(
             self._source,

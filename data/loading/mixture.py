@@ -44,7 +44,15 @@ class _Rows:
 
 @functools.lru_cache(maxsize=16)
 def _windows(rows: int, windows: int, seed: int, epoch: int) -> tuple[int, NDArray[np.int64]]:
-    """Return where an epoch's first window begins, and the order of the epoch's windows."""
+    """Return where an epoch's first window begins, and the order of the epoch's windows.
+
+    Args:
+        rows: Rows of the data set.
+        windows: Complete windows in it.
+        seed: Seed of the data set's order.
+        epoch: Number of the epoch.
+    """
+    # cached: a look-up per sample would permute HowTo100M's windows each time
     random = np.random.default_rng([seed, epoch])
     return int(random.integers(rows)), random.permutation(windows)
 
@@ -55,6 +63,11 @@ class _WindowShuffle(grain.MapDataset[tuple[int, int]]):
     Every epoch orders the windows differently and lets them begin at another row, so that other
     rows share a window; the rows left over come last. Grain's own window shuffle keeps the order of
     the windows, and reads beyond the last row if the window does not divide the rows.
+
+    Args:
+        parent: The rows of the data set.
+        window: Rows of a window.
+        seed: Seed of the order.
     """
 
     def __init__(self, parent: grain.MapDataset[tuple[int, int]], window: int, seed: int) -> None:

@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -21,6 +22,7 @@ from allinone.data.config import DataConfig
 from allinone.data.loading.augmentation import Augmentation
 from allinone.data.loading.bad_clips import BadClipLog
 from allinone.data.loading.batch_maker import BatchMaker
+from allinone.data.loading.replacement import ReplacementSampler
 from allinone.data.loading.samples import MicroBatch
 
 BatchT = TypeVar("BatchT")
@@ -65,12 +67,11 @@ def augment(
 
 
 def training_batches(
-    maker: BatchMaker,
+    maker: ReplacementSampler,
     collate: Collate[BatchT | None],
     config: DataConfig,
     augmentations: Sequence[Augmentation],
-    bad_clips: BadClipLog,
-    micro_batch: int,
+    bad_clips: Path | None,
 ) -> Iterator[BatchT]:
     """Yield complete batches without end, and log the clips that were replaced in each.
 
@@ -79,16 +80,37 @@ def training_batches(
         collate: As for `prefetch`.
         config: As for `prefetch`.
         augmentations: As for `prefetch`.
-        bad_clips: Where replaced clips are counted.
-        micro_batch: Samples per batch.
+        bad_clips: Folder of the bad-clip log; None writes none.
 
     Raises:
         BadClipShareError: Too many clips cannot be used.
     """
+    log = BadClipLog(bad_clips, maker.rank, config.max_bad_share)
     for raw, batch in prefetch(maker, collate, config, augmentations, Endless()):
         assert batch is not None  # every position is filled, or an error is raised
-        bad_clips.add(micro_batch, raw.bad)
+        log.add(maker.micro_batch, raw.bad)
         yield batch
+
+
+class _Handover:
+    """A bounded queue between two threads; its consumer may stop taking at any time."""
+
+    def __init__(self, size: int) -> None:
+        self._items: queue.Queue[Any] = queue.Queue(maxsize=size)
+        self.stopped = threading.Event()
+        """Set by the consumer."""
+        self.get = self._items.get
+
+    def put(self, item: Any) -> bool:
+        """Wait for room and add an item; False once the consumer has stopped."""
+        # Never block for good: after `stopped` nobody takes from the queue any more.
+        while not self.stopped.is_set():
+            try:
+                self._items.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
 
 
 def prefetch(
@@ -107,23 +129,17 @@ def prefetch(
         augmentations: Each runs in a thread of its own; micro-batches are dealt in turn.
         sampler: Numbers of the micro-batches; default: all of `maker`, once.
 
+    Yields:
+        (the micro-batch that was finally used, its batch).
+
     Raises:
         Exception: Any error of readers and augmentations is raised here.
     """
     loader = _loader(maker, config, sampler)
+    # one thread each, because a DALI pipeline runs one batch at a time
     threads = [ThreadPoolExecutor(1, thread_name_prefix="augment") for _ in augmentations]
-    done: queue.Queue[Any] = queue.Queue(maxsize=2 * len(augmentations))
-    stop = threading.Event()
-
-    def put(item: Any) -> bool:
-        # Never block for good: after `stop` nobody takes from the queue any more.
-        while not stop.is_set():
-            try:
-                done.put(item, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
+    # two each: one in work and one waiting; more would only hold pixels on the device
+    done = _Handover(2 * len(augmentations))
 
     def make(micro_batch: MicroBatch, augmentation: Augmentation) -> tuple[MicroBatch, BatchT]:
         micro_batch, pixels = augment(micro_batch, maker, augmentation)
@@ -135,11 +151,11 @@ def prefetch(
                 turn = k % len(augmentations)
                 # The queue holds futures in the order of submission: threads may finish in any
                 # order, batches come out in this one.
-                if not put(threads[turn].submit(make, micro_batch, augmentations[turn])):
+                if not done.put(threads[turn].submit(make, micro_batch, augmentations[turn])):
                     return
-            put(None)
+            done.put(None)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
-            put(error)
+            done.put(error)
 
     reader = threading.Thread(target=read, name="read", daemon=True)
     reader.start()
@@ -147,8 +163,8 @@ def prefetch(
     # After an error elsewhere nobody closes this generator before the modules it needs are gone.
     @atexit.register
     def end() -> None:
-        if not stop.is_set():
-            stop.set()
+        if not done.stopped.is_set():
+            done.stopped.set()
             atexit.unregister(end)
             reader.join(timeout=5)
             for thread in threads:
@@ -166,13 +182,15 @@ def prefetch(
 def _loader(
     maker: BatchMaker, config: DataConfig, sampler: Sampler[int] | None
 ) -> DataLoader[MicroBatch]:
+    """Start the reader processes; arguments as for `prefetch`."""
     options: dict[str, Any] = {}
-    if config.workers:
+    if config.workers:  # without workers, DataLoader refuses these options
         options.update(
             multiprocessing_context=forkserver_context(),
             prefetch_factor=config.prefetch,
             worker_init_fn=live_and_die_with_parent,
         )
+    # batch_size=None: an item of `maker` is a micro-batch already
     return DataLoader(
         maker, batch_size=None, num_workers=config.workers, sampler=sampler, **options
     )

@@ -14,7 +14,7 @@ Evaluation replaces nothing: see data/loading/batch_maker.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 
@@ -30,45 +30,34 @@ ATTEMPTS = 20
 """Rows tried for one position before the run gives up."""
 
 
+@dataclass(frozen=True, eq=False)
 class ReplacementSampler(BatchMaker):
     """The micro-batches of one rank in training.
 
     The k-th holds the positions from first + (k * world + rank) * micro_batch on.
-
-    Args:
-        sources: The data sets of the mixture.
-        order: Position → data set, epoch and row.
-        seed: Seed of all random choices.
-        first: Position of the first sample of all ranks.
-        rank: This data-parallel rank.
-        world: Number of data-parallel ranks.
-        micro_batch: Samples per micro-batch.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[SampleSource],
-        order: Order,
-        *,
-        seed: int,
-        first: int,
-        rank: int,
-        world: int,
-        micro_batch: int,
-    ) -> None:
-        self._sources = sources
-        self._order = order
-        self._seed = seed
-        self._first = first
-        self._rank = rank
-        self._world = world
-        self._micro_batch = micro_batch
+    sources: Sequence[SampleSource]
+    """The data sets of the mixture."""
+    order: Order
+    """Position → data set, epoch and row."""
+    _: KW_ONLY
+    seed: int
+    """Seed of all random choices."""
+    first: int
+    """Position of the first sample of all ranks."""
+    rank: int
+    """This data-parallel rank."""
+    world: int
+    """Number of data-parallel ranks."""
+    micro_batch: int
+    """Samples per micro-batch."""
 
     def __getitem__(self, k: int) -> MicroBatch:
         torch.set_num_threads(1)  # parallelism comes from the reader processes
-        start = self._first + (k * self._world + self._rank) * self._micro_batch
+        start = self.first + (k * self.world + self.rank) * self.micro_batch
         bad: list[BadClip] = []
-        samples = [self._sample(p, bad) for p in range(start, start + self._micro_batch)]
+        samples = [self._sample(p, bad) for p in range(start, start + self.micro_batch)]
         return MicroBatch(samples, tuple(bad), start)
 
     def without(self, micro_batch: MicroBatch, failed: Mapping[int, str]) -> MicroBatch:
@@ -76,20 +65,30 @@ class ReplacementSampler(BatchMaker):
         samples, bad = list(micro_batch.samples), list(micro_batch.bad)
         for i, reason in failed.items():
             position = micro_batch.first_position + i
-            place = self._order[position]
-            name = self._sources[place.dataset].name
+            place = self.order[position]
+            name = self.sources[place.dataset].name
             bad.append(BadClip(name, samples[i].name, reason, place.epoch))
+            # The reader has tried the attempts before this one.
             samples[i] = self._sample(position, bad, samples[i].attempt + 1)
         return replace(micro_batch, samples=samples, bad=tuple(bad))
 
     def _sample(self, position: int, bad: list[BadClip], first_attempt: int = 0) -> Sample:
-        """Make the sample of a position; rows that fail are appended to `bad` and replaced."""
-        place = self._order[position]
-        source, row = self._sources[place.dataset], place.row
+        """Make the sample of a position.
+
+        Args:
+            position: Position in the training order.
+            bad: Rows that fail are appended here.
+            first_attempt: 0 is the position's own row, each later attempt another one.
+
+        Raises:
+            DataError: ATTEMPTS rows have failed.
+        """
+        place = self.order[position]
+        source, row = self.sources[place.dataset], place.row
         for attempt in range(first_attempt, ATTEMPTS):
             # Keyed by the position's own row, not by the replacement's: no dependence on who failed
             # first.
-            random = generator(self._seed, source.name, place.epoch, place.row, attempt)
+            random = generator(self.seed, source.name, place.epoch, place.row, attempt)
             if attempt:
                 row = int(random.integers(len(source)))
             try:

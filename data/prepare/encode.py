@@ -154,6 +154,7 @@ class ClipEncoder:
         self._size = self._encoding.scaled(width, height)
         self._first_s = float(frame.time or 0.0)
         self._output = av.open(self._target, "w", format=self._encoding.extension)
+        # The rate is nominal: every frame has its own time, in TICKS.
         self._stream = self._output.add_stream(name, rate=Fraction(25), options=options)
         context = self._stream.codec_context
         self._stream.width, self._stream.height = self._size
@@ -169,8 +170,10 @@ class ClipEncoder:
         if shape != self._shape:  # a source may change its size in mid-stream
             self._graph = self._filter_graph(frame)
             self._shape = shape
+        # Only the order counts inside the graph; `_repeat_until` sets the real time.
         frame.pts = self._received
         frame.time_base = Fraction(1, TICKS)
+        # All filters give one frame per frame, so `pull` never finds the graph empty.
         self._graph.push(frame)
         return self._graph.pull()
 
@@ -180,6 +183,7 @@ class ClipEncoder:
         width, height = self._size
         colours = "in_color_matrix=auto:out_color_matrix=bt601"
         output_range = "full" if self._full_range else "limited"
+        # area: averages all source pixels of a target pixel, so shrinking does not alias
         steps = [
             f"scale={width}:{height}:flags=area:{colours}:out_range={output_range}",
             f"format={'yuvj420p' if self._full_range else 'yuv420p'}",

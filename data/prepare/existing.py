@@ -10,6 +10,7 @@ from allinone.common.errors import DataError
 from allinone.data.prepare.merge import bad_files, fragment_paths
 from allinone.data.prepare.options import PrepareOptions
 from allinone.data.sources import SourceRow
+from allinone.data.sources.media import media_folder
 
 MISSING_LIMIT = 1000
 """If this many files are missing and none was found, the folder of the media must be wrong."""
@@ -29,17 +30,18 @@ class MissingMediaGuard:
     """
 
     def __init__(self, options: PrepareOptions, found: bool) -> None:
+        # a retry only works on shards of earlier runs
         self.found = found or bool(options.retry)
         """Whether any file was found; before that, no shard is written."""
         self._options = options
         self._missing = 0
         self._first = ""
-        base = options.source if options.source.is_dir() else options.source.parent
-        root = options.videos or base / "videos"
+        root = media_folder(options.source, options.videos, "videos")
         self._root = root if _holds_something(root) else None
 
     def check_mounted(self) -> None:
         """Raise DataError if the folder of the videos was not empty at the start, and is now."""
+        # the mount point of a file system that is gone is an empty folder, not an error
         if self._root is not None and not _holds_something(self._root):
             raise DataError(
                 f"{self._root} has become empty: is the storage still mounted here? Once it is, the"
@@ -73,6 +75,7 @@ class MissingMediaGuard:
 
 def _holds_something(folder: Path) -> bool:
     try:
+        # the first entry, not a listing: it is called for every missing file
         return next(folder.iterdir(), None) is not None
     except OSError:
         return False
@@ -94,6 +97,7 @@ def existing_shards(out: Path) -> tuple[frozenset[str], dict[str, list[Path]]]:
     for folder, names in (("shards", tars), ("parts", fragments)):
         for path in (out / folder).iterdir():
             if path.name.startswith(TEMPORARY):
+                # <prefix>SHARD.00012 of a re-encoded file, <prefix>SHARD.tar-1a2b3c4d of a tar
                 name = path.name.removeprefix(TEMPORARY).partition(".")[0]
                 leftovers.setdefault(name, []).append(path)
             else:
@@ -128,6 +132,8 @@ def needs_retry(options: PrepareOptions, name: str, rows: list[SourceRow]) -> bo
     if not options.retry:
         return False
     fragment = fragment_paths(options.out, name)[1]
+    # Both times are of one file system. An NFS server sets them itself, so the clocks of the nodes
+    # that wrote the files do not matter.
     if fragment.stat().st_mtime_ns > (options.out / RETRY).stat().st_mtime_ns:
         return False
     bad = {

@@ -69,15 +69,17 @@ class SourceListing:
         This also finds a damaged row long before the work reaches it.
         """
         if self.counts is None:
+            # a process, because parsing a list would hold the GIL that reading the rows needs
             context = forkserver_context()
             pipe, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_count_for, args=(theirs, self._read), daemon=True)
             process.start()
-            theirs.close()
+            theirs.close()  # the child holds the only other end: its death reads as EOF
             self._counter = process, pipe
 
     def poll(self) -> Counts | None:
         """Return the counts if they are known by now; raises errors of the counting process."""
+        # complete if it exists: written atomically, perhaps by another part
         if self.counts is None and self._path.exists():
             self.counts = dict(json.loads(self._path.read_text()))
         if self.counts is None and self._counter is not None and self._counter[1].poll():
@@ -108,7 +110,7 @@ class SourceListing:
         """End the counting process."""
         if self._counter is not None:
             process, pipe = self._counter
-            process.kill()
+            process.kill()  # SIGTERM would only set a deadline (live_and_die_with_parent)
             process.join()
             pipe.close()
             self._counter = None
@@ -117,6 +119,7 @@ class SourceListing:
 def _count_for(pipe: Connection, read: Callable[[], Iterator[SourceRow]]) -> None:
     live_and_die_with_parent()
     try:
+        # in order of first appearance, which becomes the order of the shards in the index
         pipe.send(dict(Counter(row.split for row in read())))
     except (DataError, OSError) as error:
         pipe.send(error)

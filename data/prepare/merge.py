@@ -105,6 +105,7 @@ def merge_fragments(out: Path, names: list[str]) -> DatasetCounts:
         DataError: Shards are missing.
     """
     _require_complete(out, names)
+    # Only here: before all shards exist, an unfinished file may be the work of another part.
     for folder in (out, out / "shards", out / "parts"):
         remove_leftovers(folder)
     write_mapped(
@@ -114,7 +115,7 @@ def merge_fragments(out: Path, names: list[str]) -> DatasetCounts:
         atomic_path(out / "videos.parquet") as path,
         pq.ParquetWriter(path, VIDEO_SCHEMA, compression="zstd") as writer,
     ):
-        for name in names:
+        for name in names:  # one row group per shard, so only one shard is in memory
             writer.write_table(_videos(out, name))
     counts = _write_clips(out, names)
     write_mapped(
@@ -159,6 +160,7 @@ def _write_clips(out: Path, names: list[str]) -> DatasetCounts:
             for row in lost.select(["key", "source", "reason", "detail"]).to_pylist():
                 bad_clips.write(json.dumps(row) + "\n")
                 bad[row["reason"]] += 1
+            # the split of the shard's name; splits may contain "-" themselves
             clips[name.rpartition("-")[0]] += table.num_rows - lost.num_rows
             listed_clips += table.num_rows - table["video"].null_count
             lost_files += table["video"].null_count
@@ -173,10 +175,19 @@ def _videos(out: Path, name: str) -> pa.Table:
 
 
 def _clips(out: Path, name: str, videos: pa.Table, base: int, placeholders: pa.Array) -> pa.Table:
-    """A shard's clips; `video` becomes the row of the complete table of stored files."""
+    """A shard's clips; `video` becomes the row of the complete table of stored files.
+
+    Args:
+        out: The prepared folder.
+        name: The shard.
+        videos: Its stored files.
+        base: Stored files of all shards before it.
+        placeholders: Hashes of images whose clips are bad.
+    """
     table = pq.read_table(fragment_paths(out, name)[1], schema=SCHEMA)
     local = table["video"]
     if len(placeholders):
+        # the row of a file that is not stored takes null here and keeps its own reason
         shared = pc.fill_null(pc.is_in(videos["hash"].take(local), value_set=placeholders), False)
         detail = f"at least {PLACEHOLDER_COPIES} rows share this image"
         for column, text in (("reason", "placeholder"), ("detail", detail)):
@@ -188,6 +199,8 @@ def _clips(out: Path, name: str, videos: pa.Table, base: int, placeholders: pa.A
 
 def _placeholders(out: Path, names: list[str]) -> pa.Array:
     """Hashes of the images that too many rows share."""
+    # The one thing kept of all shards: 16 hexadecimal digits and a 4-byte offset in Arrow, which
+    # is 250 MB for CC12M.
     seen: list[Any] = []
     for name in names:
         table = pq.read_table(fragment_paths(out, name)[0], columns=["hash", "media"])
@@ -200,6 +213,7 @@ def _placeholders(out: Path, names: list[str]) -> pa.Array:
 
 def _good_clips(path: Path) -> Iterator[pa.Table]:
     """Clips without a reason; the order of the shards keeps splits together."""
+    # from index.parquet rather than the fragments: its `video` and its reasons are final
     for batch in pq.ParquetFile(path).iter_batches(CLIPS_PER_BATCH):
         table = pa.Table.from_batches([batch])
         good = table.filter(pc.is_null(table["reason"]))

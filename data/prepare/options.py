@@ -159,7 +159,7 @@ class PrepareOptions:
 
     def fingerprint(self) -> dict[str, Any]:
         """The options that determine the result, as prepare.json and dataset.json store them."""
-        from allinone.data.index import LAYOUT
+        from allinone.data.index import LAYOUT  # imports pyarrow, which --help must not wait for
 
         values: dict[str, Any] = {"layout": LAYOUT}
         for entry in fields(PrepareOptions):

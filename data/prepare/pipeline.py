@@ -64,6 +64,9 @@ def prepare(options: PrepareOptions, progress: bool = True) -> PrepareSummary:
         options: What to prepare.
         progress: Whether to show the progress.
 
+    Returns:
+        What the folder holds, or what this part has made.
+
     Raises:
         DataError: The options, the source or the storage cannot be used.
     """
@@ -76,6 +79,7 @@ def prepare(options: PrepareOptions, progress: bool = True) -> PrepareSummary:
             return _summary(options.out)
     _claim_folder(options)
     try:
+        # From here on, loaders refuse the folder until its index agrees with its shards again.
         (options.out / "dataset.json").unlink(missing_ok=True)
         listing = SourceListing(
             options.source, partial(rows_of, options), options.out / "plan.json"
@@ -85,6 +89,7 @@ def prepare(options: PrepareOptions, progress: bool = True) -> PrepareSummary:
             return _part_summary(options.part, made, time.monotonic() - start)
         counts = listing.count()
         merged = merge_fragments(options.out, shard_names(options, counts))
+        # Only now: an interrupted retry finds by this file's time which shards it has made.
         (options.out / RETRY).unlink(missing_ok=True)
         official = _compare_official(options, counts, merged)
         write_facts(options.out, merged, options.format, options.fingerprint(), official)
@@ -132,7 +137,7 @@ def _summary(out: Path) -> PrepareSummary:
 
 def _require_same_options(options: PrepareOptions) -> None:
     old = json.loads((options.out / "prepare.json").read_text())
-    new = json.loads(json.dumps(options.fingerprint()))
+    new = json.loads(json.dumps(options.fingerprint()))  # tuples become lists, as in the file
     # "videos" may differ: the media may have been moved, or searched in a wrong folder
     changes = [
         f"{'format' if key == 'kind' else key}: {old.get(key)} → {new[key]}"
@@ -161,6 +166,8 @@ def _claim_folder(options: PrepareOptions) -> None:
             f"{options.out} is not empty and holds no prepared data; give another --out"
         )
     try:
+        # Parts of an array start together: each writes the same bytes, and a rename replaces the
+        # file of another part without a moment in which it is missing or incomplete.
         write_atomic(marker, json.dumps(options.fingerprint(), indent=1) + "\n")
         for folder in ("shards", "parts"):
             (options.out / folder).mkdir(exist_ok=True)
@@ -175,6 +182,7 @@ def _is_complete(options: PrepareOptions) -> bool:
     plan = options.out / "plan.json"
     if not plan.exists():  # a copy of the files that training needs
         return True
+    # one listing instead of a look-up per shard: HowTo100M has 12,000, YT-Temporal 60,000
     tars = {path.name for path in (options.out / "shards").glob("*.tar")}
     names = shard_names(options, json.loads(plan.read_text()))
     return tars.issuperset(f"{name}.tar" for name in names)
@@ -208,6 +216,7 @@ def _compare_official(
     for path in known.files(options.source) if known.official else ():
         for split, (rows, exact) in known.official.get(path.name, {}).items():
             listed = counts.get(split, 0)
+            # 2 %: a number that is not exact was rounded in its paper or page, like 2.5 M
             close = listed == rows if exact else abs(listed - rows) <= 0.02 * rows
             lines.append(
                 f"{path.name}, {split}: {listed:,} rows, {'as' if close else 'but'} officially"

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from allinone.common.errors import DataError
-from allinone.common.processes import UNGUARDED, forkserver_context
+from allinone.common.processes import UNGUARDED, forkserver_context, live_and_die_with_parent
 
 STARTING_S = 300.0
 """Time limit for a process to become ready, seconds: it imports modules, possibly from a slow
@@ -31,11 +31,29 @@ Target = Callable[[Connection, Any], None]
 (reason or None, detail or result)."""
 
 
+def answer_tasks(pipe: Connection, answer: Callable[[Any], tuple[Any, Any]]) -> None:
+    """Main loop of a decoding process, for targets of ProbePool.
+
+    Args:
+        pipe: Gives tasks until None, and takes the answers.
+        answer: Task → (reason or None, detail or result).
+    """
+    import av
+
+    live_and_die_with_parent()
+    # bad clips are reported through the pipe; FFmpeg's own lines would repeat that
+    av.logging.set_level(av.logging.PANIC)
+    while (task := pipe.recv()) is not None:
+        pipe.send(answer(task))
+
+
 def _serve(target: Target, pipe: Connection, limits: TimeLimit) -> None:
     pipe.send("ready")  # the main module has been imported
     target(pipe, limits)
 
 
+# Not concurrent.futures: one process that dies breaks its pool, and a task that hangs cannot be
+# stopped.
 class _Worker:
     """One process and the task that it works on."""
 
@@ -65,7 +83,7 @@ class _Worker:
     def send(self, number: int, task: Any) -> None:
         """Begin a task."""
         self.number = number
-        self.task = task
+        self.task = task  # kept to be sent again if the process is killed
         self._set_deadline()
         # if the process is dead, `receive` reports it
         with contextlib.suppress(ConnectionError):
@@ -114,6 +132,7 @@ class _Worker:
 
     def kill(self) -> None:
         """End the process."""
+        # SIGTERM would only set a deadline, and native code that hangs runs no Python handler.
         self._process.kill()
         self._process.join()
 

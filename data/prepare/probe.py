@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,6 @@ def probe(
     Raises:
         ProbeError: The file is bad.
     """
-    import av
-
     if not content:
         raise ProbeError("empty_file", "the file has no content")
     head = content[:256].lstrip().lower()
@@ -84,9 +82,18 @@ def probe(
         raise ProbeError(f"not_{kind.replace(' ', '_')}", detail)
     if extension in ("jpg", "jpeg"):
         _check_jpeg(content)
+    with _opened(io.BytesIO(content)) as container:
+        return _decode(container, extension, limits, sink)
+
+
+@contextmanager
+def _opened(file: io.BytesIO | str) -> Iterator[Any]:
+    """Open a container; PyAV's errors become ProbeError until it is closed."""
+    import av
+
     try:
-        with av.open(io.BytesIO(content)) as container:
-            return _decode(container, extension, limits, sink)
+        with av.open(file, "r") as container:
+            yield container
     except (av.error.FFmpegError, ValueError, EOFError) as error:
         raise ProbeError("undecodable", str(error)) from error
 
@@ -105,6 +112,7 @@ def _check_jpeg(content: bytes) -> None:
 def _decode(
     container: Any, extension: str, limits: Limits, sink: Callable[[Any], None] | None
 ) -> dict[str, Any]:
+    """Decode an opened file completely; arguments, result and errors as for `probe`."""
     stream = _video_stream(container, limits)
     codec = codec_of(stream)
     times: list[float] = []
@@ -119,6 +127,7 @@ def _decode(
             for frame in packet.decode():
                 first = first or frame
                 damaged += frame.is_corrupt
+                # without a time (images, raw streams): FFmpeg's own default of 25 frames per second
                 times.append(float(frame.time) if frame.time is not None else len(times) / 25.0)
                 if sink is not None:
                     sink(frame)
@@ -139,7 +148,8 @@ def _video_stream(container: Any, limits: Limits) -> Any:
         raise ProbeError("undecodable", "no track of the file can be read")
     stream = container.streams.video[0]
     stream.codec_context.thread_count = 1  # files are decoded in parallel processes
-    duration = (container.duration or 0) / 1e6
+    duration = (container.duration or 0) / 1e6  # FFmpeg's AV_TIME_BASE is a microsecond
+    # by the header, because decoding ten hours to find out would take as long as good files do
     if duration > limits.max_duration_s:
         detail = (
             f"{duration:.0f} s by its header, more than --max-duration-s"
@@ -152,14 +162,28 @@ def _video_stream(container: Any, limits: Limits) -> Any:
 def _columns(
     times: list[float], starts: set[int], first: Any, stream: Any, extension: str, image: bool
 ) -> dict[str, Any]:
+    """Return the columns of the index.
+
+    Args:
+        times: Seconds of all frames in display order.
+        starts: Presentation times, in ticks of the stream's clock, where decoding may start.
+        first: The first frame, for pixel format, size and rotation.
+        stream: The video stream, for codec, clock and announced rate.
+        extension: Name of the container.
+        image: Whether the file is an image.
+    """
     rotation = rotation_of(first)
     width, height = (first.height, first.width) if rotation % 180 else (first.width, first.height)
+    # The announced average counts only without a measured one: a seek multiplies the error of the
+    # rate by the frame number, so 0.1 % is a frame too far from frame 1,000 on.
     rate = float(stream.average_rate or 0)
     if len(times) > 1 and times[-1] > times[0]:
         rate = (len(times) - 1) / (times[-1] - times[0])
     base, tick = times[0], float(stream.time_base or 0)
     tolerance = max(CONSTANT_RATE_TOLERANCE, min(ROUNDED_TICKS * tick * rate, ROUNDED_FRAMES))
     constant = all(abs((t - base) * rate - k) <= tolerance for k, t in enumerate(times))
+    # Seconds back to ticks: `starts` holds integers, which are safe keys. A keyframe that is not
+    # shown, as before the start of an edit list, has no number and is dropped.
     by_time = {round(t / float(stream.time_base)): k for k, t in enumerate(times)}
     return {
         "codec": codec_of(stream),
@@ -173,6 +197,7 @@ def _columns(
         "frame_rate": rate,
         "duration_s": len(times) / rate if rate else 0.0,
         "frame_times": None if constant else [t - base for t in times],
+        # a file that begins without an IDR picture (open GOP) is still decoded from its beginning
         "keyframes": sorted({by_time[pts] for pts in starts if pts in by_time} | {0}),
     }
 
@@ -193,17 +218,12 @@ def probe_packets(content: bytes | Path, extension: str, limits: Limits) -> dict
     Raises:
         ProbeError: The file is bad.
     """
-    import av
-
-    file = str(content) if isinstance(content, Path) else io.BytesIO(content)
-    try:
-        with av.open(file, "r") as container:
-            return _read_packets(container, extension, limits)
-    except (av.error.FFmpegError, ValueError, EOFError) as error:
-        raise ProbeError("undecodable", str(error)) from error
+    with _opened(str(content) if isinstance(content, Path) else io.BytesIO(content)) as container:
+        return _read_packets(container, extension, limits)
 
 
 def _read_packets(container: Any, extension: str, limits: Limits) -> dict[str, Any] | None:
+    """Read the packets of an opened file; arguments, result and errors as for `probe_packets`."""
     streams = container.streams.video
     if not streams or codec_of(streams[0]) not in PACKET_CODECS:
         return None
@@ -213,14 +233,16 @@ def _read_packets(container: Any, extension: str, limits: Limits) -> dict[str, A
     first = None
     with closing(container.demux(stream)) as packets:
         for packet in packets:
-            if not packet.size:
+            if not packet.size:  # PyAV's last packet, which flushes the decoder
                 continue
             if packet.pts is None or packet.is_discard or packet.is_corrupt:
                 return None
             times.append(packet.pts)
             if idr_packet(codec_of(stream), packet):
                 starts.add(packet.pts)
+            # one frame, because containers do not state pixel format and rotation reliably
             first = first or next(iter(packet.decode()), None)
+    # packets of equal times are not a frame each
     if first is None or len(set(times)) != len(times):
         return None
     _check_length(len(times), container, stream, limits)
@@ -229,15 +251,24 @@ def _read_packets(container: Any, extension: str, limits: Limits) -> dict[str, A
 
 
 def _check_length(decoded: int, container: Any, stream: Any, limits: Limits) -> None:
+    """Raise ProbeError for a video with too few frames, or fewer than it announces.
+
+    Args:
+        decoded: Frames that decode.
+        container: The opened file, for its duration.
+        stream: The video stream, for its duration and number of frames.
+        limits: Requirements that it must meet.
+    """
     if decoded < limits.min_frames:
         detail = f"{decoded} frame(s) decode, fewer than --min-frames {limits.min_frames}"
         raise ProbeError("too_few_frames", detail)
     announced = stream.frames
     seconds = float(stream.duration * stream.time_base) if stream.duration else 0.0
     if not seconds and len(container.streams) == 1:
-        # Matroska and WebM only state the duration of the file
+        # Matroska and WebM only state the duration of the file, which may be that of the sound
         seconds = (container.duration or 0) / 1e6
     if not announced and stream.average_rate:
         announced = int(seconds * float(stream.average_rate)) - 1
+    # 10 % tolerance: some containers announce more frames than they hold (dmlc/decord issue 373)
     if announced and decoded < 0.9 * announced - 1:
         raise ProbeError("truncated", f"{decoded} of {announced} announced frames decode")

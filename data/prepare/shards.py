@@ -57,6 +57,13 @@ def make_shards(options: PrepareOptions, listing: SourceListing, progress: bool)
         options: Resolved options.
         listing: The source's rows; closed at the end.
         progress: Whether to show the progress.
+
+    Returns:
+        What was made, without the shards that existed.
+
+    Raises:
+        DataError: The source cannot be used, or its media folder is empty or wrong.
+        OSError: The storage failed.
     """
     with closing(listing):
         listing.start_counting()
@@ -69,6 +76,11 @@ class _ShardMaker:
 
     Workers begin the next shards while the last files of one are decoded, which may take half an
     hour, and while it is written.
+
+    Args:
+        options: Resolved options.
+        listing: The source's rows; closed by the caller.
+        progress: Whether to show the progress.
     """
 
     def __init__(self, options: PrepareOptions, listing: SourceListing, progress: bool) -> None:
@@ -83,6 +95,8 @@ class _ShardMaker:
         """Number of a task → its shard and row."""
         self._complete: deque[PendingShard] = deque()
         self._writing: deque[Future[None]] = deque()
+        # A thread, so that copying and fsyncing a shard does not delay the hand-out of tasks; one,
+        # so that the storage writes one large file at a time.
         self._writer = ThreadPoolExecutor(1)
         limits = Limits(options.min_frames, options.max_duration_s or 0.0, options.timeout_s or 0.0)
         self._pool = ProbePool(options.workers, limits, worker)
@@ -110,6 +124,7 @@ class _ShardMaker:
 
     def close(self) -> None:
         self._pool.close()
+        # the shard that is being written is completed, those behind it are left to the next run
         self._writer.shutdown(cancel_futures=True)
         self._progress.close()
 
@@ -163,6 +178,7 @@ def _shards_of_part(
                 f"{options.source} lists more than {listing.counts}, which it listed when the"
                 f" preparation of {options.out} began; prepare it into another --out"
             )
+        # Dealt in turn: the number of shards, which blocks would need, is not known yet.
         if ordinal % parts == turn - 1:
             yield name, rows
 
@@ -216,6 +232,7 @@ class Progress:
             bad: How many of them are bad.
             clips: Clips of the good ones.
         """
+        # not tqdm's update(), which would draw before the text is set
         self._bar.n += files
         self._bad += bad
         self._clips += clips
@@ -228,6 +245,7 @@ class Progress:
             if counts is None:
                 text += ", still counting the list"
             else:
+                # rounded up: an estimate, because parts differ by up to one shard
                 self._bar.total = -(-sum(counts.values()) // self._parts)
             self._bar.set_postfix_str(text, refresh=self._terminal)
             if not self._terminal:

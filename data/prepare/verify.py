@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from allinone.common.atomic_io import content_hash
-from allinone.common.errors import DataError
 from allinone.data.index import (
     CLIPS_PER_BATCH,
     VIDEO_SCHEMA,
@@ -34,6 +33,8 @@ SAMPLED = 1_000_000
 METADATA = frozenset({"txt", "json"})
 """Extensions of a shard's members that accompany the media and are not in the index."""
 DECODE_LIMITS = Limits(min_frames=1, max_duration_s=float("inf"), timeout_s=1800.0)
+"""Only damage counts: the source has met the limits of its preparation, and re-encoding at the
+average of a variable rate may have left fewer frames."""
 
 
 def check(
@@ -65,9 +66,11 @@ def check(
         return [f"the index cannot be read: {error}"]
     spans = _spans(videos["shard"])
     for path in sorted((folder / "shards").glob("*.tar")):
+        # tarfile pads an archive without members, of a shard of bad files, to one record (10 KiB)
         if f"shards/{path.name}" not in spans and path.stat().st_size > tarfile.RECORDSIZE:
             problems.append(f"shards/{path.name} is not in the index")
     hidden = None if progress else True  # None: tqdm shows the bar on terminals only
+    # threads suffice: reading and hashing large blocks release the GIL
     with ThreadPoolExecutor(workers) as pool:
         checked = pool.map(
             lambda name: check_shard(folder, name, _rows(videos, spans[name]), hashes), spans
@@ -115,6 +118,7 @@ def _check_clips(folder: Path, facts: dict[str, Any], videos: pa.Table) -> Itera
         good += table.num_rows
         video = pc.fill_null(table["video"], -1).to_numpy()
         outside = (video < 0) | (video >= videos.num_rows)
+        # row 0 stands in for a row that does not exist, which has a message of its own
         available = frames[np.where(outside, 0, video)] if len(frames) else np.zeros(len(video))
         last = pc.fill_null(table["last_frame"], 0).to_numpy()
         first = pc.fill_null(table["first_frame"], 0).to_numpy()
@@ -126,6 +130,7 @@ def _check_clips(folder: Path, facts: dict[str, Any], videos: pa.Table) -> Itera
             "has no caption": captions == 0,
         }
         for text, rows in wrong.items():
+            # five per batch of 65,536: a systematic fault would fill millions of lines
             for row in np.flatnonzero(rows)[:5]:
                 yield f"clip {table['key'][int(row)]} {text}"
     wanted = sum(facts["clips"].values())
@@ -137,7 +142,7 @@ def _spans(shards: pa.ChunkedArray) -> dict[str, list[tuple[int, int]]]:
     """Shard → [(first row, number of rows)]; the rows of a shard are usually one span."""
     encoded = shards.combine_chunks().dictionary_encode()
     codes = encoded.indices.to_numpy()
-    starts = np.flatnonzero(np.diff(codes, prepend=-1)).tolist()
+    starts = np.flatnonzero(np.diff(codes, prepend=-1)).tolist()  # codes begin at 0: row 0 starts
     spans: dict[str, list[tuple[int, int]]] = {name: [] for name in encoded.dictionary.to_pylist()}
     for start, stop in itertools.pairwise([*starts, len(codes)]):
         spans[encoded.dictionary[int(codes[start])].as_py()].append((start, stop - start))
@@ -163,11 +168,9 @@ def check_shard(folder: Path, name: str, rows: list[dict[str, Any]], hashes: boo
     """
     problems: list[str] = []
     try:
+        # tarfile also raises for a last member that is cut short
         with tarfile.open(folder / name) as archive:
             members = {member.offset_data: member for member in archive if member.isfile()}
-        end = max((m.offset_data + m.size for m in members.values()), default=0)
-        if end > (folder / name).stat().st_size:
-            problems.append(f"{name} is cut short")
     except (OSError, tarfile.TarError, EOFError) as error:
         return [f"{name} cannot be read as a tar: {error}"]
     known = {row["offset"] for row in rows}
@@ -193,10 +196,22 @@ def check_shard(folder: Path, name: str, rows: list[dict[str, Any]], hashes: boo
 
 
 def _decode_some(folder: Path, videos: pa.Table, number: int, seed: int, workers: int) -> list[str]:
-    """Decode random stored files, in processes that can be killed, and compare with the index."""
+    """Decode random stored files, in processes that can be killed, and compare with the index.
+
+    Args:
+        folder: The prepared folder.
+        videos: Table of its stored files.
+        number: Files to decode, at most.
+        seed: Of their choice.
+        workers: Processes.
+
+    Returns:
+        What is damaged, a sentence each.
+    """
     number = min(number, videos.num_rows)
     if number <= 0:
         return []
+    # sorted: neighbouring files are read from one shard
     chosen = np.sort(np.random.default_rng(seed).choice(videos.num_rows, number, replace=False))
     rows = videos.take(pa.array(chosen)).to_pylist()
     tasks = [
@@ -238,6 +253,7 @@ def distributions(folder: Path) -> dict[str, NDArray[np.float64]]:
     keyframes = pc.list_value_length(videos["keyframes"]).to_numpy(zero_copy_only=False)
     lengths, words = [np.array([])], [np.array([])]
     rows = pq.ParquetFile(folder / "index.parquet").metadata.num_rows
+    # one of every rows / SAMPLED batches, so about SAMPLED rows in all
     for table in itertools.islice(_good_batches(folder), 0, None, max(1, rows // SAMPLED)):
         video = table["video"].to_numpy(zero_copy_only=False).astype(np.int64)
         span = pc.add(pc.subtract(table["last_frame"], table["first_frame"]), 1)
@@ -255,15 +271,3 @@ def distributions(folder: Path) -> dict[str, NDArray[np.float64]]:
         "file size, kB": column["size"] / 1e3,
         "frames per keyframe": (column["frames"] / np.maximum(keyframes, 1)).astype(float),
     }
-
-
-def choose_split(folder: Path, split: str | None) -> str:
-    """The requested split, or the first with clips; raises DataError if there is none."""
-    clips = {name: number for name, number in dataset_facts(folder)["clips"].items() if number}
-    if split is None and clips:
-        return next(iter(clips))
-    if split is None or split not in clips:
-        raise DataError(
-            f"{folder} has no good clip in split {split!r}; splits: {', '.join(clips) or 'none'}"
-        )
-    return split

@@ -9,14 +9,15 @@ import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from allinone.common.errors import LASTING
-from allinone.common.processes import live_and_die_with_parent
 from allinone.data.decoding.codecs import IMAGES, image_extension
 from allinone.data.prepare.encode import ClipEncoder, Encoding, encode_image
+from allinone.data.prepare.pool import answer_tasks
 from allinone.data.prepare.probe import (
     CONSTANT_RATE_TOLERANCE,
     UNREADABLE_IMAGE,
@@ -28,7 +29,7 @@ from allinone.data.prepare.probe import (
 from allinone.data.sources.schema import CaptionLine, Narration, clean_text
 
 MAX_MEMBER_BYTES = 8 << 30
-"""Exclusive upper limit for the size of a member of a USTAR archive."""
+"""Exclusive upper limit for the size of a member of a USTAR archive: 11 octal digits, 8**11."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ def frames_between(
     Returns:
         Display-order numbers of the first and the last frame; None beyond the end of the video.
     """
+    # 1e-6 s: a caption's decimal seconds and a frame's ticks x time base may differ in their last
+    # digits, which must not move the boundary to the neighbouring frame
     if times is not None:
         # the last frame has no successor: it counts as long as the average one
         duration = times[-1] + (times[-1] - times[0]) / max(frames - 1, 1)
@@ -97,6 +100,7 @@ def frames_between(
         last = bisect.bisect_left(times, end_s - 1e-6) - 1
     else:
         duration = frames / rate if rate else 0.0
+        # at a constant rate, true times deviate from the computed ones by up to this tolerance
         near = CONSTANT_RATE_TOLERANCE
         first = math.floor(start_s * rate + near)
         last = math.ceil(end_s * rate - near) - 1
@@ -140,6 +144,8 @@ def examine(task: ClipTask, limits: Limits) -> ProbedFile:
         ProbeError: The file is bad.
         OSError: It cannot be read, or the re-encoded file cannot be written.
     """
+    # Looked for here, in parallel: on network storage every look is a round trip, and the reader of
+    # a list of millions of rows is one process.
     path = next((path for path in task.paths if path.is_file()), task.paths[0])
     with path.open("rb") as file:
         file.seek(task.offset)
@@ -163,6 +169,7 @@ def examine(task: ClipTask, limits: Limits) -> ProbedFile:
         )
     if made is None or task.target is None:
         return ProbedFile(path, task.offset, task.size, extension, columns, windows)
+    # Not fsynced: the bytes are copied into the tar, which is, and a killed run makes them again.
     task.target.write_bytes(made)
     return ProbedFile(task.target, 0, None, extension, columns, windows)
 
@@ -225,29 +232,37 @@ def reencode(
 
 
 def _rate(content: bytes, extension: str, limits: Limits) -> float:
-    """Average frames per second, from the packets, or by decoding if those are not frames."""
+    """Average frames per second, from the packets, or by decoding if those are not frames.
+
+    Args:
+        content: The source's file.
+        extension: Its file name extension, without the dot.
+        limits: Requirements that it must meet.
+    """
     try:
         columns = probe_packets(content, extension, limits)
     except ProbeError:  # decoding gives the reason
         columns = None
+    # 25 for files without times, to which `probe` gives 25 frames per second too
     return float((columns or probe(content, extension, limits))["frame_rate"]) or 25.0
 
 
 def worker(pipe: Connection, limits: Limits) -> None:
     """Main function of a process of ProbePool."""
-    import av
+    answer_tasks(pipe, partial(_answer, limits=limits))
 
-    live_and_die_with_parent()
-    # bad clips are reported through the pipe; FFmpeg's own lines would repeat that
-    av.logging.set_level(av.logging.PANIC)
-    while (task := pipe.recv()) is not None:
-        try:
-            pipe.send((None, examine(task, limits)))
-        except FileNotFoundError:
-            pipe.send(("missing", f"no file {task.paths[0]}"))
-        except OSError as error:
-            # other OSErrors are the storage's fault: the pool raises them, the clip may be good
-            lasting = isinstance(error, av.error.FFmpegError) or error.errno in LASTING
-            pipe.send(("unreadable", str(error)) if lasting else (None, error))
-        except ProbeError as error:
-            pipe.send((error.reason, error.detail))
+
+def _answer(task: ClipTask, limits: Limits) -> tuple[str | None, ProbedFile | OSError | str]:
+    """(None, the good file), (the reason why it is bad, detail), or (None, the storage's error)."""
+    from av.error import FFmpegError
+
+    try:
+        return None, examine(task, limits)
+    except FileNotFoundError:
+        return "missing", f"no file {task.paths[0]}"
+    except OSError as error:
+        # other OSErrors are the storage's fault: the pool raises them, the clip may be good
+        lasting = isinstance(error, FFmpegError) or error.errno in LASTING
+        return ("unreadable", str(error)) if lasting else (None, error)
+    except ProbeError as error:
+        return error.reason, error.detail

@@ -42,6 +42,8 @@ def write_shard(options: PrepareOptions, shard: PendingShard) -> None:
     out, name = options.out, shard.name
     videos: list[Video] = []
     clips: list[Clip] = []
+    # USTAR: one header block of 512 bytes per member, without PAX records between them. Members are
+    # in the order of the rows, not of completion: equal input gives equal bytes.
     with (
         atomic_path(out / "shards" / f"{name}.tar") as temporary,
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive,
@@ -59,6 +61,8 @@ def write_shard(options: PrepareOptions, shard: PendingShard) -> None:
             _add_video(archive, f"{name}-{number:05d}", row, found, video, of_file)
             videos.append(video)
             clips += of_file
+    # Between tar and fragment: a run that is killed here has no fragment, and so makes the shard
+    # again from its sources.
     for number in shard.good:
         unfinished_path(out, name, number).unlink(missing_ok=True)
     write_fragment(out, name, videos, clips)
@@ -71,6 +75,9 @@ def unfinished_path(out: Path, name: str, number: int) -> Path:
         out: The prepared folder.
         name: The shard.
         number: Position of the file's row in the shard.
+
+    Returns:
+        A path that `existing_shards` recognises as the shard's leftover.
     """
     return out / "shards" / f"{TEMPORARY}{name}.{number:05d}"
 
@@ -83,6 +90,9 @@ def task_of(options: PrepareOptions, name: str, number: int, row: SourceRow) -> 
         name: The row's shard.
         number: The row's position in the shard.
         row: The row.
+
+    Returns:
+        The task; it can be sent to a process.
     """
     return ClipTask(
         (row.path, *row.alternatives),
@@ -133,6 +143,18 @@ def _add_video(
     video: Video,
     clips: list[Clip],
 ) -> None:
+    """Add a stored file, its caption and its facts to the tar; sets `video`'s place and hash.
+
+    Args:
+        archive: The shard's tar.
+        key: Name of the three members without their extensions.
+        row: The file's row.
+        found: The file.
+        video: Its row in the table of stored files; offset, size and hash are filled in.
+        clips: Its clips.
+    """
+    # Read again rather than sent by the worker: the files of all shards that wait to be written
+    # would otherwise be in this process's memory.
     with found.path.open("rb") as file:
         file.seek(found.offset)
         content = file.read() if found.size is None else file.read(found.size)
@@ -148,6 +170,7 @@ def _add_video(
         "frames": video.frames,
     }
     if row.narration is None:
+        # WebDataset's .txt holds one caption; all of them are in the .json and in the index
         archive.addfile(*_member(f"{key}.txt", row.captions[0].encode()))
         facts["captions"] = row.captions
     else:

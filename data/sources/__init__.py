@@ -58,7 +58,8 @@ FORMATS: dict[str, SourceFormat] = {
         own_csv.FORMAT,
     )
 }
-"""Formats by name, in the order in which `detect` tries them."""
+"""Formats by name, in the order in which `detect` tries them. own_csv is last: it accepts any CSV,
+also the official ones."""
 
 
 def detect(source: Path) -> str:
@@ -80,6 +81,9 @@ def excluded_ids(path: Path | None, source: Path, format_name: str) -> frozenset
             excludes the images of its val and test splits. None: nothing is excluded.
         source: The source; Visual Genome's image_data.json is looked for there.
         format_name: Name of the source's format.
+
+    Returns:
+        Ids as the source's rows have them.
 
     Raises:
         DataError: The file cannot be used.
@@ -121,6 +125,17 @@ def read(source: Path, format_name: str, options: ReadOptions) -> Iterator[Sourc
 
 
 def _checked(row: SourceRow, number: int, exclude: frozenset[str], seen: set[int]) -> SourceRow:
+    """Apply the checks that all formats share.
+
+    Args:
+        row: A row as its format's reader yields it.
+        number: Its number in the source, from 0.
+        exclude: Ids to leave out.
+        seen: Hashes of the keys of earlier rows; this row's is added.
+
+    Returns:
+        The row with clean texts and a unique key.
+    """
     captions = tuple(text for text in map(clean_text, row.captions) if text)
     name = clean_text(row.id)
     split, reason, detail = row.split, row.reason, row.detail

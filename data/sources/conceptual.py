@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from allinone.common.errors import DataError
-from allinone.data.sources.media import image_path, media_row
-from allinone.data.sources.reading import tsv_records
+from allinone.data.sources.media import image_path, media_folder, media_row
+from allinone.data.sources.reading import listed_files, tsv_records
 from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
 
 CC3M = {
@@ -28,14 +28,17 @@ PERSON = "<PERSON>"
 placeholder would be split into '<', 'person', '>'."""
 
 
-def _files(source: Path, names: dict[str, tuple[str, str]]) -> list[Path]:
-    paths = [source] if source.is_file() else [source / name for name in names]
-    return [path for path in paths if path.name in names and path.is_file()]
-
-
 def _check(
     source: Path, options: ReadOptions, names: dict[str, tuple[str, str]], files: list[Path]
 ) -> None:
+    """Raise DataError if there is no list, or if lists would share the files of --names.
+
+    Args:
+        source: A list, or the folder that holds lists.
+        options: How to read them.
+        names: File name → (split, template of an image's path).
+        files: The lists that exist.
+    """
     if not files:
         raise DataError(
             f"{source} holds none of {', '.join(names)}; give the official file, or a folder"
@@ -54,8 +57,16 @@ def _check(
 def _read(
     source: Path, options: ReadOptions, names: dict[str, tuple[str, str]], url_first: bool
 ) -> Iterator[SourceRow]:
-    root = options.media or (source.parent if source.is_file() else source)
-    files = _files(source, names)
+    """Read the lists.
+
+    Args:
+        source: A list, or the folder that holds lists.
+        options: How to read them.
+        names: File name → (split, template of an image's path).
+        url_first: Whether the URL is the first field, as in CC12M.
+    """
+    root = media_folder(source, options.media)
+    files = listed_files(source, names)
     _check(source, options, names, files)
     for path in files:
         split, template = names[path.name]
@@ -66,6 +77,7 @@ def _read(
                 yield bad_row(split, place, path, shown, fields)
                 continue
             url, caption = fields if url_first else reversed(fields)
+            # the two sets have their columns in opposite order: a swap shows in the first line
             if "://" not in url:
                 detail = f"line {line} has no URL where one should be"
                 if line == 1:
@@ -82,7 +94,7 @@ CC3M_FORMAT = SourceFormat(
     "cc3m",
     "Train_GCC-training.tsv or Validation_GCC-1.1.0-Validation.tsv (caption TAB url), or a folder"
     " with them",
-    lambda source: _files(source, CC3M),
+    lambda source: listed_files(source, CC3M),
     lambda source, options: _read(source, options, CC3M, url_first=False),
     {
         "Train_GCC-training.tsv": {"train": (3_318_333, True)},
@@ -92,7 +104,7 @@ CC3M_FORMAT = SourceFormat(
 CC12M_FORMAT = SourceFormat(
     "cc12m",
     "cc12m.tsv (url TAB caption), or a folder with it",
-    lambda source: _files(source, CC12M),
+    lambda source: listed_files(source, CC12M),
     lambda source, options: _read(source, options, CC12M, url_first=True),
     {"cc12m.tsv": {"train": (12_400_000, False)}},
 )

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from allinone.common.errors import LASTING
-from allinone.data.sources.media import MediaFiles
-from allinone.data.sources.reading import csv_header, stream_json
+from allinone.data.sources.media import MediaFiles, media_folder
+from allinone.data.sources.reading import csv_header, listed_files, stream_json
 from allinone.data.sources.schema import (
     CaptionLine,
     Narration,
@@ -73,6 +73,7 @@ def caption_line(start: Any, end: Any, text: Any) -> CaptionLine:
     if not (math.isfinite(begin) and math.isfinite(stop)) or begin < 0 or stop < begin:
         detail = f"from {begin:g} s to {stop:g} s"
         return CaptionLine(0.0, 0.0, str(text), "bad_window", detail)
+    # "nan" is what a missing text of pandas becomes as a string
     if not isinstance(text, str) or not text.strip() or text == "nan":
         return CaptionLine(begin, stop, "", "no_caption", "the line has no text")
     return CaptionLine(*widen_to_four_seconds(begin, stop), text)
@@ -119,11 +120,9 @@ def json_lines(narration: Narration) -> list[CaptionLine]:
 
 
 def _files(source: Path) -> list[Path]:
-    if source.is_file():
-        return [source] if source.name in JSON_FILES else []
-    for name in JSON_FILES:
-        if (source / name).is_file():
-            return [source / name]
+    found = listed_files(source, JSON_FILES)[:1]
+    if found or source.is_file():
+        return found
     return next((files for name in CSV_FOLDERS if (files := _csv_files(source / name))), [])
 
 
@@ -131,17 +130,20 @@ def _csv_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     # One file with the right columns identifies the folder; the others are checked when read.
+    # HowTo100M_v1.csv lists the videos and their categories; it has no captions.
     files = sorted(path for path in folder.glob("*.csv") if path.name != "HowTo100M_v1.csv")
     return files if any(set(csv_header(path)) >= CSV_COLUMNS for path in files[:20]) else []
 
 
 def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
-    base = source.parent if source.is_file() else source
-    videos = MediaFiles(options.media or base / "videos", "<video_id>.mp4, .webm or .mkv")
+    videos = MediaFiles(
+        media_folder(source, options.media, "videos"), "<video_id>.mp4, .webm or .mkv"
+    )
     for path in _files(source):
         if path.suffix == ".csv":
             yield videos.row("train", path.stem, Narration(csv_lines, path))
             continue
+        # one video at a time: the file of all 1.2 M videos may not fit in memory
         for name, record in stream_json(path):
             if record:
                 yield videos.row("train", name, Narration(json_lines, path, json.dumps(record)))

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from allinone.common.errors import DataError
-from allinone.data.sources.media import media_row
-from allinone.data.sources.reading import load_json
+from allinone.data.sources.media import media_folder, media_row
+from allinone.data.sources.reading import listed_files, load_json
 from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
 
 COCO, FLICKR = "dataset_coco.json", "dataset_flickr30k.json"
@@ -24,8 +24,7 @@ FLICKR_FOLDER = "flickr30k-images"
 
 
 def _files(source: Path) -> list[Path]:
-    paths = [source] if source.is_file() else [source / COCO, source / FLICKR]
-    return [path for path in paths if path.name in (COCO, FLICKR) and path.is_file()][:1]
+    return listed_files(source, (COCO, FLICKR))[:1]
 
 
 def images_of(path: Path) -> list[Any]:
@@ -38,7 +37,7 @@ def images_of(path: Path) -> list[Any]:
 
 
 def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
-    base = source.parent if source.is_file() else source
+    base = media_folder(source, None)
     root = options.media or base
     for path in _files(source):
         folder = FLICKR_FOLDER if path.name == FLICKR and (base / FLICKR_FOLDER).is_dir() else ""
@@ -46,6 +45,7 @@ def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
             place = f"{path.name}:{number}"
             try:
                 split = str(image["split"])
+                # dataset_flickr30k.json has no cocoid
                 name = str(image.get("cocoid", image["imgid"]))
                 captions = tuple(str(sentence["raw"]) for sentence in image["sentences"])
                 relative = Path(image.get("filepath", folder)) / image["filename"]

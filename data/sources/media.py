@@ -15,6 +15,20 @@ IMAGE_EXTENSIONS = ("jpg", "png", "webp", "jpeg")
 NAME_FIELDS = "{split}, {number} (line, from 0), {crc32}, {md5}, {basename}"
 
 
+def media_folder(source: Path, given: Path | None, official: str = "") -> Path:
+    """Return the folder of a source's videos or images.
+
+    Args:
+        source: The list, or the folder that holds it.
+        given: What --videos names; None: the official place.
+        official: The official place, relative to the list's folder.
+
+    Returns:
+        The folder; it need not exist.
+    """
+    return given or (source.parent if source.is_file() else source) / official
+
+
 def leaves_folder(relative: Path) -> bool:
     """Whether a path of a list may point outside the folder that it is relative to."""
     return relative.is_absolute() or ".." in relative.parts or "\0" in str(relative)
@@ -44,6 +58,9 @@ def media_row(
         default: Extension of a file whose name has none that is known. For "jpg", the known image
             extensions are tried after the name.
         absolute: Accept absolute paths: the list was written for this machine.
+
+    Returns:
+        The row; whether the file exists is not checked.
     """
     inside = Path(*relative.parts[1:]) if absolute and relative.is_absolute() else relative
     if leaves_folder(inside) or not relative.name:
@@ -78,14 +95,18 @@ def image_path(template: str, split: str, number: int, url: str) -> Path:
         number: Line of the list, from 0.
         url: The URL that the image was downloaded from.
 
+    Returns:
+        The path, relative to that folder.
+
     Raises:
         DataError: The template has unknown fields.
     """
-    encoded = url.encode("utf-8", "replace")
+    encoded = url.encode("utf-8", "replace")  # lone surrogates of a damaged list would raise
     values = {
         "split": split,
         "number": number,
         "crc32": zlib.crc32(encoded),
+        # without the argument, OpenSSL in FIPS mode refuses MD5
         "md5": md5(encoded, usedforsecurity=False).hexdigest(),
         "basename": url.partition("?")[0].rpartition("/")[2],
     }
@@ -128,7 +149,7 @@ class MediaFiles:
                 folders.clear()
                 continue
             seen.add(real)
-            folders.sort()
+            folders.sort()  # os.walk has the file system's order, which differs between machines
             for name in sorted(files):
                 stem, _, extension = name.rpartition(".")
                 if extension.lower() in VIDEOS:
@@ -142,6 +163,9 @@ class MediaFiles:
             split: Split of the row.
             name: Id of the video.
             narration: Its captions.
+
+        Returns:
+            The row; `extension` is that of the file, in lower case.
         """
         relative = self._paths.get(name)
         if relative is None:

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from allinone.data.sources.media import media_row
-from allinone.data.sources.reading import csv_header, csv_records
+from allinone.data.sources.reading import CAPTION_COLUMNS, column_of, csv_header, csv_records
 from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
 
-CAPTION_COLUMNS = ("name", "caption", "text")
 PATH_COLUMNS = ("path", "video", "file")
 
 
@@ -29,11 +28,11 @@ def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
         if isinstance(record, str):
             yield bad_row("train", place, source, f"{source.name}:{line}", record)
             continue
-        path = Path(next(record[column] for column in PATH_COLUMNS if column in record))
-        caption = next(record[column] for column in CAPTION_COLUMNS if column in record)
+        path = Path(column_of(record, PATH_COLUMNS))
+        captions = (column_of(record, CAPTION_COLUMNS),)
         split = record.get("split") or "train"
         name = path.as_posix() if path.name else ""
-        yield media_row(split, name, (caption,), root, path, source, place, absolute=True)
+        yield media_row(split, name, captions, root, path, source, place, absolute=True)
 
 
 FORMAT = SourceFormat(

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from allinone.common.errors import DataError
 from allinone.data.sources.schema import clean_text
 
+CAPTION_COLUMNS = ("name", "caption", "text")
+"""Names of the caption's column in CSV lists; "name" is WebVid's."""
 CHUNK = 1 << 20
 """Characters read at a time from a JSON file that is too large for memory."""
+
+
+def listed_files(source: Path, names: Collection[str]) -> list[Path]:
+    """The official files with these names: `source` itself, or those in the folder `source`."""
+    paths = [source] if source.is_file() else [source / name for name in names]
+    return [path for path in paths if path.name in names and path.is_file()]
 
 
 def _delimiter(path: Path) -> str:
@@ -21,6 +29,7 @@ def _delimiter(path: Path) -> str:
 
 def csv_header(path: Path) -> list[str]:
     """Column names of a CSV or TSV file."""
+    # utf-8-sig: spreadsheets write a byte order mark, which would be part of the first name
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         return next(csv.reader(file, delimiter=_delimiter(path)), [])
 
@@ -41,6 +50,7 @@ def csv_records(
         DataError: A needed column is missing, or the file is not CSV.
     """
     try:
+        # newline="": csv distinguishes line ends inside quoted captions from ends of records
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.DictReader(file, delimiter=_delimiter(path))
             columns = reader.fieldnames or []
@@ -59,8 +69,19 @@ def csv_records(
         ) from error
 
 
+def column_of(record: dict[str, str], names: tuple[str, ...]) -> str:
+    """The field of the first of these columns that the file has."""
+    return next(record[name] for name in names if name in record)
+
+
 def _problem(record: dict[str, str], line: int, columns: int) -> str | None:
-    """What is wrong with a row of csv.DictReader, which uses None for extra and absent fields."""
+    """What is wrong with a row of csv.DictReader, which uses None for extra and absent fields.
+
+    Args:
+        record: The row.
+        line: Its line number.
+        columns: Fields of the header.
+    """
     values: list[Any] = list(record.values())
     if None in record or None in values:
         return f"line {line} does not have the header's {columns} fields"
@@ -80,6 +101,7 @@ def tsv_records(path: Path, fields: int) -> Iterator[tuple[int, list[str] | str]
     Yields:
         (line number, fields), or (line number, what is wrong with the line).
     """
+    # bytes: a line that is not UTF-8 is then one bad row, not the end of reading
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             try:
@@ -97,6 +119,7 @@ def tsv_records(path: Path, fields: int) -> Iterator[tuple[int, list[str] | str]
 def load_json(path: Path) -> Any:
     """Load a JSON file that fits in memory; raises DataError if it is damaged."""
     try:
+        # as bytes: json then recognises the encoding and a byte order mark
         return json.loads(path.read_bytes())
     except (ValueError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid JSON ({error}); download it again") from error
@@ -181,6 +204,7 @@ class _JsonScanner:
                 error = "it ends early"
             except json.JSONDecodeError as problem:
                 error = problem.msg
+            # The value may only be incomplete: it is damaged if it still fails at the file's end.
             more = self._file.read(wanted)
             if not more:
                 raise self.fault(error)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from allinone.common.errors import DataError
-from allinone.data.sources.media import image_path, media_row
-from allinone.data.sources.reading import load_json
+from allinone.data.sources.media import image_path, media_folder, media_row
+from allinone.data.sources.reading import listed_files, load_json
 from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
 
 JSON_FILE = "sbu-captions-all.json"
@@ -25,9 +25,7 @@ CAPTION_FILE = "SBU_captioned_photo_dataset_captions.txt"
 
 
 def _files(source: Path) -> list[Path]:
-    if source.is_file():
-        return [source] if source.name in (JSON_FILE, URL_FILE) else []
-    return [source / name for name in (JSON_FILE, URL_FILE) if (source / name).is_file()][:1]
+    return listed_files(source, (JSON_FILE, URL_FILE))[:1]  # both hold the same photos
 
 
 def _pairs(path: Path) -> list[tuple[Any, Any]]:
@@ -56,7 +54,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
-    root = options.media or (source.parent if source.is_file() else source) / "images"
+    root = media_folder(source, options.media, "images")
     for path in _files(source):
         for number, (url, caption) in enumerate(_pairs(path)):
             place = f"{path.name}:{number}"

@@ -122,5 +122,8 @@ def bad_row(
         source: The place shown in messages.
         detail: A sentence on what is wrong.
         reason: The short reason that bad clips are counted by.
+
+    Returns:
+        A row without captions and with a reason.
     """
     return SourceRow(split, name, (), path, source, reason=reason, detail=detail)

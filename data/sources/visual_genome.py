@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from allinone.common.errors import DataError
-from allinone.data.sources.media import media_row
-from allinone.data.sources.reading import load_json, stream_json
+from allinone.data.sources.media import media_folder, media_row
+from allinone.data.sources.reading import listed_files, load_json, stream_json
 from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
 
 NAME = "region_descriptions.json"
@@ -24,8 +24,7 @@ FOLDERS = ("VG_100K", "VG_100K_2")
 
 
 def _files(source: Path) -> list[Path]:
-    path = source if source.is_file() else source / NAME
-    return [path] if path.name == NAME and path.is_file() else []
+    return listed_files(source, (NAME,))
 
 
 def coco_overlap(source: Path, coco_ids: set[str]) -> frozenset[str]:
@@ -38,7 +37,7 @@ def coco_overlap(source: Path, coco_ids: set[str]) -> frozenset[str]:
     Raises:
         DataError: image_data.json is missing or damaged.
     """
-    path = (source.parent if source.is_file() else source) / "image_data.json"
+    path = media_folder(source, None, "image_data.json")
     if not path.is_file():
         raise DataError(
             f"{path} is needed to know which images are COCO's; download it, or give --exclude a"
@@ -55,7 +54,7 @@ def coco_overlap(source: Path, coco_ids: set[str]) -> frozenset[str]:
 
 
 def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
-    root = options.media or (source.parent if source.is_file() else source)
+    root = media_folder(source, options.media)
     for path in _files(source):
         for number, image in stream_json(path):
             place = f"{path.name}:{number}"
@@ -67,6 +66,7 @@ def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
                 detail = f"image {number} lacks a field of region_descriptions.json: {error!r}"
                 yield bad_row("train", place, path, place, detail)
                 continue
+            # the list does not say in which of the two folders an image is
             first, second = (Path(folder) / f"{name}.jpg" for folder in FOLDERS)
             row = media_row("train", name, phrases, root, first, path, place, "jpg")
             yield row if row.reason else replace(row, alternatives=(root / second,))

@@ -28,6 +28,7 @@ def _files(source: Path) -> list[Path]:
 def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
     """Read members by their offset in the tar; their names are keys only and never become paths."""
     for path in _files(source):
+        # one file object: tarfile has read all headers before the captions are read by offset
         with path.open("rb") as file:
             samples, duplicates = _samples(path, file)
             for key, members in samples.items():
@@ -47,6 +48,7 @@ def _samples(path: Path, file: IO[bytes]) -> tuple[dict[str, Members], list[Sour
             for member in archive:
                 if not member.isfile():
                     continue
+                # the folder apart: a dot in its name does not end the key
                 folder, slash, base = member.name.removeprefix("./").rpartition("/")
                 stem, _, extension = base.partition(".")
                 members = samples.setdefault(f"{folder}{slash}{stem}", {})
@@ -62,6 +64,14 @@ def _samples(path: Path, file: IO[bytes]) -> tuple[dict[str, Members], list[Sour
 
 
 def _row(path: Path, file: IO[bytes], key: str, members: Members) -> SourceRow:
+    """Convert one sample.
+
+    Args:
+        path: The tar.
+        file: The opened tar, from which the caption is read.
+        key: The sample's key.
+        members: Its members.
+    """
     name = f"{path.stem}/{key}"
     media = next((extension for extension in members if extension in VIDEOS | IMAGES), None)
     if media is None:

@@ -9,11 +9,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from allinone.data.sources.media import media_row
-from allinone.data.sources.reading import csv_header, csv_records
+from allinone.data.sources.media import media_folder, media_row
+from allinone.data.sources.reading import CAPTION_COLUMNS, column_of, csv_header, csv_records
 from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
-
-CAPTION_COLUMNS = ("name", "caption", "text")
 
 
 def _files(source: Path) -> list[Path]:
@@ -27,7 +25,7 @@ def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
 
     A row without page_dir has its file directly in videos/.
     """
-    root = options.media or (source.parent if source.is_file() else source) / "videos"
+    root = media_folder(source, options.media, "videos")
     for path in _files(source) or [source]:
         match = re.fullmatch(r"results_[^_]+_(\w+)", path.stem)
         split = match[1] if match else path.stem
@@ -38,8 +36,8 @@ def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
                 continue
             name = record["videoid"].strip()
             relative = Path(record.get("page_dir") or "") / f"{name}.mp4"
-            caption = next(record[column] for column in CAPTION_COLUMNS if column in record)
-            yield media_row(split, name, (caption,), root, relative, path, place)
+            captions = (column_of(record, CAPTION_COLUMNS),)
+            yield media_row(split, name, captions, root, relative, path, place)
 
 
 FORMAT = SourceFormat(

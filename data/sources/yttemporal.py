@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from allinone.data.sources.media import MediaFiles
+from allinone.data.sources.media import MediaFiles, media_folder
 from allinone.data.sources.schema import (
     CaptionLine,
     Narration,
@@ -60,7 +60,7 @@ def noisy_words(subtitles: Any) -> list[tuple[str, float]]:
         word = word.strip()
         if word and not word.startswith("&") and not word.endswith(";"):
             words.append((word, float(time)))
-    return sorted(words, key=lambda pair: pair[1])
+    return sorted(words, key=lambda pair: pair[1])  # stable: words of one time keep their order
 
 
 def clean_words(denoised: Any) -> list[str]:
@@ -152,14 +152,14 @@ def _files(source: Path) -> list[Path]:
 
 def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
     """Read all shards; one that is cut short gives its complete records and a bad row."""
-    base = source.parent if source.is_file() else source
-    videos = MediaFiles(options.media or base / "videos", "<id>.mp4, .webm or .mkv")
+    videos = MediaFiles(media_folder(source, options.media, "videos"), "<id>.mp4, .webm or .mkv")
     for path in _files(source):
         number = 0
         try:
             with gzip.open(path, "rb") as file:
                 for number, raw in enumerate(file, start=1):
                     yield _row(videos, path, number, raw)
+        # gzip raises EOFError for a file that is cut short, zlib.error or OSError for damage
         except (EOFError, OSError, zlib.error) as error:
             detail = f"{path.name} cannot be read beyond line {number} ({error}); download it again"
             yield bad_row("train", f"{path.name}-end", path, path.name, detail, "list_cut_short")
@@ -194,8 +194,17 @@ def _name(raw: bytes) -> Any:
 
 
 def _row(videos: MediaFiles, path: Path, number: int, raw: bytes) -> SourceRow:
+    """Convert one line.
+
+    Args:
+        videos: Finds the video by its id.
+        path: The list.
+        number: Number of the line, from 1.
+        raw: The line.
+    """
     place = f"{path.name}:{number}"
     try:
+        # surrogatepass: clean_text replaces lone surrogates later, and the video is not lost
         name, text = _name(raw), raw.decode("utf-8", "surrogatepass")
     except (ValueError, KeyError, TypeError) as error:
         detail = f"line {number} is not a record with info.id ({type(error).__name__}: {error})"

@@ -21,7 +21,6 @@ from torch.utils.data import Sampler
 
 from allinone.data.config import ClipConfig, DataConfig
 from allinone.data.loading.augmentation import eval_augmentations, training_augmentations
-from allinone.data.loading.bad_clips import BadClipLog
 from allinone.data.loading.batch import BadClip
 from allinone.data.loading.batch_maker import EvalBatchMaker
 from allinone.data.loading.mixture import Order
@@ -219,8 +218,7 @@ class TaskStream:
             micro_batch=micro_batch,
         )
         collate = partial(collate_items, clip=source.clip, views=1, device=device)
-        bad_clips = BadClipLog(self._bad_clips, rank, config.max_bad_share)
-        yield from training_batches(maker, collate, config, augmentations, bad_clips, micro_batch)
+        yield from training_batches(maker, collate, config, augmentations, self._bad_clips)
 
 
 class _Numbers(Sampler[int]):

@@ -21,10 +21,9 @@ from tqdm import tqdm
 
 from allinone.common.atomic_io import content_hash
 from allinone.common.errors import DataError
-from allinone.common.processes import live_and_die_with_parent
 from allinone.data.decoding.codecs import IMAGES, image_extension
 from allinone.data.decoding.frames import DecodeError
-from allinone.data.prepare.pool import ProbePool
+from allinone.data.prepare.pool import ProbePool, answer_tasks
 from allinone.data.prepare.probe import Limits, ProbeError, probe, probe_packets
 from allinone.finetune.annotations.common import SUFFIXES
 from allinone.finetune.annotations.schema import Media
@@ -367,12 +366,7 @@ def _probe_folder(path: Path, relative: str, rate: float) -> MediaFile:
 
 def probing_process(pipe: Connection, limits: Limits) -> None:
     """Run as the main function of a process of ProbePool."""
-    import av
-
-    live_and_die_with_parent()
-    av.logging.set_level(av.logging.PANIC)
-    while (task := pipe.recv()) is not None:
-        pipe.send(_probe_task(task))
+    answer_tasks(pipe, _probe_task)
 
 
 def _probe_task(task: tuple[str, str, float]) -> tuple[str | None, MediaFile | str]:
