@@ -17,14 +17,14 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from allinone.common.console import forgive_output, setup_logging
 from allinone.common.errors import AllInOneError, InputError
 from allinone.common.exit_codes import ExitCode, exit_codes_help
-from allinone.common.options import plain, renamed_options
+from allinone.common.options import leaves, plain, renamed_options
 
 SYNONYMS = {
     "learning-rate": "lr",
@@ -127,7 +127,7 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
-def _leaf(path: tuple[str, ...], hint: Any) -> _Option:
+def _option(path: tuple[str, ...], hint: Any) -> _Option:
     """An option; `tyro.conf.Positional[T]` is Annotated[T, marker]."""
     if get_origin(hint) is not Annotated:
         return _Option(path, hint)
@@ -139,18 +139,9 @@ def _class_of(default: Any) -> type:
     return default if isinstance(default, type) else type(default)
 
 
-def options_of(default: Any, prefix: tuple[str, ...] = ()) -> list[_Option]:
+def options_of(default: Any) -> list[_Option]:
     """Every option of a dataclass, or of an instance of one, and of the dataclasses inside it."""
-    found = []
-    kind = _class_of(default)
-    for entry in fields(kind):
-        value = None if isinstance(default, type) else getattr(default, entry.name)
-        inner = value if value is not None else entry.default_factory
-        if inner is not MISSING and is_dataclass(inner):
-            found += options_of(inner, (*prefix, entry.name))
-        else:
-            found.append(_leaf((*prefix, entry.name), _hints(kind)[entry.name]))
-    return found
+    return [_option(leaf.path, _hints(leaf.owners[-1])[leaf.path[-1]]) for leaf in leaves(default)]
 
 
 def parse(

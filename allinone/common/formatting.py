@@ -1,6 +1,10 @@
-"""Human-readable durations, byte sizes and counts."""
+"""Human-readable durations, byte sizes and counts; values that JSON can represent."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
 
 
 def duration(seconds: float) -> str:
@@ -32,3 +36,12 @@ def count(number: float) -> str:
         if abs(number) >= limit:
             return f"{number / limit:.1f} {unit}"
     return f"{number:.0f}"
+
+
+def finite(value: Any) -> Any:
+    """A copy of nested values for JSON, in which NaN and infinite numbers are None."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

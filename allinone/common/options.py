@@ -7,8 +7,8 @@ options of a run folder with those of the command that resumes it, by these poli
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,48 +81,67 @@ class RunOptions(dict[str, Any]):
         return cls(plain(asdict(config)), option_infos(config), renamed_options(config))
 
 
+@dataclass(frozen=True)
+class Leaf:
+    """One option of a (nested) dataclass."""
+
+    path: tuple[str, ...]
+    """Names of the fields that lead to it."""
+    field: Field[Any]
+    owners: tuple[type, ...]
+    """The dataclasses around it, the outermost first."""
+    strict: bool
+    """See `OptionInfo`."""
+
+
+def leaves(config: Any) -> Iterator[Leaf]:
+    """Every option of a (nested) dataclass, or of an instance of one, in the order of the fields.
+
+    Of an instance, the values are followed: a field may hold a subclass of its declared dataclass.
+    """
+    kind = config if isinstance(config, type) else type(config)
+    for entry in fields(kind):
+        inner = _inner(config, entry)
+        if inner is None:
+            yield Leaf((entry.name,), entry, (kind,), strict=False)
+        else:
+            recorded = "resume" in entry.metadata
+            for leaf in leaves(inner):
+                path, owners = (entry.name, *leaf.path), (kind, *leaf.owners)
+                yield Leaf(path, leaf.field, owners, leaf.strict or recorded)
+
+
+def _inner(config: Any, entry: Field[Any]) -> Any | None:
+    """The nested dataclass in a field: an instance if there is one, else its class, else None."""
+    value = None if isinstance(config, type) else getattr(config, entry.name)
+    inner = entry.default_factory if value is None else value
+    return inner if is_dataclass(inner) else None
+
+
 def option_infos(config: Any, prefix: str = "") -> dict[str, OptionInfo]:
     """Dotted name → information on every option of a (nested) dataclass, or an instance of one."""
     found: dict[str, OptionInfo] = {}
-    for entry in fields(config):
-        name = f"{prefix}{entry.name}"
-        inner = _inner(config, entry.name)
-        if inner is not None:
-            strict = "resume" in entry.metadata
-            for key, info in option_infos(inner, f"{name}.").items():
-                found[key] = replace(info, strict=info.strict or strict)
-        else:
-            default = None if entry.default is MISSING else entry.default
-            if entry.default_factory is not MISSING:
-                default = entry.default_factory()
-            found[name] = OptionInfo(
-                entry.metadata.get("resume", "same"),
-                plain(default),
-                earlier=entry.metadata.get("earlier", UNCHANGED),
-            )
+    for leaf in leaves(config):
+        entry = leaf.field
+        default = None if entry.default is MISSING else entry.default
+        if entry.default_factory is not MISSING:
+            default = entry.default_factory()
+        found[prefix + ".".join(leaf.path)] = OptionInfo(
+            policy=entry.metadata.get("resume", "same"),
+            default=plain(default),
+            strict=leaf.strict,
+            earlier=entry.metadata.get("earlier", UNCHANGED),
+        )
     return found
 
 
 def renamed_options(config: Any) -> dict[str, str]:
     """Old flag → new flag, from the dict RENAMED in the module of each dataclass of `config`."""
-    kind = config if isinstance(config, type) else type(config)
     found: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        found |= getattr(sys.modules.get(base.__module__), "RENAMED", {})
-    for entry in fields(config):
-        inner = _inner(config, entry.name)
-        if inner is not None:
-            found |= renamed_options(inner)
+    for kind in dict.fromkeys(kind for leaf in leaves(config) for kind in leaf.owners):
+        for base in reversed(kind.__mro__):
+            found |= getattr(sys.modules.get(base.__module__), "RENAMED", {})
     return found
-
-
-def _inner(config: Any, name: str) -> Any | None:
-    """The nested dataclass in a field: an instance if there is one, else its class, else None."""
-    if not isinstance(config, type):
-        value = getattr(config, name)
-        return value if is_dataclass(value) else None
-    factory = next(entry for entry in fields(config) if entry.name == name).default_factory
-    return factory if isinstance(factory, type) and is_dataclass(factory) else None
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import nn
 
 from allinone.common.atomic_io import publish_dir, write_atomic
+from allinone.common.formatting import finite
 from allinone.engine import ds_config
 from allinone.engine.anomaly.detector import Anomaly, AnomalyDetector
 from allinone.engine.anomaly.replay import (
@@ -38,7 +39,6 @@ from allinone.engine.config import TrainConfig
 from allinone.engine.distributed import topology
 from allinone.engine.distributed.collectives import run_on_rank0
 from allinone.engine.monitoring.accumulator import IntervalMetrics, MicroBatchRecord
-from allinone.engine.monitoring.history import finite
 from allinone.engine.objective import seed_of
 from allinone.engine.optim.schedule import learning_rate
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from allinone.common.formatting import duration, size
+from allinone.common.formatting import duration, finite, size
 from allinone.engine.callbacks.base import Callback, Due, Interval
 from allinone.engine.distributed.signals import RunInterrupted
-from allinone.engine.monitoring.history import HistoryWriter, finite
+from allinone.engine.monitoring.history import HistoryWriter
 from allinone.engine.monitoring.tensorboard import TensorBoardWriter
 from allinone.engine.run_spec import Pictures
 

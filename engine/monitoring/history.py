@@ -24,7 +24,6 @@ After a restart, records and evaluations of steps that are run again are removed
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ import psutil
 import torch
 
 from allinone.common.atomic_io import write_atomic
-from allinone.common.formatting import count
+from allinone.common.formatting import count, finite
 from allinone.engine.config import TrainConfig
 from allinone.engine.monitoring.accumulator import IntervalMetrics
 from allinone.engine.monitoring.straggler import slowest, spread
@@ -145,12 +144,3 @@ def memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return psutil.Process().memory_info().rss
-
-
-def finite(value: Any) -> Any:
-    """A copy in which numbers that JSON cannot represent are None."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from allinone.common.atomic_io import write_atomic
-from allinone.common.formatting import count, duration, size
+from allinone.common.formatting import count, duration, finite, size
 from allinone.engine import ds_config
 from allinone.engine.config import TrainConfig
 from allinone.engine.deepspeed_adapter import count_collective_bytes
@@ -268,7 +268,7 @@ class RunEstimate:
     def write(self, out: Path) -> None:
         """Write OUT/plan.json with the measurements so far."""
         content = asdict(self.plan) | {"got": self.got()}
-        write_atomic(out / FILE, json.dumps(_finite(content), indent=1) + "\n")
+        write_atomic(out / FILE, json.dumps(finite(content), indent=1) + "\n")
 
     def summary(self) -> str:
         """Estimate and measurement for the log, at the end."""
@@ -290,11 +290,3 @@ class RunEstimate:
             for name, planned, seen, show in pairs
             if planned == planned  # NaN: the FLOPs are unknown, so there is no estimate
         )
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
