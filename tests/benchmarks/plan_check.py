@@ -28,7 +28,8 @@ launch.prepare_environment()  # torch and DeepSpeed read it once, when they are 
 from allinone.common.command_line import parse, run_command
 from allinone.common.errors import InputError
 from allinone.common.tables import markdown_table, plain_table
-from tests.engine.measured import Case, compare, measure
+from tests.engine.measured import Case, measure
+from tests.engine.planned import compare
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from allinone.pretrain.config import CoTrainOptions, ModelOptions, PretrainConfi
 from allinone.pretrain.cost import activations, masked_tokens, sample_flops, training_cost
 from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective
 from allinone.pretrain.recipes import RECIPES
-from tests.engine.measured import MASKED, Case, compare, make_batch, measure
+from tests.engine.measured import MASKED, Case, make_batch, measure
+from tests.engine.planned import compare
 
 SMALL = {
     "hidden_size": 64,
