@@ -132,5 +132,11 @@ class TrainConfig:
 
 
 def every(step: int, interval: int, last: int | None = None) -> bool:
-    """Whether something is due: at multiples of `interval` (0: never) and at step `last`."""
+    """Whether something is due.
+
+    Args:
+        step: Finished steps.
+        interval: Due at its multiples; 0: never.
+        last: Due at this step too.
+    """
     return step == last or (interval > 0 and step % interval == 0)

@@ -86,6 +86,11 @@ def set_progress(engine: Any, step: int, samples: int) -> None:
     """Set DeepSpeed's counters after a checkpoint was loaded without load_checkpoint.
 
     deepspeed 0.19.8, runtime/engine.py: `global_steps` and `global_samples`.
+
+    Args:
+        engine: DeepSpeed's engine.
+        step: Finished optimizer steps.
+        samples: Clips consumed.
     """
     engine.global_steps, engine.global_samples = step, samples
 
@@ -261,7 +266,13 @@ def flat_partitions(
 def _slices_of_group(
     parameters: Iterable[nn.Parameter], first: int, size: int
 ) -> list[ParameterSlice]:
-    """Slices of concatenated parameters in [first, first + size)."""
+    """Slices of concatenated parameters that fall into a range.
+
+    Args:
+        parameters: A group, in order.
+        first: First element of the range.
+        size: Its number of elements.
+    """
     slices, begin = [], 0
     for parameter in parameters:
         end = begin + parameter.numel()
@@ -275,7 +286,13 @@ def _slices_of_group(
 def _slices_per_parameter(
     parameters: Iterable[nn.Parameter], rank: int, world: int
 ) -> list[ParameterSlice]:
-    """This rank's piece of every parameter; the last rank's piece may be shorter or empty."""
+    """This rank's piece of every parameter; the last rank's piece may be shorter or empty.
+
+    Args:
+        parameters: A group, in order.
+        rank: Data-parallel rank.
+        world: Number of data-parallel ranks, W.
+    """
     slices, offset = [], 0
     for parameter in parameters:
         numel = full_numel(parameter)

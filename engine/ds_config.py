@@ -63,6 +63,7 @@ def arithmetic(config: Mapping[str, Any]) -> dict[str, Any]:
 
     The rest decides where state is stored and when it is communicated.
     """
+    # check_grad_overflow decides who finds an overflow, not what is done about it
     names = ("fp16", "data_types", "communication_data_type", "torch_autocast")
     bf16 = {k: v for k, v in (config.get("bf16") or {}).items() if k != "check_grad_overflow"}
     return {name: config.get(name) for name in names} | {"bf16": bf16}

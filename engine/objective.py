@@ -52,6 +52,7 @@ def seed_of(seed: int, position: int) -> int:
         seed: The run's seed.
         position: Global position of the micro-batch's first clip.
     """
+    # + 1, because the finaliser maps 0 to 0
     z = (seed * 0x9E3779B97F4A7C15 + position + 1) % 2**64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64

@@ -11,7 +11,7 @@ from allinone.engine.monitoring.accumulator import IntervalMetrics
 
 @dataclass
 class TrainState:
-    """Progress of a run; run.json of a checkpoint holds every field but `last_saved`."""
+    """Progress of a run; run.json of a checkpoint holds every field."""
 
     step: int = 0
     """Finished optimizer steps."""
@@ -25,14 +25,12 @@ class TrainState:
     """Replaced clips up to the last logging interval, over all ranks."""
     best: dict[str, Any] | None = None
     """State of the best-weight selection; None without one."""
-    last_saved: int = 0
-    """Step of the newest checkpoint: by definition `step` of the checkpoint itself."""
 
     @classmethod
     def from_checkpoint(cls, facts: Mapping[str, Any]) -> TrainState:
         """The state in run.json of a checkpoint."""
         names = {field.name for field in fields(cls)} & facts.keys()
-        return cls(**{name: facts[name] for name in names}, last_saved=facts["step"])
+        return cls(**{name: facts[name] for name in names})
 
     def progress(self) -> dict[str, int]:
         """The fields that describe the last step."""

@@ -170,11 +170,14 @@ class Trainer:
             CheckpointError: A checkpoint could not be read or written.
             ConfigError: The folder holds something else, or a run with other options.
         """
+        # before the minutes of preparation: a signal that arrives in them ends the run after its
+        # first steps, with a checkpoint, instead of killing it
         signals = StopSignals()
         rank, world = self.rank_info.rank, self.rank_info.world
         self.watchdog = Watchdog(self.config.hang_timeout_s, rank, world)
         try:
             damaged = self._prepare()
+            # new_group is collective: created here, where every rank passes
             sync = SignalSync(self.config.hang_timeout_s)
             if self._is_done():
                 log.info("%s is done: step %d of %d", self.spec.out, self.step, self.config.steps)
@@ -184,6 +187,7 @@ class Trainer:
             self._train_steps(signals, sync)
             return self.result
         finally:
+            # first: a hang that is being reported ends the process here, with the report complete
             self.watchdog.stop()
             signals.restore()
             self._close(sys.exception())
@@ -198,6 +202,7 @@ class Trainer:
         layout = reshard.identity(self.ds_config, self.layout)
         # one rank decides: ranks that look for themselves may see a network disk differently
         decision = run_on_rank0(lambda: resume.decide(out, self.spec.run_config, layout))
+        # only now: a folder that was refused belongs to something else, and stays untouched
         launch.log_rank_to_file(out)
         for problem in decision.damaged:
             log.warning("%s", problem)
@@ -214,6 +219,7 @@ class Trainer:
 
     def _start(self, damaged: Sequence[str]) -> None:
         log.info("%s", self.describe())
+        # a new one: importing, loading and opening data are not training time
         self.stopwatch = Stopwatch()
         for callback in self.callbacks:
             callback.on_start(self)
@@ -227,8 +233,10 @@ class Trainer:
         while self.step < self.config.steps and not self.evaluation.stop_early and not stop:
             self.begin_activity(f"step {self.step + 1}", starting=self.step + 1 == first)
             self._train_step(batches)
+            # what the ranks agreed on one step ago, so that all of them stop after the same step
             stop = sync.exchange(signals.received)
             self._end_step(stop, first)
+        # the exchange of the last step is open, and must end before the process group does
         sync.finish()
         if stop:
             raise RunInterrupted(
@@ -250,6 +258,7 @@ class Trainer:
             loss, metrics = self.engine.train_micro_batch(batch)
             self.accumulator.add(batch, loss, metrics)
         self.state.step += 1
+        # from now on a missing file means a fault of the node (exit code 1), not a wrong path (2)
         launch.mark_training_started()
         self.accumulator.end_step(self.step, *self.engine.outcome())
 
@@ -290,6 +299,7 @@ class Trainer:
         """This rank's micro-batches from a step (1, 2, ...) on."""
         config, layout = self.config, self.layout
         return self.spec.data.batches(
+            # follows from the step alone: another layout continues with the same clips
             first=(step - 1) * config.global_batch,
             rank=layout.data_rank,
             world=layout.data_world,
@@ -313,12 +323,14 @@ class Trainer:
             "samples": self.step * self.config.global_batch,
             **self.state.progress(),
             "world": self.rank_info.world,
+            # only rank 0 writes run.json: the others need not start git
             "code": manager.code_version() if self.is_rank0 else {},
             "run": self.spec.run_config,
         }
 
     def continue_totals(self) -> None:
         """Let rank 0 continue the totals over all ranks; the other ranks start at 0."""
+        # they are sums over ranks: a second rank that continued them would count them twice
         totals = (self.state.digest, self.state.bad_clips) if self.is_rank0 else (0, 0)
         self.accumulator.set_totals(*totals)
 

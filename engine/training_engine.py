@@ -54,12 +54,14 @@ class TrainingEngine:
             deepspeed_adapter.skip_inference_op_on_cpu()
         deepspeed_adapter.import_muon()
         torch.manual_seed(config.seed)
+        # of the complete model: tensor parallelism below leaves this rank with its shards
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
         mpu = self._prepare_model()
         module = StepModule(self.model, spec.objective).to(device)
         groups = parameter_groups(
             module, config.weight_decay, spec.head_patterns, spec.head_lr_mult
         )
+        # before DeepSpeed, which replaces the parameters in these groups by its flat partitions
         self._state_layout = reshard.describe(self.model, groups, ds, layout)
         sizes = [[parameter.numel() for parameter in group["params"]] for group in groups]
         self.estimate = RunEstimate(
@@ -71,7 +73,7 @@ class TrainingEngine:
             optimizer=self.optimizer,
             config=ds,
             mpu=mpu,
-            dist_init_required=False,
+            dist_init_required=False,  # launch.start has set up the ranks, with our time-out
         )
         deepspeed_adapter.allow_minimum_loss_scale(self.deepspeed)
         self.estimate.count_bytes()
@@ -94,6 +96,8 @@ class TrainingEngine:
             # before the parameter groups and DeepSpeed, which keep references to the parameters
             tensor_parallel.divide(self.model, self._layout)
             mpu = tensor_parallel.DeepSpeedView
+        # in place: torch.compile(model) would put _orig_mod. in front of the parameters' names, by
+        # which checkpoints find them
         if config.compile:
             self.model.compile()
         return mpu

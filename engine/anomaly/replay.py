@@ -118,7 +118,16 @@ def replay_step(
 
 
 def _recreate_batches(step: int, number: int, context: ReplayContext) -> tuple[list[Any], str]:
-    """(the micro-batches of the step, what failed on this rank)."""
+    """Fetch the micro-batches of a step again.
+
+    Args:
+        step: The step.
+        number: Micro-batches of this rank.
+        context: What the replay needs.
+
+    Returns:
+        The micro-batches, and what failed on this rank.
+    """
     batches = context.batches_from(step)
     try:
         return [next(batches) for _ in range(number)], ""
@@ -251,7 +260,13 @@ def _positions(batches: Sequence[Any]) -> list[ClipPosition]:
 
 
 def _loss_alone(batches: Sequence[Any], place: ClipPosition, context: ReplayContext) -> float:
-    """The loss of one clip by itself."""
+    """The loss of one clip by itself.
+
+    Args:
+        batches: This rank's micro-batches.
+        place: The clip.
+        context: What the replay needs.
+    """
     micro, row = place
     torch.manual_seed(seed_of(context.seed, batches[micro].first_position))
     with torch.no_grad():
@@ -290,7 +305,16 @@ def _data_sets(batch: Any) -> list[str | None]:
 
 
 def _verdict(anomaly: Anomaly, report: dict[str, Any], replay: dict[str, Any]) -> dict[str, Any]:
-    """The keys "reproduced" and "verdict" (a sentence)."""
+    """Decide whether the anomaly is reproduced.
+
+    Args:
+        anomaly: What was found.
+        report: What was observed the first time.
+        replay: What was computed again.
+
+    Returns:
+        The keys "reproduced" and "verdict" (a sentence).
+    """
     if not replay["same_clips"]:
         return {
             "reproduced": None,

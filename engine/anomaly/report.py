@@ -108,7 +108,9 @@ class AnomalyReporter:
         if not self._config.max_anomaly_reports:
             return []
         reports = []
+        # the limit applies after the check, because the detector's windows need every step
         for anomaly in self._detector.check(interval)[:PER_INTERVAL]:
+            # rank 0 decides: on a network disk, others may not see its last report yet
             if run_on_rank0(partial(self._may_report, anomaly.step)):
                 self._begin_activity(f"the replay of step {anomaly.step}")
                 context = self._context(anomaly, interval)
@@ -171,6 +173,7 @@ def write_report(
             for micro in records
         ],
     }
+    # without the repetitions of tensor parallelism, whose ranks read the same clips
     ranks = topology.of_data_ranks(mine)
     losses = [micro["loss"] for rank in ranks for micro in rank["micro_batches"]]
     report: dict[str, Any] = {
@@ -187,6 +190,8 @@ def write_report(
         "replay": None,
     }
     folder = report_folder(out, anomaly.step)
+    # before the replay, which may end the process: then this version remains, and `_may_report`
+    # keeps a restart from replaying the step again
     run_on_rank0(lambda: publish_dir(folder, lambda inside: _store(inside / FILE, report)))
     start = time.perf_counter()
     replay = replay_step(anomaly, records, context, report)

@@ -71,6 +71,8 @@ class SkippedStepsCallback(Callback):
 
     def on_interval(self, trainer: Trainer, interval: Interval) -> None:
         skipped, limit = trainer.state.skipped_in_a_row, trainer.config.max_skipped
+        # equal on all ranks, so that all raise here and none waits for another. The flags stay on
+        # the device until a logging step: the run ends up to --log-every - 1 steps late
         if skipped > limit:
             raise TooManySkippedError(
                 f"{skipped} steps in a row had a non-finite gradient, more than --max-skipped"

@@ -68,13 +68,31 @@ class Callback:
         """After an optimizer step."""
 
     def on_checkpoint(self, trainer: Trainer, folder: Path, seconds: float) -> None:
-        """After a checkpoint was published in `folder`, which took `seconds`."""
+        """After a checkpoint was published.
+
+        Args:
+            trainer: The run.
+            folder: The checkpoint.
+            seconds: How long writing took.
+        """
 
     def on_evaluation(self, trainer: Trainer, results: Mapping[str, float], seconds: float) -> None:
-        """After an evaluation, which took `seconds`. `results` holds finite values only."""
+        """After an evaluation.
+
+        Args:
+            trainer: The run.
+            results: Name → value, finite values only.
+            seconds: How long it took.
+        """
 
     def on_event(self, trainer: Trainer, event: str, facts: Mapping[str, Any]) -> None:
-        """After something noteworthy: damaged, straggler or anomaly_report."""
+        """After something noteworthy.
+
+        Args:
+            trainer: The run.
+            event: damaged, straggler or anomaly_report.
+            facts: Its keys in history.jsonl, see engine/monitoring/history.py.
+        """
 
     def on_end(self, trainer: Trainer) -> None:
         """After the last step."""

@@ -14,14 +14,10 @@ if TYPE_CHECKING:
 
 
 class CheckpointCallback(Callback):
-    """Saves a checkpoint when one is due, and after the last step."""
+    """Saves a checkpoint when one is due, which it always is at the last step."""
 
     def on_step_end(self, trainer: Trainer, due: Due) -> None:
         if due.checkpoint:
-            self._save(trainer)
-
-    def on_end(self, trainer: Trainer) -> None:
-        if trainer.state.step > trainer.state.last_saved:
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
@@ -33,9 +29,10 @@ class CheckpointCallback(Callback):
             start = time.perf_counter()
             facts = trainer.checkpoint_facts() | state.totals()
             folder = trainer.engine.save(trainer.spec.out, facts)
-            state.last_saved = state.step
             # from here on rank 0 alone continues the totals, as it does in a resumed run
             trainer.continue_totals()
+            # after the new one was published, so that there is a complete checkpoint at any moment;
+            # on one rank, because a second rename of the same folder would fail
             if trainer.is_rank0:
                 manager.prune(trainer.spec.out, config.keep_last, config.keep_every)
             seconds = time.perf_counter() - start

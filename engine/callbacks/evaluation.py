@@ -76,11 +76,14 @@ class EvaluationCallback(Callback):
             start = time.perf_counter()
             results = self._compute(trainer.spec.model, trainer.device)
             seconds = time.perf_counter() - start
+            # JSON has no NaN; the selection below gets it too, because to it a missing metric is an
+            # error and a NaN only an evaluation that is not better
             finite = {name: value for name, value in results.items() if math.isfinite(value)}
             for callback in trainer.callbacks:
                 callback.on_evaluation(trainer, finite, seconds)
             improved = self._best.update(state.step, results)
             state.best = self._best.state()
+            # collective: every rank gets the same results and therefore enters it
             if improved:
                 trainer.engine.save_best(out, trainer.checkpoint_facts())
                 log.info("%s", self._best)

@@ -37,6 +37,7 @@ class HistoryCallback(Callback):
         if not trainer.is_rank0:
             return
         config, records = trainer.config, trainer.records
+        # removes the records of steps after the checkpoint, which are about to be written again
         self._history = HistoryWriter(trainer.spec.out, trainer.state.step)
         line = {
             "event": "start",
@@ -101,6 +102,7 @@ class TensorBoardCallback(Callback):
 
     def on_step_end(self, trainer: Trainer, due: Due) -> None:
         wanted = due.evaluation or (due.first and not due.stop)
+        # the batch of this step: fetching another one would take it away from training
         if self._writer is not None and self._pictures is not None and wanted:
             pictures = self._pictures(trainer.accumulator.last_batch)
             self._writer.pictures(trainer.state.step, pictures)
@@ -131,6 +133,7 @@ class ProgressCallback(Callback):
                 cause = "gradient not finite though the losses are; clips of the step"
             clips = ", ".join(skipped["clips"])
             log.warning("step %d skipped, its %s: %s", skipped["step"], cause, clips)
+        # a line on every rank: only rank 0 has a terminal, each has its file in OUT/logs
         if trainer.config.json:
             self._print_json(trainer, record)
         else:

@@ -59,6 +59,8 @@ class BestCheckpoint:
         """
         if self._selection and saved:
             self._state = _State(**saved)
+        # one rank reads: a network disk may show the file on one node and not yet on another, and
+        # ranks that disagree would not all enter the missing evaluation
         self._state = run_on_rank0(lambda: self._evaluated_after(step)) or self._state
 
     def _evaluated_after(self, step: int) -> _State | None:
@@ -73,6 +75,7 @@ class BestCheckpoint:
 
     def needs_eval(self, step: int) -> bool:
         """Whether this step still needs evaluation."""
+        # step 0 is a multiple of every interval, but nothing was trained yet
         return 0 < step != self._state.evaluated
 
     @property
@@ -97,6 +100,7 @@ class BestCheckpoint:
         if self._selection is None:
             self._state.evaluated = step
             return False
+        # an error at the first evaluation: that nothing was selected would show at the end only
         if self._selection.metric not in results:
             raise ConfigError(
                 f"the evaluation has no {self._selection.metric!r} to select by; it has:"
@@ -104,6 +108,7 @@ class BestCheckpoint:
             )
         state, value = self._state, float(results[self._selection.metric])
         state.evaluated = step
+        # a NaN as best value would win forever: every later comparison with it is False
         better = value == value and (state.value is None or value > state.value)
         if better:
             state.step, state.value, state.worse = step, value, 0

@@ -39,7 +39,14 @@ class CheckpointError(AllInOneError, RuntimeError):
 
 
 def step_folder(out: Path, step: int, kind: str = CHECKPOINTS) -> Path:
-    """Folder of the checkpoint (or, with BEST, of the best weights) of a step."""
+    """Folder of the checkpoint of a step.
+
+    Args:
+        out: The run's folder.
+        step: Finished optimizer steps.
+        kind: CHECKPOINTS, or BEST for the best weights.
+    """
+    # eight digits, so that names sort like steps
     return out / kind / f"step-{step:08d}"
 
 
@@ -54,5 +61,6 @@ def checkpoints(out: Path, kind: str = CHECKPOINTS) -> list[Path]:
 
     Their content is not verified.
     """
+    # .tmp-step-* is unfinished, .tmp-old-step-* half deleted, damaged-step-* set aside: no match
     folders = [path for path in (out / kind).glob("step-*") if step_of(path) >= 0]
     return sorted(folders, key=step_of, reverse=True)

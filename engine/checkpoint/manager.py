@@ -142,6 +142,7 @@ def save(
             are not affected.
     """
     target = step_folder(out, facts["step"])
+    # next to the target: a rename is atomic only within one file system
     temporary = target.with_name(f".tmp-{target.name}")
     is_rank0 = dist.get_rank() == 0
     # all ranks learn of a failure here, or they would enter collectives that rank 0 never joins
@@ -149,6 +150,7 @@ def save(
     if not error:
         weights = full_weights(module, engine.optimizer)
         writer.error = ""
+        # no file `latest`: it would name a tag that is the same in every checkpoint
         engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False)
         # rank 0 must not publish before all ranks have written their partitions
         error = _first_error(writer.error)
@@ -159,6 +161,7 @@ def save(
         )
     if error:
         if is_rank0:
+            # what cannot be deleted now (a file open on NFS) goes with the next checkpoint
             shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"checkpoint {target.name} could not be written ({error}); usually the disk or a quota"
@@ -193,6 +196,7 @@ def save_best(module: nn.Module, optimizer: Any, out: Path, facts: Mapping[str, 
         if target.exists():  # written before the run was killed, by the same steps
             shutil.rmtree(target)
         _publish(temporary, target, module, weights, {RUN: facts})
+        # last: until the rename above, the former best weights are the only ones
         for old in checkpoints(out, BEST)[1:]:
             shutil.rmtree(old)
 
@@ -218,7 +222,15 @@ def _publish(
     weights: dict[str, Tensor],
     notes: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Write weights, notes (file name → content) and manifest, then rename. Rank 0 only."""
+    """Write weights, notes and manifest, then rename. Rank 0 only.
+
+    Args:
+        temporary: The unfinished folder.
+        target: Its final name.
+        module: The model, for its config.json.
+        weights: Parameter name → fp32 tensor.
+        notes: File name → content as JSON values.
+    """
     _save_weights(module, weights, temporary / WEIGHTS)
     for name, content in notes.items():
         write_atomic(temporary / name, json.dumps(content, indent=1) + "\n")
@@ -230,6 +242,13 @@ def _publish(
 
 
 def _save_weights(module: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    """Write the folder weights/.
+
+    Args:
+        module: The model; one of transformers also writes its config.json.
+        weights: Parameter name → fp32 tensor on the CPU.
+        folder: The new folder.
+    """
     if isinstance(module, PreTrainedModel):
         from transformers.utils import logging
 
@@ -239,6 +258,7 @@ def _save_weights(module: nn.Module, weights: dict[str, Tensor], folder: Path) -
         from safetensors.torch import save_file
 
         folder.mkdir()
+        # save_file refuses tensors that are not contiguous
         contiguous = {name: value.contiguous() for name, value in weights.items()}
         save_file(contiguous, folder / "model.safetensors")
 

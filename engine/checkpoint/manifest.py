@@ -19,9 +19,12 @@ def _hash(path: Path) -> str:
 
 def write_manifest(folder: Path) -> None:
     """Write sizes and hashes of all files below `folder`, after an fsync of each file."""
+    # the manifest must not reach the disk before the bytes that it vouches for
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         fsync_file(path)
+    # after a power cut, a file exists only if its folder's entry was written too; rglob leaves out
+    # `folder` itself, which write_atomic fsyncs below
     for path in (path for path in folder.rglob("*") if path.is_dir()):
         fsync_dir(path)
     entries = {
@@ -52,10 +55,12 @@ def find_damage(folder: Path, without: str = "") -> str | None:
             path = folder / name
             if not path.is_file():
                 return f"is missing {name}"
+            # before the hash: a truncated file is found without reading gigabytes
             if path.stat().st_size != entry["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
             if _hash(path) != entry["sha256"]:
                 return f"{name} does not have the content that was written"
+    # a damaged manifest may be no JSON, or JSON of another shape
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         return f"manifest.json cannot be read ({error})"
     return None
@@ -85,6 +90,7 @@ def set_aside(damaged: Iterable[Path]) -> None:
     still be examined."""
     for folder in damaged:
         target = folder.with_name(f"damaged-{folder.name}")
+        # the same step was damaged before: a rename cannot replace a folder with content
         if target.exists():
             shutil.rmtree(target)
         folder.rename(target)

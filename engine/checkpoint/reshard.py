@@ -62,6 +62,7 @@ def describe(
     }
     return {
         **identity(config, layout),
+        # in the optimizer's order: without ZeRO the moments are stored by number, not by name
         "groups": [
             [names[parameter] for parameter in group["params"] if parameter in names]
             for group in groups
@@ -147,12 +148,19 @@ def load(
         CheckpointError: As `check_movable`, or files of the checkpoint are missing.
     """
     check_movable(folder, before, now)
+    # each rank opens all partitions: which of them hold its share depends on both layouts
     saved = SavedState(folder)
     names = {parameter: name for name, parameter in module.named_parameters()}
     optimizer, layout = engine.optimizer, topology.current()
 
     def fill(flat: Tensor, slices: list[ParameterSlice], key: Key) -> Tensor:
-        """New content of a flat tensor of this rank; padding is 0."""
+        """New content of a flat tensor of this rank; padding is 0.
+
+        Args:
+            flat: Gives the shape.
+            slices: The parameters in it.
+            key: Weight or moment.
+        """
         filled = torch.zeros_like(flat, dtype=torch.float32, requires_grad=False)
         for piece in slices:
             part = saved.full_tensor(names[piece.parameter], key)
@@ -180,6 +188,7 @@ def load(
 def load_kept_in_memory(engine: Any, folder: Path) -> None:
     """Load the state that DeepSpeed omits from a checkpoint with NVMe offload."""
     layout = topology.current()
+    # DeepSpeed begins the name with bf16_ in bf16
     (file,) = (folder / STATE).glob(
         f"*zero_pp_rank_{layout.data_rank}_mp_rank_{layout.tensor_rank:02d}_optim_states.pt"
     )

@@ -35,6 +35,7 @@ def best_weights(out: Path) -> Path:
         CheckpointError: The best weights are damaged, or there are no weights at all.
     """
     folder, notes = newest_complete(out, BEST)
+    # no fall-back to the newest weights: results would be those of weights that nobody selected
     if folder is None and notes:
         raise CheckpointError("; ".join(notes))
     return folder / WEIGHTS if folder else newest_weights(out)
@@ -53,6 +54,7 @@ def find_weights(path: Path) -> Path:
     if not path.is_dir():
         what = "is a file; give its folder" if path.is_file() else "does not exist"
         raise CheckpointError(f"{path} {what}")
+    # first, because a model folder has no manifest to check: save_pretrained writes none
     if (path / "config.json").is_file():
         if not any((path / name).is_file() for name in WEIGHT_FILES):
             raise CheckpointError(

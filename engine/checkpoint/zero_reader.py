@@ -67,7 +67,7 @@ class SavedState:
         divided = self._facts.get("divided", {})
         self._divisions = {name: Division(dim, blocks) for name, (dim, blocks) in divided.items()}
         folder = checkpoint / STATE
-        # only the file says how many tensor-parallel parts there are
+        # only the file says how many tensor-parallel parts there are: layout.json may be missing
         models = [self._model(folder, 0)]
         models += [self._model(folder, number) for number in range(1, models[0]["mp_world_size"])]
         self._parts = [
@@ -115,7 +115,17 @@ class SavedState:
 
 
 class _Part:
-    """Files of the data ranks that share one tensor-parallel part of the model."""
+    """Files of the data ranks that share one tensor-parallel part of the model.
+
+    Args:
+        folder: The checkpoint's folder deepspeed/.
+        number: Tensor-parallel rank.
+        model: Content of its model_states.pt.
+        facts: Content of layout.json.
+
+    Raises:
+        CheckpointError: Files of a data rank are missing.
+    """
 
     def __init__(
         self, folder: Path, number: int, model: dict[str, Any], facts: dict[str, Any]

@@ -32,6 +32,7 @@ def run_on_rank0(action: Callable[[], T]) -> T:
         except (ValueError, RuntimeError, OSError) as error:
             box[1] = error
     dist.broadcast_object_list(box, src=0)
+    # other errors are bugs: rank 0 ends with a traceback, and its peers because it has left
     if box[1] is not None:
         raise box[1]
     return box[0]
@@ -39,6 +40,7 @@ def run_on_rank0(action: Callable[[], T]) -> T:
 
 def all_gather_object(value: T) -> list[T]:
     """The values of all ranks in rank order; collective."""
+    # pickled to a tensor of bytes and, with NCCL, copied to the GPU and back: not inside a step
     values: list[Any] = [value]
     if dist.get_world_size() > 1:
         values = [None] * dist.get_world_size()

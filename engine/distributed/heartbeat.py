@@ -45,6 +45,7 @@ def describe_unresponsive_ranks(
         after: The same at the second reading.
         world: Number of ranks.
     """
+    # equal counts are enough: two heartbeats fall between readings that are LISTEN_S apart
     silent = [
         rank
         for rank in range(world)
@@ -108,7 +109,9 @@ class HeartbeatMonitor:
         heartbeats = {}
         for rank in range(self._world):
             key = f"heartbeat/{rank}"
+            # get() blocks until the key exists, and a rank that never started has none
             if self._reader.check([key]):
+                # the activity is last, and may contain any character
                 count, host, pid, activity = self._reader.get(key).decode().split("\t", 3)
                 heartbeats[rank] = Heartbeat(int(count), host, pid, activity)
         return heartbeats

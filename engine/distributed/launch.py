@@ -201,7 +201,9 @@ def start(device: str, timeout_s: float) -> tuple[RankInfo, Any]:
             " torch"
         )
     if not cuda:
+        # otherwise DeepSpeed takes a GPU that it sees, also with --device cpu
         os.environ["DS_ACCELERATOR"] = "cpu"
+        # each rank would use all cores of the host; srun and taskset restrict them (affinity)
         if "OMP_NUM_THREADS" not in os.environ:
             cores = len(os.sched_getaffinity(0))
             torch.set_num_threads(max(1, cores // ranks_of_host(os.environ, info.world)))
@@ -269,7 +271,7 @@ def close_log_file() -> None:
     global _log_file
     if _log_file is not None:
         LOGGER.removeHandler(_log_file[1])
-        with contextlib.suppress(OSError):  # a full disk
+        with contextlib.suppress(OSError):  # a full disk: the buffer cannot be written
             _log_file[1].close()
         _log_file = None
 
@@ -304,11 +306,13 @@ def main(run: Callable[[], Any], options: object = None) -> int:
         return ending.code
     if ending.unexpected is not None:
         traceback.print_exception(ending.unexpected)
+    # os._exit writes no buffers and runs no handlers; sys.exit would destroy NCCL's groups, which
+    # waits for the peers
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     from allinone.common.processes import end_readers
 
-    end_readers()  # os._exit skips the handlers that would do it
+    end_readers()
     os._exit(ending.code)
 
 
@@ -372,7 +376,13 @@ def _code_of_system_error(error: Exception) -> ExitCode | None:
 
 
 def _report(error: Exception, code: ExitCode, local: bool) -> None:
-    """Log why the run ends; what all ranks raise alike appears on the terminal once, by rank 0."""
+    """Log why the run ends; what all ranks raise alike appears on the terminal once, by rank 0.
+
+    Args:
+        error: The reason.
+        code: The exit code; REQUEUE is a warning, because the run is to be continued.
+        local: Whether this rank alone has the error.
+    """
     if local:
         setup_logging(stderr=True)  # only this rank knows the reason
     rank = f"rank {current_rank()}: " if current_rank() else ""

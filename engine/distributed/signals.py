@@ -34,6 +34,7 @@ class StopSignals:
         self._previous = {number: signal.signal(number, self._remember) for number in SIGNALS}
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        # only remember: the handler may run inside a collective, which the other ranks also entered
         if number == signal.SIGINT and self.received == "SIGINT":
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name

@@ -87,6 +87,14 @@ class ParallelLinears:
     def __call__(
         self, in_features: int, out_features: int, *, split: Split, blocks: int = 1
     ) -> nn.Module:
+        """Make a layer.
+
+        Args:
+            in_features: Inputs of the full layer.
+            out_features: Outputs of the full layer.
+            split: column shards the outputs, row the inputs.
+            blocks: Parts of the outputs that are sharded separately (q, k and v: 3).
+        """
         common: dict[str, Any] = {
             "config": self._config,
             "init_method": None,
@@ -128,6 +136,13 @@ def divide(model: nn.Module, layout: Layout) -> None:
 
 
 def _shard(full: TorchLinear, factory: ParallelLinears, layout: Layout) -> nn.Module:
+    """A layer that holds this rank's shard of a full layer.
+
+    Args:
+        full: Equal on all ranks.
+        factory: Makes the layer, uninitialised.
+        layout: This rank's position.
+    """
     shard = factory(full.in_features, full.out_features, split=full.split, blocks=full.blocks)
     with torch.no_grad():
         for name, parameter in shard.named_parameters():
@@ -179,6 +194,7 @@ def gradient_norm(parameters: list[nn.Parameter], layout: Layout) -> Tensor:
     sharded = [p.grad for p in parameters if p.grad is not None and division_of(p) is not None]
     replicated = [p.grad for p in parameters if p.grad is not None and division_of(p) is None]
     squares = torch.stack([_norm(sharded), _norm(replicated)]).square()
+    # squares[0] is a view, so the sum over ranks is stored in `squares`
     dist.all_reduce(squares[0], group=layout.tensor_group)
     return squares.sum().sqrt()
 

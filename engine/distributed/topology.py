@@ -113,7 +113,13 @@ class Division:
     has three, so that every rank gets the queries, keys and values of the same heads."""
 
     def part(self, full: Tensor, rank: int, size: int) -> Tensor:
-        """Shard of rank `rank` of `size`, cut from the full tensor."""
+        """Cut a rank's shard from the full tensor.
+
+        Args:
+            full: The parameter, as at tensor parallel 1.
+            rank: Tensor-parallel rank.
+            size: Size of the tensor-parallel group.
+        """
         # piece block * size + r belongs to rank r, which gets one piece of every block
         pieces = full.chunk(self.blocks * size, self.dim)
         return torch.cat(pieces[rank::size], self.dim)

@@ -50,6 +50,7 @@ class Watchdog:
         self._stopped = threading.Event()
         self._reporting = False
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        # before the thread, which reads the deadline
         self.begin("start", starting=True)
         self._thread.start()
         _watchdogs.append(self)
@@ -62,6 +63,7 @@ class Watchdog:
             starting: Allow at least STARTUP_S.
         """
         self._limit_s = max(self._timeout_s, STARTUP_S) if starting else self._timeout_s
+        # monotonic: an NTP correction of the wall clock must not end a run
         self._activity, self._deadline = activity, time.monotonic() + self._limit_s
         # its C thread needs no interpreter lock: it fires even if the watchdog's thread cannot run
         faulthandler.dump_traceback_later(self._limit_s + GRACE_S, exit=True)

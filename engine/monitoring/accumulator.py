@@ -16,6 +16,7 @@ from allinone.engine.distributed import topology
 from allinone.engine.distributed.collectives import all_gather_object
 
 DIGEST_BITS = 63
+"""A digest fits a signed 64-bit integer."""
 NAMED_CLIPS = 16
 """Clips that a rank names per skipped step; a micro-batch of hundreds would flood the log."""
 
@@ -121,6 +122,7 @@ class MetricAccumulator:
             MicroBatchRecord(batch.first_position, tuple(batch.clips), loss.detach(), metrics)
         )
         for name, value in metrics.items():
+            # torch.where, not `if`: a Python condition would wait for the device in every step
             usable = torch.where(torch.isfinite(value).all(), value, torch.zeros_like(value))
             self._sums[name] = self._sums[name] + usable if name in self._sums else usable
 
@@ -147,6 +149,7 @@ class MetricAccumulator:
             forward_s: Time of this rank's forward passes, seconds.
         """
         steps = self._steps
+        # one transfer for all steps of the interval: the first wait for the device since the last
         numbers = torch.stack([step.numbers() for step in steps]).tolist() if steps else []
         skips = [bool(skipped) for skipped, _, _ in numbers]
         named = {
@@ -166,6 +169,7 @@ class MetricAccumulator:
             "memory": memory_bytes,
         }
         parts = all_gather_object(mine)
+        # the ranks of a tensor-parallel group have the same clips, but each its own times
         data_parts = topology.current().one_per_data_rank(parts)
         interval = IntervalMetrics(
             steps=[step.number for step in steps],

@@ -72,6 +72,7 @@ class HistoryWriter:
     def write(self, line: Mapping[str, Any]) -> None:
         """Append a line with the current time."""
         self._file.write(json.dumps(finite({**line, "time": round(time.time(), 3)})) + "\n")
+        # at once: tools/watch.py follows the file while the run writes it
         self._file.flush()
 
     def close(self) -> None:
@@ -111,6 +112,7 @@ class RecordBuilder:
         """
         config, steps = self.config, len(metrics.steps)
         samples_per_s = steps * config.global_batch / elapsed_s
+        # microseconds are enough: every line holds one number per rank
         own_s = [round(value / steps, 6) for value in metrics.own_s]
         wait_s = [round(value / steps, 6) for value in metrics.wait_s]
         last = slowest(own_s, self.hosts)

@@ -66,6 +66,7 @@ class DeviceTimer:
 
     def take(self) -> float:
         """Seconds since the last call. On a GPU this waits for the last event: log steps only."""
+        # events of one stream finish in order: waiting for the last one is enough
         if self._events:
             self._events[-1][1].synchronize()
         milliseconds = sum(before.elapsed_time(after) for before, after in self._events)

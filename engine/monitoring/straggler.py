@@ -43,6 +43,7 @@ def slowest(own_s: Sequence[float], hosts: Sequence[str]) -> Slowest | None:
     if len(own_s) < 2:
         return None
     rank = max(range(len(own_s)), key=own_s.__getitem__)
+    # without the rank itself: with two ranks, a median that includes it keeps the ratio below 2
     others = statistics.median([value for k, value in enumerate(own_s) if k != rank])
     return Slowest(rank, hosts[rank], own_s[rank], own_s[rank] / others if others > 0 else 1.0)
 

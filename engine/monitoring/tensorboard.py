@@ -114,12 +114,19 @@ class TensorBoardWriter:
     def __init__(self, folder: Path, start_step: int, mfu_convention: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        # steps after the checkpoint are trained again: without purge_step their curves would double
         self._writer = SummaryWriter(str(folder), purge_step=start_step + 1)
         self._convention = mfu_convention
         self._arranged: set[str] = set()
 
     def describe(self, options: Mapping[str, Any], facts: str, step: int) -> None:
-        """Fill the text tab with the run's options and the facts derived from them."""
+        """Fill the text tab.
+
+        Args:
+            options: The run's options, nested.
+            facts: Lines derived from them.
+            step: Finished steps.
+        """
         self._writer.add_text("run/options", options_table(options), step)
         self._writer.add_text(
             "run/derived", "\n".join(f"    {line}" for line in facts.splitlines()), step
@@ -153,7 +160,13 @@ class TensorBoardWriter:
         self._writer.flush()
 
     def notes(self, step: int, name: str, lines: Sequence[str]) -> None:
-        """Add lines of text under a name, such as the verdict of an anomaly report."""
+        """Add text, such as the verdict of an anomaly report.
+
+        Args:
+            step: To which it belongs.
+            name: The tag.
+            lines: Shown as paragraphs.
+        """
         self._writer.add_text(name, "\n\n".join(lines), step)
         self._writer.flush()
 

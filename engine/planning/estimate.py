@@ -183,6 +183,7 @@ class BytesCounter:
             tensors = [
                 value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)
             ]
+            # a gather gets two tensors: the complete result, and the share of one rank
             if self.on:
                 self.total += max(
                     (tensor.numel() * tensor.element_size() for tensor in tensors), default=0
@@ -234,7 +235,13 @@ class RunEstimate:
         return lines
 
     def see(self, steps: int, seconds: float, memory: float) -> None:
-        """Record one logging interval: its steps, seconds and peak memory in bytes."""
+        """Record one logging interval.
+
+        Args:
+            steps: Number of its steps.
+            seconds: Training time.
+            memory: Peak memory of the largest rank, bytes.
+        """
         self._intervals.append((steps, seconds))
         self._memory = max(self._memory, memory)
 
@@ -252,6 +259,7 @@ class RunEstimate:
         step_s = seconds / steps
         flops = plan.flops_per_step
         sent = None
+        # over all intervals: counting begins with the first step, and bytes need no warm-up
         if self._counter:
             sent = self._counter.total / sum(steps for steps, _ in self._intervals)
         if not plan.collectives:  # with one rank, DeepSpeed calls collectives that move nothing

@@ -155,6 +155,7 @@ def peak_of_card(cuda_name: str, precision: str) -> tuple[float, str] | None:
     Returns:
         (dense FLOP/s, product), or None for an unknown card.
     """
+    # the two A100 share a product name and their rates, so either may stay in the dict
     known = {
         device.product: (device.rate, device.rate_fp32) for device in DEVICES.values()
     } | OTHER_PEAKS

@@ -176,6 +176,7 @@ def candidate(
     )
     sent = traffic(job.groups, job.gpus, zero, accumulation)
     exposed, hidden = _communication(job, sent, compute, accumulation, zero, device, network)
+    # without ZeRO every rank updates all parameters
     share = sum(map(sum, job.groups)) / (1 if zero.stage == 0 else job.gpus)
     # AdamW reads and writes master weights, moments, gradient and weights once
     accessed = (28 + 2 * zero.element) * share
@@ -216,10 +217,22 @@ def _communication(
     device: Device,
     network: Network,
 ) -> tuple[float, float]:
-    """(exposed, hidden) seconds of communication.
+    """Seconds of communication in a step.
 
     Reductions overlap with the window in which gradients become final, except the last bucket.
     Gathers of stage 3 overlap with all compute. The rest is exposed.
+
+    Args:
+        job: The training.
+        sent: The step's collectives.
+        compute: Seconds of forward and backward.
+        accumulation: Micro-batches per step.
+        zero: The DeepSpeed configuration.
+        device: The GPU.
+        network: The network between nodes.
+
+    Returns:
+        Exposed and hidden seconds.
     """
     exposed = hidden = 0.0
     for collective in sent:
@@ -227,6 +240,7 @@ def _communication(
             collective.name, collective.bytes, collective.calls, job.gpus, device, network
         )
         rounds = accumulation if zero.stage >= 2 else 1
+        # stage 3 gathers ahead of every block, so anywhere in the step: the optimistic assumption
         window = (
             compute
             if collective.name == "all_gather"
