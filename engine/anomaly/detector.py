@@ -60,6 +60,7 @@ class SpikeRule:
 
     def check(self, value: float) -> dict[str, float] | None:
         """What is usual if `value` is a spike, else None; the value then enters the window."""
+        # a norm of 0 (nothing was trained) becomes -inf, which is left out below
         value = _log(value) if self._multiplicative else value
         if not math.isfinite(value):
             return None

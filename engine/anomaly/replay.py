@@ -205,6 +205,7 @@ def _layers(module: nn.Module, gradients: Sequence[Tensor | None]) -> list[dict[
             dist.all_reduce(local)
             local = local / world
         mean[layer] = mean.get(layer, 0.0) + float(local.double().square().sum())
+    # every rank has the same keys: `used` is equal on all ranks
     by_rank = all_gather_object(own)
     return [
         {
@@ -268,6 +269,8 @@ def _loss_alone(batches: Sequence[Any], place: ClipPosition, context: ReplayCont
         context: What the replay needs.
     """
     micro, row = place
+    # the seed of the complete micro-batch, though one row draws other numbers from it: the loss is
+    # that of the same clip with another dropout
     torch.manual_seed(seed_of(context.seed, batches[micro].first_position))
     with torch.no_grad():
         loss, _ = context.module(batches[micro].only(row))

@@ -67,6 +67,7 @@ def describe(
             [names[parameter] for parameter in group["params"] if parameter in names]
             for group in groups
         ],
+        # a reader without megatron-core needs these to join the shards
         "divided": {name: [found.dim, found.blocks] for name, found in divisions.items() if found},
     }
 
@@ -125,6 +126,7 @@ def check_movable(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any
             " layout that wrote it, or start a new run with"
             f" --init-from {folder / WEIGHTS}"
         )
+    # weights and moments are fp32 in every precision and would load; the losses would not continue
     if before["precision"] != now["precision"]:
         raise CheckpointError(
             f"{folder} was written in {before['precision']}, this run computes in"

@@ -178,6 +178,7 @@ def _check(model: nn.Module, layout: Layout) -> None:
                 f"--tensor-parallel {layout.tensor} does not divide a layer of {width}"
                 f" {layer.split}s"
             )
+    # ranks must draw the same numbers, or replicated activations would differ: so heads share masks
     if dropout := getattr(config, "attention_dropout", 0.0):
         raise ConfigError(
             f"--tensor-parallel {layout.tensor} with attention_dropout {dropout}: every rank would"

@@ -146,6 +146,7 @@ def gather(part: Tensor, division: Division, layout: Layout) -> Tensor:
         division: How the tensor is sharded.
         layout: Names the group.
     """
+    # all_gather takes contiguous tensors only, of equal shape on all ranks
     parts = [torch.empty_like(part) for _ in range(layout.tensor)]
     dist.all_gather(parts, part.contiguous(), group=layout.tensor_group)
     return division.join(parts)

@@ -188,6 +188,7 @@ class MetricAccumulator:
             own_s=[part["own"] for part in parts],
             memory_bytes=max(part["memory"] for part in parts),
         )
+        # tensors of a single interval are kept, for the replay of its steps; older ones are freed
         self.records = {step.number: step.micro_batches for step in steps}
         self._sums, self._steps, self.waited_s = {}, [], 0.0
         return interval

@@ -118,6 +118,7 @@ def plan_run(
     collectives = traffic(groups, world, zero, accumulation)
     rate, source = peak_rate(device, zero.precision)
     mfu = ASSUMED_MFU[device.type]
+    # NaN, not 0, where nothing is known: comparisons and the log leave it out
     samples_per_s = (
         mfu * rate * layout.world / flops_per_sample if flops_per_sample else float("nan")
     )
@@ -176,6 +177,7 @@ class BytesCounter:
     def __init__(self) -> None:
         self.total = 0
         self.on = False
+        # after deepspeed.initialize, which creates the backend whose methods are replaced
         count_collective_bytes(self.NAMES, self._counted)
 
     def _counted(self, collective: Callable[..., Any]) -> Callable[..., Any]:

@@ -38,6 +38,7 @@ measured."""
 
 def groups_of(module: nn.Module) -> list[list[int]]:
     """Parameter sizes by optimizer group; the module may be on the meta device."""
+    # the groups follow from the parameters' dimensions: any weight decay gives the same ones
     return [
         [parameter.numel() for parameter in group["params"]]
         for group in parameter_groups(module, 0.01)
@@ -126,6 +127,8 @@ class Memory:
             last_pass: Of these, those of the pass that runs last and is therefore freed first.
             working: Additional bytes for the backward pass of one block.
         """
+        # a block's backward pass needs most either at the first block, when all activations exist,
+        # or after the last pass, when its activations are freed but its gradients are not final
         in_backward = max(
             self.start + activations + working,
             self.start + activations - last_pass + self.pending + working,
@@ -209,10 +212,11 @@ def _partitioned_optimizer(groups: Groups, world: int, zero: Zero, accumulation:
     touched, piece = owned(tuple(map(tuple, groups)), world)
     kept = [sum(sizes[number] for number in numbers) for numbers in touched]
     own = s * max(kept)
-    weights = s * share * world
+    weights = s * share * world  # with the padding: DeepSpeed flattens each group
     optimizer = 0 if zero.offload else 12 * share
     # with overlap_comm, one bucket is reduced while the next one fills
     buckets = (2 if zero.overlap else 1) * s * b
+    # stage 2 reduces every micro-batch and keeps its own part; stage 1 reduces the last one only
     accumulated = 0 if accumulation == 1 else own if zero.stage == 2 else s * parameters
     loose = [_loose(sizes, numbers, b, zero.stage) for numbers in touched]
     # if the model is smaller than a bucket, all gradients stay in the bucket until the pass ends
@@ -231,6 +235,7 @@ def _partitioned_optimizer(groups: Groups, world: int, zero: Zero, accumulation:
         + (own if zero.stage == 2 and accumulation > 1 else 0)
     )
     at_end += s * max(loose)
+    # 16-bit gradients of a partition are flattened, then copied to fp32; fp32 ones only flattened
     converted = (s + 4 if s == 2 else 4) * largest_group
     # a group's fp32 gradient, while 16-bit gradients are kept for the groups that follow
     at_update = (
@@ -238,6 +243,7 @@ def _partitioned_optimizer(groups: Groups, world: int, zero: Zero, accumulation:
         if zero.offload
         else max(4 * part + own * (group < len(shares) - 1) for group, part in enumerate(shares))
     )
+    # DeepSpeed's norm converts one piece of a parameter at a time to fp64: 8 bytes per element
     at_step = own + max(8 * piece, 0 if zero.offload else converted)
     host = (12 + 4 + s) * share + s * max(max(group) for group in groups) if zero.offload else 0
     return Memory(
@@ -275,6 +281,7 @@ def _partitioned_weights(groups: Groups, world: int, zero: Zero) -> Memory:
     s, b = zero.element, zero.bucket
     sizes = [elements for group in groups for elements in group]
     parameters = sum(sizes)
+    # unlike stages 1 and 2, stage 3 pads every parameter by itself
     share = sum(math.ceil(elements / world) for elements in sizes)
     largest_group = max(sum(math.ceil(elements / world) for elements in group) for group in groups)
     persistent = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.test_trainer import ROOT, history
+from tests.engine.toy_processes import ROOT, history
 
 SCRIPT = """
 import sys
