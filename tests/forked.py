@@ -18,6 +18,27 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "tests" / "fork_server.py"
 
 
+def rank_env(rank: int = 0, world: int = 1, port: str = "") -> dict[str, str]:
+    """Environment of a rank on this machine's CPU; without `port` it is a run of one process.
+
+    Args:
+        rank: This rank.
+        world: Number of ranks.
+        port: Where they meet.
+    """
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": str(ROOT),
+    }
+    if port:
+        env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return env
+
+
 class ForkServer:
     """A server that starts to import `modules` in the background.
 

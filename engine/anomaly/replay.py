@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from allinone.engine.anomaly.detector import Anomaly
+from allinone.engine.anomaly.verdict import judge
 from allinone.engine.distributed import contrastive, topology
 from allinone.engine.distributed.collectives import all_gather_object
 from allinone.engine.monitoring.accumulator import MicroBatchRecord
@@ -27,7 +28,6 @@ MAX_HIGHEST = 5
 MAX_UNCLEAR = 4
 """Rows that are not finite on every rank at once and are tried rank by rank; each costs a forward
 pass per rank."""
-NO_GRADIENTS = "gradients cannot be computed outside of the engine under ZeRO 3"
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def replay_step(
             result["offending_clips"] = _find_offending_clips(batches, context)
         elif anomaly.reason == "loss spike":
             result["highest"] = _highest(batches, context)
-    return {**result, **_verdict(anomaly, report, result)}
+    return {**result, **judge(anomaly, report, result)}
 
 
 def _recreate_batches(step: int, number: int, context: ReplayContext) -> tuple[list[Any], str]:
@@ -307,99 +307,6 @@ def _data_sets(batch: Any) -> list[str | None]:
     return names
 
 
-def _verdict(anomaly: Anomaly, report: dict[str, Any], replay: dict[str, Any]) -> dict[str, Any]:
-    """Decide whether the anomaly is reproduced.
-
-    Args:
-        anomaly: What was found.
-        report: What was observed the first time.
-        replay: What was computed again.
-
-    Returns:
-        The keys "reproduced" and "verdict" (a sentence).
-    """
-    if not replay["same_clips"]:
-        return {
-            "reproduced": None,
-            "verdict": (
-                "the data stream returned different clips the second time: its files or options"
-                " have changed"
-            ),
-        }
-    again, what = _compare(anomaly, replay)
-    if again is None:
-        return {"reproduced": None, "verdict": NO_GRADIENTS}
-    exact, later = replay["weights"]["exact"], ""
-    if not exact:
-        later = f" (with the weights {_count(replay['weights']['updates_since'], 'update')} later)"
-    if again:
-        cause = _cause(anomaly, replay)
-        verdict = f"reproduced: the same micro-batches give {what} again{later}; {cause}"
-    elif exact:
-        verdict = (
-            "not reproduced: the same weights, clips and random numbers now give a usual result."
-            " The cause was the hardware or a non-deterministic kernel" + _where(report)
-        )
-    else:
-        verdict = (
-            f"not reproduced{later}: a fault that happened once, or one that needed the weights of"
-            " the step; to find out, continue a copy of the previous checkpoint with --log-every 1"
-        )
-    return {"reproduced": again, "verdict": verdict}
-
-
-def _compare(anomaly: Anomaly, replay: dict[str, Any]) -> tuple[bool | None, str]:
-    """(whether the replay shows the anomaly, None without gradients; what it would show)."""
-    if anomaly.reason == "loss not finite":
-        return not math.isfinite(replay["loss"]), "a loss that is not finite"
-    value = replay["loss"] if anomaly.reason == "loss spike" else replay["gradient_norm"]
-    if value is None:
-        return None, ""
-    if anomaly.reason == "gradient not finite":
-        return not math.isfinite(value), "a gradient that is not finite"
-    # with equal dropout and clips, equal weights give the same value up to the order of sums, and
-    # later weights a similar one: halfway between usual and observed separates the two cases
-    usual = anomaly.usual["median"]
-    middle = usual + (anomaly.value - usual) / 2
-    return bool(value > middle), f"a {anomaly.reason} ({value:.4g}, usual {usual:.4g})"
-
-
-def _cause(anomaly: Anomaly, replay: dict[str, Any]) -> str:
-    """What explains an anomaly that was reproduced."""
-    offending = replay["offending_clips"]
-    if offending:
-        first = offending[0]
-        more = f" and {len(offending) - 1} more" if len(offending) > 1 else ""
-        return (
-            f"the loss of clip {first['clip']}{_of_data_set(first)} (rank {first['rank']}) is not"
-            f" finite even alone{more}"
-        )
-    if anomaly.reason == "loss not finite":
-        return "no single clip causes it: check the combination, or the weights"
-    if anomaly.reason == "gradient not finite" and replay["layers"]:
-        bad = [layer["name"] for layer in replay["layers"] if not math.isfinite(layer["norm"])]
-        return f"the backward pass overflows; layers that are not finite: {', '.join(bad[:4])}"
-    if replay["highest"]:
-        first = replay["highest"][0]
-        return (
-            f"highest loss alone: clip {first['clip']}{_of_data_set(first)}, rank {first['rank']},"
-            f" {first['loss']:.4g}"
-        )
-    return "the cause is in the data or the loss"
-
-
-def _where(report: dict[str, Any]) -> str:
-    """The rank on which a loss that was not finite was observed."""
-    bad = [
-        rank
-        for rank in report["ranks"]
-        if not all(math.isfinite(micro["loss"]) for micro in rank["micro_batches"])
-    ]
-    if not bad:
-        return ""
-    return f"; observed on rank {bad[0]['rank']}, host {bad[0]['host']}, {bad[0]['device']}"
-
-
 def sums_of(metrics: Sequence[Any]) -> dict[str, list[float]]:
     """Name → [sum, count] over micro-batches."""
     names = {name: None for one in metrics for name in one}
@@ -422,11 +329,3 @@ def means_over_ranks(sums: dict[str, list[float]]) -> dict[str, float]:
 def means_of(metrics: Sequence[Any]) -> dict[str, float]:
     """Name → mean over micro-batches of this rank."""
     return _ratios(sums_of(metrics))
-
-
-def _of_data_set(entry: dict[str, Any]) -> str:
-    return f" of {entry['data_set']}" if entry["data_set"] else ""
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"

@@ -149,7 +149,7 @@ class MetricAccumulator:
             forward_s: Time of this rank's forward passes, seconds.
         """
         steps = self._steps
-        # one transfer for all steps of the interval: the first wait for the device since the last
+        # one transfer for all steps of the interval, not one per step
         numbers = torch.stack([step.numbers() for step in steps]).tolist() if steps else []
         skips = [bool(skipped) for skipped, _, _ in numbers]
         named = {
@@ -204,6 +204,7 @@ def _means(names: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> dict
 
 def _clips(micro_batches: Sequence[MicroBatchRecord]) -> tuple[list[str], list[str]]:
     """(clips of micro-batches with a non-finite loss, all clips) of one step, shortened."""
+    # each `bool` waits for the device, but only skipped steps come here
     offending = [
         clip
         for micro in micro_batches

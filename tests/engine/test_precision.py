@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.toy_processes import ROOT, history
+from tests.engine.toy_processes import history
+from tests.forked import ROOT
 
 SCRIPT = """
 import sys

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,17 +14,9 @@ from safetensors.torch import load_file
 
 from allinone.engine.checkpoint.weights import newest_weights
 from allinone.engine.distributed.launch import free_port
-from tests.forked import ForkServer
+from tests.forked import ROOT, ForkServer, rank_env
 
-ROOT = Path(__file__).parents[2]
 BASE: dict[str, object] = {"ds_config": "zero1_fp32"}
-ENV = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "DS_ACCELERATOR": "cpu",
-    "GLOO_SOCKET_IFNAME": "lo",
-    "PYTHONPATH": str(ROOT),
-}
 _server: ForkServer
 
 
@@ -37,7 +28,7 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     _server = ForkServer(
         tmp_path_factory.mktemp("server"),
         ("deepspeed", "allinone.engine.trainer", "torch.utils.tensorboard"),
-        ENV,
+        rank_env(),
     )
     try:
         _server.wait()
@@ -47,17 +38,9 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def start(out: Path, world: int = 1, **options: object) -> list[subprocess.Popen[str]]:
-    port, ranks = str(free_port()), []
+    port, ranks = str(free_port()) if world > 1 else "", []
     for rank in range(world):
-        env = {**ENV}
-        if world > 1:
-            env.update(
-                RANK=str(rank),
-                WORLD_SIZE=str(world),
-                LOCAL_RANK=str(rank),
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=port,
-            )
+        env = rank_env(rank, world, port)
         line = _server.command("tests/engine/toy.py", str(out), json.dumps({**BASE, **options}))
         ranks.append(
             subprocess.Popen(

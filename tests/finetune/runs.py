@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from allinone.tools.cluster.rank_server import RankProcesses
+from tests.forked import ROOT, rank_env
 
 if TYPE_CHECKING:
     from allinone.engine.objective import Losses
     from allinone.finetune.inputs.batch import TaskBatch
 
-ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 120.0
 
 
@@ -52,18 +52,11 @@ class Ended:
 
 def run_jobs(jobs: Sequence[Job]) -> list[Ended]:
     """Run them in order."""
-    env = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "PYTHONPATH": str(ROOT),
-    }
     line = [sys.executable, "-m", "tests.finetune.runs", json.dumps([asdict(job) for job in jobs])]
     done = subprocess.run(
         line,
         cwd=ROOT,
-        env=env,
+        env=rank_env(),
         capture_output=True,
         text=True,
         check=False,

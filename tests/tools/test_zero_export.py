@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,27 +17,14 @@ from allinone.data import AllInOneProcessor
 from allinone.engine.distributed.launch import free_port
 from allinone.model import AllInOneForPreTraining
 from allinone.tools.convert import main
-
-ROOT = Path(__file__).parents[2]
+from tests.forked import ROOT, rank_env
 
 
 def train(out: Path, world: int, **options: object) -> Path:
     """Train two steps on `world` ranks; returns the checkpoint."""
     port, ranks = str(free_port()), []
     for rank in range(world):
-        env = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "DS_ACCELERATOR": "cpu",
-            "GLOO_SOCKET_IFNAME": "lo",
-        }
-        env.update(
-            RANK=str(rank),
-            WORLD_SIZE=str(world),
-            LOCAL_RANK=str(rank),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-        )
+        env = rank_env(rank, world, port)
         line = [sys.executable, "-m", "tests.tools.zero_run", str(out), json.dumps(options)]
         ranks.append(
             subprocess.Popen(

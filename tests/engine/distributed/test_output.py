@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,15 +11,9 @@ from pathlib import Path
 
 from allinone.engine.checkpoint.layout import checkpoints
 from allinone.engine.checkpoint.manifest import find_damage
+from tests.forked import ROOT, rank_env
 
-ROOT = Path(__file__).parents[3]
-ENV = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "DS_ACCELERATOR": "cpu",
-    "GLOO_SOCKET_IFNAME": "lo",
-    "PYTHONPATH": str(ROOT),
-}
+ENV = rank_env()
 
 
 def command(out: Path, **options: object) -> list[str]:
