@@ -178,7 +178,8 @@ def _check(model: nn.Module, layout: Layout) -> None:
                 f"--tensor-parallel {layout.tensor} does not divide a layer of {width}"
                 f" {layer.split}s"
             )
-    # ranks must draw the same numbers, or replicated activations would differ: so heads share masks
+    # ranks draw the same random numbers, because replicated activations must stay equal: heads on
+    # different ranks would get the same mask
     if dropout := getattr(config, "attention_dropout", 0.0):
         raise ConfigError(
             f"--tensor-parallel {layout.tensor} with attention_dropout {dropout}: every rank would"

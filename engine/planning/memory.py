@@ -138,7 +138,7 @@ class Memory:
 
 def padded(elements: int, world: int) -> int:
     """Elements of a group after DeepSpeed's padding to a multiple of two per rank."""
-    # nccl_start_alignment_factor = 2 in stage_1_and_2.py: partitions begin at 4 bytes in 16 bits
+    # nccl_start_alignment_factor = 2 in stage_1_and_2.py: two 16-bit numbers are 4 bytes
     return math.ceil(elements / (2 * world)) * 2 * world
 
 
