@@ -178,19 +178,6 @@ def examine(
     return Decision(kind, out, folder, damaged, changed, unknown, layout_change)
 
 
-def newest_for_resume(out: Path) -> tuple[Path | None, list[str]]:
-    """The checkpoint to resume from, and a sentence on each damaged one, which is set aside.
-
-    Raises:
-        CheckpointError: There are checkpoints and all of them are damaged.
-    """
-    folder, notes = newest_complete(out)
-    if folder is None and notes:
-        raise _all_damaged(out, notes)
-    set_aside(_newer_than(folder, out))
-    return folder, list(map(_fallback, notes))
-
-
 def _fallback(note: str) -> str:
     return f"{note}; using the previous checkpoint, the damaged one is kept as damaged-*"
 
