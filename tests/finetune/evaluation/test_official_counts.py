@@ -60,8 +60,8 @@ def test_every_scored_split_of_every_benchmark_has_a_count() -> None:
             known = official_count(name, variant, splits.test) is not None
             # test-dev has hidden labels: it gets no score
             assert known == (name not in UNPUBLISHED and splits.test != "test-dev"), (name, variant)
-    for table in paper_tables():
-        for column in table.columns:
+    for paper in paper_tables():
+        for column in paper.columns:
             known = official_count(column.benchmark, column.variant, column.split) is not None
             assert known == (column.benchmark not in UNPUBLISHED)
 
