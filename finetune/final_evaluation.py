@@ -19,6 +19,7 @@ from allinone.finetune.config import FinetuneConfig
 from allinone.finetune.evaluation import submissions
 from allinone.finetune.evaluation.cache import Cache
 from allinone.finetune.evaluation.evaluator import EvaluationSettings, Evaluator
+from allinone.finetune.evaluation.official_counts import with_official_count
 from allinone.finetune.evaluation.results import (
     PREDICTIONS,
     EvalOutput,
@@ -160,7 +161,7 @@ class FinalEvaluation:
         code = manager.code_version()
         pretrained_on = provenance(config, source)
         pretraining = pretrained_on.pop("pretraining", "")
-        return EvaluationResult(
+        result = EvaluationResult(
             benchmark=self.benchmark.name,
             variant=self.splits.variant,
             split=split.name,
@@ -188,6 +189,7 @@ class FinalEvaluation:
             settings=config.as_json(),
             code=code.get("commit", code["version"]),
         )
+        return with_official_count(result)
 
     def _publish(self, result: EvaluationResult, output: EvalOutput) -> None:
         folder = self.config.out / PREDICTIONS

@@ -16,6 +16,7 @@ from allinone.engine.distributed.collectives import run_on_rank0
 from allinone.finetune.benchmark import Benchmark
 from allinone.finetune.config import FinetuneConfig
 from allinone.finetune.evaluation import metrics, summaries
+from allinone.finetune.evaluation.official_counts import with_official_count
 from allinone.finetune.evaluation.results import (
     PREDICTIONS,
     EvaluationResult,
@@ -80,6 +81,7 @@ def _publish(config: FinetuneConfig, results: Mapping[str, EvaluationResult]) ->
         },
         settings=config.as_json(),
     )
+    mean = with_official_count(mean)
     path = write_result(config.out, mean)
     log.info("%s", table(mean))
     log.info("wrote %s, the mean over %d folds", path, len(results))

@@ -131,6 +131,8 @@ def test_script_trains_and_evaluates_every_item(
     assert (result.benchmark, result.zero_shot) == (name, "--eval-only" in script.options)
     assert path.name == f"{result.name}.json"
     assert result.items == script.items
+    assert result.official is False, "made-up items"
+    assert json.loads(path.read_text())["official"] is False
     assert not result.missing, "all made-up media can be shown"
     assert set(script.scores) <= set(result.scores)
     folds = sorted(out.glob("fold-*"))
