@@ -154,8 +154,7 @@ def evaluate_and_report(out: Path, timer: PhaseTimer) -> None:
     phases = ("prepare", "train", "evaluate")
     results: dict[str, Any] = {
         **{split: value.retrieval_table() for split, value in embedded.items()},
-        "mlm_accuracy": embedded["val"].mlm_accuracy,
-        "vtm_accuracy": embedded["val"].vtm_accuracy,
+        **{f"{name}_accuracy": embedded["val"].accuracy(name) for name in embedded["val"].correct},
         "items": {split: len(value.items) for split, value in embedded.items()},
         "missing": {split: [vars(clip) for clip in one.bad] for split, one in embedded.items()},
         "train_clips": len(eval_set("train")),

@@ -23,6 +23,8 @@ class VideoTextMatching(Objective):
     heads = ("vtm_head",)
     loss_metric = "vtm_loss"
     accuracy_metric = "vtm_accuracy"
+    chance = 0.5
+    min_clips = 2
 
     def loss(self, micro_batch: ObjectiveContext) -> Tensor:
         """Cross-entropy over the B pairs; class 1 is a match."""
@@ -50,19 +52,19 @@ class VideoTextMatching(Objective):
     def check(self, config: PretrainConfig) -> None:
         """Refuse micro-batches of one clip: all pairs would match, and VTM would learn nothing."""
         train, images = config.train, config.cotrain.image_batch
-        if train.micro_batch < 2:
+        if train.micro_batch < self.min_clips:
             raise ValueError(
-                "VTM draws its false pairs from the micro-batch: --micro-batch must be at least 2"
-                " (or set --vtm 0)"
+                "VTM draws its false pairs from the micro-batch: --micro-batch must be at least"
+                f" {self.min_clips} (or set --vtm 0)"
             )
-        if config.cotrain.images and images * train.micro_batch < 2 * train.global_batch:
+        least = self.min_clips * train.global_batch
+        if config.cotrain.images and images * train.micro_batch < least:
             raise ValueError(
                 "VTM draws its false pairs from the micro-batch, but a micro-batch of images would"
                 f" hold --image-batch {images} x --micro-batch {train.micro_batch} / --global-batch"
                 f" {train.global_batch} = {images * train.micro_batch / train.global_batch:g} of"
-                " them and needs at least 2: --image-batch"
-                f" {-(-2 * train.global_batch // train.micro_batch)} or more, or a larger"
-                " --micro-batch (or --vtm 0)"
+                f" them and needs at least {self.min_clips}: --image-batch"
+                f" {-(-least // train.micro_batch)} or more, or a larger --micro-batch (or --vtm 0)"
             )
 
     def count_correct(self, model: AllInOneForPreTraining, batch: Batch) -> tuple[Tensor, int]:

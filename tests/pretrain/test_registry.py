@@ -12,7 +12,7 @@ import pytest
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.pretrain.cost import activations, training_cost
 from allinone.pretrain.objectives.config import ObjectiveConfig
-from allinone.pretrain.objectives.registry import OBJECTIVES, active_objectives, title_of
+from allinone.pretrain.objectives.registry import OBJECTIVES, active_objectives, objective_of_head
 from allinone.pretrain.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,9 +36,11 @@ def test_weight_0_disables_an_objective() -> None:
     assert [objective.name for objective in active] == ["vtm", "wpa"]
 
 
-def test_titles_are_for_people_and_unknown_names_stay() -> None:
-    assert title_of("mlm") == "masked words (MLM)"
-    assert title_of("vcr_qa") == "vcr_qa"
+def test_a_head_names_the_objective_that_trains_it() -> None:
+    trained = objective_of_head("text_projection")
+    assert trained is not None
+    assert (trained.title, trained.label) == ("contrast (VTC)", "VTC")
+    assert objective_of_head("backbone") is None
 
 
 def test_mask_prob_reaches_the_planner() -> None:

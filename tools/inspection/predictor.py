@@ -24,6 +24,12 @@ from allinone.tools.inspection.media_inputs import (
 
 CONTRAST = "contrastive: cosine similarity of two uni-modal passes (VTC)"
 MATCH = "matching: probability of the joint pass (VTM)"
+# the head that each score comes from; the registry of objectives knows which objective trains it
+MLM_HEAD, MATCH_HEAD, CONTRAST_HEADS = (
+    "mlm_head",
+    "vtm_head",
+    ("text_projection", "video_projection"),
+)
 NOT_FOR_QA = "this model is not fine-tuned for question answering; treat the answer as a guess"
 
 
@@ -38,7 +44,7 @@ class Predictor:
     @torch.inference_mode()
     def match_probability(self, clip: InputClip, text: InputText) -> float:
         """Probability that a video and a text match, from the VTM head on the joint pass."""
-        self.loaded.needs("vtm_head")
+        self.loaded.needs(MATCH_HEAD)
         model, device = self.loaded.model, self.loaded.device
         output = model(clip.pixels.to(device), text.ids.to(device), text.mask.to(device))
         return float(model.vtm_head(output.pooled).softmax(-1)[0, 1])
@@ -48,7 +54,7 @@ class Predictor:
         self, clips: Sequence[InputClip], texts: Sequence[InputText]
     ) -> list[list[float]]:
         """Contrastive cosine similarity, one row per clip."""
-        self.loaded.needs("text_projection", "video_projection")
+        self.loaded.needs(*CONTRAST_HEADS)
         model, device = self.loaded.model, self.loaded.device
         video = torch.cat([embed_video(model, clip.pixels.to(device)) for clip in clips])
         text = torch.cat(
@@ -97,7 +103,7 @@ class Predictor:
     ) -> dict[str, Any]:
         """Scores of all pairs, best first; either `clips` or `texts` has one entry."""
         if by == "auto":
-            by = "match" if self.loaded.untrained("vtc") else "contrast"
+            by = "match" if self.loaded.untrained(CONTRAST_HEADS[0]) else "contrast"
         if by == "contrast":
             table = self.similarity(clips, texts)
         else:
@@ -109,7 +115,7 @@ class Predictor:
             "by": CONTRAST if by == "contrast" else MATCH,
             "of": len(scores),
             "results": _ranked([(scores[index], names[index]) for index in order]),
-            "notes": self._untrained("vtc" if by == "contrast" else "vtm"),
+            "notes": self._untrained(CONTRAST_HEADS[0] if by == "contrast" else MATCH_HEAD),
         }
 
     def _readable(self, folder: Path) -> tuple[list[InputClip], list[str]]:
@@ -135,7 +141,7 @@ class Predictor:
                 {"score": self.match_probability(clip, words), "name": MATCH},
                 {"score": self.similarity([clip], [words])[0][0], "name": CONTRAST},
             ],
-            "notes": [*self._untrained("vtm"), *self._untrained("vtc")],
+            "notes": [*self._untrained(MATCH_HEAD), *self._untrained(CONTRAST_HEADS[0])],
         }
 
     def fill(self, video: Path, text: str, top: int) -> dict[str, Any]:
@@ -146,7 +152,7 @@ class Predictor:
             "task": "fill",
             "text": words.text,
             "gaps": [[asdict(guess) for guess in of_mask] for of_mask in guesses],
-            "notes": self._untrained("mlm"),
+            "notes": self._untrained(MLM_HEAD),
         }
 
     def answer(
@@ -171,7 +177,7 @@ class Predictor:
             )
         clip = self.read_clip(video)
         if choices:
-            head, trained = "VTM head on “question choice”, one joint pass per choice", "vtm"
+            head, trained = "VTM head on “question choice”, one joint pass per choice", MATCH_HEAD
             scored = [
                 (self.match_probability(clip, self.read_text(f"{question} {choice}")), choice)
                 for choice in choices
@@ -186,7 +192,7 @@ class Predictor:
                     f"--question {question!r} has {len(words.mask_positions)} {MASK_TOKEN}; an"
                     " answer is one word (`fill` predicts several)"
                 )
-            head, trained = f"MLM head on “{words.text}”", "mlm"
+            head, trained = f"MLM head on “{words.text}”", MLM_HEAD
             guesses = fill_masks(self.loaded, self.read_text, clip, words, top)[0]
             results = [(guess.probability, guess.word) for guess in guesses]
         return {
@@ -196,13 +202,13 @@ class Predictor:
             "notes": [NOT_FOR_QA, *self._untrained(trained)],
         }
 
-    def _untrained(self, objective: str) -> list[str]:
-        """A note if the head of an objective is known to be untrained."""
-        if not self.loaded.untrained(objective):
+    def _untrained(self, head: str) -> list[str]:
+        """A note if a head is known to be untrained."""
+        objective = self.loaded.untrained(head)
+        if objective is None:
             return []
         return [
-            f"the run of this checkpoint trained without {objective.upper()}: its head gives random"
-            " scores"
+            f"the run of this checkpoint trained without {objective}: its head gives random scores"
         ]
 
 

@@ -20,6 +20,7 @@ from allinone.engine.planning.step_time import Candidate, TrainingJob, candidate
 from allinone.model import AllInOneForPreTraining
 from allinone.pretrain.config import ModelOptions, PretrainConfig
 from allinone.pretrain.cost import SampleCost, activations, training_cost
+from allinone.pretrain.objectives.registry import active_objectives
 
 MFU_RANGE = (0.3, 0.4, 0.5)
 """Values of MFU that are always shown."""
@@ -140,12 +141,13 @@ def make_plan(
     # backward is 2/3 of a pass; gradients become final in that of the first one
     window = 2 / 3 * passes[0] / sum(passes)
     job = TrainingJob(groups, gpus, train.global_batch, cost.total, mfu, window)
-    least = 2 if config.objective.vtm else 1
+    demanding = max(active_objectives(config.objective), key=lambda each: each.min_clips)
+    least = demanding.min_clips
     sizes = micro_batches(train.global_batch // gpus, least, train.micro_batch)
     if not sizes:
         raise InputError(
-            f"--gpus {gpus} leaves {train.global_batch // gpus} clips per rank, but VTM needs"
-            f" {least}; use fewer GPUs or a larger --global-batch"
+            f"--gpus {gpus} leaves {train.global_batch // gpus} clips per rank, but"
+            f" {demanding.label} needs {least}; use fewer GPUs or a larger --global-batch"
         )
     candidates = _candidates(config, job, precision, sizes, device, network)
     try:
