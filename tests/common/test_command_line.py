@@ -10,14 +10,16 @@ from typing import Literal
 import pytest
 import tyro
 
-from allinone.common import command_line
 from allinone.common.command_line import (
     Choice,
     CompletionRequest,
     choose,
     completing,
     config_from_file,
+    messages,
     parse,
+    parser,
+    run_command,
     to_yaml,
 )
 from allinone.common.errors import InputError
@@ -213,14 +215,14 @@ def test_help_is_fast_and_legible_in_one_column(
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert "--old-depth" not in printed
-    assert max(map(len, printed.splitlines())) >= command_line.MIN_COLUMNS
+    assert max(map(len, printed.splitlines())) >= parser.MIN_COLUMNS
     assert "Learning rate." in printed
 
 
 def test_a_program_is_shown_under_its_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(command_line._shown_as, "tools/x.py", "allinone x")
+    monkeypatch.setitem(messages._shown_as, "tools/x.py", "allinone x")
     with pytest.raises(SystemExit):
         parse(Options, ["--nothing"], prog="tools/x.py")
     assert capsys.readouterr().err.startswith("error: allinone x: unknown option --nothing")
@@ -235,6 +237,8 @@ def test_completion_offers_flags_values_and_choices() -> None:
     assert words() == ["a", "--help", "--version"]
     assert {"--lr", "--loud", "--no-loud", "--config"} <= set(words("a"))
     assert words("a", "--kind") == ["red", "blue"]
+    assert words("a", "--out") == words("a", "--config") == []  # the shell offers files
+    assert "--lr" in words("a", "--loud")
     assert words("b", "--kind") == []
 
 
@@ -244,5 +248,5 @@ def test_a_missing_extra_is_named_with_its_install_command(
     def command() -> int:
         raise ModuleNotFoundError("No module named 'pyarrow'", name="pyarrow.parquet")
 
-    assert command_line.run_command(command) == ExitCode.USAGE
+    assert run_command(command) == ExitCode.USAGE
     assert "pip install 'allinone-pretrain[train]'" in capsys.readouterr().err
