@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -119,19 +120,54 @@ def test_completion_knows_commands_recipes_and_options() -> None:
     assert {"demo", "webvid-howto"} <= set(complete(["train"]))
     assert {"--lr", "--data", "--compile", "--no-compile"} <= set(complete(["train", "demo"]))
     assert complete(["train", "demo", "--roll"]) == ["roll", "average", "flatten", "channel"]
+    assert complete(["train", "demo", "--roll", "="]) == ["roll", "average", "flatten", "channel"]
+    assert complete(["--completion"]) == list(COMPLETION)
     assert complete(["nothing", "like"]) == []
 
 
-def test_completion_of_bash_works(tmp_path: Path) -> None:
+def test_completion_prints_nothing_where_a_file_is_expected() -> None:
+    assert allinone("--complete", "train", "demo", "--out").stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "cursor", "offered"),
+    [
+        ("train de", 2, "demo"),
+        ("train demo --roll = fl", 5, "flatten"),
+        ("train demo --roll =", 4, "roll average flatten channel"),
+    ],
+)
+def test_completion_of_bash_works(tmp_path: Path, words: str, cursor: int, offered: str) -> None:
     script = tmp_path / "complete.sh"
     script.write_text(
         f'allinone() {{ "{sys.executable}" -m allinone "$@"; }}\n{COMPLETION["bash"]}'
-        "COMP_WORDS=(allinone train de); COMP_CWORD=2; _allinone; echo ${COMPREPLY[@]}\n"
+        f"COMP_WORDS=(allinone {words}); COMP_CWORD={cursor}; _allinone; echo ${{COMPREPLY[@]}}\n"
     )
     ended = subprocess.run(
         ["bash", str(script)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
-    assert ended.stdout.strip() == "demo"
+    assert ended.stdout.strip() == offered
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_completion_of_fish_works(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    script = (
+        f'function allinone; env PYTHONPATH="{ROOT}" "{sys.executable}" -m allinone $argv; end\n'
+        f"{COMPLETION['fish']}"
+        "for line in 'train de' 'train demo --roll=f' 'train demo --out fo'\n"
+        '    complete -C "allinone $line"\n'
+        "end\n"
+    )
+    ended = subprocess.run(
+        ["fish", "--no-config", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.stdout.split() == ["demo", "--roll=flatten", "folder/"]
 
 
 def test_env_names_the_versions_of_a_bug_report() -> None:
