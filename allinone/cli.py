@@ -145,8 +145,10 @@ def dispatch(argv: Sequence[str]) -> int:
         ),
     )
     command = COMMANDS[name]
+    # one program for all benchmarks: its second word selects a script with options of its own
     if name == "finetune":
         return finetune(argv[1:])
+    # now and not at the top: each program imports its own libraries, and --help must answer at once
     module = import_module(command.module)
     script = command.script or f"{command.module.removeprefix('allinone.').replace('.', '/')}.py"
     show_program_as(script, f"{PROG} {name}")
@@ -170,8 +172,10 @@ def complete(words: Sequence[str]) -> list[str]:
     words = [word for word in words if word != "="]  # of bash, between a flag and its value
     if words == ["--completion"]:
         return list(COMPLETION)
+    # argparse cannot be asked for its options without running the program
     if words and words[0] in COMMANDS and not COMMANDS[words[0]].completes:
         return ["--help"]
+    # anything printed would become an offer of the shell
     silent = io.StringIO()
     try:
         with completing(), contextlib.redirect_stderr(silent), contextlib.redirect_stdout(silent):

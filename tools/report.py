@@ -78,6 +78,7 @@ def collect(arguments: Sequence[str], *, skip_damaged: bool = False) -> list[Rep
             continue
         for file in files:
             try:
+                # resolved: a link and its target are one result
                 found[file.resolve()] = read_results(file)[0]
             except ResultError as error:
                 if skip_damaged:
@@ -120,7 +121,10 @@ def _files_below(folder: Path) -> list[Path]:
     from allinone.finetune.evaluation.results import RESULTS
 
     return sorted(
-        file for file in folder.rglob(f"{RESULTS}/*.json") if not file.name.startswith(".")
+        # names that start with a dot are unfinished files (common/atomic_io.py)
+        file
+        for file in folder.rglob(f"{RESULTS}/*.json")
+        if not file.name.startswith(".")
     )
 
 
@@ -175,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
 
     def command() -> int:
+        """Write the report, or compare two files."""
         setup_logging(stderr=True)
         options = parse(
             ReportOptions,

@@ -102,6 +102,8 @@ class _TerminalHandler(logging.Handler):
         self._stderr = stderr
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        # sys.stdout of now, not of construction: forgive_output and pytest replace it
         target = sys.stderr if self._stderr or record.levelno >= logging.ERROR else sys.stdout
         try:
             print(_PREFIXES.get(record.levelno, "") + self.format(record), file=target, flush=True)

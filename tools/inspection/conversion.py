@@ -55,6 +55,7 @@ def _publish(model: AllInOneForPreTraining, report: LoadReport, out: Path) -> No
     )
 
     def fill(folder: Path) -> None:
+        """Write weights, config and preprocessing."""
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
 
@@ -85,6 +86,7 @@ def from_reference(
     # the original code always trains with shuffled patches
     shape = {"patch_order": "shuffled", "distillation_token": _is_distilled(file.tensors), **shape}
     config = AllInOneConfig.from_size(size, **shape)
+    # for the parameters that the file lacks, which are initialised at random
     torch.manual_seed(seed)
     try:
         model, report = convert_reference(file.tensors, config, ignore, str(source))
@@ -198,13 +200,16 @@ def to_safetensors(checkpoint: Path, out: Path, *, from_shards: bool) -> None:
             " runs/NAME/checkpoints/step-… or runs/NAME"
         )
     processor = AllInOneProcessor.from_pretrained(folder / "weights")
+    # before the folder is created: joining takes minutes and may find damage
     shards = weights_from_shards(folder) if from_shards else None
 
     def fill(target: Path) -> None:
+        """Copy the gathered weights, or write the joined ones, with the preprocessing."""
         if shards is None:
             shutil.copytree(folder / "weights", target, dirs_exist_ok=True)
         else:
             shutil.copy2(folder / "weights" / "config.json", target)
+            # the same entry as transformers writes; some of its versions refuse a file without it
             save_file(shards, target / "model.safetensors", metadata={"format": "pt"})
         processor.save_pretrained(target)
 

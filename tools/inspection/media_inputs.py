@@ -60,14 +60,17 @@ class ClipReader:
         if not path.is_file():
             problem = "is a folder; give a file" if path.is_dir() else "does not exist"
             raise InputError(f"{option} {path} {problem}")
+        # complete in memory, as a clip of a shard is: one path through the decoder for both
         content = path.read_bytes()
         extension = path.suffix.lstrip(".").lower()
         try:
+            # min_frames 1: a user's image or very short video is accepted, unlike in training data
             frames, choices = read_as_evaluation(
                 content, extension, self._clip, self._data, Limits(min_frames=1)
             )
         except (ProbeError, DecodeError) as error:
             raise InputError(f"{option} {path} cannot be used as a video: {error}") from error
+        # the crop in shares of the frame, at the file's own resolution for drawing
         top, left, height, width = choices.box
         rows, columns = frames.shape[1:3]
         y = round(top * rows)
@@ -135,6 +138,7 @@ class TextReader:
                 f"{option} {text!r} has no {MASK_TOKEN}; write {MASK_TOKEN} in place of the word to"
                 " predict"
             )
+        # counted after truncation: a mask behind max_text_len would be dropped silently
         lost = written - len(result.mask_positions)
         if lost:
             raise InputError(

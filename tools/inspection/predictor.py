@@ -47,6 +47,7 @@ class Predictor:
         self.loaded.needs(MATCH_HEAD)
         model, device = self.loaded.model, self.loaded.device
         output = model(clip.pixels.to(device), text.ids.to(device), text.mask.to(device))
+        # class 1 is a match
         return float(model.vtm_head(output.pooled).softmax(-1)[0, 1])
 
     @torch.inference_mode()
@@ -56,6 +57,7 @@ class Predictor:
         """Contrastive cosine similarity, one row per clip."""
         self.loaded.needs(*CONTRAST_HEADS)
         model, device = self.loaded.model, self.loaded.device
+        # one clip at a time: a folder's clips in one batch could exceed the memory
         video = torch.cat([embed_video(model, clip.pixels.to(device)) for clip in clips])
         text = torch.cat(
             [embed_text(model, text.ids.to(device), text.mask.to(device)) for text in texts]
@@ -109,6 +111,7 @@ class Predictor:
         else:
             table = [[self.match_probability(clip, text) for text in texts] for clip in clips]
         scores = [score for row in table for score in row]
+        # sorted is stable: equal scores keep the order in which the user gave them
         order = sorted(range(len(scores)), key=lambda index: -scores[index])[:top]
         return {
             "task": "retrieve",
@@ -145,7 +148,13 @@ class Predictor:
         }
 
     def fill(self, video: Path, text: str, top: int) -> dict[str, Any]:
-        """Predict every [MASK] of a text."""
+        """Predict every [MASK] of a text.
+
+        Args:
+            video: The file.
+            text: Text with at least one [MASK].
+            top: Words per [MASK].
+        """
         words = self.read_text.masked(text)
         guesses = fill_masks(self.loaded, self.read_text, self.read_clip(video), words, top)
         return {

@@ -38,6 +38,7 @@ def plan_data(options: DataPlan) -> int:
     throughput = estimate(cost, **training)
     command, cost_after, estimate_after = None, None, None
     if not throughput.enough:
+        # the options of the preparation, so that the suggested command changes what is needed only
         prepared = json.loads((spec.path / "dataset.json").read_text())
         target = spec.path.with_name(spec.path.name + "-train")
         command = suggest_reencode(cost, prepared["options"], target, clip)
@@ -46,7 +47,7 @@ def plan_data(options: DataPlan) -> int:
     if options.json:
         content = {
             "cost": asdict(cost),
-            "feed": asdict(throughput),
+            "feed": asdict(throughput),  # the key of earlier versions
             "command": command,
             "cost_after": asdict(cost_after) if cost_after else None,
             "feed_after": asdict(estimate_after) if estimate_after else None,

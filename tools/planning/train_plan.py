@@ -11,10 +11,7 @@ import torch
 
 from allinone.common.errors import InputError
 from allinone.engine import ds_config
-from allinone.engine.planning.hardware import (
-    Device,
-    Network,
-)
+from allinone.engine.planning.hardware import Device, Network
 from allinone.engine.planning.memory import Zero, groups_of
 from allinone.engine.planning.step_time import Candidate, TrainingJob, candidate, recommend
 from allinone.model import AllInOneForPreTraining
@@ -191,6 +188,7 @@ def _candidates(
             continue
         for size in sizes:
             for recompute in (False, True):
+                # mask 1: on a GPU a dropout mask takes one byte per element
                 kept = activations(
                     config, zero.element, 1, micro_batch=size, checkpointing=recompute
                 )
@@ -201,8 +199,14 @@ def _candidates(
 
 
 def scaled(config: PretrainConfig, gpus: int, per_gpu: int | None) -> PretrainConfig:
-    """The recipe with `per_gpu` clips per GPU, and proportionally many images; unchanged for
-    None."""
+    """A recipe at a number of GPUs.
+
+    Args:
+        config: The recipe.
+        gpus: Number of GPUs.
+        per_gpu: Clips per GPU and step, with proportionally many images of co-training; None
+            returns the recipe unchanged.
+    """
     if per_gpu is None:
         return config
     batch = per_gpu * gpus
