@@ -328,7 +328,7 @@ def evaluate_job(job: Job) -> dict[str, float]:
         spec = DatasetSpec(job.out / "data" / name, "val")
         items = EvalSet(spec, config.clip(model.config), config.loader)
         output = evaluate(model, items, torch.device("cpu"))
-        measured = {"vtm": output.vtm_accuracy, "mlm": output.mlm_accuracy}
+        measured = {"vtm": output.accuracy("vtm"), "mlm": output.accuracy("mlm")}
         if "r10" in found:
             measured["r10"] = output.retrieval_table()["text_to_video"]["R@10"]
         if "direction" in found:
