@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from allinone.common.options import option
@@ -27,9 +27,7 @@ class ObjectiveConfig:
     image_weight: float = 1.0
     """Weight of the image losses in co-training, relative to the video losses; the original adds
     them with weight 1."""
-    vtm_negatives: Literal["dataset", "any"] = field(
-        default="dataset", metadata={"resume": "same", "earlier": "any"}
-    )
+    vtm_negatives: Literal["dataset", "any"] = option("dataset", earlier="any")
     """Where the clips of VTM's false pairs come from. dataset: clips of the micro-batch from the
     caption's own data set, and any other clip if there is none, as the original code draws from one
     data set. any: any clip of the micro-batch; in a mixture, which data set a clip comes from then

@@ -243,7 +243,7 @@ def test_a_micro_batch_without_false_pairs_is_refused(tmp_path: Path) -> None:
             replace(
                 images,
                 model=replace(images.model, size="nano"),
-                objective=replace(images.objective, vtm=0),
+                objective=replace(images.objective, vtm=0, wpa=0),
             )
         )
 
