@@ -242,7 +242,7 @@ def test_a_micro_batch_without_false_pairs_is_refused(tmp_path: Path) -> None:
         build_run(
             replace(
                 images,
-                model=replace(images.model, size="nano"),
+                model=replace(images.model, size="nano", init_from="none"),
                 objective=replace(images.objective, vtm=0, wpa=0),
             )
         )
