@@ -91,7 +91,7 @@ class CompiledFunction:
 
 _compiled_iterations = CompiledFunction(proximal_iterations)
 """Used on CUDA, where 50 iterations would be 650 kernels, each too short to cover its launch. On a
-CPU they take 2 ms for 8 clips of base size, less than a compilation."""
+CPU they take 3 ms for 8 clips of base size, less than a compilation."""
 
 
 @torch.no_grad()
