@@ -154,7 +154,7 @@ def _share_above(limit: float, metrics: IntervalMetrics) -> float:
     above = [
         norm > limit for norm, skip in zip(metrics.norms, metrics.skips, strict=True) if not skip
     ]
-    return sum(above) / len(above) if above else math.nan
+    return sum(above) / len(above) if above else float("nan")
 
 
 def memory_bytes(device: torch.device) -> int:

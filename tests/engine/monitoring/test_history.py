@@ -11,7 +11,7 @@ import pytest
 from allinone.engine.callbacks.reporting import progress_line
 from allinone.engine.config import TrainConfig
 from allinone.engine.monitoring.accumulator import IntervalMetrics
-from allinone.engine.monitoring.history import RecordBuilder, finite
+from allinone.engine.monitoring.history import RecordBuilder
 
 NAN = math.nan
 
