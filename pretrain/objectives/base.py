@@ -114,12 +114,15 @@ class Objective(ABC):
     def training_flops(self, size: ClipSize) -> float | None:
         """FLOPs of one clip, forward and backward; a multiply-add is 2 FLOPs, heads included.
 
-        None if the objective adds no pass of its own.
+        None leaves the objective out of the plan.
         """
         return None
 
     def activation_bytes(self, size: MicroBatchSize) -> list[float]:
-        """Bytes saved for the backward pass, per pass in forward order, heads included."""
+        """Bytes saved for the backward pass, per pass in forward order, heads included.
+
+        An objective that `requires` another one gives the bytes that it adds to that one's pass.
+        """
         return []
 
     def check(self, config: PretrainConfig) -> None:

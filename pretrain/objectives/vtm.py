@@ -37,6 +37,7 @@ class VideoTextMatching(Objective):
         micro_batch.record("vtm_loss", losses)
         micro_batch.record("vtm_accuracy", logits.argmax(-1) == pairs.labels)
         micro_batch.record_by_dataset("vtm_loss", losses)
+        micro_batch.record_cross_dataset_share("vtm_cross_dataset_negatives", pairs)
         return losses.mean()
 
     def training_flops(self, size: ClipSize) -> float:
@@ -77,7 +78,8 @@ class VideoTextMatching(Objective):
         # the pairs depend on the position alone, and training's random state is not disturbed
         with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
             torch.manual_seed(batch.first_position)
-            labels, video = draw_matching_pairs(batch.text_ids)
+            # within a data set, whatever the option: the source must not reveal the answer
+            labels, video = draw_matching_pairs(batch.text_ids, batch.dataset_ids)
         pixels = batch.pixels.index_select(0, video)
         pooled = model(pixels, batch.text_ids, batch.text_mask).pooled
         return (model.vtm_head(pooled).argmax(-1) == labels).sum(), labels.numel()

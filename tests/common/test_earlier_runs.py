@@ -105,12 +105,14 @@ def test_a_paper_recipe_of_an_earlier_version_continues(tmp_path: Path) -> None:
     earlier = json.loads(json.dumps(recipe.as_json()))
     earlier["model"] |= {"init_from": None, "patch_order": None}
     earlier["objective"]["wpa"] = 0.0
+    del earlier["objective"]["vtm_negatives"]
     earlier["train"]["clip_grad"] = 1.0
     (tmp_path / "run.json").write_text(json.dumps(earlier))
     config, kept = parse_for_run(lambda base: parse(base, [], prog="train"), recipe)
     assert isinstance(config, PretrainConfig)
     assert config.model.initial_weights() is None
     assert (config.model.patch_order, config.objective.wpa) == (None, 0.0)
+    assert config.objective.vtm_negatives == "any"
     assert config.train.clip_grad == 1.0
     assert {line.split()[0] for line in kept} >= {"train.clip_grad", "objective.wpa"}
     assert compare_options(earlier, config.as_json()).refused == []

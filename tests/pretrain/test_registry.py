@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_objective_has_a_weight_and_the_reverse() -> None:
-    weights = {entry.name for entry in fields(ObjectiveConfig)} - {"image_weight"}
+    weights = {entry.name for entry in fields(ObjectiveConfig)} - {"image_weight", "vtm_negatives"}
     assert {objective.name for objective in OBJECTIVES} == weights
 
 
@@ -41,6 +42,13 @@ def test_a_head_names_the_objective_that_trains_it() -> None:
     assert trained is not None
     assert (trained.title, trained.label) == ("contrast (VTC)", "VTC")
     assert objective_of_head("backbone") is None
+
+
+def test_an_objective_follows_the_one_whose_pass_it_uses() -> None:
+    """The planner adds its bytes to the pass before it (pretrain/cost.py)."""
+    for before, objective in pairwise(OBJECTIVES):
+        assert objective.requires in (None, before.name)
+    assert OBJECTIVES[0].requires is None
 
 
 def test_mask_prob_reaches_the_planner() -> None:
