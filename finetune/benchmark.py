@@ -146,5 +146,6 @@ def load_splits(benchmark: Benchmark, config: FinetuneConfig) -> LoadedSplits:
         return LoadedSplits(variant, train, None, test)
     train = benchmark.read(config, names.train, variant)
     val = benchmark.read(config, names.val, variant) if names.val else None
+    # in training only: an evaluation cannot leak what it does not learn
     assert_disjoint(*(split for split in (train, val, test) if split is not None))
     return LoadedSplits(variant, train, val, test)

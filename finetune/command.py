@@ -47,7 +47,16 @@ def parse(
 
 
 def main(benchmark: Benchmark, argv: Sequence[str] | None = None, prog: str = "") -> int:
-    """Command line entry of a benchmark, alone or as one rank of many; returns the exit code."""
+    """Command line entry of a benchmark, alone or as one rank of many.
+
+    Args:
+        benchmark: The benchmark.
+        argv: Arguments without the program's name; None: those of this process.
+        prog: Shown in usage and errors.
+
+    Returns:
+        The exit code.
+    """
     arguments = launch.without_launcher_arguments(sys.argv[1:] if argv is None else argv)
     return run_command(lambda: _run(benchmark, arguments, prog))
 

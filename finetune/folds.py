@@ -54,6 +54,7 @@ def _folder(fold: str) -> str:
 
 
 def _config_of_fold(config: FinetuneConfig, fold: str) -> FinetuneConfig:
+    # each fold was trained without its own test clips: another fold's weights would leak
     own = config.checkpoint / _folder(fold)
     weights = own if config.eval_only and own.is_dir() else config.checkpoint
     return replace(config, variant=fold, out=config.out / _folder(fold), checkpoint=weights)

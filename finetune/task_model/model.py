@@ -24,7 +24,14 @@ _NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0
 
 class TaskModel(AllInOnePreTrainedModel):
     """The backbone, `task_head`, and the pre-training heads that the task trains. Other heads are
-    left out: without training, weight decay would only shrink them."""
+    left out: without training, weight decay would only shrink them.
+
+    Args:
+        config: Shape of the backbone.
+        head: The task's head, on pooled tokens [.., C]; None: there is none.
+        contrastive: Add the contrastive projections and the temperature.
+        matching: Add the VTM head.
+    """
 
     def __init__(
         self,
@@ -50,7 +57,14 @@ class TaskModel(AllInOnePreTrainedModel):
     def forward(
         self, pixels: Tensor, text_ids: Tensor, text_mask: Tensor, **kwargs: Any
     ) -> AllInOneOutput:
-        """The joint pass of the backbone. Tasks call the heads themselves."""
+        """The joint pass of the backbone. Tasks call the heads themselves.
+
+        Args:
+            pixels: float32 [B, T, 3, S, S], normalised.
+            text_ids: int64 [B, L].
+            text_mask: [B, L], 1 at tokens.
+            **kwargs: Ignored.
+        """
         return self.backbone(pixels, text_ids, text_mask)
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
@@ -127,6 +141,7 @@ def build_model(
         matching=spec.matching,
     )
     own = model.state_dict()
+    # a head of other labels would load if their number is equal, and name wrong answers
     reuse_head = has_head(source, spec)
     kept = {
         name: tensor
@@ -140,6 +155,7 @@ def build_model(
     if spec.build and not reuse_head and spec.initialize:
         spec.initialize(model.task_head, source.tensors)
         report.notes.append("the rank head is initialised from the VTM head")
+    # frozen parameters have no gradient, so the optimizer keeps no state for them
     if spec.frozen:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(any(pattern in name for pattern in spec.trained))

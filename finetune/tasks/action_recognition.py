@@ -15,7 +15,6 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from allinone.common.errors import ConfigError
 from allinone.engine.objective import Losses, mean_metric
 from allinone.finetune.annotations.schema import AnnotationError, LabelItem, Split
 from allinone.finetune.evaluation import metrics, summaries
@@ -60,25 +59,9 @@ class ActionRecognition(Task):
     classes: tuple[str, ...] = ()
 
     def setup(self, train: Split | None, source: SourceCheckpoint, *, eval_only: bool) -> None:
-        """Take the classes from the training split.
-
-        Raises:
-            ConfigError: In evaluation, the classes differ from the checkpoint's.
-            AnnotationError: The classes are unknown.
-        """
-        saved = self.saved_labels(source)
-        own = train.classes if train is not None else saved
-        if eval_only and saved and own != saved:
-            raise ConfigError(
-                f"{source.path} was trained on {len(saved)} classes, but the annotations name"
-                f" {len(own)} classes that differ from them; give the annotations of the training"
-            )
-        if not own:
-            raise AnnotationError(
-                "the classes are unknown: there is neither a training split nor a fine-tuned"
-                " checkpoint"
-            )
-        self.classes = own
+        """Take the classes from the training split; arguments and errors as in `Task.labels`."""
+        own = train.classes if train is not None else ()
+        self.classes = self.labels(own, source, eval_only=eval_only, what="classes")
 
     def trainable(self, split: Split) -> Split:
         self._labels(split)
@@ -110,6 +93,7 @@ class ActionRecognition(Task):
 
     def __call__(self, model: TaskModel, batch: TaskBatch) -> Losses:
         logits = _logits(model, batch)
+        # every clip has a label: `trainable` has checked them
         losses = F.cross_entropy(logits, batch.target, reduction="none")
         return Losses(
             losses.mean(),

@@ -170,6 +170,7 @@ class MultipleChoice(Task):
             {
                 "id": item.id,
                 "media": item.media.id,
+                # float32 ties go to the first option here, and count half in the hit
                 "prediction": None if missing[n] else int(found.values[n].argmax()),
                 "score": [] if missing[n] else [rounded(float(x)) for x in found.values[n]],
                 "answer": answers[n],
@@ -186,6 +187,7 @@ class MultipleChoice(Task):
         return EvalOutput(scores, rows, missing_items(split, found.missing), details)
 
     def backbone_passes(self) -> BackbonePasses:
+        # one pass per text: five options cost five joint passes of the repeated clip
         return [("joint", 1 + self.options.false_texts)]
 
 
