@@ -75,6 +75,14 @@ def from_matching(
             module.bias.copy_(bias[1:] - bias[:1] if log_odds else bias[1:])
 
 
+@torch.no_grad()
+def copy_matching(head: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy the VTM head, rows "no match" and "match", into a linear head of two outputs."""
+    assert isinstance(head, nn.Linear)
+    head.weight.copy_(weights["vtm_head.weight"])
+    head.bias.copy_(weights["vtm_head.bias"])
+
+
 def pooled(model: nn.Module, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     """Joint pass of every text with every view.
 

@@ -19,7 +19,7 @@ from allinone.model.heads import LogitScale
 TASK_HEAD = "task_head."
 MATCHING = "vtm_head."
 _NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
-"""Config of a frozen backbone: its features are the same in training and evaluation."""
+"""Config of a frozen backbone whose features are the same in training and evaluation."""
 
 
 class TaskModel(AllInOnePreTrainedModel):
@@ -90,6 +90,8 @@ class HeadSpec:
     """Add the VTM head."""
     frozen: bool = False
     """Train only the parameters whose name contains one of `trained`."""
+    frozen_dropout: bool = False
+    """Keep the dropout of a frozen backbone in training."""
     trained: tuple[str, ...] = (TASK_HEAD,)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """protocol, kind and labels of the head, stored in config.json as "task". A checkpoint's head
@@ -132,7 +134,8 @@ def build_model(
         ConversionError: The weights do not fit the model.
     """
     torch.manual_seed(seed)  # new weights are equal on every rank
-    config = AllInOneConfig(**{**config_fields(config), **(_NO_DROPOUT if spec.frozen else {})})
+    constant = spec.frozen and not spec.frozen_dropout
+    config = AllInOneConfig(**{**config_fields(config), **(_NO_DROPOUT if constant else {})})
     config.task = dict(spec.metadata)
     model = TaskModel(
         config,

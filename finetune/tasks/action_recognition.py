@@ -2,8 +2,9 @@
 
 Sample: a clip with the prompt "A person is doing [MASK]". The backbone is frozen and a classifier
 is trained on the class token. Head: `published`, the pooler and C → C/2 → classes; `linear`, a
-single layer. Frozen parameters have no optimizer state, and dropout is off. Loss: cross-entropy.
-Scores: top-1, top-5, top-10. Letters: B items, N items of a split, K classes.
+single layer. Frozen parameters have no optimizer state; the backbone's dropout is active in
+training, as in the original, or off (--no-probe-dropout). Loss: cross-entropy. Scores: top-1,
+top-5, top-10. Letters: B items, N items of a split, K classes.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ class ActionRecognition(Task):
         return HeadSpec(
             build,
             frozen=probe != "full",
+            frozen_dropout=self.options.probe_dropout,
             trained=(TASK_HEAD,) if probe == "linear" else (TASK_HEAD, "backbone.pooler."),
             metadata={
                 "protocol": self.name,

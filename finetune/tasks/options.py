@@ -6,7 +6,7 @@ torch. A benchmark's script puts an instance with the published values into `Fin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from allinone.common.errors import ConfigError
@@ -24,6 +24,9 @@ class ActionOptions(TaskOptions):
     probe: Literal["published", "linear", "full"] = "published"
     """What is trained: the pooler and a two-layer classifier, as in the original's linear
     evaluation; a single linear layer; or all parameters."""
+    probe_dropout: bool = field(default=True, metadata={"resume": "same", "earlier": False})
+    """Whether the dropout of the frozen backbone is active while the probe is trained. It is in the
+    original, which only sets `requires_grad`; without it, a clip always has the same features."""
     prompt: str = "A person is doing [MASK]"
     """Text that accompanies every clip."""
 
@@ -40,6 +43,12 @@ class ChoiceOptions(TaskOptions):
     false_texts: int = 4
     """Captions of other clips per true caption, for training items that are captioned clips
     (MSR-VTT has no training questions)."""
+    zero_shot_score: Literal["match", "log-odds"] = field(
+        default="match", metadata={"resume": "may_change", "earlier": "log-odds"}
+    )
+    """What the VTM head scores options by without fine-tuning: the logit of "match", as the
+    original, or the difference of its two logits, which also uses "no match". The accuracy of both
+    is reported."""
 
 
 @dataclass(frozen=True)
