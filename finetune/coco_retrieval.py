@@ -32,7 +32,7 @@ BENCHMARK = Benchmark(
     task="retrieval",
     load=lambda folder, split, variant: karpathy.load(folder, split, dataset="coco"),
     variants=dict.fromkeys(("5k", "1k"), Splits("train", "val", "test")),
-    variant_options={"1k": {"folds": 5}},
+    variant_options={"1k": {"task.folds": 5}},
     config=FinetuneConfig(
         frames=1,
         max_text_len=40,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from allinone.engine.distributed.collectives import run_on_rank0
-from allinone.finetune.benchmark import Benchmark
+from allinone.finetune.benchmark import FOLDS, Benchmark
 from allinone.finetune.config import FinetuneConfig
 from allinone.finetune.evaluation import metrics, summaries
 from allinone.finetune.evaluation.official_counts import with_official_count
@@ -50,7 +50,7 @@ def mean_of_folds(
 
 
 def _folder(fold: str) -> str:
-    return f"fold-{fold}"
+    return FOLDS.replace("*", fold)
 
 
 def _config_of_fold(config: FinetuneConfig, fold: str) -> FinetuneConfig:
