@@ -29,7 +29,7 @@ from allinone.finetune.evaluation.results import (
 )
 from allinone.finetune.evaluation.table import table
 from allinone.finetune.inputs.media_library import MediaLibrary
-from allinone.finetune.task_model.model import HeadSpec, TaskModel, build_model
+from allinone.finetune.task_model.model import HeadSpec, TaskModel, build_model, has_head
 from allinone.finetune.task_model.source import SourceCheckpoint, size_name
 from allinone.finetune.tasks.base import Task
 from allinone.model import AllInOneConfig
@@ -98,11 +98,15 @@ class FinalEvaluation:
             trained_here: This run trained the weights, on this benchmark.
         """
         config, split = self.config, self.splits.test
-        # a checkpoint of another benchmark counts as zero-shot, with a warning about leaks
-        zero_shot = not trained_here and source.task.get("benchmark") != self.benchmark.name
-        self._warn_of_leak(source, zero_shot)
         # a fine-tuned checkpoint brings its own head, a pre-trained one its VTM head
         spec = self.task.head_spec(zero_shot=not trained_here and not source.task)
+        # a checkpoint of another benchmark counts as zero-shot, with a warning about leaks; files
+        # of the original do not name theirs, so a head of this task counts as fine-tuned
+        tuned = source.task.get("benchmark") == self.benchmark.name or (
+            bool(source.heads) and has_head(source, spec)
+        )
+        zero_shot = not trained_here and not tuned
+        self._warn_of_leak(source, zero_shot)
         model = build_model(source, self.model_config, spec, config.train.seed)
         log.info("evaluation on %s, weights: %s", split.name, source.report)
         precision = ds_config.precision(ds_config.load(config.train.ds_config))

@@ -210,6 +210,7 @@ class Builder:
         *,
         classes: tuple[str, ...] = (),
         answer_space: tuple[str, ...] = (),
+        reference_answers: tuple[str, ...] = (),
     ) -> Split:
         """The finished split.
 
@@ -217,6 +218,7 @@ class Builder:
             items: Part of the collected items; None: all of them.
             classes: Names of the classes, for LabelItem.
             answer_space: Fixed answer vocabulary, if the benchmark ships one.
+            reference_answers: See `Split.reference_answers`.
 
         Raises:
             AnnotationError: There are no items.
@@ -230,7 +232,13 @@ class Builder:
                 f" {'; '.join(left_out) or 'they contain no rows for it'}"
             )
         return Split(
-            self.name, chosen, tuple(self.files), classes, (*self._notes, *left_out), answer_space
+            self.name,
+            chosen,
+            tuple(self.files),
+            classes,
+            (*self._notes, *left_out),
+            answer_space,
+            reference_answers,
         )
 
 

@@ -19,7 +19,12 @@ from allinone.finetune.annotations.common import (
     text_of,
 )
 from allinone.finetune.annotations.schema import AnnotationError, Media, QAItem, Split
-from allinone.finetune.annotations.vqav2_text import ANNOTATORS, ANSWERS, answer_space
+from allinone.finetune.annotations.vqav2_text import (
+    ANNOTATORS,
+    ANSWERS,
+    answer_space,
+    reference_order,
+)
 
 SPLITS = ("train", "val", "train+val", "held-out", "test-dev", "test")
 QUESTIONS = {"train2014": 443_757, "val2014": 214_354, "test2015": 447_793}
@@ -51,38 +56,33 @@ def load(folder: Path, split: str, *, with_answer_space: bool = True) -> Split:
     """
     check_split(split, SPLITS, "VQAv2")
     builder = Builder(split)
-    chosen: list[str] = []
+    annotated: dict[str, dict[str, dict[str, Any]]] = {}
     for part in _PARTS[split]:
         before = len(builder.items)
-        answers = (
-            {}
-            if part.startswith("test")
-            else _answers(builder.use(_file(folder, "annotations", part)))
-        )
-        chosen += (
-            [text_of(record, "multiple_choice_answer") for record in answers.values()]
-            if with_answer_space
-            else []
-        )
+        if not part.startswith("test"):
+            annotated[part] = _answers(builder.use(_file(folder, "annotations", part)))
         builder.read(
-            _questions(builder.use(_file(folder, "questions", part))), _item(part, answers)
+            _questions(builder.use(_file(folder, "questions", part))),
+            _item(part, annotated.get(part, {})),
         )
         # of test-dev2015 no official count is known to us
         if part in QUESTIONS:
             builder.official(f"questions of {part}", len(builder.items) - before, QUESTIONS[part])
     space: tuple[str, ...] = ()
+    reference: tuple[str, ...] = ()
     if with_answer_space:
-        # the answer space is that of train and val together, whichever split is read
-        for part in {"train2014", "val2014"} - set(_PARTS[split]):
-            chosen += [
-                text_of(record, "multiple_choice_answer")
-                for record in _answers(_file(folder, "annotations", part)).values()
-            ]
-        space = answer_space(chosen)
+        # that of train and val together, whichever split is read, and in this order
+        chosen = [
+            text_of(record, "multiple_choice_answer")
+            for part in ("train2014", "val2014")
+            for record in (
+                annotated.get(part) or _answers(_file(folder, "annotations", part))
+            ).values()
+        ]
+        space, reference = answer_space(chosen), reference_order(chosen)
         builder.official("answers in the answer space", len(space), ANSWERS)
-    if split in ("train+val", "held-out"):
-        return builder.split(_without_held_out(builder, split), answer_space=space)
-    return builder.split(answer_space=space)
+    kept = _without_held_out(builder, split) if split in ("train+val", "held-out") else None
+    return builder.split(kept, answer_space=space, reference_answers=reference)
 
 
 def _without_held_out(builder: Builder, split: str) -> list[Any]:

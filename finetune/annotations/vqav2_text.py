@@ -118,6 +118,18 @@ def soft_targets(answers: Sequence[str], numbers: dict[str, int]) -> dict[int, f
     }
 
 
+def reference_order(most_chosen: Iterable[str], min_count: int = MIN_COUNT) -> tuple[str, ...]:
+    """The answer space in the order of ViLT's class numbers, which the original uses.
+
+    Args:
+        most_chosen: `multiple_choice_answer` of train2014, then of val2014, in file order: ViLT
+            numbers answers by their first occurrence.
+        min_count: As in `answer_space`.
+    """
+    counts = Counter(normalise(answer) for answer in most_chosen)  # keeps the order
+    return tuple(answer for answer, count in counts.items() if count >= min_count)
+
+
 def answer_space(most_chosen: Iterable[str], min_count: int = MIN_COUNT) -> tuple[str, ...]:
     """The classes: normalised `multiple_choice_answer` seen at least `min_count` times.
 

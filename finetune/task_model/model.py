@@ -100,6 +100,9 @@ class HeadSpec:
 
 def has_head(source: SourceCheckpoint, spec: HeadSpec) -> bool:
     """Whether the checkpoint holds the task's head: the same kind, with the same labels."""
+    if source.heads:
+        head = source.heads.get(spec.metadata.get("kind", ""))
+        return head is not None and list(head.labels) == list(spec.metadata.get("labels", ()))
     same = bool(source.task) and all(
         source.task.get(key) == spec.metadata.get(key) for key in ("kind", "labels")
     )
@@ -146,15 +149,23 @@ def build_model(
     own = model.state_dict()
     # a head of other labels would load if their number is equal, and name wrong answers
     reuse_head = has_head(source, spec)
+    found = dict(source.tensors)
+    heads = {head.name for head in source.heads.values() if head.tensors}
+    if source.heads and reuse_head:
+        head = source.heads[spec.metadata["kind"]]
+        found |= head.tensors
+        heads -= {head.name}
     kept = {
         name: tensor
-        for name, tensor in source.tensors.items()
+        for name, tensor in found.items()
         if name in own and (reuse_head or not name.startswith(TASK_HEAD))
     }
-    dropped = sorted({name.split(".")[0] for name in source.tensors if name not in kept})
+    dropped = sorted({name.split(".")[0] for name in found if name not in kept} | heads)
     report = source.report
     report.ignored += [f"{name}: this task does not use it" for name in dropped]
-    fit(model, kept, report, unexpected=source.unexpected, may_be_new=(TASK_HEAD, *CONTRASTIVE))
+    # a reused head must be complete: new layers between trained ones would score at random
+    new = CONTRASTIVE if reuse_head else (TASK_HEAD, *CONTRASTIVE)
+    fit(model, kept, report, unexpected=source.unexpected, may_be_new=new)
     if spec.build and not reuse_head and spec.initialize:
         spec.initialize(model.task_head, source.tensors)
         report.notes.append("the rank head is initialised from the VTM head")

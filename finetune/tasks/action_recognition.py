@@ -62,7 +62,14 @@ class ActionRecognition(Task):
     def setup(self, train: Split | None, source: SourceCheckpoint, *, eval_only: bool) -> None:
         """Take the classes from the training split; arguments and errors as in `Task.labels`."""
         own = train.classes if train is not None else ()
+        if eval_only and self._kind in source.heads:
+            self.classes = self.reference_labels(self._kind, train, own, source)
+            return
         self.classes = self.labels(own, source, eval_only=eval_only, what="classes")
+
+    @property
+    def _kind(self) -> str:
+        return f"classes_{self.options.probe}"
 
     def trainable(self, split: Split) -> Split:
         self._labels(split)
@@ -83,7 +90,7 @@ class ActionRecognition(Task):
             trained=(TASK_HEAD,) if probe == "linear" else (TASK_HEAD, "backbone.pooler."),
             metadata={
                 "protocol": self.name,
-                "kind": f"classes_{probe}",
+                "kind": self._kind,
                 "labels": list(self.classes),
             },
         )

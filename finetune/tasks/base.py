@@ -119,6 +119,32 @@ class Task(ABC):
             )
         return own
 
+    def reference_labels(
+        self, kind: str, train: Split | None, labels: Sequence[str], source: SourceCheckpoint
+    ) -> tuple[str, ...]:
+        """Name the classes of a head of the original code, whose files hold numbers only.
+
+        Args:
+            kind: Kind of the head; must be in `source.heads`.
+            train: The training split.
+            labels: Its labels in the order of the original's class numbers; empty if unknown.
+            source: The checkpoint; its head gets the labels.
+
+        Raises:
+            AnnotationError: There are no labels.
+            ConfigError: Their number is not that of the head's outputs.
+        """
+        head = source.heads[kind]
+        if train is None or not labels:
+            raise AnnotationError(
+                f"--checkpoint {source.path} has a head {head.name} of {head.outputs:,} outputs,"
+                " whose class numbers are stated by a list of the benchmark (such as"
+                " train_ans2label.json, msvd_answer_set.txt, frameqa_trainval_ans2label.json);"
+                " --annotations lacks it"
+            )
+        source.heads[kind] = head.named(labels, ", ".join(train.files))
+        return tuple(labels)
+
     def saved_labels(self, source: SourceCheckpoint) -> tuple[str, ...]:
         """Labels of the checkpoint's head; empty if it was not fine-tuned for this task."""
         same = source.task.get("protocol") == self.name

@@ -70,8 +70,17 @@ class OpenEndedQA(Task):
     def setup(self, train: Split | None, source: SourceCheckpoint, *, eval_only: bool) -> None:
         """Take the vocabulary from the training answers; arguments and errors as in
         `Task.labels`."""
+        kind = self._kind
+        if eval_only and kind in source.heads:
+            known = (train.reference_answers or train.answer_space) if train is not None else ()
+            self.vocabulary = self.reference_labels(kind, train, known, source)
+            return
         own = _vocabulary(train, self.options) if train is not None else ()
         self.vocabulary = self.labels(own, source, eval_only=eval_only, what="answers")
+
+    @property
+    def _kind(self) -> str:
+        return f"answers_{self.options.loss}"
 
     def trainable(self, split: Split) -> Split:
         """Return the questions with an answer in the vocabulary; others have no target."""
@@ -102,7 +111,7 @@ class OpenEndedQA(Task):
             lambda config: make(config.hidden_size, len(self.vocabulary)),
             metadata={
                 "protocol": self.name,
-                "kind": f"answers_{self.options.loss}",
+                "kind": self._kind,
                 "labels": list(self.vocabulary),
             },
         )

@@ -129,7 +129,7 @@ class Retrieval(Task):
             )
         if options.rerank == "0":
             return
-        if eval_only and source.task and source.task.get("kind") != "rank":
+        if eval_only and source.task and not source.has_kind("rank"):
             raise ConfigError(
                 f"--rerank {options.rerank}: {source.path} was fine-tuned without a rank head;"
                 " train with --rank 1"
