@@ -68,7 +68,7 @@ class QAOptions(TaskOptions):
 class RetrievalOptions(TaskOptions):
     """Retrieval."""
 
-    contrast: float = 1.0
+    contrast: float = option(1.0, earlier=1.0)
     """Weight of the contrastive loss, the mean of both directions; 2 is the sum, as in the
     original. 0 trains a cross-encoder only, which needs --rerank all in evaluation."""
     rank: float = 0.0
