@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from allinone.common.atomic_io import write_atomic
 from allinone.common.errors import AllInOneError, ConfigError
-from allinone.common.options import OptionInfo, RunOptions, flatten, option_infos
+from allinone.common.options import UNCHANGED, OptionInfo, RunOptions, flatten, option_infos
 from allinone.engine import ds_config
 from allinone.engine.checkpoint import reshard
 from allinone.engine.checkpoint.best import BestCheckpoint
@@ -239,7 +239,10 @@ def compare_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> Compariso
     allowed: list[OptionChange] = []
     for name in sorted(before.keys() | now.keys()):
         info = known.get(name, OptionInfo(strict=True))
-        default = None if info.strict else info.missing
+        # a strict group belongs to one kind of run: a missing option means another kind, unless
+        # earlier versions of the same kind did not have it
+        absent = info.strict and info.earlier is UNCHANGED
+        default = None if absent else info.missing
         change = OptionChange(name, before.get(name, default), now.get(name))
         if change.old == change.new:
             continue

@@ -78,7 +78,8 @@ class FinetuneConfig:
     train_split: str = ""
     """Split to train on; empty takes the variant's."""
     val_split: str = ""
-    """Split that selects the best weights; empty takes the variant's. Never the test split."""
+    """Split that selects the best weights; empty takes the variant's. Never the test split. none
+    validates nothing and keeps the last weights, for example with --train-split train-full."""
     eval_split: str = ""
     """Split of the final evaluation; empty takes the variant's test split."""
     size: str | None = None
@@ -100,9 +101,10 @@ class FinetuneConfig:
     """Dropout probability of hidden states; None takes the checkpoint's."""
     epochs: float = 20.0
     """Passes over the training split, if --steps is 0."""
-    patience: int = 5
-    """Consecutive validations without improvement after which training stops; 0 never stops
-    early."""
+    patience: int = option(0, earlier=5)
+    """Consecutive validations without improvement after which training stops; 0 trains to the end,
+    as the original does, and still keeps the best weights. 5 of the 20 validations end 24 to 50 %
+    of simulated runs early, which costs 1 point."""
     val_items: int = option(2000, resume="may_change")
     """Validate on at most this many items, chosen by the hash of their ids; 0 takes all."""
     head_lr_mult: float = 1.0

@@ -5,7 +5,8 @@ r"""Kinetics-400 by a probe on the frozen backbone: top-1, top-5 and top-10.
         --checkpoint base.ckpt --out runs/k400_linear --frames 8
 
 The official val split is the test split here, as in the paper; 5 % of train select the best
-weights. Hardware of the published values: 256 clips per step, 50 epochs. --probe linear trains a
+weights. Hardware of the published values: 256 clips per step, 50 epochs. As in the original, the
+backbone's dropout is active while the head is trained (--no-probe-dropout). --probe linear trains a
 single layer, where the original trains the pooler and two layers. Time on a GPU is not measured by
 us. The paper (top-1/5/10): B with 3 frames 49.8 / 79.8 / 90.7, with 8 frames 52.4 / 83.2 / 92.9;
 temporal average instead of rolling 44.3 / 75.2 / 87.3.

@@ -5,7 +5,8 @@ Accuracy; chance is 20 %.
 
     deepspeed finetune/msrvtt_choice.py --annotations MSRVTT --media MSRVTT/videos \
         --checkpoint base.ckpt --out runs/msrvtt_choice
-    … --eval-only: zero-shot, scored by the VTM head
+    … --eval-only: zero-shot, scored by the match logit of the VTM head, as in the original
+    … --eval-only --zero-shot-score log-odds: by the difference of its logits; both are reported
 
 There are no training questions: they are made of one caption of a training video and captions of
 four other videos. The training videos are the 7,010 of the official train and val splits; those of

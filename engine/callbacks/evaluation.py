@@ -90,6 +90,8 @@ class EvaluationCallback(Callback):
             if trainer.is_rank0:
                 # last: a run that is killed before this line repeats the evaluation
                 self._best.save()
+            if self.stop_early:
+                log.info("%s", self._best.stop_reason())
         trainer.result = replace(trainer.result, evaluation=results)
 
     def _compute(self, model: torch.nn.Module, device: torch.device) -> Mapping[str, float]:

@@ -28,10 +28,17 @@ from allinone.finetune.annotations import (
 )
 from allinone.finetune.evaluation.results import EvaluationResult
 
-SAME_TEST = {"7k-clipbert": "7k", "clipbert": "", "9k-joint": "9k", "7k-joint": "7k"}
+SAME_TEST = {
+    "7k-clipbert": "7k",
+    "clipbert": "",
+    "9k-joint": "9k",
+    "7k-joint": "7k",
+    "9k-contrast": "9k",
+    "7k-contrast": "7k",
+}
 """Variant → the variant with the same test items. They differ in training and validation only:
-ClipBERT's files have other parts, and the joint variants other losses, which a result states in its
-settings."""
+ClipBERT's files have other parts, and the joint and contrast variants other losses, which a result
+states in its settings."""
 
 
 @dataclass(frozen=True)

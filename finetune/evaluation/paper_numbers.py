@@ -65,7 +65,7 @@ class PaperRow:
     roll: str = ""
     """Kind of temporal interaction, if it is not the paper's token rolling."""
     highlight: str = ""
-    """VCR: how people are drawn into the picture: masks, boxes or none."""
+    """VCR: how people are drawn into the picture: masks (or boxes), or none."""
     heads: str = ""
     """shared or apart: heads of images and videos in co-training; "" = not stated."""
     note: str = ""
@@ -160,6 +160,9 @@ class PaperCell:
         row = self.row
         roll = str(_recorded(result, "roll") or "roll")
         highlight = str(_task(result).get("highlight", "not recorded"))
+        if highlight == "boxes":
+            # the slides call the drawing a mask, and the original's code draws boxes: either counts
+            highlight = "masks"
         heads = _recorded(result, "heads") or "not recorded"
         compared = [
             ("variant", tested_as(result.variant), self.column.variant),

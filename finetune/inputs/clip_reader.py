@@ -42,6 +42,7 @@ row."""
 def media_window(file: MediaFile, media: Media) -> ClipWindow:
     """Return the part of a file that an item shows; raises MediaError beyond the file's end."""
     first, last = 0, file.frames - 1
+    # an image is shown whatever span an item names
     if file.frames > 1 and (media.start_s is not None or media.end_s is not None):
         start = media.start_s or 0.0
         end = media.end_s if media.end_s is not None else math.inf
@@ -99,6 +100,7 @@ class MediaReader:
         chosen = choose_frames(
             media_window(file, look.media), self._config, self._clip.num_frames, random, views=views
         )
+        # painting needs frames in memory: DALI would decode them on the device
         if look.paint is None and self._dali_decodes(file):
             return [Visual(self._stream(file, one.frames), one) for one in chosen]
         # All views are decoded together: one pass over the file.
@@ -146,6 +148,7 @@ class MediaReader:
             decode_frames(path / file.names[number], (0,), timeout_s=timeout_s)[0]
             for number in wanted
         ]
+        # DALI gets the frames of a clip as one array
         if len({image.shape for image in images}) > 1:
             raise DecodeError("its images differ in size")
         return np.stack(images)

@@ -19,12 +19,19 @@ from allinone.model.heads import LogitScale
 TASK_HEAD = "task_head."
 MATCHING = "vtm_head."
 _NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
-"""Config of a frozen backbone: its features are the same in training and evaluation."""
+"""Config of a frozen backbone whose features are the same in training and evaluation."""
 
 
 class TaskModel(AllInOnePreTrainedModel):
     """The backbone, `task_head`, and the pre-training heads that the task trains. Other heads are
-    left out: without training, weight decay would only shrink them."""
+    left out: without training, weight decay would only shrink them.
+
+    Args:
+        config: Shape of the backbone.
+        head: The task's head, on pooled tokens [.., C]; None: there is none.
+        contrastive: Add the contrastive projections and the temperature.
+        matching: Add the VTM head.
+    """
 
     def __init__(
         self,
@@ -50,7 +57,14 @@ class TaskModel(AllInOnePreTrainedModel):
     def forward(
         self, pixels: Tensor, text_ids: Tensor, text_mask: Tensor, **kwargs: Any
     ) -> AllInOneOutput:
-        """The joint pass of the backbone. Tasks call the heads themselves."""
+        """The joint pass of the backbone. Tasks call the heads themselves.
+
+        Args:
+            pixels: float32 [B, T, 3, S, S], normalised.
+            text_ids: int64 [B, L].
+            text_mask: [B, L], 1 at tokens.
+            **kwargs: Ignored.
+        """
         return self.backbone(pixels, text_ids, text_mask)
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
@@ -76,6 +90,8 @@ class HeadSpec:
     """Add the VTM head."""
     frozen: bool = False
     """Train only the parameters whose name contains one of `trained`."""
+    frozen_dropout: bool = False
+    """Keep the dropout of a frozen backbone in training."""
     trained: tuple[str, ...] = (TASK_HEAD,)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """protocol, kind and labels of the head, stored in config.json as "task". A checkpoint's head
@@ -84,6 +100,9 @@ class HeadSpec:
 
 def has_head(source: SourceCheckpoint, spec: HeadSpec) -> bool:
     """Whether the checkpoint holds the task's head: the same kind, with the same labels."""
+    if source.heads:
+        head = source.heads.get(spec.metadata.get("kind", ""))
+        return head is not None and list(head.labels) == list(spec.metadata.get("labels", ()))
     same = bool(source.task) and all(
         source.task.get(key) == spec.metadata.get(key) for key in ("kind", "labels")
     )
@@ -118,7 +137,8 @@ def build_model(
         ConversionError: The weights do not fit the model.
     """
     torch.manual_seed(seed)  # new weights are equal on every rank
-    config = AllInOneConfig(**{**config_fields(config), **(_NO_DROPOUT if spec.frozen else {})})
+    constant = spec.frozen and not spec.frozen_dropout
+    config = AllInOneConfig(**{**config_fields(config), **(_NO_DROPOUT if constant else {})})
     config.task = dict(spec.metadata)
     model = TaskModel(
         config,
@@ -127,19 +147,29 @@ def build_model(
         matching=spec.matching,
     )
     own = model.state_dict()
+    # a head of other labels would load if their number is equal, and name wrong answers
     reuse_head = has_head(source, spec)
+    found = dict(source.tensors)
+    heads = {head.name for head in source.heads.values() if head.tensors}
+    if source.heads and reuse_head:
+        head = source.heads[spec.metadata["kind"]]
+        found |= head.tensors
+        heads -= {head.name}
     kept = {
         name: tensor
-        for name, tensor in source.tensors.items()
+        for name, tensor in found.items()
         if name in own and (reuse_head or not name.startswith(TASK_HEAD))
     }
-    dropped = sorted({name.split(".")[0] for name in source.tensors if name not in kept})
+    dropped = sorted({name.split(".")[0] for name in found if name not in kept} | heads)
     report = source.report
     report.ignored += [f"{name}: this task does not use it" for name in dropped]
-    fit(model, kept, report, unexpected=source.unexpected, may_be_new=(TASK_HEAD, *CONTRASTIVE))
+    # a reused head must be complete: new layers between trained ones would score at random
+    new = CONTRASTIVE if reuse_head else (TASK_HEAD, *CONTRASTIVE)
+    fit(model, kept, report, unexpected=source.unexpected, may_be_new=new)
     if spec.build and not reuse_head and spec.initialize:
         spec.initialize(model.task_head, source.tensors)
         report.notes.append("the rank head is initialised from the VTM head")
+    # frozen parameters have no gradient, so the optimizer keeps no state for them
     if spec.frozen:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(any(pattern in name for pattern in spec.trained))

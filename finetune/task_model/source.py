@@ -17,6 +17,7 @@ from allinone.common.errors import ConfigError
 from allinone.data.config import DatasetSpec
 from allinone.engine.checkpoint.layout import CheckpointError
 from allinone.engine.checkpoint.weights import find_weights
+from allinone.finetune.task_model.reference_heads import ReferenceHead, read_heads
 from allinone.model import SIZES, AllInOneConfig
 from allinone.model.convert import (
     DISTILLATION,
@@ -47,11 +48,17 @@ class SourceCheckpoint:
     """Options of the run that wrote it; empty if unknown."""
     unexpected: list[str] = field(default_factory=list)
     """Tensors of the file that the model does not know."""
+    heads: dict[str, ReferenceHead] = field(default_factory=dict)
+    """Kind → head, of a file that the original code wrote after fine-tuning."""
 
     @property
     def size(self) -> str:
         """Name of its size; empty if it is none of the named sizes."""
         return size_name(self.config)
+
+    def has_kind(self, kind: str) -> bool:
+        """Whether it was fine-tuned with a head of this kind."""
+        return kind in self.heads or self.task.get("kind") == kind
 
     @property
     def pretrained_on(self) -> dict[str, str]:
@@ -128,6 +135,7 @@ def _read_reference(path: Path) -> SourceCheckpoint:
         )
     report = LoadReport(str(path), notes=list(file.notes))
     tensors, unexpected = rename_reference(file.tensors, report)
+    heads, unexpected = read_heads(file.tensors, unexpected, report)
     width = tensors[POSITION].shape[-1]
     depth = len({name.split(".")[3] for name in tensors if ".encoder.blocks." in name})
     size = next(
@@ -152,6 +160,8 @@ def _read_reference(path: Path) -> SourceCheckpoint:
         report.initialised.append(
             f"{TEMPORAL}: not in the file, zeros (the model was trained without it)"
         )
+    if "text_projection.weight" in tensors:
+        rows["projection_dim"] = tensors["text_projection.weight"].shape[0]
     # The file states no config: the resolution and the lengths follow from the tables' shapes.
     config = AllInOneConfig.from_size(
         size,
@@ -162,7 +172,15 @@ def _read_reference(path: Path) -> SourceCheckpoint:
         max_text_len=tensors[TEXT_POSITION].shape[0],
         **rows,
     )
-    return SourceCheckpoint(path, tensors, config, _hash(path), report, {}, {}, unexpected)
+    task = {}
+    if heads:
+        names = ", ".join(dict.fromkeys(head.name for head in heads.values()))
+        task = {"protocol": f"the original's {names}"}
+        report.notes.append(
+            f"{names}: the original was fine-tuned, and its file does not say on what; a result on"
+            " media that it has seen is leaked"
+        )
+    return SourceCheckpoint(path, tensors, config, _hash(path), report, task, {}, unexpected, heads)
 
 
 def _hash(path: Path) -> str:

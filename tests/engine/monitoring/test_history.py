@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from allinone.common.formatting import finite
 from allinone.engine.callbacks.reporting import progress_line
 from allinone.engine.config import TrainConfig
 from allinone.engine.monitoring.accumulator import IntervalMetrics
