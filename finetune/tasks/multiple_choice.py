@@ -235,6 +235,7 @@ def _head_outputs(model: TaskModel, batch: TaskBatch) -> Tensor:
     if clips == 1:
         pairs = pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)
     else:  # one text with several clips: pass each clip as an item
+        # the text is the same for all clips: five passes per question of EgoMCQ
         ids = batch.text_ids[:, :1].repeat_interleave(clips, 0)
         mask = batch.text_mask[:, :1].repeat_interleave(clips, 0)
         pairs = pooled(model, batch.pixels.flatten(0, 1), ids, mask)[:, 0].unflatten(0, (-1, clips))
