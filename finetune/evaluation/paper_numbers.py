@@ -171,6 +171,7 @@ class PaperCell:
             ("views", result.views, row.views),
             ("image size", result.image_size, row.image_size),
             ("zero-shot", result.zero_shot, row.zero_shot),
+            ("zero-shot score", zero_shot_score(result), "match" if result.zero_shot else ""),
             ("temporal interaction", roll, row.roll or "roll"),
             ("re-ranked candidates", str(_task(result).get("rerank", "0")), "0"),
             # the paper does not state these everywhere
@@ -227,6 +228,7 @@ def setting(result: EvaluationResult) -> tuple[Any, ...]:
         data_sets(result.pretraining),
         (result.frames, result.views, result.image_size),
         result.zero_shot,
+        zero_shot_score(result),
         _tuned_before(result),
         _recorded(result, "roll") or "roll",
         _recorded(result, "heads"),
@@ -234,6 +236,16 @@ def setting(result: EvaluationResult) -> tuple[Any, ...]:
         _task(result).get("rerank", "0"),
         losses(result),
     )
+
+
+def zero_shot_score(result: EvaluationResult) -> str:
+    """What scored the options of a zero-shot multiple choice; the paper's rows have match."""
+    if not result.zero_shot:
+        return ""
+    if result.protocol != "multiple_choice":
+        return "match"
+    # version 0.2 had no such option, and always took the log-odds
+    return str(_task(result).get("zero_shot_score", "log-odds"))
 
 
 def losses(result: EvaluationResult) -> str:

@@ -194,6 +194,7 @@ class _PairScorer:
 
     def _score(self, model: TaskModel, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Scores [P] of clips [P, V, T, 3, S, S] with texts [P, L], the mean over views."""
+        # view by view: all views at once would multiply the memory of a pass
         by_view = [
             head_scores(model.task_head, model(pixels[:, v], ids, mask).pooled).squeeze(-1)
             for v in range(pixels.shape[1])

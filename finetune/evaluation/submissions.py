@@ -54,6 +54,7 @@ def vcr_csv(
     Raises:
         SubmissionError: Ids or shapes do not fit, or a score is not finite.
     """
+    # sorted: the file is the same in every run
     absent = sorted(set(missing) - set(ids))
     _check_ids([*ids, *absent], expected, "VCR")
     if answer_scores.shape != (len(ids), 4) or rationale_scores.shape != (len(ids), 4, 4):

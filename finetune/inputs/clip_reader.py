@@ -133,6 +133,7 @@ class MediaReader:
             except (OSError, DecodeError) as error:
                 raise DecodeError(f"{file.path}: {error}") from error
             if len(self._decoded) > _REMEMBERED:
+                # the oldest first: evaluation does not come back to an earlier video
                 self._decoded.popitem(last=False)
         return self._decoded[key]
 

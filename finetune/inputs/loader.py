@@ -85,12 +85,14 @@ class TaskSource:
         example = self.make(row, random)
         visuals = [visual for look in example.looks for visual in self.reader(look, random, views)]
         texts = [encode(self._tokenizer, text, self.clip.max_text_len) for text in example.texts]
+        # an embedding pass of clips has no text: K = 0
         ids = mask = np.zeros((0, self.clip.max_text_len), np.int64)
         if texts:
             ids = np.stack([text.ids for text in texts])
             mask = np.stack([text.mask for text in texts])
         target = example.target
         if not isinstance(target, np.ndarray):
+            # class numbers; soft scores of VQAv2 and pairs of VCR are float32 arrays already
             target = np.asarray(target, np.int64)
         return Sample(
             row=row,

@@ -38,7 +38,12 @@ def vqav2_head(width: int, classes: int) -> nn.Sequential:
 def option_head(width: int) -> nn.Sequential:
     """Score of an option that is read together with its question (TGIF-QA, TVQA): C → 256 → 1."""
     return nn.Sequential(
-        nn.Dropout(0.1), nn.Linear(width, 256), nn.LayerNorm(256), nn.GELU(), nn.Linear(256, 1)
+        # 256 at every width, as in the original
+        nn.Dropout(0.1),
+        nn.Linear(width, 256),
+        nn.LayerNorm(256),
+        nn.GELU(),
+        nn.Linear(256, 1),
     )
 
 

@@ -47,6 +47,7 @@ class TaskModel(AllInOnePreTrainedModel):
         if contrastive:
             self.text_projection = nn.Linear(width, config.projection_dim)
             self.video_projection = nn.Linear(width, config.projection_dim)
+            # starts at 1 / 0.05, the original's fixed temperature, and is trained
             self.logit_scale = LogitScale()
         if matching:
             self.vtm_head = nn.Linear(width, 2)
@@ -139,6 +140,7 @@ def build_model(
     torch.manual_seed(seed)  # new weights are equal on every rank
     constant = spec.frozen and not spec.frozen_dropout
     config = AllInOneConfig(**{**config_fields(config), **(_NO_DROPOUT if constant else {})})
+    # saved with the weights, so that an evaluation knows the labels without the annotations
     config.task = dict(spec.metadata)
     model = TaskModel(
         config,

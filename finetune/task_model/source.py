@@ -113,6 +113,7 @@ def read_source_checkpoint(path: Path) -> SourceCheckpoint:
     tensors = dict(file.tensors)
     if not any(name.startswith("backbone.") for name in tensors):  # a bare AllInOneModel
         tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
+    # weights/ is inside the folder of a checkpoint, which records the options in run.json
     run_file = folder.parent / "run.json"
     run = json.loads(run_file.read_text()).get("run", {}) if run_file.is_file() else {}
     return SourceCheckpoint(
@@ -137,6 +138,7 @@ def _read_reference(path: Path) -> SourceCheckpoint:
     tensors, unexpected = rename_reference(file.tensors, report)
     heads, unexpected = read_heads(file.tensors, unexpected, report)
     width = tensors[POSITION].shape[-1]
+    # names are backbone.encoder.blocks.N.…: the numbers count the blocks
     depth = len({name.split(".")[3] for name in tensors if ".encoder.blocks." in name})
     size = next(
         (
@@ -165,6 +167,7 @@ def _read_reference(path: Path) -> SourceCheckpoint:
     # The file states no config: the resolution and the lengths follow from the tables' shapes.
     config = AllInOneConfig.from_size(
         size,
+        # the original permutes the patches of each frame in every pass
         patch_order="shuffled",
         patch_size=patch,
         image_size=patch * round((tensors[POSITION].shape[1] - (2 if distilled else 1)) ** 0.5),
@@ -188,6 +191,7 @@ def _hash(path: Path) -> str:
     files = [path]
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin"))
+    # 4 MiB at a time: the base size has 440 MB of float32 weights
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -223,6 +227,7 @@ def task_config(
             " another checkpoint"
         )
     given = {name: value for name, value in overrides.items() if value is not None}
+    # co-trained models with separate heads are fine-tuned with those of videos, as in the paper
     return AllInOneConfig(**{**config_fields(source.config), "image_heads": False, **given})
 
 

@@ -4,8 +4,7 @@ or one text with several clips (EgoMCQ).
 Sample: a clip and K texts, one joint pass each; the options are shuffled in training. Head: the
 rank head, initialised from the VTM head, or C → 256 → 1. Loss: cross-entropy over the options.
 Score: accuracy. Zero-shot, the VTM head scores the options, by its match logit and by its log-odds.
-Letters: B items, C
-clips, K texts, V views, N items of a split.
+Letters: B items, C clips, K texts, V views, N items of a split.
 """
 
 from __future__ import annotations
@@ -176,18 +175,11 @@ class MultipleChoice(Task):
         missing = np.isin(np.arange(len(items)), list(found.missing))
         answers = [_answer(item) for item in items]
         known = all(answer is not None for answer in answers)
-        ways = {"": found.values}
-        if zero_shot:
-            both = dict(zip(ZERO_SHOT_SCORES, found.values.swapaxes(0, 1), strict=True))
-            ways = {"": both[self.options.zero_shot_score]}
-            ways |= {f"_{way.replace('-', '_')}": values for way, values in both.items()}
+        scored = self._scored(found.values, zero_shot=zero_shot)
         # a hidden answer counts as option 0 here; its hit is not reported
         numbers = [answer or 0 for answer in answers]
-        hits = {
-            f"accuracy{way}": metrics.option_hits(values, numbers, missing)
-            for way, values in ways.items()
-        }
-        values = ways[""]
+        hits = {name: metrics.option_hits(way, numbers, missing) for name, way in scored.items()}
+        values = scored["accuracy"]
         rows = [
             {
                 "id": item.id,
@@ -212,6 +204,14 @@ class MultipleChoice(Task):
         details = {"options": options, "chance": 100 / options, **found.cut}
         return EvalOutput(scores, rows, missing_items(split, found.missing), details)
 
+    def _scored(self, values: np.ndarray, *, zero_shot: bool) -> dict[str, np.ndarray]:
+        """Name of an accuracy → the scores [N, K] that it is of; the chosen ones first."""
+        if not zero_shot:
+            return {"accuracy": values}
+        both = dict(zip(ZERO_SHOT_SCORES, values.swapaxes(0, 1), strict=True))
+        named = {f"accuracy_{way.replace('-', '_')}": scores for way, scores in both.items()}
+        return {"accuracy": both[self.options.zero_shot_score], **named}
+
     def backbone_passes(self) -> BackbonePasses:
         # one pass per text: five options cost five joint passes of the repeated clip
         return [("joint", 1 + self.options.false_texts)]
@@ -235,6 +235,7 @@ def _head_outputs(model: TaskModel, batch: TaskBatch) -> Tensor:
     if clips == 1:
         pairs = pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)
     else:  # one text with several clips: pass each clip as an item
+        # the text is the same for all clips: five passes per question of EgoMCQ
         ids = batch.text_ids[:, :1].repeat_interleave(clips, 0)
         mask = batch.text_mask[:, :1].repeat_interleave(clips, 0)
         pairs = pooled(model, batch.pixels.flatten(0, 1), ids, mask)[:, 0].unflatten(0, (-1, clips))

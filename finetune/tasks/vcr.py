@@ -174,8 +174,10 @@ class VCR(Task):
         reported: dict[str, Tensor] = {}
         parts = (("q2a", scores[:, :CHOICES]), ("qa2r", scores[:, CHOICES:]))
         for column, (name, part) in enumerate(parts):
+            # stored as float32, which holds the numbers 0 to 3 exactly
             target = batch.target[:, column].long()
             losses = F.cross_entropy(part, target, reduction="none")
+            # the original sums the two losses unweighted
             total = total + losses.mean()
             reported[f"{name}_loss"] = mean_metric(losses)
             reported[f"{name}_accuracy"] = mean_metric(part.argmax(-1) == target)

@@ -172,6 +172,22 @@ def test_retrieval_rows_are_told_apart_by_what_was_trained() -> None:
     assert reasons == ["variant 9k, not 7k", "pre-training webvid2m+HowTo100M, not HowTo100M"]
 
 
+def test_zero_shot_choice_is_compared_by_the_match_logit() -> None:
+    facts = {
+        "benchmark": "msrvtt_choice",
+        "split": "test",
+        "protocol": "multiple_choice",
+        "scores": {"accuracy": Score(78.0)},
+        "zero_shot": True,
+        "pretraining": "WebVid+HowTo100M",
+    }
+    (cell,) = [cell for cell in paper_cells("msrvtt_choice") if cell.value == 80.3]
+    assert cell.differences(result(**facts, settings={"task": {"zero_shot_score": "match"}})) == []
+    for task in ({"zero_shot_score": "log-odds"}, {}):  # an earlier version records nothing
+        ours = result(**facts, settings={"task": task})
+        assert cell.differences(ours) == ["zero-shot score log-odds, not match"]
+
+
 def test_vcr_rows_are_told_apart_by_what_is_drawn() -> None:
     facts = {
         "benchmark": "vcr",
