@@ -9,9 +9,11 @@ Letters: N elements of a parameter, W data-parallel ranks.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -327,6 +329,48 @@ def omit_recovery_script(engine: Any) -> None:
     deepspeed 0.19.8, runtime/engine.py: `_copy_recovery_script`.
     """
     engine._copy_recovery_script = lambda save_path: None
+
+
+def load_checkpoint(engine: Any, folder: str, tag: str, classes: Sequence[str]) -> bool:
+    """Let DeepSpeed restore its own files, without running what their pickles name. Collective.
+
+    deepspeed 0.19.8 reads every file with torch.load(..., weights_only=False), in
+    runtime/checkpoint_engine/torch_checkpoint_engine.py and, for offloaded state, in
+    runtime/base_optimizer.py. torch 2.6 to 2.13, torch/serialization.py: `load` lets
+    TORCH_FORCE_WEIGHTS_ONLY_LOAD overrule that argument.
+
+    Args:
+        engine: DeepSpeed's engine.
+        folder: The checkpoint.
+        tag: Name of the folder in it that holds DeepSpeed's files.
+        classes: Full names of the classes that the files may hold, besides tensors and plain
+            containers.
+
+    Returns:
+        Whether DeepSpeed found its files.
+
+    Raises:
+        pickle.UnpicklingError: A file holds anything else.
+    """
+    with _only_weights(classes):
+        path, _ = engine.load_checkpoint(folder, tag=tag)
+    return path is not None
+
+
+@contextlib.contextmanager
+def _only_weights(classes: Sequence[str]) -> Iterator[None]:
+    """Make every torch.load of this block use the restricted unpickler."""
+    force, allow = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = {name: os.environ.pop(name, None) for name in (force, allow)}
+    parts = [name.rpartition(".") for name in classes]
+    made = [getattr(importlib.import_module(module), name) for module, _, name in parts]
+    os.environ[force] = "1"
+    try:
+        with torch.serialization.safe_globals(made):
+            yield
+    finally:
+        del os.environ[force]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def load_partitions(

@@ -36,8 +36,10 @@ from allinone.engine.checkpoint.layout import (
     step_of,
 )
 from allinone.engine.checkpoint.manifest import write_manifest
+from allinone.engine.checkpoint.zero_reader import PICKLED_CLASSES
 from allinone.engine.distributed import topology
 from allinone.engine.distributed.collectives import all_gather_object
+from allinone.model.weights_file import WeightsError, read_pickle
 
 
 def full_weights(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
@@ -286,7 +288,8 @@ def load(
         Content of run.json, and the differences between the layouts ('' if there are none).
 
     Raises:
-        CheckpointError: The checkpoint cannot be loaded at this layout.
+        CheckpointError: The checkpoint cannot be loaded at this layout, or a file of it holds a
+            program.
     """
     facts = json.loads((folder / RUN).read_text())
     before = reshard.read_layout(folder)
@@ -296,14 +299,37 @@ def load(
         # load_checkpoint would have set these counters
         adapter.set_progress(engine, facts["step"], facts["samples"])
         return facts, changed
-    path, _ = engine.load_checkpoint(str(folder), tag=STATE)
-    if path is None:
+    _refuse_programs(folder)
+    if not adapter.load_checkpoint(engine, str(folder), STATE, PICKLED_CLASSES):
         raise CheckpointError(
             f"DeepSpeed could not load {folder}; was it written with another --ds-config?"
         )
     if before["offload"] == "nvme":
         reshard.load_kept_in_memory(engine, folder)
     return facts, ""
+
+
+def _refuse_programs(folder: Path) -> None:
+    """Check DeepSpeed's files, each rank a share of them; collective.
+
+    A pickle is a program, and a manifest only shows that the files are the ones it lists.
+
+    Raises:
+        CheckpointError: A file holds anything but tensors, plain containers and DeepSpeed's own
+            classes, on every rank.
+    """
+    error = ""
+    files = sorted((folder / STATE).rglob("*.pt"))
+    for file in files[dist.get_rank() :: dist.get_world_size()]:
+        try:
+            read_pickle(file, PICKLED_CLASSES)
+        except WeightsError as refusal:
+            error = error or str(refusal)
+    if error := _first_error(error):
+        raise CheckpointError(
+            f"{folder} is not loaded: {error}. If its weights/ can be trusted, start a new run with"
+            f" --init-from {folder / WEIGHTS}"
+        )
 
 
 DELETING = ".tmp-old-"
