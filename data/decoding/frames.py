@@ -6,7 +6,6 @@ and stops after the last wanted frame.
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from bisect import bisect_left
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from allinone.common.errors import AllInOneError
 from allinone.data.decoding.codecs import rotation_of
+from allinone.data.decoding.containers import open_media
 from allinone.data.decoding.timeout import call_with_timeout
 
 _local = threading.local()
@@ -149,10 +149,6 @@ def _decode(
     return np.stack([found[number] for number in wanted])
 
 
-def _source(content: bytes | Path) -> Any:
-    return str(content) if isinstance(content, Path) else io.BytesIO(content)
-
-
 def _sparse(
     content: bytes | Path, targets: list[int], timeline: Timeline, deadline: float
 ) -> dict[int, NDArray[np.uint8]] | None:
@@ -185,17 +181,8 @@ def _sparse(
 
 
 def _open(content: bytes | Path) -> Any:
-    """Open without FFmpeg's stream analysis, which decodes frames: 20 ms for a 720p file.
-
-    Only ISO files state everything that is needed in their headers.
-    """
-    if _head(content)[4:8] != ISO_MEDIA:
-        return av.open(_source(content), "r")
-    # 32 bytes is FFmpeg's smallest probesize; with skip_frame its analysis decodes none of the few
-    # packets that it reads nevertheless.
-    return av.open(
-        _source(content), "r", options={"probesize": "32"}, stream_options=[{"skip_frame": "all"}]
-    )  # type: ignore[call-overload]
+    """Open without FFmpeg's stream analysis where that is possible."""
+    return open_media(content, fast=_head(content)[4:8] == ISO_MEDIA)
 
 
 def _head(content: bytes | Path) -> bytes:
@@ -276,7 +263,7 @@ def _from_start(
         deadline: Value of time.monotonic after which DecodeError is raised.
     """
     found: dict[int, NDArray[np.uint8]] = {}
-    with av.open(_source(content), "r") as container:
+    with open_media(content) as container:
         container.streams.video[0].codec_context.thread_count = 1
         decoding: Any = container.decode(container.streams.video[0])
         with closing(decoding) as frames:

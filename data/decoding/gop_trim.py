@@ -16,6 +16,7 @@ from typing import Any
 import av
 
 from allinone.data.decoding.codecs import codec_of
+from allinone.data.decoding.containers import open_media
 from allinone.data.decoding.frames import DAMAGE, DecodeError, Timeline
 
 CONTAINERS = {
@@ -59,7 +60,7 @@ def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline)
         DecodeError: The file is damaged.
     """
     try:
-        with av.open(io.BytesIO(content), "r") as container:
+        with open_media(content) as container:
             stream = container.streams.video[0]
             demuxing: Any = container.demux(stream)
             # A demuxing generator that an error leaves half-way leaks unless closed (PyAV 18.1).
@@ -120,7 +121,7 @@ def remux(packets: list[Any], stream: Any, container_format: str) -> bytes:
     shown = sorted(packet.pts for packet in packets)
     # Matroska stores no decoding times. Generate ascending ones that never exceed the display time.
     delay = max(time - packet.pts for time, packet in zip(shown, packets, strict=True))
-    with av.open(target, "w", format=container_format) as output:
+    with av.open(target, "w", format=container_format) as output:  # noqa: TID251
         # For AV1, PyAV would look for an encoder with the decoder's name, which does not exist.
         copy = output.add_stream_from_template(stream, opaque=codec_of(stream) == "av1")
         for time, packet in zip(shown, packets, strict=True):

@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import av
-
 from allinone.data.decoding.codecs import codec_of
+from allinone.data.decoding.containers import open_media
 from allinone.data.decoding.frames import DAMAGE, Timeline
 from allinone.data.decoding.gop_trim import CONTAINERS, TrimmedStream, remux, trim
 
@@ -125,7 +124,7 @@ def read_segment(
     if first == 0 and stop == frames:
         return None
     try:
-        with av.open(video, "r", buffer_size=BUFFER) as container:
+        with open_media(video, buffer=BUFFER) as container:
             stream = container.streams.video[0]
             codec = codec_of(stream)
             if codec not in CONTAINERS:

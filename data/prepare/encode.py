@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from allinone.data.decoding.codecs import rotation_of
+from allinone.data.decoding.containers import open_image
 
 Codec = Literal["h264", "hevc", "vp9", "mjpeg"]
 CODECS: tuple[str, ...] = get_args(Codec)
@@ -153,7 +154,9 @@ class ClipEncoder:
             width, height = height, width
         self._size = self._encoding.scaled(width, height)
         self._first_s = float(frame.time or 0.0)
-        self._output = av.open(self._target, "w", format=self._encoding.extension)
+        self._output = av.open(  # noqa: TID251
+            self._target, "w", format=self._encoding.extension
+        )
         # The rate is nominal: every frame has its own time, in TICKS.
         self._stream = self._output.add_stream(name, rate=Fraction(25), options=options)
         context = self._stream.codec_context
@@ -223,7 +226,7 @@ def encode_image(content: bytes, short_side: int | None) -> bytes:
     """
     from PIL import Image, ImageOps
 
-    with Image.open(io.BytesIO(content)) as image:
+    with open_image(content) as image:
         upright = ImageOps.exif_transpose(image)
         small = not short_side or min(upright.size) <= short_side
         if small and image.format == "JPEG" and upright.size == image.size and image.mode == "RGB":

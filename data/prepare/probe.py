@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from PIL import Image
 
 from allinone.common.errors import AllInOneError
 from allinone.data.decoding.codecs import IMAGES, codec_of, idr_packet, rotation_of
+from allinone.data.decoding.containers import open_image, open_media
 
 CONSTANT_RATE_TOLERANCE = 0.02
 """Largest deviation of a frame's time from its position at a constant rate, in frames, that still
@@ -82,17 +82,17 @@ def probe(
         raise ProbeError(f"not_{kind.replace(' ', '_')}", detail)
     if extension in ("jpg", "jpeg"):
         _check_jpeg(content)
-    with _opened(io.BytesIO(content)) as container:
+    with _opened(content) as container:
         return _decode(container, extension, limits, sink)
 
 
 @contextmanager
-def _opened(file: io.BytesIO | str) -> Iterator[Any]:
+def _opened(file: bytes | Path) -> Iterator[Any]:
     """Open a container; PyAV's errors become ProbeError until it is closed."""
     import av
 
     try:
-        with av.open(file, "r") as container:
+        with open_media(file) as container:
             yield container
     except (av.error.FFmpegError, ValueError, EOFError) as error:
         raise ProbeError("undecodable", str(error)) from error
@@ -101,7 +101,7 @@ def _opened(file: io.BytesIO | str) -> Iterator[Any]:
 def _check_jpeg(content: bytes) -> None:
     """Reject truncated JPEGs: FFmpeg silently fills the missing part with grey, Pillow raises."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(content) as image:
             if image.format in ("JPEG", "MPO"):  # phones write MPO
                 image.draft("L", (64, 64))  # reads the complete file, but decodes it small
                 image.load()
@@ -218,7 +218,7 @@ def probe_packets(content: bytes | Path, extension: str, limits: Limits) -> dict
     Raises:
         ProbeError: The file is bad.
     """
-    with _opened(str(content) if isinstance(content, Path) else io.BytesIO(content)) as container:
+    with _opened(content) as container:
         return _read_packets(container, extension, limits)
 
 
