@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from allinone.common.atomic_io import content_hash
+from allinone.common.tar import list_members
 from allinone.data.index import (
     CLIPS_PER_BATCH,
     VIDEO_SCHEMA,
@@ -168,19 +169,21 @@ def check_shard(folder: Path, name: str, rows: list[dict[str, Any]], hashes: boo
     """
     problems: list[str] = []
     try:
-        # tarfile also raises for a last member that is cut short
-        with tarfile.open(folder / name) as archive:
-            members = {member.offset_data: member for member in archive if member.isfile()}
-    except (OSError, tarfile.TarError, EOFError) as error:
+        with (folder / name).open("rb") as file:
+            found, problem = list_members(file)
+    except OSError as error:
         return [f"{name} cannot be read as a tar: {error}"]
+    if problem:
+        problems.append(f"{name} cannot be read completely: {problem}")
+    members = {member.offset_data: member for member in found if member.isfile()}
     known = {row["offset"] for row in rows}
     for member in members.values():
         if member.offset_data not in known and member.name.rpartition(".")[2] not in METADATA:
             problems.append(f"{name}: member {member.name} is not in the index")
     with (folder / name).open("rb") as file:
         for row in rows:
-            found = members.get(row["offset"])
-            if found is None or found.size != row["size"]:
+            stored = members.get(row["offset"])
+            if stored is None or stored.size != row["size"]:
                 problems.append(
                     f"{name}: no member of {row['size']:,} bytes at offset {row['offset']:,}"
                     f" ({row['source']})"

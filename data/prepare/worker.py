@@ -150,6 +150,11 @@ def examine(task: ClipTask, limits: Limits) -> ProbedFile:
     with path.open("rb") as file:
         file.seek(task.offset)
         content = file.read() if task.size is None else file.read(task.size)
+    if task.size is not None and len(content) < task.size:
+        # some formats, such as MPEG-TS and WebM, decode without their end
+        raise ProbeError(
+            "truncated", f"{path} ends after {len(content):,} of the {task.size:,} bytes"
+        )
     lines = _lines(task.narration)
     extension = image_extension(content, task.extension)
     made: bytes | None = None

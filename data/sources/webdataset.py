@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import IO
 
 from allinone.common.errors import DataError
+from allinone.common.tar import list_members
 from allinone.data.decoding.codecs import IMAGES, VIDEOS
 from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
 
+LARGEST_TEXT = 1 << 20
+"""Bytes of a sample's .txt or .json; real ones have some thousand."""
 Members = dict[str, tarfile.TarInfo]
 """Extension → member of one sample."""
 
@@ -28,38 +31,46 @@ def _files(source: Path) -> list[Path]:
 def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
     """Read members by their offset in the tar; their names are keys only and never become paths."""
     for path in _files(source):
-        # one file object: tarfile has read all headers before the captions are read by offset
+        # one file object: all headers have been read before the captions are read by offset
         with path.open("rb") as file:
-            samples, duplicates = _samples(path, file)
+            found, problem = list_members(file)
+            if problem and not found and path == source:
+                raise DataError(f"{path} is not a readable tar: {problem}; delete or repair it")
+            samples, duplicates = _samples(path, found)
             for key, members in samples.items():
                 yield _row(path, file, key, members)
         yield from duplicates
+        if problem:
+            detail = (
+                f"{path.name}: {problem}; samples after its {len(found):,} readable members are"
+                " missing, download it again"
+            )
+            yield bad_row("train", path.name, path, path.name, detail, "damaged_tar")
 
 
-def _samples(path: Path, file: IO[bytes]) -> tuple[dict[str, Members], list[SourceRow]]:
+def _samples(
+    path: Path, found: list[tarfile.TarInfo]
+) -> tuple[dict[str, Members], list[SourceRow]]:
     """(members by key, rows of the members that occur twice).
 
     A key is the name up to the first dot after the last slash, as in WebDataset.
     """
     samples: dict[str, Members] = {}
     duplicates: list[SourceRow] = []
-    try:
-        with tarfile.open(fileobj=file) as archive:
-            for member in archive:
-                if not member.isfile():
-                    continue
-                # the folder apart: a dot in its name does not end the key
-                folder, slash, base = member.name.removeprefix("./").rpartition("/")
-                stem, _, extension = base.partition(".")
-                members = samples.setdefault(f"{folder}{slash}{stem}", {})
-                if extension.lower() not in members:
-                    members[extension.lower()] = member
-                    continue
-                name = f"{path.stem}/{member.name}"
-                detail = f"{member.name} occurs twice in the tar"
-                duplicates.append(bad_row("train", name, path, name, detail, "duplicate"))
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path} is not a readable tar ({error}); delete or repair it") from error
+    for member in found:
+        # the content of a sparse member is not one piece of the tar
+        if not member.isfile() or member.issparse():
+            continue
+        # the folder apart: a dot in its name does not end the key
+        folder, slash, base = member.name.removeprefix("./").rpartition("/")
+        stem, _, extension = base.partition(".")
+        members = samples.setdefault(f"{folder}{slash}{stem}", {})
+        if extension.lower() not in members:
+            members[extension.lower()] = member
+            continue
+        name = f"{path.stem}/{member.name}"
+        detail = f"{member.name} occurs twice in the tar"
+        duplicates.append(bad_row("train", name, path, name, detail, "duplicate"))
     return samples, duplicates
 
 
@@ -76,10 +87,15 @@ def _row(path: Path, file: IO[bytes], key: str, members: Members) -> SourceRow:
     media = next((extension for extension in members if extension in VIDEOS | IMAGES), None)
     if media is None:
         return bad_row("train", name, path, name, "the sample has no media file", "missing")
+    try:
+        caption = _caption(file, members)
+    except (ValueError, RecursionError) as error:
+        detail = f"its text cannot be read: {error}"
+        return bad_row("train", name, path, name, detail)
     return SourceRow(
         "train",
         name,
-        (_caption(file, members),),
+        (caption,),
         path,
         name,
         members[media].offset_data,
@@ -91,6 +107,8 @@ def _row(path: Path, file: IO[bytes], key: str, members: Members) -> SourceRow:
 def _caption(file: IO[bytes], members: Members) -> str:
     def text(extension: str) -> str:
         member = members[extension]
+        if member.size > LARGEST_TEXT:
+            raise ValueError(f"{member.name} has {member.size:,} bytes")
         file.seek(member.offset_data)
         return file.read(member.size).decode("utf-8", errors="replace")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,21 @@ def _cut(out: Path) -> None:
     path.write_bytes(path.read_bytes()[:20_000])
 
 
+def _flip_header(out: Path) -> None:
+    path = out / "shards" / "train-00001.tar"
+    with tarfile.open(path) as archive:
+        place = archive.getmembers()[-1].offset
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def _cut_end(out: Path) -> None:
+    path = out / "shards" / "train-00001.tar"
+    content = path.read_bytes().rstrip(b"\0")
+    path.write_bytes(content + bytes(-len(content) % 512))
+
+
 def _edit(name: str, schema: pa.Schema, column: str, value: object) -> Callable[[Path], None]:
     def edit(out: Path) -> None:
         rows = pq.read_table(out / name, schema=schema).to_pylist()
@@ -88,6 +104,8 @@ def _edit(name: str, schema: pa.Schema, column: str, value: object) -> Callable[
     [
         (_overwrite, "are not those that were written"),
         (_cut, "train-00001.tar"),
+        (_cut_end, "the end-of-archive block is missing"),
+        (_flip_header, "is damaged"),
         (
             lambda out: (out / "shards" / "train-00002.tar").unlink(),
             "train-00002.tar cannot be read",
