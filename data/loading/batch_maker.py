@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from allinone.data.decoding.frames import DecodeError
 from allinone.data.loading.batch import BadClip
+from allinone.data.loading.readers import reading
 from allinone.data.loading.samples import MicroBatch, SampleSource
 
 
@@ -23,6 +24,10 @@ class BatchMaker(Dataset[MicroBatch]):
     """
 
     def __getitem__(self, k: int) -> MicroBatch:
+        raise NotImplementedError
+
+    def clip_name(self, dataset: int, row: int) -> str:
+        """Return the name of the clip that `readers.reading` has noted, for messages."""
         raise NotImplementedError
 
     def without(self, micro_batch: MicroBatch, failed: Mapping[int, str]) -> MicroBatch:
@@ -65,10 +70,14 @@ class EvalBatchMaker(BatchMaker):
         samples, bad = [], []
         for row in self._batches[k]:
             try:
-                samples.append(self._source.eval_sample(row))
+                with reading(0, row):
+                    samples.append(self._source.eval_sample(row))
             except DecodeError as error:
                 bad.append(self._bad(row, str(error)))
         return MicroBatch(samples, tuple(bad), self._batches[k][0])
+
+    def clip_name(self, dataset: int, row: int) -> str:
+        return f"{self._source.key(row)} of {self._source.name}"
 
     def without(self, micro_batch: MicroBatch, failed: Mapping[int, str]) -> MicroBatch:
         bad = [self._bad(micro_batch.samples[i].row, reason) for i, reason in failed.items()]

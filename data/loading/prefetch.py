@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from allinone.common.errors import GraphError
-from allinone.common.processes import forkserver_context, live_and_die_with_parent
 from allinone.data.config import DataConfig
 from allinone.data.loading.augmentation import Augmentation
 from allinone.data.loading.bad_clips import BadClipLog
 from allinone.data.loading.batch_maker import BatchMaker
+from allinone.data.loading.readers import ReaderContext
 from allinone.data.loading.replacement import ReplacementSampler
 from allinone.data.loading.samples import MicroBatch
 
@@ -135,7 +135,8 @@ def prefetch(
     Raises:
         Exception: Any error of readers and augmentations is raised here.
     """
-    loader = _loader(maker, config, sampler)
+    readers = ReaderContext(config.workers) if config.workers else None
+    loader = _loader(maker, config, sampler, readers)
     # one thread each, because a DALI pipeline runs one batch at a time
     threads = [ThreadPoolExecutor(1, thread_name_prefix="augment") for _ in augmentations]
     # two each: one in work and one waiting; more would only hold pixels on the device
@@ -147,7 +148,10 @@ def prefetch(
 
     def read() -> None:
         try:
-            for k, micro_batch in enumerate(loader):
+            made = iter(loader)
+            if readers is not None:
+                readers.watch(done.stopped, maker.clip_name, done.put)
+            for k, micro_batch in enumerate(made):
                 turn = k % len(augmentations)
                 # The queue holds futures in the order of submission: threads may finish in any
                 # order, batches come out in this one.
@@ -155,7 +159,8 @@ def prefetch(
                     return
             done.put(None)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
-            done.put(error)
+            # the DataLoader's own error for a dead reader names its number only
+            done.put((readers and readers.death(maker.clip_name)) or error)
 
     reader = threading.Thread(target=read, name="read", daemon=True)
     reader.start()
@@ -180,15 +185,25 @@ def prefetch(
 
 
 def _loader(
-    maker: BatchMaker, config: DataConfig, sampler: Sampler[int] | None
+    maker: BatchMaker,
+    config: DataConfig,
+    sampler: Sampler[int] | None,
+    readers: ReaderContext | None,
 ) -> DataLoader[MicroBatch]:
-    """Start the reader processes; arguments as for `prefetch`."""
+    """Describe the reader processes; arguments as for `prefetch`.
+
+    Args:
+        maker: Makes micro-batches.
+        config: Number of processes, and their prefetching.
+        sampler: Numbers of the micro-batches.
+        readers: Starts the processes; None without any.
+    """
     options: dict[str, Any] = {}
-    if config.workers:  # without workers, DataLoader refuses these options
+    if readers is not None:  # without workers, DataLoader refuses these options
         options.update(
-            multiprocessing_context=forkserver_context(),
+            multiprocessing_context=readers,
             prefetch_factor=config.prefetch,
-            worker_init_fn=live_and_die_with_parent,
+            worker_init_fn=readers.worker_init_fn,
         )
     # batch_size=None: an item of `maker` is a micro-batch already
     return DataLoader(

@@ -23,6 +23,7 @@ from allinone.data.decoding.frames import DecodeError
 from allinone.data.loading.batch import BadClip
 from allinone.data.loading.batch_maker import BatchMaker
 from allinone.data.loading.mixture import Order
+from allinone.data.loading.readers import reading
 from allinone.data.loading.samples import MicroBatch, Sample, SampleSource
 from allinone.data.loading.sampling import generator
 
@@ -60,6 +61,9 @@ class ReplacementSampler(BatchMaker):
         samples = [self._sample(p, bad) for p in range(start, start + self.micro_batch)]
         return MicroBatch(samples, tuple(bad), start)
 
+    def clip_name(self, dataset: int, row: int) -> str:
+        return f"{self.sources[dataset].key(row)} of {self.sources[dataset].name}"
+
     def without(self, micro_batch: MicroBatch, failed: Mapping[int, str]) -> MicroBatch:
         """Replace the samples that DALI could not decode (number → reason)."""
         samples, bad = list(micro_batch.samples), list(micro_batch.bad)
@@ -92,7 +96,8 @@ class ReplacementSampler(BatchMaker):
             if attempt:
                 row = int(random.integers(len(source)))
             try:
-                sample = source.train_sample(row, random)
+                with reading(place.dataset, row):
+                    sample = source.train_sample(row, random)
             except DecodeError as error:
                 bad.append(BadClip(source.name, source.key(row), str(error), place.epoch))
             else:
