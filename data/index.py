@@ -14,6 +14,7 @@ Loaders map the Arrow files into memory.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,7 +25,10 @@ import pyarrow as pa
 
 from allinone.common.atomic_io import atomic_path
 from allinone.common.errors import LASTING, DataError
+from allinone.data.index_validation import REMEDY, open_arrow, validate_index
 
+FILES = ("index.parquet", "videos.parquet", "index.arrow", "videos.arrow")
+"""Files of the index; dataset.json has their hashes."""
 LAYOUT = 2
 """Version of the prepared folder's layout; loaders refuse other versions."""
 CLIPS_PER_BATCH, VIDEOS_PER_BATCH = 65_536, 4096
@@ -150,7 +154,7 @@ class _Mapped:
 
     def __init__(self, path: Path, rows_per_batch: int) -> None:
         self._path, self._size = path, rows_per_batch
-        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._reader = open_arrow(path)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self._path, "rows_per_batch": self._size}
@@ -182,15 +186,18 @@ class Index:
         self._first = sum(facts["clips"][name] for name in names[: names.index(split)])
         self._rows: int = facts["clips"][split]
         try:
+            validate_index(
+                folder,
+                facts["clips"],
+                (LOADER_SCHEMA, VIDEO_SCHEMA),
+                (CLIPS_PER_BATCH, VIDEOS_PER_BATCH),
+            )
             self._clips = _Mapped(folder / "index.arrow", CLIPS_PER_BATCH)
             self._videos = _Mapped(folder / "videos.arrow", VIDEOS_PER_BATCH)
         except (OSError, pa.ArrowInvalid) as error:
             if isinstance(error, OSError) and error.errno not in LASTING:
                 raise  # the storage is in trouble, the index may be good
-            raise DataError(
-                f"the index of {folder} cannot be read ({error}); rebuild it with the command that"
-                " prepared the folder and --merge"
-            ) from error
+            raise DataError(f"the index of {folder} cannot be read ({error}). {REMEDY}") from error
         self.folder, self.split = folder, split
 
     def __len__(self) -> int:
@@ -202,6 +209,15 @@ class Index:
             raise IndexError(f"clip {item} of {self._rows}")
         clip = self._clips.row(self._first + item)
         return {**self._videos.row(clip["video"]), **clip, "split": self.split}
+
+
+def index_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of the index, by name."""
+    hashes = {}
+    for name in FILES:
+        with (folder / name).open("rb") as file:
+            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
 
 
 def choose_split(folder: Path, clips: dict[str, int], split: str | None) -> str:
@@ -226,6 +242,18 @@ def choose_split(folder: Path, clips: dict[str, int], split: str | None) -> str:
     return chosen
 
 
+def _require_counts(facts: dict[str, Any]) -> None:
+    """Raise TypeError, ValueError or KeyError unless dataset.json holds counts of clips."""
+    if facts.get("layout") != LAYOUT:
+        return  # has a message of its own
+    counts = [*facts["clips"].items(), *facts["bad"].items()]
+    numbers = [number for _, number in counts] + [*facts["files"], *facts["captions"]]
+    if any(type(number) is not int or not 0 <= number < 1 << 40 for number in numbers):
+        raise ValueError("its counts are not numbers")
+    if len(facts["files"]) != 2 or len(facts["captions"]) != 2:
+        raise ValueError("files and captions are not pairs")
+
+
 def dataset_facts(folder: Path) -> dict[str, Any]:
     """Read dataset.json of a prepared folder; raises DataError for unfinished or other layouts."""
     path = folder / "dataset.json"
@@ -234,7 +262,13 @@ def dataset_facts(folder: Path) -> dict[str, Any]:
             f"{folder} is not a finished prepared data set (no dataset.json). Check --data and"
             f" --val, or run: python tools/prepare.py SOURCE --out {folder}"
         )
-    facts: dict[str, Any] = json.loads(path.read_text())
+    try:
+        facts = json.loads(path.read_bytes())
+        if not isinstance(facts, dict):
+            raise TypeError("it is not a dictionary")
+        _require_counts(facts)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({error!r}). {REMEDY}") from error
     if facts.get("layout") != LAYOUT:
         raise DataError(
             f"{folder} has layout {facts.get('layout', 1)}, this version reads {LAYOUT}; prepare it"

@@ -7,8 +7,10 @@ for every data set of a mixture and everything else together.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
+import stat
 from pathlib import Path
 
 KEPT = 64
@@ -22,7 +24,10 @@ class OpenFile:
     """
 
     def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+        # O_NONBLOCK: opening a FIFO would wait for a writer; it changes nothing for regular files
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            raise OSError(errno.EISDIR, "Not a regular file", path)
 
     def read(self, offset: int, size: int) -> bytes:
         """Read up to `size` bytes; fewer only at the end of the file."""

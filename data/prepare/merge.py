@@ -27,6 +27,7 @@ from allinone.data.index import (
     VIDEOS_PER_BATCH,
     Clip,
     Video,
+    index_hashes,
     write_mapped,
 )
 
@@ -244,6 +245,7 @@ def write_facts(
         "files": counts.files,
         "captions": counts.captions,
         "bytes": counts.bytes,
+        "hashes": index_hashes(out),
         "official": official,
         "options": options,
     }

@@ -18,13 +18,18 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from allinone.common.atomic_io import content_hash
+from allinone.common.errors import DataError
 from allinone.common.tar import list_members
 from allinone.data.index import (
     CLIPS_PER_BATCH,
+    LOADER_SCHEMA,
+    SCHEMA,
     VIDEO_SCHEMA,
     VIDEOS_PER_BATCH,
     dataset_facts,
+    index_hashes,
 )
+from allinone.data.index_validation import validate_index
 from allinone.data.prepare.pool import ProbePool
 from allinone.data.prepare.probe import Limits
 from allinone.data.prepare.worker import ClipTask, ProbedFile, worker
@@ -61,9 +66,13 @@ def check(
     # frame times and keyframes take gigabytes and are needed once
     columns = [name for name in VIDEO_SCHEMA.names if name not in ("frame_times", "keyframes")]
     try:
+        problems = [*_check_files(folder, facts)]
+        if problems:  # what follows relies on them
+            return problems
         videos = pq.read_table(folder / "videos.parquet", columns=columns)
-        problems = [*_check_tables(folder, facts, videos), *_check_clips(folder, facts, videos)]
-    except (OSError, pa.ArrowException) as error:
+        problems = [*_check_hashes(folder, facts)]
+        problems += [*_check_tables(folder, facts, videos), *_check_clips(folder, facts, videos)]
+    except (OSError, pa.ArrowException, MemoryError, OverflowError) as error:
         return [f"the index cannot be read: {error}"]
     spans = _spans(videos["shard"])
     for path in sorted((folder / "shards").glob("*.tar")):
@@ -81,6 +90,42 @@ def check(
     return problems + _decode_some(folder, videos, decodes, seed, workers)
 
 
+def _check_files(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
+    """Tables must have their columns and announced numbers of rows."""
+    for name, schema, rows in (
+        ("index.parquet", SCHEMA, None),
+        ("videos.parquet", VIDEO_SCHEMA, facts["files"][0]),
+    ):
+        if not (folder / name).is_file():
+            yield f"the index cannot be read: there is no file {name}"
+            return
+        table = pq.ParquetFile(folder / name)
+        if not table.schema_arrow.equals(schema):
+            yield f"the index cannot be read: {name} has other columns"
+        # before it is read: a few bytes of Parquet may stand for any number of equal rows
+        elif rows is not None and table.metadata.num_rows != rows:
+            yield f"{name} has {table.metadata.num_rows:,} files, dataset.json says {rows:,}"
+    try:
+        validate_index(
+            folder,
+            facts["clips"],
+            (LOADER_SCHEMA, VIDEO_SCHEMA),
+            (CLIPS_PER_BATCH, VIDEOS_PER_BATCH),
+        )
+    except DataError as error:
+        yield f"the index cannot be read: {error}"
+
+
+def _check_hashes(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
+    """Files of the index must have the bytes that were written."""
+    # folders of earlier versions have no hashes
+    wanted = facts.get("hashes") or {}
+    found = index_hashes(folder) if wanted else {}
+    for name in found:
+        if wanted.get(name) != found[name]:
+            yield f"{name} does not have the content that was written (sha256 {found[name]})"
+
+
 def _check_tables(folder: Path, facts: dict[str, Any], videos: pa.Table) -> Iterator[str]:
     """Parquet, Arrow and dataset.json must agree."""
     mapped = pa.ipc.open_file(pa.memory_map(str(folder / "videos.arrow"))).read_all()
@@ -94,14 +139,17 @@ def _check_tables(folder: Path, facts: dict[str, Any], videos: pa.Table) -> Iter
             "videos.arrow and videos.parquet differ; the command that prepared them, with --merge,"
             " makes the index again"
         )
-    good = sum(facts["clips"].values())
-    reader = pa.ipc.open_file(pa.memory_map(str(folder / "index.arrow")))
-    rows = sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
-    if rows != good:
-        yield f"index.arrow has {rows:,} clips, dataset.json says {good:,}"
-    files = facts["files"][0]
-    if videos.num_rows != files:
-        yield f"videos.parquet has {videos.num_rows:,} files, dataset.json says {files:,}"
+    mapped = pa.ipc.open_file(pa.memory_map(str(folder / "index.arrow"))).read_all()
+    seen, equal = 0, True
+    for table in _good_batches(folder):
+        part = table.select(LOADER_SCHEMA.names).cast(LOADER_SCHEMA)
+        equal = equal and mapped.slice(seen, part.num_rows).equals(part)
+        seen += part.num_rows
+    if not equal or mapped.num_rows != seen:
+        yield (
+            "index.arrow, which training reads, and index.parquet differ; the command that prepared"
+            " them, with --merge, makes the index again"
+        )
 
 
 def _good_batches(folder: Path) -> Iterator[pa.Table]:
