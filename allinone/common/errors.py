@@ -57,6 +57,13 @@ class LostDataError(DataError):
     """A file of prepared data is not where the index says."""
 
 
+class StorageError(DataError):
+    """The storage failed while a file was read: this says nothing about the file, and a job that is
+    started again may succeed."""
+
+    exit_code = ExitCode.FAILURE
+
+
 class GraphError(Exception):
     """DALI could not process some samples of a micro-batch.
 

@@ -6,7 +6,10 @@ FFmpeg chooses a demuxer by content, whatever the name of the file. Some of them
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +21,7 @@ VIDEO_FORMATS = (
     "mjpeg,dv,mxf,gxf,nut,nuv,nsv,rm,wtv,ty,pva,gif,apng"
 )
 IMAGE_FORMATS = (
-    "image2,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,gif_pipe,tiff_pipe,j2k_pipe,jpegxl_pipe,"
+    "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,gif_pipe,tiff_pipe,j2k_pipe,jpegxl_pipe,"
     "jpegxl_anim,ppm_pipe,pgm_pipe,pbm_pipe,pam_pipe,qoi_pipe"
 )
 AUDIO_FORMATS = "mp3,wav,aac,flac,ac3,eac3,amr,aiff,au,caf"
@@ -29,11 +32,71 @@ PILLOW_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AV
 
 _OPTIONS = {
     "format_whitelist": FORMATS,
-    "protocol_whitelist": "file",
-    # image2, which FFmpeg selects for paths of images, otherwise takes %03d or * in a file's name
-    # for a pattern and reads other files
-    "pattern_type": "none",
+    "protocol_whitelist": "none",  # files are read by Python
 }
+
+
+class ByteRange(io.RawIOBase):
+    """A range of an open file as a file object with a position of its own.
+
+    Args:
+        descriptor: File descriptor; must stay open while this object is used.
+        offset: First byte of the range.
+        size: Bytes of the range.
+    """
+
+    def __init__(self, descriptor: int, offset: int, size: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._offset = offset
+        self._size = size
+        self._position = 0
+        self.bytes_read = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._position)
+        wanted = left if size < 0 else min(size, left)
+        # pread has no position to share: other threads read the same shard by this descriptor
+        content = os.pread(self._descriptor, wanted, self._offset + self._position)
+        self._position += len(content)
+        self.bytes_read += len(content)
+        return content
+
+
+class _LocalFile(ByteRange):
+    """A file that is read in Python, whose errors are told from damage.
+
+    FFmpeg reports EIO for a storage that fails and for many a file that is cut short. PyAV raises
+    what this object raises.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # O_NONBLOCK: opening a FIFO would wait for a writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        facts = os.fstat(descriptor)
+        super().__init__(descriptor, 0, facts.st_size)
+        if not stat.S_ISREG(facts.st_mode):
+            self.close()
+            raise OSError(errno.EISDIR, "Not a regular file", str(path))
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
 
 
 def open_media(content: bytes | Path | io.IOBase, *, fast: bool = False, buffer: int = 0) -> Any:
@@ -56,7 +119,7 @@ def open_media(content: bytes | Path | io.IOBase, *, fast: bool = False, buffer:
 
     source: Any = content
     if isinstance(content, Path):
-        source = f"file:{content}"  # "concat:a" would be a protocol of FFmpeg
+        source = _LocalFile(content)
     elif isinstance(content, bytes):
         source = io.BytesIO(content)
     options, arguments = dict(_OPTIONS), {}

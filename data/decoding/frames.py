@@ -122,6 +122,8 @@ def decode_frames(
             lambda: _decode(content, wanted, timeline, time.monotonic() + timeout_s),
         )
     except TimeoutError as error:
+        if error.errno is not None:  # ETIMEDOUT of a network file system has the same class
+            raise
         raise DecodeError("hangs in the decoder; given up after --clip-timeout-s") from error
 
 
@@ -188,11 +190,10 @@ def _open(content: bytes | Path) -> Any:
 def _head(content: bytes | Path) -> bytes:
     if isinstance(content, bytes):
         return content[:8]
-    try:
-        with content.open("rb") as file:
-            return file.read(8)
-    except OSError:  # decoding opens the file again and reports the reason
+    if not content.is_file():  # decoding opens it again and reports the reason
         return b""
+    with content.open("rb") as file:
+        return file.read(8)
 
 
 def _groups(targets: list[int], timeline: Timeline) -> list[tuple[int, list[int]]]:

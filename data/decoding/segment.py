@@ -5,60 +5,19 @@ An hour of video is not fetched from storage for three frames of it.
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from allinone.data.decoding.codecs import codec_of
-from allinone.data.decoding.containers import open_media
+from allinone.data.decoding.containers import ByteRange, open_media
 from allinone.data.decoding.frames import DAMAGE, Timeline
 from allinone.data.decoding.gop_trim import CONTAINERS, TrimmedStream, remux, trim
 
+__all__ = ["ByteRange", "VideoSegment", "load_segment", "read_segment"]
+
 BUFFER = 1 << 18
 """Bytes per read; network storage answers few large reads faster than many small ones."""
-
-
-class ByteRange(io.RawIOBase):
-    """A range of an open file as a file object with a position of its own.
-
-    Args:
-        descriptor: File descriptor; must stay open while this object is used.
-        offset: First byte of the range.
-        size: Bytes of the range.
-    """
-
-    def __init__(self, descriptor: int, offset: int, size: int) -> None:
-        super().__init__()
-        self._descriptor = descriptor
-        self._offset = offset
-        self._size = size
-        self._position = 0
-        self.bytes_read = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._size - self._position)
-        wanted = left if size < 0 else min(size, left)
-        # pread has no position to share: other threads read the same shard by this descriptor
-        content = os.pread(self._descriptor, wanted, self._offset + self._position)
-        self._position += len(content)
-        self.bytes_read += len(content)
-        return content
 
 
 @dataclass(frozen=True)

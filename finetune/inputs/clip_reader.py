@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from allinone.common.errors import LASTING, AllInOneError, StorageError
 from allinone.data.config import ClipConfig, DataConfig
 from allinone.data.decoding.codecs import dali_reads
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
@@ -119,10 +120,13 @@ class MediaReader:
     def _stream(self, file: MediaFile, wanted: Sequence[int]) -> TrimmedStream:
         """Return the encoded stream that frames need; of a long file no more than that is read."""
         path = self._library.root / file.path
-        opened = OpenFile(str(path))
-        video = ByteRange(opened.descriptor, 0, os.fstat(opened.descriptor).st_size)
-        segment = load_segment(video, wanted, file.frames, _timeline(file), path.read_bytes)
-        return segment.trim(wanted)
+        try:
+            opened = OpenFile(str(path))
+            video = ByteRange(opened.descriptor, 0, os.fstat(opened.descriptor).st_size)
+            segment = load_segment(video, wanted, file.frames, _timeline(file), path.read_bytes)
+            return segment.trim(wanted)
+        except OSError as error:
+            raise unreadable(file.path, error) from error
 
     def _decode(self, file: MediaFile, wanted: Sequence[int]) -> NDArray[np.uint8]:
         key = (file.path, tuple(wanted))
@@ -130,8 +134,10 @@ class MediaReader:
             decode = self._image_folder if file.codec == IMAGE_FOLDER else self._video
             try:
                 self._decoded[key] = decode(self._library.root / file.path, file, wanted)
-            except (OSError, DecodeError) as error:
+            except DecodeError as error:
                 raise DecodeError(f"{file.path}: {error}") from error
+            except OSError as error:
+                raise unreadable(file.path, error) from error
             if len(self._decoded) > _REMEMBERED:
                 # the oldest first: evaluation does not come back to an earlier video
                 self._decoded.popitem(last=False)
@@ -153,6 +159,25 @@ class MediaReader:
         if len({image.shape for image in images}) > 1:
             raise DecodeError("its images differ in size")
         return np.stack(images)
+
+
+def unreadable(path: str, error: OSError) -> AllInOneError:
+    """Return what to raise for a media file that cannot be read.
+
+    Args:
+        path: The file, for the message.
+        error: Why.
+
+    Returns:
+        DecodeError if the file will be unreadable the next time too; else StorageError, so that an
+        evaluation ends instead of counting an item as wrong.
+    """
+    if error.errno in LASTING:
+        return DecodeError(f"{path}: {error}")
+    return StorageError(
+        f"{path} cannot be read: {error}. This is the storage's fault, not the file's: once it"
+        " works again, run the same command"
+    )
 
 
 def _timeline(file: MediaFile) -> Timeline:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from allinone.common.atomic_io import content_hash
-from allinone.common.errors import DataError
+from allinone.common.errors import LASTING, DataError, StorageError
 from allinone.data.decoding.codecs import IMAGES, image_extension
 from allinone.data.decoding.frames import DecodeError
 from allinone.data.prepare.pool import ProbePool, answer_tasks
@@ -132,18 +132,28 @@ class MediaLibrary:
 
         Raises:
             DataError: The folder holds none of the files.
+            StorageError: The storage failed on any rank.
         """
         check_folder(self.root, self._source)
         wanted = sorted({item.path for item in media} - self._files.keys())
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         # every world-th file of the sorted list: long videos of one folder are spread over ranks
-        mine = self._probe(wanted[rank::world], quiet=quiet or rank > 0)
+        mine: dict[str, MediaFile] | str
+        try:
+            mine = self._probe(wanted[rank::world], quiet=quiet or rank > 0)
+        except OSError as error:
+            mine = str(error)
         shares: list[Any] = [mine]
         if world > 1:
             shares = [None] * world
             dist.all_gather_object(shares, mine)
         # every rank knows all files: items are dealt to ranks later, and differently in each epoch
         for share in shares:
+            if isinstance(share, str):
+                raise StorageError(
+                    f"--media {self.root} cannot be read: {share}. This is the storage's fault, not"
+                    " a file's: once it works again, run the same command"
+                )
             self._files |= share
         missing = [path for path in wanted if self._files[path].reason.startswith("no such file")]
         if wanted and len(missing) == len(wanted):
@@ -168,6 +178,8 @@ class MediaLibrary:
                 # name, size and time: hashing the content at every start would read the data set
                 key = _key(file, self.root, self._picture_rate)
             except OSError as error:
+                if error.errno not in LASTING:
+                    raise
                 found[path] = MediaFile(path, "", reason=f"cannot be read: {error}")
                 continue
             if key in known:
@@ -199,12 +211,14 @@ class MediaLibrary:
                 answers, total=len(new), desc="media", unit="file", disable=quiet
             ):
                 path, file, key = new[number]
+                if isinstance(answer, OSError):
+                    raise answer
                 if reason is not None:
                     relative = str(file.relative_to(self.root))
                     answer = MediaFile(relative, "", reason=f"{reason}: {answer}")
                 found[path] = answer
-                # The reasons that may differ on another machine are not cached.
-                if reason not in ("timeout", "decoder_crashed"):
+                # Only verdicts on the content are cached.
+                if reason not in ("timeout", "decoder_crashed", "killed", "unreadable"):
                     lines.append(json.dumps([key, _as_json(answer)]) + "\n")
                 if len(lines) >= _SAVE_EVERY:
                     _append(store, lines)
@@ -245,7 +259,9 @@ class _Names:
             # one listing per folder instead of one stat per name: on network storage a request each
             with os.scandir(folder) as entries:
                 names = sorted(entry.name for entry in entries)
-        except OSError:
+        except OSError as error:
+            if error.errno not in LASTING:
+                raise  # its files must not count as missing
             return set(), {}
         stems: dict[str, str] = {}
         for name in names:
@@ -378,11 +394,11 @@ def probing_process(pipe: Connection, limits: Limits) -> None:
     answer_tasks(pipe, _probe_task)
 
 
-def _probe_task(task: tuple[str, str, float]) -> tuple[str | None, MediaFile | str]:
+def _probe_task(task: tuple[str, str, float]) -> tuple[str | None, MediaFile | OSError | str]:
     root, relative, rate = task
     try:
         return None, probe_file(Path(root), relative, rate)
     except OSError as error:
-        return "unreadable", str(error)
+        return ("unreadable", str(error)) if error.errno in LASTING else (None, error)
     except ProbeError as error:
         return error.reason, str(error)
