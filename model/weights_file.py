@@ -203,13 +203,10 @@ def refuse(path: Path, names: list[str]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The telling line of torch's long messages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = next(
-        (line for line in lines if line.startswith("WeightsUnpickler error")),
-        lines[0] if lines else type(error).__name__,
-    )
-    return telling.removeprefix("WeightsUnpickler error: ")
+    """The cause in torch's long messages, without its advice to load the file unsafely."""
+    text = str(error).strip()
+    found = re.search(r"WeightsUnpickler error:\s*(\S.*)", text)
+    return found[1] if found else text.partition("\n")[0] or type(error).__name__
 
 
 def _weights_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
