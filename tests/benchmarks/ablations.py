@@ -131,7 +131,7 @@ class AblationOptions:
 
 
 @dataclass(frozen=True)
-class Clip:
+class EmbeddedClip:
     """An embedded clip."""
 
     number: int
@@ -141,13 +141,13 @@ class Clip:
     path: Path
 
 
-def embedded_clips() -> list[Clip]:
+def embedded_clips() -> list[EmbeddedClip]:
     """The clips of the demo's splits train and val."""
     with (CLIPS / "attributes.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] in ("train", "val")]
     folders = {path.stem: path for path in (CLIPS / "videos").glob("*/*.mp4")}
     return [
-        Clip(
+        EmbeddedClip(
             int(row["videoid"]),
             row["split"],
             row["name"],
@@ -158,7 +158,7 @@ def embedded_clips() -> list[Clip]:
     ]
 
 
-def decode(clip: Clip) -> Frames:
+def decode(clip: EmbeddedClip) -> Frames:
     """All frames, RGB [128, 128, 3]."""
     import av
 
@@ -255,7 +255,7 @@ def make_data(out: Path, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class Job:
+class AblationRun:
     """One run: a variant with a seed."""
 
     out: Path
@@ -293,7 +293,7 @@ class Job:
         return [sys.executable, "pretrain/train.py", "demo", *flat, "--data", *data, "--val"]
 
 
-def train_and_score(job: Job) -> dict[str, float]:
+def train_and_score(job: AblationRun) -> dict[str, float]:
     """Train, evaluate and record a job."""
     log = job.folder.with_suffix(".log")
     env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -308,7 +308,7 @@ def train_and_score(job: Job) -> dict[str, float]:
     return scores
 
 
-def evaluate_job(job: Job) -> dict[str, float]:
+def evaluate_job(job: AblationRun) -> dict[str, float]:
     """Scores of a finished run on the held-out clips, averaged over the data sets."""
     import torch
 
@@ -386,7 +386,7 @@ def run(options: AblationOptions) -> int:
         for data in dict.fromkeys(data for name in names for data in EXPERIMENTS[name].data):
             make_data(out, data)
         jobs = [
-            Job(out, name, variant, seed, options.steps)
+            AblationRun(out, name, variant, seed, options.steps)
             for seed in range(options.seeds)  # all variants once before the next seed
             for name in names
             for variant in EXPERIMENTS[name].variants

@@ -81,7 +81,7 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
-class Options:
+class RetrievalCostOptions:
     """Options of the measurement."""
 
     steps: int = 250
@@ -95,10 +95,12 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, evaluate twice, compare; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    return run_command(lambda: measure(parse(Options, arguments, prog="retrieval_cost.py")))
+    return run_command(
+        lambda: measure(parse(RetrievalCostOptions, arguments, prog="retrieval_cost.py"))
+    )
 
 
-def measure(options: Options) -> int:
+def measure(options: RetrievalCostOptions) -> int:
     """Exit code of the measurement."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
