@@ -30,6 +30,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from allinone.common.exit_codes import ExitCode
+from allinone.version import __version__
 
 MEANING = {
     ExitCode.USAGE: "wrong options or data",
@@ -269,6 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"allinone {__version__}")
     parser.add_argument("folder", type=Path, help="where slurm/rank.sh wrote")
     parser.add_argument(
         "--ranks", type=int, required=True, help="number of ranks that were started"
