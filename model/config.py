@@ -61,7 +61,7 @@ class AllInOneConfig(PretrainedConfig):
     """
     vocab_size: int = 30522
     max_text_len: int = 40
-    """Rows of the text position table: most tokens per text, [CLS] and [SEP] included."""
+    """Rows of the text position table: maximum tokens per text, [CLS] and [SEP] included."""
     projection_dim: int = 512
     """Width of the contrastive space."""
     image_heads: bool = False

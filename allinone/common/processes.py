@@ -46,7 +46,7 @@ UNGUARDED = (
 def end_readers() -> None:
     """Kill reader processes that are left over at exit.
 
-    An error that ends this process leaves readers behind that nobody asks to stop.
+    If an error ends this process, nothing else stops its readers.
     """
     readers = [child for child in multiprocessing.active_children() if child.daemon]
     if readers:

@@ -246,7 +246,7 @@ def _common_fault(problems: Mapping[str, Sequence[tuple[str, str]]]) -> int:
 
     if everywhere("start"):
         print(
-            "error: the check started on no node, which is not the fault of the nodes; see srun's"
+            "error: the check started on no node; this does not show bad nodes, see srun's"
             " messages above"
         )
         return 1
@@ -258,7 +258,7 @@ def _common_fault(problems: Mapping[str, Sequence[tuple[str, str]]]) -> int:
     bad = sum(bool(found) for found in problems.values())
     if bad > max(1, len(problems) // 2):
         print(
-            f"error: {bad} of {len(problems)} nodes failed the check; that is hardly the fault of"
+            f"error: {bad} of {len(problems)} nodes failed the check; the cause is probably not in"
             " single nodes, so none is left out"
         )
         return 1
