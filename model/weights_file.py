@@ -212,11 +212,16 @@ def _reason(error: Exception) -> str:
 def _weights_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, other plain values) of a checkpoint: the mapping itself, or a known key's value."""
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
+        raise WeightsError(
+            f"{path} holds a {type(content).__name__}, not a dictionary of weights; give a file"
+            " that holds a state_dict"
+        )
     found = next((key for key in _CONTAINERS if isinstance(content.get(key), Mapping)), None)
     weights = content if found is None else content[found]
     if not weights:
-        raise WeightsError(f"{path} holds no weights: its dictionary is empty")
+        raise WeightsError(
+            f"{path} holds no weights: its dictionary is empty; give a file that holds a state_dict"
+        )
     strange = [
         f"{key} is a {type(value).__name__}"
         for key, value in weights.items()
