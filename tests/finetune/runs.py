@@ -1,7 +1,7 @@
 """Runs benchmark commands quickly: one interpreter imports everything and forks the ranks of each
 job.
 
-run_jobs([Job("msrvtt_qa", ["--steps", "2", …], world=2)])    →    [Ended(codes, output)]
+run_jobs([FinetuneCommand("msrvtt_qa", ["--steps", "2", …], world=2)])  →  [Ended(codes, output)]
 """
 
 from __future__ import annotations
