@@ -205,7 +205,7 @@ def summary(folder: Path, ranks: int) -> tuple[list[str], int]:
             return [], 0
         names = ", ".join(f"{rank} on {node_of(folder, rank)}" for rank in silent[:16])
         return [
-            f"first error: ranks ended without a word: {names}; a node was lost, or the job was"
+            f"first error: ranks ended without a record: {names}; a node was lost, or the job was"
             " ended from outside"
         ], 1
     first = find_first_failure(folder, failed)

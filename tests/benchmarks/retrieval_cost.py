@@ -180,7 +180,7 @@ def kept_scores() -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
 
     def rerank(*args: Any, **options: Any) -> RerankedScores:
         found = original(*args, **options)
-        kept.append((args[5], found.by_text))
+        kept.append((args[4], found.by_text))
         return found
 
     retrieval.rerank = rerank  # type: ignore[assignment]
