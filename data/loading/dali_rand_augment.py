@@ -20,9 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import fn, types
 from nvidia.dali.auto_aug import augmentations as ops
-from nvidia.dali.auto_aug.core import augmentation
-from nvidia.dali.auto_aug.core._augmentation import Augmentation
-from nvidia.dali.auto_aug.core._select import select
+from nvidia.dali.auto_aug.core import _Augmentation as Augmentation
+from nvidia.dali.auto_aug.core import augmentation, select
 from nvidia.dali.data_node import DataNode
 
 from allinone.data.loading.rand_augment import MAX_LEVEL, OPERATIONS
@@ -34,7 +33,7 @@ TRANSLATION = 0.45
 """Largest translation as a share of the image's side."""
 
 
-# DALI's own two of these still call operators under names that are deprecated, which warns.
+# DALI 2.4's versions of these two call operators by deprecated names, which warns.
 @augmentation(
     mag_range=(0, 0.9), randomly_negate=True, mag_to_param=ops.sharpness_kernel, param_device="auto"
 )

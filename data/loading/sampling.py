@@ -35,7 +35,9 @@ class SampleChoices:
     box: tuple[float, float, float, float]
     """Crop: top, left, height, width, as shares of the frame after rotation."""
     flip: bool
+    """Left and right are swapped."""
     brightness: float
+    """Factor; 1 changes nothing, as for contrast and saturation."""
     contrast: float
     saturation: float
     operations: tuple[Operation, ...] = ()
