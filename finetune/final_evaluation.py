@@ -167,7 +167,9 @@ class FinalEvaluation:
             "device": self.device.type,
             "torch": torch.__version__,
         }
-        if config.loader.augmentation == "torch":  # results of DALI, the default, stay valid
+        if config.loader.geometry != "crop":  # results of earlier versions stay valid
+            values["data"]["geometry"] = config.loader.geometry
+        if config.loader.augment_backend == "torch":  # results of DALI, the default, stay valid
             values["augmentation"] = "torch"
         return json.dumps(values, sort_keys=True, default=str)
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from allinone.common.errors import ConfigError
-from allinone.data.config import DatasetSpec
+from allinone.data.config import DataConfig, DatasetSpec
+from allinone.data.processor import AllInOneProcessor, released_data_config
 from allinone.engine.checkpoint.layout import CheckpointError
 from allinone.engine.checkpoint.weights import find_weights
 from allinone.finetune.task_model.reference_heads import ReferenceHead, read_heads
@@ -50,6 +51,8 @@ class SourceCheckpoint:
     """Tensors of the file that the model does not know."""
     heads: dict[str, ReferenceHead] = field(default_factory=dict)
     """Kind → head, of a file that the original code wrote after fine-tuning."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """How the inputs of its evaluation are made: geometry and normalisation."""
 
     @property
     def size(self) -> str:
@@ -124,6 +127,7 @@ def read_source_checkpoint(path: Path) -> SourceCheckpoint:
         report,
         getattr(config, "task", None) or {},
         run,
+        data=AllInOneProcessor.from_pretrained(folder).config,
     )
 
 
@@ -183,7 +187,18 @@ def _read_reference(path: Path) -> SourceCheckpoint:
             f"{names}: the original was fine-tuned, and its file does not say on what; a result on"
             " media that it has seen is leaked"
         )
-    return SourceCheckpoint(path, tensors, config, _hash(path), report, task, {}, unexpected, heads)
+    return SourceCheckpoint(
+        path,
+        tensors,
+        config,
+        _hash(path),
+        report,
+        task,
+        {},
+        unexpected,
+        heads,
+        released_data_config(file.tensors),
+    )
 
 
 def _hash(path: Path) -> str:

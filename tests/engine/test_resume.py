@@ -191,7 +191,7 @@ def test_runs_of_the_previous_version_resume() -> None:
         max_anomaly_reports straggler_ratio hang_timeout_s json device compile
         activation_checkpointing tensor_parallel out val val_items workers image_workers
         dali_threads pipelines prefetch backend clip_timeout_s max_bad_share"""
-    expected = {*harmless.split(), "ds_config", "quiet", "verbose", "augmentation"}
+    expected = {*harmless.split(), "ds_config", "quiet", "verbose", "augment_backend"}
     pretrain = PretrainConfig(Path("runs/x"), ("prepared",)).as_json()
     path = Path()
     finetune = FinetuneConfig(path, path, path, path, task=TaskOptions()).as_json()
