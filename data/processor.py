@@ -27,8 +27,9 @@ from allinone.data.config import (
     ClipConfig,
     DataConfig,
 )
-from allinone.data.decoding.codecs import IMAGES, image_extension
+from allinone.data.decoding.codecs import image_extension
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
+from allinone.data.decoding.images import upright_rgb
 from allinone.data.loading.augmentation import Augmentation, augmentation_for
 from allinone.data.loading.clip_input import ClipWindow, choose_frames
 from allinone.data.loading.sampling import SampleChoices
@@ -79,7 +80,7 @@ def read_as_evaluation(
     """
     extension = image_extension(content, extension)
     facts = probe(content, extension, limits)
-    num_frames = 1 if extension in IMAGES else clip.num_frames
+    num_frames = 1 if facts["media"] == "image" else clip.num_frames
     (choices,) = choose_frames(ClipWindow.of_file(facts), config, num_frames)
     frames = decode_frames(
         content, choices.frames, Timeline.of(facts), timeout_s=config.clip_timeout_s
@@ -304,4 +305,4 @@ def _as_frames(video: Any) -> tuple[NDArray[np.uint8], bool]:
 
 
 def _image(item: Any) -> NDArray[Any]:
-    return np.asarray(item.convert("RGB") if hasattr(item, "convert") else item)
+    return np.asarray(upright_rgb(item) if hasattr(item, "convert") else item)

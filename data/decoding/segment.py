@@ -13,7 +13,7 @@ from typing import Any
 
 import av
 
-from allinone.data.decoding.codecs import codec_of
+from allinone.data.decoding.codecs import codec_of, video_stream
 from allinone.data.decoding.frames import DAMAGE, Timeline
 from allinone.data.decoding.gop_trim import CONTAINERS, TrimmedStream, remux, trim
 
@@ -126,7 +126,9 @@ def read_segment(
         return None
     try:
         with av.open(video, "r", buffer_size=BUFFER) as container:
-            stream = container.streams.video[0]
+            stream = video_stream(container)
+            if stream is None:
+                return None
             codec = codec_of(stream)
             if codec not in CONTAINERS:
                 return None
