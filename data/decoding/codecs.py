@@ -110,7 +110,8 @@ def image_extension(content: bytes, extension: str) -> str:
 def dali_reads(row: Mapping[str, Any], codecs: frozenset[str]) -> bool:
     """Return whether DALI's decoder reproduces the clip of an index row exactly.
 
-    That takes 8-bit 4:2:0 frames that are stored upright: DALI ignores the display matrix.
+    That takes 8-bit 4:2:0 frames that are stored upright: DALI ignores the display matrix. Of AVI
+    files, which store no presentation times, only those without references between frames.
     """
     # only NVDEC has a minimum size
     large = not codecs >= GPU_CODECS or min(row["width"], row["height"]) >= NVDEC_SHORTEST_SIDE
@@ -119,6 +120,7 @@ def dali_reads(row: Mapping[str, Any], codecs: frozenset[str]) -> bool:
         and row["pixel_format"] in ("yuv420p", "yuvj420p")
         and not row["rotation"]
         and large
+        and (row.get("container") != "avi" or row["codec"] == "mjpeg")
     )
 
 
@@ -149,6 +151,15 @@ def video_stream(container: Any) -> Any:
 def is_cover_art(stream: Any) -> bool:
     """Whether a stream is a picture about the file, such as an album's cover, not its content."""
     return bool(stream.disposition & ATTACHED_PICTURE)
+
+
+def times_are_of_frames(container: Any, stream: Any) -> bool:
+    """Return whether the times of a stream's packets are those at which their frames are shown.
+
+    AVI stores no presentation times. FFmpeg numbers its packets in decoding order, which is another
+    one with B-frames.
+    """
+    return container.format.name != "avi" or not stream.codec_context.has_b_frames
 
 
 def rotation_of(frame: Any) -> int:

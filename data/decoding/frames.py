@@ -22,7 +22,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from allinone.common.errors import AllInOneError
-from allinone.data.decoding.codecs import rotation_of, video_stream
+from allinone.data.decoding.codecs import rotation_of, times_are_of_frames, video_stream
 from allinone.data.decoding.images import UNREADABLE_IMAGE, picture_unlike_ffmpeg
 from allinone.data.decoding.timeout import call_with_timeout
 
@@ -173,6 +173,8 @@ def _sparse(
     found: dict[int, NDArray[np.uint8]] = {}
     with _open(content) as container:
         stream = _video(container)
+        if not times_are_of_frames(container, stream):
+            return None
         stream.codec_context.thread_count = 1  # parallelism comes from the reader processes
         base, begin = float(stream.time_base or 0), stream.start_time or 0
 

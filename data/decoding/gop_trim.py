@@ -15,7 +15,7 @@ from typing import Any
 
 import av
 
-from allinone.data.decoding.codecs import codec_of, video_stream
+from allinone.data.decoding.codecs import codec_of, times_are_of_frames, video_stream
 from allinone.data.decoding.frames import DAMAGE, DecodeError, Timeline
 
 CONTAINERS = {
@@ -76,6 +76,7 @@ def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline)
             # Not paired: a packet's rank is not its frame's number, and nothing would notice that
             # the frames of the trimmed video are wrong.
             paired = shown == frames and all(packet.pts is not None for packet in packets)
+            paired = paired and times_are_of_frames(container, stream)
             if codec not in CONTAINERS or not paired:
                 return TrimmedStream(content, tuple(wanted))
             kept = _needed(packets, wanted, timeline)

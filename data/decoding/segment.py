@@ -13,7 +13,7 @@ from typing import Any
 
 import av
 
-from allinone.data.decoding.codecs import codec_of, video_stream
+from allinone.data.decoding.codecs import codec_of, times_are_of_frames, video_stream
 from allinone.data.decoding.frames import DAMAGE, Timeline
 from allinone.data.decoding.gop_trim import CONTAINERS, TrimmedStream, remux, trim
 
@@ -127,7 +127,7 @@ def read_segment(
     try:
         with av.open(video, "r", buffer_size=BUFFER) as container:
             stream = video_stream(container)
-            if stream is None:
+            if stream is None or not times_are_of_frames(container, stream):
                 return None
             codec = codec_of(stream)
             if codec not in CONTAINERS:

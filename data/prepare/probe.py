@@ -21,6 +21,7 @@ from allinone.data.decoding.codecs import (
     image_kind,
     is_cover_art,
     rotation_of,
+    times_are_of_frames,
     unread_kind,
     video_kind,
     video_stream,
@@ -257,10 +258,8 @@ def _decode(
         raise ProbeError("undecodable", "no frame decodes")
     if damaged:  # FFmpeg conceals what it cannot decode with grey or old blocks
         raise ProbeError("corrupt", f"{damaged} of {len(times)} frames decode with errors")
-    if container.format.name == "avi":
-        # AVI stores no presentation times: FFmpeg gives frames those of their packets, which are
-        # in decoding order
-        times.sort()
+    if not times_are_of_frames(container, stream):
+        times.sort()  # FFmpeg gives frames, in display order, the times of packets
     if not image:
         _check_length(len(times), packets_shown, end_s, container, stream, limits)
     return _columns(times, starts, first, stream, extension, image)
@@ -353,6 +352,8 @@ def _read_packets(container: Any, extension: str, limits: Limits) -> dict[str, A
     """Read the packets of an opened file; arguments, result and errors as for `probe_packets`."""
     stream = video_stream(container)
     if stream is None or codec_of(stream) not in PACKET_CODECS:
+        return None
+    if not times_are_of_frames(container, stream):
         return None
     times: list[int] = []
     starts: set[int] = set()

@@ -162,6 +162,8 @@ def _codec_options(
     if codec == "libx265":
         params = f"{keys}:pools=none:frame-threads=1:log-level=none"
         return {"preset": "ultrafast", "x265-params": params}
+    if codec == "mpeg4" and b_frames:
+        return {"bf": str(b_frames)}
     if codec in ("libvpx", "libvpx-vp9"):
         return {
             "deadline": "realtime",
