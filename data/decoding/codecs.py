@@ -13,6 +13,7 @@ IMAGES = frozenset(
 """Extensions of image files. A GIF may be either: images.is_image decides by its content."""
 VIDEOS = frozenset(
     {"mp4", "webm", "mkv", "avi", "mov", "gif", "m4v", "mpg", "mpeg", "wmv", "ts", "3gp"}
+    | {"3g2", "asf", "divx", "f4v", "flv", "m1v", "m2ts", "m2v", "mts", "mxf", "ogm", "ogv", "vob"}
 )
 IMAGE_MAGIC = (
     (0, b"\xff\xd8\xff", "jpg"),

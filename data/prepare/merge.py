@@ -226,6 +226,7 @@ def write_facts(
     format_name: str,
     options: dict[str, Any],
     official: list[str],
+    warnings: list[str],
 ) -> None:
     """Write dataset.json, the last file of a preparation.
 
@@ -235,8 +236,9 @@ def write_facts(
         format_name: Format of the source.
         options: Fingerprint of the options.
         official: Comparison with the official numbers, for people.
+        warnings: What may be a mistake of the user, for people.
     """
-    facts = {
+    facts: dict[str, Any] = {
         "layout": LAYOUT,
         "format": format_name,
         "clips": counts.clips,
@@ -247,4 +249,6 @@ def write_facts(
         "official": official,
         "options": options,
     }
+    if warnings:
+        facts["warnings"] = warnings
     write_atomic(out / "dataset.json", json.dumps(facts, indent=1) + "\n")
