@@ -13,8 +13,26 @@ IMAGES = frozenset(
 """Extensions of image files. A GIF may be either: images.is_image decides by its content."""
 VIDEOS = frozenset(
     {"mp4", "webm", "mkv", "avi", "mov", "gif", "m4v", "mpg", "mpeg", "wmv", "ts", "3gp"}
-    | {"3g2", "asf", "divx", "f4v", "flv", "m1v", "m2ts", "m2v", "mts", "mxf", "ogm", "ogv", "vob"}
+    | {
+        "3g2",
+        "asf",
+        "divx",
+        "f4v",
+        "flv",
+        "m1v",
+        "m2ts",
+        "m2v",
+        "mjpeg",
+        "mjpg",
+        "mts",
+        "mxf",
+        "ogm",
+        "ogv",
+        "vob",
+    }
 )
+IMAGE_LIKE_VIDEOS = frozenset({"gif", "mjpeg", "mjpg"})
+"""Videos that begin as images do; the last two are motion JPEG without a container."""
 IMAGE_MAGIC = (
     (0, b"\xff\xd8\xff", "jpg"),
     (0, b"\x89PNG", "png"),
@@ -102,8 +120,7 @@ def image_extension(content: bytes, extension: str) -> str:
     Returns:
         `extension` itself for videos and for images whose first bytes are unknown.
     """
-    # motion JPEG without a container begins like an image
-    if extension in VIDEOS - {"gif"} | {"mjpg", "mjpeg"}:
+    if extension in VIDEOS - {"gif"}:
         return extension
     return image_kind(content[:MAGIC_BYTES]) or extension
 
@@ -158,9 +175,11 @@ def times_are_of_frames(container: Any, stream: Any) -> bool:
     """Return whether the times of a stream's packets are those at which their frames are shown.
 
     AVI stores no presentation times. FFmpeg numbers its packets in decoding order, which is another
-    one with B-frames.
+    one with B-frames. An MPEG program stream has one time for several frames, and after a seek
+    FFmpeg gives it to the wrong one (FFmpeg of PyAV 18.1).
     """
-    return container.format.name != "avi" or not stream.codec_context.has_b_frames
+    name = container.format.name
+    return name != "mpeg" and not (name == "avi" and stream.codec_context.has_b_frames)
 
 
 def rotation_of(frame: Any) -> int:

@@ -13,6 +13,7 @@ from PIL import UnidentifiedImageError
 
 from allinone.common.errors import AllInOneError
 from allinone.data.decoding.codecs import (
+    IMAGE_LIKE_VIDEOS,
     IMAGES,
     MAGIC_BYTES,
     VIDEOS,
@@ -134,7 +135,7 @@ def _check_kind(content: bytes, extension: str, limits: Limits) -> None:
     if extension in IMAGES and image is None and video is not None:
         detail = f"a video ({video}) under an image's name, .{extension}"
         raise ProbeError("not_an_image", detail)
-    if extension in VIDEOS - {"gif"} and image is not None and limits.min_frames > 1:
+    if extension in VIDEOS - IMAGE_LIKE_VIDEOS and image is not None and limits.min_frames > 1:
         raise ProbeError("not_a_video", f"an image ({image}) under a video's name, .{extension}")
 
 

@@ -263,13 +263,18 @@ def test_a_video_under_an_images_name_is_named(tmp_path: Path) -> None:
 def test_a_video_without_extension_stays_a_video(tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4").rename(tmp_path / "clip")
     write_video(tmp_path / "animated.gif", codec="gif", rate=10)
-    (tmp_path / "my.csv").write_text("path,caption\nclip,a\nanimated.gif,b\n")
+    (tmp_path / "raw.mjpeg").write_bytes(b"".join(jpeg() for _ in range(24)))
+    (tmp_path / "my.csv").write_text("path,caption\nclip,a\nanimated.gif,b\nraw.mjpeg,c\n")
     _, good, bad = prepare_source(tmp_path / "my.csv", tmp_path / "out")
     assert bad == {}
     found = {
         row["source"]: (row["media"], row["container"], row["frames"]) for row in good.values()
     }
-    assert found == {"clip": ("video", "mp4", 24), "animated.gif": ("video", "gif", 24)}
+    assert found == {
+        "clip": ("video", "mp4", 24),
+        "animated.gif": ("video", "gif", 24),
+        "raw.mjpeg": ("video", "mjpeg", 24),
+    }
 
 
 def test_values_without_a_defined_range_are_refused(tmp_path: Path) -> None:

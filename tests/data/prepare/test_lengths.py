@@ -140,6 +140,16 @@ GOOD: dict[str, tuple[Callable[[Path], Path], int, int]] = {
         48,
     ),
     "B-frames in flv": (lambda folder: write_video(folder / "b.flv", frames=48), 0, 48),
+    "MPEG-1 program stream": (
+        lambda folder: write_video(folder / "a.mpg", codec="mpeg1video", rate=25, frames=60),
+        0,
+        60,
+    ),
+    "MPEG-2 program stream": (
+        lambda folder: write_video(folder / "a.vob", codec="mpeg2video", rate=25, frames=60),
+        0,
+        60,
+    ),
     "fragments": (fragmented, 0, 48),
 }
 """What → (writer, number of the first frame shown, frames shown)."""
