@@ -61,7 +61,6 @@ OTHER_MAGIC = (
     (0, b"%!PS", "a PostScript document"),
     (0, b"qoif", "a QOI image"),
     (0, b"v/1\x01", "an OpenEXR image"),
-    (0, b"\0\0\1\0", "an icon"),
 )
 """(offset, bytes there, what it is) of formats that are not read."""
 VIDEO_MAGIC = (
@@ -73,7 +72,7 @@ VIDEO_MAGIC = (
     (0, b"\0\0\1\xba", "mpg"),
 )
 """(offset, bytes there, extension) of video containers."""
-MAGIC_BYTES = 16
+MAGIC_BYTES = 64
 """Bytes that the recognition of a format needs."""
 
 DEFAULT_STREAM, ATTACHED_PICTURE = 1, 1024
@@ -94,6 +93,10 @@ def _match(table: Iterable[tuple[int, bytes, str]], head: bytes) -> str | None:
 def image_kind(head: bytes) -> str | None:
     """Return the extension of an image by its first MAGIC_BYTES bytes; None if it is none."""
     kind = _match(IMAGE_MAGIC, head)
+    # some writers name AVIF only among the compatible brands of HEIF's container
+    if kind is None and head[4:12] in (b"ftypmif1", b"ftypmsf1"):
+        brands = head[16 : int.from_bytes(head[:4], "big")]
+        return "avif" if b"avif" in brands or b"avis" in brands else None
     return None if kind == "webp" and not head.startswith(b"RIFF") else kind
 
 

@@ -34,6 +34,7 @@ from allinone.data.decoding.images import (
     open_image,
     upright_rgb,
 )
+from allinone.data.prepare.lengths import ANNOUNCING, announced_span, end_s_of, start_s_of
 
 CONSTANT_RATE_TOLERANCE = 0.02
 """Largest deviation of a frame's time from its position at a constant rate, in frames, that still
@@ -47,15 +48,6 @@ IMAGE_CODECS = {"JPEG": "mjpeg", "MPO": "mjpeg", "AVIF": "av1"}
 """Pillow's name of a format → FFmpeg's name of its codec, where it is not the lower-case name."""
 PACKET_CODECS = frozenset({"h264", "hevc", "vp9", "av1"})
 """Codecs of which a packet is a frame, in containers that store presentation times."""
-ANNOUNCING = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "flv", "asf"})
-"""FFmpeg's names of the containers whose header states the duration. For others FFmpeg estimates
-it."""
-AV_TIME_BASE = 1e6
-"""FFmpeg's clock of a container's duration and start, ticks per second."""
-EBML, SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
-"""Ids of the two top elements of a Matroska or WebM file (RFC 9559)."""
-HEAD_BYTES = 4096
-"""Bytes in which a Matroska file's segment begins."""
 TEXT_STARTS = (b"<!doctype", b"<html", b"<?xml", b"{", b"<error")
 """First bytes of the error pages that downloaders save under a video's name."""
 
@@ -128,7 +120,7 @@ def _check_kind(content: bytes, extension: str, limits: Limits) -> None:
         limits: A user who accepts videos of one frame also accepts an image under their name.
     """
     head = content[:MAGIC_BYTES]
-    if found := unread_kind(head):
+    if image_kind(head) is None and (found := unread_kind(head)):
         detail = f"{found}, which is not read; convert images to JPEG or PNG, videos to MP4"
         raise ProbeError("unknown_format", detail)
     image, video = image_kind(head), video_kind(head)
@@ -154,7 +146,7 @@ def _opened(file: io.BytesIO | str) -> Iterator[Any]:
         if not opened and isinstance(file, io.BytesIO):
             head = file.getvalue()[:MAGIC_BYTES]
             if image_kind(head) is None and video_kind(head) is None:
-                detail = f"no known format, begins with {head!r} ({detail})"
+                detail = f"no known format, begins with {head[:16]!r} ({detail})"
         raise ProbeError("undecodable", detail) from error
 
 
@@ -177,7 +169,7 @@ def _image_columns(content: bytes, extension: str) -> dict[str, Any] | None:
             return None  # a variant of a format that FFmpeg may read
         detail = f"{type(error).__name__}: {error}"
         if image_kind(content[:MAGIC_BYTES]) is None:
-            detail = f"no known image format, begins with {content[:MAGIC_BYTES]!r}"
+            detail = f"no known image format, begins with {content[:16]!r}"
         raise ProbeError("undecodable", detail) from error
     return None
 
@@ -275,7 +267,7 @@ def _video_stream(container: Any, limits: Limits) -> Any:
         if stream is None:
             raise ProbeError("undecodable", "no track of the file can be read")
     stream.codec_context.thread_count = 1  # files are decoded in parallel processes
-    duration = _end_s(container) - _start_s(container)
+    duration = end_s_of(container) - start_s_of(container)
     # by the header, because decoding ten hours to find out would take as long as good files do
     if duration > limits.max_duration_s:
         detail = (
@@ -381,20 +373,6 @@ def _read_packets(container: Any, extension: str, limits: Limits) -> dict[str, A
     return _columns(seconds, starts, first, stream, extension, image=False)
 
 
-def _start_s(container: Any) -> float:
-    return max(0, container.start_time or 0) / AV_TIME_BASE
-
-
-def _end_s(container: Any) -> float:
-    """When an opened file ends by its header, in the seconds of its frames' times; 0 if unknown."""
-    duration, start = (container.duration or 0) / AV_TIME_BASE, _start_s(container)
-    # FFmpeg's and other writers of Matroska state the end, not the length: a file that starts at
-    # 100,000 s is not longer than a day
-    return (
-        duration if "matroska" in container.format.name and duration > start else start + duration
-    )
-
-
 def _check_length(
     decoded: int,
     stored: int,
@@ -423,74 +401,10 @@ def _check_length(
     # 10 % tolerance: some containers announce more frames than they hold (dmlc/decord issue 373)
     if "mp4" in name and decoded < 0.9 * stored - 1:
         raise ProbeError("truncated", f"{decoded} of {stored} stored frames decode")
-    announced = _announced(container, stream) if name in ANNOUNCING else None
+    announced = announced_span(container, stream) if name in ANNOUNCING else None
     if announced is None or end_s is None:
         return
     start, end = announced
     if end - end_s > 0.1 * (end - start) + (end_s - start) / decoded:
         detail = f"its frames end after {end_s - start:.2f} of {end - start:.2f} announced seconds"
         raise ProbeError("truncated", detail)
-
-
-def _announced(container: Any, stream: Any) -> tuple[float, float] | None:
-    """(start, end) in seconds that the header of an opened file states for a video stream.
-
-    None if it states none, or if the file is complete by its own size: then nothing is missing,
-    and the last frame is shown for the rest of the time, as in recordings of a still screen.
-    """
-    ends_early = _ends_early(container)
-    if ends_early is False:
-        return None
-    base = float(stream.time_base or 0)
-    if stream.duration:
-        start = (stream.start_time or 0) * base
-        return start, start + stream.duration * base
-    # Matroska and WebM only state the duration of the file, which may be that of the sound
-    if container.duration and (ends_early or len(container.streams) == 1):
-        return _start_s(container), _end_s(container)
-    return None
-
-
-def _ends_early(container: Any) -> bool | None:
-    """Whether an opened Matroska or AVI file is shorter than its outer element; None if unknown."""
-    file = container.file.file if container.file is not None else None
-    if file is None:
-        with Path(container.name).open("rb") as opened:
-            head, size = opened.read(HEAD_BYTES), opened.seek(0, io.SEEK_END)
-    else:
-        position = file.tell()
-        file.seek(0)
-        head, size = file.read(HEAD_BYTES), file.seek(0, io.SEEK_END)
-        file.seek(position)
-    if head.startswith(b"RIFF"):
-        announced = int.from_bytes(head[4:8], "little")
-        return announced + 8 > size if announced else None
-    if head.startswith(EBML):
-        return _segment_ends_early(head, size)
-    return None
-
-
-def _segment_ends_early(head: bytes, size: int) -> bool | None:
-    """Whether a Matroska file is shorter than its segment says (RFC 8794, section 6).
-
-    Args:
-        head: The file's first bytes.
-        size: Bytes of the file.
-
-    Returns:
-        None if the segment's size is unknown, as while recording.
-    """
-    length, after = _ebml_size(head, len(EBML))
-    position = after + (length or 0)
-    if head[position : position + 4] != SEGMENT:
-        return None
-    length, after = _ebml_size(head, position + 4)
-    return None if length is None else after + length > size
-
-
-def _ebml_size(data: bytes, position: int) -> tuple[int | None, int]:
-    """(size of an EBML element or None if unknown, position of its content)."""
-    first = data[position] if position < len(data) else 0
-    width = 9 - first.bit_length()  # leading zero bits of the first byte give the width
-    value = int.from_bytes(data[position : position + width], "big") & (1 << 7 * width) - 1
-    return (None if value == (1 << 7 * width) - 1 else value), position + width

@@ -277,6 +277,16 @@ def test_a_video_without_extension_stays_a_video(tmp_path: Path) -> None:
     }
 
 
+def test_an_avif_of_heifs_container_brand_is_read(tmp_path: Path) -> None:
+    picture().save(tmp_path / "a.avif", quality=95)
+    content = bytearray((tmp_path / "a.avif").read_bytes())
+    assert content[4:12] == b"ftypavif"
+    content[8:12] = b"mif1"  # the compatible brands still name avif
+    assert probe(bytes(content), "avif", Limits())["codec"] == "av1"
+    shown = decode_frames(bytes(content), [0])[0].astype(int)
+    assert np.median(np.abs(shown - np.asarray(picture()))) <= 3
+
+
 def test_values_without_a_defined_range_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "a.tiff")
     Image.fromarray(np.full((8, 8), 1 << 20, np.int32)).save(tmp_path / "b.tiff")
