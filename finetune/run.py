@@ -33,6 +33,7 @@ from allinone.finetune.task_model.model import (
     TASK_HEAD,
     TaskModel,
     build_model,
+    check_fit,
     check_head,
     has_head,
 )
@@ -91,6 +92,8 @@ class FinetuneJob:
         if eval_only and spec.build and not has_head(self.source, spec):
             self.task.check_zero_shot(self.source)
         check_head(self.source, spec)
+        # before media are probed, which takes hours for a large benchmark
+        check_fit(self.source, self.model_config, spec)
 
     def run(self) -> EvaluationResult:
         """Train (unless --eval-only), then evaluate with the best weights."""

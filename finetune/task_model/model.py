@@ -13,11 +13,13 @@ from allinone.common.errors import ConfigError
 from allinone.finetune.task_model.source import SourceCheckpoint, config_fields
 from allinone.model import AllInOneConfig, AllInOneModel, AllInOneOutput
 from allinone.model.all_in_one import AllInOnePreTrainedModel
-from allinone.model.convert import CONTRASTIVE, fit
+from allinone.model.convert import CONTRASTIVE, LoadReport, fit, fitted_weights
 from allinone.model.heads import LogitScale
 
 TASK_HEAD = "task_head."
 MATCHING = "vtm_head."
+_MAY_BE_NEW = (TASK_HEAD, *CONTRASTIVE)
+"""Prefixes of parameters that a checkpoint may lack."""
 _NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
 """Config of a frozen backbone: its features are the same in training and evaluation."""
 
@@ -100,6 +102,45 @@ def check_head(source: SourceCheckpoint, spec: HeadSpec) -> None:
         )
 
 
+def check_fit(source: SourceCheckpoint, config: AllInOneConfig, spec: HeadSpec) -> None:
+    """Check the checkpoint's weights against the task's model, without memory for the model.
+
+    Raises:
+        ConversionError: The weights do not fit.
+    """
+    with torch.device("meta"):
+        model = _new_model(config, spec)
+    report = LoadReport(source.report.source)
+    fitted_weights(
+        model,
+        _used_weights(source, spec, model),
+        report,
+        unexpected=source.unexpected,
+        may_be_new=_MAY_BE_NEW,
+    )
+
+
+def _new_model(config: AllInOneConfig, spec: HeadSpec) -> TaskModel:
+    config = AllInOneConfig(**{**config_fields(config), **(_NO_DROPOUT if spec.frozen else {})})
+    config.task = dict(spec.metadata)
+    return TaskModel(
+        config,
+        spec.build(config) if spec.build else None,
+        contrastive=spec.contrastive,
+        matching=spec.matching,
+    )
+
+
+def _used_weights(source: SourceCheckpoint, spec: HeadSpec, model: TaskModel) -> dict[str, Tensor]:
+    """The checkpoint's tensors that the model has, without the head of another task."""
+    own, reuse_head = model.state_dict(), has_head(source, spec)
+    return {
+        name: tensor
+        for name, tensor in source.tensors.items()
+        if name in own and (reuse_head or not name.startswith(TASK_HEAD))
+    }
+
+
 def build_model(
     source: SourceCheckpoint, config: AllInOneConfig, spec: HeadSpec, seed: int
 ) -> TaskModel:
@@ -118,25 +159,13 @@ def build_model(
         ConversionError: The weights do not fit the model.
     """
     torch.manual_seed(seed)  # new weights are equal on every rank
-    config = AllInOneConfig(**{**config_fields(config), **(_NO_DROPOUT if spec.frozen else {})})
-    config.task = dict(spec.metadata)
-    model = TaskModel(
-        config,
-        spec.build(config) if spec.build else None,
-        contrastive=spec.contrastive,
-        matching=spec.matching,
-    )
-    own = model.state_dict()
+    model = _new_model(config, spec)
     reuse_head = has_head(source, spec)
-    kept = {
-        name: tensor
-        for name, tensor in source.tensors.items()
-        if name in own and (reuse_head or not name.startswith(TASK_HEAD))
-    }
+    kept = _used_weights(source, spec, model)
     dropped = sorted({name.split(".")[0] for name in source.tensors if name not in kept})
     report = source.report
     report.ignored += [f"{name}: this task does not use it" for name in dropped]
-    fit(model, kept, report, unexpected=source.unexpected, may_be_new=(TASK_HEAD, *CONTRASTIVE))
+    fit(model, kept, report, unexpected=source.unexpected, may_be_new=_MAY_BE_NEW)
     if spec.build and not reuse_head and spec.initialize:
         spec.initialize(model.task_head, source.tensors)
         report.notes.append("the rank head is initialised from the VTM head")

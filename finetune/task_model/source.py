@@ -29,6 +29,11 @@ from allinone.model.convert import (
 )
 from allinone.model.weights_file import read_weights
 
+PATCH = "backbone.video_embeddings.patch.weight"
+REFERENCE_HEADS = ("vqa_classifier.", "mc_vqa_classifier.", "nlvr2_classifier.", "mpp_score.")
+"""Prefixes of the heads in fine-tuned files of the original code. As with our own checkpoints, the
+head of another task is dropped and reported."""
+
 
 @dataclass
 class SourceCheckpoint:
@@ -99,20 +104,22 @@ def read_source_checkpoint(path: Path) -> SourceCheckpoint:
     """
     if path.is_file() and not (path.parent / "config.json").is_file():
         return _read_reference(path)
-    folder = find_weights(path.parent if path.is_file() else path)
-    file = read_weights(folder)
+    # a file next to config.json is read itself: it may be a moving average beside the weights
+    named = path if path.is_file() else None
+    folder = path.parent if named else find_weights(path)
+    file = read_weights(named or folder)
     config = AllInOneConfig.from_pretrained(folder)
-    report = LoadReport(str(folder), notes=list(file.notes))
+    report = LoadReport(str(named or folder), notes=list(file.notes))
     tensors = dict(file.tensors)
     if not any(name.startswith("backbone.") for name in tensors):  # a bare AllInOneModel
         tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
     run_file = folder.parent / "run.json"
     run = json.loads(run_file.read_text()).get("run", {}) if run_file.is_file() else {}
     return SourceCheckpoint(
-        folder,
+        named or folder,
         tensors,
         config,
-        _hash(folder),
+        _hash(named or folder),
         report,
         getattr(config, "task", None) or {},
         run,
@@ -127,7 +134,16 @@ def _read_reference(path: Path) -> SourceCheckpoint:
             " config.json next to it"
         )
     report = LoadReport(str(path), notes=list(file.notes))
-    tensors, unexpected = rename_reference(file.tensors, report)
+    tensors, unknown = rename_reference(file.tensors, report)
+    heads = [key for key in unknown if key.startswith(REFERENCE_HEADS)]
+    report.ignored += [f"{key}: the head of another task" for key in heads]
+    unexpected = [key for key in unknown if key not in heads]
+    lacking = [name for name in (POSITION, TEXT_POSITION, PATCH) if name not in tensors]
+    if lacking:
+        raise CheckpointError(
+            f"--checkpoint {path} is not a complete checkpoint of the original code: it has no"
+            f" {', '.join(lacking)}"
+        )
     width = tensors[POSITION].shape[-1]
     depth = len({name.split(".")[3] for name in tensors if ".encoder.blocks." in name})
     size = next(
@@ -143,7 +159,7 @@ def _read_reference(path: Path) -> SourceCheckpoint:
             f"--checkpoint {path} has width {width} and {depth} blocks; known sizes:"
             f" {', '.join(SIZES)}"
         )
-    patch = tensors["backbone.video_embeddings.patch.weight"].shape[-1]
+    patch = tensors[PATCH].shape[-1]
     distilled = DISTILLATION in tensors
     rows = {"num_frames": tensors[TEMPORAL].shape[1]} if TEMPORAL in tensors else {}
     # some released files predate the temporal embedding; distilled models never use it
