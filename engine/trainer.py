@@ -201,7 +201,10 @@ class Trainer:
         out = self.spec.out
         layout = reshard.identity(self.ds_config, self.layout)
         # one rank decides: ranks that look for themselves may see a network disk differently
-        decision = run_on_rank0(lambda: resume.decide(out, self.spec.run_config, layout))
+        accept = self.config.accept_changed_data
+        decision = run_on_rank0(
+            lambda: resume.decide(out, self.spec.run_config, layout, accept_changed=accept)
+        )
         # only now: a folder that was refused belongs to something else, and stays untouched
         launch.log_rank_to_file(out)
         for problem in decision.damaged:

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_
 from allinone.common.console import forgive_output, setup_logging
 from allinone.common.errors import AllInOneError, InputError
 from allinone.common.exit_codes import ExitCode, exit_codes_help
-from allinone.common.options import leaves, plain, renamed_options
+from allinone.common.options import INPUTS, leaves, plain, renamed_options
 
 SYNONYMS = {
     "learning-rate": "lr",
@@ -435,6 +435,8 @@ def config_from_file(path: Path, default: Any, renamed: Mapping[str, str] | None
         raise InputError(f"--config {path} must hold options, `name: value` on each line")
     if isinstance(content.get("run"), dict):
         content = content["run"]
+    # run.json of a run also has the fingerprints of its data, which are no options
+    content = {name: value for name, value in content.items() if name != INPUTS}
     by_path = {option.path: option for option in options_of(default)}
     by_flag = {option.flag: option for option in by_path.values()}
     changes: dict[tuple[str, ...], Any] = {}
