@@ -28,9 +28,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from allinone.common.atomic_io import write_atomic
+from allinone.common.atomic_io import TEMPORARY, write_atomic
 from allinone.common.errors import AllInOneError, ConfigError
 from allinone.common.options import INPUTS, OptionInfo, RunOptions, flatten, option_infos
+from allinone.common.run_lock import LOCK
 from allinone.data.config import DatasetSpec
 from allinone.engine import ds_config
 from allinone.engine.checkpoint import reshard
@@ -45,7 +46,7 @@ from allinone.engine.checkpoint.layout import (
 from allinone.engine.checkpoint.manifest import newest_complete, set_aside
 from allinone.engine.config import RENAMED, TrainConfig, every
 
-MAY_PRECEDE = frozenset({"bad_clips", "cache", "logs", "results", "predictions", "slurm"})
+MAY_PRECEDE = frozenset({"bad_clips", "cache", "logs", "results", "predictions", "slurm", LOCK})
 """Entries that a run folder may hold before training starts."""
 _PREFIX = "train."
 """Where the options of TrainConfig are stored in run.json."""
@@ -165,6 +166,18 @@ def examine(
     return _examine(out, run_config, layout, fingerprints(run_config), accept_changed)
 
 
+def foreign_content(out: Path) -> ConfigError | None:
+    """Why a folder is not this program's; None for a run, and for a folder that may become one."""
+    if (out / RUN).exists() or not out.exists():
+        return None
+    others = [path.name for path in out.iterdir() if path.name not in MAY_PRECEDE]
+    if all(name.startswith(f"{TEMPORARY}{LOCK}") for name in others):
+        return None
+    return ConfigError(
+        f"{out} is not empty and contains no run of this program; give another --out"
+    )
+
+
 def fingerprints(run_config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What the run reads, as run.json records it: key → what, name, option and digests."""
     inputs = run_config.inputs if isinstance(run_config, RunOptions) else {}
@@ -187,12 +200,9 @@ def _examine(
     accept_changed: bool,
 ) -> Decision:
     record = out / RUN
+    if (foreign := foreign_content(out)) is not None:
+        return Decision("refused", out, refusal=foreign)
     if not record.exists():
-        if out.exists() and any(path.name not in MAY_PRECEDE for path in out.iterdir()):
-            error = ConfigError(
-                f"{out} is not empty and contains no run of this program; give another --out"
-            )
-            return Decision("refused", out, refusal=error)
         return Decision("fresh", out)
     recorded = json.loads(record.read_text())
     differing = changed_inputs(recorded.get(INPUTS, {}), inputs)

@@ -17,13 +17,14 @@ from allinone.common.atomic_io import content_hash
 from allinone.common.errors import ConfigError, DataError
 from allinone.common.options import RunInput
 from allinone.common.processes import forkserver_context
+from allinone.common.run_lock import RunLock, claim
 from allinone.data.fingerprint import files_fingerprint, tokenizer_fingerprint
 from allinone.data.loading.bad_clips import MIN_CLIPS_SEEN
 from allinone.engine import Trainer
 from allinone.engine.checkpoint.best import Selection
 from allinone.engine.checkpoint.weights import best_weights
 from allinone.engine.distributed import launch
-from allinone.engine.distributed.collectives import collective_timeout_s
+from allinone.engine.distributed.collectives import collective_timeout_s, run_on_rank0
 from allinone.finetune.annotations.schema import Split
 from allinone.finetune.benchmark import Benchmark, LoadedSplits, load_splits
 from allinone.finetune.config import FinetuneConfig
@@ -103,7 +104,20 @@ class FinetuneJob:
         check_fit(self.source, self.model_config, spec)
 
     def run(self) -> EvaluationResult:
-        """Train (unless --eval-only), then evaluate with the best weights."""
+        """Train (unless --eval-only), then evaluate with the best weights.
+
+        Raises:
+            ConfigError: Another process uses the folder.
+        """
+        locks: list[RunLock] = []
+        run_on_rank0(lambda: locks.append(claim(self.config.out)))
+        try:
+            return self._run()
+        finally:
+            for lock in locks:
+                lock.release()
+
+    def _run(self) -> EvaluationResult:
         self._log_splits()
         self._prepare_media()
         if self.config.eval_only:

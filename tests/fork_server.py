@@ -22,6 +22,7 @@ import sys
 
 PASSED_ON = (
     signal.SIGTERM,
+    signal.SIGHUP,
     signal.SIGINT,
     signal.SIGUSR1,
     signal.SIGUSR2,
