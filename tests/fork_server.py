@@ -22,7 +22,6 @@ import sys
 
 PASSED_ON = (
     signal.SIGTERM,
-    signal.SIGHUP,
     signal.SIGINT,
     signal.SIGUSR1,
     signal.SIGUSR2,

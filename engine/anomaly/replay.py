@@ -111,7 +111,7 @@ def replay_step(
         "clips_alone": {"computed": 0, "unusual": 0},
     }
     # no clip is to blame for weights that are not finite
-    result["weights"]["finite"] = all(all_gather_object(_is_finite(context.module)))
+    result["weights_finite"] = all(all_gather_object(_is_finite(context.module)))
     if all(all_gather_object(all(hasattr(batch, "only") for batch in batches))):
         if not all(math.isfinite(loss) for loss in flat):
             offending = _find_offending_clips(batches, context)

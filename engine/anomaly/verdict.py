@@ -76,7 +76,7 @@ def middle(anomaly: Anomaly) -> float:
 
 def _has_diverged(replay: dict[str, Any]) -> str:
     """Why the model, and not a clip, is the cause; empty if it may be a clip."""
-    if not replay["weights"].get("finite", True):
+    if not replay.get("weights_finite", True):
         return "weights of the model are not finite"
     alone = replay.get("clips_alone", {"computed": 0, "unusual": 0})
     if alone["computed"] > 1 and alone["unusual"] > alone["computed"] / 2:
