@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_
 from allinone.common.console import forgive_output, setup_logging
 from allinone.common.errors import AllInOneError, InputError
 from allinone.common.exit_codes import ExitCode, exit_codes_help
+from allinone.common.limits import explain
 from allinone.common.options import INPUTS, leaves, plain, renamed_options
 
 SYNONYMS = {
@@ -524,7 +525,13 @@ def run_command(command: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except ModuleNotFoundError as error:
+    except (OSError, RuntimeError, ImportError) as error:
+        if limit := explain(error):
+            print(f"error: {limit}", file=sys.stderr)
+            return int(ExitCode.USAGE)
+        if not isinstance(error, ModuleNotFoundError):
+            traceback.print_exc()
+            return int(ExitCode.FAILURE)
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             traceback.print_exc()
