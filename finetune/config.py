@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from allinone.common.options import CONTENT, MAY_CHANGE, RECORDED, RunInput, RunOptions, option
+from allinone.common.surroundings import adapt, say
 from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, require
 from allinone.data.config import ClipConfig, DataConfig
 from allinone.engine.config import RENAMED as TRAIN_RENAMED
@@ -36,6 +37,8 @@ RENAMED = {**TRAIN_RENAMED}
 def cache_folder() -> Path:
     """Folder of the cache of probed media, shared by all runs: $XDG_CACHE_HOME/allinone, by default
     below the home folder."""
+    # before the command has begun: a benchmark's defaults are made when its script is imported
+    say(adapt())
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "allinone"
 
 

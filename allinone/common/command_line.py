@@ -26,6 +26,7 @@ from allinone.common.errors import AllInOneError, InputError
 from allinone.common.exit_codes import ExitCode, exit_codes_help
 from allinone.common.limits import explain
 from allinone.common.options import INPUTS, leaves, plain, renamed_options
+from allinone.common.surroundings import adapt, say
 
 SYNONYMS = {
     "learning-rate": "lr",
@@ -516,6 +517,7 @@ def run_command(command: Callable[[], int | None]) -> int:
     forgive_output()
     setup_logging()
     try:
+        say(adapt())
         return int(command() or 0)
     except AllInOneError as error:
         print(f"error: {error}", file=sys.stderr)

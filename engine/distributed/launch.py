@@ -314,7 +314,7 @@ def main(run: Callable[[], Any], options: object = None) -> int:
     # end a run
     forgive_output()
     set_up_logging(options)
-    ending = _run_and_report(lambda: (raise_file_limit(), run()))
+    ending = _run_and_report(run)
     close_log_file()
     if ending.on_all_ranks or not _waits_for_peers():
         _close_process_group()
@@ -346,6 +346,7 @@ class _Ending:
 
 def _run_and_report(run: Callable[[], Any]) -> _Ending:
     try:
+        raise_file_limit()
         run()
     except AllInOneError as error:
         code, local = _exit_code(error), isinstance(error, ON_THIS_RANK)

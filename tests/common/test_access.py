@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +16,7 @@ from allinone.engine.checkpoint.layout import CheckpointError, step_folder
 from allinone.engine.checkpoint.manifest import newest_complete, write_manifest
 from allinone.engine.checkpoint.weights import find_weights
 from allinone.model.weights_file import WeightsError, read_weights
-
-NOBODY = 65534
-AS_OTHER_USER = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+from tests.users import AS_OTHER_USER, nobody
 
 
 def mode(path: Path) -> int:
@@ -43,31 +38,6 @@ def test_published_files_follow_the_umask(tmp_path: Path, umask: int) -> None:
     files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
     assert len(files) == 2
     assert {mode(path) for path in files} == {0o666 & ~umask}
-
-
-@contextlib.contextmanager
-def nobody() -> Iterator[None]:
-    """Act as a user without rights."""
-    groups = os.getgroups()
-    os.setgroups([])
-    os.setegid(NOBODY)
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups(groups)
-
-
-@pytest.fixture
-def public(tmp_path: Path) -> Path:
-    """A folder that every user may enter."""
-    for part in (tmp_path, *tmp_path.parents):
-        if part == Path(tempfile.gettempdir()):
-            break
-        part.chmod(0o755)
-    return tmp_path
 
 
 def refusal(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -169,6 +170,31 @@ def test_an_exploded_model_is_not_blamed_on_clips(tmp_path: Path) -> None:
     assert verdicts
     assert all("the model has diverged" in verdict for verdict in verdicts), verdicts
     assert not any("clip clip" in verdict for verdict in verdicts)
+
+
+@pytest.mark.parametrize("reader", ["tee log", "head -1", "tee log | head -1"])
+def test_ctrl_c_in_a_pipeline_saves_though_the_reader_dies(tmp_path: Path, reader: str) -> None:
+    """The terminal sends SIGINT to the foreground group: training and what reads its output."""
+    out, options = tmp_path / "run", {"ds_config": "zero1_fp32", "steps": 100_000}
+    line = (
+        f'cd {tmp_path}; PYTHONPATH={ROOT} {sys.executable} -m tests.engine.toy {out} "$0"'
+        f" | {reader}; echo ${{PIPESTATUS[0]}} > code"
+    )
+    # the shell itself ignores SIGINT, as an interactive one does; its children do not
+    script = f"trap : INT; {line}"
+    options["save_every"] = 100_000
+    shell = subprocess.Popen(
+        ["bash", "-c", script, json.dumps(options)],
+        env=rank_env(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for_history(out)
+    os.killpg(shell.pid, signal.SIGINT)
+    shell.wait(120)
+    assert (tmp_path / "code").read_text() == "75\n"
+    assert step_of(checkpoints(out)[0]) == max(history(out))
 
 
 def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
