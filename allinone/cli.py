@@ -63,24 +63,48 @@ COMMANDS = {
     "env": Command("print versions for a bug report", "allinone.env"),
 }
 COMPLETION = {
+    # bash splits words at "=": `--roll=fl` arrives as three, and `--roll=` as two
     "bash": """\
 _allinone() {
-    local words
+    local words current=${COMP_WORDS[COMP_CWORD]}
+    if [[ $current == "=" ]]; then current=""; fi
     words=$(allinone --complete "${COMP_WORDS[@]:1:COMP_CWORD-1}" 2>/dev/null)
-    COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))
+    COMPREPLY=($(compgen -W "$words" -- "$current"))
 }
 complete -o default -F _allinone allinone
 """,
+    # zsh and fish keep `--roll=fl` as one word, whose part before "=" asks for the values
     "zsh": """\
 _allinone() {
-    local -a found
-    found=(${(f)"$(allinone --complete ${words[2,CURRENT-1]} 2>/dev/null)"})
+    local -a before found
+    before=(${words[2,CURRENT-1]})
+    if [[ $PREFIX == --*=* ]]; then
+        before+=(${PREFIX%%=*})
+        compset -P 1 '*='
+    fi
+    found=(${(f)"$(allinone --complete $before 2>/dev/null)"})
     compadd -a found || _files
 }
 compdef _allinone allinone
 """,
+    # -f: without it, fish mixes file names into every list
     "fish": """\
-complete -c allinone -a '(allinone --complete (commandline -opc)[2..-1] 2>/dev/null)'
+function __allinone_complete
+    set -l before (commandline -opc)[2..-1]
+    set -l current (commandline -ct)
+    set -l prefix ""
+    if string match -q -- '--*=*' $current
+        set -a before (string split -m 1 = -- $current)[1]
+        set prefix (string split -m 1 = -- $current)[1]=
+    end
+    set -l found (allinone --complete $before 2>/dev/null)
+    if set -q found[1]
+        printf '%s\\n' $prefix$found
+    else
+        __fish_complete_path $current
+    end
+end
+complete -c allinone -f -a '(__allinone_complete)'
 """,
 }
 """Shell → code that asks `allinone --complete WORDS…` for the words that may follow."""
@@ -100,7 +124,9 @@ def _run(argv: list[str]) -> int:
         print(COMPLETION[shell], end="")
         return 0
     if argv and argv[0] == "--complete":
-        print("\n".join(complete(argv[1:])))
+        # one word a line, and nothing for no word: an empty line would count as an offer in fish
+        for word in complete(argv[1:]):
+            print(word)
         return 0
     return dispatch(argv)
 
@@ -119,8 +145,10 @@ def dispatch(argv: Sequence[str]) -> int:
         ),
     )
     command = COMMANDS[name]
+    # one program for all benchmarks: its second word selects a script with options of its own
     if name == "finetune":
         return finetune(argv[1:])
+    # now and not at the top: each program imports its own libraries, and --help must answer at once
     module = import_module(command.module)
     script = command.script or f"{command.module.removeprefix('allinone.').replace('.', '/')}.py"
     show_program_as(script, f"{PROG} {name}")
@@ -141,8 +169,13 @@ def finetune(argv: Sequence[str]) -> int:
 
 def complete(words: Sequence[str]) -> list[str]:
     """Words that may follow `allinone WORDS…`; empty where a file name is expected."""
+    words = [word for word in words if word != "="]  # of bash, between a flag and its value
+    if words == ["--completion"]:
+        return list(COMPLETION)
+    # argparse cannot be asked for its options without running the program
     if words and words[0] in COMMANDS and not COMMANDS[words[0]].completes:
         return ["--help"]
+    # anything printed would become an offer of the shell
     silent = io.StringIO()
     try:
         with completing(), contextlib.redirect_stderr(silent), contextlib.redirect_stdout(silent):

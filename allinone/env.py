@@ -88,6 +88,7 @@ def _apex() -> str:
     version = _package("apex")
     if version == "not installed":
         return version
+    # from the list of installed files: importing it would load CUDA extensions
     files = [str(file) for file in metadata.files("apex") or ()]
     real = any(file.startswith("apex/optimizers/") for file in files)
     return f"{version} ({'NVIDIA apex' if real else 'not NVIDIA apex: the PyPI package'})"
@@ -102,6 +103,7 @@ def _first_line(*command: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"failed ({error})"
+    # some programs print their version to stderr
     return (ended.stdout.strip() or ended.stderr.strip() or "no output").splitlines()[0]
 
 

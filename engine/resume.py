@@ -30,7 +30,14 @@ from typing import Any, Literal
 
 from allinone.common.atomic_io import TEMPORARY, write_atomic
 from allinone.common.errors import AllInOneError, ConfigError
-from allinone.common.options import INPUTS, OptionInfo, RunOptions, flatten, option_infos
+from allinone.common.options import (
+    INPUTS,
+    UNCHANGED,
+    OptionInfo,
+    RunOptions,
+    flatten,
+    option_infos,
+)
 from allinone.common.run_lock import LOCK
 from allinone.data.config import DatasetSpec
 from allinone.engine import ds_config
@@ -330,7 +337,10 @@ def compare_options(
     allowed: list[OptionChange] = []
     for name in sorted(before.keys() | now.keys()):
         info = known.get(name, OptionInfo(strict=True))
-        default = None if info.strict else info.missing
+        # a strict group belongs to one kind of run: a missing option means another kind, unless
+        # earlier versions of the same kind did not have it
+        absent = info.strict and info.earlier is UNCHANGED
+        default = None if absent else info.missing
         change = OptionChange(name, before.get(name, default), now.get(name))
         if change.old == change.new:
             continue

@@ -183,7 +183,7 @@ class Trainer:
             damaged = self._prepare()
             # new_group is collective: created here, where every rank passes
             sync = SignalSync(self.config.hang_timeout_s)
-            if self._is_done():
+            if self.evaluation.is_done(self.config, self.step):
                 log.info("%s is done: step %d of %d", self.spec.out, self.step, self.config.steps)
                 newest = run_on_rank0(lambda: newest_complete(self.spec.out)[0])
                 return RunResult(self.step, newest, {})
@@ -230,12 +230,6 @@ class Trainer:
     def require_lock(self) -> None:
         """ConfigError, on every rank, if another process has taken the folder; collective."""
         run_on_rank0(lambda: self._lock.require() if self._lock else None)
-
-    def _is_done(self) -> bool:
-        if self.evaluation.stop_early:
-            return True
-        missing = self.evaluation.is_missing(self.config, self.step)
-        return self.step >= self.config.steps and not missing
 
     def _start(self, damaged: Sequence[str]) -> None:
         log.info("%s", self.describe())

@@ -81,9 +81,11 @@ def run_python(*arguments: str) -> None:
         SystemExit: The command failed and has printed why; with its exit code, or 128 + N after
             signal N.
     """
+    # flushed, or the child's output would come first where stdout is a file
     print(f"\n$ {' '.join(('python', *arguments))}", flush=True)
     code = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False).returncode
     if code:
+        # subprocess reports signal N as -N, shells as 128 + N
         raise SystemExit(code if code > 0 else 128 - code)
 
 
@@ -113,6 +115,7 @@ def prepare_folder(out: Path, marker: str, *, fresh: bool) -> tuple[Path, Path]:
     folder = out if out.is_absolute() else ROOT / out
     if folder.exists() and any(folder.iterdir()) and not (folder / marker).exists():
         raise InputError(f"{folder} holds something that is not this demo; give another --out")
+    # the marker proves that --fresh deletes a demo, and not what --out names by mistake
     if fresh and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,6 +144,7 @@ def evaluate_and_report(out: Path, timer: PhaseTimer) -> None:
         clip = recipe.clip(model.config)
 
         def eval_set(split: str, **changes: Any) -> EvalSet:
+            """A split as the recipe reads it, with changes of the clip's shape."""
             spec = DatasetSpec(out / "data", split)
             return EvalSet(spec, replace(clip, **changes), recipe.loader)
 
@@ -154,8 +158,7 @@ def evaluate_and_report(out: Path, timer: PhaseTimer) -> None:
     phases = ("prepare", "train", "evaluate")
     results: dict[str, Any] = {
         **{split: value.retrieval_table() for split, value in embedded.items()},
-        "mlm_accuracy": embedded["val"].mlm_accuracy,
-        "vtm_accuracy": embedded["val"].vtm_accuracy,
+        **{f"{name}_accuracy": embedded["val"].accuracy(name) for name in embedded["val"].correct},
         "items": {split: len(value.items) for split, value in embedded.items()},
         "missing": {split: [vars(clip) for clip in one.bad] for split, one in embedded.items()},
         "train_clips": len(eval_set("train")),
@@ -213,12 +216,10 @@ def run_demo(options: DemoOptions) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-
-    def command() -> None:
-        arguments = sys.argv[1:] if argv is None else argv
-        run_demo(parse(DemoOptions, arguments, prog="examples/demo.py", description=__doc__))
-
-    return run_command(command)
+    words = sys.argv[1:] if argv is None else argv
+    return run_command(
+        lambda: run_demo(parse(DemoOptions, words, prog="examples/demo.py", description=__doc__))
+    )
 
 
 if __name__ == "__main__":

@@ -108,6 +108,7 @@ def _held_out(rows: Sequence[dict[str, str]]) -> set[str]:
     for row in rows:
         if row["split"] == "train" and row["tones"]:
             tones.setdefault(row["base_name"], []).append(row["name"])
+    # hashes of names and not a random generator: adding a clip does not move others between splits
     return {
         min(names, key=lambda name: place_in_order(f"tone {name}"))
         for base, names in tones.items()
@@ -120,6 +121,7 @@ def _clip(folder: Path, row: dict[str, str], held_out: set[str]) -> DemoClip:
     first, _, rest = base.partition(" ")
     who = first if first in WHO else "person" if base in ROLES else ""
     what = (rest if first in WHO else base) if who else ""
+    # as WebVid's page_dir: folders of 200 clips, named by the numbers of the first and last one
     page = f"{200 * ((number - 1) // 200) + 1:06d}_{200 * ((number - 1) // 200) + 200:06d}"
     return DemoClip(
         number=number,
@@ -155,6 +157,14 @@ def middle_frame(clip: DemoClip) -> NDArray[np.uint8]:
 
 
 def pick(items: Sequence[str], size: int, key: str) -> list[str]:
-    """Choose `size` items in pseudo-random order; the order depends only on the texts and `key`, so
-    every run gives the same."""
+    """Choose items in pseudo-random order.
+
+    Args:
+        items: Texts.
+        size: How many to choose, at most.
+        key: The order depends only on the texts and this key, so every run gives the same.
+
+    Returns:
+        The chosen items, in that order.
+    """
     return sorted(items, key=lambda item: place_in_order(f"{key}/{item}"))[:size]

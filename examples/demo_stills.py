@@ -47,10 +47,12 @@ class _Figure:
 
     @property
     def activity(self) -> str:
+        """What the figure does, as a phrase; empty if it has neither an action nor a job."""
         return _activity(self.clip)
 
     @property
     def position_name(self) -> str:
+        """The quarter of the image that the figure is in."""
         return POSITIONS[self.position]
 
 
@@ -74,6 +76,7 @@ def write(clips: Sequence[DemoClip], split: str, folder: Path) -> list[dict[str,
     """
     people = [clip for clip in clips if clip.tone and clip.who and (clip.doing or clip.role)]
     main_clips = sorted(people, key=lambda clip: place_in_order(f"still {clip.number}"))[:STILLS]
+    # no question asks about a thing: it has neither an activity nor a skin tone
     things = [clip for clip in clips if not clip.who and not clip.tone]
     actions = sorted({_activity(clip) for clip in people})
     rows: list[dict[str, Any]] = []
@@ -117,6 +120,7 @@ def _choose_figures(
     distractor = distractors[int(place_in_order(f"{key} rival") * len(distractors))]
     extra = FIGURES[int(place_in_order(f"{key} size") * len(FIGURES))] - 2
     pool = (*things, *people)
+    # twice as many as needed, because draws may repeat
     drawn = [pool[int(place_in_order(f"{key} extra {k}") * len(pool))] for k in range(2 * extra)]
     chosen = [
         clip,

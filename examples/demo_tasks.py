@@ -115,6 +115,7 @@ def write_msrvtt(all_clips: Sequence[DemoClip], out: Path) -> None:
         half = halves["test" if split == "test" else "train_val"]
         for number, clip in part:
             _copy(clip, out / "media" / f"video{number}.mp4")
+            # MSR-VTT's own name of the split
             name = {"val": "validate"}.get(split, split)
             half["videos"].append(
                 {
@@ -177,7 +178,16 @@ def _other_captions(clip: DemoClip, others: Sequence[DemoClip]) -> list[str]:
 
 
 def shuffled_options(correct: str, wrong: Sequence[str], key: str) -> tuple[list[str], int]:
-    """All options in an order that depends on `key`, and the index of the correct one."""
+    """All options in an order that depends on `key`.
+
+    Args:
+        correct: The correct option.
+        wrong: The other options.
+        key: Decides the order.
+
+    Returns:
+        (options, index of the correct one).
+    """
     options = pick([correct, *wrong], len(wrong) + 1, key)
     return options, options.index(correct)
 
@@ -242,6 +252,7 @@ def _transitions(
         ]
         if not fitting:
             continue
+        # a hash decides: every run pairs the same clips
         then = min(fitting, key=lambda other: place_in_order(f"then {first.name}/{other.name}"))
         name = f"tumblr_{first.number}_{then.number}"
         _write_gif(media / f"{name}.gif", [*shown[first.number][::2], *shown[then.number][::2]])
@@ -281,6 +292,7 @@ def _tgif_choices(
 
 
 def _write_tgif(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    # tabs and CRLF, as in the official files
     _text(path, "".join("\t".join(row) + "\r\n" for row in (header, *rows)))
 
 
@@ -298,6 +310,7 @@ def write_kinetics(all_clips: Sequence[DemoClip], out: Path) -> None:
         ]
         for half in ("train", "val")
     }
+    # a class without a training clip could never be predicted
     known = {clip.doing or clip.role for clip in chosen["train"]}
     for half, part in chosen.items():
         rows = ["label,youtube_id,time_start,time_end,split,is_cc"]
@@ -410,6 +423,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
 
     def command() -> None:
+        """Write the data sets and print their folders."""
         arguments = sys.argv[1:] if argv is None else argv
         prog = "examples/demo_tasks.py"
         options = parse(DemoTasksOptions, arguments, prog=prog, description=__doc__)

@@ -19,12 +19,18 @@ Nothing here imports torch: `--help` answers at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from allinone.common.errors import ConfigError
+from allinone.common.options import with_values
 from allinone.finetune.annotations.schema import AnnotationError, Split, assert_disjoint
 from allinone.finetune.config import FinetuneConfig
+
+NO_SPLIT = "none"
+"""Value of --val-split for a run that selects no weights."""
+FOLDS = "fold-*"
+"""Folders inside OUT that hold the runs of official folds."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ class Benchmark:
     submission: str = ""
     """Key in evaluation.submissions.WRITERS of the file for the benchmark's test server."""
     variant_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Variant → task options that define it (COCO 1K: folds=5)."""
+    """Variant → its defaults by dotted name, where they differ from `config` (COCO 1K:
+    {"task.folds": 5}). Flags override them."""
     averages_folds: bool = False
     """Whether the variant "mean" runs all other variants, the official folds, and averages them."""
 
@@ -83,10 +90,10 @@ class Benchmark:
             return self.load(config.annotations, split, variant, config.media)
         return self.load(config.annotations, split, variant)
 
-    def with_variant_options(self, config: FinetuneConfig) -> FinetuneConfig:
-        """The options with the task options that define the chosen variant."""
-        changes = self.variant_options.get(config.variant)
-        return replace(config, task=replace(config.task, **changes)) if changes else config
+    def defaults(self, config: FinetuneConfig, variant: str) -> FinetuneConfig:
+        """The options with the defaults of a variant."""
+        defaults: FinetuneConfig = with_values(config, self.variant_options.get(variant, {}))
+        return defaults
 
     def splits(self, config: FinetuneConfig) -> tuple[str, Splits]:
         """(variant, its splits, overridden by the options); ConfigError for an unknown variant, or
@@ -95,13 +102,13 @@ class Benchmark:
         if variant not in self.variants:
             raise ConfigError(
                 f"{self.name} has no --variant {variant!r}; valid variants:"
-                f" {', '.join(filter(None, self.variants))}"
+                f" {', '.join(filter(None, self.variants)) or 'none, leave the option out'}"
                 + (", or none" if "" in self.variants and len(self.variants) > 1 else "")
             )
         own = self.variants[variant]
         chosen = Splits(
             config.train_split or own.train,
-            config.val_split or own.val,
+            "" if config.val_split == NO_SPLIT else config.val_split or own.val,
             config.eval_split or own.test,
         )
         if chosen.val == own.test or (chosen.val and chosen.val in (chosen.train, own.test)):
@@ -146,5 +153,6 @@ def load_splits(benchmark: Benchmark, config: FinetuneConfig) -> LoadedSplits:
         return LoadedSplits(variant, train, None, test)
     train = benchmark.read(config, names.train, variant)
     val = benchmark.read(config, names.val, variant) if names.val else None
+    # in training only: an evaluation cannot leak what it does not learn
     assert_disjoint(*(split for split in (train, val, test) if split is not None))
     return LoadedSplits(variant, train, val, test)

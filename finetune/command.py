@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from allinone.common.access import require_writable
 from allinone.common.command_line import parse as parse_options
@@ -12,7 +14,7 @@ from allinone.common.command_line import run_command
 from allinone.common.console import setup_logging
 from allinone.common.earlier_runs import log_kept, parse_for_run
 from allinone.engine.distributed import launch
-from allinone.finetune.benchmark import Benchmark
+from allinone.finetune.benchmark import FOLDS, Benchmark
 from allinone.finetune.config import RENAMED, FinetuneConfig
 
 
@@ -34,7 +36,7 @@ def parse(
         InputError: --config names an unusable file.
     """
 
-    def read(default: FinetuneConfig) -> FinetuneConfig:
+    def read(default: FinetuneConfig, argv: Sequence[str] = argv) -> FinetuneConfig:
         config: FinetuneConfig = parse_options(
             default,
             argv,
@@ -42,13 +44,48 @@ def parse(
             description=benchmark.description,
             renamed=RENAMED,
         )
-        return benchmark.with_variant_options(config)
+        return config
 
-    return parse_for_run(read, benchmark.config)
+    def read_variant(default: FinetuneConfig) -> FinetuneConfig:
+        return read(benchmark.defaults(default, _variant(read, default, argv)))
+
+    reader = read_variant if benchmark.variant_options else read
+    return parse_for_run(reader, benchmark.config, parts=FOLDS if benchmark.averages_folds else "")
+
+
+def _variant(
+    read: Callable[[FinetuneConfig, Sequence[str]], FinetuneConfig],
+    default: FinetuneConfig,
+    argv: Sequence[str],
+) -> str:
+    """The variant that flags or --config choose, which decides about the other defaults.
+
+    Args:
+        read: Reads the options given as its second argument, over the defaults.
+        default: Defaults that do not depend on the variant.
+        argv: All arguments.
+    """
+    if not {"-h", "--help", "--version"}.isdisjoint(argv):
+        return ""
+    # quiet: warnings and errors come again when the options are read with the variant's defaults
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            return read(default, [word for word in argv if word != "--print-config"]).variant
+        except SystemExit:
+            return ""
 
 
 def main(benchmark: Benchmark, argv: Sequence[str] | None = None, prog: str = "") -> int:
-    """Command line entry of a benchmark, alone or as one rank of many; returns the exit code."""
+    """Command line entry of a benchmark, alone or as one rank of many.
+
+    Args:
+        benchmark: The benchmark.
+        argv: Arguments without the program's name; None: those of this process.
+        prog: Shown in usage and errors.
+
+    Returns:
+        The exit code.
+    """
     arguments = launch.without_launcher_arguments(sys.argv[1:] if argv is None else argv)
     return run_command(lambda: _run(benchmark, arguments, prog))
 

@@ -32,6 +32,7 @@ def training_flops(passes: BackbonePasses, config: AllInOneConfig, *, frozen: bo
         )
         for part, clips in passes
     )
+    # the backward pass computes gradients of inputs and of weights: two products for one
     return float(forward if frozen else 3 * forward)
 
 
@@ -63,6 +64,7 @@ def task_activations(
             "text_tokens": config.max_text_len,
             "part": part,
         }
+        # every pass keeps its activations until the one backward pass of the step
         kept.append(
             pass_bytes(config, **shape, element=element, mask=mask, checkpointing=checkpointing)
         )
@@ -76,7 +78,13 @@ def task_activations(
 def run_activations(
     passes: BackbonePasses, config: AllInOneConfig, train: TrainConfig
 ) -> Activations:
-    """Activation memory of a run, with the element sizes of its precision and device."""
+    """Activation memory of a run, with the element sizes of its precision and device.
+
+    Args:
+        passes: Backbone passes of the task.
+        config: Shape of the model.
+        train: Gives micro-batch, precision, device and activation checkpointing.
+    """
     return task_activations(
         passes, config, train.micro_batch, *element_sizes(train), train.activation_checkpointing
     )

@@ -20,6 +20,7 @@ from allinone.finetune.config import FinetuneConfig
 from allinone.finetune.evaluation import submissions
 from allinone.finetune.evaluation.cache import Cache
 from allinone.finetune.evaluation.evaluator import EvaluationSettings, Evaluator
+from allinone.finetune.evaluation.official_counts import with_official_count
 from allinone.finetune.evaluation.results import (
     PREDICTIONS,
     EvalOutput,
@@ -29,7 +30,7 @@ from allinone.finetune.evaluation.results import (
 )
 from allinone.finetune.evaluation.table import table
 from allinone.finetune.inputs.media_library import MediaLibrary
-from allinone.finetune.task_model.model import HeadSpec, TaskModel, build_model
+from allinone.finetune.task_model.model import HeadSpec, TaskModel, build_model, has_head
 from allinone.finetune.task_model.source import SourceCheckpoint, size_name
 from allinone.finetune.tasks.base import Task
 from allinone.model import AllInOneConfig
@@ -59,7 +60,17 @@ def provenance(config: FinetuneConfig, source: SourceCheckpoint) -> dict[str, st
 
 
 class FinalEvaluation:
-    """Scores the test split of a run with given weights."""
+    """Scores the test split of a run with given weights.
+
+    Args:
+        benchmark: What is evaluated.
+        config: Options of the run.
+        task: The benchmark's task, set up.
+        splits: Its `test` is scored.
+        model_config: Shape of the model, with the task's resolution, frames and text length.
+        library: The media files.
+        device: Where the model runs.
+    """
 
     def __init__(
         self,
@@ -88,12 +99,19 @@ class FinalEvaluation:
             trained_here: This run trained the weights, on this benchmark.
         """
         config, split = self.config, self.splits.test
-        zero_shot = not trained_here and source.task.get("benchmark") != self.benchmark.name
-        self._warn_of_leak(source, zero_shot)
+        # a fine-tuned checkpoint brings its own head, a pre-trained one its VTM head
         spec = self.task.head_spec(zero_shot=not trained_here and not source.task)
+        # a checkpoint of another benchmark counts as zero-shot, with a warning about leaks; files
+        # of the original do not name theirs, so a head of this task counts as fine-tuned
+        tuned = source.task.get("benchmark") == self.benchmark.name or (
+            bool(source.heads) and has_head(source, spec)
+        )
+        zero_shot = not trained_here and not tuned
+        self._warn_of_leak(source, zero_shot)
         model = build_model(source, self.model_config, spec, config.train.seed)
         log.info("evaluation on %s, weights: %s", split.name, source.report)
         precision = ds_config.precision(ds_config.load(config.train.ds_config))
+        # in the precision of training: bf16 weights are those that were selected
         model = model.to(self.device, _DTYPES[precision]).eval()
         if hasattr(model, "task_head"):
             model.task_head.float()  # half precision would make scores tie
@@ -150,7 +168,9 @@ class FinalEvaluation:
             "device": self.device.type,
             "torch": torch.__version__,
         }
-        if config.loader.augmentation == "torch":  # results of DALI, the default, stay valid
+        if config.loader.geometry != "crop":  # results of earlier versions stay valid
+            values["data"]["geometry"] = config.loader.geometry
+        if config.loader.augment_backend == "torch":  # results of DALI, the default, stay valid
             values["augmentation"] = "torch"
         return json.dumps(values, sort_keys=True, default=str)
 
@@ -161,7 +181,7 @@ class FinalEvaluation:
         code = manager.code_version()
         pretrained_on = provenance(config, source)
         pretraining = pretrained_on.pop("pretraining", "")
-        return EvaluationResult(
+        result = EvaluationResult(
             benchmark=self.benchmark.name,
             variant=self.splits.variant,
             split=split.name,
@@ -189,9 +209,11 @@ class FinalEvaluation:
             settings=config.as_json(),
             code=code.get("commit", code["version"]),
         )
+        return with_official_count(result)
 
     def _publish(self, result: EvaluationResult, output: EvalOutput) -> None:
         folder = self.config.out / PREDICTIONS
+        # first the result: it renames the predictions of another setting
         path = write_result(self.config.out, result)
         write_predictions(folder / f"{result.name}.jsonl", output.rows)
         if self.benchmark.submission:

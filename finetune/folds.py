@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from allinone.engine.distributed.collectives import run_on_rank0
-from allinone.finetune.benchmark import Benchmark
+from allinone.finetune.benchmark import FOLDS, Benchmark
 from allinone.finetune.config import FinetuneConfig
 from allinone.finetune.evaluation import metrics, summaries
+from allinone.finetune.evaluation.official_counts import with_official_count
 from allinone.finetune.evaluation.results import (
     PREDICTIONS,
     EvaluationResult,
@@ -49,10 +50,11 @@ def mean_of_folds(
 
 
 def _folder(fold: str) -> str:
-    return f"fold-{fold}"
+    return FOLDS.replace("*", fold)
 
 
 def _config_of_fold(config: FinetuneConfig, fold: str) -> FinetuneConfig:
+    # each fold was trained without its own test clips: another fold's weights would leak
     own = config.checkpoint / _folder(fold)
     weights = own if config.eval_only and own.is_dir() else config.checkpoint
     return replace(config, variant=fold, out=config.out / _folder(fold), checkpoint=weights)
@@ -80,6 +82,7 @@ def _publish(config: FinetuneConfig, results: Mapping[str, EvaluationResult]) ->
         },
         settings=config.as_json(),
     )
+    mean = with_official_count(mean)
     path = write_result(config.out, mean)
     log.info("%s", table(mean))
     log.info("wrote %s, the mean over %d folds", path, len(results))

@@ -5,7 +5,7 @@ Accuracy over about 10,053 test clips; chance is 20 %.
 
     deepspeed finetune/lsmdc_choice.py --annotations LSMDC --media LSMDC/clips \
         --checkpoint base.ckpt --out runs/lsmdc_choice
-    … --eval-only: zero-shot, scored by the matching head
+    … --eval-only: zero-shot, scored by the match logit of the VTM head, as in the original
 
 Hardware of the published values: 256 items per step, 20 epochs (about 7,900 steps). Time on a GPU
 is not measured by us. The paper: zero-shot B 56.3 (56.7 in the log), B+ 58.1; fine-tuned B+ 83.9,

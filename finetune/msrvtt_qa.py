@@ -7,7 +7,7 @@ Accuracy over all test questions.
         --checkpoint all-in-one-base.ckpt --out runs/msrvtt_qa
 
 Hardware of the published values: 512 questions per step, 20 epochs (about 6,200 steps). Time on a
-GPU is not measured by us. The paper: S 39.5 (illegible on the slides), B 42.9 with 3 frames, 44.3
+GPU is not measured by us. The paper: S 39.5 (unsure), B 42.9 with 3 frames, 44.3
 with 3x3 (--views 3), B+ 44.6, B* 46.8. It is not known whether these exclude questions whose answer
 is not in the vocabulary, as the original code does: compare accuracy_answerable as well.
 """

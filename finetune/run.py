@@ -27,7 +27,7 @@ from allinone.engine.distributed import launch
 from allinone.engine.distributed.collectives import collective_timeout_s, run_on_rank0
 from allinone.finetune.annotations.schema import Split
 from allinone.finetune.benchmark import Benchmark, LoadedSplits, load_splits
-from allinone.finetune.config import FinetuneConfig
+from allinone.finetune.config import FinetuneConfig, resolve_data
 from allinone.finetune.cost import run_activations, training_flops
 from allinone.finetune.evaluation.evaluator import Evaluator, media_of, subset
 from allinone.finetune.evaluation.results import EvaluationResult
@@ -73,6 +73,14 @@ class FinetuneJob:
             forkserver_context()  # its imports run while this process reads annotations
         self.splits: LoadedSplits = load_splits(benchmark, config)
         self.source: SourceCheckpoint = read_source_checkpoint(config.checkpoint)
+        data, line = resolve_data(
+            config.loader,
+            benchmark.config.loader,
+            None if config.eval_only else config.out,
+            self.source.data,
+        )
+        config = replace(config, loader=data)
+        log.info("frames: %s", line)
         self.model_config: AllInOneConfig = task_config(
             self.source, config.size, config.model_overrides()
         )

@@ -7,13 +7,13 @@ Accuracy over 2,274 test questions; chance is 20 %.
         --checkpoint base.ckpt --out runs/tgif_action
 
 Hardware of the published values: 512 questions per step, 100 epochs (about 3,800 steps). Time on a
-GPU is not measured by us. The paper (3 frames): Ti 80.6, S 91.2, B 92.7 (the README says 92.9, its
-notes 92.5 on paper and 93.0 in the log), B at 384 pixels 94.7, B+ 96.3. There is no official
-validation split: 5 % of the training GIFs are held out (--variant clipbert reads ClipBERT's files,
-which have one). A model that sees the five options and no video exceeds 90 % here, so high scores
-prove little about video. Unlike in the original, the text limit never cuts the option. GIFs
-downloaded again from their links are often stills: use the archive, and convert it to mp4 once if
-decoding limits the speed.
+GPU is not measured by us. The paper (3 frames): Ti 80.6, S 91.2, B 92.7 (unsure: the README says
+92.9, its notes 92.5 on paper and 93.0 in the log), B at 384 pixels 94.7, B+ 96.3. There is no
+official validation split: 5 % of the training GIFs are held out (--variant clipbert reads
+ClipBERT's files, which have one). A model that sees the five options and no video exceeds 90 %
+here, so high scores prove little about video. Unlike in the original, the text limit never cuts the
+option. GIFs downloaded again from their links are often stills: use the archive, and convert it to
+mp4 once if decoding limits the speed.
 """
 
 from __future__ import annotations

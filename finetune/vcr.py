@@ -5,14 +5,15 @@ Accuracy of Q→A, QA→R and Q→AR; chance is 25, 25 and 6.25 %.
 
     deepspeed finetune/vcr.py --annotations vcr1annots --media vcr1images \
         --checkpoint cc3m_coco --out runs/vcr
-    … --highlight none: do not draw the mentioned persons into the still
+    … --highlight boxes | none: draw boxes instead of masks, or nothing, into the still
     … --eval-split test: write the 20 columns for the server, predictions/vcr.csv
 
 The official val split is the test split here, as in the paper; 5 % of train (complete movies)
 select the best weights. Hardware of the published values: 256 questions per step, 200 epochs. Time
 on a GPU is not measured by us. The original cuts texts at 40 tokens and loses rationales; here 160
 tokens are read (MERLOT reads 184). The paper (Q→A on val): CC3M+COCO with highlighting 60.5;
-HowTo100M without 65.2, with 68.4. It does not report QA→R and Q→AR.
+HowTo100M without 65.2, with 68.4. It calls the highlighting "mask", and its code draws boxes, so
+both count as these rows. It does not report QA→R and Q→AR.
 """
 
 from __future__ import annotations

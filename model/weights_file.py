@@ -260,20 +260,20 @@ def _has_tensors(value: Any) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The telling line of torch's long messages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = next(
-        (line for line in lines if line.startswith("WeightsUnpickler error")),
-        lines[0] if lines else type(error).__name__,
-    )
-    return telling.removeprefix("WeightsUnpickler error: ")
+    """The cause in torch's long messages, without its advice to load the file unsafely."""
+    text = str(error).strip()
+    found = re.search(r"WeightsUnpickler error:\s*(\S.*)", text)
+    return found[1] if found else text.partition("\n")[0] or type(error).__name__
 
 
 def _weights_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
     """(tensors, other plain values, notes on other weights) of a checkpoint: the mapping itself, or
     a known key's value."""
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
+        raise WeightsError(
+            f"{path} holds a {type(content).__name__}, not a dictionary of weights; give a file"
+            " that holds a state_dict"
+        )
     keys = [key for key in _CONTAINERS if isinstance(content.get(key), Mapping)]
     filled = [key for key in keys if _has_tensors(content[key])]
     if len(filled) > 1 and not all(_equal(content[filled[0]], content[k]) for k in filled[1:]):
@@ -284,7 +284,9 @@ def _weights_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, 
     found = next(iter(filled or keys), None)
     weights = content if found is None else content[found]
     if not weights:
-        raise WeightsError(f"{path} holds no weights: its dictionary is empty")
+        raise WeightsError(
+            f"{path} holds no weights: its dictionary is empty; give a file that holds a state_dict"
+        )
     strange = [
         f"{key} is a {type(value).__name__}"
         for key, value in weights.items()

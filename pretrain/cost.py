@@ -37,8 +37,7 @@ def sample_flops(
     """Training FLOPs of one clip by objective.
 
     A multiply-add is 2 FLOPs, heads count, and backward is 2 x forward except for the patch
-    convolution, whose input needs no gradient. Word-patch alignment, losses, norms and the
-    optimizer are left out.
+    convolution, whose input needs no gradient. Losses, norms and the optimizer are left out.
 
     Args:
         config: The model.
@@ -170,9 +169,14 @@ def model_activations(
         """Saved bytes of every pass, in the order of the forward pass."""
         masked = masked_tokens(model, count, mask_prob)
         size = MicroBatchSize(model, count, frames, masked, element, mask, checkpointing)
-        return [
-            saved for each in active_objectives(objective) for saved in each.activation_bytes(size)
-        ]
+        found: list[float] = []
+        for each in active_objectives(objective):
+            added = each.activation_bytes(size)
+            if each.requires is None:
+                found += added
+            else:  # it follows the objective whose pass it uses, see the registry
+                found[-1] += sum(added)
+        return found
 
     saved = passes(clips, model.num_frames)
     if images:

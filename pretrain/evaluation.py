@@ -42,16 +42,6 @@ class EvaluationOutput:
         correct, total = self.correct[objective]
         return 100 * correct / max(total, 1)
 
-    @property
-    def mlm_accuracy(self) -> float:
-        """Percent of the masked tokens whose most probable word piece is correct."""
-        return self.accuracy("mlm")
-
-    @property
-    def vtm_accuracy(self) -> float:
-        """Percent of the pairs, half of which match, that are classified correctly."""
-        return self.accuracy("vtm")
-
     def similarity(self) -> Tensor:
         """Cosine similarity, float32 [N texts, N clips]."""
         return self.embedded["text"] @ self.embedded["video"].T

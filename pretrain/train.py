@@ -28,7 +28,7 @@ PROG = "pretrain/train.py"
 DESCRIPTION = "Pre-train All-in-one. The same command with the same --out resumes a run."
 
 
-def parse(argv: Sequence[str]) -> tuple[PretrainConfig, list[str]]:
+def parse(argv: Sequence[str], prog: str = PROG) -> tuple[PretrainConfig, list[str]]:
     """Read a recipe and options, without importing torch.
 
     Without a recipe, --config FILE gives all options: `train.py --config runs/demo/run.json`.
@@ -42,14 +42,14 @@ def parse(argv: Sequence[str]) -> tuple[PretrainConfig, list[str]]:
     """
     if argv and argv[0].partition("=")[0] in ("--config", "--print-config"):
         return parse_for_run(
-            lambda default: parse_options(default, argv, prog=PROG), PretrainConfig
+            lambda default: parse_options(default, argv, prog=prog), PretrainConfig
         )
     lines = {name: text for name, (text, _) in RECIPES.items()}
-    name = pick(lines, argv, prog=PROG, kind="recipe", description=DESCRIPTION)
+    name = pick(lines, argv, prog=prog, kind="recipe", description=DESCRIPTION)
     help_line, recipe = RECIPES[name]
     return parse_for_run(
         lambda default: parse_options(
-            default, argv[1:], prog=f"{PROG} {name}", description=help_line
+            default, argv[1:], prog=f"{prog} {name}", description=help_line
         ),
         recipe,
     )

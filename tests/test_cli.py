@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +15,6 @@ from allinone.version import __version__
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "deepspeed", "nvidia.dali", "av", "matplotlib")
-HAS_BENCHMARKS = importlib.util.find_spec("allinone.finetune.benchmarks") is not None
 IMPORTS = """
 import sys
 from allinone.cli import main
@@ -46,9 +45,8 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def helps() -> list[list[str]]:
-    names = [name for name in COMMANDS if name != "finetune" or HAS_BENCHMARKS]
-    more = [["train", "demo"], ["finetune", "msrvtt_qa"]][: 1 + HAS_BENCHMARKS]
-    return [[], *([name] for name in names), *more]
+    more = [["train", "demo"], ["finetune", "msrvtt_qa"]]
+    return [[], *([name] for name in COMMANDS), *more]
 
 
 @pytest.mark.parametrize("words", helps(), ids=lambda words: " ".join(words) or "allinone")
@@ -80,7 +78,6 @@ def test_a_misspelt_word_gets_a_suggestion(words: list[str], message: str) -> No
     assert message in ended.stderr
 
 
-@pytest.mark.skipif(not HAS_BENCHMARKS, reason="needs the registry of benchmarks")
 def test_a_misspelt_benchmark_gets_a_suggestion() -> None:
     ended = allinone("finetune", "msrvtt_aq")
     assert ended.returncode == 2
@@ -119,19 +116,54 @@ def test_completion_knows_commands_recipes_and_options() -> None:
     assert {"demo", "webvid-howto"} <= set(complete(["train"]))
     assert {"--lr", "--data", "--compile", "--no-compile"} <= set(complete(["train", "demo"]))
     assert complete(["train", "demo", "--roll"]) == ["roll", "average", "flatten", "channel"]
+    assert complete(["train", "demo", "--roll", "="]) == ["roll", "average", "flatten", "channel"]
+    assert complete(["--completion"]) == list(COMPLETION)
     assert complete(["nothing", "like"]) == []
 
 
-def test_completion_of_bash_works(tmp_path: Path) -> None:
+def test_completion_prints_nothing_where_a_file_is_expected() -> None:
+    assert allinone("--complete", "train", "demo", "--out").stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "cursor", "offered"),
+    [
+        ("train de", 2, "demo"),
+        ("train demo --roll = fl", 5, "flatten"),
+        ("train demo --roll =", 4, "roll average flatten channel"),
+    ],
+)
+def test_completion_of_bash_works(tmp_path: Path, words: str, cursor: int, offered: str) -> None:
     script = tmp_path / "complete.sh"
     script.write_text(
         f'allinone() {{ "{sys.executable}" -m allinone "$@"; }}\n{COMPLETION["bash"]}'
-        "COMP_WORDS=(allinone train de); COMP_CWORD=2; _allinone; echo ${COMPREPLY[@]}\n"
+        f"COMP_WORDS=(allinone {words}); COMP_CWORD={cursor}; _allinone; echo ${{COMPREPLY[@]}}\n"
     )
     ended = subprocess.run(
         ["bash", str(script)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
-    assert ended.stdout.strip() == "demo"
+    assert ended.stdout.strip() == offered
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_completion_of_fish_works(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    script = (
+        f'function allinone; env PYTHONPATH="{ROOT}" "{sys.executable}" -m allinone $argv; end\n'
+        f"{COMPLETION['fish']}"
+        "for line in 'train de' 'train demo --roll=f' 'train demo --out fo'\n"
+        '    complete -C "allinone $line"\n'
+        "end\n"
+    )
+    ended = subprocess.run(
+        ["fish", "--no-config", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.stdout.split() == ["demo", "--roll=flatten", "folder/"]
 
 
 def test_env_names_the_versions_of_a_bug_report() -> None:

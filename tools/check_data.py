@@ -77,6 +77,7 @@ def _batch(options: CheckOptions, split: str, config: DataConfig) -> Batch:
         return next(iter(evaluation.batches(rank=0, world=1, batch_size=size, device=device)))
     stream = TrainStream([spec], clip, config, seed=options.seed)
     batches = stream.batches(first=0, rank=0, world=1, micro_batch=size, device=device)
+    # closing the generator ends its reading threads
     try:
         return next(batches)
     finally:
@@ -128,6 +129,7 @@ def _problems(options: CheckOptions) -> list[str]:
     try:
         return problems + _show(options)
     except (DataError, OSError, ValueError, IndexError) as error:
+        # without other findings, the error itself is what the user must see
         if not problems:
             raise
         # a damaged index can break anything that reads it

@@ -102,6 +102,7 @@ def drill(names: Sequence[str], out: Path, world: int, seed: int) -> list[DrillO
     found = []
     for name in names:
         begin = time.monotonic()
+        # a generator per drill: --only must not change the victims of the others
         outcome = _one_drill(name, replace(site, random=random.Random(f"{seed} {name}")))
         result = f"WRONG: {'; '.join(outcome.wrong)}" if outcome.wrong else "as expected"
         log.info("%s: %s (%s)", name, result, duration(time.monotonic() - begin))

@@ -30,6 +30,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from allinone.common.exit_codes import ExitCode
+from allinone.version import __version__
 
 MEANING = {
     ExitCode.USAGE: "wrong options or data",
@@ -97,6 +98,7 @@ def find_first_failure(folder: Path, failed: Sequence[End]) -> End:
     """
 
     def is_consequence(end: End) -> bool:
+        """Whether a rank ended because of another one."""
         if end.code == ExitCode.HANG:  # a report of a hang may quote a message about a lost peer
             return False
         lines = "\n".join(last_lines(folder / f"rank-{end.rank}.log", 3))
@@ -111,6 +113,7 @@ def last_lines(path: Path, number: int = LAST_LINES) -> list[str]:
     if not path.exists():
         return ["(no log)"]
     with path.open("rb") as file:
+        # a log of days can be GiB large, and this runs on the batch host
         file.seek(max(0, path.stat().st_size - 64 * 1024))
         return file.read().decode(errors="replace").splitlines()[-number:]
 
@@ -157,6 +160,7 @@ def suspects_of_hang(folder: Path, ends: Sequence[End], ranks: int) -> list[str]
             for rank in silent[:MOST_SUSPECTS]
         ] + more
     positions = {rank: main_thread_position(folder / f"rank-{rank}.log") for rank in reported}
+    # in a collective all ranks wait at the same line; the one that is elsewhere did not get there
     common = Counter(positions.values()).most_common(1)[0][0] if positions else None
     return [
         f"rank {rank} on {node_of(folder, rank)} hangs at {position}, most others at {common}"
@@ -194,13 +198,14 @@ def summary(folder: Path, ranks: int) -> tuple[list[str], int]:
     """
     ends = read_ends(folder)
     failed = [end for end in ends if end.code]
+    # slurm/rank.sh writes a record for every rank that ends by itself
     silent = sorted(set(range(ranks)) - {end.rank for end in ends})
     if not failed:
         if not silent:
             return [], 0
         names = ", ".join(f"{rank} on {node_of(folder, rank)}" for rank in silent[:16])
         return [
-            f"first error: ranks ended without a word: {names}; a node was lost, or the job was"
+            f"first error: ranks ended without a record: {names}; a node was lost, or the job was"
             " ended from outside"
         ], 1
     first = find_first_failure(folder, failed)
@@ -230,6 +235,7 @@ def _first_failure(folder: Path, first: End, failed: Sequence[End]) -> list[str]
         rank_0 = [end for end in failed if end.rank == 0 and end.code == first.code]
         if rank_0:
             speaker, log = rank_0[0], "rank 0's log, which reports it for all ranks"
+    # local time, as in the log lines of Slurm
     when = datetime.fromtimestamp(first.time).strftime("%H:%M:%S")
     return [
         f"======== first error: rank {first.rank} on {first.node}: {first.describe()} at {when};"
@@ -264,6 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"allinone {__version__}")
     parser.add_argument("folder", type=Path, help="where slurm/rank.sh wrote")
     parser.add_argument(
         "--ranks", type=int, required=True, help="number of ranks that were started"

@@ -3,11 +3,13 @@
 
     tools/report.py runs/msrvtt_qa runs/vcr      two runs
     tools/report.py 'runs/*' --out report        all runs below a folder
+    tools/report.py 'runs/*' --ours-only         leave out what no run has a result for
     tools/report.py --compare A.jsonl B.jsonl    two predictions files of one test set, item by item
 
-A result is compared with a number of the paper only if model size, pre-training, frames, views,
-image size, split and variant are the same; every other result gets a row of its own that states
-the differences. --compare exits with 1 if the files differ.
+A result is compared with a number of the paper only if it was scored on all items of the official
+split, and if model size, pre-training, frames, views, image size and variant are the same. A result
+on other items is listed with their number, a result of another setting gets a row that states the
+differences. --compare exits with 1 if the files differ.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ class ReportOptions:
     Without any, the report shows the paper's tables alone."""
     out: Path = Path("runs/report")
     """The report is written to OUT.html and OUT.md."""
+    ours_only: bool = False
+    """Leave out tables and rows of the paper without a result of ours."""
     skip_damaged: bool = False
     """Warn about damaged results files instead of stopping."""
     compare: Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="A B")] = None
@@ -74,6 +78,7 @@ def collect(arguments: Sequence[str], *, skip_damaged: bool = False) -> list[Rep
             continue
         for file in files:
             try:
+                # resolved: a link and its target are one result
                 found[file.resolve()] = read_results(file)[0]
             except ResultError as error:
                 if skip_damaged:
@@ -83,7 +88,7 @@ def collect(arguments: Sequence[str], *, skip_damaged: bool = False) -> list[Rep
     if faults:
         raise InputError(
             "\n       ".join(faults),
-            hint="evaluate again, or leave damaged files out with --skip-damaged",
+            hint="correct the path, evaluate again, or leave damaged files out: --skip-damaged",
         )
     newest = sorted(found.values(), key=lambda each: (each[1].date, str(each[0])), reverse=True)
     return [ReportedRun(number, file, result) for number, (file, result) in enumerate(newest, 1)]
@@ -116,7 +121,10 @@ def _files_below(folder: Path) -> list[Path]:
     from allinone.finetune.evaluation.results import RESULTS
 
     return sorted(
-        file for file in folder.rglob(f"{RESULTS}/*.json") if not file.name.startswith(".")
+        # names that start with a dot are unfinished files (common/atomic_io.py)
+        file
+        for file in folder.rglob(f"{RESULTS}/*.json")
+        if not file.name.startswith(".")
     )
 
 
@@ -136,8 +144,20 @@ def _results_files(path: Path) -> list[Path]:
     return files
 
 
-def write_report(runs: Sequence[str], out: Path, *, skip_damaged: bool = False) -> None:
-    """Write OUT.html and OUT.md, and print the summary; arguments and errors as for `collect`."""
+def write_report(
+    runs: Sequence[str], out: Path, *, ours_only: bool = False, skip_damaged: bool = False
+) -> None:
+    """Write OUT.html and OUT.md, and print the summary.
+
+    Args:
+        runs: Paths and patterns, as on the command line.
+        out: Path of the two files without their suffixes.
+        ours_only: Leave out tables and rows of the paper without a result of ours.
+        skip_damaged: Log damaged files instead of raising.
+
+    Raises:
+        InputError: As for `collect`.
+    """
     from allinone.common.atomic_io import write_atomic
     from allinone.tools.reporting.markdown import markdown
     from allinone.tools.reporting.page import html_page
@@ -146,8 +166,8 @@ def write_report(runs: Sequence[str], out: Path, *, skip_damaged: bool = False) 
     filled = fill_tables(collect(runs, skip_damaged=skip_damaged))
     page = out.with_name(f"{out.name}.html")
     text = out.with_name(f"{out.name}.md")
-    write_atomic(page, html_page(filled, page.parent))
-    write_atomic(text, markdown(filled, text.parent))
+    write_atomic(page, html_page(filled, page.parent, ours_only=ours_only))
+    write_atomic(text, markdown(filled, text.parent, ours_only=ours_only))
     print(f"{filled.summary()}\n  {page}\n  {text}")
 
 
@@ -159,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
 
     def command() -> int:
+        """Write the report, or compare two files."""
         setup_logging(stderr=True)
         options = parse(
             ReportOptions,
@@ -167,7 +188,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             description=__doc__,
         )
         if options.compare is None:
-            write_report(options.runs, options.out, skip_damaged=options.skip_damaged)
+            write_report(
+                options.runs,
+                options.out,
+                ours_only=options.ours_only,
+                skip_damaged=options.skip_damaged,
+            )
             return 0
         if options.runs:
             raise InputError("--compare takes two predictions files and no RUNS")

@@ -92,6 +92,7 @@ def _follow(options: WatchOptions, history: History, console: Console) -> None:
     from allinone.tools.cluster.run_state import state
 
     def dashboard() -> Dashboard:
+        """The run as it is now."""
         return Dashboard(state(options.run, history, time.time()), console.width)
 
     shown = dashboard()

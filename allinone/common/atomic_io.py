@@ -21,6 +21,7 @@ TEMPORARY = ".tmp-"
 
 def fsync_dir(path: Path) -> None:
     """Make renames inside the folder `path` survive a power cut."""
+    # Linux syncs a folder through a descriptor opened for reading
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -38,6 +39,8 @@ def fsync_file(path: Path) -> None:
 
 
 def _temporary(target: Path) -> Path:
+    # in the same folder, because rename(2) is atomic within a file system only; random, because
+    # ranks on several nodes may write the same target
     return target.with_name(f"{TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}")
 
 
@@ -103,6 +106,7 @@ def publish_dir(target: Path, fill: Callable[[Path], None]) -> None:
     try:
         fill(temporary)
         open_to_umask(temporary)
+        # in reverse order: the content of a folder before the folder
         for path in sorted(temporary.rglob("*"), reverse=True):
             fsync_dir(path) if path.is_dir() else fsync_file(path)
         fsync_dir(temporary)

@@ -29,7 +29,9 @@ RUN_FILE = "run.json"
 """Record of a run's options in its folder."""
 
 
-def parse_for_run(parse: Callable[[Any], Any], default: Any) -> tuple[Any, list[str]]:
+def parse_for_run(
+    parse: Callable[[Any], Any], default: Any, *, parts: str = ""
+) -> tuple[Any, list[str]]:
     """Parse the options of a run whose folder may hold a run of an earlier version.
 
     Args:
@@ -37,12 +39,16 @@ def parse_for_run(parse: Callable[[Any], Any], default: Any) -> tuple[Any, list[
             a field `out`.
         default: Defaults of the command, for example a recipe; a class if all options come from a
             file.
+        parts: Pattern of sub-folders that hold the runs of a folder without a record of its own
+            (folds); the first one counts.
 
     Returns:
         The options, and `name value` for each option that keeps an earlier version's value.
     """
     config = parse(default)
     recorded = _recorded(config.out)
+    if recorded is None and parts:
+        recorded = next(filter(None, map(_recorded, sorted(config.out.glob(parts)))), None)
     if recorded is None:
         return config, []
     kept = _earlier_values(config if isinstance(default, type) else default, recorded)

@@ -25,6 +25,7 @@ class Bounds:
 
     def hold(self, value: float) -> bool:
         """Whether the value is finite and in the range."""
+        # NaN and inf are read from the command line as floats
         return (
             math.isfinite(value)
             and (self.low < value if self.above else self.low <= value)

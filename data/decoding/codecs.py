@@ -79,7 +79,7 @@ def idr_packet(codec: str, packet: Any) -> bool:
         return False
     if codec not in ("h264", "hevc"):
         return True
-    return any(_idr(codec, header) for header in nal_headers(codec, bytes(packet)))
+    return any(_idr(codec, header) for header in nal_headers(bytes(packet)))
 
 
 def _idr(codec: str, header: int) -> bool:
@@ -88,7 +88,7 @@ def _idr(codec: str, header: int) -> bool:
     return header & 31 == 5 if codec == "h264" else (header >> 1) & 63 in (19, 20)
 
 
-def nal_headers(codec: str, data: bytes) -> list[int]:
+def nal_headers(data: bytes) -> list[int]:
     """Return the first byte of every NAL unit, length-prefixed (mp4) or with start codes (annex B).
 
     The length prefix of a unit of 256 to 511 bytes looks like a start code, so the data counts as

@@ -31,8 +31,8 @@ from allinone.data.index import (
 )
 
 PLACEHOLDER_COPIES = 20
-"""An image that this many rows share is not a photo but what a site shows for a deleted one (Flickr
-in SBU's case): none of its rows is used."""
+"""An image in at least this many rows is the placeholder that a site (Flickr for SBU) returns for a
+deleted photo; none of its rows is used."""
 
 
 def fragment_paths(out: Path, name: str) -> tuple[Path, Path]:

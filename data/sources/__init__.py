@@ -65,7 +65,9 @@ also the official ones."""
 def detect(source: Path) -> str:
     """Name of the source's format; raises DataError if no format matches."""
     if not source.exists():
-        raise DataError(f"no such source: {source}")
+        raise DataError(
+            f"no such source: {source}; give an official list, its folder, a CSV or WebDataset tars"
+        )
     for known in FORMATS.values():
         if known.files(source):
             return known.name

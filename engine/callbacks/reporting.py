@@ -169,6 +169,7 @@ def progress_line(record: Mapping[str, Any], steps: int) -> str:
         f"step {record['step']}/{steps}",
         losses,
         f"lr {record['lr']:.1e}",
+        f"norm > {record['clip_norm']:g}: {100 * record['clip_rate']:.0f} %",
         f"{record['samples_per_s']:.1f} clips/s",
         f"MFU {100 * record['mfu']:.0f} %",
         f"data wait {100 * record['data_wait']:.1f} %",

@@ -84,6 +84,15 @@ class BestCheckpoint:
         patience = self._selection.patience if self._selection else 0
         return 0 < patience <= self._state.worse
 
+    def stop_reason(self) -> str:
+        """Why training stops early, in a sentence."""
+        state, metric = self._state, self._selection.metric if self._selection else ""
+        return (
+            f"training stops early at step {state.evaluated}: the last {state.worse} evaluations"
+            f" were no better than {metric} {state.value} at step {state.step}, whose weights are"
+            " kept; --patience 0 trains to the end"
+        )
+
     def update(self, step: int, results: Mapping[str, float]) -> bool:
         """Record an evaluation.
 

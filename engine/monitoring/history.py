@@ -5,13 +5,14 @@ OUT/history.jsonl has one JSON object per line, of three kinds. Every line has `
 
 - A record, one per logging interval, has `metrics`: means over the interval, all micro-batches and
   ranks. `samples` consumed so far; `lr`; `loss` and `grad_norm` of the newest step, the norm before
-  clipping; `samples_per_s`, `step_s`, `mfu`, `eta_s`; `elapsed_s` of the interval without
-  checkpoints and evaluations; `data_wait`, the largest share of it that a rank waited for data;
-  `own_s` and `wait_s`, own work (waiting and forward pass) and waiting per step as {min, median,
-  max} over ranks; `ranks`, the same per rank in a list; `slowest` {rank, host, own_s, ratio to the
-  others' median}, null with one rank; `memory_bytes` of the largest rank; `skipped_steps` and
-  `bad_clips` since step 0; `skipped`, the interval's skipped steps with their clips; `digest` of
-  all clips and choices so far.
+  clipping; `clip_norm`, the limit of clipping, or 1 without, and `clip_rate`, the share of the
+  interval's steps with a larger norm, skipped steps aside; `samples_per_s`, `step_s`, `mfu`,
+  `eta_s`; `elapsed_s` of the interval without checkpoints and evaluations; `data_wait`, the largest
+  share of it that a rank waited for data; `own_s` and `wait_s`, own work (waiting and forward pass)
+  and waiting per step as {min, median, max} over ranks; `ranks`, the same per rank in a list;
+  `slowest` {rank, host, own_s, ratio to the others' median}, null with one rank; `memory_bytes` of
+  the largest rank; `skipped_steps` and `bad_clips` since step 0; `skipped`, the interval's skipped
+  steps with their clips; `digest` of all clips and choices so far.
 - An evaluation has `evaluation` {name: value} and `seconds`.
 - An event has `event`: start (host, pid, ranks, hosts, launcher, slurm_job, mfu_convention, steps,
   global_batch, log_every, hang_timeout_s), checkpoint (path, bytes, seconds), damaged (problem),
@@ -41,6 +42,10 @@ from allinone.engine.monitoring.straggler import slowest, spread
 from allinone.engine.optim.schedule import learning_rate
 
 HISTORY = "history.jsonl"
+REFERENCE_NORM = 1.0
+"""Gradient norm that `clip_rate` refers to in a run without clipping.
+
+It is the default of --clip-grad, so that the log shows what clipping would change."""
 
 
 class HistoryWriter:
@@ -116,6 +121,7 @@ class RecordBuilder:
         own_s = [round(value / steps, 6) for value in metrics.own_s]
         wait_s = [round(value / steps, 6) for value in metrics.wait_s]
         last = slowest(own_s, self.hosts)
+        clip_norm = config.clip_grad or REFERENCE_NORM
         return {
             "step": step,
             "samples": step * config.global_batch,
@@ -123,6 +129,8 @@ class RecordBuilder:
             "loss": metrics.losses[-1],
             "lr": learning_rate(config, step),
             "grad_norm": metrics.norms[-1],
+            "clip_norm": clip_norm,
+            "clip_rate": _share_above(clip_norm, metrics),
             "samples_per_s": samples_per_s,
             "step_s": elapsed_s / steps,
             "mfu": samples_per_s * self.flops_per_sample / (self.peak[0] * len(self.hosts)),
@@ -139,6 +147,14 @@ class RecordBuilder:
             "eta_s": (config.steps - step) * config.global_batch / samples_per_s,
             "elapsed_s": elapsed_s,
         }
+
+
+def _share_above(limit: float, metrics: IntervalMetrics) -> float:
+    """Share of the steps, skipped ones aside, whose gradient norm exceeds a limit; else nan."""
+    above = [
+        norm > limit for norm, skip in zip(metrics.norms, metrics.skips, strict=True) if not skip
+    ]
+    return sum(above) / len(above) if above else float("nan")
 
 
 def memory_bytes(device: torch.device) -> int:

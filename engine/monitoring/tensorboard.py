@@ -21,6 +21,7 @@ from allinone.common.options import flatten
 RUN_FACTS = (
     "lr",
     "grad_norm",
+    "clip_rate",
     "samples_per_s",
     "step_s",
     "mfu",
@@ -71,6 +72,9 @@ def layout(metrics: Iterable[str], mfu_convention: str) -> Layout:
         "2 Optimisation": {
             "learning rate": _exactly("run/lr"),
             "gradient norm before clipping": _exactly("run/grad_norm"),
+            "share of steps with a norm above --clip-grad, or above 1 without clipping": _exactly(
+                "run/clip_rate"
+            ),
             "skipped steps, sum": _exactly("run/skipped_steps"),
         },
         "3 Speed": {

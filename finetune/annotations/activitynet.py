@@ -58,7 +58,9 @@ def load(folder: Path, split: str) -> Split:
             for name, entry in read_json(path, dict).items()
         )
         builder.read(rows, _paragraph)
+    # many links are dead, and papers differ in how many of the 4,917 test videos they had
     builder.official("videos", len(builder.items), VIDEOS[half])
+    # val_1 is the test, and val_2 shows part of the same videos: validation comes from train
     if half == "train":
         return builder.split(train_part(list(builder.items.values()), split))
     return builder.split()
@@ -74,6 +76,7 @@ def _item(name: str, caption: str) -> RetrievalItem:
 def _paragraph(record: dict[str, Any]) -> RetrievalItem:
     if not isinstance(record["entry"], dict):
         raise RowError("the entry is not a JSON object")
+    # official sentences start with spaces, which `texts_of` removes
     paragraph = " ".join(
         sentence for sentence in texts_of(record["entry"], "sentences") if sentence
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,8 @@ from allinone.finetune.annotations.schema import AnnotationError, Item, Split
 TRAIN_PARTS = ("train", "held-out", "train-full")
 """Parts of an official training set that has no validation set: for training, for validation, and
 both together."""
+FOLD_SPLITS = (*TRAIN_PARTS, "test")
+"""Splits of each fold of a benchmark with official folds."""
 HELD_OUT_SHARE = 0.05
 """Share of the media that is held out for validation."""
 SUFFIXES = VIDEOS | IMAGES | {"mts", "m2ts", "3g2"}
@@ -35,11 +37,36 @@ class RowError(AllInOneError, ValueError):
 
 
 def check_split(split: str, valid: Sequence[str], benchmark: str) -> None:
-    """Raise AnnotationError, naming the valid splits, if `split` is not one of them."""
+    """Check the name of a split.
+
+    Args:
+        split: The name.
+        valid: Splits that the benchmark has.
+        benchmark: Its name, for the message.
+
+    Raises:
+        AnnotationError: There is no such split; the message names the valid ones.
+    """
     if split not in valid:
         raise AnnotationError(
             f"{benchmark} has no split {split!r}; choose one of: {', '.join(valid)}"
         )
+
+
+def check_fold(split: str, fold: int, benchmark: str) -> None:
+    """Check split and fold of a benchmark with three official folds (HMDB51, UCF101).
+
+    Args:
+        split: Must be one of FOLD_SPLITS.
+        fold: Must be 1, 2 or 3.
+        benchmark: Its name, for the message.
+
+    Raises:
+        AnnotationError: There is no such split or fold.
+    """
+    check_split(split, FOLD_SPLITS, benchmark)
+    if fold not in (1, 2, 3):
+        raise AnnotationError(f"{benchmark} has no fold {fold}; choose one of: 1, 2, 3")
 
 
 def find(folder: Path, names: Sequence[str], source: str) -> Path:
@@ -84,6 +111,25 @@ def read_json(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
             " another benchmark's file?"
         )
     return content
+
+
+def json_records(path: Path, key: str) -> list[dict[str, Any]]:
+    """The list of objects under a key of a JSON object; AnnotationError if there is none."""
+    records = read_json(path, dict).get(key)
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise AnnotationError(
+            f"{path} has no list {key!r} of objects: is it another benchmark's file?"
+        )
+    return records
+
+
+def numbered_answers(path: Path) -> tuple[str, ...]:
+    """The answers of ClipBERT's {answer: class number}, in the order of the numbers; empty if there
+    is no such file."""
+    if not path.is_file():
+        return ()
+    numbers = read_json(path, dict)
+    return tuple(sorted(numbers, key=lambda answer: int(numbers[answer])))
 
 
 class Builder:
@@ -164,6 +210,7 @@ class Builder:
         *,
         classes: tuple[str, ...] = (),
         answer_space: tuple[str, ...] = (),
+        reference_answers: tuple[str, ...] = (),
     ) -> Split:
         """The finished split.
 
@@ -171,6 +218,7 @@ class Builder:
             items: Part of the collected items; None: all of them.
             classes: Names of the classes, for LabelItem.
             answer_space: Fixed answer vocabulary, if the benchmark ships one.
+            reference_answers: See `Split.reference_answers`.
 
         Raises:
             AnnotationError: There are no items.
@@ -184,7 +232,13 @@ class Builder:
                 f" {'; '.join(left_out) or 'they contain no rows for it'}"
             )
         return Split(
-            self.name, chosen, tuple(self.files), classes, (*self._notes, *left_out), answer_space
+            self.name,
+            chosen,
+            tuple(self.files),
+            classes,
+            (*self._notes, *left_out),
+            answer_space,
+            reference_answers,
         )
 
 
@@ -249,10 +303,13 @@ def table(
     """
     text = read_text(path)
     if quoted:
+        # keepends: a quoted field may contain line ends
         lines = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
         rows = ((lines.line_num, fields) for fields in lines)
     else:
         # Not str.splitlines: captions may contain U+2028 or a form feed, which do not end a line.
+        # Nor csv: in LSMDC and TGIF-QA a lone quotation mark would join the following lines.
+        # TGIF-QA ends its lines with CRLF.
         rows = (
             (number, line.removesuffix("\r").split(delimiter))
             for number, line in enumerate(text.split("\n"), 1)
@@ -271,6 +328,7 @@ def table(
         if fields in ([], [""]):
             continue
         if len(fields) == len(names):
+            # fields are taken by name: TGIF-QA puts `type` where other tasks have five options
             yield where, dict(zip(names, fields, strict=True))
         else:
             builder.leave_out(f"the line does not have {len(names)} fields", where)
@@ -281,6 +339,8 @@ def text_of(record: dict[str, Any], name: str) -> str:
     value = record.get(name)
     if value is None:
         raise RowError(f"{name!r} is missing")
+    # bool is an int in Python, but `true` is not a label. Numbers are text in some releases (MSR-
+    # VTT-QA's video_id is 12 or "video12")
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise RowError(f"{name!r} is not text")
     if not (text := str(value).strip()):
@@ -309,7 +369,16 @@ def index_of(record: dict[str, Any], name: str, size: int, *, base: int = 0) -> 
 
 
 def texts_of(record: dict[str, Any], name: str, size: int | None = None) -> tuple[str, ...]:
-    """A field that holds a list of texts, of length `size` if given; RowError otherwise."""
+    """The stripped texts of a field that holds a list.
+
+    Args:
+        record: The row.
+        name: The field.
+        size: Length that the list must have; None accepts any.
+
+    Raises:
+        RowError: The field is not a list of texts of this length.
+    """
     value = record.get(name)
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise RowError(f"{name!r} is not a list of texts")
@@ -321,6 +390,7 @@ def texts_of(record: dict[str, Any], name: str, size: int | None = None) -> tupl
 def stem(name: str) -> str:
     """A media file's name without a known suffix of any case: x.MOV and x are the same video."""
     head, dot, suffix = name.rpartition(".")
+    # an empty suffix counts: in DiDeMo 62 videos of val and test have two spellings
     return head if dot and (suffix.lower() in SUFFIXES or not suffix) else name
 
 
@@ -335,6 +405,7 @@ def question_kind(question: str) -> str:
 
 def place_in_order(key: str) -> float:
     """Map a text to a number in [0, 1): the same on every machine and in every run."""
+    # not hash(): Python draws its key in every process
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
 
 
@@ -368,7 +439,11 @@ def train_part(
         raise AnnotationError(
             f"split {split!r} needs at least two different media to hold one out; use 'train-full'"
         )
-    held = {name for name in keys if place_in_order(name) < share} or set(
-        sorted(keys, key=place_in_order)[:1]
-    )
+    held = held_out(keys, share)
     return [item for item in items if (key(item) in held) == (split == "held-out")]
+
+
+def held_out(names: Collection[str], share: float) -> set[str]:
+    """The names whose hash is below `share`; at least one, also in a tiny set."""
+    chosen = {name for name in names if place_in_order(name) < share}
+    return chosen or set(sorted(names, key=place_in_order)[:1])

@@ -65,7 +65,9 @@ def _item(tags: str, repeated: list[str]) -> Callable[[dict[str, Any]], ChoiceIt
         ):
             raise RowError("an answer does not end in a narration")
         narrations = tuple(answer[-1] for answer in answers)
+        # the list has no labels: the original compares the texts
         right = [number for number, narration in enumerate(narrations) if narration == question[-1]]
+        # a question without its own narration has no correct option
         if not right:
             raise RowError("no answer equals the question's narration")
         if len(right) > 1:
@@ -97,6 +99,7 @@ def _is_moment(value: Any) -> bool:
 
 def _literal(record: dict[str, str], name: str) -> Any:
     try:
+        # literal_eval reads literals only; eval would run code of the file
         return ast.literal_eval(record[name].strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         raise RowError(f"{name!r} is not a Python literal") from None

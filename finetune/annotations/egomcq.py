@@ -77,6 +77,7 @@ def _item(
         ):
             raise RowError("the entry does not have 'query' and 'choices'")
         choices = entry["choices"]
+        # an object with the keys "0" to "4", not a list
         if set(choices) != {str(number) for number in range(OPTIONS)}:
             raise RowError(f"'choices' is not numbered 0 to {OPTIONS - 1}")
         kind = text_of(entry, "types")
@@ -107,10 +108,12 @@ def _clip(choice: Any, chunk_s: float | None, cut: list[str]) -> Media:
         raise RowError("clip_start or clip_end is not a number") from None
     if not start <= end:
         raise RowError("a clip ends before it starts")
+    # the span is part of the id: several clips come from one video
     name = f"{uid}@{start:g}-{end:g}"
     if chunk_s is None:
         return Media(name, uid, start, end)
     chunk = int(start // chunk_s)
+    # each chunk is a file of its own: one decoder cannot read across its end
     if end > (chunk + 1) * chunk_s:
         cut.append(name)
     # times in the file count from the start of the video, not of the chunk

@@ -77,6 +77,8 @@ def _retrieval(folder: Path, split: str) -> Split:
     for where, record in table(path, builder, columns=["clip", *_TIMES, "sentence"], header=False):
         with builder.row(where):
             media = _media(record)
+            # the sixth column; the original reads the first, so its captions are clip ids. Ids
+            # repeat in train and val: a clip may have several sentences
             captions.setdefault(media, []).append(text_of(record, "sentence"))
             places.setdefault(media, where)
     for media, sentences in captions.items():

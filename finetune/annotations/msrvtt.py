@@ -15,8 +15,8 @@ from allinone.finetune.annotations.common import (
     check_split,
     find,
     json_rows,
+    numbered_answers,
     question_kind,
-    read_json,
     text_of,
 )
 from allinone.finetune.annotations.msrvtt_choice import load_choice
@@ -80,6 +80,7 @@ def load(folder: Path, split: str, *, task: str, protocol: str = "9k") -> Split:
 
 def _qa(folder: Path, split: str) -> Split:
     check_split(split, OFFICIAL_SPLITS, "MSR-VTT-QA")
+    # validation has its own file here; the original validates on the test file
     builder = Builder(split)
     path = builder.use(
         find(folder, [f"{split}_qa.json", f"msrvtt_qa_{split}.jsonl", f"{split}.jsonl"], _QA_SOURCE)
@@ -88,13 +89,8 @@ def _qa(folder: Path, split: str) -> Split:
     rows = ((where, {"id": where, **record}) for where, record in json_rows(path, builder))
     builder.read(rows, _question)
     builder.official("questions", len(builder.items), QUESTIONS[split], verified=False)
-    labels = folder / "train_ans2label.json"
-    space: tuple[str, ...] = ()
-    if labels.is_file():
-        numbered = read_json(labels, dict)
-        # in the order of the file's own class numbers
-        space = tuple(sorted(numbered, key=lambda answer: int(numbered[answer])))
-    return builder.split(answer_space=space)
+    # ClipBERT's list: the 1,500 most frequent answers of train
+    return builder.split(answer_space=numbered_answers(folder / "train_ans2label.json"))
 
 
 def _question(record: dict[str, Any]) -> QAItem:

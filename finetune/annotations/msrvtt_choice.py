@@ -41,6 +41,7 @@ def load_choice(folder: Path, split: str) -> Split:
     check_split(split, OWN_SPLITS, "MSR-VTT multiple choice")
     builder = Builder(split)
     if split != "test":
+        # 7k: the questions cover all 2,990 official test videos, and 9k trains on 1,990 of them
         train = load_retrieval(folder, "train-full", "7k")
         builder.files.extend(train.files)
         for note in train.notes:
@@ -63,6 +64,7 @@ def load_choice(folder: Path, split: str) -> Split:
         )
     )
     rows: Iterator[tuple[str, dict[str, Any]]]
+    # all three forms count the answer from 0
     if path.suffix == ".csv":
         options = [f"a{number}" for number in range(1, OPTIONS + 1)]
         columns = ["vid_key", *options, "answer"]
@@ -74,6 +76,7 @@ def load_choice(folder: Path, split: str) -> Split:
         rows = json_rows(path, builder)
         video, field = ("clip_name", "options") if path.suffix == ".jsonl" else ("video", "caption")
         make = _choice_of(video, lambda record: texts_of(record, field, OPTIONS))
+    # only ClipBERT's form has a qid: otherwise the place in the file serves as one
     builder.read(((where, {"qid": where, **record}) for where, record in rows), make)
     builder.official("questions", len(builder.items), CHOICE_TEST)
     builder.note(
@@ -105,10 +108,12 @@ def _made_choices(items: Sequence[RetrievalItem]) -> Iterator[ChoiceItem]:
         for number, caption in enumerate(item.captions):
             key = f"{item.id}@{number}"
             others = _others(key, place, len(items))
+            # the media id is not enough as a key: each video has 20 captions
             wrong = [
                 items[k].captions[int(place_in_order(f"{key}/{k}") * len(items[k].captions))]
                 for k in others
             ]
+            # the place of the correct option carries no information
             answer = int(OPTIONS * place_in_order(f"{key} answer"))
             yield ChoiceItem(
                 key, item.media, "", (*wrong[:answer], caption, *wrong[answer:]), answer
@@ -119,6 +124,7 @@ def _others(key: str, place: int, size: int) -> list[int]:
     """Four different indices below `size` other than `place`."""
     chosen: dict[int, None] = {}
     draw = 0
+    # a draw that repeats one is drawn again; with 7,010 videos that is rare
     while len(chosen) < OPTIONS - 1:
         other = int(place_in_order(f"{key}#{draw}") * size)
         draw += 1

@@ -61,7 +61,16 @@ _LISTS_SOURCE = (
 
 
 def load_retrieval(folder: Path, split: str, protocol: str) -> Split:
-    """One split of a protocol other than 7k-clipbert."""
+    """One split of a protocol other than 7k-clipbert.
+
+    Args:
+        folder: Holds the files.
+        split: One of OWN_SPLITS; of `full`, one of OFFICIAL_SPLITS.
+        protocol: One of PROTOCOLS.
+
+    Raises:
+        AnnotationError: The split is unknown, files are missing, or the lists leak.
+    """
     check_split(
         split,
         OFFICIAL_SPLITS if protocol == "full" else OWN_SPLITS,
@@ -111,11 +120,13 @@ def _videos(
     if protocol == "full":
         return captions.videos(half)
     if protocol == "1k-b":
+        # 453 of these training videos are in the 1k-A test, and the two tests share only 296 videos
         train = _list(folder, "train_list_miech.txt", builder)
         test = _list(folder, "test_list_miech.txt", builder)
         _refuse_leak(train, test, "train_list_miech.txt", "test_list_miech.txt")
         return train if half == "train" else test
     if protocol == "9k":
+        # 9,000 = train, val and the 1,990 test videos that are not in the 1k-A test
         tests, test_name = {item.id for item in _test_1k_a(folder, builder)}, TEST_CSV
     else:
         tests = {f"video{number}" for number in range(FIRST_VIDEO["test"], ALL_VIDEOS)}
@@ -125,6 +136,7 @@ def _videos(
         train = _list(folder, name, builder)
         _refuse_leak(train, tests, name, test_name)
         return train
+    # 9,000 and 7,010 videos, as the lists hold
     splits = ("train", "val", "test") if protocol == "9k" else ("train", "val")
     chosen = [video for video in captions.videos(*splits) if video not in tests]
     builder.note(
@@ -164,6 +176,7 @@ def _list(folder: Path, name: str, builder: Builder) -> list[str]:
             for number, line in enumerate(read_text(path).splitlines(), 1)
             if line.strip()
         ]
+    # a dict keeps the order of the file
     videos: dict[str, None] = {}
     for where, text in rows:
         with builder.row(where):
@@ -201,6 +214,7 @@ def _test_1k_a(folder: Path, builder: Builder) -> list[RetrievalItem]:
                     f"{path}: {video} is repeated ({where}); the 1k-A test has exactly one caption"
                     " per video, and all 20 of them would give another number"
                 )
+            # 1,000 rows hold 995 different sentences: equal texts stay separate queries
             items[video] = RetrievalItem(video, media_of_video(video), (text_of(row, "sentence"),))
     return list(items.values())
 
@@ -222,6 +236,7 @@ def load_clipbert_retrieval(folder: Path, split: str) -> Split:
             captions.setdefault(video_name(text_of(record, "clip_name")), []).append(
                 text_of(record, "caption")
             )
+    # with all 20 captions as queries, R@1 falls to 3 or 4 %
     several = sorted(
         (video for video, texts in captions.items() if len(texts) > 1), key=video_number
     )

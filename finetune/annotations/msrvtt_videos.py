@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from allinone.finetune.annotations.common import Builder, RowError, find, read_json, text_of
-from allinone.finetune.annotations.schema import AnnotationError, Media
+from allinone.finetune.annotations.common import Builder, RowError, find, json_records, text_of
+from allinone.finetune.annotations.schema import Media
 
 FIRST_VIDEO = {"train": 0, "val": 6_513, "test": 7_010}
 """First video of each official split."""
@@ -23,6 +23,7 @@ _CAPTIONS_SOURCE = (
 
 def video_name(text: str) -> str:
     """`video12` from 12, video12, video12.mp4 or JSFusion's msr12. RowError from anything else."""
+    # MSR-VTT-QA has numbers, ClipBERT video12, Singularity video12.mp4, JSFusion msr12
     match = re.fullmatch(r"(?:video|msr)?(\d+)(?:\.mp4)?", text.strip())
     if match is None:
         raise RowError("the video is neither a number nor video<number>")
@@ -74,6 +75,7 @@ def read_captions(folder: Path, builder: Builder, *, with_test: bool) -> Caption
     merged = find_caption_file(folder, "MSRVTT_data.json")
     official = find_caption_file(folder, halves[0])
     frozen = find_caption_file(folder, "MSR_VTT.json")
+    # CLIP4Clip's file first: it alone holds all 10,000 videos
     if merged:
         _read_official(builder.use(merged), builder, captions)
     elif official:
@@ -96,12 +98,7 @@ def find_caption_file(folder: Path, name: str) -> Path | None:
 
 
 def _rows(path: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    records = read_json(path, dict).get(key)
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise AnnotationError(
-            f"{path} has no list {key!r} of objects: is it another benchmark's file?"
-        )
-    for number, record in enumerate(records):
+    for number, record in enumerate(json_records(path, key)):
         yield f"{path.name}:{key}[{number}]", record
 
 
@@ -109,6 +106,7 @@ def _read_official(path: Path, builder: Builder, captions: Captions) -> None:
     for where, record in _rows(path, "videos"):
         with builder.row(where):
             split = text_of(record, "split")
+            # the official files call the split `validate`
             captions.splits[video_name(text_of(record, "video_id"))] = {"validate": "val"}.get(
                 split, split
             )
@@ -117,6 +115,7 @@ def _read_official(path: Path, builder: Builder, captions: Captions) -> None:
         with builder.row(where):
             sentence = text_of(record, "sen_id") if "sen_id" in record else where
             video, caption = video_name(text_of(record, "video_id")), text_of(record, "caption")
+            # a repeated row would weigh a caption twice in training
             if sentence in seen:
                 raise RowError("sen_id is repeated, the first is kept")
             seen.add(sentence)
@@ -124,6 +123,7 @@ def _read_official(path: Path, builder: Builder, captions: Captions) -> None:
 
 
 def _read_frozen(path: Path, builder: Builder, captions: Captions) -> None:
+    # COCO-like keys: the video is called image_id, and there are no splits
     for where, record in _rows(path, "annotations"):
         with builder.row(where):
             captions.of.setdefault(video_name(text_of(record, "image_id")), []).append(

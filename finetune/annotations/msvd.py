@@ -61,6 +61,7 @@ def _qa(folder: Path, split: str) -> Split:
     clips = _mapping(builder.use(find(folder, ["youtube_mapping.txt"], _QA_SOURCE)))
     builder.read(json_rows(path, builder), _question(clips))
     builder.official("questions", len(builder.items), QUESTIONS[split], verified=split == "test")
+    # 1,000 of the 1,852 training answers; the original has a further class, never a target
     answers = folder / "msvd_answer_set.txt"
     space = (
         tuple(line.strip() for line in read_text(answers).splitlines() if line.strip())
@@ -87,6 +88,7 @@ def _question(clips: dict[str, str]) -> Callable[[dict[str, Any]], QAItem]:
 
 def _clip(clips: dict[str, str], video: str) -> str:
     """Find a clip by 873 (the official array), vid873 (other forms) or its own name."""
+    # the mapping has numbers from 1 to 1,970
     number = video.removeprefix("vid")
     if number in clips:
         return clips[number]
@@ -101,6 +103,7 @@ def _mapping(path: Path) -> dict[str, str]:
         fields = line.split()
         if not fields:
             continue
+        # clip names, <id>_<start>_<end>, contain no space
         if len(fields) != 2 or not fields[1].startswith("vid"):
             raise AnnotationError(
                 f"{path}:{number}: expected '<clip name> vid<number>', found {line[:80]!r}"
@@ -119,6 +122,7 @@ def _retrieval(folder: Path, split: str) -> Split:
             builder.add(RetrievalItem(clip, Media(clip, clip), tuple(captions[clip])), where)
         elif clip:
             builder.leave_out("the clip has no caption", where)
+    # counted by clips, not lines: some lists lack the final newline
     builder.official("clips", len(builder.items), VIDEOS[split])
     total = sum(len(captions[clip]) for clip in builder.items)
     builder.note(
@@ -157,12 +161,14 @@ def _captions(builder: Builder, path: Path) -> dict[str, list[str]]:
     builder.use(path)
     captions: dict[str, list[str]] = {}
     if path.suffix == ".json":
+        # joined by spaces: the tokenizer splits at punctuation, so tokens come out the same
         for clip, sentences in read_json(path, dict).items():
             captions[clip] = [
                 " ".join(words) if isinstance(words, list) else str(words) for words in sentences
             ]
         return captions
     for number, line in enumerate(read_text(path).splitlines(), 1):
+        # the preamble is marked by #; clip names may start with - or _
         clip, _, caption = line.strip().partition(" ")
         if not clip or clip.startswith("#"):
             continue

@@ -145,6 +145,8 @@ class Split:
     """Notes for the user: rows left out with reason and count, found and official numbers."""
     answer_space: tuple[str, ...] = field(default=())
     """Fixed answer vocabulary, if the benchmark ships one."""
+    reference_answers: tuple[str, ...] = field(default=())
+    """The answer vocabulary in the order of the original's class numbers, if it differs."""
 
 
 def assert_disjoint(*splits: Split) -> None:

@@ -17,7 +17,7 @@ from allinone.finetune.annotations.common import (
     find,
     index_of,
     json_lines,
-    read_json,
+    numbered_answers,
     stem,
     table,
     text_of,
@@ -93,6 +93,7 @@ def _id(record: dict[str, Any]) -> str:
 
 
 def _choice(record: dict[str, Any]) -> ChoiceItem:
+    # the answer counts from 0, the columns from 1
     choices = tuple(text_of(record, f"a{number}") for number in range(1, 6))
     return ChoiceItem(
         _id(record),
@@ -120,11 +121,8 @@ def _clipbert(folder: Path, split: str, task: str) -> Split:
         size, verified = SIZES[task, "test"]
         builder.official("test questions", len(builder.items), size, verified=verified)
     labels = folder / "frameqa_trainval_ans2label.json"
-    space: tuple[str, ...] = ()
-    if task == "frameqa" and labels.is_file():
-        numbered = read_json(labels, dict)
-        # in the order of the file's own class numbers
-        space = tuple(sorted(numbered, key=lambda answer: int(numbered[answer])))
+    space = numbered_answers(labels) if task == "frameqa" else ()
+    if space:
         builder.note(f"{labels.name} holds the answers of train and val")
     return builder.split(answer_space=space)
 

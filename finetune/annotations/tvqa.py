@@ -117,6 +117,7 @@ def show(vid_name: str) -> str:
 
     friends_s01e02_seg02_clip_05 → friends, s05e02_seg02_clip_12 → bbt.
     """
+    # the folder of The Big Bang Theory is bbt_frames, but its names have no prefix
     prefix = vid_name.partition("_")[0]
     if prefix in SHOWS:
         return prefix
@@ -131,6 +132,7 @@ def _span(record: dict[str, Any]) -> tuple[float, float]:
     Raises:
         RowError: It has another form, or ends before it starts.
     """
+    # 3 of the 7,623 spans of test_public are nan
     match = re.fullmatch(r"([\d.]+|nan)-([\d.]+|nan)", text_of(record, "ts"))
     if match is None:
         raise RowError("'ts' is not start-end in seconds")
@@ -138,6 +140,7 @@ def _span(record: dict[str, Any]) -> tuple[float, float]:
         start, end = float(match[1]), float(match[2])
     except ValueError:
         raise RowError("'ts' is not start-end in seconds") from None
+    # a comparison with nan is False: such a span passes, and `_item` replaces it
     if end < start:
         raise RowError("'ts' ends before it starts")
     return start, end
@@ -178,6 +181,7 @@ class _Subtitles:
 
     def context(self, name: str, start_s: float | None, end_s: float | None) -> str:
         """The clip's lines that overlap the span, joined by spaces."""
+        # one file per clip, 21,793 in all: read when a question needs it
         if name not in self._lines and self._folder and (self._folder / f"{name}.srt").is_file():
             self._lines[name] = parse_srt(
                 (self._folder / f"{name}.srt").read_text(encoding="utf-8-sig", errors="replace")
@@ -187,6 +191,7 @@ class _Subtitles:
         lines = self._lines.get(name, ())
         begin = -math.inf if start_s is None else start_s
         stop = math.inf if end_s is None else end_s
+        # closed intervals: a line that only touches the span counts
         return " ".join(line.text for line in lines if line.start_s <= stop and line.end_s >= begin)
 
 

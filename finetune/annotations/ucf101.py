@@ -6,18 +6,15 @@ import re
 from pathlib import Path, PurePosixPath
 
 from allinone.finetune.annotations.common import (
-    TRAIN_PARTS,
     Builder,
     RowError,
-    check_split,
+    check_fold,
     find,
     read_text,
     train_part,
 )
 from allinone.finetune.annotations.schema import AnnotationError, LabelItem, Media, Split
 
-SPLITS = (*TRAIN_PARTS, "test")
-FOLDS = (1, 2, 3)
 CLASSES = 101
 SIZES = {1: (9_537, 3_783), 2: (9_586, 3_734), 3: (9_624, 3_696)}
 """(train, test) clips per fold."""
@@ -32,12 +29,10 @@ def load(folder: Path, split: str, *, fold: int) -> Split:
 
     Args:
         folder: Holds the files.
-        split: One of SPLITS.
-        fold: One of FOLDS.
+        split: One of FOLD_SPLITS.
+        fold: 1, 2 or 3.
     """
-    check_split(split, SPLITS, "UCF101")
-    if fold not in FOLDS:
-        raise AnnotationError(f"UCF101 has no fold {fold}; choose one of: 1, 2, 3")
+    check_fold(split, fold, "UCF101")
     wanted = "test" if split == "test" else "train"
     builder = Builder(split)
     classes = _classes(builder.use(_file(folder, "classInd.txt")))

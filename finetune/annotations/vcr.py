@@ -86,6 +86,7 @@ def _item(
         names = record.get("objects")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise RowError("'objects' is not a list of class names")
+        # test rows lack both labels
         item = VCRItem(
             text_of(record, "annot_id"),
             Media(str(PurePosixPath(image).with_suffix("")), image),
@@ -122,6 +123,7 @@ def tokens_of(tokens: Any, objects: int) -> Tokens:
     for token in tokens:
         if isinstance(token, str):
             read.append(token)
+        # type(), not isinstance: True would be detection 1
         elif isinstance(token, list) and token and all(type(index) is int for index in token):
             if not all(0 <= index < objects for index in token):
                 raise RowError("a text refers to an object that is not listed")
@@ -133,6 +135,7 @@ def tokens_of(tokens: Any, objects: int) -> Tokens:
 
 def _metadata(root: Path, name: str) -> dict[str, Any]:
     relative = PurePosixPath(name)
+    # the name comes from a file: it must not lead out of the image folder
     if relative.is_absolute() or ".." in relative.parts:
         raise RowError("'metadata_fn' is outside the image folder")
     path = root / relative
@@ -155,6 +158,7 @@ def _regions(root: Path, metadata: str, names: Sequence[str]) -> tuple[ImageRegi
             or not all(isinstance(value, int | float) for value in box)
         ):
             raise RowError("a box is not [x1, y1, x2, y2, score]")
+        # the fifth number, the detector's score, is not used
         x1, y1, x2, y2 = (float(value) for value in box[:4])
         regions.append(ImageRegion(name, (x1, y1, x2, y2)))
     return tuple(regions)

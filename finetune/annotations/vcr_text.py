@@ -48,6 +48,7 @@ def names_of(item: VCRItem, naming: str, task: str = "answer") -> tuple[str, ...
             for i, region in enumerate(item.regions)
         )
     if naming == "reference":
+        # the original numbers persons and objects alike
         order = {index: place for place, index in enumerate(mentioned(item, task))}
         return tuple(
             f"{region.name} {order[i]}" if i in order else region.name
@@ -84,6 +85,7 @@ def mentioned(item: VCRItem, task: str) -> tuple[int, ...]:
 
 def sentence(tokens: Tokens, names: Sequence[str]) -> str:
     """Write tokens as a sentence, objects by name, no space before punctuation and clitics."""
+    # the files hold tokens; MERLOT joins them as sentences, too
     text, glue = "", True
     for token in tokens:
         word = token if isinstance(token, str) else _joined([names[index] for index in token])

@@ -14,12 +14,17 @@ from allinone.finetune.annotations.common import (
     RowError,
     check_split,
     find,
-    place_in_order,
-    read_json,
+    held_out,
+    json_records,
     text_of,
 )
 from allinone.finetune.annotations.schema import AnnotationError, Media, QAItem, Split
-from allinone.finetune.annotations.vqav2_text import ANNOTATORS, ANSWERS, answer_space
+from allinone.finetune.annotations.vqav2_text import (
+    ANNOTATORS,
+    ANSWERS,
+    answer_space,
+    reference_order,
+)
 
 SPLITS = ("train", "val", "train+val", "held-out", "test-dev", "test")
 QUESTIONS = {"train2014": 443_757, "val2014": 214_354, "test2015": 447_793}
@@ -51,36 +56,33 @@ def load(folder: Path, split: str, *, with_answer_space: bool = True) -> Split:
     """
     check_split(split, SPLITS, "VQAv2")
     builder = Builder(split)
-    chosen: list[str] = []
+    annotated: dict[str, dict[str, dict[str, Any]]] = {}
     for part in _PARTS[split]:
         before = len(builder.items)
-        answers = (
-            {}
-            if part.startswith("test")
-            else _answers(builder.use(_file(folder, "annotations", part)))
-        )
-        chosen += (
-            [text_of(record, "multiple_choice_answer") for record in answers.values()]
-            if with_answer_space
-            else []
-        )
+        if not part.startswith("test"):
+            annotated[part] = _answers(builder.use(_file(folder, "annotations", part)))
         builder.read(
-            _questions(builder.use(_file(folder, "questions", part))), _item(part, answers)
+            _questions(builder.use(_file(folder, "questions", part))),
+            _item(part, annotated.get(part, {})),
         )
+        # of test-dev2015 no official count is known to us
         if part in QUESTIONS:
             builder.official(f"questions of {part}", len(builder.items) - before, QUESTIONS[part])
     space: tuple[str, ...] = ()
+    reference: tuple[str, ...] = ()
     if with_answer_space:
-        for part in {"train2014", "val2014"} - set(_PARTS[split]):
-            chosen += [
-                text_of(record, "multiple_choice_answer")
-                for record in _answers(_file(folder, "annotations", part)).values()
-            ]
-        space = answer_space(chosen)
+        # that of train and val together, whichever split is read, and in this order
+        chosen = [
+            text_of(record, "multiple_choice_answer")
+            for part in ("train2014", "val2014")
+            for record in (
+                annotated.get(part) or _answers(_file(folder, "annotations", part))
+            ).values()
+        ]
+        space, reference = answer_space(chosen), reference_order(chosen)
         builder.official("answers in the answer space", len(space), ANSWERS)
-    if split in ("train+val", "held-out"):
-        return builder.split(_without_held_out(builder, split), answer_space=space)
-    return builder.split(answer_space=space)
+    kept = _without_held_out(builder, split) if split in ("train+val", "held-out") else None
+    return builder.split(kept, answer_space=space, reference_answers=reference)
 
 
 def _without_held_out(builder: Builder, split: str) -> list[Any]:
@@ -90,10 +92,7 @@ def _without_held_out(builder: Builder, split: str) -> list[Any]:
         for item in builder.items.values()
         if isinstance(item, QAItem) and item.media.path.startswith("val2014/")
     ]
-    images = {item.media.id for item in val}
-    held = {image for image in images if place_in_order(image) < HELD_OUT_SHARE} or set(
-        sorted(images, key=place_in_order)[:1]
-    )
+    held = held_out({item.media.id for item in val}, HELD_OUT_SHARE)
     return [
         item
         for item in builder.items.values()
@@ -111,7 +110,7 @@ def _file(folder: Path, kind: str, part: str) -> Path:
 
 
 def _questions(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, record in enumerate(_records(path, "questions")):
+    for number, record in enumerate(json_records(path, "questions")):
         yield f"{path.name}[{number}]", record
 
 
@@ -121,22 +120,13 @@ def _answers(path: Path) -> dict[str, dict[str, Any]]:
     A broken annotation is an error, because leaving it out would silently change the answer space.
     """
     annotations: dict[str, dict[str, Any]] = {}
-    for number, record in enumerate(_records(path, "annotations")):
+    for number, record in enumerate(json_records(path, "annotations")):
         try:
             text_of(record, "multiple_choice_answer")
             annotations[text_of(record, "question_id")] = record
         except RowError as error:
             raise AnnotationError(f"{path}, annotation {number}: {error}") from error
     return annotations
-
-
-def _records(path: Path, key: str) -> list[dict[str, Any]]:
-    records = read_json(path, dict).get(key)
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise AnnotationError(
-            f"{path} has no list {key!r} of objects: is it another benchmark's file?"
-        )
-    return records
 
 
 def _item(part: str, answers: dict[str, dict[str, Any]]) -> Callable[[dict[str, Any]], QAItem]:
@@ -154,6 +144,7 @@ def _item(part: str, answers: dict[str, dict[str, Any]]) -> Callable[[dict[str, 
         if number not in answers:
             raise RowError("the question has no annotation")
         annotation = answers[number]
+        # all ten are needed: the accuracy leaves out one after another
         given = annotation.get("answers")
         if not isinstance(given, list) or len(given) != ANNOTATORS:
             raise RowError(f"'answers' does not have {ANNOTATORS} entries")

@@ -51,6 +51,8 @@ class Cache:
         """The result of this content, or None."""
         try:
             with np.load(self._path(content), allow_pickle=False) as file:
+                # the file name is a hash: compare the content itself, so that a collision is not a
+                # hit
                 if str(file["content"]) != f"{self._scope}|{content}":
                     return None
                 missing = {
@@ -64,11 +66,14 @@ class Cache:
                     int(file["lost"]),
                     int(file["shortened"]),
                 )
+        # a file that a full disk cut off, or of another format, is evaluated again
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
 
     def put(self, content: str, result: BatchResult) -> None:
         """Store a result atomically."""
+        # ranks share the folder: a reader must never see half a file. A file object, because numpy
+        # appends .npz to a path
         with atomic_path(self._path(content)) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,

@@ -76,6 +76,13 @@ class Evaluator:
 
     With `cache`, ranks work independently and finished batches are kept. Without it, every rank
     makes the same number of forward passes: under ZeRO 3 a forward pass is a collective.
+
+    Args:
+        model: Called by the score functions.
+        library: The media files of the splits.
+        settings: How items are read.
+        device: Of the model and the batches.
+        cache: Keeps finished batches.
     """
 
     def __init__(
@@ -241,6 +248,7 @@ def _fixed_batches(examples: Sequence[Example], size: int) -> list[list[int]]:
         media = looks[0].media
         return media.path, media.start_s or 0.0, media.end_s or 0.0, number
 
+    # not by the order of the file: in MSR-VTT-QA 24 questions share a video
     order = sorted(range(len(examples)), key=key)
     return [order[start : start + size] for start in range(0, len(order), size)]
 

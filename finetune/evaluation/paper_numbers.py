@@ -1,8 +1,8 @@
 """The paper's numbers as data, and which of them a result of ours is comparable with.
 
 `paper_numbers.json` holds the tables in the paper's layout: a row is a model with its pre-training,
-frames and views; a column is one metric of one benchmark. Numbers of doubtful reading are marked,
-and an illegible one is never compared with.
+frames and views; a column is one metric of one benchmark. Each number has a source and a certainty;
+an illegible one is never compared with.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from allinone.finetune.evaluation.official_counts import tested_as
 from allinone.finetune.evaluation.results import EvaluationResult
 
 NUMBERS = Path(__file__).with_name("paper_numbers.json")
-SAME_TEST = {"7k-clipbert": "7k", "clipbert": ""}
-"""Variant of a script that reads ClipBERT's files → the variant with the same test items. Only the
-training and validation parts differ, which no table of the paper states."""
 IMAGE_SETS = frozenset({"CC3M", "CC12M", "COCO", "SBU", "VisualGenome"})
 _PATTERNS = {
     r"webvid.*": "WebVid",
@@ -48,11 +46,6 @@ def _canonical(name: str) -> str:
     )
 
 
-def tested_as(variant: str) -> str:
-    """The variant under which the paper's tables list a result."""
-    return SAME_TEST.get(variant, variant)
-
-
 @dataclass(frozen=True)
 class PaperRow:
     """A model, as one row of a table."""
@@ -60,8 +53,8 @@ class PaperRow:
     model: str
     size: str
     pretraining: Sequence[str] | str | int
-    """Names of data sets; "B+" or "B*" if the table names only the model; a number if it names only
-    the number of data sets."""
+    """Names of data sets; "B+" if the table names only the model; a number if it names only the
+    number of data sets."""
     frames: int
     views: int = 1
     image_size: int = 224
@@ -72,10 +65,18 @@ class PaperRow:
     roll: str = ""
     """Kind of temporal interaction, if it is not the paper's token rolling."""
     highlight: str = ""
-    """VCR: how people are drawn into the picture: masks, boxes or none."""
+    """VCR: how people are drawn into the picture: masks (or boxes), or none."""
     heads: str = ""
     """shared or apart: heads of images and videos in co-training; "" = not stated."""
     note: str = ""
+    source: str = ""
+    """Key of `sources`, for cells that name no other source."""
+    line: str = ""
+    """The line of the slides' recognised text that holds the row."""
+    recipe: Sequence[str] = ()
+    """Recipes of pretrain/recipes whose weights fill the row."""
+    no_recipe: str = ""
+    """Why no recipe does."""
 
     @property
     def data(self) -> str:
@@ -121,8 +122,13 @@ class PaperCell:
     column: Column
     value: float | None = None
     certainty: str = ""
-    """verified, readme, talk, unsure or illegible, explained in the file; "" if there is no
-    number."""
+    """sure, unsure or illegible, explained in the file; "" if the paper prints nothing."""
+    source: str = ""
+    """Key of `sources`: slide N, README or EVAL paper."""
+    read: str = ""
+    """Characters of the slide's recognised text, where they need an interpretation."""
+    gain: tuple[float, float] | None = None
+    """(baseline, difference): the slide prints the number together with this gain."""
     also: Mapping[str, float] = field(default_factory=dict)
     """Numbers that other sources give for the same cell."""
     note: str = ""
@@ -131,6 +137,17 @@ class PaperCell:
     def target(self) -> float | None:
         """The number, if it may be used for comparison."""
         return None if self.certainty == "illegible" else self.value
+
+    @property
+    def confirmation(self) -> str:
+        """gain: the printed gain agrees; notes: the number is (also) that of README or EVAL.md;
+        else the certainty."""
+        if self.certainty != "sure":
+            return self.certainty
+        if self.gain is not None:
+            return "gain"
+        notes = _content()["sources"][self.source]["evidence"] == "notes"
+        return "notes" if notes or self.value in self.also.values() else self.certainty
 
     def measures(self, result: EvaluationResult) -> bool:
         """Whether the result has this column's benchmark, split and metric."""
@@ -143,6 +160,9 @@ class PaperCell:
         row = self.row
         roll = str(_recorded(result, "roll") or "roll")
         highlight = str(_task(result).get("highlight", "not recorded"))
+        if highlight == "boxes":
+            # the slides call the drawing a mask, and the original's code draws boxes: either counts
+            highlight = "masks"
         heads = _recorded(result, "heads") or "not recorded"
         compared = [
             ("variant", tested_as(result.variant), self.column.variant),
@@ -151,7 +171,9 @@ class PaperCell:
             ("views", result.views, row.views),
             ("image size", result.image_size, row.image_size),
             ("zero-shot", result.zero_shot, row.zero_shot),
+            ("zero-shot score", zero_shot_score(result), "match" if result.zero_shot else ""),
             ("temporal interaction", roll, row.roll or "roll"),
+            ("re-ranked candidates", str(_task(result).get("rerank", "0")), "0"),
             # the paper does not state these everywhere
             ("highlight", highlight, row.highlight or highlight),
             ("heads of images and videos", heads, row.heads or heads),
@@ -206,12 +228,24 @@ def setting(result: EvaluationResult) -> tuple[Any, ...]:
         data_sets(result.pretraining),
         (result.frames, result.views, result.image_size),
         result.zero_shot,
+        zero_shot_score(result),
         _tuned_before(result),
         _recorded(result, "roll") or "roll",
         _recorded(result, "heads"),
         _task(result).get("highlight"),
+        _task(result).get("rerank", "0"),
         losses(result),
     )
+
+
+def zero_shot_score(result: EvaluationResult) -> str:
+    """What scored the options of a zero-shot multiple choice; the paper's rows have match."""
+    if not result.zero_shot:
+        return ""
+    if result.protocol != "multiple_choice":
+        return "match"
+    # version 0.2 had no such option, and always took the log-odds
+    return str(_task(result).get("zero_shot_score", "log-odds"))
 
 
 def losses(result: EvaluationResult) -> str:
@@ -227,10 +261,8 @@ def same_pretraining(row: PaperRow, names: str) -> bool:
     ours = data_sets(names)
     if isinstance(row.pretraining, int):
         return len(ours) == row.pretraining
-    if row.pretraining == "B*":
-        return "YT-Temporal" in ours and len(ours) <= 3
     if row.pretraining == "B+":
-        return bool(ours & IMAGE_SETS) and "YT-Temporal" not in ours
+        return bool(ours & IMAGE_SETS) and "WebVid" in ours and "YT-Temporal" not in ours
     return ours == data_sets("+".join(row.pretraining))
 
 
@@ -254,12 +286,19 @@ def _content() -> dict[str, Any]:
 
 
 def certainties() -> dict[str, str]:
-    """Mark → its meaning."""
+    """Certainty → its meaning."""
     return dict(_content()["certainty"])
 
 
+def sources() -> dict[str, dict[str, str]]:
+    """Source → `what` it is and the `evidence` for its numbers: text, in the recognised text of
+    the slides, or notes, known only from our notes about the original repository."""
+    return dict(_content()["sources"])
+
+
 def budget() -> list[dict[str, str]]:
-    """The authors' statements about the cost of training and evaluation: rows of name and value."""
+    """The authors' statements about the cost of training and evaluation: rows of what, value,
+    source and, on a slide, line."""
     return list(_content()["budget"])
 
 
@@ -284,9 +323,12 @@ def _table(content: Mapping[str, Any]) -> Table:
 
 
 def _cell(table: str, row: PaperRow, column: Column, content: Any) -> PaperCell:
-    if isinstance(content, Mapping):
-        return PaperCell(table, row, column, **content)
-    return PaperCell(table, row, column, content, "" if content is None else "talk")
+    if content is None:
+        return PaperCell(table, row, column)
+    given = dict(content) if isinstance(content, Mapping) else {"value": content}
+    if "gain" in given:
+        given["gain"] = tuple(given["gain"])
+    return PaperCell(table, row, column, **{"certainty": "sure", "source": row.source} | given)
 
 
 def paper_cells(benchmark: str, variant: str = "") -> list[PaperCell]:

@@ -68,7 +68,6 @@ def shortlist(similarity: np.ndarray, candidates: int) -> np.ndarray:
 
 
 def rerank(
-    model: TaskModel,
     evaluator: Evaluator,
     name: str,
     items: Sequence[RetrievalItem],
@@ -79,10 +78,11 @@ def rerank(
     both_ways: bool = False,
     pair_batch: int = 256,
 ) -> RerankedScores:
-    """Score shortlisted pairs by the joint pass and model.task_head. Collective.
+    """Score shortlisted pairs by the joint pass and the task head of the evaluator's model.
+
+    Collective.
 
     Args:
-        model: The model.
         evaluator: Reads clips and distributes batches.
         name: Name of the split.
         items: M media items.
@@ -194,6 +194,7 @@ class _PairScorer:
 
     def _score(self, model: TaskModel, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Scores [P] of clips [P, V, T, 3, S, S] with texts [P, L], the mean over views."""
+        # view by view: all views at once would multiply the memory of a pass
         by_view = [
             head_scores(model.task_head, model(pixels[:, v], ids, mask).pooled).squeeze(-1)
             for v in range(pixels.shape[1])

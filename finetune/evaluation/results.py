@@ -84,7 +84,7 @@ class EvaluationResult:
     checkpoint: str
     checkpoint_sha256: str
     items: int
-    """Test items, including missing ones."""
+    """Scored test items, including missing ones, which count as wrong."""
     scores: Mapping[str, Score]
     """By name, the headline first. Names come from evaluation/summaries.py: t2v/R@1, accuracy,
     accuracy/what, q2ar, top1, …"""
@@ -102,6 +102,25 @@ class EvaluationResult:
     """Version of the code: commit, or package version."""
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     """When the evaluation ended, UTC, ISO 8601."""
+    official_items: int | None = None
+    """Items of the official split, see evaluation/official_counts.py; None if not known."""
+    official: bool | None = None
+    """Whether the items are those of the official split by name and number; None in files of
+    earlier versions, which did not state it."""
+
+    @property
+    def unofficial_reason(self) -> str:
+        """Why the scores are not those of the official test; empty if they are."""
+        if self.official:
+            return ""
+        if self.official is None:
+            return (
+                "a results file of an earlier version, which does not state the official number of"
+                " items; the same command evaluates again from its cache"
+            )
+        if self.official_items is None:
+            return f"no official number of items is known for the split {self.split}"
+        return f"the official split {self.split} has {self.official_items:,} items"
 
     @property
     def name(self) -> str:
@@ -153,9 +172,14 @@ def result_from_json(content: Mapping[str, Any]) -> EvaluationResult:
             "scores": scores,
             "missing": tuple(MissingItem(**item) for item in values.get("missing", ())),
         }
-        return EvaluationResult(**values)
+        result = EvaluationResult(**values)
     except (TypeError, AttributeError) as error:
         raise ResultError(f"a field does not have the expected form ({error})") from error
+    if result.official and result.items != result.official_items:
+        raise ResultError(
+            f"it claims the official items, but has {result.items} of {result.official_items}"
+        )
+    return result
 
 
 def _required(part: dataclasses.Field[Any]) -> bool:

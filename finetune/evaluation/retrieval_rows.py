@@ -28,6 +28,7 @@ def ranks_of_folds(
     size = media // len(folds)
     by_text = np.zeros(len(owners))
     for number, (texts, _) in enumerate(folds):
+        # fold k holds the media k * size to (k + 1) * size - 1, see `metrics.fold_ranks`
         by_text[owners // size == number] = texts.ranks
     return by_text, np.concatenate([clips.ranks for _, clips in folds])
 
@@ -50,6 +51,7 @@ def prediction_rows(
     texts = [caption for item in items for caption in item.captions]
     q = 0
     for item in items:
+        # the caption is named by its number: the 1,000 rows of 1k-A repeat some sentences
         for number, text in enumerate(item.captions):
             best = _best(by_text[q])
             rows.append(
@@ -79,6 +81,7 @@ def prediction_rows(
 
 def _best(scores: np.ndarray) -> list[int]:
     """Indices of the highest finite scores, ties in their order."""
+    # -inf and NaN mark missing media, which are not listed
     usable = np.where(np.isfinite(scores), scores, -np.inf)
     order = np.argsort(-usable, kind="stable")[:_LISTED]
     return [int(index) for index in order if np.isfinite(usable[index])]

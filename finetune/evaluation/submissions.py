@@ -54,6 +54,7 @@ def vcr_csv(
     Raises:
         SubmissionError: Ids or shapes do not fit, or a score is not finite.
     """
+    # sorted: the file is the same in every run
     absent = sorted(set(missing) - set(ids))
     _check_ids([*ids, *absent], expected, "VCR")
     if answer_scores.shape != (len(ids), 4) or rationale_scores.shape != (len(ids), 4, 4):
@@ -77,6 +78,7 @@ def vcr_csv(
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(VCR_COLUMNS)
+    # repr keeps every digit: rounded probabilities of two options could become equal
     for row in sorted(range(len(ids)), key=ids.__getitem__):
         rows.writerow([ids[row], *(repr(float(value)) for value in probabilities[row])])
     write_atomic(path, text.getvalue())
@@ -99,6 +101,7 @@ def vqav2_json(
     _check_ids(ids, expected, "VQAv2")
     _same_length(ids, answers, "VQAv2")
     rows = [
+        # an answer is required for every question: empty for missing media
         {"question_id": _number(name, "VQAv2"), "answer": answer or ""}
         for name, answer in zip(ids, answers, strict=True)
     ]

@@ -1,9 +1,10 @@
 """A result as shown on the terminal: scores with their intervals, next to the paper's numbers for
-the most similar setting."""
+the most similar setting if the official items were scored."""
 
 from __future__ import annotations
 
-from allinone.finetune.evaluation.paper_numbers import PaperCell, paper_cells, tested_as
+from allinone.finetune.evaluation.official_counts import tested_as
+from allinone.finetune.evaluation.paper_numbers import PaperCell, paper_cells
 from allinone.finetune.evaluation.results import EvaluationResult
 
 _MAX_LISTED = 10
@@ -20,7 +21,7 @@ def table(result: EvaluationResult) -> str:
     cells = [cell for cell in known if cell.measures(result) and cell.target is not None]
     nearest = min(cells, key=lambda cell: len(cell.differences(result)), default=None)
     published: dict[str, PaperCell] = {}
-    if nearest is not None:
+    if nearest is not None and result.official:
         published = {cell.column.metric: cell for cell in cells if cell.row == nearest.row}
     for name, score in result.scores.items():
         interval, paper = "", ""
@@ -41,6 +42,8 @@ def table(result: EvaluationResult) -> str:
 
 
 def _comparison(cell: PaperCell, result: EvaluationResult) -> str:
+    if reason := result.unofficial_reason:
+        return f"  not comparable with the paper: {reason}"
     differences = cell.differences(result)
     row = f"{cell.row.model}, {cell.row.data}"
     if not differences:

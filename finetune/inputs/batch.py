@@ -99,6 +99,7 @@ class TaskBatch:
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
+        # positions count items: row k of a batch is k positions further
         first = self.first_position + row
         return replace(
             self, **rows, items=(self.items[row],), clips=(self.clips[row],), first_position=first

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from allinone.data.config import ClipConfig, DataConfig
-from allinone.data.decoding.codecs import dali_reads
+from allinone.data.decoding.codecs import IMAGES, dali_reads
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
 from allinone.data.decoding.gop_trim import TrimmedStream
 from allinone.data.decoding.segment import ByteRange, load_segment
@@ -42,6 +42,7 @@ row."""
 def media_window(file: MediaFile, media: Media) -> ClipWindow:
     """Return the part of a file that an item shows; raises MediaError beyond the file's end."""
     first, last = 0, file.frames - 1
+    # an image is shown whatever span an item names
     if file.frames > 1 and (media.start_s is not None or media.end_s is not None):
         start = media.start_s or 0.0
         end = media.end_s if media.end_s is not None else math.inf
@@ -56,7 +57,8 @@ def media_window(file: MediaFile, media: Media) -> ClipWindow:
                 f"{file.path}: shown from {start:g} s on, it ends at {end_of_file:.1f} s"
             )
         first, last = found
-    return ClipWindow(first, last - first + 1, file.width, file.height, file.keyframes)
+    image = file.codec != IMAGE_FOLDER and Path(file.path).suffix.lower().lstrip(".") in IMAGES
+    return ClipWindow(first, last - first + 1, file.width, file.height, file.keyframes, image=image)
 
 
 class MediaReader:
@@ -99,6 +101,7 @@ class MediaReader:
         chosen = choose_frames(
             media_window(file, look.media), self._config, self._clip.num_frames, random, views=views
         )
+        # painting needs frames in memory: DALI would decode them on the device
         if look.paint is None and self._dali_decodes(file):
             return [Visual(self._stream(file, one.frames), one) for one in chosen]
         # All views are decoded together: one pass over the file.
@@ -131,6 +134,7 @@ class MediaReader:
             except (OSError, DecodeError) as error:
                 raise DecodeError(f"{file.path}: {error}") from error
             if len(self._decoded) > _REMEMBERED:
+                # the oldest first: evaluation does not come back to an earlier video
                 self._decoded.popitem(last=False)
         return self._decoded[key]
 
@@ -146,6 +150,7 @@ class MediaReader:
             decode_frames(path / file.names[number], (0,), timeout_s=timeout_s)[0]
             for number in wanted
         ]
+        # DALI gets the frames of a clip as one array
         if len({image.shape for image in images}) > 1:
             raise DecodeError("its images differ in size")
         return np.stack(images)

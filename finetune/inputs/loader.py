@@ -85,12 +85,14 @@ class TaskSource:
         example = self.make(row, random)
         visuals = [visual for look in example.looks for visual in self.reader(look, random, views)]
         texts = [encode(self._tokenizer, text, self.clip.max_text_len) for text in example.texts]
+        # an embedding pass of clips has no text: K = 0
         ids = mask = np.zeros((0, self.clip.max_text_len), np.int64)
         if texts:
             ids = np.stack([text.ids for text in texts])
             mask = np.stack([text.mask for text in texts])
         target = example.target
         if not isinstance(target, np.ndarray):
+            # class numbers; soft scores of VQAv2 and pairs of VCR are float32 arrays already
             target = np.asarray(target, np.int64)
         return Sample(
             row=row,
@@ -136,7 +138,19 @@ def collate_items(
     views: int,
     device: torch.device,
 ) -> TaskBatch | None:
-    """Build a batch on the device; None if no item is left."""
+    """Build a batch on the device.
+
+    Args:
+        micro_batch: Samples of the items that could be shown.
+        pixels: float32 [B * C * V, T, 3, S, S] in the order of the samples' visuals; None if there
+            are no visuals.
+        clip: Frames per clip and image size.
+        views: V, views of each clip.
+        device: Where the tensors go.
+
+    Returns:
+        The batch; None if no item is left.
+    """
     samples = micro_batch.samples
     if not samples:
         return None
@@ -204,6 +218,7 @@ class TaskStream:
             BadClipShareError: Too many items cannot be used.
         """
         source, config = self._source, self._config
+        # EgoMCQ shows five clips per item, VCR two pictures, a text alone none
         visuals = max(1, len(source.make(0, generator(0, "", 0, 0)).looks))
         augmentations = training_augmentations(source.clip, config, device, micro_batch * visuals)
         # before workers start: they hand streams of these codecs to DALI and decode the others

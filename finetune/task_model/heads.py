@@ -15,6 +15,7 @@ def answer_head(width: int, classes: int) -> nn.Sequential:
     """Open-ended answers, and actions of the published linear evaluation: C → C/2 → classes."""
     hidden = width // 2
     return nn.Sequential(
+        # first: in the original's keys, vqa_classifier.1, .2 and .4 have weights
         nn.Dropout(0.5),
         nn.Linear(width, hidden),
         nn.LayerNorm(hidden),
@@ -26,6 +27,7 @@ def answer_head(width: int, classes: int) -> nn.Sequential:
 def vqav2_head(width: int, classes: int) -> nn.Sequential:
     """VQAv2 (ViLT's): C → 2C → classes."""
     return nn.Sequential(
+        # without dropout: the keys are vqa_classifier.0, .1 and .3
         nn.Linear(width, 2 * width),
         nn.LayerNorm(2 * width),
         nn.GELU(),
@@ -36,7 +38,12 @@ def vqav2_head(width: int, classes: int) -> nn.Sequential:
 def option_head(width: int) -> nn.Sequential:
     """Score of an option that is read together with its question (TGIF-QA, TVQA): C → 256 → 1."""
     return nn.Sequential(
-        nn.Dropout(0.1), nn.Linear(width, 256), nn.LayerNorm(256), nn.GELU(), nn.Linear(256, 1)
+        # 256 at every width, as in the original
+        nn.Dropout(0.1),
+        nn.Linear(width, 256),
+        nn.LayerNorm(256),
+        nn.GELU(),
+        nn.Linear(256, 1),
     )
 
 
@@ -65,11 +72,20 @@ def from_matching(
         log_odds: Use the difference of the VTM head's rows instead. The output is then the log-odds
             of a match, which scores pairs without fine-tuning.
     """
+    # row 0 is "no match", row 1 "match"
     weight, bias = weights["vtm_head.weight"].float(), weights["vtm_head.bias"].float()
     for module in head.modules():
         if isinstance(module, nn.Linear) and module.out_features == 1:
             module.weight.copy_(weight[1:] - weight[:1] if log_odds else weight[1:])
             module.bias.copy_(bias[1:] - bias[:1] if log_odds else bias[1:])
+
+
+@torch.no_grad()
+def copy_matching(head: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy the VTM head, rows "no match" and "match", into a linear head of two outputs."""
+    assert isinstance(head, nn.Linear)
+    head.weight.copy_(weights["vtm_head.weight"])
+    head.bias.copy_(weights["vtm_head.bias"])
 
 
 def pooled(model: nn.Module, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
@@ -85,6 +101,7 @@ def pooled(model: nn.Module, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tenso
         Class tokens [B, K, V, W].
     """
     items, views, texts = pixels.shape[0], pixels.shape[1], ids.shape[1]
+    # flatten copies: K texts take K times the memory of the pixels
     repeated = pixels[:, None].expand(-1, texts, *pixels.shape[1:]).flatten(0, 2)
     ids, mask = (x[:, :, None].expand(-1, -1, views, -1).flatten(0, 2) for x in (ids, mask))
     return model(repeated, ids, mask).pooled.unflatten(0, (items, texts, views))

@@ -18,15 +18,20 @@ from allinone.model.heads import LogitScale
 
 TASK_HEAD = "task_head."
 MATCHING = "vtm_head."
-_MAY_BE_NEW = (TASK_HEAD, *CONTRASTIVE)
-"""Prefixes of parameters that a checkpoint may lack."""
 _NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
-"""Config of a frozen backbone: its features are the same in training and evaluation."""
+"""Config of a frozen backbone whose features are the same in training and evaluation."""
 
 
 class TaskModel(AllInOnePreTrainedModel):
     """The backbone, `task_head`, and the pre-training heads that the task trains. Other heads are
-    left out: without training, weight decay would only shrink them."""
+    left out: without training, weight decay would only shrink them.
+
+    Args:
+        config: Shape of the backbone.
+        head: The task's head, on pooled tokens [.., C]; None: there is none.
+        contrastive: Add the contrastive projections and the temperature.
+        matching: Add the VTM head.
+    """
 
     def __init__(
         self,
@@ -42,6 +47,7 @@ class TaskModel(AllInOnePreTrainedModel):
         if contrastive:
             self.text_projection = nn.Linear(width, config.projection_dim)
             self.video_projection = nn.Linear(width, config.projection_dim)
+            # starts at 1 / 0.05, the original's fixed temperature, and is trained
             self.logit_scale = LogitScale()
         if matching:
             self.vtm_head = nn.Linear(width, 2)
@@ -52,7 +58,14 @@ class TaskModel(AllInOnePreTrainedModel):
     def forward(
         self, pixels: Tensor, text_ids: Tensor, text_mask: Tensor, **kwargs: Any
     ) -> AllInOneOutput:
-        """The joint pass of the backbone. Tasks call the heads themselves."""
+        """The joint pass of the backbone. Tasks call the heads themselves.
+
+        Args:
+            pixels: float32 [B, T, 3, S, S], normalised.
+            text_ids: int64 [B, L].
+            text_mask: [B, L], 1 at tokens.
+            **kwargs: Ignored.
+        """
         return self.backbone(pixels, text_ids, text_mask)
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
@@ -78,6 +91,8 @@ class HeadSpec:
     """Add the VTM head."""
     frozen: bool = False
     """Train only the parameters whose name contains one of `trained`."""
+    frozen_dropout: bool = False
+    """Keep the dropout of a frozen backbone in training."""
     trained: tuple[str, ...] = (TASK_HEAD,)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """protocol, kind and labels of the head, stored in config.json as "task". A checkpoint's head
@@ -86,6 +101,9 @@ class HeadSpec:
 
 def has_head(source: SourceCheckpoint, spec: HeadSpec) -> bool:
     """Whether the checkpoint holds the task's head: the same kind, with the same labels."""
+    if source.heads:
+        head = source.heads.get(spec.metadata.get("kind", ""))
+        return head is not None and list(head.labels) == list(spec.metadata.get("labels", ()))
     same = bool(source.task) and all(
         source.task.get(key) == spec.metadata.get(key) for key in ("kind", "labels")
     )
@@ -113,15 +131,17 @@ def check_fit(source: SourceCheckpoint, config: AllInOneConfig, spec: HeadSpec) 
     report = LoadReport(source.report.source)
     fitted_weights(
         model,
-        _used_weights(source, spec, model),
+        _used_weights(source, spec, model)[0],
         report,
         unexpected=source.unexpected,
-        may_be_new=_MAY_BE_NEW,
+        may_be_new=_may_be_new(source, spec),
     )
 
 
 def _new_model(config: AllInOneConfig, spec: HeadSpec) -> TaskModel:
-    config = AllInOneConfig(**{**config_fields(config), **(_NO_DROPOUT if spec.frozen else {})})
+    constant = spec.frozen and not spec.frozen_dropout
+    config = AllInOneConfig(**{**config_fields(config), **(_NO_DROPOUT if constant else {})})
+    # saved with the weights, so that an evaluation knows the labels without the annotations
     config.task = dict(spec.metadata)
     return TaskModel(
         config,
@@ -131,14 +151,30 @@ def _new_model(config: AllInOneConfig, spec: HeadSpec) -> TaskModel:
     )
 
 
-def _used_weights(source: SourceCheckpoint, spec: HeadSpec, model: TaskModel) -> dict[str, Tensor]:
-    """The checkpoint's tensors that the model has, without the head of another task."""
+def _used_weights(
+    source: SourceCheckpoint, spec: HeadSpec, model: TaskModel
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The checkpoint's tensors that the model has, without the head of another task, and the names
+    of the parts that are dropped."""
     own, reuse_head = model.state_dict(), has_head(source, spec)
-    return {
+    found = dict(source.tensors)
+    heads = {head.name for head in source.heads.values() if head.tensors}
+    if source.heads and reuse_head:
+        head = source.heads[spec.metadata["kind"]]
+        found |= head.tensors
+        heads -= {head.name}
+    kept = {
         name: tensor
-        for name, tensor in source.tensors.items()
+        for name, tensor in found.items()
         if name in own and (reuse_head or not name.startswith(TASK_HEAD))
     }
+    return kept, sorted({name.split(".")[0] for name in found if name not in kept} | heads)
+
+
+def _may_be_new(source: SourceCheckpoint, spec: HeadSpec) -> tuple[str, ...]:
+    """Prefixes of parameters that the checkpoint may lack."""
+    # a reused head must be complete: new layers between trained ones would score at random
+    return CONTRASTIVE if has_head(source, spec) else (TASK_HEAD, *CONTRASTIVE)
 
 
 def build_model(
@@ -160,15 +196,16 @@ def build_model(
     """
     torch.manual_seed(seed)  # new weights are equal on every rank
     model = _new_model(config, spec)
+    # a head of other labels would load if their number is equal, and name wrong answers
     reuse_head = has_head(source, spec)
-    kept = _used_weights(source, spec, model)
-    dropped = sorted({name.split(".")[0] for name in source.tensors if name not in kept})
+    kept, dropped = _used_weights(source, spec, model)
     report = source.report
     report.ignored += [f"{name}: this task does not use it" for name in dropped]
-    fit(model, kept, report, unexpected=source.unexpected, may_be_new=_MAY_BE_NEW)
+    fit(model, kept, report, unexpected=source.unexpected, may_be_new=_may_be_new(source, spec))
     if spec.build and not reuse_head and spec.initialize:
         spec.initialize(model.task_head, source.tensors)
         report.notes.append("the rank head is initialised from the VTM head")
+    # frozen parameters have no gradient, so the optimizer keeps no state for them
     if spec.frozen:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(any(pattern in name for pattern in spec.trained))

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from allinone.common.errors import ConfigError
-from allinone.data.config import DatasetSpec
+from allinone.data.config import DataConfig, DatasetSpec
+from allinone.data.processor import AllInOneProcessor, released_data_config
 from allinone.engine.checkpoint.layout import CheckpointError
 from allinone.engine.checkpoint.weights import find_weights
+from allinone.finetune.task_model.reference_heads import ReferenceHead, read_heads
 from allinone.model import SIZES, AllInOneConfig
 from allinone.model.convert import (
     DISTILLATION,
@@ -30,9 +32,6 @@ from allinone.model.convert import (
 from allinone.model.weights_file import read_weights
 
 PATCH = "backbone.video_embeddings.patch.weight"
-REFERENCE_HEADS = ("vqa_classifier.", "mc_vqa_classifier.", "nlvr2_classifier.", "mpp_score.")
-"""Prefixes of the heads in fine-tuned files of the original code. As with our own checkpoints, the
-head of another task is dropped and reported."""
 
 
 @dataclass
@@ -52,11 +51,19 @@ class SourceCheckpoint:
     """Options of the run that wrote it; empty if unknown."""
     unexpected: list[str] = field(default_factory=list)
     """Tensors of the file that the model does not know."""
+    heads: dict[str, ReferenceHead] = field(default_factory=dict)
+    """Kind → head, of a file that the original code wrote after fine-tuning."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """How the inputs of its evaluation are made: geometry and normalisation."""
 
     @property
     def size(self) -> str:
         """Name of its size; empty if it is none of the named sizes."""
         return size_name(self.config)
+
+    def has_kind(self, kind: str) -> bool:
+        """Whether it was fine-tuned with a head of this kind."""
+        return kind in self.heads or self.task.get("kind") == kind
 
     @property
     def pretrained_on(self) -> dict[str, str]:
@@ -113,6 +120,7 @@ def read_source_checkpoint(path: Path) -> SourceCheckpoint:
     tensors = dict(file.tensors)
     if not any(name.startswith("backbone.") for name in tensors):  # a bare AllInOneModel
         tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
+    # weights/ is inside the folder of a checkpoint, which records the options in run.json
     run_file = folder.parent / "run.json"
     run = json.loads(run_file.read_text()).get("run", {}) if run_file.is_file() else {}
     return SourceCheckpoint(
@@ -123,6 +131,7 @@ def read_source_checkpoint(path: Path) -> SourceCheckpoint:
         report,
         getattr(config, "task", None) or {},
         run,
+        data=AllInOneProcessor.from_pretrained(folder).config,
     )
 
 
@@ -134,10 +143,8 @@ def _read_reference(path: Path) -> SourceCheckpoint:
             " config.json next to it"
         )
     report = LoadReport(str(path), notes=list(file.notes))
-    tensors, unknown = rename_reference(file.tensors, report)
-    heads = [key for key in unknown if key.startswith(REFERENCE_HEADS)]
-    report.ignored += [f"{key}: the head of another task" for key in heads]
-    unexpected = [key for key in unknown if key not in heads]
+    tensors, unexpected = rename_reference(file.tensors, report)
+    heads, unexpected = read_heads(file.tensors, unexpected, report)
     lacking = [name for name in (POSITION, TEXT_POSITION, PATCH) if name not in tensors]
     if lacking:
         raise CheckpointError(
@@ -145,6 +152,7 @@ def _read_reference(path: Path) -> SourceCheckpoint:
             f" {', '.join(lacking)}"
         )
     width = tensors[POSITION].shape[-1]
+    # names are backbone.encoder.blocks.N.…: the numbers count the blocks
     depth = len({name.split(".")[3] for name in tensors if ".encoder.blocks." in name})
     size = next(
         (
@@ -168,9 +176,12 @@ def _read_reference(path: Path) -> SourceCheckpoint:
         report.initialised.append(
             f"{TEMPORAL}: not in the file, zeros (the model was trained without it)"
         )
+    if "text_projection.weight" in tensors:
+        rows["projection_dim"] = tensors["text_projection.weight"].shape[0]
     # The file states no config: the resolution and the lengths follow from the tables' shapes.
     config = AllInOneConfig.from_size(
         size,
+        # the original permutes the patches of each frame in every pass
         patch_order="shuffled",
         patch_size=patch,
         image_size=patch * round((tensors[POSITION].shape[1] - (2 if distilled else 1)) ** 0.5),
@@ -178,7 +189,26 @@ def _read_reference(path: Path) -> SourceCheckpoint:
         max_text_len=tensors[TEXT_POSITION].shape[0],
         **rows,
     )
-    return SourceCheckpoint(path, tensors, config, _hash(path), report, {}, {}, unexpected)
+    task = {}
+    if heads:
+        names = ", ".join(dict.fromkeys(head.name for head in heads.values()))
+        task = {"protocol": f"the original's {names}"}
+        report.notes.append(
+            f"{names}: the original was fine-tuned, and its file does not say on what; a result on"
+            " media that it has seen is leaked"
+        )
+    return SourceCheckpoint(
+        path,
+        tensors,
+        config,
+        _hash(path),
+        report,
+        task,
+        {},
+        unexpected,
+        heads,
+        released_data_config(file.tensors),
+    )
 
 
 def _hash(path: Path) -> str:
@@ -186,6 +216,7 @@ def _hash(path: Path) -> str:
     files = [path]
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin"))
+    # 4 MiB at a time: the base size has 440 MB of float32 weights
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -221,6 +252,7 @@ def task_config(
             " another checkpoint"
         )
     given = {name: value for name, value in overrides.items() if value is not None}
+    # co-trained models with separate heads are fine-tuned with those of videos, as in the paper
     return AllInOneConfig(**{**config_fields(source.config), "image_heads": False, **given})
 
 

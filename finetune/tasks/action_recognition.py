@@ -2,8 +2,9 @@
 
 Sample: a clip with the prompt "A person is doing [MASK]". The backbone is frozen and a classifier
 is trained on the class token. Head: `published`, the pooler and C → C/2 → classes; `linear`, a
-single layer. Frozen parameters have no optimizer state, and dropout is off. Loss: cross-entropy.
-Scores: top-1, top-5, top-10. Letters: B items, N items of a split, K classes.
+single layer. Frozen parameters have no optimizer state; the backbone's dropout is active in
+training, as in the original, or off (--no-probe-dropout). Loss: cross-entropy. Scores: top-1,
+top-5, top-10. Letters: B items, N items of a split, K classes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from allinone.common.errors import ConfigError
 from allinone.engine.objective import Losses, mean_metric
 from allinone.finetune.annotations.schema import AnnotationError, LabelItem, Split
 from allinone.finetune.evaluation import metrics, summaries
@@ -60,25 +60,16 @@ class ActionRecognition(Task):
     classes: tuple[str, ...] = ()
 
     def setup(self, train: Split | None, source: SourceCheckpoint, *, eval_only: bool) -> None:
-        """Take the classes from the training split.
+        """Take the classes from the training split; arguments and errors as in `Task.labels`."""
+        own = train.classes if train is not None else ()
+        if eval_only and self._kind in source.heads:
+            self.classes = self.reference_labels(self._kind, train, own, source)
+            return
+        self.classes = self.labels(own, source, eval_only=eval_only, what="classes")
 
-        Raises:
-            ConfigError: In evaluation, the classes differ from the checkpoint's.
-            AnnotationError: The classes are unknown.
-        """
-        saved = self.saved_labels(source)
-        own = train.classes if train is not None else saved
-        if eval_only and saved and own != saved:
-            raise ConfigError(
-                f"{source.path} was trained on {len(saved)} classes, but the annotations name"
-                f" {len(own)} classes that differ from them; give the annotations of the training"
-            )
-        if not own:
-            raise AnnotationError(
-                "the classes are unknown: there is neither a training split nor a fine-tuned"
-                " checkpoint"
-            )
-        self.classes = own
+    @property
+    def _kind(self) -> str:
+        return f"classes_{self.options.probe}"
 
     def trainable(self, split: Split) -> Split:
         self._labels(split)
@@ -95,10 +86,11 @@ class ActionRecognition(Task):
         return HeadSpec(
             build,
             frozen=probe != "full",
+            frozen_dropout=self.options.probe_dropout,
             trained=(TASK_HEAD,) if probe == "linear" else (TASK_HEAD, "backbone.pooler."),
             metadata={
                 "protocol": self.name,
-                "kind": f"classes_{probe}",
+                "kind": self._kind,
                 "labels": list(self.classes),
             },
         )
@@ -110,6 +102,7 @@ class ActionRecognition(Task):
 
     def __call__(self, model: TaskModel, batch: TaskBatch) -> Losses:
         logits = _logits(model, batch)
+        # every clip has a label: `trainable` has checked them
         losses = F.cross_entropy(logits, batch.target, reduction="none")
         return Losses(
             losses.mean(),
@@ -169,4 +162,5 @@ class ActionRecognition(Task):
 def _logits(model: TaskModel, batch: TaskBatch) -> Tensor:
     """float32 [B, K], the mean over views."""
     tokens = pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)[:, 0]
+    # logits are averaged, not probabilities: a view that is sure counts more
     return head_scores(model.task_head, tokens).mean(1)

@@ -3,16 +3,17 @@ or one text with several clips (EgoMCQ).
 
 Sample: a clip and K texts, one joint pass each; the options are shuffled in training. Head: the
 rank head, initialised from the VTM head, or C → 256 → 1. Loss: cross-entropy over the options.
-Score: accuracy. Zero-shot, the log-odds of the VTM head score the options. Letters: B items, C
-clips, K texts, V views, N items of a split.
+Score: accuracy. Zero-shot, the VTM head scores the options, by its match logit and by its log-odds.
+Letters: B items, C clips, K texts, V views, N items of a split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ from allinone.finetune.evaluation.results import EvalOutput, rounded
 from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
 from allinone.finetune.inputs.prompts import option, plain
 from allinone.finetune.task_model.heads import (
+    copy_matching,
     from_matching,
     head_scores,
     option_head,
@@ -45,6 +47,11 @@ from allinone.finetune.task_model.source import SourceCheckpoint
 from allinone.finetune.tasks.base import Task, missing_items
 from allinone.finetune.tasks.options import ChoiceOptions
 from allinone.finetune.tasks.retrieval import other_captions
+
+ZERO_SHOT = "match"
+"""Kind of the head of a zero-shot evaluation: the VTM head."""
+ZERO_SHOT_SCORES = ("match", "log-odds")
+"""Values of `ChoiceOptions.zero_shot_score`."""
 
 
 @dataclass(frozen=True)
@@ -122,15 +129,17 @@ class MultipleChoice(Task):
         return split
 
     def head_spec(self, *, zero_shot: bool) -> HeadSpec:
-        ranks = zero_shot or self.options.head == "rank"
+        if zero_shot:
+            return HeadSpec(
+                lambda config: nn.Linear(config.hidden_size, 2),
+                copy_matching,
+                metadata={"protocol": self.name, "kind": ZERO_SHOT},
+            )
+        ranks = self.options.head == "rank"
         make = rank_head if ranks else option_head
-
-        def initialize(head: nn.Module, weights: Mapping[str, Tensor]) -> None:
-            from_matching(head, weights, log_odds=zero_shot)
-
         return HeadSpec(
             lambda config: make(config.hidden_size),
-            initialize if ranks else None,
+            from_matching if ranks else None,
             metadata={"protocol": self.name, "kind": "rank" if ranks else "option"},
         )
 
@@ -160,20 +169,26 @@ class MultipleChoice(Task):
         options = _check_options(split, self.options)
         items = list(split.items)
         ids = [item.id for item in items]
-        found = evaluator.run("options", split.name, ids, self.examples(split), option_scores)
+        zero_shot = model.config.task["kind"] == ZERO_SHOT
+        score = zero_shot_scores if zero_shot else option_scores
+        found = evaluator.run("options", split.name, ids, self.examples(split), score)
         missing = np.isin(np.arange(len(items)), list(found.missing))
         answers = [_answer(item) for item in items]
         known = all(answer is not None for answer in answers)
+        scored = self._scored(found.values, zero_shot=zero_shot)
         # a hidden answer counts as option 0 here; its hit is not reported
-        hits = metrics.option_hits(found.values, [answer or 0 for answer in answers], missing)
+        numbers = [answer or 0 for answer in answers]
+        hits = {name: metrics.option_hits(way, numbers, missing) for name, way in scored.items()}
+        values = scored["accuracy"]
         rows = [
             {
                 "id": item.id,
                 "media": item.media.id,
-                "prediction": None if missing[n] else int(found.values[n].argmax()),
-                "score": [] if missing[n] else [rounded(float(x)) for x in found.values[n]],
+                # float32 ties go to the first option here, and count half in the hit
+                "prediction": None if missing[n] else int(values[n].argmax()),
+                "score": [] if missing[n] else [rounded(float(x)) for x in values[n]],
                 "answer": answers[n],
-                "measures": {"accuracy": float(hits[n])} if known else {},
+                "measures": {name: float(hit[n]) for name, hit in hits.items()} if known else {},
             }
             for n, item in enumerate(items)
         ]
@@ -181,24 +196,50 @@ class MultipleChoice(Task):
         if known:
             kinds = [item.kind if isinstance(item, ClipChoiceItem) else "" for item in items]
             media = [item.media.id for item in items]
-            scores = summaries.accuracy_scores(hits, kinds if any(kinds) else (), media)
+            scores = summaries.accuracy_scores(
+                hits.pop("accuracy"), kinds if any(kinds) else (), media
+            )
+            for name, hit in hits.items():
+                scores[name] = summaries.accuracy_scores(hit, media=media)["accuracy"]
         details = {"options": options, "chance": 100 / options, **found.cut}
         return EvalOutput(scores, rows, missing_items(split, found.missing), details)
 
+    def _scored(self, values: np.ndarray, *, zero_shot: bool) -> dict[str, np.ndarray]:
+        """Name of an accuracy → the scores [N, K] that it is of; the chosen ones first."""
+        if not zero_shot:
+            return {"accuracy": values}
+        both = dict(zip(ZERO_SHOT_SCORES, values.swapaxes(0, 1), strict=True))
+        named = {f"accuracy_{way.replace('-', '_')}": scores for way, scores in both.items()}
+        return {"accuracy": both[self.options.zero_shot_score], **named}
+
     def backbone_passes(self) -> BackbonePasses:
+        # one pass per text: five options cost five joint passes of the repeated clip
         return [("joint", 1 + self.options.false_texts)]
 
 
 def option_scores(model: TaskModel, batch: TaskBatch) -> Tensor:
     """float32 [B, options], the mean over views."""
+    return _head_outputs(model, batch).squeeze(-1)
+
+
+def zero_shot_scores(model: TaskModel, batch: TaskBatch) -> Tensor:
+    """float32 [B, 2, options] of a VTM head, in the order of ZERO_SHOT_SCORES."""
+    no_match, match = _head_outputs(model, batch).unbind(-1)
+    # of a softmax over the two rows, the log-odds are the logarithm of p / (1 - p)
+    return torch.stack([match, match - no_match], 1)
+
+
+def _head_outputs(model: TaskModel, batch: TaskBatch) -> Tensor:
+    """float32 [B, options, outputs of the head], the mean over views."""
     clips = batch.pixels.shape[1]
     if clips == 1:
         pairs = pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)
     else:  # one text with several clips: pass each clip as an item
+        # the text is the same for all clips: five passes per question of EgoMCQ
         ids = batch.text_ids[:, :1].repeat_interleave(clips, 0)
         mask = batch.text_mask[:, :1].repeat_interleave(clips, 0)
         pairs = pooled(model, batch.pixels.flatten(0, 1), ids, mask)[:, 0].unflatten(0, (-1, clips))
-    return head_scores(model.task_head, pairs).squeeze(-1).mean(-1)
+    return head_scores(model.task_head, pairs).mean(2)
 
 
 def _check_options(split: Split, options: ChoiceOptions) -> int:

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from allinone.common.errors import ConfigError
 from allinone.engine.objective import Losses, mean_metric
 from allinone.finetune.annotations import vqav2_text
 from allinone.finetune.annotations.schema import AnnotationError, QAItem, Split
@@ -53,6 +52,7 @@ class QAExamples:
             return next(
                 (self.numbers[answer] for answer in item.answers if answer in self.numbers), -1
             )
+        # 0.3, 0.6, 0.9 or 1.0 for each answer that annotators gave
         scores = np.zeros(len(self.numbers), np.float32)
         for number, score in vqav2_text.soft_targets(item.answers, self.numbers).items():
             scores[number] = score
@@ -68,22 +68,19 @@ class OpenEndedQA(Task):
     vocabulary: tuple[str, ...] = ()
 
     def setup(self, train: Split | None, source: SourceCheckpoint, *, eval_only: bool) -> None:
-        """Take the vocabulary from the training answers.
+        """Take the vocabulary from the training answers; arguments and errors as in
+        `Task.labels`."""
+        kind = self._kind
+        if eval_only and kind in source.heads:
+            known = (train.reference_answers or train.answer_space) if train is not None else ()
+            self.vocabulary = self.reference_labels(kind, train, known, source)
+            return
+        own = _vocabulary(train, self.options) if train is not None else ()
+        self.vocabulary = self.labels(own, source, eval_only=eval_only, what="answers")
 
-        Raises:
-            ConfigError: In evaluation, the vocabulary differs from the checkpoint's.
-            AnnotationError: The vocabulary is unknown.
-        """
-        saved = self.saved_labels(source)
-        own = _vocabulary(train, self.options) if train is not None else saved
-        if eval_only and saved and own != saved:
-            raise ConfigError(_difference(saved, own, source))
-        if not own:
-            raise AnnotationError(
-                "the answer vocabulary is unknown: there is neither a training split nor a"
-                " fine-tuned checkpoint"
-            )
-        self.vocabulary = own
+    @property
+    def _kind(self) -> str:
+        return f"answers_{self.options.loss}"
 
     def trainable(self, split: Split) -> Split:
         """Return the questions with an answer in the vocabulary; others have no target."""
@@ -114,7 +111,7 @@ class OpenEndedQA(Task):
             lambda config: make(config.hidden_size, len(self.vocabulary)),
             metadata={
                 "protocol": self.name,
-                "kind": f"answers_{self.options.loss}",
+                "kind": self._kind,
                 "labels": list(self.vocabulary),
             },
         )
@@ -201,23 +198,7 @@ def _vocabulary(train: Split, options: QAOptions) -> tuple[str, ...]:
             )
         return train.answer_space
     items = [item for item in train.items if isinstance(item, QAItem)]
+    # of the training split alone, as the original: test answers outside it count as wrong
     counts = Counter(answer for item in items for answer in item.answers)
     # ties in alphabetical order, so that class numbers do not depend on the order of the file
     return tuple(sorted(counts, key=lambda answer: (-counts[answer], answer))[: options.answers])
-
-
-def _difference(saved: Sequence[str], own: Sequence[str], source: SourceCheckpoint) -> str:
-    before, now = set(saved), set(own)
-    removed = [answer for answer in saved if answer not in now]
-    added = [answer for answer in own if answer not in before]
-    changes = [
-        f"{len(answers)} {what} ({', '.join(answers[:3])})"
-        for what, answers in (("removed", removed), ("added", added))
-        if answers
-    ]
-    return (
-        f"the answer vocabulary has changed: {source.path} was trained with {len(saved):,} answers,"
-        f" the training annotations give {len(own):,}; answers"
-        f" {' and '.join(changes) or 'in another order'}. Evaluate with the annotations and the"
-        " --answers of the training, or train again"
-    )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from allinone.common.errors import ConfigError
+from allinone.common.options import option
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class ActionOptions(TaskOptions):
     probe: Literal["published", "linear", "full"] = "published"
     """What is trained: the pooler and a two-layer classifier, as in the original's linear
     evaluation; a single linear layer; or all parameters."""
+    probe_dropout: bool = option(True, earlier=False)
+    """Whether the dropout of the frozen backbone is active while the probe is trained. It is in the
+    original, which only sets `requires_grad`; without it, a clip always has the same features."""
     prompt: str = "A person is doing [MASK]"
     """Text that accompanies every clip."""
 
@@ -40,6 +44,12 @@ class ChoiceOptions(TaskOptions):
     false_texts: int = 4
     """Captions of other clips per true caption, for training items that are captioned clips
     (MSR-VTT has no training questions)."""
+    zero_shot_score: Literal["match", "log-odds"] = option(
+        "match", resume="may_change", earlier="log-odds"
+    )
+    """What the VTM head scores options by without fine-tuning: the logit of "match", as the
+    original, or the difference of its two logits, which also uses "no match". The accuracy of both
+    is reported."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +68,9 @@ class QAOptions(TaskOptions):
 class RetrievalOptions(TaskOptions):
     """Retrieval."""
 
-    contrast: float = 1.0
-    """Weight of the contrastive loss; 0 trains a cross-encoder only, which needs --rerank all in
-    evaluation."""
+    contrast: float = option(1.0, earlier=1.0)
+    """Weight of the contrastive loss, the mean of both directions; 2 is the sum, as in the
+    original. 0 trains a cross-encoder only, which needs --rerank all in evaluation."""
     rank: float = 0.0
     """Weight of the rank loss: cross-entropy over the joint passes of the clip with its own caption
     and with other captions."""

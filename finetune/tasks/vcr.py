@@ -61,6 +61,7 @@ class VCRExamples:
             *self._answers(item),
             *(text for answer in given for text in self._rationales(item, answer)),
         ]
+        # float, because batches hold int64 [B] or float32 [B, …] targets
         labels = np.array(
             [-1 if label is None else label for label in (item.answer, item.rationale)], np.float32
         )
@@ -73,6 +74,8 @@ class VCRExamples:
     def _visual(self, item: VCRItem, part: str) -> VisualInput:
         if self.options.highlight == "none":
             return VisualInput(item.media)
+        # Q→A shows nothing that only rationales mention: the original does, which gives answers
+        # away
         shown = mentioned(item, part)
         return VisualInput(
             item.media, _Drawing(self, item, shown), f"{self.options.highlight} {shown}"
@@ -81,13 +84,24 @@ class VCRExamples:
     def draw(
         self, picture: NDArray[np.uint8], item: VCRItem, shown: Sequence[int]
     ) -> NDArray[np.uint8]:
-        """The picture with the detections `shown` highlighted in their colours."""
+        """Highlight detections in their colours.
+
+        Args:
+            picture: uint8 RGB [H, W, 3].
+            item: The question, with its regions.
+            shown: Indices of the regions to draw.
+
+        Returns:
+            A copy of the picture.
+        """
+        # read when drawn: the outlines of 290,000 items do not fit into memory
         polygons = outlines(self.images, item) if self.options.highlight == "masks" else None
         return highlight(picture, item, shown, polygons=polygons, image_size=self.image_size)
 
     def _sentence(self, item: VCRItem, tokens: Tokens, part: str) -> str:
         return sentence(tokens, names_of(item, self.options.naming, part))
 
+    # "answer question:" and "provide rationale:" are MERLOT's prompts
     def _answers(self, item: VCRItem) -> list[Text]:
         question = Part(
             f"answer question: {self._sentence(item, item.question, 'answer')}", QUESTION
@@ -160,8 +174,10 @@ class VCR(Task):
         reported: dict[str, Tensor] = {}
         parts = (("q2a", scores[:, :CHOICES]), ("qa2r", scores[:, CHOICES:]))
         for column, (name, part) in enumerate(parts):
+            # stored as float32, which holds the numbers 0 to 3 exactly
             target = batch.target[:, column].long()
             losses = F.cross_entropy(part, target, reduction="none")
+            # the original sums the two losses unweighted
             total = total + losses.mean()
             reported[f"{name}_loss"] = mean_metric(losses)
             reported[f"{name}_accuracy"] = mean_metric(part.argmax(-1) == target)
@@ -241,6 +257,7 @@ def _scores(model: TaskModel, batch: TaskBatch) -> Tensor:
         (0, slice(CHOICES), heads.answer),
         (1, slice(CHOICES, None), heads.rationale),
     ):
+        # VCR shows 4 + 4 texts in training and 4 + 16 in evaluation
         pairs = pooled(
             model, batch.pixels[:, picture], batch.text_ids[:, texts], batch.text_mask[:, texts]
         )

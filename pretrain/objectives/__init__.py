@@ -16,9 +16,16 @@ it; the methods that compute tensors import what they need.
 from importlib import import_module
 from typing import Any
 
-__all__ = ["Objective", "ObjectiveConfig", "PretrainObjective", "draw_matching_pairs"]
+__all__ = [
+    "Draws",
+    "Objective",
+    "ObjectiveConfig",
+    "PretrainObjective",
+    "draw_matching_pairs",
+]
 
 _HOME = {
+    "Draws": "allinone.pretrain.objectives.draws",
     "Objective": "allinone.pretrain.objectives.base",
     "ObjectiveConfig": "allinone.pretrain.objectives.config",
     "PretrainObjective": "allinone.pretrain.objectives.combined",

@@ -95,8 +95,17 @@ class Objective(ABC):
     """Training metric that reports draw as its loss."""
     accuracy_metric: ClassVar[str | None] = None
     """Training metric that reports draw as its accuracy, between 0 and 1."""
+    chance: ClassVar[float | None] = None
+    """Accuracy of guessing, between 0 and 1; None if it depends on the data."""
+    min_clips: ClassVar[int] = 1
+    """Smallest micro-batch, in clips, that it can learn from."""
     requires: ClassVar[str | None] = None
     """Name of the objective whose forward pass it uses, so that it cannot be trained alone."""
+
+    @property
+    def label(self) -> str:
+        """Its abbreviation in messages, such as "MLM"."""
+        return self.name.upper()
 
     @abstractmethod
     def loss(self, micro_batch: ObjectiveContext) -> Tensor:
@@ -105,12 +114,15 @@ class Objective(ABC):
     def training_flops(self, size: ClipSize) -> float | None:
         """FLOPs of one clip, forward and backward; a multiply-add is 2 FLOPs, heads included.
 
-        None if the objective adds no pass of its own.
+        None leaves the objective out of the plan.
         """
         return None
 
     def activation_bytes(self, size: MicroBatchSize) -> list[float]:
-        """Bytes saved for the backward pass, per pass in forward order, heads included."""
+        """Bytes saved for the backward pass, per pass in forward order, heads included.
+
+        An objective that `requires` another one gives the bytes that it adds to that one's pass.
+        """
         return []
 
     def check(self, config: PretrainConfig) -> None:

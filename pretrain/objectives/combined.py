@@ -9,14 +9,22 @@ from allinone.engine.objective import Losses
 from allinone.model import AllInOneForPreTraining
 from allinone.pretrain.objectives.config import ObjectiveConfig
 from allinone.pretrain.objectives.context import ObjectiveContext
+from allinone.pretrain.objectives.draws import DrawFn, draw_everything
 from allinone.pretrain.objectives.registry import active_objectives
 
 
 class PretrainObjective:
-    """Weighted sum of the objectives of the registry, on videos, images or both."""
+    """Weighted sum of the objectives of the registry, on videos, images or both.
 
-    def __init__(self, config: ObjectiveConfig) -> None:
+    Args:
+        config: Weights and options of the objectives.
+        draws: Returns the random choices of a micro-batch (of one modality); by default all are
+            drawn from torch's global generator.
+    """
+
+    def __init__(self, config: ObjectiveConfig, draws: DrawFn = draw_everything) -> None:
         self.config = config
+        self._draws = draws
         self._active = active_objectives(config)
 
     def __call__(self, model: AllInOneForPreTraining, batch: Batch | CoBatch) -> Losses:
@@ -40,7 +48,8 @@ class PretrainObjective:
         return Losses(total, metrics)
 
     def _losses(self, model: AllInOneForPreTraining, batch: Batch) -> Losses:
-        micro_batch = ObjectiveContext(model, batch)
+        within_dataset = self.config.vtm_negatives == "dataset"
+        micro_batch = ObjectiveContext(model, batch, self._draws(batch), within_dataset)
         total = batch.pixels.new_zeros(())
         # the registry's order fixes the order of random draws and of floating-point additions
         for objective in self._active:

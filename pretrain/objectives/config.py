@@ -1,8 +1,9 @@
-"""Weights of the pre-training objectives. Imports no torch."""
+"""Weights and options of the pre-training objectives. Imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from allinone.common.options import option
 from allinone.pretrain.objectives.registry import OBJECTIVES
@@ -26,9 +27,16 @@ class ObjectiveConfig:
     image_weight: float = 1.0
     """Weight of the image losses in co-training, relative to the video losses; the original adds
     them with weight 1."""
+    vtm_negatives: Literal["dataset", "any"] = option("dataset", earlier="any")
+    """Where the clips of VTM's false pairs come from. dataset: clips of the micro-batch from the
+    caption's own data set, and any other clip if there is none, as the original code draws from one
+    data set. any: any clip of the micro-batch; in a mixture, which data set a clip comes from then
+    reveals many false pairs."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        weights = [objective.name for objective in OBJECTIVES] + ["image_weight"]
+        for name in weights:
+            value = self.weight(name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"objective weight {name} must be a number >= 0, got {value}")
         alone = [objective.name for objective in OBJECTIVES if objective.requires is None]

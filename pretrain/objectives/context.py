@@ -11,6 +11,7 @@ from torch import Tensor
 from allinone.data.loading.batch import Batch
 from allinone.engine.objective import mean_metric
 from allinone.model import AllInOneForPreTraining
+from allinone.pretrain.objectives.draws import Draws
 from allinone.pretrain.objectives.matching_pairs import draw_matching_pairs
 
 
@@ -20,6 +21,8 @@ class MatchedPairs:
 
     labels: Tensor
     """int64 [B], 1 where the clip is the caption's own."""
+    clips: Tensor
+    """int64 [B], row of the micro-batch of the clip that each caption is paired with."""
     text: Tensor
     """Text features of the joint pass, [B, L, C]."""
     video: Tensor
@@ -29,11 +32,26 @@ class MatchedPairs:
 
 
 class ObjectiveContext:
-    """One micro-batch of one modality (videos or images), and the metrics recorded on it."""
+    """One micro-batch of one modality (videos or images), and the metrics recorded on it.
 
-    def __init__(self, model: AllInOneForPreTraining, batch: Batch) -> None:
+    Args:
+        model: The model.
+        batch: The micro-batch.
+        draws: Its random choices; by default all are drawn from torch's global generator.
+        within_dataset: Negatives of VTM are clips of the caption's own data set.
+    """
+
+    def __init__(
+        self,
+        model: AllInOneForPreTraining,
+        batch: Batch,
+        draws: Draws | None = None,
+        within_dataset: bool = True,
+    ) -> None:
         self.model = model
         self.batch = batch
+        self.draws = draws or Draws()
+        self._within_dataset = within_dataset
         self.metrics: dict[str, Tensor] = {}
         """Name → float32 [2] = (sum, count), as in allinone.engine.objective.Losses."""
 
@@ -45,11 +63,12 @@ class ObjectiveContext:
     @cached_property
     def matching(self) -> MatchedPairs:
         """The pairs of VTM and their joint pass, drawn and computed on first use."""
-        batch = self.batch
-        labels, video = draw_matching_pairs(batch.text_ids)
-        pixels = batch.pixels.index_select(0, video)
-        output = self.model(pixels, batch.text_ids, batch.text_mask)
-        return MatchedPairs(labels, output.text, output.video, output.pooled)
+        batch, draws = self.batch, self.draws
+        datasets = batch.dataset_ids if self._within_dataset else None
+        labels, clips = draws.matching_pairs or draw_matching_pairs(batch.text_ids, datasets)
+        pixels = batch.pixels.index_select(0, clips)
+        output = self.model(pixels, batch.text_ids, batch.text_mask, draws.vtm_patch_order)
+        return MatchedPairs(labels, clips, output.text, output.video, output.pooled)
 
     def record(self, name: str, values: Tensor) -> None:
         """Record the mean of per-item values as a metric."""
@@ -74,6 +93,19 @@ class ObjectiveContext:
         counts = losses.new_zeros(len(names)).index_add_(0, owner, torch.ones_like(losses))
         for index, dataset in enumerate(names):
             self.metrics[f"{name}/{dataset}"] = torch.stack([sums[index], counts[index]])
+
+    def record_cross_dataset_share(self, name: str, pairs: MatchedPairs) -> None:
+        """Record the share of negatives from another data set; nothing for a single data set.
+
+        A pair from two data sets can be recognised without reading the caption. With negatives
+        within the data set these are the captions without a suitable clip in the micro-batch.
+        """
+        if len(self.batch.dataset_names) < 2:
+            return
+        owner = self.batch.dataset_ids
+        negative = pairs.labels == 0
+        crossing = negative & (owner.index_select(0, pairs.clips) != owner)
+        self.metrics[name] = torch.stack([crossing.sum(), negative.sum()]).float()
 
     def record_sample_shares(self) -> None:
         """Record each data set's share of the clips; nothing for a single data set."""

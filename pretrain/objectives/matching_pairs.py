@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def draw_matching_pairs(text_ids: Tensor) -> tuple[Tensor, Tensor]:
+def draw_matching_pairs(
+    text_ids: Tensor, dataset_ids: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Draw which clip each caption is paired with, from torch's global generator.
 
     Half of the captions (rounded up), chosen at random, keep their clip. Each other caption gets a
@@ -15,16 +17,24 @@ def draw_matching_pairs(text_ids: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         text_ids: Captions, int64 [B, L].
+        dataset_ids: Data set of each clip, int64 [B]. If given, the clip is drawn from the
+            caption's own data set, and from the others only if that has no other caption: a pair
+            from two data sets is recognised by its style alone. With one data set the draws do not
+            depend on this argument.
 
     Returns:
         (labels, video), both int64 [B]: label 1 for a match, and the clip of each caption.
     """
     batch = text_ids.shape[0]
     same_text = (text_ids[:, None] == text_ids[None]).all(-1)
-    # the largest of independent uniform scores is a uniform draw; -1 excludes a clip
-    scores = torch.rand(batch, batch, device=text_ids.device).masked_fill(same_text, -1.0)
-    best, other = scores.max(1)
+    # the largest of independent uniform scores is a uniform draw
+    scores = torch.rand(batch, batch, device=text_ids.device)
+    if dataset_ids is not None:
+        # scores of other data sets are in [-1, 0): below all scores of the own one
+        scores = scores - (dataset_ids[:, None] != dataset_ids[None]).to(scores)
+    excluded = -2.0
+    best, other = scores.masked_fill(same_text, excluded).max(1)
     rank = torch.randperm(batch, device=text_ids.device)
-    negative = (rank >= (batch + 1) // 2) & (best >= 0)
+    negative = (rank >= (batch + 1) // 2) & (best > excluded)
     own = torch.arange(batch, device=text_ids.device)
     return (~negative).long(), torch.where(negative, other, own)

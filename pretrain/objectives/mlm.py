@@ -31,7 +31,8 @@ class MaskedLanguageModelling(Objective):
         import torch.nn.functional as F
 
         model, batch = micro_batch.model, micro_batch.batch
-        text = model(batch.pixels, batch.mlm_ids, batch.text_mask).text
+        order = micro_batch.draws.mlm_patch_order
+        text = model(batch.pixels, batch.mlm_ids, batch.text_mask, order).text
         masked = text.flatten(0, 1).index_select(0, batch.mlm_positions)
         target = _masked_ids(batch)
         # images may have their own head

@@ -26,15 +26,9 @@ OBJECTIVES: tuple[Objective, ...] = (
 the rounding of sums: append new objectives, and change it only if results may change."""
 
 
-def objective_of(name: str) -> Objective | None:
-    """The objective of this name; None if there is none."""
-    return next((objective for objective in OBJECTIVES if objective.name == name), None)
-
-
-def title_of(name: str) -> str:
-    """What reports call an objective; an unknown name is returned unchanged."""
-    objective = objective_of(name)
-    return name if objective is None else objective.title
+def objective_of_head(head: str) -> Objective | None:
+    """The objective that trains a module of AllInOneForPreTraining; None for other modules."""
+    return next((objective for objective in OBJECTIVES if head in objective.heads), None)
 
 
 def active_objectives(config: ObjectiveConfig) -> tuple[Objective, ...]:

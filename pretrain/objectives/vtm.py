@@ -23,6 +23,8 @@ class VideoTextMatching(Objective):
     heads = ("vtm_head",)
     loss_metric = "vtm_loss"
     accuracy_metric = "vtm_accuracy"
+    chance = 0.5
+    min_clips = 2
 
     def loss(self, micro_batch: ObjectiveContext) -> Tensor:
         """Cross-entropy over the B pairs; class 1 is a match."""
@@ -35,6 +37,7 @@ class VideoTextMatching(Objective):
         micro_batch.record("vtm_loss", losses)
         micro_batch.record("vtm_accuracy", logits.argmax(-1) == pairs.labels)
         micro_batch.record_by_dataset("vtm_loss", losses)
+        micro_batch.record_cross_dataset_share("vtm_cross_dataset_negatives", pairs)
         return losses.mean()
 
     def training_flops(self, size: ClipSize) -> float:
@@ -50,19 +53,19 @@ class VideoTextMatching(Objective):
     def check(self, config: PretrainConfig) -> None:
         """Refuse micro-batches of one clip: all pairs would match, and VTM would learn nothing."""
         train, images = config.train, config.cotrain.image_batch
-        if train.micro_batch < 2:
+        if train.micro_batch < self.min_clips:
             raise ValueError(
-                "VTM draws its false pairs from the micro-batch: --micro-batch must be at least 2"
-                " (or set --vtm 0)"
+                "VTM draws its false pairs from the micro-batch: --micro-batch must be at least"
+                f" {self.min_clips} (or set --vtm 0)"
             )
-        if config.cotrain.images and images * train.micro_batch < 2 * train.global_batch:
+        least = self.min_clips * train.global_batch
+        if config.cotrain.images and images * train.micro_batch < least:
             raise ValueError(
                 "VTM draws its false pairs from the micro-batch, but a micro-batch of images would"
                 f" hold --image-batch {images} x --micro-batch {train.micro_batch} / --global-batch"
                 f" {train.global_batch} = {images * train.micro_batch / train.global_batch:g} of"
-                " them and needs at least 2: --image-batch"
-                f" {-(-2 * train.global_batch // train.micro_batch)} or more, or a larger"
-                " --micro-batch (or --vtm 0)"
+                f" them and needs at least {self.min_clips}: --image-batch"
+                f" {-(-least // train.micro_batch)} or more, or a larger --micro-batch (or --vtm 0)"
             )
 
     def count_correct(self, model: AllInOneForPreTraining, batch: Batch) -> tuple[Tensor, int]:
@@ -75,7 +78,8 @@ class VideoTextMatching(Objective):
         # the pairs depend on the position alone, and training's random state is not disturbed
         with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
             torch.manual_seed(batch.first_position)
-            labels, video = draw_matching_pairs(batch.text_ids)
+            # within a data set, whatever the option: the source must not reveal the answer
+            labels, video = draw_matching_pairs(batch.text_ids, batch.dataset_ids)
         pixels = batch.pixels.index_select(0, video)
         pooled = model(pixels, batch.text_ids, batch.text_mask).pooled
         return (model.vtm_head(pooled).argmax(-1) == labels).sum(), labels.numel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from allinone.pretrain.objectives.base import Objective
+from allinone.pretrain.objectives.base import ClipSize, MicroBatchSize, Objective
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,14 +13,12 @@ if TYPE_CHECKING:
 
 
 class WordPatchAlignment(Objective):
-    """Optimal-transport distance between words and patches, on the pairs of the VTM pass.
-
-    It adds no pass, so the planner counts neither FLOPs nor memory for it.
-    """
+    """Optimal-transport distance between words and patches, on the pairs of the VTM pass."""
 
     name = "wpa"
     title = "word-patch alignment (WPA)"
     heads = ()
+    loss_metric = "wpa_loss"
     requires = "vtm"
 
     def loss(self, micro_batch: ObjectiveContext) -> Tensor:
@@ -36,4 +34,27 @@ class WordPatchAlignment(Objective):
         matching_distance = (distance.detach() * labels).sum()
         micro_batch.metrics["wpa_distance"] = torch.stack([matching_distance, labels.sum().float()])
         # 2 * label - 1 is +1 for matching pairs and -1 for the others
-        return (distance * (2 * labels - 1)).mean()
+        losses = distance * (2 * labels - 1)
+        micro_batch.record("wpa_loss", losses)
+        return losses.mean()
+
+    def training_flops(self, size: ClipSize) -> float:
+        """Cosines of words and patches, and the two products of each iteration of the plan.
+
+        The plan needs no gradient. Class tokens are left out of it, but computed.
+        """
+        from allinone.pretrain.objectives.optimal_transport import ITERATIONS
+
+        pairs = size.model.max_text_len * size.model.num_patches
+        return 3.0 * 2 * pairs * size.model.hidden_size + ITERATIONS * 2 * 2 * pairs
+
+    def activation_bytes(self, size: MicroBatchSize) -> list[float]:
+        """Unit vectors of words and patches, and the plan, all float32.
+
+        Features in another precision are kept as float32 too. Each norm keeps 2 numbers per token.
+        """
+        model = size.model
+        tokens = model.max_text_len + model.num_patches
+        copies = 1 if size.element == 4 else 2
+        numbers = tokens * (copies * model.hidden_size + 2) + model.max_text_len * model.num_patches
+        return [4.0 * size.clips * numbers]

@@ -6,11 +6,12 @@ Hardware: 128 A100, 16 clips per GPU.
 Time: 2 days for 132.5 M pairs, by the authors' talk. Planned: base 11.2 h, small 3.1 h, tiny 0.9 h
 at MFU 0.4 on 128 A100-80G (tools/plan.py train), if the data keeps up.
 Expected after fine-tuning:
-    base   MSR-VTT 9K text-to-video R@1/5/10    37.1 / 66.7 / 75.9
-           MSR-VTT-QA 42.9, MSVD-QA 46.5, TVQA val 69.8, LSMDC choice zero-shot 56.3
-           TGIF action / transition / FrameQA   92.7 / 94.3 / 64.2
-    small  TGIF action / transition / FrameQA   91.2 / 92.7 / 64.0
-           MSR-VTT-QA 39.5
+    base   MSR-VTT 9K R@1/5/10                  37.1 / 66.7 / 75.9 (contrast and rank)
+           MSR-VTT-QA / MSVD-QA / TVQA val      42.9 / 46.5 / 69.8
+           LSMDC choice, zero-shot              56.3
+           TGIF action / transition / FrameQA   92.7 (unsure) / 94.3 / 64.2
+    small  MSR-VTT-QA                           39.5 (unsure)
+           TGIF action / transition / FrameQA   91.2 / 92.7 / 64.0
     tiny   TGIF action / transition / FrameQA   80.6 / 83.5 / 53.9
 """
 

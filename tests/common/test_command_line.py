@@ -10,14 +10,16 @@ from typing import Literal
 import pytest
 import tyro
 
-from allinone.common import command_line
 from allinone.common.command_line import (
     Choice,
     CompletionRequest,
     choose,
     completing,
     config_from_file,
+    messages,
     parse,
+    parser,
+    run_command,
     to_yaml,
 )
 from allinone.common.errors import InputError
@@ -108,8 +110,11 @@ def test_nested_options_are_plain_flags() -> None:
     [
         (["--learning-rate", "3"], "did you mean --lr?"),
         (["--dept", "3"], "did you mean --depth?"),
+        (["--learing-rate", "3"], "did you mean --lr?"),
+        (["--size", "3x"], "--size 3x: expected INT;"),
         (["--lr", "abc"], "could not convert string to float: 'abc'"),
-        (["--kind", "green"], "invalid choice 'green'"),
+        (["--kind", "green"], "--kind: invalid choice 'green'; choose from: red, blue;"),
+        (["--kind", "bleu"], "did you mean blue?"),
         (["--depth", "0"], "--depth must be at least 1, got 0"),
         (["--loud=maybe"], "--loud maybe: give --loud or --no-loud"),
         (["--no-loud=3"], "--no-loud takes no value"),
@@ -150,6 +155,16 @@ def test_flags_win_over_the_file_and_it_over_defaults(tmp_path: Path) -> None:
     assert options.out == Path("runs/a")
 
 
+def test_flags_give_what_is_required_and_not_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("top: 7\n")
+    options = read("--config", str(file), "/data/run", default=WithPosition)
+    assert options == WithPosition(Path("/data/run"), top=7)
+    assert "missing: " in refused(capsys, "--config", str(file), default=WithPosition)
+
+
 def test_printed_options_give_the_same_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +192,7 @@ def test_json_of_a_checkpoint_and_old_names_are_read(tmp_path: Path) -> None:
         ("depth: 0", "--depth must be at least 1"),
         ("- 1", "must hold options"),
         ("a: [", "neither YAML nor JSON"),
+        ("inner:\n  lr: 1\n  lr: 2", "line 3: lr is given twice"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
@@ -213,14 +229,14 @@ def test_help_is_fast_and_legible_in_one_column(
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert "--old-depth" not in printed
-    assert max(map(len, printed.splitlines())) >= command_line.MIN_COLUMNS
+    assert max(map(len, printed.splitlines())) >= parser.MIN_COLUMNS
     assert "Learning rate." in printed
 
 
 def test_a_program_is_shown_under_its_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(command_line._shown_as, "tools/x.py", "allinone x")
+    monkeypatch.setitem(messages._shown_as, "tools/x.py", "allinone x")
     with pytest.raises(SystemExit):
         parse(Options, ["--nothing"], prog="tools/x.py")
     assert capsys.readouterr().err.startswith("error: allinone x: unknown option --nothing")
@@ -235,6 +251,8 @@ def test_completion_offers_flags_values_and_choices() -> None:
     assert words() == ["a", "--help", "--version"]
     assert {"--lr", "--loud", "--no-loud", "--config"} <= set(words("a"))
     assert words("a", "--kind") == ["red", "blue"]
+    assert words("a", "--out") == words("a", "--config") == []  # the shell offers files
+    assert "--lr" in words("a", "--loud")
     assert words("b", "--kind") == []
 
 
@@ -244,5 +262,5 @@ def test_a_missing_extra_is_named_with_its_install_command(
     def command() -> int:
         raise ModuleNotFoundError("No module named 'pyarrow'", name="pyarrow.parquet")
 
-    assert command_line.run_command(command) == ExitCode.USAGE
+    assert run_command(command) == ExitCode.USAGE
     assert "pip install 'allinone-pretrain[train]'" in capsys.readouterr().err

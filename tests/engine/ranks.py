@@ -3,6 +3,7 @@ reads jobs from stdin; RankServer talks to it."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -19,8 +20,8 @@ TIMEOUT_S = 120.0
 
 
 class RankServer:
-    """Starts the ranks of runs of tests/tools/zero_run.py, a very small All-in-one, one run after
-    the other."""
+    """Starts the ranks of one run after the other: by default of tests/tools/zero_run.py, a very
+    small All-in-one."""
 
     def __init__(self) -> None:
         env = {
@@ -40,12 +41,15 @@ class RankServer:
             stderr=subprocess.DEVNULL,
         )
 
-    def run(self, out: Path, world: int = 1, **options: Any) -> tuple[list[int], str]:
-        """Exit codes and output of all ranks."""
+    def run(
+        self, out: Path, world: int = 1, program: str = "tests.tools.zero_run", **options: Any
+    ) -> tuple[list[int], str]:
+        """Exit codes and output of all ranks; each calls `run(out, options)` of the program."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._server.stdin.write(
-            json.dumps({"out": str(out), "world": world, "options": options}) + "\n"
+            json.dumps({"out": str(out), "world": world, "program": program, "options": options})
+            + "\n"
         )
         self._server.stdin.flush()
         answer = json.loads(self._server.stdout.readline())
@@ -58,9 +62,7 @@ class RankServer:
 
 
 def _rank(job: dict[str, Any], rank: int) -> int:
-    from tests.tools import zero_run
-
-    return zero_run.run(Path(job["out"]), job["options"])
+    return importlib.import_module(job["program"]).run(Path(job["out"]), job["options"])
 
 
 def _serve(job: dict[str, Any], replies: int) -> None:

@@ -192,7 +192,7 @@ def test_runs_of_the_previous_version_resume() -> None:
         activation_checkpointing tensor_parallel out val val_items workers image_workers
         dali_threads pipelines prefetch backend clip_timeout_s max_bad_share"""
     places = {"data", "images", "init_from", "annotations", "checkpoint"}
-    expected = {*harmless.split(), "ds_config", "quiet", "verbose", "augmentation", *places}
+    expected = {*harmless.split(), "ds_config", "quiet", "verbose", "augment_backend", *places}
     expected |= {"media", "cache", "accept_changed_data"}
     pretrain = PretrainConfig(Path("runs/x"), ("prepared",)).as_json()
     path = Path()

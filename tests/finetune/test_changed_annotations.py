@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.finetune.official import WRITERS
-from tests.finetune.runs import Ended, Job, run_jobs
+from tests.finetune.runs import Ended, FinetuneCommand, run_jobs
 from tests.finetune.test_runs import PLAIN
 from tests.tools.conftest import tiny_model
 
@@ -35,7 +35,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(root: Path, out: str, data: str, *more: str, kill_at: int = 0, model: str = "") -> Job:
+def command(
+    root: Path, out: str, data: str, *more: str, kill_at: int = 0, model: str = ""
+) -> FinetuneCommand:
     places = {
         "annotations": root / data / "annotations",
         "media": root / data / "media",
@@ -44,7 +46,7 @@ def command(root: Path, out: str, data: str, *more: str, kill_at: int = 0, model
         "cache": root / f"cache of {data}",
     }
     argv = [text for name, path in places.items() for text in (f"--{name}", str(path))]
-    return Job("msrvtt_qa", [*argv, *PLAIN.split(), "--steps", "4", *more], 1, kill_at)
+    return FinetuneCommand("msrvtt_qa", [*argv, *PLAIN.split(), "--steps", "4", *more], 1, kill_at)
 
 
 @pytest.fixture(scope="module")

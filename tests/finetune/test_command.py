@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from allinone.common.errors import InputError
+from allinone.engine.resume import changed_options
 from allinone.finetune.benchmarks import benchmark_names, load_benchmark
 from allinone.finetune.command import main, parse
 from allinone.finetune.config import FinetuneConfig
 from allinone.finetune.tasks import TASKS
+from allinone.finetune.tasks.options import RetrievalOptions
+from tests.finetune.official import MadeUpBenchmark
 from tests.finetune.runs import ROOT
 
 HEAVY = ("torch", "transformers", "deepspeed", "nvidia.dali", "av", "numpy")
@@ -90,6 +95,91 @@ def test_run_json_is_replayed_by_config(name: str, tmp_path: Path) -> None:
     changed, _ = parse(benchmark, ["--config", str(tmp_path / "run.json"), "--seed", "3"])
     assert isinstance(changed, FinetuneConfig)
     assert (changed.train.seed, changed.train.lr) == (3, 3e-5)
+
+
+def options_of(name: str, *words: str) -> FinetuneConfig:
+    return parse(load_benchmark(name), [*REQUIRED, *words])[0]
+
+
+@pytest.mark.parametrize(
+    ("variant", "contrast", "rank", "views"),
+    [("", 1.0, 0.0, 1), ("9k", 1.0, 0.0, 1), ("7k", 1.0, 0.0, 1), ("7k-clipbert", 1.0, 0.0, 1),
+     ("9k-joint", 2.0, 1.0, 3), ("7k-joint", 2.0, 1.0, 3), ("9k-contrast", 2.0, 0.0, 3),
+     ("7k-contrast", 2.0, 0.0, 3)],
+)  # fmt: skip
+def test_variants_have_the_losses_of_the_papers_rows(
+    variant: str, contrast: float, rank: float, views: int
+) -> None:
+    config = options_of("msrvtt_retrieval", "--variant", variant)
+    task = config.task
+    assert isinstance(task, RetrievalOptions)
+    assert (config.variant, task.contrast, task.rank, config.views) == (
+        variant, contrast, rank, views,
+    )  # fmt: skip
+    assert task.matching == 0, "the original's 0.5 creates the head only"
+
+
+def test_flags_and_files_override_a_variants_defaults(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = options_of("msrvtt_retrieval", "--variant=9k-joint", "--views", "1", "--rank", "0.5")
+    assert isinstance(config.task, RetrievalOptions)
+    assert (config.views, config.task.rank, config.task.contrast) == (1, 0.5, 2.0)
+    file = tmp_path / "run.yaml"
+    file.write_text("variant: 9k-joint\ncontrast: 3\n")
+    config = options_of("msrvtt_retrieval", "--config", str(file))
+    assert isinstance(config.task, RetrievalOptions)
+    assert (config.views, config.task.rank, config.task.contrast) == (3, 1.0, 3.0)
+    words = ["--variant", "9k-joint", "--views", "2"]
+    with pytest.raises(SystemExit):
+        options_of("msrvtt_retrieval", *words, "--print-config")
+    file.write_text(capsys.readouterr().out)
+    benchmark = load_benchmark("msrvtt_retrieval")
+    printed, _ = parse(benchmark, ["--config", str(file)])
+    assert printed == options_of("msrvtt_retrieval", *words)
+
+
+def test_named_rows_read_the_splits_of_their_protocol(
+    samples: Callable[[str], MadeUpBenchmark],
+) -> None:
+    benchmark = load_benchmark("msrvtt_retrieval")
+    config = replace(benchmark.config, annotations=samples("msrvtt").annotations)
+    for variant in ("9k-joint", "7k-joint", "9k-contrast", "7k-contrast"):
+        protocol = variant.partition("-")[0]
+        assert benchmark.variants[variant] == benchmark.variants[protocol]
+        for split in ("train", "held-out", "test"):
+            assert benchmark.read(config, split, variant) == benchmark.read(config, split, protocol)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "absent", "changed"),
+    [
+        ("msrvtt_qa", "", (), {}),
+        ("msrvtt_choice", "", ("zero_shot_score",), {"zero_shot_score": "log-odds"}),
+        ("k400_linear", "", ("probe_dropout",), {"probe_dropout": False}),
+        ("hmdb51_linear", "fold-1", ("probe_dropout",), {}),
+    ],
+)
+def test_a_run_of_an_earlier_version_keeps_its_values(
+    tmp_path: Path, name: str, folder: str, absent: tuple[str, ...], changed: dict[str, object]
+) -> None:
+    benchmark = load_benchmark(name)
+    words = [*REQUIRED[:-1], str(tmp_path)]
+    recorded = json.loads(json.dumps(parse(benchmark, words)[0].as_json()))
+    # version 0.2 stopped after 5 validations, and did not have the other options
+    recorded["patience"] = 5
+    for option in absent:
+        del recorded["task"][option]
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / "run.json").write_text(json.dumps(recorded))
+    config, kept = parse(benchmark, words)
+    assert config.patience == 5
+    assert {option: getattr(config.task, option) for option in changed} == changed
+    expected = ["patience 5", *(f"task.{option} {value}" for option, value in changed.items())]
+    assert sorted(kept) == sorted(expected)
+    assert changed_options(recorded, config.as_json()) == []
+    assert parse(benchmark, [*words, "--patience", "0"])[0].patience == 0
+    assert options_of(name).patience == 0, "a new run trains to the end"
 
 
 def test_unusable_config_file_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from allinone.finetune.tasks.action_recognition import ActionRecognition
 from allinone.finetune.tasks.open_ended_qa import OpenEndedQA
 from allinone.finetune.tasks.options import ActionOptions, QAOptions, RetrievalOptions
 from allinone.finetune.tasks.retrieval import Retrieval
-from tests.finetune.official import Sample
+from tests.finetune.official import MadeUpBenchmark
 from tests.tools.conftest import tiny_model
 
 
@@ -51,7 +51,7 @@ def answering(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def refused(
-    samples: Callable[[str], Sample],
+    samples: Callable[[str], MadeUpBenchmark],
     model: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -104,7 +104,7 @@ def test_missing_annotations_or_media_name_the_archive(
 
 
 def test_a_wrong_column_is_named(
-    refused: Callable[..., str], samples: Callable[[str], Sample], tmp_path: Path
+    refused: Callable[..., str], samples: Callable[[str], MadeUpBenchmark], tmp_path: Path
 ) -> None:
     shutil.copytree(samples("msrvtt").annotations, tmp_path / "annotations")
     path = tmp_path / "annotations" / "MSRVTT_JSFUSION_test.csv"

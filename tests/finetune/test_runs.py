@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from allinone.engine.checkpoint.weights import best_weights
 from allinone.finetune.evaluation.results import read_predictions, read_results
 from tests.finetune.official import WRITERS
-from tests.finetune.runs import Ended, Job, run_jobs
+from tests.finetune.runs import Ended, FinetuneCommand, run_jobs
 from tests.tools.conftest import tiny_model
 
 PLAIN = (
@@ -43,7 +43,7 @@ def command(
     poison: int = -1,
     data: str = "",
     checkpoint: str = "model",
-) -> Job:
+) -> FinetuneCommand:
     sample = root / (data or "msrvtt")
     places = {
         "annotations": sample / "annotations",
@@ -52,7 +52,7 @@ def command(
         "out": root / "out" / out,
     }
     argv = [text for name, path in places.items() for text in (f"--{name}", str(path))]
-    return Job(
+    return FinetuneCommand(
         benchmark,
         [*argv, "--cache", str(root / "cache"), *PLAIN.split(), *more],
         world,
@@ -72,6 +72,12 @@ def ended(root: Path) -> dict[str, Ended]:
         "qa continued": command(root, "msrvtt_qa", "qa_killed", *qa),
         "retrieval": command(root, "msrvtt_retrieval", "retrieval", *rank, "--variant", "full"),
         "choice": command(root, "msrvtt_choice", "choice", "--eval-only"),
+        "choice odds": command(
+            root, "msrvtt_choice", "odds", "--eval-only", "--zero-shot-score", "log-odds"
+        ),
+        "patience": command(
+            root, "msrvtt_qa", "patience", "--steps", "40", "--patience", "1", "--lr", "0"
+        ),
         "vcr": command(root, "vcr", "vcr", "--steps", "2", "--max-text-len", "32", data="vcr"),
         "k400 zero3": command(
             root,
@@ -146,6 +152,32 @@ def test_killed_and_continued_run_gives_the_same_predictions(
     assert once.keys() == again.keys()
     assert all(torch.equal(once[name], again[name]) for name in once)
     assert predictions(root, "qa") == predictions(root, "qa_killed")
+
+
+def test_a_run_that_stops_early_says_so(root: Path, ended: dict[str, Ended]) -> None:
+    # nothing is learned at a learning rate of 0: the second validation is no better
+    assert ended["patience"].codes == [0], ended["patience"].output
+    assert "training stops early at step 4: the last 1 evaluations" in ended["patience"].output
+    ((_, result),) = read_results(root / "out" / "patience")
+    assert result.scores, "the best weights are evaluated"
+    assert "stops early" not in ended["qa"].output
+
+
+def test_zero_shot_choice_reports_both_scores(root: Path, ended: dict[str, Ended]) -> None:
+    found = {}
+    for out, chosen in (("choice", "match"), ("odds", "log_odds")):
+        ((_, result),) = read_results(root / "out" / out)
+        ways = {name: score.value for name, score in result.scores.items()}
+        assert ways["accuracy"] == ways[f"accuracy_{chosen}"]
+        found[out] = ways
+        (path,) = (root / "out" / out / "predictions").glob("*.jsonl")
+        rows = list(read_predictions(path).values())
+        for name, value in ways.items():
+            hits = [row["measures"][name] for row in rows]
+            assert value == pytest.approx(100 * sum(hits) / len(hits))
+    assert ended["choice odds"].codes == [0]
+    for name in ("accuracy_match", "accuracy_log_odds"):
+        assert found["choice"][name] == found["odds"][name]
 
 
 @pytest.mark.parametrize("task", ["qa", "retrieval"])

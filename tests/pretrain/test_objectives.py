@@ -17,7 +17,13 @@ from allinone.common.errors import DataError
 from allinone.data.loading.batch import Batch
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.model.contrast import embed_text, embed_video
-from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective, draw_matching_pairs
+from allinone.pretrain.objectives import (
+    Draws,
+    ObjectiveConfig,
+    PretrainObjective,
+    draw_matching_pairs,
+)
+from allinone.pretrain.objectives.vtm import VideoTextMatching
 from allinone.pretrain.recipes import RECIPES
 from allinone.pretrain.run import build_run
 
@@ -115,12 +121,94 @@ def test_identical_captions_everywhere_stay_positive() -> None:
     assert video.tolist() == [0, 1, 2, 3]
 
 
+def test_false_pairs_come_from_the_captions_own_data_set() -> None:
+    ids = torch.arange(18).view(9, 2)
+    ids[1] = ids[0]  # a data set with one caption only, a single clip, and a large one
+    datasets = torch.tensor([0, 0, 1, 2, 2, 2, 2, 2, 2])
+    met = torch.zeros(9, 9)
+    for seed in range(600):
+        torch.manual_seed(seed)
+        labels, video = draw_matching_pairs(ids, datasets)
+        assert int(labels.sum()) == 5
+        negative = (labels == 0).nonzero().flatten()
+        met[negative, video[negative]] += 1
+    assert met[3:, :3].sum() == 0
+    assert met[3:, 3:].diagonal().sum() == 0
+    # each of 5 candidates is met about 600 x 4 / 9 / 5 = 53 times
+    assert met[3, 4:].min() > 25
+    assert met[3, 4:].max() < 85
+    # without another caption in its data set, a caption gets any clip with another caption
+    assert met[0, :2].sum() == 0
+    assert met[0, 2:].min() > 20
+    assert met[2, [0, 1, *range(3, 9)]].min() > 15
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_data_set_draws_the_same_pairs_as_without_sets(seed: int) -> None:
+    ids = torch.randint(0, 3, (7, 1), generator=torch.Generator().manual_seed(seed))
+    torch.manual_seed(seed)
+    expected = draw_matching_pairs(ids)
+    torch.manual_seed(seed)
+    for ours, theirs in zip(draw_matching_pairs(ids, torch.ones(7)), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_share_of_negatives_from_another_data_set_is_logged() -> None:
+    model, batch = small_model(), made_up_batch(8)
+    lonely = replace(batch, dataset_ids=torch.tensor([0, 1, 1, 1, 1, 1, 1, 1]))
+
+    def share(batch: Batch, negatives: str) -> float:
+        crossing, all_negatives = 0.0, 0.0
+        for seed in range(12):
+            torch.manual_seed(seed)
+            config = ObjectiveConfig(mlm=0, vtm_negatives=negatives)  # type: ignore[arg-type]
+            metric = PretrainObjective(config)(model, batch).metrics["vtm_cross_dataset_negatives"]
+            crossing, all_negatives = crossing + float(metric[0]), all_negatives + float(metric[1])
+        assert all_negatives == 12 * 4
+        return crossing / all_negatives
+
+    with torch.no_grad():
+        assert share(batch, "dataset") == 0
+        assert share(batch, "any") > 0.3  # 4 of the 7 other clips: 0.57
+        assert 0 < share(lonely, "dataset") <= 0.25  # clip 0 alone, in the steps that choose it
+        single = replace(batch, dataset_ids=torch.zeros(8, dtype=torch.long), dataset_names=("a",))
+        metrics = PretrainObjective(ObjectiveConfig(mlm=0))(model, single).metrics
+    assert "vtm_cross_dataset_negatives" not in metrics
+
+
+def test_evaluation_draws_negatives_within_the_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "allinone.pretrain.objectives.matching_pairs.draw_matching_pairs",
+        lambda *args: seen.append(args) or draw_matching_pairs(*args),
+    )
+    batch = made_up_batch()
+    with torch.no_grad():
+        VideoTextMatching().count_correct(small_model(), batch)
+    assert torch.equal(seen[0][1], batch.dataset_ids)
+
+
+def test_given_draws_replace_the_random_ones() -> None:
+    model, batch = small_model(), made_up_batch()
+    generator = torch.Generator().manual_seed(3)
+    mlm, vtm = (torch.rand(12, 4, generator=generator).argsort(1) for _ in range(2))
+    labels, clips = torch.tensor([1, 0, 0, 1]), torch.tensor([0, 3, 0, 3])
+    draws = Draws(mlm, vtm, (labels, clips))
+    total = PretrainObjective(ObjectiveConfig(), draws=lambda batch: draws)(model, batch).total
+    text = model(batch.pixels, batch.mlm_ids, batch.text_mask, mlm).text
+    words = F.cross_entropy(
+        model.mlm_head(text).flatten(0, 1), batch.mlm_labels.flatten(), ignore_index=-100
+    )
+    pooled = model(batch.pixels[clips], batch.text_ids, batch.text_mask, vtm).pooled
+    torch.testing.assert_close(total, words + F.cross_entropy(model.vtm_head(pooled), labels))
+
+
 def test_vtm_is_the_binary_cross_entropy_of_the_drawn_pairs() -> None:
     model, batch = small_model(), made_up_batch()
     torch.manual_seed(5)
     losses = PretrainObjective(ObjectiveConfig(mlm=0, vtm=1))(model, batch)
     torch.manual_seed(5)
-    labels, video = draw_matching_pairs(batch.text_ids)
+    labels, video = draw_matching_pairs(batch.text_ids, batch.dataset_ids)
     logits = torch.cat(
         [
             model.vtm_head(
@@ -154,8 +242,8 @@ def test_a_micro_batch_without_false_pairs_is_refused(tmp_path: Path) -> None:
         build_run(
             replace(
                 images,
-                model=replace(images.model, size="nano"),
-                objective=replace(images.objective, vtm=0),
+                model=replace(images.model, size="nano", init_from="none"),
+                objective=replace(images.objective, vtm=0, wpa=0),
             )
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,14 @@ import pytest
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.pretrain.cost import activations, training_cost
 from allinone.pretrain.objectives.config import ObjectiveConfig
-from allinone.pretrain.objectives.registry import OBJECTIVES, active_objectives, title_of
+from allinone.pretrain.objectives.registry import OBJECTIVES, active_objectives, objective_of_head
 from allinone.pretrain.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_objective_has_a_weight_and_the_reverse() -> None:
-    weights = {entry.name for entry in fields(ObjectiveConfig)} - {"image_weight"}
+    weights = {entry.name for entry in fields(ObjectiveConfig)} - {"image_weight", "vtm_negatives"}
     assert {objective.name for objective in OBJECTIVES} == weights
 
 
@@ -36,9 +37,18 @@ def test_weight_0_disables_an_objective() -> None:
     assert [objective.name for objective in active] == ["vtm", "wpa"]
 
 
-def test_titles_are_for_people_and_unknown_names_stay() -> None:
-    assert title_of("mlm") == "masked words (MLM)"
-    assert title_of("vcr_qa") == "vcr_qa"
+def test_a_head_names_the_objective_that_trains_it() -> None:
+    trained = objective_of_head("text_projection")
+    assert trained is not None
+    assert (trained.title, trained.label) == ("contrast (VTC)", "VTC")
+    assert objective_of_head("backbone") is None
+
+
+def test_an_objective_follows_the_one_whose_pass_it_uses() -> None:
+    """The planner adds its bytes to the pass before it (pretrain/cost.py)."""
+    for before, objective in pairwise(OBJECTIVES):
+        assert objective.requires in (None, before.name)
+    assert OBJECTIVES[0].requires is None
 
 
 def test_mask_prob_reaches_the_planner() -> None:

@@ -44,23 +44,17 @@ def written(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+def convert_tiny(path: Path, out: Path) -> list[str]:
+    """The command that converts a file of the tiny size."""
+    return ["from-reference", str(path), "--size", "tiny", "--out", str(out)]
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny size in the original's format, converted."""
     folder = tmp_path_factory.mktemp("tiny")
-    assert (
-        main(
-            [
-                "from-reference",
-                str(save(folder / "tiny.ckpt", state_dict("tiny"))),
-                "--size",
-                "tiny",
-                "--out",
-                str(folder / "out"),
-            ]
-        )
-        == 0
-    )
+    path = save(folder / "tiny.ckpt", state_dict("tiny"))
+    assert main(convert_tiny(path, folder / "out")) == 0
     return folder
 
 
@@ -152,6 +146,7 @@ def test_the_written_folder_is_loaded_by_the_auto_classes(tiny: Path) -> None:
         224,
         40,
     )
+    assert processor.config.geometry == "squash", "as the original evaluates these weights"
 
 
 def test_tiny_at_384_pixels_and_8_frames_has_the_shapes_and_runs(tiny: Path) -> None:
@@ -219,19 +214,7 @@ def broken(tmp_path: Path, change: Any) -> Path:
 def test_a_misfit_ends_with_2_one_line_and_no_folder(
     tmp_path: Path, capsys: CapSys, change: Any, message: str
 ) -> None:
-    assert (
-        main(
-            [
-                "from-reference",
-                str(broken(tmp_path, change)),
-                "--size",
-                "tiny",
-                "--out",
-                str(tmp_path / "out"),
-            ]
-        )
-        == 2
-    )
+    assert main(convert_tiny(broken(tmp_path, change), tmp_path / "out")) == 2
     error = capsys.readouterr().err
     assert re.search(message, error)
     assert len(error.splitlines()) == 1
@@ -240,17 +223,7 @@ def test_a_misfit_ends_with_2_one_line_and_no_folder(
 
 def test_heads_of_a_fine_tuned_file_are_left_out_when_asked(tmp_path: Path, capsys: CapSys) -> None:
     path = broken(tmp_path, lambda w: w.update({"vqa_classifier.1.weight": torch.zeros(5)}))
-    arguments = [
-        "from-reference",
-        str(path),
-        "--size",
-        "tiny",
-        "--out",
-        str(tmp_path / "out"),
-        "--ignore",
-        "vqa_classifier.",
-    ]
-    assert main(arguments) == 0
+    assert main([*convert_tiny(path, tmp_path / "out"), "--ignore", "vqa_classifier."]) == 0
     assert "ignored: vqa_classifier.*.weight: asked for" in capsys.readouterr().out
 
 
@@ -275,16 +248,7 @@ def test_code_in_a_file_is_refused_without_a_traceback(tmp_path: Path) -> None:
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
     path = save(tmp_path / "evil.ckpt", state_dict("tiny"), extra={"x": Payload()})
-    command = [
-        sys.executable,
-        "tools/convert.py",
-        "from-reference",
-        str(path),
-        "--size",
-        "tiny",
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    command = [sys.executable, "tools/convert.py", *convert_tiny(path, tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "refused: posix.system" in done.stderr

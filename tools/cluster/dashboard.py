@@ -253,6 +253,7 @@ def render(facts: dict[str, Any], width: int, colour: bool) -> str:
         color_system="standard" if colour else None,
         force_terminal=colour,
     )
+    # rich pads table rows with spaces to the full width
     with console.capture() as capture:
         console.print(dashboard)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -37,6 +37,7 @@ PEER_LOST = ExitCode.FAILURE
 def drill_kill(site: DrillSite, run: Path) -> DrillOutcome:
     """kill -9 of one rank"""
     checks = Checks()
+    # not rank 0, which writes the history that `await_step` reads
     victim = site.world - 1
     step = site.random.randint(5, STEPS - 3)
     ranks = site.start(run)
@@ -66,6 +67,7 @@ def drill_hang(site: DrillSite, run: Path) -> DrillOutcome:
     checks = Checks()
     victim = site.world - 1
     step = site.random.randint(5, STEPS - 3)
+    # on a busy machine a healthy step may take longer than the usual time-out
     timeout_s = max(HANG_TIMEOUT_S, round(2 * site.reference_s / STEPS))
     ranks = site.start(run, hang_s=timeout_s)
     await_step(ranks, run, step)
@@ -147,6 +149,7 @@ def drill_corrupt(site: DrillSite, run: Path) -> DrillOutcome:
     files = [path for path in newest.rglob("*") if path.is_file() and path.stat().st_size > 4096]
     victim = site.random.choice(sorted(files))
     content = bytearray(victim.read_bytes())
+    # one bit: the size stays, so that only the hash can reveal it
     content[site.random.randrange(len(content))] ^= 1 << site.random.randrange(8)
     victim.write_bytes(content)
     start = time.time()
@@ -172,6 +175,7 @@ def drill_shard(site: DrillSite, run: Path) -> DrillOutcome:
     _copy_early_part(site, run)
     shard = site.random.choice(sorted(site.data.rglob("*.tar")))
     moved = site.out / f"moved-{shard.name}"
+    # moved, not deleted: the resumed run must read it again
     shard.rename(moved)
     try:
         ranks = site.start(run)
@@ -216,6 +220,8 @@ def drill_disk(site: DrillSite, run: Path) -> DrillOutcome:
     ranks = site.start(run)
     await_step(ranks, run, step)
     for pid in ranks.pids.values():
+        # the soft limit alone, so that no privilege is needed; a larger write
+        # gives EFBIG, because Python ignores SIGXFSZ
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (DISK_BYTES, resource.RLIM_INFINITY))
     codes = ranks.finish(LIMIT_S)
     code = ExitCode.DISK_FULL

@@ -77,6 +77,8 @@ class DrillSite:
         argv += ["--hang-timeout-s", str(hang_s)]
 
         def rank_main(rank: int) -> int:
+            """Train as one rank."""
+            # fast: the parent has loaded what this imports (`preload`)
             from allinone.pretrain import train
 
             if bad is not None or bad_once is not None:
@@ -121,7 +123,9 @@ def _poison(bad: int | None, bad_once: int | None) -> None:
     plain = TrainStream.batches
     once = {bad_once}
 
+    # patched in the forked rank only: the parent and the other ranks keep the plain method
     def poisoned(self: TrainStream, **place: Any) -> Iterator[Any]:
+        """The same batches with NaN in the pixels of the chosen clips."""
         for batch in plain(self, **place):
             for row in range(len(batch)):
                 position = batch.first_position + row
@@ -136,6 +140,7 @@ def _poison(bad: int | None, bad_once: int | None) -> None:
 def rows(run: Path) -> list[dict[str, Any]]:
     """Complete lines of a run's history."""
     path = run / "history.jsonl"
+    # without a newline, the last line is being written, or its writer was killed
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
@@ -151,8 +156,18 @@ def events(run: Path, *kinds: str) -> list[dict[str, Any]]:
 
 
 def await_step(ranks: RankProcesses, run: Path, step: int) -> None:
-    """Wait until the run has logged a step; RuntimeError if it ends before."""
+    """Wait until the run has logged a step.
+
+    Args:
+        ranks: The run's processes.
+        run: Its folder.
+        step: The step.
+
+    Raises:
+        RuntimeError: The run ended before.
+    """
     while step not in records(run):
+        # asked again after `running`: the last records may have been written in between
         if not ranks.running() and step not in records(run):
             raise RuntimeError(f"the run in {run} ended before step {step}; see {ranks.logs}")
         time.sleep(0.01)
@@ -203,6 +218,7 @@ def prepare_clips(out: Path) -> Path:
     made = out / "clips"
 
     def make(rank: int) -> int:
+        """Prepare the clips; the only rank."""
         from allinone.data.prepare.pipeline import PrepareOptions, prepare
 
         prepare(PrepareOptions(source, made, workers=1, shard_clips=SHARD_CLIPS), progress=False)

@@ -33,6 +33,7 @@ def check_gpus(result: NodeResult, options: NodeCheckOptions) -> None:
     if visible < options.gpus:
         result.problems.append(("gpus", f"{visible} of {options.gpus} GPUs are visible"))
         return
+    # before anything is allocated: a job that was not cleaned up would fail the training instead
     for gpu in range(visible):
         free, total = torch.cuda.mem_get_info(gpu)
         if free < 0.9 * total:
@@ -41,6 +42,7 @@ def check_gpus(result: NodeResult, options: NodeCheckOptions) -> None:
             )
             result.problems.append(("memory", text))
             return
+    # a factor of 128 MiB in bf16 and 1.1 TFLOP per product, so that launch overhead does not count
     order = 8192
     factors = [
         torch.randn(order, order, device=f"cuda:{gpu}", dtype=torch.bfloat16)
@@ -78,6 +80,7 @@ def _busy(
     ended = threading.Event()
 
     def work() -> None:
+        """Queue products until the block ends."""
         while not ended.is_set():
             for _ in range(20):  # tenths of a second
                 for product in products:

@@ -40,6 +40,7 @@ def check_disk(result: NodeResult, options: NodeCheckOptions) -> None:
             text = f"{size(free)} are free in the {name} {folder}, less than {least:g} GiB"
             result.problems.append(("disk", text))
             continue
+        # 8 MiB of random bytes: a file system that compresses or deduplicates still writes 1 MiB
         content = os.urandom(2**20) * 8
         start = time.perf_counter()
         # an unnamed file: jobs that share a node check it at the same time, and a killed check
@@ -47,6 +48,7 @@ def check_disk(result: NodeResult, options: NodeCheckOptions) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(content)
             file.flush()
+            # a full quota or a broken server shows at fsync; the read may come from the page cache
             os.fsync(file.fileno())
             file.seek(0)
             same = file.read() == content
@@ -75,6 +77,7 @@ def check_data(result: NodeResult, options: NodeCheckOptions) -> None:
             text = f"{folder} holds no prepared data here: is it mounted?"
             result.problems.append(("data", text))
             continue
+        # 1 MiB each: shows a mount that lists files but cannot read them, within seconds
         for path in {folder / "index.arrow", shards[0], shards[-1]}:
             with path.open("rb") as file:
                 file.read(2**20)

@@ -55,6 +55,7 @@ class NodeResult:
 
     def write(self, folder: Path) -> None:
         """Publish what is known so far."""
+        # atomic: a node that is killed while it writes leaves its previous result
         write_atomic(folder / f"{self.node}.json", json.dumps(asdict(self), indent=1) + "\n")
 
 

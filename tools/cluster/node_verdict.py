@@ -42,6 +42,7 @@ def read_results(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]
 def rates_between(results: Results) -> dict[frozenset[str], float]:
     """Bytes per second between neighbours; 0 if the exchange failed for one of the two."""
     pairs: dict[frozenset[str], float] = {}
+    # the smaller of the two ends' rates: one end may see an error that the other does not
     for name, result in results.items():
         for other, found in (result or {}).get("neighbours", {}).items():
             pair = frozenset((name, other))
@@ -87,6 +88,7 @@ def own_problems(
     if result is None:
         return [("start", "did not start the check")]
     problems = [(check, text) for check, text in result["problems"]]
+    # an exchange that did not end is judged with the partner's, in `exchange_problems`
     if result["doing"] and "all-reduce with" not in result["doing"]:
         problems.append(("hang", f"did not finish {result['doing']}"))
     for fact, (words, show) in RATES.items():
@@ -98,14 +100,11 @@ def own_problems(
     return problems
 
 
-def exchange_problems(
-    name: str, results: Results, pairs: Mapping[frozenset[str], float], slow: float
-) -> list[str]:
+def exchange_problems(name: str, pairs: Mapping[frozenset[str], float], slow: float) -> list[str]:
     """Find out whether a node is at fault in the exchanges with its neighbours.
 
     Args:
         name: The node.
-        results: Results of all nodes.
         pairs: Rates of all exchanges.
         slow: Share of the median rate below which an exchange is slow.
 
@@ -114,9 +113,11 @@ def exchange_problems(
         neighbours does well with another node.
     """
     mine = {next(iter(pair - {name})): rate for pair, rate in pairs.items() if name in pair}
+    # the median, not the mean: one dead link of two nodes must not lower the limit for all
     limit = slow * statistics.median(pairs.values()) if pairs else 0.0
     if len(mine) < 2 or any(rate > 0 and rate >= limit for rate in mine.values()):
         return []
+    # a neighbour that is slow with everybody is itself at fault, and proves nothing about this node
     best_elsewhere = max(
         max((r for p, r in pairs.items() if other in p and name not in p), default=0.0)
         for other in mine
@@ -131,7 +132,17 @@ def exchange_problems(
 
 
 def clock_problems(name: str, results: Results, max_clock_s: float) -> list[str]:
-    """A problem if a node's clock differs from those of both neighbours by more than the limit."""
+    """Compare a node's clock with those of its neighbours.
+
+    Args:
+        name: The node.
+        results: Results of all nodes.
+        max_clock_s: Largest difference, seconds.
+
+    Returns:
+        One problem if the clock differs from those of both neighbours by more; with one neighbour
+        it cannot be decided whose clock is wrong.
+    """
     neighbours = (results[name] or {}).get("neighbours", {})
     clocks = [found["clock_s"] for found in neighbours.values() if "clock_s" in found]
     if len(clocks) < 2 or any(abs(clock) <= max_clock_s for clock in clocks):
@@ -154,7 +165,7 @@ def verdict(results: Results, slow: float, max_clock_s: float) -> dict[str, list
     pairs = rates_between(results)
     problems = {}
     for name, result in results.items():
-        shared = exchange_problems(name, results, pairs, slow)
+        shared = exchange_problems(name, pairs, slow)
         shared += clock_problems(name, results, max_clock_s)
         own = own_problems(result, median, slow)
         problems[name] = own + [("all-reduce", text) for text in shared]
@@ -227,11 +238,12 @@ def _common_fault(problems: Mapping[str, Sequence[tuple[str, str]]]) -> int:
     """Print a fault that is not due to single nodes; returns its exit code, 0 if there is none."""
 
     def everywhere(check: str) -> bool:
+        """Whether every node has this problem."""
         return all(any(kind == check for kind, _ in found) for found in problems.values())
 
     if everywhere("start"):
         print(
-            "error: the check started on no node, which is not the fault of the nodes; see srun's"
+            "error: the check started on no node; this does not show bad nodes, see srun's"
             " messages above"
         )
         return 1
@@ -243,7 +255,7 @@ def _common_fault(problems: Mapping[str, Sequence[tuple[str, str]]]) -> int:
     bad = sum(bool(found) for found in problems.values())
     if bad > max(1, len(problems) // 2):
         print(
-            f"error: {bad} of {len(problems)} nodes failed the check; that is hardly the fault of"
+            f"error: {bad} of {len(problems)} nodes failed the check; the cause is probably not in"
             " single nodes, so none is left out"
         )
         return 1

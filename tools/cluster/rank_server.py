@@ -65,6 +65,7 @@ class RankProcesses:
 
     def signal(self, rank: int, number: int) -> None:
         """Send a signal to one rank, if it is still running."""
+        # a rank without exit code has not been waited for, so its number is not reused
         if rank not in self.codes:
             os.kill(self.pids[rank], number)
 
@@ -91,6 +92,7 @@ class RankProcesses:
                 deadline = min(deadline, failure + GRACE_S)
             if time.monotonic() > deadline:
                 self.kill()
+            # polled, because waitpid has no time-out; 10 ms is the resolution of `ended`
             time.sleep(0.01)
         return [self.codes[rank] for rank in sorted(self.codes)]
 
@@ -125,7 +127,7 @@ def _become(log: Path, main: Callable[[], int]) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(code)  # not sys.exit: the parent's handlers at exit must not run in the fork
 
 
 def preload() -> None:

@@ -16,8 +16,7 @@ from allinone.engine.checkpoint import weights
 from allinone.engine.checkpoint.layout import CheckpointError
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.model.weights_file import read_weights
-
-_HEADS = {"mlm_head": "MLM", "vtm_head": "VTM", "text_projection": "VTC", "video_projection": "VTC"}
+from allinone.pretrain.objectives.registry import objective_of_head
 
 
 @dataclass
@@ -45,14 +44,20 @@ class LoadedModel:
         """Raise InputError unless the file contained these heads."""
         for head in heads:
             if head in self.missing:
+                objective = objective_of_head(head)
+                label = "" if objective is None else f" ({objective.label})"
                 raise InputError(
-                    f"--checkpoint {self.weights} has no {head} ({_HEADS[head]}); this task needs a"
-                    " model pre-trained with it"
+                    f"--checkpoint {self.weights} has no {head}{label}; this task needs a model"
+                    " pre-trained with it"
                 )
 
-    def untrained(self, objective: str) -> bool:
-        """Whether the run is known to have trained without this objective (mlm, vtm, vtc)."""
-        return self.trained is not None and not self.trained.get(objective)
+    def untrained(self, head: str) -> str | None:
+        """The objective that trains a head, such as "MLM", if the run is known to have trained
+        without it; else None."""
+        objective = objective_of_head(head)
+        if objective is None or self.trained is None or self.trained.get(objective.name):
+            return None
+        return objective.label
 
 
 def find_weights(path: Path, option: str = "--checkpoint") -> Path:

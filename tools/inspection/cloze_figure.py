@@ -78,6 +78,7 @@ def split_answers(text: str) -> tuple[str, list[str | None]]:
     answers: list[str | None] = []
 
     def collect(match: re.Match[str]) -> str:
+        """Keep the word, and leave the mask alone."""
         answers.append(match[1].strip().lower() if match[1] else None)
         return MASK_TOKEN
 
@@ -111,6 +112,7 @@ def predict_masks(
     guesses = fill_masks(loaded, reader, clip, masked, top)
     relevance = patch_relevance(loaded, clip, masked, [best[0].token for best in guesses])
     sentence = plain
+    # one at a time: each replacement removes the first mask that is left
     for number in range(1, len(answers) + 1):
         sentence = sentence.replace(MASK_TOKEN, f"[ {number} ]", 1)
     predictions = [
@@ -136,6 +138,7 @@ def _draw_attributions(
 ) -> None:
     """One picture per frame, with its share of the attribution above."""
     relevance = prediction.relevance
+    # relative to the strongest patch of all frames, so that frames can be compared
     relative = relevance / max(float(relevance.max()), 1e-12)
     strongest = np.argsort(-relevance, axis=None, kind="stable")[:OUTLINED]
     frames, patches = np.unravel_index(strongest, relevance.shape)

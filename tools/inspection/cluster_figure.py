@@ -41,6 +41,7 @@ def _painted(picture: Image.Image, labels: NDArray[np.int64]) -> Image.Image:
     boxes = cells(picture.width, grid)
     for box, cluster in zip(boxes, labels, strict=True):
         image.paste(tinted(picture.crop(box), _colour(int(cluster)), 0.5), box)
+    # after the patches are painted, because a line covers pixels of both neighbours
     pen = ImageDraw.Draw(image)
     for index, (left, top, right, bottom) in enumerate(boxes):
         if (index + 1) % grid and labels[index] != labels[index + 1]:
@@ -63,6 +64,7 @@ def cluster_section(
     Returns:
         The frames, the same frames with the clusters of each model, and a legend.
     """
+    # about 900 pixels for a row, as wide as a page shows it without scaling
     side = max(128, min(230, 900 // len(clip.pictures)))
     pictures = [upscaled(picture, side) for picture in clip.pictures]
     legend = [(_colour(cluster), f"cluster {cluster + 1}") for cluster in range(groups)]

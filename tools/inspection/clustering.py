@@ -11,6 +11,7 @@ from allinone.tools.inspection.media_inputs import InputClip, TextReader
 from allinone.tools.inspection.patch_attribution import fine_patch_features
 
 STARTS, ROUNDS = 10, 100
+"""Restarts, against local optima, and the most rounds of each."""
 
 
 def kmeans(points: NDArray[np.float32], groups: int, seed: int) -> NDArray[np.int64]:
@@ -32,6 +33,7 @@ def kmeans(points: NDArray[np.float32], groups: int, seed: int) -> NDArray[np.in
     if groups > len(points):
         raise InputError(f"--groups {groups} is more than the {len(points)} patches of the clip")
     random = np.random.default_rng(seed)
+    # float64: rounding must not decide between starts of nearly equal cost
     exact = points.astype(np.float64)
     best = np.zeros(len(exact), dtype=np.int64)
     best_cost = np.inf
@@ -70,6 +72,7 @@ def _spread(
     for _ in range(1, groups):
         distance = _distances(points, points[chosen]).min(1)
         total = distance.sum()
+        # equal points only: all distances are 0, and any point is as good
         odds = distance / total if total > 0 else np.full(len(points), 1 / len(points))
         chosen.append(int(random.choice(len(points), p=odds)))
     return points[chosen]
@@ -119,5 +122,6 @@ def cluster_patches(
     """
     words = TextReader(loaded.model.config)(text)
     features = fine_patch_features(loaded, clip, words, fine).numpy()
+    # unit length, so that squared distances order pairs as their cosine similarity does
     points = features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-8)
     return kmeans(points.reshape(-1, points.shape[-1]), groups, seed).reshape(features.shape[:2])

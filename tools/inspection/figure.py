@@ -50,7 +50,14 @@ _DPI = 100
 
 
 def text_style(size: int, colour: Colour = INK, bold: bool = False) -> dict[str, Any]:
-    """Text properties of matplotlib for a font size in pixels."""
+    """Text properties of matplotlib.
+
+    Args:
+        size: Font size, pixels.
+        colour: Colour of the text.
+        bold: Bold weight.
+    """
+    # matplotlib measures fonts in points, 72 per inch
     weight = "bold" if bold else "normal"
     return {"fontsize": size * 72 / _DPI, "color": rgb(colour), "fontweight": weight}
 
@@ -126,7 +133,15 @@ class PictureGrid:
     def show(
         self, row: int, column: int, picture: Image.Image, title: str = "", **style: Any
     ) -> None:
-        """Draw a picture of `side` x `side` pixels; `style` is that of its title."""
+        """Draw a picture.
+
+        Args:
+            row: From the top.
+            column: From the left.
+            picture: `side` x `side` pixels.
+            title: Text above it.
+            **style: Text properties of the title; by default small text.
+        """
         axes = self._pictures[row, column]
         axes.imshow(np.asarray(picture), aspect="auto", interpolation="none")
         axes.set_title(title, loc="left", pad=4, **(style or text_style(SMALL)))
@@ -143,13 +158,20 @@ class PictureGrid:
 
 
 def tinted(image: Image.Image, colour: Colour, strength: float) -> Image.Image:
-    """The image blended with a colour: strength 0 keeps the image, 1 gives the plain colour."""
+    """Blend an image with a colour.
+
+    Args:
+        image: The image, which is not changed.
+        colour: The colour.
+        strength: 0 keeps the image, 1 gives the plain colour.
+    """
     return Image.blend(image, Image.new("RGB", image.size, colour), strength)
 
 
 def cells(side: int, grid: int) -> list[tuple[int, int, int, int]]:
     """Boxes (left, top, right, bottom) of the grid x grid patches of a square picture, in raster
     order."""
+    # rounded edges, so that cells leave no gap where `side` is not a multiple of `grid`
     edges = [round(side * k / grid) for k in range(grid + 1)]
     return [
         (edges[x], edges[y], edges[x + 1], edges[y + 1]) for y in range(grid) for x in range(grid)
@@ -159,7 +181,14 @@ def cells(side: int, grid: int) -> list[tuple[int, int, int, int]]:
 def outline(
     image: Image.Image, box: tuple[int, int, int, int], colour: Colour, width: int = 3
 ) -> None:
-    """Draw a border just inside a box."""
+    """Draw a border just inside a box.
+
+    Args:
+        image: Drawn on in place.
+        box: (left, top, right, bottom); right and bottom are outside.
+        colour: Of the border.
+        width: Of the border, pixels.
+    """
     left, top, right, bottom = box
     ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), outline=colour, width=width)
 

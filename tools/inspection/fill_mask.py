@@ -43,10 +43,12 @@ def fill_masks(
     loaded.needs("mlm_head")
     device = loaded.device
     output = loaded.model(clip.pixels.to(device), text.ids.to(device), text.mask.to(device))
+    # the head at the masks only: [masks, V] instead of [L, V]
     hidden = output.text[0, list(text.mask_positions)]
     probabilities = loaded.model.mlm_head(hidden).softmax(-1).cpu()
     tokenizer = reader.tokenizer
     first = tokenizer.first_word_id
+    # after the softmax: probabilities stay those over the full vocabulary
     words = probabilities[:, first : tokenizer.size]
     best = words.topk(min(top, tokenizer.size - first))
     return [

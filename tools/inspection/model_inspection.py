@@ -87,6 +87,7 @@ def load_any(path: Path) -> LoadedWeights:
         kind = "model folder" if path.is_dir() else "weights file"
         config, training = (file.facts, {}) if path.is_dir() else ({}, file.facts)
         return LoadedWeights(path, kind, file.tensors, config, training, notes=file.notes)
+    # manifest verified by `find_checkpoint`, so run.json is complete
     file = read_weights(folder / "weights")
     facts = json.loads((folder / "run.json").read_text())
     training = {name: facts[name] for name in _TRAINING if name in facts}
@@ -180,6 +181,7 @@ def compare(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Any]:
     a, b = _own_names(a), _own_names(b)
     shapes, values = [], []
     equal = 0
+    # one tensor at a time: float64 copies of two complete models could exceed the memory
     for name in (name for name in a if name in b):
         if a[name].shape != b[name].shape:
             shapes.append({"name": name, "a": list(a[name].shape), "b": list(b[name].shape)})
@@ -205,6 +207,7 @@ def _difference(a: Tensor, b: Tensor) -> dict[str, float] | None:
 
     NaN equals NaN; the distance between NaN and a number is infinite.
     """
+    # float64 holds float32, bfloat16 and int32 exactly, so that no difference is rounded away
     a, b = a.double(), b.double()
     delta = torch.where(
         (a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs().nan_to_num(nan=float("inf"))

@@ -54,6 +54,7 @@ def plot_distributions(path: Path, values: dict[str, NDArray[np.float64]], title
         if not data.size:
             axes.text(0.5, 0.5, "no values", ha="center", transform=axes.transAxes, color=QUIET)
             continue
+        # for a single value, one bar with its label is clearer than a histogram around it
         low, high = float(data.min()), float(data.max())
         if low == high:
             axes.bar([f"{low:,.4g}"], [data.size], width=0.25, color="#3b6ea8")
@@ -61,8 +62,10 @@ def plot_distributions(path: Path, values: dict[str, NDArray[np.float64]], title
             continue
         if low > 0 and high / low > 100:
             axes.set_xscale("log")
+            # bins of equal width on the logarithmic axis
             bins: Any = np.geomspace(low, high, 41)
         elif np.all(data == data.round()) and high - low <= 60:
+            # whole numbers: a bin around each
             bins = np.arange(low - 0.5, high + 1.5)
         else:
             bins = 40

@@ -24,6 +24,12 @@ from allinone.tools.inspection.media_inputs import (
 
 CONTRAST = "contrastive: cosine similarity of two uni-modal passes (VTC)"
 MATCH = "matching: probability of the joint pass (VTM)"
+# the head that each score comes from; the registry of objectives knows which objective trains it
+MLM_HEAD, MATCH_HEAD, CONTRAST_HEADS = (
+    "mlm_head",
+    "vtm_head",
+    ("text_projection", "video_projection"),
+)
 NOT_FOR_QA = "this model is not fine-tuned for question answering; treat the answer as a guess"
 
 
@@ -38,9 +44,10 @@ class Predictor:
     @torch.inference_mode()
     def match_probability(self, clip: InputClip, text: InputText) -> float:
         """Probability that a video and a text match, from the VTM head on the joint pass."""
-        self.loaded.needs("vtm_head")
+        self.loaded.needs(MATCH_HEAD)
         model, device = self.loaded.model, self.loaded.device
         output = model(clip.pixels.to(device), text.ids.to(device), text.mask.to(device))
+        # class 1 is a match
         return float(model.vtm_head(output.pooled).softmax(-1)[0, 1])
 
     @torch.inference_mode()
@@ -48,8 +55,9 @@ class Predictor:
         self, clips: Sequence[InputClip], texts: Sequence[InputText]
     ) -> list[list[float]]:
         """Contrastive cosine similarity, one row per clip."""
-        self.loaded.needs("text_projection", "video_projection")
+        self.loaded.needs(*CONTRAST_HEADS)
         model, device = self.loaded.model, self.loaded.device
+        # one clip at a time: a folder's clips in one batch could exceed the memory
         video = torch.cat([embed_video(model, clip.pixels.to(device)) for clip in clips])
         text = torch.cat(
             [embed_text(model, text.ids.to(device), text.mask.to(device)) for text in texts]
@@ -97,19 +105,20 @@ class Predictor:
     ) -> dict[str, Any]:
         """Scores of all pairs, best first; either `clips` or `texts` has one entry."""
         if by == "auto":
-            by = "match" if self.loaded.untrained("vtc") else "contrast"
+            by = "match" if self.loaded.untrained(CONTRAST_HEADS[0]) else "contrast"
         if by == "contrast":
             table = self.similarity(clips, texts)
         else:
             table = [[self.match_probability(clip, text) for text in texts] for clip in clips]
         scores = [score for row in table for score in row]
+        # sorted is stable: equal scores keep the order in which the user gave them
         order = sorted(range(len(scores)), key=lambda index: -scores[index])[:top]
         return {
             "task": "retrieve",
             "by": CONTRAST if by == "contrast" else MATCH,
             "of": len(scores),
             "results": _ranked([(scores[index], names[index]) for index in order]),
-            "notes": self._untrained("vtc" if by == "contrast" else "vtm"),
+            "notes": self._untrained(CONTRAST_HEADS[0] if by == "contrast" else MATCH_HEAD),
         }
 
     def _readable(self, folder: Path) -> tuple[list[InputClip], list[str]]:
@@ -135,18 +144,24 @@ class Predictor:
                 {"score": self.match_probability(clip, words), "name": MATCH},
                 {"score": self.similarity([clip], [words])[0][0], "name": CONTRAST},
             ],
-            "notes": [*self._untrained("vtm"), *self._untrained("vtc")],
+            "notes": [*self._untrained(MATCH_HEAD), *self._untrained(CONTRAST_HEADS[0])],
         }
 
     def fill(self, video: Path, text: str, top: int) -> dict[str, Any]:
-        """Predict every [MASK] of a text."""
+        """Predict every [MASK] of a text.
+
+        Args:
+            video: The file.
+            text: Text with at least one [MASK].
+            top: Words per [MASK].
+        """
         words = self.read_text.masked(text)
         guesses = fill_masks(self.loaded, self.read_text, self.read_clip(video), words, top)
         return {
             "task": "fill",
             "text": words.text,
             "gaps": [[asdict(guess) for guess in of_mask] for of_mask in guesses],
-            "notes": self._untrained("mlm"),
+            "notes": self._untrained(MLM_HEAD),
         }
 
     def answer(
@@ -171,7 +186,7 @@ class Predictor:
             )
         clip = self.read_clip(video)
         if choices:
-            head, trained = "VTM head on “question choice”, one joint pass per choice", "vtm"
+            head, trained = "VTM head on “question choice”, one joint pass per choice", MATCH_HEAD
             scored = [
                 (self.match_probability(clip, self.read_text(f"{question} {choice}")), choice)
                 for choice in choices
@@ -186,7 +201,7 @@ class Predictor:
                     f"--question {question!r} has {len(words.mask_positions)} {MASK_TOKEN}; an"
                     " answer is one word (`fill` predicts several)"
                 )
-            head, trained = f"MLM head on “{words.text}”", "mlm"
+            head, trained = f"MLM head on “{words.text}”", MLM_HEAD
             guesses = fill_masks(self.loaded, self.read_text, clip, words, top)[0]
             results = [(guess.probability, guess.word) for guess in guesses]
         return {
@@ -196,13 +211,13 @@ class Predictor:
             "notes": [NOT_FOR_QA, *self._untrained(trained)],
         }
 
-    def _untrained(self, objective: str) -> list[str]:
-        """A note if the head of an objective is known to be untrained."""
-        if not self.loaded.untrained(objective):
+    def _untrained(self, head: str) -> list[str]:
+        """A note if a head is known to be untrained."""
+        objective = self.loaded.untrained(head)
+        if objective is None:
             return []
         return [
-            f"the run of this checkpoint trained without {objective.upper()}: its head gives random"
-            " scores"
+            f"the run of this checkpoint trained without {objective}: its head gives random scores"
         ]
 
 

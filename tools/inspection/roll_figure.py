@@ -62,6 +62,7 @@ def frame_after_rolls(
     image = Image.new("RGB", (side, side))
     for position, source, patch in zip(positions, sources, patches, strict=True):
         left, top, right, bottom = boxes[position]
+        # cells differ by a pixel where `side` is not a multiple of the grid
         crop = pictures[source].crop(boxes[patch]).resize((right - left, bottom - top))
         strength = 0.15 if source == frame else 0.45
         image.paste(tinted(crop, frame_colour(source), strength), (left, top))
@@ -81,7 +82,7 @@ def _row_title(config: AllInOneConfig, frames: int, rolls: int, moved: int) -> t
     blocks = [
         str(block)
         for block in range(1, config.num_hidden_layers + 1)
-        if block % frames == rolls % frames
+        if block % frames == rolls % frames  # T rolls bring every patch back
     ]
     shown = f"{', '.join(blocks[:4])}{' …' if len(blocks) > 4 else ''}"
     title = f"block{'s' if len(blocks) > 1 else ''} {shown}" if rolls else "input"

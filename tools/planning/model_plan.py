@@ -11,7 +11,8 @@ import torch
 from allinone.common.errors import InputError
 from allinone.common.tables import markdown_table, plain_table
 from allinone.model import SIZES, AllInOneConfig, AllInOneForPreTraining, parameters_by_part
-from allinone.model.flops import forward_flops
+from allinone.model.flops import forward_flops, part_of
+from allinone.pretrain.objectives.registry import OBJECTIVES
 from allinone.tools.planning.options import ModelPlan
 
 PAPER_TEXT_TOKENS = 32
@@ -19,7 +20,10 @@ PAPER_TEXT_TOKENS = 32
 that number under any convention."""
 PAPER_PARAMETERS = {"tiny": "12M", "small": "33M", "base": "110M"}
 PAPER_MACS = {"base": "58.7G"}
-HEADS = ("MLM head", "VTM head", "contrastive projections")
+HEADS = tuple(
+    dict.fromkeys(part_of(f"{head}.") or head for each in OBJECTIVES for head in each.heads)
+)
+"""Parts that the objectives train and that the paper's parameter count leaves out."""
 CONVENTION = (
     "Parameters: the paper counts the model without heads. MACs: multiply-adds of linear layers and"
     " patch convolution in one joint forward of one clip, without the two attention products (as"

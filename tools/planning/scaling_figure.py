@@ -78,6 +78,7 @@ def draw_scaling(
     """
     import matplotlib
 
+    # no display on a login node; must precede the import of pyplot
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     from matplotlib.ticker import EngFormatter, StrMethodFormatter
@@ -96,6 +97,7 @@ def draw_scaling(
                 per_node = [rate * GPUS[0] / gpus for rate, gpus in zip(rates, GPUS, strict=True)]
                 right.plot(GPUS, [100 * rate / rates[0] for rate in per_node], style, color=color)
         linear = [gpus / GPUS[0] * strong[0] for gpus in GPUS]
+        # from the last network's single node, which uses NVLink only and is equal for all
         left.plot(GPUS, linear, ":", color="black", label="linear")
         left.set(xlabel="GPUs", ylabel="samples/s", title=strong_label, yscale="log")
         left.yaxis.set_major_formatter(EngFormatter(sep=""))

@@ -11,15 +11,13 @@ import torch
 
 from allinone.common.errors import InputError
 from allinone.engine import ds_config
-from allinone.engine.planning.hardware import (
-    Device,
-    Network,
-)
+from allinone.engine.planning.hardware import Device, Network
 from allinone.engine.planning.memory import Zero, groups_of
 from allinone.engine.planning.step_time import Candidate, TrainingJob, candidate, recommend
 from allinone.model import AllInOneForPreTraining
 from allinone.pretrain.config import ModelOptions, PretrainConfig
 from allinone.pretrain.cost import SampleCost, activations, training_cost
+from allinone.pretrain.objectives.registry import active_objectives
 
 MFU_RANGE = (0.3, 0.4, 0.5)
 """Values of MFU that are always shown."""
@@ -140,12 +138,13 @@ def make_plan(
     # backward is 2/3 of a pass; gradients become final in that of the first one
     window = 2 / 3 * passes[0] / sum(passes)
     job = TrainingJob(groups, gpus, train.global_batch, cost.total, mfu, window)
-    least = 2 if config.objective.vtm else 1
+    demanding = max(active_objectives(config.objective), key=lambda each: each.min_clips)
+    least = demanding.min_clips
     sizes = micro_batches(train.global_batch // gpus, least, train.micro_batch)
     if not sizes:
         raise InputError(
-            f"--gpus {gpus} leaves {train.global_batch // gpus} clips per rank, but VTM needs"
-            f" {least}; use fewer GPUs or a larger --global-batch"
+            f"--gpus {gpus} leaves {train.global_batch // gpus} clips per rank, but"
+            f" {demanding.label} needs {least}; use fewer GPUs or a larger --global-batch"
         )
     candidates = _candidates(config, job, precision, sizes, device, network)
     try:
@@ -189,6 +188,7 @@ def _candidates(
             continue
         for size in sizes:
             for recompute in (False, True):
+                # mask 1: on a GPU a dropout mask takes one byte per element
                 kept = activations(
                     config, zero.element, 1, micro_batch=size, checkpointing=recompute
                 )
@@ -199,8 +199,14 @@ def _candidates(
 
 
 def scaled(config: PretrainConfig, gpus: int, per_gpu: int | None) -> PretrainConfig:
-    """The recipe with `per_gpu` clips per GPU, and proportionally many images; unchanged for
-    None."""
+    """A recipe at a number of GPUs.
+
+    Args:
+        config: The recipe.
+        gpus: Number of GPUs.
+        per_gpu: Clips per GPU and step, with proportionally many images of co-training; None
+            returns the recipe unchanged.
+    """
     if per_gpu is None:
         return config
     batch = per_gpu * gpus

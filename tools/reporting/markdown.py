@@ -6,34 +6,47 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from allinone.tools.reporting.tables import FilledTables
-from allinone.tools.reporting.view import (
-    RULES,
-    TITLE,
+from allinone.tools.reporting.elements import (
     CellView,
     OurValue,
     RowView,
     RunView,
+    ScoreView,
     TableView,
-    UnmatchedScore,
+    UnofficialView,
+)
+from allinone.tools.reporting.tables import FilledTables
+from allinone.tools.reporting.view import (
+    RULES,
+    SOURCES,
+    TITLE,
+    UNOFFICIAL,
+    UNOFFICIAL_NOTE,
     report_view,
 )
 
 
-def markdown(filled: FilledTables, folder: Path) -> str:
-    """The tables of the HTML page for a file in `folder`.
+def markdown(filled: FilledTables, folder: Path, *, ours_only: bool = False) -> str:
+    """The tables of the HTML page as Markdown.
 
     A cell is the paper's number, an arrow, and ours with the difference and the number of the run.
+
+    Args:
+        filled: Tables and results.
+        folder: Links to results files are relative to it.
+        ours_only: Leave out tables and rows of the paper without a result of ours.
     """
-    view = report_view(filled, folder)
+    view = report_view(filled, folder, ours_only=ours_only)
     lines = [f"# {TITLE}", "", f"{view.summary}.", "", RULES, ""]
-    for table in view.tables:
-        lines += _table(table)
-    if view.unmatched:
-        lines += _unmatched(view.unmatched)
+    lines += [*(f"- {mark}: {meaning}" for mark, meaning in view.marks), "", SOURCES, ""]
     if view.runs:
         lines += _runs(view.runs)
-    lines += [f"{mark}: {meaning}  " for mark, meaning in view.marks]
+    if view.unofficial:
+        lines += _unofficial(view.unofficial)
+    if view.unmatched:
+        lines += _unmatched(view.unmatched)
+    for table in view.tables:
+        lines += _table(table)
     return "\n".join(lines) + "\n"
 
 
@@ -65,20 +78,36 @@ def _ours(ours: OurValue) -> str:
     return f"**{ours.value}** {ours.change}{remarks} (run {ours.run}{others})"
 
 
-def _unmatched(scores: Sequence[UnmatchedScore]) -> list[str]:
+def _unofficial(results: Sequence[UnofficialView]) -> list[str]:
+    rows = [["result", "items", "official", "scores", "reason", "run"]]
+    for one in results:
+        scores = ", ".join(
+            f"{score.name} {score.value}{score.unit} {score.interval}".rstrip()
+            for score in one.scores
+        )
+        rows.append([one.result, one.items, one.official, scores, one.reason, str(one.run)])
+    return [f"## {UNOFFICIAL}", "", UNOFFICIAL_NOTE, "", *_lines(rows), ""]
+
+
+def _unmatched(scores: Sequence[ScoreView]) -> list[str]:
     rows = [["result", "score", "value", "95 % interval", "run"]]
     rows += [[one.result, one.name, one.value, one.interval, str(one.run)] for one in scores]
     return ["## Results without a table in the paper", "", *_lines(rows), ""]
 
 
 def _runs(runs: Sequence[RunView]) -> list[str]:
-    rows = [["run", "result", "checkpoint", "sha256", "items", "date", "file"]]
+    rows = [["run", "result", "score", "checkpoint", "sha256", "items", "date", "file"]]
     for run in runs:
         missing = f", {run.missing} not shown" if run.missing else ""
         file = f"[{run.file}]({quote(run.file)})"
-        items = f"{run.items}{missing}"
-        rows.append([str(run.number), run.name, run.checkpoint, run.sha256, items, run.date, file])
-    return ["## Runs", "", *_lines(rows), ""]
+        unofficial = ", not the official items" if run.unofficial else ""
+        items = f"{run.items}{missing}{unofficial}"
+        one = run.headline
+        score = f"{one.name} {one.value}{one.unit}" if one else ""
+        rows.append(
+            [str(run.number), run.name, score, run.checkpoint, run.sha256, items, run.date, file]
+        )
+    return ["## Our runs", "", *_lines(rows), ""]
 
 
 def _lines(rows: Sequence[Sequence[str]]) -> list[str]:

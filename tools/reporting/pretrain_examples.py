@@ -19,7 +19,16 @@ _BATCH = 64
 
 
 def batch_frames(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Undo the normalisation: the frames of a batch as uint8 [B, T, H, W, 3]."""
+    """Undo the normalisation.
+
+    Args:
+        batch: Pixels float32 [B, T, 3, H, W].
+        mean: Subtracted per channel, in the range 0 to 1.
+        std: Divided by per channel.
+
+    Returns:
+        uint8 [B, T, H, W, 3].
+    """
     pixels = batch.pixels.cpu() * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
 

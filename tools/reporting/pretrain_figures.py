@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from allinone.common.atomic_io import atomic_path
 from allinone.common.html import BORDER, CORRECT, GRID, INK
-from allinone.pretrain.objectives.registry import objective_of, title_of
+from allinone.pretrain.objectives import registry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,27 +67,55 @@ def example_images(example: RetrievalExample) -> list[Image.Image]:
     ]
 
 
+@dataclass(frozen=True)
+class LossPanel:
+    """What the figure of losses shows of one objective."""
+
+    title: str
+    loss: str
+    """Metric of the history."""
+    accuracy: str | None
+    """Metric of the history, between 0 and 1; None if there is none."""
+
+
+def loss_panels(history: History) -> list[LossPanel]:
+    """The objectives of the registry whose losses are in the history.
+
+    In co-training, the losses of the images follow those of the video; their metrics have the
+    prefix `image_`.
+    """
+    metrics = {name for row in history for name in row.get("metrics", {})}
+    panels = []
+    for prefix, suffix in (("", ""), ("image_", ", images")):
+        for objective in registry.OBJECTIVES:
+            # an objective without a metric gives image_None, which no history holds
+            loss = f"{prefix}{objective.loss_metric}"
+            accuracy = f"{prefix}{objective.accuracy_metric}"
+            if loss in metrics:
+                title = f"{objective.title}{suffix}"
+                panels.append(LossPanel(title, loss, accuracy if accuracy in metrics else None))
+    return panels
+
+
 def plot_losses(history: History, target: Path) -> None:
     """Write a PNG with one panel per objective: training loss (left axis) and accuracy in percent
     (right axis) over steps."""
     from matplotlib.figure import Figure
 
-    metrics = _metric_names(history)
-    objectives = [name.removesuffix("_loss") for name in metrics if name.endswith("_loss")]
-    columns = max(len(objectives), 1)
+    panels = loss_panels(history)
+    columns = max(len(panels), 1)
     figure = Figure(figsize=(4.2 * columns, 3.1), layout="constrained")
-    for axes, name in zip(figure.subplots(1, columns, squeeze=False)[0], objectives, strict=False):
-        axes.set_title(title_of(name), fontsize=11, color=INK)
-        axes.plot(*_series(history, f"{name}_loss"), color=_LOSS_COLOUR, linewidth=1.6)
+    # strict=False: without a panel, one empty subplot is left
+    for axes, panel in zip(figure.subplots(1, columns, squeeze=False)[0], panels, strict=False):
+        axes.set_title(panel.title, fontsize=11, color=INK)
+        axes.plot(*_series(history, panel.loss), color=_LOSS_COLOUR, linewidth=1.6)
         axes.set_xlabel("step")
         axes.set_ylabel("training loss", color=_LOSS_COLOUR)
         axes.set_ylim(bottom=0)
         axes.grid(color=GRID)
         axes.spines[["top"]].set_visible(False)
-        objective = objective_of(name)
-        accuracy = objective.accuracy_metric if objective else None
-        if accuracy in metrics:
-            _plot_accuracy(axes, *_series(history, accuracy))
+        if panel.accuracy is not None:
+            _plot_accuracy(axes, *_series(history, panel.accuracy))
     _save(figure, target, dpi=110)
 
 
@@ -98,14 +126,6 @@ def _plot_accuracy(axes: Axes, steps: Sequence[int], accuracies: Sequence[float]
     twin.set_ylabel("training accuracy, %", color=_ACCURACY_COLOUR)
     twin.set_ylim(0, 100)
     twin.spines[["top"]].set_visible(False)
-
-
-def _metric_names(history: History) -> list[str]:
-    """Names of the metrics over all data, in the order of their first appearance."""
-    names: dict[str, None] = {}
-    for row in history:
-        names.update(dict.fromkeys(row.get("metrics", {})))
-    return [name for name in names if "/" not in name]  # "/": metrics of one source
 
 
 def _series(history: History, name: str) -> tuple[list[int], list[float]]:

@@ -16,6 +16,7 @@ from PIL import Image
 from allinone.common.atomic_io import write_atomic
 from allinone.common.formatting import duration
 from allinone.common.html import data_uri, render
+from allinone.pretrain.objectives import registry
 from allinone.tools.reporting.pretrain_figures import (
     History,
     MaskedWord,
@@ -31,8 +32,6 @@ DIRECTIONS = {"text_to_video": "text → video", "video_to_text": "video → tex
 RETRIEVAL_HEADER = ("split", "direction", "R@1 %", "R@5 %", "R@10 %", "MdR")
 FILES = ("report.html", "losses.png", "gallery.png", "masked_words.png", "results.json")
 """What `write_report` writes, the page first."""
-_CHANCE = {"vtm": 50}
-"""Percent of an objective that guessing gets, where it depends on nothing else."""
 
 
 def retrieval_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -51,11 +50,12 @@ def retrieval_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def accuracy_texts(results: Mapping[str, Any]) -> list[str]:
     """The held-out accuracy of every objective that has one, such as "VTM accuracy: 80.9 %"."""
     texts = []
-    for key, value in results.items():
-        name, separator, rest = key.partition("_accuracy")
-        if separator and not rest:
-            chance = f" (chance {_CHANCE[name]} %)" if name in _CHANCE else ""
-            texts.append(f"{name.upper()} accuracy: {value:.1f} %{chance}")
+    for objective in registry.OBJECTIVES:
+        value = results.get(f"{objective.name}_accuracy")
+        if value is not None:
+            chance = objective.chance
+            guessed = "" if chance is None else f" (chance {100 * chance:g} %)"
+            texts.append(f"{objective.label} accuracy: {value:.1f} %{guessed}")
     return texts
 
 

@@ -1,5 +1,5 @@
 """Assigns our results to the cells of the paper's tables, and to rows of our own where no row of
-the paper has the same setting."""
+the paper has the same setting. Results that were not scored on the official items get no cell."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from allinone.finetune.evaluation.official_counts import tested_as
 from allinone.finetune.evaluation.paper_numbers import (
     Column,
     PaperCell,
     Table,
     paper_tables,
     setting,
-    tested_as,
 )
 from allinone.finetune.evaluation.results import EvaluationResult, Score
 
@@ -93,7 +93,10 @@ class FilledTables:
 
     runs: Sequence[ReportedRun]
     tables: list[FilledTable] = field(default_factory=list)
+    unofficial: list[ReportedRun] = field(default_factory=list)
+    """Runs of a benchmark in the tables that were not scored on its official items."""
     unmatched: list[ReportedRun] = field(default_factory=list)
+    """Runs for which no table has a column."""
 
     def comparisons(self) -> list[tuple[PaperCell, ReportedRun, Difference]]:
         """Every number of the paper that has a result, with the newest one."""
@@ -127,18 +130,25 @@ class FilledTables:
             f"{counts[name]} {text}" for name, text in VERDICTS.items() if counts[name]
         )
         read = f"{len(self.runs)} result{'' if len(self.runs) == 1 else 's'}"
+        unofficial = f"; {len(self.unofficial)} not on the official items" * bool(self.unofficial)
         return (
             f"{read} for {counts['run']} of the paper's {counts['targets']} numbers"
-            f"{f': {verdicts}' if verdicts else ''}"
+            f"{f': {verdicts}' if verdicts else ''}{unofficial}"
         )
 
 
 def fill_tables(runs: Sequence[ReportedRun]) -> FilledTables:
-    """Assign every run to all cells that have its setting; `runs` newest first."""
+    """Assign every run on official items to all cells that have its setting; `runs` newest
+    first."""
     filled = FilledTables(runs)
-    assigned: set[int] = set()
+    columns = [column for table in paper_tables() for column in table.columns]
+    # matched by name and metric alone: a subset of a split may have another split's name
+    listed = [run for run in runs if any(_measures(run.result, column) for column in columns)]
+    filled.unofficial = [run for run in listed if run.result.unofficial_reason]
+    official = [run for run in runs if not run.result.unofficial_reason]
+    assigned: set[int] = {run.number for run in filled.unofficial}
     for table in paper_tables():
-        one = _fill(table, runs)
+        one = _fill(table, official)
         assigned |= {run.number for found in one.runs.values() for run in found}
         assigned |= {run.number for row in one.own for found in row.runs.values() for run in found}
         filled.tables.append(one)
@@ -168,6 +178,10 @@ def _fill(table: Table, runs: Sequence[ReportedRun]) -> FilledTable:
     return FilledTable(table, cells, list(own.values()))
 
 
+def _measures(result: EvaluationResult, column: Column) -> bool:
+    return column.benchmark == result.benchmark and column.metric in result.scores
+
+
 def _is_of_column(result: EvaluationResult, column: Column) -> bool:
     names = (column.benchmark, column.split, column.variant)
     return (
@@ -183,5 +197,7 @@ def _nearest(table: Table, j: int, result: EvaluationResult) -> str:
     candidates = [(cell.differences(result), cell.row) for cell in cells if cell.certainty]
     if not candidates:
         return "the paper prints no number"
-    differences, row = min(candidates, key=lambda each: len(each[0]))
+    differences, row = min(
+        candidates, key=lambda each: (len(each[0]), abs(each[1].frames - result.frames))
+    )
     return f"nearest row {row.model}, {row.look} frames: {'; '.join(differences)}"

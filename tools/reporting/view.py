@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -18,6 +17,17 @@ from allinone.finetune.evaluation.paper_numbers import (
     certainties,
 )
 from allinone.finetune.evaluation.results import Score
+from allinone.tools.reporting.elements import (
+    CellView,
+    OurValue,
+    ReportView,
+    RowView,
+    RunValue,
+    RunView,
+    ScoreView,
+    TableView,
+    UnofficialView,
+)
 from allinone.tools.reporting.tables import (
     VERDICTS,
     Difference,
@@ -35,174 +45,47 @@ RULES = (
     " is taken as exact, and the interval does not include the variation between training runs."
 )
 SOURCES = (
-    "Illegible numbers are not compared. EVAL paper and EVAL log: what EVAL.md of the original"
-    " repository gives as the paper's number and as the number in its log. Views × frames: 3×3 is"
-    " three clips of three frames per video, averaged."
+    "Illegible numbers are not compared. README, EVAL paper, EVAL log: README.md of the original"
+    " repository, and what its EVAL.md gives as the paper's number and as that of its log. Views ×"
+    " frames: 3×3 is three clips of three frames per video, averaged."
 )
-MARKS = {"verified": "✓", "readme": "R", "talk": "", "unsure": "?", "illegible": ""}
+UNOFFICIAL = "Not scored on the official items"
+UNOFFICIAL_NOTE = (
+    "A cell of the paper's tables is filled only by a result on all items of the official split."
+    " These results are on other items, or do not say on how many."
+)
+MARKS = {
+    "gain": ("✓", "read off the slides and confirmed by the gain that they print"),
+    "notes": ("R", "stated, or stated as well, in README or EVAL.md of the original repository"),
+    "unsure": ("?", "reading, cell or source is doubtful"),
+    "sure": ("", "read off the slides, no second source"),
+}
+"""`PaperCell.confirmation` → mark and meaning. illegible has no mark: the cell says so."""
 USUAL_IMAGE_SIZE = 224
 _SHOWN_MISSING = 20
 
 
-@dataclass(frozen=True)
-class RunValue:
-    """The score of one of several runs that share a cell."""
+def report_view(filled: FilledTables, folder: Path, *, ours_only: bool = False) -> ReportView:
+    """The content of a report.
 
-    run: int
-    value: str
-    date: str
-
-
-@dataclass(frozen=True)
-class OurValue:
-    """Our newest score for a cell."""
-
-    run: int
-    value: str
-    change: str
-    """The difference to the paper with its interval; without a target our interval alone."""
-    verdict: str
-    """A key of VERDICTS."""
-    remarks: Sequence[str]
-    """Further scores that explain this one."""
-    runs: Sequence[RunValue]
-    """All runs of the cell, the shown one first."""
-
-
-@dataclass(frozen=True)
-class CellView:
-    """One cell: the paper's number, ours, both, or nothing."""
-
-    paper: str = ""
-    """Empty in our own rows."""
-    mark: str = ""
-    meaning: str = ""
-    """What is known about the paper's number."""
-    also: Sequence[str] = ()
-    """Other sources for the same number."""
-    ours: OurValue | None = None
-    not_run: bool = False
-    """The paper has a number and we have none."""
-
-
-@dataclass(frozen=True)
-class RowView:
-    """One row of a table."""
-
-    model: str
-    pretraining: str
-    frames: str
-    image_size: str
-    """Empty for the usual size in rows of the paper."""
-    cells: Sequence[CellView]
-    note: str = ""
-    """Footnote of a row of the paper."""
-    reason: str = ""
-    """How a row of ours differs from the nearest row of the paper."""
-
-    @property
-    def own(self) -> bool:
-        """Whether the row is ours."""
-        return bool(self.reason)
-
-
-@dataclass(frozen=True)
-class TableView:
-    """One table of the paper."""
-
-    id: str
-    title: str
-    note: str
-    groups: Sequence[tuple[str, int]]
-    """(heading, number of columns); empty if no column has such a heading."""
-    heads: Sequence[str]
-    """Column headings below the groups."""
-    names: Sequence[str]
-    """Column headings that include the group."""
-    rows: Sequence[RowView]
-    remarks: Sequence[str]
-
-    def repeated(self) -> Iterator[tuple[str, Sequence[RunValue]]]:
-        """(cell, runs) of every cell with several runs."""
-        for row in self.rows:
-            name = "ours" if row.own else f"{row.model}, {row.frames} frames"
-            for column, cell in zip(self.names, row.cells, strict=True):
-                if cell.ours and len(cell.ours.runs) > 1:
-                    yield f"{name}, {column}", cell.ours.runs
-
-
-@dataclass(frozen=True)
-class UnmatchedScore:
-    """One score of a result that no table of the paper has."""
-
-    run: int
-    result: str
-    protocol: str
-    name: str
-    value: str
-    unit: str
-    interval: str
-
-
-@dataclass(frozen=True)
-class RunView:
-    """One results file."""
-
-    number: int
-    name: str
-    zero_shot: bool
-    model_size: str
-    parameters: str
-    pretraining: str
-    frames: str
-    image_size: int
-    max_text_len: int
-    checkpoint: str
-    sha256: str
-    items: str
-    missing: int
-    missing_items: str
-    """The first missing items with their reasons."""
-    date: str
-    code: str
-    file: str
-    """Path relative to the report."""
-
-
-@dataclass(frozen=True)
-class ReportView:
-    """The report from top to bottom."""
-
-    summary: str
-    tiles: Sequence[tuple[str, str]]
-    """(number, what it counts)"""
-    tables: Sequence[TableView]
-    unmatched: Sequence[UnmatchedScore]
-    runs: Sequence[RunView]
-    marks: Sequence[tuple[str, str]] = field(default_factory=lambda: mark_meanings())
-    budget: Sequence[tuple[str, str]] = field(
-        default_factory=lambda: [(line["what"], line["value"]) for line in budget()]
-    )
-
-
-def report_view(filled: FilledTables, folder: Path) -> ReportView:
-    """The content of a report in `folder`; paths of results files are relative to it."""
+    Args:
+        filled: Tables and results.
+        folder: Folder of the report; paths of results files are relative to it.
+        ours_only: Leave out tables and rows of the paper without a result of ours.
+    """
+    tables = [_table(table, ours_only=ours_only) for table in filled.tables]
     return ReportView(
         summary=filled.summary(),
         tiles=_tiles(filled),
-        tables=[_table(table) for table in filled.tables],
-        unmatched=[score for run in filled.unmatched for score in _unmatched(run)],
-        runs=[_run(run, folder) for run in filled.runs],
+        tables=[table for table in tables if table.rows or not ours_only],
+        unofficial=[_unofficial(run) for run in filled.unofficial],
+        unmatched=[score for run in filled.unmatched for score in _scores(run)],
+        runs=[_run(run, folder, unofficial=run in filled.unofficial) for run in filled.runs],
+        marks=[(mark or "no mark", meaning) for mark, meaning in MARKS.values()],
+        budget=[
+            (line["what"], line["value"], line["source"]) for line in budget() if not ours_only
+        ],
     )
-
-
-def mark_meanings() -> list[tuple[str, str]]:
-    """(mark, meaning) of every kind of number that is compared."""
-    return [
-        (MARKS.get(name) or "no mark", meaning)
-        for name, meaning in certainties().items()
-        if name != "illegible"
-    ]
 
 
 def number(value: float, *, sign: bool = False) -> str:
@@ -232,13 +115,20 @@ def _tiles(filled: FilledTables) -> list[tuple[str, str]]:
         (f"{counts['run']} of {counts['targets']}", "numbers of the paper with a result"),
     ]
     tiles += [(str(counts[name]), text) for name, text in VERDICTS.items() if counts[name]]
+    if filled.unofficial:
+        tiles.append((str(len(filled.unofficial)), "results not on the official items"))
     if missing := sum(len(run.result.missing) for run in filled.runs):
         tiles.append((str(missing), "items could not be shown, counted as wrong"))
     return tiles
 
 
-def _table(filled: FilledTable) -> TableView:
+def _table(filled: FilledTable, *, ours_only: bool) -> TableView:
     table = filled.table
+    shown = [
+        i
+        for i in range(len(table.rows))
+        if not ours_only or any((i, j) in filled.runs for j in range(len(table.columns)))
+    ]
     grouped = any(column.group for column in table.columns)
     groups = groupby(table.columns, key=lambda column: column.group)
     return TableView(
@@ -249,10 +139,10 @@ def _table(filled: FilledTable) -> TableView:
         heads=[column.head for column in table.columns],
         names=[_column_name(column) for column in table.columns],
         rows=[
-            *(_paper_row(filled, i, row) for i, row in enumerate(table.rows)),
             *(_own_row(table, own) for own in filled.own),
+            *(_paper_row(filled, i, table.rows[i]) for i in shown),
         ],
-        remarks=_remarks(table),
+        remarks=_remarks(table, shown),
     )
 
 
@@ -260,10 +150,14 @@ def _column_name(column: Column) -> str:
     return f"{column.group} {column.head}".strip()
 
 
-def _remarks(table: Table) -> list[str]:
-    """Footnotes of rows and of numbers."""
-    rows = [f"* {row.model}, {row.look} frames: {row.note}" for row in table.rows if row.note]
-    cells = [cell for cell in table.cells.values() if cell.note and cell.certainty != "illegible"]
+def _remarks(table: Table, shown: Sequence[int]) -> list[str]:
+    """Footnotes of the rows of the paper with these indices, and of their numbers."""
+    rows = [
+        f"* {row.model}, {row.look} frames: {row.note}"
+        for row in (table.rows[i] for i in shown)
+        if row.note
+    ]
+    cells = [cell for (i, _), cell in table.cells.items() if cell.note and i in shown]
     return rows + [
         f"{cell.row.model}, {cell.row.look} frames, {_column_name(cell.column)}: {cell.note}"
         for cell in cells
@@ -305,12 +199,17 @@ def _paper_cell(cell: PaperCell, runs: Sequence[ReportedRun]) -> CellView:
         paper = "illegible"
     else:
         paper = "–" if cell.value is None else number(cell.value)
-    known = (certainties().get(cell.certainty, ""), cell.note)
+    mark, meaning = MARKS.get(cell.confirmation, ("", ""))
+    known = (cell.source, meaning or certainties().get(cell.certainty, ""), cell.note)
     return CellView(
         paper=paper,
-        mark=MARKS.get(cell.certainty, ""),
+        mark=mark,
         meaning="; ".join(filter(None, known)),
-        also=[f"{source} {number(value)}" for source, value in cell.also.items()],
+        also=[
+            f"{source} {number(value)}"
+            for source, value in cell.also.items()
+            if value != cell.value  # the mark says that it agrees
+        ],
         ours=_ours(runs, cell.column, cell.target) if runs else None,
         not_run=bool(cell.certainty) and not runs,
     )
@@ -340,20 +239,36 @@ def _ours(runs: Sequence[ReportedRun], column: Column, target: float | None) -> 
 
 def _score_remarks(name: str, run: ReportedRun) -> list[str]:
     """Next to an accuracy over all questions: the accuracy over the answerable ones, and how many
-    these are."""
+    these are. Next to every score: items that count as wrong because they could not be shown."""
     scores = run.result.scores
-    if name != "accuracy" or "coverage" not in scores:
-        return []
-    remarks = [f"coverage {number(scores['coverage'].value)} %"]
-    if "accuracy_answerable" in scores:
-        remarks.insert(0, f"answerable {number(scores['accuracy_answerable'].value)}")
+    remarks = []
+    if name == "accuracy" and "coverage" in scores:
+        if "accuracy_answerable" in scores:
+            remarks.append(f"answerable {number(scores['accuracy_answerable'].value)}")
+        remarks.append(f"coverage {number(scores['coverage'].value)} %")
+    if missing := len(run.result.missing):
+        remarks.append(f"{missing:,} not shown, counted as wrong")
     return remarks
 
 
-def _unmatched(run: ReportedRun) -> list[UnmatchedScore]:
+def _unofficial(run: ReportedRun) -> UnofficialView:
+    result = run.result
+    known = result.official_items
+    return UnofficialView(
+        run=run.number,
+        result=result.name,
+        model=result.model_size or count(result.parameters),
+        items=f"{result.items:,}",
+        official="–" if known is None else f"{known:,}",
+        reason=result.unofficial_reason,
+        scores=_scores(run),
+    )
+
+
+def _scores(run: ReportedRun) -> list[ScoreView]:
     result = run.result
     return [
-        UnmatchedScore(
+        ScoreView(
             run=run.number,
             result=result.name,
             protocol=result.protocol,
@@ -366,12 +281,14 @@ def _unmatched(run: ReportedRun) -> list[UnmatchedScore]:
     ]
 
 
-def _run(run: ReportedRun, folder: Path) -> RunView:
+def _run(run: ReportedRun, folder: Path, *, unofficial: bool) -> RunView:
     result = run.result
     missing = result.missing[:_SHOWN_MISSING]
+    headline = _scores(run)[:1]
     return RunView(
         number=run.number,
         name=result.name,
+        headline=headline[0] if headline else None,
         zero_shot=result.zero_shot,
         model_size=result.model_size or "–",
         parameters=count(result.parameters),
@@ -382,6 +299,7 @@ def _run(run: ReportedRun, folder: Path) -> RunView:
         checkpoint=result.checkpoint,
         sha256=result.checkpoint_sha256[:16],
         items=f"{result.items:,}",
+        unofficial=unofficial,
         missing=len(result.missing),
         missing_items="; ".join(f"{one.item} ({one.media}): {one.reason}" for one in missing),
         date=result.date,

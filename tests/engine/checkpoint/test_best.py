@@ -20,6 +20,10 @@ def test_the_best_value_is_kept_until_patience_ends(tmp_path: Path) -> None:
     assert not best.exhausted
     assert not best.update(50, {"accuracy": 12.0})
     assert best.exhausted
+    assert best.stop_reason() == (
+        "training stops early at step 50: the last 2 evaluations were no better than accuracy 41.0"
+        " at step 30, whose weights are kept; --patience 0 trains to the end"
+    )
     assert str(best) == "best accuracy 41.00 at step 30"
     best.save()
     assert (tmp_path / "best.json").is_file()

@@ -34,6 +34,7 @@ def test_every_curve_is_in_exactly_one_chart() -> None:
         for name in (
             "lr",
             "grad_norm",
+            "clip_rate",
             "skipped_steps",
             "samples_per_s",
             "mfu",

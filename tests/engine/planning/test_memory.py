@@ -77,6 +77,7 @@ def test_zero_0_needs_14_bytes_per_parameter_and_20_at_the_peak() -> None:
         (3, 16, 4, 2, True, False, ObjectiveConfig(vtc=1.0)),
         (1, 16, 4, 4, False, False, ObjectiveConfig(mlm=0.0, vtc=1.0)),
         (3, 16, 4, 4, False, True, ObjectiveConfig(vtc=1.0)),
+        (3, 16, 4, 4, False, True, ObjectiveConfig(wpa=0.1)),
     ],
 )
 def test_planned_activations_equal_what_autograd_keeps(
@@ -118,9 +119,9 @@ def test_planned_activations_equal_what_autograd_keeps(
 
 @pytest.mark.parametrize("frames", [1, 3])
 def test_planned_flops_of_a_step_equal_torchs_count(frames: int) -> None:
-    """Forward and backward of MLM, VTM and VTC with their heads."""
+    """Forward and backward of MLM, VTM, WPA and VTC with their heads."""
     config = AllInOneConfig.from_size("nano", num_frames=frames, attention_dropout=0.0)
-    objective, clips = ObjectiveConfig(vtc=1.0), 3
+    objective, clips = ObjectiveConfig(wpa=0.1, vtc=1.0), 3
     module = StepModule(AllInOneForPreTraining(config), PretrainObjective(objective))
     # the counter does not see inside fused attention
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from allinone.finetune.evaluation.official_counts import with_official_count
 from allinone.finetune.evaluation.results import (
     EvaluationResult,
     MissingItem,
@@ -95,6 +96,10 @@ def test_other_settings_keep_the_old_results_file(
         (b'{"format": 99}', "format 99, this version reads 1"),
         (b'{"format": 1, "benchmark": "x"}', "no field split, protocol"),
         (json.dumps({**result().as_json(), "scores": {"accuracy": 3}}).encode(), "form"),
+        (
+            json.dumps({**result().as_json(), "official": True, "official_items": 101}).encode(),
+            "claims the official items, but has 100 of 101",
+        ),
     ],
 )
 def test_a_damaged_file_is_named(content: bytes, message: str, tmp_path: Path) -> None:
@@ -142,3 +147,18 @@ def test_a_damaged_predictions_file_is_named_with_its_line(
     (tmp_path / "p.jsonl").write_text(content)
     with pytest.raises(ResultError, match=message):
         read_predictions(tmp_path / "p.jsonl")
+
+
+def test_a_file_without_the_official_number_is_read_as_unstated(tmp_path: Path) -> None:
+    content = result().as_json()
+    del content["official"], content["official_items"]
+    path = tmp_path / "results" / "msrvtt_qa-test.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(content))
+    ((_, old),) = read_results(path)
+    assert old == result()
+    assert old.official is None
+    assert "earlier version" in old.unofficial_reason
+    # the same evaluation, now with the number, replaces the file
+    write_result(tmp_path, with_official_count(result()))
+    assert [one.official for _, one in read_results(tmp_path)] == [False]

@@ -154,3 +154,15 @@ def test_a_file_that_was_unreadable_is_read_once_it_is_repaired(
         (store / "x.jsonl").write_text(json.dumps([key, asdict(bad)]) + "\n")
     (root / "a.mp4").chmod(0o644)
     assert library(root, tmp_path, media).reason(media) == ""
+
+
+def test_squash_is_for_videos_and_folders_of_frames(folder: Path, tmp_path: Path) -> None:
+    """Both sides of a squashed crop are the same share; a still image shows its central square."""
+    media = {name: Media(name, name) for name in ("a/clip", "moving", "frames", "still")}
+    found = library(folder, tmp_path / "cache", *media.values())
+    config = DataConfig(workers=0, geometry="squash")
+    read = MediaReader(found, ClipConfig(3, 32, 16), config)
+    for name, item in media.items():
+        (visual,) = read(VisualInput(item), None)
+        squashed = visual.choices.box[2:] == (224 / 268, 224 / 268)
+        assert squashed == (name != "still"), name
