@@ -37,11 +37,13 @@ class DatasetSpec:
     """Split inside the folder's index."""
     weight: float = 1.0
     """Relative share of samples in the mixture; > 0."""
+    label: str = ""
+    """Name that a run gave it when its folder was called differently; empty: by the folder."""
 
     @property
     def name(self) -> str:
         """Name in curves and logs; keys the random choices."""
-        return f"{self.path.name}/{self.split}"
+        return self.label or f"{self.path.name}/{self.split}"
 
     @classmethod
     def parse(cls, text: str, split: str = "train") -> DatasetSpec:

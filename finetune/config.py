@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from allinone.common.options import MAY_CHANGE, RECORDED, RunOptions, option
+from allinone.common.options import CONTENT, MAY_CHANGE, RECORDED, RunInput, RunOptions, option
+from allinone.common.surroundings import adapt, say
 from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, require
 from allinone.data.config import ClipConfig, DataConfig
 from allinone.engine.checkpoint.layout import RUN
@@ -37,6 +39,8 @@ RENAMED = {**TRAIN_RENAMED}
 def cache_folder() -> Path:
     """Folder of the cache of probed media, shared by all runs: $XDG_CACHE_HOME/allinone, by default
     below the home folder."""
+    # before the command has begun: a benchmark's defaults are made when its script is imported
+    say(adapt())
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "allinone"
 
 
@@ -122,11 +126,11 @@ def _recorded_data(out: Path) -> dict[str, Any] | None:
 class FinetuneConfig:
     """Everything that a run of a benchmark depends on."""
 
-    annotations: Path = REQUIRED
+    annotations: Path = field(default=REQUIRED, metadata=CONTENT)
     """Folder with the official annotation files."""
-    media: Path = REQUIRED
+    media: Path = field(default=REQUIRED, metadata=MAY_CHANGE)
     """Folder with the videos or images."""
-    checkpoint: Path = REQUIRED
+    checkpoint: Path = field(default=REQUIRED, metadata=CONTENT)
     """Source of the weights: a run's folder, a checkpoint, a model folder, or a released file of
     the original code."""
     out: Path = field(default=REQUIRED, metadata=MAY_CHANGE)
@@ -173,7 +177,7 @@ class FinetuneConfig:
     eval_batch: int = 32
     """Items per evaluation batch. Scores depend on it through rounding only; cached evaluation
     results are kept per value."""
-    cache: Path = field(default_factory=cache_folder)
+    cache: Path = field(default_factory=cache_folder, metadata=MAY_CHANGE)
     """Folder of the cache of probed media, shared by all runs."""
     picture_rate: float = 3.0
     """Pictures per second of videos that are folders of numbered pictures (TVQA)."""
@@ -221,7 +225,11 @@ class FinetuneConfig:
             num_frames=self.frames, image_size=config.image_size, max_text_len=config.max_text_len
         )
 
-    def as_json(self) -> RunOptions:
+    def as_json(self, inputs: Mapping[str, RunInput] | None = None) -> RunOptions:
         """JSON values with their resume policies, for run.json, checkpoints and results; --config
-        reads them back."""
-        return RunOptions.of(self)
+        reads them back.
+
+        Args:
+            inputs: What else the run depends on.
+        """
+        return RunOptions.of(self, inputs)

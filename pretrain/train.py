@@ -15,6 +15,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from allinone.common.access import require_writable
 from allinone.common.command_line import parse as parse_options
 from allinone.common.command_line import pick, run_command
 from allinone.common.console import setup_logging
@@ -65,6 +66,7 @@ def _run(argv: Sequence[str]) -> int:
     # refuses a missing choice before torch is loaded
     config.model.initial_weights(f"recipe {argv[0]}" if argv[0] in RECIPES else "this run")
     rank = launch.find_rank_info(os.environ).rank
+    require_writable(config.out)  # before the seconds in which torch is imported
     train = config.train
     setup_logging(terminal=rank == 0, quiet=train.quiet, verbose=train.verbose, stderr=train.json)
     log_kept(config.out, kept)

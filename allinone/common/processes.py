@@ -19,7 +19,7 @@ from pathlib import Path
 from allinone.common.errors import DataError
 from allinone.common.paths import ROOT
 
-STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
 GRACE_S = 120
 """Seconds that a process lives on after SIGTERM, so that training can finish its step and save."""
 TRIM_EVERY_S = 10.0

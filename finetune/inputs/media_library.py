@@ -32,6 +32,9 @@ LIMITS = Limits(min_frames=1, max_duration_s=float("inf"), timeout_s=900.0)
 _COLUMNS = ("codec", "pixel_format", "width", "height", "rotation", "frames", "frame_rate")
 _SAVE_EVERY = 200
 """Probed files after which results are written: a killed start loses no more than these."""
+NOT_OF_CONTENT = frozenset({"timeout", "decoder_crashed", "unreadable"})
+"""Reasons that say nothing about a file's content: the next start, or another machine, may read it.
+They are not remembered."""
 IMAGE_FOLDER = "pictures"
 """`MediaFile.codec` of a folder of numbered images; part of the cache's format."""
 LONG_BYTES = 64 << 20
@@ -203,8 +206,7 @@ class MediaLibrary:
                     relative = str(file.relative_to(self.root))
                     answer = MediaFile(relative, "", reason=f"{reason}: {answer}")
                 found[path] = answer
-                # The reasons that may differ on another machine are not cached.
-                if reason not in ("timeout", "decoder_crashed"):
+                if reason not in NOT_OF_CONTENT:
                     lines.append(json.dumps([key, _as_json(answer)]) + "\n")
                 if len(lines) >= _SAVE_EVERY:
                     _append(store, lines)
@@ -281,7 +283,9 @@ def _read_store(folder: Path) -> dict[str, MediaFile]:
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 key, content = json.loads(line)
-                known[key] = _from_json(content)
+                # earlier versions remembered a file that could not be read, for ever
+                if content["reason"].partition(":")[0] not in NOT_OF_CONTENT:
+                    known[key] = _from_json(content)
             except (ValueError, TypeError, KeyError):  # a line that a killed run cut off
                 continue
     return known

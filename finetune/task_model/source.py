@@ -31,6 +31,8 @@ from allinone.model.convert import (
 )
 from allinone.model.weights_file import read_weights
 
+PATCH = "backbone.video_embeddings.patch.weight"
+
 
 @dataclass
 class SourceCheckpoint:
@@ -109,10 +111,12 @@ def read_source_checkpoint(path: Path) -> SourceCheckpoint:
     """
     if path.is_file() and not (path.parent / "config.json").is_file():
         return _read_reference(path)
-    folder = find_weights(path.parent if path.is_file() else path)
-    file = read_weights(folder)
+    # a file next to config.json is read itself: it may be a moving average beside the weights
+    named = path if path.is_file() else None
+    folder = path.parent if named else find_weights(path)
+    file = read_weights(named or folder)
     config = AllInOneConfig.from_pretrained(folder)
-    report = LoadReport(str(folder), notes=list(file.notes))
+    report = LoadReport(str(named or folder), notes=list(file.notes))
     tensors = dict(file.tensors)
     if not any(name.startswith("backbone.") for name in tensors):  # a bare AllInOneModel
         tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
@@ -120,10 +124,10 @@ def read_source_checkpoint(path: Path) -> SourceCheckpoint:
     run_file = folder.parent / "run.json"
     run = json.loads(run_file.read_text()).get("run", {}) if run_file.is_file() else {}
     return SourceCheckpoint(
-        folder,
+        named or folder,
         tensors,
         config,
-        _hash(folder),
+        _hash(named or folder),
         report,
         getattr(config, "task", None) or {},
         run,
@@ -141,6 +145,12 @@ def _read_reference(path: Path) -> SourceCheckpoint:
     report = LoadReport(str(path), notes=list(file.notes))
     tensors, unexpected = rename_reference(file.tensors, report)
     heads, unexpected = read_heads(file.tensors, unexpected, report)
+    lacking = [name for name in (POSITION, TEXT_POSITION, PATCH) if name not in tensors]
+    if lacking:
+        raise CheckpointError(
+            f"--checkpoint {path} is not a complete checkpoint of the original code: it has no"
+            f" {', '.join(lacking)}"
+        )
     width = tensors[POSITION].shape[-1]
     # names are backbone.encoder.blocks.N.…: the numbers count the blocks
     depth = len({name.split(".")[3] for name in tensors if ".encoder.blocks." in name})
@@ -157,7 +167,7 @@ def _read_reference(path: Path) -> SourceCheckpoint:
             f"--checkpoint {path} has width {width} and {depth} blocks; known sizes:"
             f" {', '.join(SIZES)}"
         )
-    patch = tensors["backbone.video_embeddings.patch.weight"].shape[-1]
+    patch = tensors[PATCH].shape[-1]
     distilled = DISTILLATION in tensors
     rows = {"num_frames": tensors[TEMPORAL].shape[1]} if TEMPORAL in tensors else {}
     # some released files predate the temporal embedding; distilled models never use it

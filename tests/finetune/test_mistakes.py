@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from allinone.finetune.annotations.schema import AnnotationError, LabelItem, Media, Split
 from allinone.finetune.benchmark import Benchmark
@@ -163,3 +165,17 @@ def test_a_label_outside_the_range_names_the_item() -> None:
         task.trainable(split)
     with pytest.raises(AnnotationError, match="classes that are not"):
         task.trainable(Split("train", split.items, (), ("run", "fall")))
+
+
+def test_weights_that_do_not_fit_are_refused_before_media_are_probed(
+    refused: Callable[..., str], model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "more words"
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = "backbone.text_embeddings.word.weight"
+    tensors[name] = torch.cat([tensors[name], tensors[name][:2]])
+    save_file(tensors, folder / "model.safetensors")
+    message = refused(QA, checkpoint=folder)
+    assert "words, the vocabulary of this project" in message
+    assert not (tmp_path / "cache" / "media").exists()

@@ -10,7 +10,7 @@ from typing import Any, get_origin
 from allinone.common.command_line.messages import suggestion
 from allinone.common.command_line.option_tree import Option, options_of
 from allinone.common.errors import InputError
-from allinone.common.options import plain
+from allinone.common.options import INPUTS, plain
 
 
 def config_from_file(path: Path, default: Any, renamed: Mapping[str, str] | None = None) -> Any:
@@ -56,6 +56,8 @@ def config_from_file(path: Path, default: Any, renamed: Mapping[str, str] | None
         raise InputError(f"--config {path} must hold options, `name: value` on each line")
     if isinstance(content.get("run"), dict):
         content = content["run"]
+    # run.json of a run also has the fingerprints of its data, which are no options
+    content = {name: value for name, value in content.items() if name != INPUTS}
     by_path = {option.path: option for option in options_of(default)}
     by_flag = {option.flag: option for option in by_path.values()}
     changes: dict[tuple[str, ...], Any] = {}
