@@ -16,6 +16,13 @@ from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Bou
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+PYTORCHVIDEO_MEAN = (0.45, 0.45, 0.45)
+PYTORCHVIDEO_STD = (0.225, 0.225, 0.225)
+"""Normalisation of the original's v100 back end."""
+
+RENAMED = {"augmentation": "augment-backend"}
+"""Options of earlier versions → today's names."""
+
 
 _SPEC = re.compile(r"^(?P<path>.+?)(?::(?P<split>[A-Za-z0-9_-]+))?(?:=(?P<weight>[0-9.eE+-]+))?$")
 
@@ -30,11 +37,13 @@ class DatasetSpec:
     """Split inside the folder's index."""
     weight: float = 1.0
     """Relative share of samples in the mixture; > 0."""
+    label: str = ""
+    """Name that a run gave it when its folder was called differently; empty: by the folder."""
 
     @property
     def name(self) -> str:
         """Name in curves and logs; keys the random choices."""
-        return f"{self.path.name}/{self.split}"
+        return self.label or f"{self.path.name}/{self.split}"
 
     @classmethod
     def parse(cls, text: str, split: str = "train") -> DatasetSpec:
@@ -87,7 +96,7 @@ class DataConfig:
 
     backend: Literal["auto", "cpu", "gpu"] = option("auto", resume="may_change")
     """Where clips are cropped, resized and normalised; auto follows the training device."""
-    augmentation: Literal["auto", "dali", "torch"] = option("auto", resume="may_change")
+    augment_backend: Literal["auto", "dali", "torch"] = option("auto", resume="may_change")
     """What crops, resizes and normalises clips: dali, or torch, which gives the same pixels within
     rounding, more slowly. auto is DALI where it is installed."""
     decoder: Literal["auto", "dali", "pyav"] = "auto"
@@ -105,20 +114,40 @@ class DataConfig:
     GOPs, but a different distribution of frames."""
     prefetch: int = option(4, resume="may_change")
     """Micro-batches kept ready per worker."""
+    geometry: Literal["crop", "squash"] = option("crop", earlier="crop")
+    """How a video becomes square. crop: RandomResizedCrop in training, the central square in
+    evaluation. squash: as the original code, the complete frame is squashed to a square, of which
+    the crop shows 84 % of the width and 70 % of the area. Images are always cropped."""
+    squash_scale: tuple[float, float] = option((1.2, 1.2), earlier=(1.2, 1.2))
+    """Side of the squashed frame as a multiple of the crop's side, drawn from this range in
+    training; evaluation uses 1.2. The original's a100 back end has 1.2, its v100 back end 1.2 to
+    1.5. Used by geometry squash."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
-    """Area of the random training crop as a share of the frame (RandomResizedCrop, Inception)."""
+    """Area of the random training crop as a share of the frame (RandomResizedCrop, Inception). A
+    draw that does not fit into the frame shows the central square: 17 % of the draws at 16:9, 89 %
+    at 2.39:1, so that such clips nearly always show the same square; with 0.2 1.0 it is 0.1 and 4 %
+    (or take geometry squash). Used by geometry crop."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Aspect ratio range of the random training crop."""
+    """Aspect ratio range of the random training crop. Used by geometry crop."""
     eval_crop: float = 1.0
-    """Side of the central square that evaluation sees, as a share of the frame's short side."""
-    flip: float = 0.0
+    """Side of evaluation's central crop, as a share of the frame's short side; with geometry
+    squash, as a share of the 84 %."""
+    flip: float = option(0.0, earlier=0.0)
     """Probability of a horizontal flip. 0 by default: captions mention left and right, and the
     paper does not flip."""
+    augment: Literal["none", "randaug"] = option("none", earlier="none")
+    """randaug: RandAugment (Cubuk et al. 2020) on training clips, the same operations for all
+    frames of a clip, as the original's v100 back end. Needs DALI. In co-training, images have
+    none."""
+    randaug_layers: int = 2
+    """n of RandAugment: operations drawn per clip, 0 to 14, each applied with probability 0.5."""
+    randaug_magnitude: float = 9.0
+    """m of RandAugment, 0 to 10: mean of the normally distributed magnitude (deviation 0.5)."""
     color_jitter: float = 0.0
     """Strength of brightness, contrast and saturation jitter: factors are drawn from [1-s, 1+s]."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
+    mean: tuple[float, float, float] = option(IMAGENET_MEAN, earlier=IMAGENET_MEAN)
     """Channel means, RGB in [0, 1]."""
-    std: tuple[float, float, float] = IMAGENET_STD
+    std: tuple[float, float, float] = option(IMAGENET_STD, earlier=IMAGENET_STD)
     """Channel standard deviations, RGB in [0, 1]."""
     mask_prob: float = 0.15
     """Share of the real words that MLM masks (whole words, at least one)."""
@@ -130,6 +159,11 @@ class DataConfig:
     clip_timeout_s: float = option(30.0, resume="may_change")
     """Seconds after which decoding a clip on the host has failed; 5 more if the decoder hangs."""
 
+    @property
+    def uses_randaug(self) -> bool:
+        """Whether training clips are augmented by RandAugment."""
+        return self.augment == "randaug" and self.randaug_layers > 0
+
     def __post_init__(self) -> None:
         require(self, NOT_NEGATIVE, ("workers", "pipelines", "shuffle_window"))
         require(self, COUNT, ("dali_threads", "prefetch"))
@@ -137,7 +171,10 @@ class DataConfig:
         require(self, Bounds(0, 1, above=True), ("crop_scale", "eval_crop"))
         require(self, SHARE, ("flip", "color_jitter", "max_bad_share"))
         require(self, Bounds(0, 1, below=True), ("mask_prob",))
-        for name in ("crop_scale", "crop_ratio"):
+        require(self, Bounds(0, 14), ("randaug_layers",))
+        require(self, Bounds(0, 10), ("randaug_magnitude",))
+        require(self, COUNT, ("squash_scale",))
+        for name in ("crop_scale", "crop_ratio", "squash_scale"):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(

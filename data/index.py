@@ -46,7 +46,7 @@ VIDEO_SCHEMA = pa.schema(
         ("media", pa.string()),  # video or image
         ("width", pa.int32()),  # after rotation
         ("height", pa.int32()),
-        ("rotation", pa.int32()),  # clockwise degrees that readers must apply: 0, 90, 180, 270
+        ("rotation", pa.int32()),  # what readers must apply: codecs.rotation_of
         ("frames", pa.int32()),  # frames that decode
         ("frame_rate", pa.float64()),
         ("duration_s", pa.float64()),

@@ -23,6 +23,8 @@ SHARD = re.compile(r"shards/[A-Za-z0-9_-]+\.tar")
 """Where stored files are: writer.py makes no other names."""
 LARGEST_FILE = 8 << 30
 """Bytes; members of a shard are smaller (worker.MAX_MEMBER_BYTES)."""
+ROTATIONS = range(0, 720, 90)
+"""Degrees; 360 more for a mirrored file (codecs.rotation_of)."""
 LARGEST_SIDE = 1 << 16
 """Pixels; no codec has larger pictures."""
 FRAMES = 1 << 28
@@ -136,7 +138,7 @@ def _validate_videos(path: Path, schema: pa.Schema, rows: int) -> NDArray[np.int
         for name in ("width", "height"):
             side = _numbers(column[name])
             _require(path, first, (side > 0) & (side <= LARGEST_SIDE), f"has no {name}")
-        turned = pc.is_in(column["rotation"], pa.array([0, 90, 180, 270], pa.int32()))
+        turned = pc.is_in(column["rotation"], pa.array(ROTATIONS, pa.int32()))
         _require(path, first, turned, "has an unknown rotation")
         for name in ("frame_rate", "duration_s"):
             value = column[name].to_numpy(zero_copy_only=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,15 @@ from torch import Tensor
 
 from allinone.common.atomic_io import write_atomic
 from allinone.common.errors import DataError
-from allinone.data.config import ClipConfig, DataConfig
-from allinone.data.decoding.codecs import IMAGES, image_extension
+from allinone.data.config import (
+    PYTORCHVIDEO_MEAN,
+    PYTORCHVIDEO_STD,
+    ClipConfig,
+    DataConfig,
+)
+from allinone.data.decoding.codecs import image_extension
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
+from allinone.data.decoding.images import upright_rgb
 from allinone.data.loading.augmentation import Augmentation, augmentation_for
 from allinone.data.loading.clip_input import ClipWindow, choose_frames
 from allinone.data.loading.sampling import SampleChoices
@@ -32,10 +38,25 @@ from allinone.data.text import Tokenizer
 
 FILE = "processor_config.json"
 _CLIP_FIELDS = ("num_frames", "image_size", "max_text_len")
-_DATA_FIELDS = ("mean", "std", "eval_crop")
+_DATA_FIELDS = ("mean", "std", "eval_crop", "geometry")
+"""Options of the data path that change what evaluation sees. A folder of an earlier version lacks
+geometry: its model was trained with crop, the default."""
 
 Video = str | Path | np.ndarray | Sequence[Any]
 """A file; frames uint8 RGB [F, H, W, 3]; an image [H, W, 3]; a list of such or of PIL images."""
+
+
+def released_data_config(names: Iterable[str]) -> DataConfig:
+    """Return how the original code makes the inputs of a released checkpoint.
+
+    Args:
+        names: Names of the file's tensors. Co-trained checkpoints (All-in-one+) call the VTM head
+            vtm_score; they were trained with RandAugment and its mean and standard deviation.
+    """
+    config = DataConfig(geometry="squash")
+    if any(name.startswith("vtm_score.") for name in names):
+        config = replace(config, mean=PYTORCHVIDEO_MEAN, std=PYTORCHVIDEO_STD)
+    return config
 
 
 def read_as_evaluation(
@@ -47,7 +68,7 @@ def read_as_evaluation(
         content: The file's bytes.
         extension: Of its name, lower case, without a dot.
         clip: Frames per clip; an image gives one.
-        config: Evaluation's crop, and the decoder's time limit.
+        config: Geometry and evaluation's crop, and the decoder's time limit.
         limits: What files are accepted.
 
     Returns:
@@ -59,7 +80,7 @@ def read_as_evaluation(
     """
     extension = image_extension(content, extension)
     facts = probe(content, extension, limits)
-    num_frames = 1 if extension in IMAGES else clip.num_frames
+    num_frames = 1 if facts["media"] == "image" else clip.num_frames
     (choices,) = choose_frames(ClipWindow.of_file(facts), config, num_frames)
     frames = decode_frames(
         content, choices.frames, Timeline.of(facts), timeout_s=config.clip_timeout_s
@@ -72,12 +93,13 @@ class AllInOneProcessor:
 
     Args:
         clip: Frames per clip, image size and text length of the model.
-        config: Normalisation and evaluation's crop; default: ImageNet's and the full short side.
+        config: Normalisation, geometry and evaluation's crop; default: ImageNet's, crop and the
+            full short side.
     """
 
     def __init__(self, clip: ClipConfig, config: DataConfig | None = None) -> None:
         self.clip = clip
-        self.config = replace(config or DataConfig(), backend="cpu", decoder="pyav")
+        self.config = replace(config or DataConfig(), backend="cpu", decoder="pyav", augment="none")
         self._tokenizer = Tokenizer()
         self._augment: Augmentation | None = None
         self._capacity = 0
@@ -174,7 +196,7 @@ class AllInOneProcessor:
     ) -> tuple[NDArray[np.uint8], SampleChoices]:
         """Take the middle frames of an array [F, H, W, 3]."""
         number, height, width, _ = frames.shape
-        window = ClipWindow(0, number, width, height)
+        window = ClipWindow(0, number, width, height, image=image)
         num_frames = 1 if image else self.clip.num_frames
         (choices,) = choose_frames(window, self.config, num_frames)
         return np.ascontiguousarray(frames[list(choices.frames)]), choices
@@ -191,8 +213,8 @@ class AllInOneProcessor:
     def from_pretrained(cls, folder: str | Path) -> AllInOneProcessor:
         """Load the processor of a model's folder.
 
-        Reads processor_config.json; else config.json, with the normalisation of the run next to it
-        (run.json of a checkpoint); else with ImageNet's.
+        Reads processor_config.json; else config.json, with the normalisation and geometry of the
+        run next to it (run.json of a checkpoint); else with ImageNet's and crop.
 
         Raises:
             DataError: Neither file exists, or one is damaged.
@@ -219,6 +241,11 @@ class AllInOneProcessor:
                 f"{found} is not a configuration of this model: {error!r}; it needs"
                 f" {', '.join(_CLIP_FIELDS)}"
             ) from error
+        if chosen.get("geometry", "crop") not in ("crop", "squash"):
+            raise DataError(
+                f"{found} has the geometry {chosen['geometry']!r}; this version knows crop and"
+                " squash"
+            )
         return cls(clip, DataConfig(**chosen))
 
 
@@ -230,6 +257,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
     return tuple(map(float, value)) if isinstance(value, list) else float(value)
 
 
@@ -276,4 +305,4 @@ def _as_frames(video: Any) -> tuple[NDArray[np.uint8], bool]:
 
 
 def _image(item: Any) -> NDArray[Any]:
-    return np.asarray(item.convert("RGB") if hasattr(item, "convert") else item)
+    return np.asarray(upright_rgb(item) if hasattr(item, "convert") else item)

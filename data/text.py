@@ -26,7 +26,7 @@ class Tokenizer:
     def __init__(self, vocabulary: Path = VOCABULARY) -> None:
         from transformers import BertTokenizerFast
 
-        pieces = vocabulary.read_text(encoding="utf-8").splitlines()
+        pieces = vocabulary.read_text(encoding="utf-8-sig").splitlines()
         self._fast = BertTokenizerFast(
             vocab={piece: index for index, piece in enumerate(pieces)}, do_lower_case=True
         )

@@ -23,7 +23,7 @@ from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
 from allinone.data.decoding.codecs import GPU_CODECS, dali_reads
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
 from allinone.data.decoding.segment import VideoSegment
-from allinone.data.loading.augmentation import Augmentation, augmentation_for
+from allinone.data.loading.augmentation import augmentation_for
 from allinone.data.loading.loader import ClipSource
 from allinone.data.loading.sampling import SampleChoices, generator
 from allinone.data.prepare.encode import Encoding
@@ -57,7 +57,8 @@ class ClipCost:
     trim_ms: float
     """Trimming and remuxing for DALI's decoder, instead of decoding on the host."""
     augment_ms: float
-    """Cropping, resizing and normalising with one thread, median."""
+    """Cropping, resizing, RandAugment and normalising with one thread; a mean, because RandAugment
+    costs clips differently."""
     on_gpu_share: float
     """Share of the clips that NVDEC decodes."""
     bad: tuple[str, ...]
@@ -109,23 +110,33 @@ def _read_clips(
         yield _ReadClip(row, choices, segment, time.perf_counter() - start)
 
 
-def _augmentation(clip: ClipConfig, config: DataConfig) -> Augmentation:
-    """Build what training uses on the CPU, with one thread."""
-    one_core = replace(config, backend="cpu", decoder="pyav", dali_threads=1)
-    return augmentation_for(clip, one_core, torch.device("cpu"), 1)
-
-
-def _augment_s(augmentation: Augmentation, frames: Any, choices: SampleChoices) -> float:
-    """Return the CPU time of augmenting one clip, seconds.
+class _AugmentTimer:
+    """CPU time of augmenting single clips.
 
     Args:
-        augmentation: What training uses on the CPU.
-        frames: uint8 [T, H, W, 3].
-        choices: How they are to be cropped.
+        clip: Frames per clip and image size of the training.
+        config: Data options of the training.
     """
-    start = time.process_time()
-    augmentation([frames], [choices])
-    return time.process_time() - start
+
+    def __init__(self, clip: ClipConfig, config: DataConfig) -> None:
+        # what training uses on the CPU, with one thread
+        one_core = replace(config, backend="cpu", decoder="pyav", dali_threads=1)
+        self._augmentation = augmentation_for(clip, one_core, torch.device("cpu"), 1)
+        self._warm = False
+
+    def __call__(self, frames: Any, choices: SampleChoices) -> float:
+        """Return seconds for one clip.
+
+        Args:
+            frames: uint8 [T, H, W, 3].
+            choices: How they are to be cropped and augmented.
+        """
+        if not self._warm:  # the first call builds DALI's graph
+            self._augmentation([frames], [choices])
+            self._warm = True
+        start = time.process_time()
+        self._augmentation([frames], [choices])
+        return time.process_time() - start
 
 
 @dataclass
@@ -164,7 +175,7 @@ def measure(
         DataError: No clip of the sample decodes.
     """
     torch.set_num_threads(1)  # as in reader processes; process_time adds up all threads
-    augmentation = _augmentation(clip, config)
+    augment_s = _AugmentTimer(clip, config)
     done = _Measured()
     for read in _read_clips(spec, clip, config, clips, seed):
         segment, start = read.segment, time.process_time()
@@ -179,7 +190,7 @@ def measure(
             done.bad.append(f"{read.row['key']}: {error}")
             continue
         done.decode_s.append(decoded - start)
-        done.augment_s.append(_augment_s(augmentation, frames, read.choices))
+        done.augment_s.append(augment_s(frames, read.choices))
         done.rows.append(read.row)
         done.read_s.append(read.read_s)
         done.size_bytes.append(len(segment.content))
@@ -198,7 +209,7 @@ def measure(
         decode_ms=1e3 * statistics.fmean(done.decode_s),
         slowest_decode_ms=1e3 * float(np.percentile(done.decode_s, 99)),
         trim_ms=1e3 * statistics.fmean(done.trim_s),
-        augment_ms=1e3 * statistics.median(done.augment_s),
+        augment_ms=1e3 * statistics.fmean(done.augment_s),
         on_gpu_share=statistics.fmean(dali_reads(row, GPU_CODECS) for row in done.rows),
         bad=tuple(done.bad),
     )
@@ -237,7 +248,7 @@ def measure_reencoded(
     Returns:
         `cost` with what re-encoding changes.
     """
-    augmentation = _augmentation(clip, config)
+    augment_s = _AugmentTimer(clip, config)
     before = after = 0
     done = _Measured()
     for read in _read_clips(spec, clip, config, clips, seed):
@@ -254,7 +265,7 @@ def measure_reencoded(
         start = time.process_time()
         frames = decode_frames(made, wanted, Timeline.of(columns))
         done.decode_s.append(time.process_time() - start)
-        done.augment_s.append(_augment_s(augmentation, frames, read.choices))
+        done.augment_s.append(augment_s(frames, read.choices))
         done.rows.append(columns)
         before += len(content)
         after += len(made)
@@ -270,7 +281,7 @@ def measure_reencoded(
         decode_ms=1e3 * statistics.fmean(done.decode_s),
         slowest_decode_ms=1e3 * max(done.decode_s),  # of a few clips there is no 99th percentile
         trim_ms=cost.trim_ms * share,
-        augment_ms=1e3 * statistics.median(done.augment_s),
+        augment_ms=1e3 * statistics.fmean(done.augment_s),
     )
 
 

@@ -87,6 +87,9 @@ class TrainConfig:
     and exits. The first step of a launch has at least 180 s."""
     device: Literal["auto", "cpu", "cuda"] = option("auto", resume="may_change")
     """Device to train on; auto uses CUDA if it is available."""
+    accept_changed_data: bool = option(False, resume="may_change", recorded=False)
+    """Continue a run although its data, annotations, labels or tokenizer have changed since it
+    started. Without it, such a start is refused."""
     json: bool = option(False, resume="may_change")
     """Print progress as JSON lines instead of text."""
     quiet: bool = option(False, resume="may_change")

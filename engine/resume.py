@@ -10,23 +10,36 @@
 | ... all of whose checkpoints are damaged            | refused                                   |
 | ... at another layout that is not supported         | refused; names an alternative             |
 | a run with other options                            | refused; lists each option, old → new     |
+| a run whose data, labels or tokenizer had other     | refused; names what has changed, unless   |
+| content                                             | --accept-changed-data is given            |
 | other content                                       | refused                                   |
 
-Which options are compatible is metadata of their fields (allinone/common/options.py). Rank 0 calls
+Which options are compatible is metadata of their fields (allinone/common/options.py). Of what a run
+reads, run.json holds fingerprints: the content decides, and the place may change. Rank 0 calls
 `decide`; the state itself is loaded by engine/checkpoint/manager.py.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from allinone.common.atomic_io import write_atomic
+from allinone.common.atomic_io import TEMPORARY, write_atomic
 from allinone.common.errors import AllInOneError, ConfigError
-from allinone.common.options import UNCHANGED, OptionInfo, RunOptions, flatten, option_infos
+from allinone.common.options import (
+    INPUTS,
+    UNCHANGED,
+    OptionInfo,
+    RunOptions,
+    flatten,
+    option_infos,
+)
+from allinone.common.run_lock import LOCK
+from allinone.data.config import DatasetSpec
 from allinone.engine import ds_config
 from allinone.engine.checkpoint import reshard
 from allinone.engine.checkpoint.best import BestCheckpoint
@@ -40,7 +53,7 @@ from allinone.engine.checkpoint.layout import (
 from allinone.engine.checkpoint.manifest import newest_complete, set_aside
 from allinone.engine.config import RENAMED, TrainConfig, every
 
-MAY_PRECEDE = frozenset({"bad_clips", "cache", "logs", "results", "predictions", "slurm"})
+MAY_PRECEDE = frozenset({"bad_clips", "cache", "logs", "results", "predictions", "slurm", LOCK})
 """Entries that a run folder may hold before training starts."""
 _PREFIX = "train."
 """Where the options of TrainConfig are stored in run.json."""
@@ -114,7 +127,11 @@ class Decision:
 
 
 def decide(
-    out: Path, run_config: Mapping[str, Any], layout: Mapping[str, Any] | None = None
+    out: Path,
+    run_config: Mapping[str, Any],
+    layout: Mapping[str, Any] | None = None,
+    *,
+    accept_changed: bool = False,
 ) -> Decision:
     """Decide how a start continues and claim the folder for it. Rank 0 only, before the engine.
 
@@ -125,40 +142,90 @@ def decide(
         run_config: Options of this start, normally `RunOptions`. With any other mapping only the
             policies of TrainConfig are known, for the options under "train".
         layout: Layout of this start (`reshard.identity`); None leaves the check to `manager.load`.
+        accept_changed: Continue although what the run reads has changed (--accept-changed-data).
 
     Returns:
         The decision; its kind is "fresh" or "resume".
 
     Raises:
-        ConfigError: The folder holds a run with other options, or other content.
+        ConfigError: The folder holds a run with other options or of other data, or other content.
         CheckpointError: All checkpoints are damaged, or the newest one cannot be loaded at this
             layout.
     """
-    decision = examine(out, run_config, layout)
+    inputs = fingerprints(run_config)
+    decision = _examine(out, run_config, layout, inputs, accept_changed)
     if decision.refusal is not None:
         raise decision.refusal
     set_aside(_newer_than(decision.checkpoint, out))
-    write_atomic(out / RUN, json.dumps(run_config, indent=1) + "\n")
+    record = {**run_config, **({INPUTS: inputs} if inputs else {})}
+    write_atomic(out / RUN, json.dumps(record, indent=1) + "\n")
     return decision
 
 
 def examine(
-    out: Path, run_config: Mapping[str, Any], layout: Mapping[str, Any] | None = None
+    out: Path,
+    run_config: Mapping[str, Any],
+    layout: Mapping[str, Any] | None = None,
+    *,
+    accept_changed: bool = False,
 ) -> Decision:
     """As `decide`, but nothing is written, and a refusal is returned instead of raised."""
+    return _examine(out, run_config, layout, fingerprints(run_config), accept_changed)
+
+
+def foreign_content(out: Path) -> ConfigError | None:
+    """Why a folder is not this program's; None for a run, and for a folder that may become one."""
+    if (out / RUN).exists() or not out.exists():
+        return None
+    others = [path.name for path in out.iterdir() if path.name not in MAY_PRECEDE]
+    if all(name.startswith(f"{TEMPORARY}{LOCK}") for name in others):
+        return None
+    return ConfigError(
+        f"{out} is not empty and contains no run of this program; give another --out"
+    )
+
+
+def fingerprints(run_config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the run reads, as run.json records it: key → what, name, option and digests."""
+    inputs = run_config.inputs if isinstance(run_config, RunOptions) else {}
+    return {
+        key: {
+            "what": given.what,
+            "name": given.name,
+            "option": given.option,
+            "digests": dict(given.digests()),
+        }
+        for key, given in inputs.items()
+    }
+
+
+def _examine(
+    out: Path,
+    run_config: Mapping[str, Any],
+    layout: Mapping[str, Any] | None,
+    inputs: Mapping[str, Mapping[str, Any]],
+    accept_changed: bool,
+) -> Decision:
     record = out / RUN
+    if (foreign := foreign_content(out)) is not None:
+        return Decision("refused", out, refusal=foreign)
     if not record.exists():
-        if out.exists() and any(path.name not in MAY_PRECEDE for path in out.iterdir()):
-            error = ConfigError(
-                f"{out} is not empty and contains no run of this program; give another --out"
-            )
-            return Decision("refused", out, refusal=error)
         return Decision("fresh", out)
-    found = compare_options(json.loads(record.read_text()), run_config)
+    recorded = json.loads(record.read_text())
+    differing = changed_inputs(recorded.get(INPUTS, {}), inputs)
+    verified = {given["option"] for key, given in inputs.items() if key in recorded.get(INPUTS, {})}
+    found = compare_options(recorded, run_config, verified, accept_changed=accept_changed)
     if found.refused:
         error = ConfigError(
             f"{out} holds a run with other options ({'; '.join(map(str, found.refused))}). Give the"
-            " same options to continue it, or another --out"
+            " same options to continue it, or another --out",
+            hint="; ".join(differing),
+        )
+        return Decision("refused", out, refusal=error)
+    if differing and not accept_changed:
+        error = ConfigError(
+            f"{out} holds a run of other data: {'; '.join(differing)}. Give the data with which it"
+            " started, or another --out; --accept-changed-data continues with the new data"
         )
         return Decision("refused", out, refusal=error)
     changed, unknown = tuple(found.allowed), tuple(found.unknown)
@@ -176,6 +243,28 @@ def examine(
             return Decision("refused", out, folder, damaged, refusal=error)
         layout_change = reshard.difference(before, layout)
     return Decision(kind, out, folder, damaged, changed, unknown, layout_change)
+
+
+def changed_inputs(
+    old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """A sentence on everything whose content has changed.
+
+    What only one of them has is no change: earlier versions recorded nothing.
+
+    Args:
+        old: Recorded fingerprints.
+        new: Those of this start; see `fingerprints`.
+    """
+    changes = []
+    for key, given in new.items():
+        before = old.get(key, {}).get("digests", {})
+        now = given["digests"]
+        if not before or before == now:
+            continue
+        parts = [part for part in {**before, **now} if before.get(part) != now.get(part)]
+        changes.append(f"{given['what']}: changed since the run started ({', '.join(parts)})")
+    return changes
 
 
 def _fallback(note: str) -> str:
@@ -221,7 +310,13 @@ def is_done(config: TrainConfig, step: int, best: BestCheckpoint, evaluates: boo
     return step >= config.steps and not evaluation_due(config, step, best, evaluates)
 
 
-def compare_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> Comparison:
+def compare_options(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    verified: Container[str] = (),
+    *,
+    accept_changed: bool = False,
+) -> Comparison:
     """Compare recorded options with those of this start.
 
     Renamed options are recognised. A recorded option that this version does not have is ignored. An
@@ -231,10 +326,13 @@ def compare_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> Compariso
     Args:
         old: Content of run.json.
         new: Options of this start; see `decide`.
+        verified: Options whose content was compared by fingerprint, so that their place may change.
+        accept_changed: The place of other content may change, too.
     """
     known, renamed = _schema(new)
     now = flatten(new)
-    before, unknown = _translate(flatten(old), now, known, renamed)
+    options = {name: value for name, value in old.items() if name != INPUTS}
+    before, unknown = _translate(flatten(options), now, known, renamed)
     refused: list[OptionChange] = []
     allowed: list[OptionChange] = []
     for name in sorted(before.keys() | now.keys()):
@@ -246,8 +344,30 @@ def compare_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> Compariso
         change = OptionChange(name, before.get(name, default), now.get(name))
         if change.old == change.new:
             continue
-        (allowed if _may_change(change, info) else refused).append(change)
+        if info.policy == "content":
+            may = _only_place(change) and (
+                accept_changed or name in verified or _places(change.old) == _places(change.new)
+            )
+        else:
+            may = _may_change(change, info)
+        (allowed if may else refused).append(change)
     return Comparison(refused, allowed, unknown)
+
+
+def _only_place(change: OptionChange) -> bool:
+    """Whether two values differ in their paths only: number, splits and weights are equal."""
+    if isinstance(change.old, list) and isinstance(change.new, list):
+        old, new = ([DatasetSpec.parse(text) for text in v] for v in (change.old, change.new))
+        return [(s.split, s.weight) for s in old] == [(s.split, s.weight) for s in new]
+    none = (None, "none")
+    return change.old not in none and change.new not in none
+
+
+def _places(value: Any) -> list[str]:
+    """The real paths of a list of data sets, or of one path."""
+    if isinstance(value, list):
+        return [os.path.realpath(DatasetSpec.parse(text).path) for text in value]
+    return [os.path.realpath(str(value))]
 
 
 def changed_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from allinone.common import run_lock
 from allinone.common.formatting import count, duration
 from allinone.engine import ds_config, resume
 from allinone.engine.callbacks.alarms import (
@@ -145,6 +146,8 @@ class Trainer:
 
     engine: TrainingEngine
     watchdog: Watchdog
+    _lock: run_lock.RunLock | None = None
+    """Rank 0's claim of the run folder."""
 
     @property
     def step(self) -> int:
@@ -168,7 +171,8 @@ class Trainer:
             RunInterrupted: A signal asked for it; a checkpoint was saved.
             TooManySkippedError: Too many steps in a row had a non-finite gradient.
             CheckpointError: A checkpoint could not be read or written.
-            ConfigError: The folder holds something else, or a run with other options.
+            ConfigError: The folder holds something else, or a run with other options or of other
+                data; or another process uses it.
         """
         # before the minutes of preparation: a signal that arrives in them ends the run after its
         # first steps, with a checkpoint, instead of killing it
@@ -179,7 +183,7 @@ class Trainer:
             damaged = self._prepare()
             # new_group is collective: created here, where every rank passes
             sync = SignalSync(self.config.hang_timeout_s)
-            if self._is_done():
+            if self.evaluation.is_done(self.config, self.step):
                 log.info("%s is done: step %d of %d", self.spec.out, self.step, self.config.steps)
                 newest = run_on_rank0(lambda: newest_complete(self.spec.out)[0])
                 return RunResult(self.step, newest, {})
@@ -190,7 +194,11 @@ class Trainer:
             # first: a hang that is being reported ends the process here, with the report complete
             self.watchdog.stop()
             signals.restore()
-            self._close(sys.exception())
+            try:
+                self._close(sys.exception())
+            finally:
+                if self._lock is not None:
+                    self._lock.release()
 
     def _prepare(self) -> Sequence[str]:
         """Claim the folder, build the engine, load the newest checkpoint.
@@ -201,7 +209,7 @@ class Trainer:
         out = self.spec.out
         layout = reshard.identity(self.ds_config, self.layout)
         # one rank decides: ranks that look for themselves may see a network disk differently
-        decision = run_on_rank0(lambda: resume.decide(out, self.spec.run_config, layout))
+        decision = run_on_rank0(lambda: self._claim(layout))
         # only now: a folder that was refused belongs to something else, and stays untouched
         launch.log_rank_to_file(out)
         for problem in decision.damaged:
@@ -211,11 +219,17 @@ class Trainer:
             self._resume(decision.checkpoint)
         return decision.damaged
 
-    def _is_done(self) -> bool:
-        if self.evaluation.stop_early:
-            return True
-        missing = self.evaluation.is_missing(self.config, self.step)
-        return self.step >= self.config.steps and not missing
+    def _claim(self, layout: Mapping[str, Any]) -> resume.Decision:
+        """Lock the folder and decide how this start continues. Rank 0 only."""
+        out, accept = self.spec.out, self.config.accept_changed_data
+        if (foreign := resume.foreign_content(out)) is not None:
+            raise foreign
+        self._lock = run_lock.claim(out)
+        return resume.decide(out, self.spec.run_config, layout, accept_changed=accept)
+
+    def require_lock(self) -> None:
+        """ConfigError, on every rank, if another process has taken the folder; collective."""
+        run_on_rank0(lambda: self._lock.require() if self._lock else None)
 
     def _start(self, damaged: Sequence[str]) -> None:
         log.info("%s", self.describe())
@@ -281,8 +295,8 @@ class Trainer:
     def log_interval(self) -> None:
         """Sum metrics over ranks and pass them to the callbacks; collective.
 
-        This is the only place where the host waits for the device. Without steps since the last
-        call nothing happens.
+        This and SkippedStepsCallback, every 50 steps, are the only places where the host waits for
+        the device. Without steps since the last call nothing happens.
         """
         if not len(self.accumulator):
             return

@@ -102,7 +102,7 @@ class Benchmark:
         if variant not in self.variants:
             raise ConfigError(
                 f"{self.name} has no --variant {variant!r}; valid variants:"
-                f" {', '.join(filter(None, self.variants))}"
+                f" {', '.join(filter(None, self.variants)) or 'none, leave the option out'}"
                 + (", or none" if "" in self.variants and len(self.variants) > 1 else "")
             )
         own = self.variants[variant]

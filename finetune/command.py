@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from allinone.common.access import require_writable
 from allinone.common.command_line import parse as parse_options
 from allinone.common.command_line import run_command
 from allinone.common.console import setup_logging
@@ -92,6 +93,7 @@ def main(benchmark: Benchmark, argv: Sequence[str] | None = None, prog: str = ""
 def _run(benchmark: Benchmark, argv: Sequence[str], prog: str) -> int:
     config, kept = parse(benchmark, argv, prog)
     rank = launch.find_rank_info(os.environ).rank
+    require_writable(config.out)  # before the seconds in which torch is imported
     train = config.train
     setup_logging(terminal=rank == 0, quiet=train.quiet, verbose=train.verbose, stderr=train.json)
     log_kept(config.out, kept)

@@ -6,17 +6,21 @@ module does not import torch.
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from allinone.common.options import MAY_CHANGE, RECORDED, RunOptions, option
+from allinone.common.options import CONTENT, MAY_CHANGE, RECORDED, RunInput, RunOptions, option
+from allinone.common.surroundings import adapt, say
 from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, require
 from allinone.data.config import ClipConfig, DataConfig
+from allinone.engine.checkpoint.layout import RUN
 from allinone.engine.config import RENAMED as TRAIN_RENAMED
 from allinone.engine.config import TrainConfig
 from allinone.finetune.tasks.options import TaskOptions
@@ -35,6 +39,8 @@ RENAMED = {**TRAIN_RENAMED}
 def cache_folder() -> Path:
     """Folder of the cache of probed media, shared by all runs: $XDG_CACHE_HOME/allinone, by default
     below the home folder."""
+    # before the command has begun: a benchmark's defaults are made when its script is imported
+    say(adapt())
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "allinone"
 
 
@@ -58,14 +64,73 @@ class TuneConfig(TrainConfig):
 
 
 @dataclass(frozen=True)
+class TuneDataConfig(DataConfig):
+    """Options of the data path, of which some follow the checkpoint."""
+
+    geometry: Literal["auto", "crop", "squash"] = "auto"  # type: ignore[assignment]
+    """How a video becomes square: crop (RandomResizedCrop; the central square in evaluation) or
+    squash (84 % of the width and height of the frame, squashed to a square, as the original code).
+    auto takes the checkpoint's: squash for released weights, the run's own for others. Images are
+    always cropped."""
+    mean: tuple[float, float, float] | None = None  # type: ignore[assignment]
+    """Channel means, RGB in [0, 1]; None takes the checkpoint's."""
+    std: tuple[float, float, float] | None = None  # type: ignore[assignment]
+    """Channel standard deviations, RGB in [0, 1]; None takes the checkpoint's."""
+
+
+def resolve_data(
+    config: DataConfig, default: DataConfig, out: Path | None, source: DataConfig
+) -> tuple[DataConfig, str]:
+    """Replace the options that follow the checkpoint by its values.
+
+    What a run in `out` has recorded wins over the checkpoint, and over the benchmark, whose value
+    may have changed since; a flag wins over all of them. A run of an earlier version recorded no
+    geometry: it cropped.
+
+    Args:
+        config: Options as given.
+        default: Options of the benchmark.
+        out: The folder of a run that trains; None evaluates as the checkpoint was trained.
+        source: The checkpoint's values.
+
+    Returns:
+        A plain DataConfig, and a line for the log.
+    """
+    recorded = _recorded_data(out) if out else None
+    values = {entry.name: getattr(config, entry.name) for entry in fields(DataConfig)}
+    words = []
+    for name in ("geometry", "mean", "std"):
+        unset = values[name] in (None, "auto")
+        if recorded is not None and (unset or values[name] == getattr(default, name)):
+            origin, value = "of the run in --out", recorded.get(name, getattr(DataConfig(), name))
+        elif unset:
+            origin, value = "of the checkpoint", getattr(source, name)
+        else:
+            origin, value = "given", values[name]
+        values[name] = tuple(value) if isinstance(value, list) else value
+        shown = value if name == "geometry" else " ".join(map(str, value))
+        words.append(f"{name} {shown} ({origin})")
+    return DataConfig(**values), ", ".join(words)
+
+
+def _recorded_data(out: Path) -> dict[str, Any] | None:
+    """Data options of the run in a folder; None without a readable record."""
+    try:
+        record = json.loads((out / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # engine/resume.py decides about it and names what is wrong
+    return record.get("loader") if isinstance(record, dict) else None
+
+
+@dataclass(frozen=True)
 class FinetuneConfig:
     """Everything that a run of a benchmark depends on."""
 
-    annotations: Path = REQUIRED
+    annotations: Path = field(default=REQUIRED, metadata=CONTENT)
     """Folder with the official annotation files."""
-    media: Path = REQUIRED
+    media: Path = field(default=REQUIRED, metadata=MAY_CHANGE)
     """Folder with the videos or images."""
-    checkpoint: Path = REQUIRED
+    checkpoint: Path = field(default=REQUIRED, metadata=CONTENT)
     """Source of the weights: a run's folder, a checkpoint, a model folder, or a released file of
     the original code."""
     out: Path = field(default=REQUIRED, metadata=MAY_CHANGE)
@@ -112,7 +177,7 @@ class FinetuneConfig:
     eval_batch: int = 32
     """Items per evaluation batch. Scores depend on it through rounding only; cached evaluation
     results are kept per value."""
-    cache: Path = field(default_factory=cache_folder)
+    cache: Path = field(default_factory=cache_folder, metadata=MAY_CHANGE)
     """Folder of the cache of probed media, shared by all runs."""
     picture_rate: float = 3.0
     """Pictures per second of videos that are folders of numbered pictures (TVQA)."""
@@ -122,7 +187,7 @@ class FinetuneConfig:
     pre-training runs wrote it."""
     task: TaskOptions = field(default_factory=TaskOptions, metadata=RECORDED)
     """Options of the task: losses, head, vocabulary."""
-    loader: DataConfig = field(default_factory=DataConfig)
+    loader: DataConfig = field(default_factory=TuneDataConfig)
     """How clips are read, decoded and augmented."""
     train: TuneConfig = field(default_factory=TuneConfig)
     """Options of the training loop."""
@@ -160,7 +225,11 @@ class FinetuneConfig:
             num_frames=self.frames, image_size=config.image_size, max_text_len=config.max_text_len
         )
 
-    def as_json(self) -> RunOptions:
+    def as_json(self, inputs: Mapping[str, RunInput] | None = None) -> RunOptions:
         """JSON values with their resume policies, for run.json, checkpoints and results; --config
-        reads them back."""
-        return RunOptions.of(self)
+        reads them back.
+
+        Args:
+            inputs: What else the run depends on.
+        """
+        return RunOptions.of(self, inputs)

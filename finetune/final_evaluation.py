@@ -14,6 +14,7 @@ from allinone.engine import ds_config
 from allinone.engine.checkpoint import manager
 from allinone.engine.distributed.collectives import run_on_rank0
 from allinone.engine.distributed.signals import StopSignals
+from allinone.engine.monitoring.tensorboard import open_writer
 from allinone.finetune.benchmark import Benchmark, LoadedSplits
 from allinone.finetune.config import FinetuneConfig
 from allinone.finetune.evaluation import submissions
@@ -167,7 +168,9 @@ class FinalEvaluation:
             "device": self.device.type,
             "torch": torch.__version__,
         }
-        if config.loader.augmentation == "torch":  # results of DALI, the default, stay valid
+        if config.loader.geometry != "crop":  # results of earlier versions stay valid
+            values["data"]["geometry"] = config.loader.geometry
+        if config.loader.augment_backend == "torch":  # results of DALI, the default, stay valid
             values["augmentation"] = "torch"
         return json.dumps(values, sort_keys=True, default=str)
 
@@ -221,9 +224,7 @@ class FinalEvaluation:
         log.info("wrote %s and %s/%s.jsonl", path, PREDICTIONS, result.name)
 
     def _write_tensorboard(self, result: EvaluationResult) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(str(self.config.out / "tensorboard"))
+        writer = open_writer(self.config.out / "tensorboard")
         for name, score in result.scores.items():
             writer.add_scalar(f"{result.split}/{name}", score.value, self.config.train.steps)
         writer.close()

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from allinone.common.atomic_io import content_hash
 from allinone.common.errors import ConfigError, DataError
+from allinone.common.options import RunInput
 from allinone.common.processes import forkserver_context
+from allinone.common.run_lock import RunLock, claim
+from allinone.data.fingerprint import files_fingerprint, tokenizer_fingerprint
 from allinone.data.loading.bad_clips import MIN_CLIPS_SEEN
 from allinone.engine import Trainer
 from allinone.engine.checkpoint.best import Selection
 from allinone.engine.checkpoint.weights import best_weights
 from allinone.engine.distributed import launch
-from allinone.engine.distributed.collectives import collective_timeout_s
+from allinone.engine.distributed.collectives import collective_timeout_s, run_on_rank0
 from allinone.finetune.annotations.schema import Split
 from allinone.finetune.benchmark import Benchmark, LoadedSplits, load_splits
-from allinone.finetune.config import FinetuneConfig
+from allinone.finetune.config import FinetuneConfig, resolve_data
 from allinone.finetune.cost import run_activations, training_flops
 from allinone.finetune.evaluation.evaluator import Evaluator, media_of, subset
 from allinone.finetune.evaluation.results import EvaluationResult
@@ -31,8 +38,10 @@ from allinone.finetune.inputs.loader import TaskSource, TaskStream
 from allinone.finetune.inputs.media_library import MediaLibrary
 from allinone.finetune.task_model.model import (
     TASK_HEAD,
+    HeadSpec,
     TaskModel,
     build_model,
+    check_fit,
     check_head,
     has_head,
 )
@@ -64,6 +73,14 @@ class FinetuneJob:
             forkserver_context()  # its imports run while this process reads annotations
         self.splits: LoadedSplits = load_splits(benchmark, config)
         self.source: SourceCheckpoint = read_source_checkpoint(config.checkpoint)
+        data, line = resolve_data(
+            config.loader,
+            benchmark.config.loader,
+            None if config.eval_only else config.out,
+            self.source.data,
+        )
+        config = replace(config, loader=data)
+        log.info("frames: %s", line)
         self.model_config: AllInOneConfig = task_config(
             self.source, config.size, config.model_overrides()
         )
@@ -91,9 +108,24 @@ class FinetuneJob:
         if eval_only and spec.build and not has_head(self.source, spec):
             self.task.check_zero_shot(self.source)
         check_head(self.source, spec)
+        # before media are probed, which takes hours for a large benchmark
+        check_fit(self.source, self.model_config, spec)
 
     def run(self) -> EvaluationResult:
-        """Train (unless --eval-only), then evaluate with the best weights."""
+        """Train (unless --eval-only), then evaluate with the best weights.
+
+        Raises:
+            ConfigError: Another process uses the folder.
+        """
+        locks: list[RunLock] = []
+        run_on_rank0(lambda: locks.append(claim(self.config.out)))
+        try:
+            return self._run()
+        finally:
+            for lock in locks:
+                lock.release()
+
+    def _run(self) -> EvaluationResult:
         self._log_splits()
         self._prepare_media()
         if self.config.eval_only:
@@ -132,7 +164,7 @@ class FinetuneJob:
             model=model,
             objective=task,
             data=self._training_data(split),
-            run_config=config.as_json(),
+            run_config=config.as_json(self._inputs(spec)),
             evaluate=self._validation(),
             flops_per_sample=training_flops(passes, self.model_config, frozen=spec.frozen),
             activations=(
@@ -143,6 +175,30 @@ class FinetuneJob:
             head_lr_mult=config.head_lr_mult,
             select=Selection(SELECT, config.patience) if self.splits.val else None,
         ).train()
+
+    def _inputs(self, spec: HeadSpec) -> dict[str, RunInput]:
+        """What a resumed run must find unchanged: rows of a head belong to labels, for example."""
+        config, splits = self.config, self.splits
+        named = {"train": splits.train, "val": splits.val, "test": splits.test}
+        inputs = {
+            f"annotations-{role}": RunInput(
+                f"the annotations of split {split.name}",
+                partial(files_fingerprint, map(Path, split.files), config.annotations),
+                "annotations",
+            )
+            for role, split in named.items()
+            if split is not None
+        }
+        labels = json.dumps(spec.metadata.get("labels", []), ensure_ascii=False).encode()
+        sha256 = self.source.sha256
+        return {
+            **inputs,
+            "labels": RunInput("the label list", lambda: {"labels": content_hash(labels)}),
+            "tokenizer": RunInput("the tokenizer", tokenizer_fingerprint),
+            "checkpoint": RunInput(
+                f"--checkpoint {config.checkpoint}", lambda: {"weights": sha256}, "checkpoint"
+            ),
+        }
 
     def _training_data(self, split: Split) -> TaskStream:
         config = self.config

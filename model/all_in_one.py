@@ -11,6 +11,7 @@ parameters by forward hooks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -182,6 +183,22 @@ class AllInOnePreTrainedModel(PreTrainedModel):
     main_input_name = "pixels"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+
+    @classmethod
+    def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers does, but refuse a folder with two sets of weights.
+
+        transformers would take the single file, which is stale if the weights were later saved in
+        shards.
+
+        Raises:
+            ValueError: The folder's weights are ambiguous, or a shard is missing.
+        """
+        from .weight_folder import weight_files
+
+        if source is not None and Path(source).is_dir() and "subfolder" not in kwargs:
+            weight_files(Path(source))
+        return super().from_pretrained(source, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise one module as the original does.

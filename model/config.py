@@ -61,7 +61,7 @@ class AllInOneConfig(PretrainedConfig):
     """
     vocab_size: int = 30522
     max_text_len: int = 40
-    """Rows of the text position table: most tokens per text, [CLS] and [SEP] included."""
+    """Rows of the text position table: maximum tokens per text, [CLS] and [SEP] included."""
     projection_dim: int = 512
     """Width of the contrastive space."""
     image_heads: bool = False
@@ -102,11 +102,12 @@ class AllInOneConfig(PretrainedConfig):
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads"
-                f" {self.num_attention_heads}"
+                f" {self.num_attention_heads}; change one of them"
             )
         if self.image_size % self.patch_size:
             raise ValueError(
-                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size};"
+                " change one of them"
             )
         for name, valid in (("roll", get_args(Roll)), ("patch_order", get_args(PatchOrder))):
             if getattr(self, name) not in valid:

@@ -83,6 +83,7 @@ DISTILLATION = "backbone.video_embeddings.distillation_token"
 POSITION = "backbone.video_embeddings.position"
 TEMPORAL = "backbone.video_embeddings.temporal"
 TEXT_POSITION = "backbone.text_embeddings.position.weight"
+WORDS = "backbone.text_embeddings.word.weight"
 CONTRASTIVE = ("text_projection.", "video_projection.", "logit_scale.")
 """Prefixes that the released files lack: they were pre-trained without the contrastive loss."""
 IMAGE_HEADS = ("image_mlm_head.", "image_vtm_head.")
@@ -171,6 +172,34 @@ def fit(
     Raises:
         ConversionError: Lists everything that does not fit, `unexpected` included.
     """
+    fitted = fitted_weights(model, weights, report, unexpected=unexpected, may_be_new=may_be_new)
+    # not strict: parameters that may be new keep their initial values; the rest is checked above
+    model.load_state_dict(fitted, strict=False)
+
+
+def fitted_weights(
+    model: AllInOnePreTrainedModel,
+    weights: Mapping[str, Tensor],
+    report: LoadReport,
+    *,
+    unexpected: Sequence[str] = (),
+    may_be_new: tuple[str, ...] = (),
+) -> dict[str, Tensor]:
+    """Check `weights` against `model`, whose own values are not read; the three tables are resized.
+
+    Args:
+        model: As in `fit`; it may be on the meta device.
+        weights: Tensors under this model's names.
+        report: Filled in.
+        unexpected: Further keys of the file that the model lacks.
+        may_be_new: Prefixes of parameters that may be absent and keep their initial values.
+
+    Returns:
+        Name → tensor of the model's shape.
+
+    Raises:
+        ConversionError: Lists everything that does not fit, `unexpected` included.
+    """
     own = model.state_dict()
     absent = [name for name in own if name not in weights]
     missing = [name for name in absent if not name.startswith(may_be_new)]
@@ -196,16 +225,22 @@ def fit(
             _hint(weights, model.config),
             report.source,
         )
+    report.loaded = len(fitted)
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in fitted.values()} - {"float32"}
     if dtypes:
         report.notes.append(f"{', '.join(sorted(dtypes))} in the file, float32 in the model")
-    # not strict: parameters that may be new keep their initial values; the rest is checked above
-    model.load_state_dict(fitted, strict=False)
-    report.loaded = len(fitted)
+    return fitted
 
 
 def _hint(weights: Mapping[str, Tensor], config: AllInOneConfig) -> str:
     """The likely cause of a misfit and the option to change; empty if there is none."""
+    words = weights.get(WORDS)
+    if words is not None and words.shape[0] != config.vocab_size:
+        return (
+            f"the file has {words.shape[0]:,} words, the vocabulary of this project"
+            f" {config.vocab_size:,} (BERT base uncased); weights with another vocabulary cannot be"
+            " used"
+        )
     width = weights[POSITION].shape[-1] if POSITION in weights else config.hidden_size
     if width != config.hidden_size:
         fitting = [name for name, values in SIZES.items() if values["hidden_size"] == width]

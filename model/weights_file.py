@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from allinone.common.access import describe_denied, exists
 from allinone.common.errors import AllInOneError
+
+from .weight_folder import FORMATS, WeightFolderError, unwrapped_names, weight_files
 
 LIGHTNING_CALLBACKS = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
@@ -30,9 +32,10 @@ LIGHTNING_CALLBACKS = (
 )
 """Classes that Lightning before 1.6 uses as keys of callback states; empty classes replace them."""
 
-_CONTAINERS = ("state_dict", "model", "module")
-"""Keys that hold the weights: Lightning's, DeiT's, DeepSpeed's."""
-_NAMES = ("model.safetensors", "pytorch_model.bin")
+_CONTAINERS = ("state_dict", "model", "module", "model_state_dict")
+"""Keys that hold the weights: Lightning's, DeiT's, DeepSpeed's, and that of torch's tutorials."""
+_LFS = b"version https://git-lfs"
+"""Start of the small text file that git leaves where `git lfs pull` has not been run."""
 
 
 class WeightsError(AllInOneError, ValueError):
@@ -65,63 +68,92 @@ class _StandIn:
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """Read tensors by name, on the CPU.
+    """Read tensors by name, on the CPU. Names are those of the model without wrappers (DDP,
+    torch.compile, FSDP); what was removed is in the notes.
 
     Args:
         path: A .safetensors file, a file of torch.save, or a folder of save_pretrained.
 
     Raises:
-        WeightsError: Nothing is there, the format is unknown, or a pickle holds anything but
-            tensors and containers; the message names it.
+        WeightsError: Nothing is there, it may not be read, it is damaged, the format is unknown, a
+            folder holds two sets of weights, or a pickle holds anything but tensors and containers;
+            the message names it.
     """
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.is_file():
-        raise WeightsError(
-            f"{path} does not exist; give a .safetensors file, a file of torch.save, or a folder of"
-            " save_pretrained"
-        )
+    try:
+        file = _read_folder(path) if exists(path) and path.is_dir() else _read_file(path)
+        names, notes = unwrapped_names(file.tensors)
+    except PermissionError as error:
+        raise WeightsError(f"{path} cannot be read: {describe_denied(path)}") from error
+    except WeightFolderError as error:
+        raise WeightsError(str(error)) from error
+    tensors = {new: file.tensors[old] for old, new in names.items()}
+    return WeightsFile(path, tensors, file.facts, [*file.notes, *notes])
+
+
+def _read_file(path: Path) -> WeightsFile:
+    _require_readable(path)
     if path.suffix == ".safetensors":
         return WeightsFile(path, _read_safetensors(path))
     content, notes = read_pickle(path)
-    tensors, facts = _weights_of(content, path)
-    return WeightsFile(path, tensors, facts, notes)
+    tensors, facts, others = _weights_of(content, path)
+    return WeightsFile(path, tensors, facts, [*notes, *others])
 
 
 def _read_folder(folder: Path) -> WeightsFile:
     config = folder / "config.json"
     try:
-        facts = json.loads(config.read_text()) if config.is_file() else {}
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            return WeightsFile(
-                folder,
-                {key: t for name in names for key, t in _read_safetensors(folder / name).items()},
-                facts,
-            )
-    except (json.JSONDecodeError, KeyError) as error:
+        facts = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    except (ValueError, RecursionError) as error:
         raise WeightsError(
-            f"{folder}: its JSON cannot be read ({error}); copy the folder again"
+            f"{config} is damaged: its JSON cannot be read ({error}); copy the folder again"
         ) from error
-    for name in _NAMES:  # safetensors first: no pickle is read where there is a choice
-        if (folder / name).is_file():
-            inner = read_weights(folder / name)
-            return WeightsFile(folder, inner.tensors, {**inner.facts, **facts}, inner.notes)
+    files, notes = weight_files(folder)
+    tensors: dict[str, Tensor] = {}
+    for name, keys in files.items():
+        inner = _read_file(folder / name)
+        lacking = sorted((keys or set()) - inner.tensors.keys())
+        if lacking:
+            raise WeightsError(
+                f"{folder / name} is damaged: it lacks {len(lacking)} tensors that the index lists,"
+                f" first: {lacking[0]}; copy the folder again"
+            )
+        tensors |= {key: t for key, t in inner.tensors.items() if keys is None or key in keys}
+        facts, notes = {**inner.facts, **facts}, [*inner.notes, *notes]
+    if files:
+        return WeightsFile(folder, tensors, facts, notes)
     hint = (
         f"; the weights of this checkpoint are in {folder / 'weights'}"
         if (folder / "weights").is_dir()
         else ""
     )
-    raise WeightsError(f"{folder} holds none of {', '.join(_NAMES)}{hint}")
+    raise WeightsError(f"{folder} holds none of {', '.join(FORMATS)}{hint}")
+
+
+def _require_readable(path: Path) -> None:
+    """Raise WeightsError for a file that is missing or may not be read. safetensors calls both
+    "No such file"."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS))
+    except PermissionError as error:
+        raise WeightsError(f"{path} cannot be read: {describe_denied(path)}") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        link = f" (a link to {path.readlink()}, which is not there)" if path.is_symlink() else ""
+        raise WeightsError(
+            f"{path} does not exist{link}; give a .safetensors file, a file of torch.save, or a"
+            " folder of save_pretrained"
+        ) from error
+    if start == _LFS:
+        raise WeightsError(f"{path} is a placeholder of Git LFS; run `git lfs pull` in its folder")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(
-            f"{path} is not a complete safetensors file ({error}); copy it again"
+            f"{path} is damaged: not a complete safetensors file ({error}); copy it again"
         ) from error
 
 
@@ -142,6 +174,7 @@ def read_pickle(
     Raises:
         WeightsError: Other classes, named in the message, or an incomplete file.
     """
+    _require_readable(path)
     zipped = zipfile.is_zipfile(path)
     classes = {name: type(name.rsplit(".", 1)[-1], (_StandIn,), {}) for name in stand_ins}
     with torch.serialization.safe_globals([(made, name) for name, made in classes.items()]):
@@ -172,8 +205,8 @@ def read_pickle(
             if isinstance(error, WeightsError):
                 raise
             raise WeightsError(
-                f"{path} is not a complete file of torch.save ({_reason(error)}); copy it again,"
-                " or give .safetensors"
+                f"{path} is damaged: not a complete file of torch.save ({_reason(error)}); copy it"
+                " again, or give .safetensors"
             ) from error
     return content, [
         f"{name}: replaced by an empty class"
@@ -197,29 +230,63 @@ def refuse(path: Path, names: list[str]) -> None:
         raise WeightsError(
             f"{path}: refused: {', '.join(sorted(names))}. Only tensors and plain containers are"
             " read, since loading anything else can run code. If you trust the file, load it where"
-            " that class is installed and save its weights alone: torch.save({'state_dict':"
-            " checkpoint['state_dict']}, FILE)"
+            f" that class is installed and save its weights alone: {_rescue(path, names)}"
         )
 
 
+def _rescue(path: Path, names: list[str]) -> str:
+    """The line that saves the weights of a refused file alone, with the key that the file has.
+
+    The file is read with empty classes for what was refused, which run nothing.
+    """
+    classes = {name: type(name.rsplit(".", 1)[-1], (_StandIn,), {}) for name in names}
+    try:
+        with torch.serialization.safe_globals([(made, name) for name, made in classes.items()]):
+            content = torch.load(path, map_location="meta", weights_only=True)
+    except Exception:  # noqa: BLE001 - torch raises anything for a strange pickle; this is a hint
+        content = None
+    held = content if isinstance(content, Mapping) else {}
+    key = next((k for k in (*_CONTAINERS, *held) if _has_tensors(held.get(k))), None)
+    if key is not None:
+        return f"torch.save({{'state_dict': checkpoint[{key!r}]}}, FILE)"
+    if _has_tensors(held):
+        kept = "{k: v for k, v in checkpoint.items() if torch.is_tensor(v)}"
+        return f"torch.save({{'state_dict': {kept}}}, FILE)"
+    return "torch.save({'state_dict': WEIGHTS}, FILE), WEIGHTS being its dictionary of tensors"
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(item, Tensor) for item in value.values())
+
+
 def _reason(error: Exception) -> str:
-    """The telling line of torch's long messages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = next(
-        (line for line in lines if line.startswith("WeightsUnpickler error")),
-        lines[0] if lines else type(error).__name__,
-    )
-    return telling.removeprefix("WeightsUnpickler error: ")
+    """The cause in torch's long messages, without its advice to load the file unsafely."""
+    text = str(error).strip()
+    found = re.search(r"WeightsUnpickler error:\s*(\S.*)", text)
+    return found[1] if found else text.partition("\n")[0] or type(error).__name__
 
 
-def _weights_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, other plain values) of a checkpoint: the mapping itself, or a known key's value."""
+def _weights_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
+    """(tensors, other plain values, notes on other weights) of a checkpoint: the mapping itself, or
+    a known key's value."""
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a dictionary of weights")
-    found = next((key for key in _CONTAINERS if isinstance(content.get(key), Mapping)), None)
+        raise WeightsError(
+            f"{path} holds a {type(content).__name__}, not a dictionary of weights; give a file"
+            " that holds a state_dict"
+        )
+    keys = [key for key in _CONTAINERS if isinstance(content.get(key), Mapping)]
+    filled = [key for key in keys if _has_tensors(content[key])]
+    if len(filled) > 1 and not all(_equal(content[filled[0]], content[k]) for k in filled[1:]):
+        raise WeightsError(
+            f"{path} holds several sets of weights, under {' and '.join(filled)}; save the one to"
+            " read alone: torch.save({'state_dict': checkpoint[KEY]}, FILE)"
+        )
+    found = next(iter(filled or keys), None)
     weights = content if found is None else content[found]
     if not weights:
-        raise WeightsError(f"{path} holds no weights: its dictionary is empty")
+        raise WeightsError(
+            f"{path} holds no weights: its dictionary is empty; give a file that holds a state_dict"
+        )
     strange = [
         f"{key} is a {type(value).__name__}"
         for key, value in weights.items()
@@ -237,7 +304,23 @@ def _weights_of(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, 
         )
     plain = (str, int, float, bool)
     facts = {} if found is None else {str(k): v for k, v in content.items() if isinstance(v, plain)}
-    return {str(key): value for key, value in weights.items()}, facts
+    notes = [
+        f"{key}: another set of {len(value)} tensors, such as a moving average; not read"
+        for key, value in content.items()
+        if found is not None and key not in filled and _is_weights(value)
+    ]
+    return {str(key): value for key, value in weights.items()}, facts, notes
+
+
+def _is_weights(value: Any) -> bool:
+    return _has_tensors(value) and all(isinstance(item, Tensor) for item in value.values())
+
+
+def _equal(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    return first.keys() == second.keys() and all(
+        isinstance(value, Tensor) and torch.equal(value, second[name])
+        for name, value in first.items()
+    )
 
 
 def locate(source: str) -> Path:
@@ -273,7 +356,7 @@ def _download(source: str) -> Path:
     )
 
     failure: Exception | None = None
-    for name in _NAMES:
+    for name in FORMATS:
         reachable = failure is None  # once it is not, ask only the cache, without retries
         try:
             return Path(hf_hub_download(source, name, local_files_only=not reachable))
@@ -284,7 +367,7 @@ def _download(source: str) -> Path:
     if failure is not None:
         raise _unreachable(source, failure)
     raise WeightsError(
-        f"{source} on the hub has none of {', '.join(_NAMES)}; download its weights and give the"
+        f"{source} on the hub has none of {', '.join(FORMATS)}; download its weights and give the"
         " file"
     )
 

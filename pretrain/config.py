@@ -6,12 +6,15 @@ with every checkpoint.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from allinone.common.earlier_runs import recorded_names
 from allinone.common.errors import ConfigError
-from allinone.common.options import MAY_CHANGE, RunOptions, option
+from allinone.common.options import CONTENT, MAY_CHANGE, RunInput, RunOptions, option
 from allinone.common.validation import COUNT, NOT_NEGATIVE, require
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec, require_distinct
 from allinone.engine.config import TrainConfig
@@ -54,7 +57,7 @@ class ModelOptions:
     """Dropout probability of hidden states."""
     drop_path: float | None = None
     """Stochastic depth of the last block; grows linearly over the blocks."""
-    init_from: str | None = option(None, earlier=None)
+    init_from: str | None = option(None, resume="content", earlier=None)
     """Initial weights: a folder written by `allinone convert` or save_pretrained, or `weights/` in
     a checkpoint. Tables are resized to this run's resolution, text length and frames. none starts
     from random weights. The paper's recipes have `required`: one of the two must be given."""
@@ -114,7 +117,7 @@ class CoTrainOptions:
     Images are clips of one frame without a temporal embedding; they do not roll.
     """
 
-    images: tuple[str, ...] = ()
+    images: tuple[str, ...] = option((), resume="content")
     """Prepared image sets to co-train on, each DIR[:SPLIT][=WEIGHT]; empty trains on video only."""
     image_batch: int = 2048
     """Images per step that trains on images, over all ranks."""
@@ -141,7 +144,7 @@ class PretrainConfig:
     out: Path = field(metadata=MAY_CHANGE)
     """Folder of the run: checkpoints, TensorBoard, history. The same command with the same folder
     resumes the run."""
-    data: tuple[str, ...]
+    data: tuple[str, ...] = field(metadata=CONTENT)
     """Prepared data sets to train on, each DIR[:SPLIT][=WEIGHT]."""
     val: tuple[str, ...] = option((), resume="may_change")
     """Prepared data sets to evaluate on during training, each DIR[:SPLIT] (default split val)."""
@@ -160,11 +163,11 @@ class PretrainConfig:
 
     def train_specs(self) -> list[DatasetSpec]:
         """Video data sets of the mixture."""
-        return [DatasetSpec.parse(text, "train") for text in self.data]
+        return _specs("data", self.data, self.out)
 
     def image_specs(self) -> list[DatasetSpec]:
         """Image data sets of the mixture; empty without co-training."""
-        return [DatasetSpec.parse(text, "train") for text in self.cotrain.images]
+        return _specs("images", self.cotrain.images, self.out)
 
     def val_specs(self) -> list[DatasetSpec]:
         """Validation sets."""
@@ -186,4 +189,58 @@ class PretrainConfig:
 
     def as_json(self) -> RunOptions:
         """JSON values with their resume policies, for checkpoints and reports."""
-        return RunOptions.of(self)
+        return RunOptions.of(self, self._inputs())
+
+    def _inputs(self) -> dict[str, RunInput]:
+        """What the run reads; a resumed run must find the same content, wherever it is."""
+        sets = {
+            **{f"data-{i}": ("data", spec) for i, spec in enumerate(self.train_specs())},
+            **{f"images-{i}": ("cotrain.images", s) for i, s in enumerate(self.image_specs())},
+        }
+        inputs = {
+            key: RunInput(
+                f"data set {spec.path}:{spec.split}", partial(_clips, spec), option, spec.name
+            )
+            for key, (option, spec) in sets.items()
+        }
+        inputs["tokenizer"] = RunInput("the tokenizer", _tokenizer)
+        source = self.model.init_from
+        if source not in (None, "none", "required"):
+            inputs["init_from"] = RunInput(
+                f"the initial weights {source}",
+                partial(_weights, Path(str(source))),
+                "model.init_from",
+            )
+        return inputs
+
+
+def _specs(kind: str, texts: Sequence[str], out: Path) -> list[DatasetSpec]:
+    """Data sets of a mixture, under the names with which the run in `out` started."""
+    # names key the random choices: a folder that was moved or staged under another name must give
+    # the same ones
+    names = recorded_names(out)
+    return [
+        replace(DatasetSpec.parse(text, "train"), label=names.get(f"{kind}-{number}", ""))
+        for number, text in enumerate(texts)
+    ]
+
+
+def _clips(spec: DatasetSpec) -> dict[str, str]:
+    from allinone.data.fingerprint import clips_fingerprint  # imports pyarrow
+
+    return clips_fingerprint(spec.path, spec.split)
+
+
+def _tokenizer() -> dict[str, str]:
+    from allinone.data.fingerprint import tokenizer_fingerprint  # imports transformers
+
+    return tokenizer_fingerprint()
+
+
+def _weights(source: Path) -> dict[str, str]:
+    from allinone.data.fingerprint import files_fingerprint
+
+    files = [source]
+    if source.is_dir():
+        files = sorted(p for p in source.iterdir() if p.suffix in (".safetensors", ".bin"))
+    return files_fingerprint(files, source if source.is_dir() else source.parent)

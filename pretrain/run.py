@@ -92,7 +92,8 @@ def build_data(config: PretrainConfig) -> TrainStream | CoTrainStream:
     images = TrainStream(
         config.image_specs(),
         replace(clip, num_frames=1),
-        replace(config.loader, workers=workers),
+        # as in the original: images are cropped, and RandAugment is for video
+        replace(config.loader, workers=workers, geometry="crop", augment="none"),
         seed=seed + 1,
         bad_clips=bad_clips and bad_clips / "images",
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from allinone.common.access import require_writable
 from allinone.common.command_line import parse as parse_options
 from allinone.common.command_line import pick, run_command
 from allinone.common.console import setup_logging
@@ -27,7 +28,7 @@ PROG = "pretrain/train.py"
 DESCRIPTION = "Pre-train All-in-one. The same command with the same --out resumes a run."
 
 
-def parse(argv: Sequence[str]) -> tuple[PretrainConfig, list[str]]:
+def parse(argv: Sequence[str], prog: str = PROG) -> tuple[PretrainConfig, list[str]]:
     """Read a recipe and options, without importing torch.
 
     Without a recipe, --config FILE gives all options: `train.py --config runs/demo/run.json`.
@@ -41,14 +42,14 @@ def parse(argv: Sequence[str]) -> tuple[PretrainConfig, list[str]]:
     """
     if argv and argv[0].partition("=")[0] in ("--config", "--print-config"):
         return parse_for_run(
-            lambda default: parse_options(default, argv, prog=PROG), PretrainConfig
+            lambda default: parse_options(default, argv, prog=prog), PretrainConfig
         )
     lines = {name: text for name, (text, _) in RECIPES.items()}
-    name = pick(lines, argv, prog=PROG, kind="recipe", description=DESCRIPTION)
+    name = pick(lines, argv, prog=prog, kind="recipe", description=DESCRIPTION)
     help_line, recipe = RECIPES[name]
     return parse_for_run(
         lambda default: parse_options(
-            default, argv[1:], prog=f"{PROG} {name}", description=help_line
+            default, argv[1:], prog=f"{prog} {name}", description=help_line
         ),
         recipe,
     )
@@ -65,6 +66,7 @@ def _run(argv: Sequence[str]) -> int:
     # refuses a missing choice before torch is loaded
     config.model.initial_weights(f"recipe {argv[0]}" if argv[0] in RECIPES else "this run")
     rank = launch.find_rank_info(os.environ).rank
+    require_writable(config.out)  # before the seconds in which torch is imported
     train = config.train
     setup_logging(terminal=rank == 0, quiet=train.quiet, verbose=train.verbose, stderr=train.json)
     log_kept(config.out, kept)

@@ -202,8 +202,8 @@ record_start() {
     '$2 == job && $5 == step && $6 == evaluated' "$list" | wc -l)
   ((fruitless < max)) || fail "$1" \
     "$fruitless starts of job $SLURM_JOB_ID produced no checkpoint after step $step and \
-nothing evaluated, so it is not started again. See $OUT/slurm/start-*, fix the cause and submit the same \
-command again; MAX_STARTS (now $max) allows more starts"
+nothing evaluated, so it is not started again. See $OUT/slurm/start-*, fix the cause and submit the \
+same command again; MAX_STARTS (now $max) allows more starts"
   number=$(wc -l <"$list")
   printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$number" "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" \
     "$(date +%FT%T)" "$step" "$evaluated" >>"$list"

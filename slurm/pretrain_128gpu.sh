@@ -6,8 +6,8 @@
 #
 # Submit from the root of the project. --out defaults to runs/RECIPE. Without a RECIPE, the paper's
 # base model is trained: webvid-howto --init-from weights/vit-base (make that folder first, see
-# docs/guides/pretrain.md). The same command with the same --out resumes. Options of sbatch go before this script's name and
-# override the lines below: sbatch --nodes=2 --gpus-per-node=4 --partition=gpu ...
+# docs/guides/pretrain.md). The same command with the same --out resumes. Options of
+# sbatch go before this script's name and override the lines below: sbatch --nodes=2 --gpus-per-node=4 --partition=gpu ...
 # slurm/site.sh.example lists all other settings that differ between clusters.
 #SBATCH --job-name=pretrain
 #SBATCH --nodes=16

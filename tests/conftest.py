@@ -14,15 +14,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of minutes first: with two workers that each take whole files, none of them is left to
-    run alone at the end."""
+    """Run slow files first, so that none of them runs alone at the end while a worker is idle."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _priority() -> Iterator[None]:
-    """No test may leave its process as a real-time one: the ranks that later tests fork would keep
-    all others from running."""
+    """No test may leave its process with real-time priority: ranks that later tests fork would
+    keep all other processes from running."""
     before = os.sched_getscheduler(0)
     yield
     assert os.sched_getscheduler(0) == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -16,7 +15,6 @@ from allinone.version import __version__
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "deepspeed", "nvidia.dali", "av", "matplotlib")
-HAS_BENCHMARKS = importlib.util.find_spec("allinone.finetune.benchmarks") is not None
 IMPORTS = """
 import sys
 from allinone.cli import main
@@ -47,9 +45,8 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def helps() -> list[list[str]]:
-    names = [name for name in COMMANDS if name != "finetune" or HAS_BENCHMARKS]
-    more = [["train", "demo"], ["finetune", "msrvtt_qa"]][: 1 + HAS_BENCHMARKS]
-    return [[], *([name] for name in names), *more]
+    more = [["train", "demo"], ["finetune", "msrvtt_qa"]]
+    return [[], *([name] for name in COMMANDS), *more]
 
 
 @pytest.mark.parametrize("words", helps(), ids=lambda words: " ".join(words) or "allinone")
@@ -81,7 +78,6 @@ def test_a_misspelt_word_gets_a_suggestion(words: list[str], message: str) -> No
     assert message in ended.stderr
 
 
-@pytest.mark.skipif(not HAS_BENCHMARKS, reason="needs the registry of benchmarks")
 def test_a_misspelt_benchmark_gets_a_suggestion() -> None:
     ended = allinone("finetune", "msrvtt_aq")
     assert ended.returncode == 2

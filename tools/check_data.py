@@ -100,8 +100,11 @@ def _show(options: CheckOptions) -> list[str]:
     values = distributions(options.folder)
     print(f"  {'':<22}{'min':>10}{'5 %':>10}{'median':>10}{'95 %':>10}{'max':>12}")
     for title, data in values.items():
-        if data.size:
-            low, five, middle, most, high = np.percentile(data, [0, 5, 50, 95, 100])
+        finite = data[np.isfinite(data)]
+        if finite.size < data.size:
+            print(f"  {title:<22}{data.size - finite.size:>10,} values are not finite")
+        if finite.size:
+            low, five, middle, most, high = np.percentile(finite, [0, 5, 50, 95, 100])
             row = f"{low:>10,.4g}{five:>10,.4g}{middle:>10,.4g}{most:>10,.4g}{high:>12,.6g}"
             print(f"  {title:<22}{row}")
     stored, clips = facts["files"][0], sum(facts["clips"].values())

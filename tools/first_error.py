@@ -30,6 +30,7 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from allinone.common.exit_codes import ExitCode
+from allinone.version import __version__
 
 MEANING = {
     ExitCode.USAGE: "wrong options or data",
@@ -204,7 +205,7 @@ def summary(folder: Path, ranks: int) -> tuple[list[str], int]:
             return [], 0
         names = ", ".join(f"{rank} on {node_of(folder, rank)}" for rank in silent[:16])
         return [
-            f"first error: ranks ended without a word: {names}; a node was lost, or the job was"
+            f"first error: ranks ended without a record: {names}; a node was lost, or the job was"
             " ended from outside"
         ], 1
     first = find_first_failure(folder, failed)
@@ -269,6 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"allinone {__version__}")
     parser.add_argument("folder", type=Path, help="where slurm/rank.sh wrote")
     parser.add_argument(
         "--ranks", type=int, required=True, help="number of ranks that were started"

@@ -41,6 +41,7 @@ from allinone.tools.cluster.node_result import (
     read_nodes,
 )
 from allinone.tools.cluster.node_verdict import judge
+from allinone.version import __version__
 
 HELP = {
     "folder": "where the nodes write their results, on a shared file system",
@@ -98,6 +99,7 @@ def parse(argv: Sequence[str]) -> NodeCheckOptions:
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"allinone {__version__}")
     parser.add_argument(
         "action",
         choices=("run", "judge"),

@@ -64,6 +64,8 @@ def _print(summary: PrepareSummary, out: Path) -> None:
         print(f"  bad: {reason:<20}{number:>8,}")
     if summary.part:
         return
+    for line in summary.warnings:
+        print(f"  warning: {line}")
     for line in summary.official:
         print(f"  official: {line}")
     print(

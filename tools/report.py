@@ -88,7 +88,7 @@ def collect(arguments: Sequence[str], *, skip_damaged: bool = False) -> list[Rep
     if faults:
         raise InputError(
             "\n       ".join(faults),
-            hint="evaluate again, or leave damaged files out with --skip-damaged",
+            hint="correct the path, evaluate again, or leave damaged files out: --skip-damaged",
         )
     newest = sorted(found.values(), key=lambda each: (each[1].date, str(each[0])), reverse=True)
     return [ReportedRun(number, file, result) for number, (file, result) in enumerate(newest, 1)]

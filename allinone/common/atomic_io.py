@@ -1,6 +1,7 @@
 """Atomic writing: write a temporary file in the target's folder, fsync it, rename it.
 
-A reader therefore sees a complete file or none. All files of the project are written here.
+A reader therefore sees a complete file or none. All files of the project are written here. What is
+published has the permissions that the umask and the folder give to new files.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
@@ -40,6 +42,26 @@ def _temporary(target: Path) -> Path:
     # in the same folder, because rename(2) is atomic within a file system only; random, because
     # ranks on several nodes may write the same target
     return target.with_name(f"{TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}")
+
+
+def open_to_umask(folder: Path) -> None:
+    """Give all files below `folder` the permissions of a new file there.
+
+    Libraries that write through a private temporary file leave 0600 behind: safetensors does since
+    version 0.6, and colleagues then cannot read the weights.
+    """
+    # a new file tells them: reading the umask means setting it, which other threads would notice,
+    # and a default ACL of the folder counts too
+    probe = folder / f"{TEMPORARY}mode-{uuid.uuid4().hex[:8]}"
+    handle = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+        probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and stat.S_IMODE(path.stat().st_mode) != mode:
+            path.chmod(mode)
 
 
 @contextlib.contextmanager
@@ -83,6 +105,7 @@ def publish_dir(target: Path, fill: Callable[[Path], None]) -> None:
     temporary.mkdir()
     try:
         fill(temporary)
+        open_to_umask(temporary)
         # in reverse order: the content of a folder before the folder
         for path in sorted(temporary.rglob("*"), reverse=True):
             fsync_dir(path) if path.is_dir() else fsync_file(path)

@@ -20,10 +20,10 @@ _PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.CRI
 
 
 class ForgivingStream:
-    """A text stream that goes quiet when nobody reads it any more, and never fails on a character.
+    """A text stream that drops text after its reader is gone, and escapes unknown characters.
 
     A training run under `| tee log` must keep training, obey signals and write its checkpoint after
-    the reader has died.
+    tee has ended.
     """
 
     def __init__(self, stream: TextIO) -> None:

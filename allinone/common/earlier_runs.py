@@ -13,7 +13,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from allinone.common.options import UNCHANGED, RunOptions, flatten, option_infos, plain, with_values
+from allinone.common.options import (
+    INPUTS,
+    UNCHANGED,
+    RunOptions,
+    flatten,
+    option_infos,
+    plain,
+    with_values,
+)
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +68,17 @@ def log_kept(out: Path, kept: list[str]) -> None:
         log.info(
             "%s holds a run of an earlier version, which keeps its values: %s", out, ", ".join(kept)
         )
+
+
+def recorded_names(out: Path) -> dict[str, str]:
+    """Key of an input → the name under which the run in `out` started with it; {} without a run."""
+    recorded = _recorded(out) or {}
+    prefix, suffix = f"{INPUTS}.", ".name"
+    return {
+        key.removeprefix(prefix).removesuffix(suffix): name
+        for key, name in recorded.items()
+        if key.startswith(prefix) and key.endswith(suffix)
+    }
 
 
 def _recorded(out: Path) -> dict[str, Any] | None:

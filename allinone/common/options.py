@@ -7,20 +7,23 @@ options of a run folder with those of the command that resumes it, by these poli
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-ResumePolicy = Literal["same", "may_change", "layout"]
+ResumePolicy = Literal["same", "may_change", "layout", "content"]
 """What a resumed run may do with an option.
 
 same: the option changes what is computed, so it must keep its value. The default.
 may_change: it changes speed, memory, output or evaluation, but not the weights beyond rounding.
 layout: it changes where state is stored; the checkpoint is redistributed if the arithmetic is kept.
+content: it says where something is; the place may change, its content (`RunInput`) may not.
 """
 MAY_CHANGE: Mapping[str, ResumePolicy] = {"resume": "may_change"}
 """Metadata for a field without a default: `out: Path = field(metadata=MAY_CHANGE)`."""
+CONTENT: Mapping[str, ResumePolicy] = {"resume": "content"}
+"""Metadata for a field without a default that says where something is."""
 RECORDED: Mapping[str, ResumePolicy] = {"resume": "same"}
 """Metadata for a field that holds a dataclass which differs between kinds of runs: its options must
 all be recorded in the run folder, and no others."""
@@ -30,7 +33,13 @@ UNCHANGED: Any = object()
 """`earlier` of an option whose default never changed in a way that runs must survive."""
 
 
-def option(default: Any, *, resume: ResumePolicy = "same", earlier: Any = UNCHANGED) -> Any:
+def option(
+    default: Any,
+    *,
+    resume: ResumePolicy = "same",
+    earlier: Any = UNCHANGED,
+    recorded: bool = True,
+) -> Any:
     """Define a dataclass field that holds an option.
 
     Args:
@@ -38,8 +47,28 @@ def option(default: Any, *, resume: ResumePolicy = "same", earlier: Any = UNCHAN
         resume: What a resumed run may do with the option.
         earlier: Value in runs of earlier versions, by default, by recipe or because the option did
             not exist; they keep it (allinone/common/earlier_runs.py).
+        recorded: False for an option of one start, which a run folder does not record.
     """
-    return field(default=default, metadata={"resume": resume, "earlier": earlier})
+    metadata = {"resume": resume, "earlier": earlier, "recorded": recorded}
+    return field(default=default, metadata=metadata)
+
+
+INPUTS = "inputs"
+"""Key of run.json with the fingerprints of what the run read."""
+
+
+@dataclass(frozen=True)
+class RunInput:
+    """Something besides the options that a run depends on; its content must not change."""
+
+    what: str
+    """What messages call it."""
+    digests: Callable[[], Mapping[str, str]]
+    """Computes part → hash of the content; called once, on rank 0."""
+    option: str = ""
+    """Dotted name of the option that says where it is; empty: it is part of the program."""
+    name: str = ""
+    """Name that the run gave it, which keys random choices."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +97,32 @@ class RunOptions(dict[str, Any]):
         values: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
         known: Mapping[str, OptionInfo] | None = None,
         renamed: Mapping[str, str] | None = None,
+        inputs: Mapping[str, RunInput] | None = None,
     ) -> None:
         super().__init__(values)
         self.known = dict(known or {})
         """Dotted name (`train.lr`) → information."""
         self.renamed = dict(renamed or {})
         """Flags of earlier versions → today's flags, without dashes in front."""
+        self.inputs = dict(inputs or {})
+        """Key → what else the run depends on."""
 
     @classmethod
-    def of(cls, config: Any) -> RunOptions:
-        """From an instance of a (nested) dataclass."""
-        return cls(plain(asdict(config)), option_infos(config), renamed_options(config))
+    def of(cls, config: Any, inputs: Mapping[str, RunInput] | None = None) -> RunOptions:
+        """From an instance of a (nested) dataclass.
+
+        Args:
+            config: The options.
+            inputs: See `RunOptions.inputs`.
+        """
+        values = plain(asdict(config))
+        for leaf in leaves(config):
+            if not leaf.field.metadata.get("recorded", True):
+                group = values
+                for name in leaf.path[:-1]:
+                    group = group[name]
+                del group[leaf.path[-1]]
+        return cls(values, option_infos(config), renamed_options(config), inputs)
 
 
 @dataclass(frozen=True)

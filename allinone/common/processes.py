@@ -19,7 +19,7 @@ from pathlib import Path
 from allinone.common.errors import DataError
 from allinone.common.paths import ROOT
 
-STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
 GRACE_S = 120
 """Seconds that a process lives on after SIGTERM, so that training can finish its step and save."""
 TRIM_EVERY_S = 10.0
@@ -29,8 +29,9 @@ LARGE_BYTES = 1 << 20
 one page fault per page."""
 _M_MMAP_THRESHOLD = -3
 """Parameter of glibc's mallopt(3)."""
-DALI_MODULE = "allinone.data.loading.dali_pipeline"
-"""Loads DALI, and perhaps a GPU's driver with it: for the training process only."""
+DALI_MODULES = "allinone.data.loading.dali_"
+"""Begins the names of modules that load DALI, and perhaps a GPU's driver with it: for the training
+process only."""
 FREEZE_MODULE = "allinone.common.gc_freeze"
 """Must be imported last."""
 
@@ -46,7 +47,7 @@ UNGUARDED = (
 def end_readers() -> None:
     """Kill reader processes that are left over at exit.
 
-    An error that ends this process leaves readers behind that nobody asks to stop.
+    If an error ends this process, nothing else stops its readers.
     """
     readers = [child for child in multiprocessing.active_children() if child.daemon]
     if readers:
@@ -85,7 +86,9 @@ def forkserver_context() -> ForkServerContext:
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         shared = [
-            name for name in sys.modules if name.split(".")[0] == "allinone" and name != DALI_MODULE
+            name
+            for name in sys.modules
+            if name.split(".")[0] == "allinone" and not name.startswith(DALI_MODULES)
         ]
         multiprocessing.set_forkserver_preload([*shared, FREEZE_MODULE])
         with _pythonpath(ROOT):

@@ -14,7 +14,7 @@ _CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class RankCounts:
-    """What ranks above and level with the best relevant candidate of each query.
+    """Numbers of candidates above and tied with the best relevant candidate of each query.
 
     Candidates with equal scores count as randomly ordered, and every metric is the expectation over
     all orders. A model that gives every candidate the same score thus gets chance, not 100 %.

@@ -2,21 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import struct
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
+IMAGES = frozenset(
+    {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "tif", "tiff", "avif", "jp2", "j2k"}
+)
+"""Extensions of image files. A GIF may be either: images.is_image decides by its content."""
 VIDEOS = frozenset(
     {"mp4", "webm", "mkv", "avi", "mov", "gif", "m4v", "mpg", "mpeg", "wmv", "ts", "3gp"}
+    | {
+        "3g2",
+        "asf",
+        "divx",
+        "f4v",
+        "flv",
+        "m1v",
+        "m2ts",
+        "m2v",
+        "mjpeg",
+        "mjpg",
+        "mts",
+        "mxf",
+        "ogm",
+        "ogv",
+        "vob",
+    }
 )
-IMAGE_MAGIC = {
-    b"\xff\xd8\xff": "jpg",
-    b"\x89PNG": "png",
-    b"RIFF": "webp",
-    b"BM": "bmp",
-    b"GIF8": "gif",
-}
-"""First bytes of image files → extension."""
+IMAGE_LIKE_VIDEOS = frozenset({"gif", "mjpeg", "mjpg"})
+"""Videos that begin as images do; the last two are motion JPEG without a container."""
+IMAGE_MAGIC = (
+    (0, b"\xff\xd8\xff", "jpg"),
+    (0, b"\x89PNG", "png"),
+    (8, b"WEBP", "webp"),
+    (0, b"BM", "bmp"),
+    (0, b"GIF8", "gif"),
+    (0, b"II*\0", "tiff"),
+    (0, b"MM\0*", "tiff"),
+    (0, b"II+\0", "tiff"),  # with 64-bit offsets
+    (0, b"MM\0+", "tiff"),
+    (4, b"ftypavif", "avif"),
+    (4, b"ftypavis", "avif"),
+    (0, b"\0\0\0\x0cjP  \r\n\x87\n", "jp2"),
+    (0, b"\xff\x4f\xff\x51", "j2k"),
+)
+"""(offset, bytes there, extension) of the image formats that are read."""
+OTHER_MAGIC = (
+    (4, b"ftypheic", "a HEIC image"),
+    (4, b"ftypheix", "a HEIC image"),
+    (4, b"ftypmif1", "a HEIF image"),
+    (4, b"ftypmsf1", "a HEIF image"),
+    (0, b"\xff\x0a", "a JPEG XL image"),
+    (0, b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (0, b"8BPS", "a Photoshop document"),
+    (0, b"%PDF", "a PDF document"),
+    (0, b"%!PS", "a PostScript document"),
+    (0, b"qoif", "a QOI image"),
+    (0, b"v/1\x01", "an OpenEXR image"),
+)
+"""(offset, bytes there, what it is) of formats that are not read."""
+VIDEO_MAGIC = (
+    (4, b"ftyp", "mp4"),
+    (0, b"\x1aE\xdf\xa3", "mkv"),
+    (8, b"AVI ", "avi"),
+    (0, b"FLV\1", "flv"),
+    (0, b"OggS", "ogv"),
+    (0, b"\0\0\1\xba", "mpg"),
+)
+"""(offset, bytes there, extension) of video containers."""
+MAGIC_BYTES = 64
+"""Bytes that the recognition of a format needs."""
+
+DEFAULT_STREAM, ATTACHED_PICTURE = 1, 1024
+"""FFmpeg's AV_DISPOSITION_DEFAULT and AV_DISPOSITION_ATTACHED_PIC."""
 
 CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
 """Codecs that DALI decodes on the CPU."""
@@ -26,28 +86,53 @@ NVDEC_SHORTEST_SIDE = 144
 """Pixels; the largest of the codecs' minima in NVIDIA's NVDEC application note (HEVC's)."""
 
 
+def _match(table: Iterable[tuple[int, bytes, str]], head: bytes) -> str | None:
+    return next((name for at, magic, name in table if head[at:].startswith(magic)), None)
+
+
+def image_kind(head: bytes) -> str | None:
+    """Return the extension of an image by its first MAGIC_BYTES bytes; None if it is none."""
+    kind = _match(IMAGE_MAGIC, head)
+    # some writers name AVIF only among the compatible brands of HEIF's container
+    if kind is None and head[4:12] in (b"ftypmif1", b"ftypmsf1"):
+        brands = head[16 : int.from_bytes(head[:4], "big")]
+        return "avif" if b"avif" in brands or b"avis" in brands else None
+    return None if kind == "webp" and not head.startswith(b"RIFF") else kind
+
+
+def video_kind(head: bytes) -> str | None:
+    """Return the extension of a video container by its first MAGIC_BYTES bytes."""
+    return _match(VIDEO_MAGIC, head)
+
+
+def unread_kind(head: bytes) -> str | None:
+    """Return what a file of a known format that is not read is, such as "a PDF document"."""
+    return _match(OTHER_MAGIC, head)
+
+
 def image_extension(content: bytes, extension: str) -> str:
     """Return the extension that the first bytes of an image file imply.
 
-    Downloaders guess names: many a `.jpg` of a web-scale data set is a PNG, a WebP or a GIF.
+    Downloaders guess names: many a `.jpg` of a web-scale data set is a PNG, a WebP or a GIF, and
+    some files have no extension.
 
     Args:
-        content: The file's content, or at least its first four bytes.
+        content: The file's content, or at least its first MAGIC_BYTES bytes.
         extension: The extension of the file's name, lower case, without a dot.
 
     Returns:
         `extension` itself for videos and for images whose first bytes are unknown.
     """
-    if extension not in IMAGES:
+    if extension in VIDEOS - {"gif"}:
         return extension
-    kinds = (kind for magic, kind in IMAGE_MAGIC.items() if content.startswith(magic))
-    return next(kinds, extension)
+    return image_kind(content[:MAGIC_BYTES]) or extension
 
 
 def dali_reads(row: Mapping[str, Any], codecs: frozenset[str]) -> bool:
     """Return whether DALI's decoder reproduces the clip of an index row exactly.
 
-    That takes 8-bit 4:2:0 frames that are stored upright: DALI ignores the display matrix.
+    That takes 8-bit 4:2:0 frames that are stored upright: DALI ignores the display matrix. Of AVI
+    files, which store no presentation times, only those without references between frames.
     """
     # only NVDEC has a minimum size
     large = not codecs >= GPU_CODECS or min(row["width"], row["height"]) >= NVDEC_SHORTEST_SIDE
@@ -56,6 +141,7 @@ def dali_reads(row: Mapping[str, Any], codecs: frozenset[str]) -> bool:
         and row["pixel_format"] in ("yuv420p", "yuvj420p")
         and not row["rotation"]
         and large
+        and (row.get("container") != "avi" or row["codec"] == "mjpeg")
     )
 
 
@@ -64,9 +150,64 @@ def codec_of(stream: Any) -> str:
     return str(stream.codec_context.codec.canonical_name)
 
 
+def video_stream(container: Any) -> Any:
+    """Return the video stream that the ffmpeg program shows of an opened file; None if it has none.
+
+    The largest picture wins, a default stream counts as 5,000,000 pixels larger, and cover art
+    (attached pictures) comes last (map_auto_video in ffmpeg_mux_init.c). Of equals the first.
+    """
+
+    def rank(stream: Any) -> tuple[bool, int]:
+        context = stream.codec_context
+        # a stream without a decoder has no codec context; the program takes it only if alone
+        if context is None:
+            return False, -1
+        default = bool(stream.disposition & DEFAULT_STREAM)
+        pixels = (context.width or 0) * (context.height or 0)
+        return not is_cover_art(stream), pixels + 5_000_000 * default
+
+    return max(container.streams.video, key=rank, default=None)
+
+
+def is_cover_art(stream: Any) -> bool:
+    """Whether a stream is a picture about the file, such as an album's cover, not its content."""
+    return bool(stream.disposition & ATTACHED_PICTURE)
+
+
+def times_are_of_frames(container: Any, stream: Any) -> bool:
+    """Return whether the times of a stream's packets are those at which their frames are shown.
+
+    AVI stores no presentation times. FFmpeg numbers its packets in decoding order, which is another
+    one with B-frames. An MPEG program stream has one time for several frames, and after a seek
+    FFmpeg gives it to the wrong one (FFmpeg of PyAV 18.1).
+    """
+    name = container.format.name
+    return name != "mpeg" and not (name == "avi" and stream.codec_context.has_b_frames)
+
+
 def rotation_of(frame: Any) -> int:
-    """Return the clockwise rotation in degrees (0, 90, 180, 270) that turns a frame upright."""
-    return -round(getattr(frame, "rotation", 0) or 0) % 360
+    """Return how a frame is turned upright.
+
+    Returns:
+        Clockwise rotation in degrees (0, 90, 180, 270); 360 more if the rotated frame must then be
+        mirrored left to right.
+    """
+    angle = getattr(frame, "rotation", 0) or 0
+    matrix = _display_matrix(frame)
+    if matrix is None or matrix[0] * matrix[4] - matrix[1] * matrix[3] >= 0:
+        return -round(angle) % 360
+    # x' = a x + c y, y' = b x + d y: with the mirror undone (a → -a) a rotation is left
+    return 360 + round(math.degrees(math.atan2(matrix[1], -matrix[0])) / 90) * 90 % 360
+
+
+def _display_matrix(frame: Any) -> tuple[int, ...] | None:
+    """The matrix (a b u c d v x y w) of ISO 14496-12, if the frame has one that can be read."""
+    try:
+        side_data = getattr(frame, "side_data", None)
+        found = side_data.get("DISPLAYMATRIX") if side_data else None
+    except ValueError:  # PyAV 18.1 raises for side data that it does not know, such as EXIF
+        return None
+    return None if found is None else struct.unpack("9i", bytes(found))
 
 
 def idr_packet(codec: str, packet: Any) -> bool:
@@ -79,7 +220,7 @@ def idr_packet(codec: str, packet: Any) -> bool:
         return False
     if codec not in ("h264", "hevc"):
         return True
-    return any(_idr(codec, header) for header in nal_headers(codec, bytes(packet)))
+    return any(_idr(codec, header) for header in nal_headers(bytes(packet)))
 
 
 def _idr(codec: str, header: int) -> bool:
@@ -88,7 +229,7 @@ def _idr(codec: str, header: int) -> bool:
     return header & 31 == 5 if codec == "h264" else (header >> 1) & 63 in (19, 20)
 
 
-def nal_headers(codec: str, data: bytes) -> list[int]:
+def nal_headers(data: bytes) -> list[int]:
     """Return the first byte of every NAL unit, length-prefixed (mp4) or with start codes (annex B).
 
     The length prefix of a unit of 256 to 511 bytes looks like a start code, so the data counts as

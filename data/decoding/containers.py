@@ -1,7 +1,7 @@
-"""Opens media of unknown origin: the only place that hands a file to FFmpeg or Pillow.
+"""Opens media of unknown origin: the only place that hands a file to FFmpeg.
 
 FFmpeg chooses a demuxer by content, whatever the name of the file. Some of them open further files
-(ffconcat, HLS, image sequences) or sockets (SDP). Pillow's EPS reader starts Ghostscript.
+(ffconcat, HLS, image sequences) or sockets (SDP). Images: data/decoding/images.py.
 """
 
 from __future__ import annotations
@@ -11,10 +11,7 @@ import io
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from typing import Any
 
 VIDEO_FORMATS = (
     "mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,asf,flv,ogg,ivf,obu,av1,h261,h263,h264,hevc,vc1,"
@@ -28,7 +25,6 @@ AUDIO_FORMATS = "mp3,wav,aac,flac,ac3,eac3,amr,aiff,au,caf"
 """Opened to report that the file has no pictures."""
 FORMATS = f"{VIDEO_FORMATS},{IMAGE_FORMATS},{AUDIO_FORMATS}"
 """FFmpeg's names of demuxers that read one file and nothing else."""
-PILLOW_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "JPEG2000")
 
 _OPTIONS = {
     "format_whitelist": FORMATS,
@@ -139,12 +135,3 @@ def open_media(content: bytes | Path | io.IOBase, *, fast: bool = False, buffer:
             "not a video or image that is read; files that refer to other files or to the network"
             " (ffconcat, SDP, playlists) are never opened"
         ) from error
-
-
-def open_image(content: bytes) -> Image:
-    """Open an image with Pillow, in PILLOW_FORMATS only; raises probe.UNREADABLE_IMAGE."""
-    from PIL import Image
-
-    Image.init()  # registers all formats; without it Pillow does so only for its five usual ones
-    formats = [name for name in PILLOW_FORMATS if name in Image.OPEN]  # AVIF may not be built in
-    return Image.open(io.BytesIO(content), formats=formats)  # noqa: TID251

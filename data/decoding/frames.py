@@ -20,9 +20,10 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from allinone.common.errors import AllInOneError
-from allinone.data.decoding.codecs import rotation_of
+from allinone.common.errors import LASTING, AllInOneError
+from allinone.data.decoding.codecs import rotation_of, times_are_of_frames, video_stream
 from allinone.data.decoding.containers import open_media
+from allinone.data.decoding.images import UNREADABLE_IMAGE, picture_unlike_ffmpeg
 from allinone.data.decoding.timeout import call_with_timeout
 
 _local = threading.local()
@@ -133,12 +134,21 @@ def _decode(
     """As `decode_frames`, in the thread that may be abandoned; `deadline` is of time.monotonic."""
     targets = sorted(set(wanted))
     try:
-        found = None
-        if timeline is not None and (timeline.times is not None or timeline.rate):
+        picture = picture_unlike_ffmpeg(content)
+        # folders prepared by earlier versions count further pictures, which belong to no sample
+        found = None if picture is None else dict.fromkeys(targets, picture)
+        if found is None and timeline is not None and (timeline.times is not None or timeline.rate):
             found = _sparse(content, targets, timeline, deadline)
         if found is None:  # seeking missed (it does in MPEG-TS): decode from the start and count
             found = _from_start(content, targets, deadline)
-    except DAMAGE as error:
+    except (*DAMAGE, *UNREADABLE_IMAGE) as error:
+        # FFmpeg and Pillow have no error of the storage: files are read by Python
+        if (
+            isinstance(error, OSError)
+            and not isinstance(error, av.error.FFmpegError)
+            and error.errno not in LASTING
+        ):
+            raise  # the clip may be good
         raise DecodeError(str(error)) from error
     missing = [number for number in targets if number not in found]
     if missing:
@@ -167,7 +177,9 @@ def _sparse(
     """
     found: dict[int, NDArray[np.uint8]] = {}
     with _open(content) as container:
-        stream = container.streams.video[0]
+        stream = _video(container)
+        if not times_are_of_frames(container, stream):
+            return None
         stream.codec_context.thread_count = 1  # parallelism comes from the reader processes
         base, begin = float(stream.time_base or 0), stream.start_time or 0
 
@@ -180,6 +192,13 @@ def _sparse(
             if not _walk(container, stream, set(group), number_of, found, deadline):
                 return None
     return found
+
+
+def _video(container: Any) -> Any:
+    stream = video_stream(container)
+    if stream is None:
+        raise DecodeError("no video stream")
+    return stream
 
 
 def _open(content: bytes | Path) -> Any:
@@ -265,8 +284,9 @@ def _from_start(
     """
     found: dict[int, NDArray[np.uint8]] = {}
     with open_media(content) as container:
-        container.streams.video[0].codec_context.thread_count = 1
-        decoding: Any = container.decode(container.streams.video[0])
+        stream = _video(container)
+        stream.codec_context.thread_count = 1
+        decoding: Any = container.decode(stream)
         with closing(decoding) as frames:
             for number, frame in enumerate(frames):
                 if number in targets:
@@ -285,6 +305,9 @@ def _upright(frame: Any) -> NDArray[np.uint8]:
     rgb = _local.reformatter.reformat(
         frame, format="rgb24", src_colorspace="ITU601", dst_colorspace="ITU601", threads=1
     )
-    turns = rotation_of(frame) // 90
+    turns, mirrored = rotation_of(frame) // 90 % 4, rotation_of(frame) >= 360
     pixels = rgb.to_ndarray()
-    return np.ascontiguousarray(np.rot90(pixels, -turns)) if turns else pixels
+    if mirrored or turns:
+        pixels = np.rot90(pixels, -turns)
+        pixels = np.ascontiguousarray(pixels[:, ::-1] if mirrored else pixels)
+    return pixels

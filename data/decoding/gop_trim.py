@@ -15,7 +15,7 @@ from typing import Any
 
 import av
 
-from allinone.data.decoding.codecs import codec_of
+from allinone.data.decoding.codecs import codec_of, times_are_of_frames, video_stream
 from allinone.data.decoding.containers import open_media
 from allinone.data.decoding.frames import DAMAGE, DecodeError, Timeline
 
@@ -61,19 +61,29 @@ def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline)
     """
     try:
         with open_media(content) as container:
-            stream = container.streams.video[0]
+            stream = video_stream(container)
+            if stream is None:
+                raise DecodeError("no video stream")
             demuxing: Any = container.demux(stream)
             # A demuxing generator that an error leaves half-way leaks unless closed (PyAV 18.1).
             with closing(demuxing) as demuxed:
                 packets = [packet for packet in demuxed if packet.size]
+            demuxed_packets = len(packets)
             codec = codec_of(stream)
+            if frames == 1 and container.format.name == "jpeg_pipe":
+                packets = packets[:1]  # further pictures of the file, such as a gain map
+            # Packets before the start of an edit list are decoded, but not shown.
+            shown = sum(not packet.is_discard for packet in packets)
             # Not paired: a packet's rank is not its frame's number, and nothing would notice that
             # the frames of the trimmed video are wrong.
-            paired = len(packets) == frames and all(packet.pts is not None for packet in packets)
+            paired = shown == frames and all(packet.pts is not None for packet in packets)
+            paired = paired and times_are_of_frames(container, stream)
             if codec not in CONTAINERS or not paired:
                 return TrimmedStream(content, tuple(wanted))
             kept = _needed(packets, wanted, timeline)
-            if len(kept) == len(packets):
+            # DALI would count packets that are not shown, and choose a stream by itself
+            alone = shown == len(packets) and len(container.streams.video) == 1
+            if len(kept) == demuxed_packets and alone:
                 return TrimmedStream(content, tuple(wanted))
             ordered = sorted(number for number, _ in kept)
             position = {number: place for place, number in enumerate(ordered)}
@@ -89,21 +99,32 @@ def _needed(packets: list[Any], wanted: Sequence[int], timeline: Timeline) -> li
     """Return what decoding some frames takes.
 
     Args:
-        packets: All packets of the video, one per frame, in decoding order.
+        packets: All packets of the video in decoding order, one per frame, and those that an edit
+            list hides.
         wanted: Display-order frame numbers.
         timeline: Gives the keyframes where decoding may start.
 
     Returns:
         (frame number, packet) in decoding order: of every GOP with a wanted frame, the packets up
-        to its last wanted frame.
+        to its last wanted frame. Hidden packets have negative numbers.
     """
-    number = {pts: rank for rank, pts in enumerate(sorted(packet.pts for packet in packets))}
+    # hidden packets at the end of an edit list sort behind all frames, so numbers stay right
+    hidden = sum(packet.is_discard and packet.pts < _first_shown(packets) for packet in packets)
+    number = {
+        pts: rank - hidden for rank, pts in enumerate(sorted(packet.pts for packet in packets))
+    }
     decoded = [number[packet.pts] for packet in packets]  # frame numbers in decoding order
     position = {frame: place for place, frame in enumerate(decoded)}
     keep: set[int] = set()
     for frame in set(wanted):
-        keep.update(range(position[timeline.start(frame)], position[frame] + 1))
+        # an edit list may start within a GOP: its keyframe is then the first hidden packet
+        start = timeline.start(frame)
+        keep.update(range(position[start] if start else 0, position[frame] + 1))
     return [(decoded[place], packets[place]) for place in sorted(keep)]
+
+
+def _first_shown(packets: list[Any]) -> int:
+    return min(packet.pts for packet in packets if not packet.is_discard)
 
 
 def remux(packets: list[Any], stream: Any, container_format: str) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from allinone.data.decoding.codecs import codec_of
+from allinone.data.decoding.codecs import codec_of, times_are_of_frames, video_stream
 from allinone.data.decoding.containers import ByteRange, open_media
 from allinone.data.decoding.frames import DAMAGE, Timeline
 from allinone.data.decoding.gop_trim import CONTAINERS, TrimmedStream, remux, trim
@@ -84,7 +84,9 @@ def read_segment(
         return None
     try:
         with open_media(video, buffer=BUFFER) as container:
-            stream = container.streams.video[0]
+            stream = video_stream(container)
+            if stream is None or not times_are_of_frames(container, stream):
+                return None
             codec = codec_of(stream)
             if codec not in CONTAINERS:
                 return None

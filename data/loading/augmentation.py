@@ -1,7 +1,7 @@
 """Chooses what turns decoded clips into pixels: DALI, or its torch twin where DALI is missing.
 
-DALI is imported here and in data/loading/dali_pipeline.py only, and only in processes that make
-pixels: it loads slowly and may load a GPU's driver.
+DALI is imported here and in data/loading/dali_*.py only, and only in processes that make pixels:
+it loads slowly and may load a GPU's driver.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -40,33 +41,38 @@ class Augmentation(Protocol):
 def augmentation_for(
     clip: ClipConfig, config: DataConfig, device: torch.device, max_batch: int
 ) -> Augmentation:
-    """Build the augmentation that `config.augmentation` asks for.
+    """Build the augmentation that `config.augment_backend` asks for.
 
     Args:
         clip: Frames per clip and image size.
-        config: Normalisation, colour jitter, backend, and who augments: `dali`, `torch`, or `auto`
-            for DALI where it is installed.
+        config: Normalisation, colour jitter, RandAugment, backend, and who augments: `dali`,
+            `torch`, or `auto` for DALI where it is installed.
         device: Where the pixels go.
         max_batch: Most clips per call.
 
     Raises:
-        ConfigError: The options ask for DALI, and DALI is not installed.
+        ConfigError: The options ask for DALI, and DALI is not installed or not chosen.
     """
-    if config.augmentation != "torch":
+    if config.augment_backend != "torch":
         try:
             from allinone.data.loading.dali_pipeline import DaliPipeline
         except ImportError as error:
-            if config.augmentation == "dali":
+            if config.augment_backend == "dali":
                 raise ConfigError(
-                    f"--augmentation dali needs DALI, which cannot be imported ({error}); install"
-                    f" {DALI_PACKAGE}, or give --augmentation torch"
+                    f"--augment-backend dali needs DALI, which cannot be imported ({error});"
+                    f" install {DALI_PACKAGE}, or give --augment-backend torch"
                 ) from error
         else:
             return DaliPipeline(clip, config, device, max_batch)
     if config.decoder == "dali":
         raise ConfigError(
             f"--decoder dali needs DALI's pipeline; install {DALI_PACKAGE} and leave out"
-            " --augmentation torch, or give --decoder pyav"
+            " --augment-backend torch, or give --decoder pyav"
+        )
+    if config.uses_randaug:
+        raise ConfigError(
+            f"--augment randaug needs DALI's operators; install {DALI_PACKAGE} and leave out"
+            " --augment-backend torch, or give --augment none"
         )
     from allinone.data.loading.torch_pipeline import TorchPipeline
 
@@ -77,8 +83,8 @@ def training_augmentations(
     clip: ClipConfig, config: DataConfig, device: torch.device, max_batch: int
 ) -> list[Augmentation]:
     """Build like `eval_augmentations`, for training; warns once if DALI is missing."""
-    found = eval_augmentations(clip, config, device, max_batch)
-    if config.augmentation == "auto" and not found[0].uses_dali:
+    found = _several(clip, config, device, max_batch)
+    if config.augment_backend == "auto" and not found[0].uses_dali:
         _warn_about_dali()
     return found
 
@@ -86,11 +92,17 @@ def training_augmentations(
 def eval_augmentations(
     clip: ClipConfig, config: DataConfig, device: torch.device, max_batch: int
 ) -> list[Augmentation]:
-    """Build the augmentations that work side by side in one rank.
+    """Build the augmentations that work in parallel in one rank, without RandAugment.
 
     One on a CPU; several DALI graphs on a GPU, because a single one keeps few of its video decoders
     busy. Arguments and errors are those of `augmentation_for`.
     """
+    return _several(clip, replace(config, augment="none"), device, max_batch)
+
+
+def _several(
+    clip: ClipConfig, config: DataConfig, device: torch.device, max_batch: int
+) -> list[Augmentation]:
     first = augmentation_for(clip, config, device, max_batch)
     count = config.pipelines or (4 if first.on_gpu and first.uses_dali else 1)
     return [first, *(augmentation_for(clip, config, device, max_batch) for _ in range(1, count))]
@@ -100,6 +112,6 @@ def eval_augmentations(
 def _warn_about_dali() -> None:
     log.warning(
         "DALI is not installed: torch crops, resizes and normalises clips, which is slower;"
-        " install %s, or give --augmentation torch to keep this without a warning",
+        " install %s, or give --augment-backend torch to keep this without a warning",
         DALI_PACKAGE,
     )

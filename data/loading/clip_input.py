@@ -35,17 +35,26 @@ class ClipWindow:
     height: int
     keyframes: Sequence[int] | None = None
     """Keyframes of the stored video; None where every frame can be read at the same cost."""
+    image: bool = False
+    """A still image, which is cropped whatever the geometry of videos is."""
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> ClipWindow:
         """Return the window of a row of a prepared index."""
-        return cls(*window(row), row["width"], row["height"], row["keyframes"])
+        return cls(
+            *window(row), row["width"], row["height"], row["keyframes"], row.get("media") == "image"
+        )
 
     @classmethod
     def of_file(cls, columns: Mapping[str, Any]) -> ClipWindow:
         """Return a window over a complete file, from the columns of a probe."""
         return cls(
-            0, columns["frames"], columns["width"], columns["height"], columns.get("keyframes")
+            0,
+            columns["frames"],
+            columns["width"],
+            columns["height"],
+            columns.get("keyframes"),
+            columns.get("media") == "image",
         )
 
 
@@ -62,7 +71,7 @@ def choose_frames(
 
     Args:
         clip: The window that frames may come from.
-        config: Augmentation ranges, and whether frames move to keyframes.
+        config: Geometry, augmentation ranges, and whether frames move to keyframes.
         num_frames: T, frames per view.
         random: The sample's generator in training; None in evaluation, which is deterministic.
         captions: How many captions training chooses from.
@@ -72,6 +81,8 @@ def choose_frames(
         One set of choices in training, V in evaluation. Frame numbers are those of the stored
         video, not of the window.
     """
+    if clip.image:
+        config = replace(config, geometry="crop")
     shape = {
         "frames": clip.frames,
         "width": clip.width,

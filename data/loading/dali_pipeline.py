@@ -1,4 +1,5 @@
-"""The DALI graph: decode (or take decoded frames), crop, resize, flip, colour, normalise.
+"""The DALI graph: decode (or take decoded frames), crop and resize, RandAugment, colour, flip,
+normalise.
 
 It holds no state and draws no random numbers: every choice is an input.
 
@@ -7,17 +8,25 @@ Letters: B clips of a micro-batch, T frames, H and W before, S side of the crop.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import Pipeline, fn, pipeline_def, types
+from nvidia.dali.data_node import DataNode
 from torch import Tensor
 
 from allinone.common.errors import GraphError
 from allinone.data.config import ClipConfig, DataConfig
 from allinone.data.decoding.codecs import CPU_CODECS, GPU_CODECS
 from allinone.data.decoding.gop_trim import TrimmedStream
+from allinone.data.loading.dali_rand_augment import (
+    AugmentOperation,
+    operation_inputs,
+    operations,
+    rand_augment,
+)
 from allinone.data.loading.samples import Pixels
 from allinone.data.loading.sampling import SampleChoices
 
@@ -33,6 +42,8 @@ DEVICE_FAULTS = (
 """Parts of error messages that blame no sample. libnvcuvid is missing in containers without the
 driver capability `video`."""
 
+_BUILD = threading.Lock()
+
 
 def build_pipeline(
     clip: ClipConfig,
@@ -47,7 +58,7 @@ def build_pipeline(
 
     Args:
         clip: Image size.
-        config: Normalisation, colour jitter and host threads.
+        config: Normalisation, colour jitter, RandAugment and host threads.
         max_batch: Most clips per run.
         device_id: GPU that runs it; None runs it on the CPU.
         encoded: Feed streams and decode them (NVDEC on a GPU) instead of decoded frames.
@@ -55,7 +66,14 @@ def build_pipeline(
             not run, on a machine without a GPU.
     """
     on_gpu = device_id is not None if on_gpu is None else on_gpu
-    pipeline = Pipeline(
+    # RandAugment splits the batch by operation, which only DALI's conditionals can do
+    graph = pipeline_def(_graph, enable_conditionals=config.uses_randaug)
+    return graph(
+        clip,
+        config,
+        encoded,
+        on_gpu,
+        operations(clip.image_size) if config.uses_randaug else [],
         batch_size=max_batch,
         num_threads=config.dali_threads,
         device_id=device_id,
@@ -65,57 +83,73 @@ def build_pipeline(
         # unused: every random choice is an input
         seed=0,
     )
-    with pipeline:
-        start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)
-        end = fn.external_source(name="end", dtype=types.FLOAT, ndim=1)
-        flip = fn.external_source(name="flip", dtype=types.INT32, ndim=0)
-        colour = fn.external_source(name="colour", dtype=types.FLOAT, ndim=1)
-        if encoded:
-            content = fn.external_source(name="content", dtype=types.UINT8, ndim=1)
-            numbers = fn.external_source(name="numbers", dtype=types.INT32, ndim=1)
-            # By default DALI returns a black frame beyond the end instead of an error.
-            frames = fn.decoders.video(
-                content, frames=numbers, pad_mode="none", device="mixed" if on_gpu else "cpu"
-            )
-        else:
-            # On the CPU the frames (megabytes) are not copied: the caller must keep them alive
-            # until run() returns.
-            frames = fn.external_source(
-                name="frames", layout="FHWC", dtype=types.UINT8, ndim=4, no_copy=not on_gpu
-            )
-            if on_gpu:
-                frames = frames.gpu()
-        frames = fn.resize(
-            frames,
-            size=[clip.image_size, clip.image_size],
-            roi_start=start,
-            roi_end=end,
-            roi_relative=True,
-            antialias=True,
-            interp_type=types.INTERP_LINEAR,
+
+
+def _graph(
+    clip: ClipConfig,
+    config: DataConfig,
+    encoded: bool,
+    on_gpu: bool,
+    augmentations: Sequence[AugmentOperation],
+) -> tuple[DataNode, DataNode]:
+    """Define the graph; arguments are those of `build_pipeline`, and RandAugment's operations."""
+    start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)
+    end = fn.external_source(name="end", dtype=types.FLOAT, ndim=1)
+    flip = fn.external_source(name="flip", dtype=types.INT32, ndim=0)
+    colour = fn.external_source(name="colour", dtype=types.FLOAT, ndim=1)
+    if encoded:
+        content = fn.external_source(name="content", dtype=types.UINT8, ndim=1)
+        numbers = fn.external_source(name="numbers", dtype=types.INT32, ndim=1)
+        # By default DALI returns a black frame beyond the end instead of an error.
+        frames = fn.decoders.video(
+            content, frames=numbers, pad_mode="none", device="mixed" if on_gpu else "cpu"
         )
-        if config.color_jitter:
-            frames = fn.color_twist(
-                frames, brightness=colour[0], contrast=colour[1], saturation=colour[2]
-            )
-        pixels = fn.crop_mirror_normalize(
-            frames,
-            mirror=flip,
-            mean=[255 * value for value in config.mean],
-            std=[255 * value for value in config.std],
-            dtype=types.FLOAT,
-            output_layout="FCHW",
+    else:
+        # On the CPU the frames (megabytes) are not copied: the caller must keep them alive until
+        # run() returns.
+        frames = fn.external_source(
+            name="frames", layout="FHWC", dtype=types.UINT8, ndim=4, no_copy=not on_gpu
         )
-        # DALI refuses to be fed an input that no operator and no output reads, so `colour` is also
-        # an output.
-        pipeline.set_outputs(pixels, colour)
-    return pipeline
+        if on_gpu:
+            frames = frames.gpu()
+    frames = fn.resize(
+        frames,
+        size=[clip.image_size, clip.image_size],
+        roi_start=start,
+        roi_end=end,
+        roi_relative=True,
+        antialias=True,
+        interp_type=types.INTERP_LINEAR,
+    )
+    if config.uses_randaug:
+        frames = rand_augment(frames, augmentations, config.randaug_layers)
+    if config.color_jitter:
+        frames = fn.color_twist(
+            frames, brightness=colour[0], contrast=colour[1], saturation=colour[2]
+        )
+    pixels = fn.crop_mirror_normalize(
+        frames,
+        mirror=flip,
+        mean=[255 * value for value in config.mean],
+        std=[255 * value for value in config.std],
+        dtype=types.FLOAT,
+        output_layout="FCHW",
+    )
+    # DALI refuses to be fed an input that no operator and no output reads, so `colour` is also an
+    # output.
+    return pixels, colour
 
 
 def graph_inputs(
-    media: Sequence[Pixels], choices: Sequence[SampleChoices]
+    media: Sequence[Pixels], choices: Sequence[SampleChoices], config: DataConfig
 ) -> dict[str, list[np.ndarray]]:
-    """Return the graph's inputs by name, for clips that are all decoded or all streams."""
+    """Return the graph's inputs by name, for clips that are all decoded or all streams.
+
+    Args:
+        media: The visuals.
+        choices: Crop, flip, colour and operations of each visual.
+        config: What the graph was built with.
+    """
     boxes = [np.array(c.box, dtype=np.float32) for c in choices]
     inputs: dict[str, list[np.ndarray]] = {
         "start": [box[:2] for box in boxes],
@@ -125,6 +159,8 @@ def graph_inputs(
             np.array([c.brightness, c.contrast, c.saturation], dtype=np.float32) for c in choices
         ],
     }
+    if config.uses_randaug:
+        inputs |= operation_inputs(choices, config.randaug_layers)
     streams = [item for item in media if isinstance(item, TrimmedStream)]
     if not streams:
         inputs["frames"] = [np.asarray(item) for item in media]
@@ -160,7 +196,7 @@ class DaliPipeline:
 
     Args:
         clip: Frames per clip and image size.
-        config: Backend, decoder, normalisation and colour jitter.
+        config: Backend, decoder, normalisation, colour jitter and RandAugment.
         device: Where the pixels go.
         max_batch: Most clips per call.
     """
@@ -192,7 +228,7 @@ class DaliPipeline:
 
         Args:
             media: Decoded frames uint8 [T, H, W, 3] or trimmed streams, in any mix.
-            choices: Crop, flip and colour of each clip.
+            choices: Crop, flip, colour and RandAugment's operations of each clip.
 
         Returns:
             float32 [B, T, 3, S, S], normalised.
@@ -243,15 +279,18 @@ class DaliPipeline:
     def _run(self, media: Sequence[Pixels], choices: Sequence[SampleChoices]) -> Tensor:
         encoded = isinstance(media[0], TrimmedStream)
         if encoded not in self._pipelines:
-            self._pipelines[encoded] = build_pipeline(
-                self._clip,
-                self._config,
-                max_batch=self._max_batch,
-                device_id=self._device_id,
-                encoded=encoded,
-            )
-            self._pipelines[encoded].build()
-        inputs = graph_inputs(media, choices)
+            # Several threads build graphs; DALI does not promise that rewriting a graph's
+            # conditionals is thread-safe.
+            with _BUILD:
+                self._pipelines[encoded] = build_pipeline(
+                    self._clip,
+                    self._config,
+                    max_batch=self._max_batch,
+                    device_id=self._device_id,
+                    encoded=encoded,
+                )
+                self._pipelines[encoded].build()
+        inputs = graph_inputs(media, choices, self._config)
         for name, values in inputs.items():
             self._pipelines[encoded].feed_input(name, values)
         pixels, _ = self._pipelines[encoded].run()

@@ -15,7 +15,6 @@ from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from allinone.data.decoding.codecs import rotation_of
-from allinone.data.decoding.containers import open_image
 
 Codec = Literal["h264", "hevc", "vp9", "mjpeg"]
 CODECS: tuple[str, ...] = get_args(Codec)
@@ -191,8 +190,11 @@ class ClipEncoder:
             f"scale={width}:{height}:flags=area:{colours}:out_range={output_range}",
             f"format={'yuvj420p' if self._full_range else 'yuv420p'}",
         ]
-        if rotation := rotation_of(frame):
-            steps = [*ROTATION_FILTERS[rotation].split(","), *steps]
+        rotation = rotation_of(frame)
+        if rotation >= 360:  # mirrored after the rotation
+            steps = ["hflip", *steps]
+        if rotation % 360:
+            steps = [*ROTATION_FILTERS[rotation % 360].split(","), *steps]
         graph = av.filter.Graph()
         last = graph.add_buffer(
             width=frame.width,
@@ -222,19 +224,23 @@ def encode_image(content: bytes, short_side: int | None) -> bytes:
 
     Raises:
         OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError: The image cannot be
-            read (probe.UNREADABLE_IMAGE).
+            read (images.UNREADABLE_IMAGE).
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
+
+    from allinone.data.decoding.images import open_image, orientation, upright_rgb
 
     with open_image(content) as image:
-        upright = ImageOps.exif_transpose(image)
-        small = not short_side or min(upright.size) <= short_side
-        if small and image.format == "JPEG" and upright.size == image.size and image.mode == "RGB":
+        small = not short_side or min(image.size) <= short_side
+        # a half turn stays: readers apply it, and folders of earlier versions have it
+        if (
+            small
+            and image.format == "JPEG"
+            and image.mode == "RGB"
+            and orientation(image) in (1, 3)
+        ):
             return content
-        if upright.mode in ("RGBA", "LA", "P", "PA"):
-            layer = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        picture = upright.convert("RGB")
+        picture = upright_rgb(image)
         if not small:
             size = Encoding(short_side=short_side).scaled(*picture.size)
             picture = picture.resize(size, Image.Resampling.LANCZOS)

@@ -95,7 +95,7 @@ class SourceListing:
 
     def _keep(self, counts: Counts) -> None:
         if not counts:
-            raise DataError(f"{self._source} lists no clips")
+            raise DataError(f"{self._source} lists no clips; check the file, or --format")
         known = self.poll()
         if known is None:
             write_atomic(self._path, json.dumps(counts) + "\n")

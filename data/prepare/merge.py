@@ -32,8 +32,8 @@ from allinone.data.index import (
 )
 
 PLACEHOLDER_COPIES = 20
-"""An image that this many rows share is not a photo but what a site shows for a deleted one (Flickr
-in SBU's case): none of its rows is used."""
+"""An image in at least this many rows is the placeholder that a site (Flickr for SBU) returns for a
+deleted photo; none of its rows is used."""
 
 
 def fragment_paths(out: Path, name: str) -> tuple[Path, Path]:
@@ -227,6 +227,7 @@ def write_facts(
     format_name: str,
     options: dict[str, Any],
     official: list[str],
+    warnings: list[str],
 ) -> None:
     """Write dataset.json, the last file of a preparation.
 
@@ -236,8 +237,9 @@ def write_facts(
         format_name: Format of the source.
         options: Fingerprint of the options.
         official: Comparison with the official numbers, for people.
+        warnings: What may be a mistake of the user, for people.
     """
-    facts = {
+    facts: dict[str, Any] = {
         "layout": LAYOUT,
         "format": format_name,
         "clips": counts.clips,
@@ -249,4 +251,6 @@ def write_facts(
         "official": official,
         "options": options,
     }
+    if warnings:
+        facts["warnings"] = warnings
     write_atomic(out / "dataset.json", json.dumps(facts, indent=1) + "\n")

@@ -126,7 +126,7 @@ class PrepareOptions:
         """
         name = detect(self.source) if self.format == "auto" else self.format
         if not self.source.exists():
-            raise DataError(f"no such source: {self.source}")
+            raise DataError(f"no such source: {self.source}; give the official list or its folder")
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise DataError(f"--part {self.part[0]}/{self.part[1]}: i must be from 1 to n")
         unknown = [reason for reason in self.retry if reason not in RETRY_REASONS]

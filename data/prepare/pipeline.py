@@ -25,7 +25,10 @@ from allinone.data.prepare.listing import SourceListing
 from allinone.data.prepare.merge import DatasetCounts, merge_fragments, write_facts
 from allinone.data.prepare.options import PrepareOptions, rows_of, shard_names
 from allinone.data.prepare.shards import ShardCounts, make_shards
-from allinone.data.sources import FORMATS
+from allinone.data.sources import FORMATS, excluded_ids
+
+NAMED = 10
+"""Ids of --exclude that a warning names."""
 
 __all__ = ["PrepareOptions", "PrepareSummary", "prepare"]
 
@@ -50,6 +53,8 @@ class PrepareSummary:
     counts files of the shards that it made."""
     official: tuple[str, ...] = ()
     """Comparison with the official numbers, one sentence per split."""
+    warnings: tuple[str, ...] = ()
+    """What may be a mistake of the user, a sentence each."""
 
     @property
     def bad_share(self) -> float:
@@ -92,7 +97,8 @@ def prepare(options: PrepareOptions, progress: bool = True) -> PrepareSummary:
         # Only now: an interrupted retry finds by this file's time which shards it has made.
         (options.out / RETRY).unlink(missing_ok=True)
         official = _compare_official(options, counts, merged)
-        write_facts(options.out, merged, options.format, options.fingerprint(), official)
+        unmatched = _unmatched_exclusions(options)
+        write_facts(options.out, merged, options.format, options.fingerprint(), official, unmatched)
     except OSError as error:
         free = size(shutil.disk_usage(options.out).free)
         full = error.errno in FULL
@@ -132,6 +138,7 @@ def _summary(out: Path) -> PrepareSummary:
         0.0,
         done_before=True,
         official=tuple(facts["official"]),
+        warnings=tuple(facts.get("warnings", ())),
     )
 
 
@@ -186,6 +193,24 @@ def _is_complete(options: PrepareOptions) -> bool:
     tars = {path.name for path in (options.out / "shards").glob("*.tar")}
     names = shard_names(options, json.loads(plan.read_text()))
     return tars.issuperset(f"{name}.tar" for name in names)
+
+
+def _unmatched_exclusions(options: PrepareOptions) -> list[str]:
+    """A sentence if ids of --exclude match no row: a misspelled id is in the training data."""
+    ids = excluded_ids(options.exclude, options.source, options.format)
+    missing = set(ids)
+    if ids:
+        with (options.out / "bad_clips.jsonl").open(encoding="utf-8") as file:
+            for line in file:
+                missing.discard(json.loads(line)["key"].partition("/")[2])
+    if not missing:
+        return []
+    first = ", ".join(sorted(missing)[:NAMED])
+    more = f" and {len(missing) - NAMED:,} more" if len(missing) > NAMED else ""
+    return [
+        f"--exclude {options.exclude}: {len(missing):,} of {len(ids):,} ids match no row and"
+        f" exclude nothing: {first}{more}"
+    ]
 
 
 def _compare_official(

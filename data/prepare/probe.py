@@ -8,11 +8,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import UnidentifiedImageError
 
 from allinone.common.errors import AllInOneError
-from allinone.data.decoding.codecs import IMAGES, codec_of, idr_packet, rotation_of
-from allinone.data.decoding.containers import open_image, open_media
+from allinone.data.decoding.codecs import (
+    IMAGE_LIKE_VIDEOS,
+    IMAGES,
+    MAGIC_BYTES,
+    VIDEOS,
+    codec_of,
+    idr_packet,
+    image_kind,
+    is_cover_art,
+    rotation_of,
+    times_are_of_frames,
+    unread_kind,
+    video_kind,
+    video_stream,
+)
+from allinone.data.decoding.containers import open_media
+from allinone.data.decoding.images import (
+    UNREADABLE_IMAGE,
+    is_image,
+    needs_pillow,
+    open_image,
+    upright_rgb,
+)
+from allinone.data.prepare.lengths import ANNOUNCING, announced_span, end_s_of, start_s_of
 
 CONSTANT_RATE_TOLERANCE = 0.02
 """Largest deviation of a frame's time from its position at a constant rate, in frames, that still
@@ -22,10 +44,10 @@ ROUNDED_TICKS = 1.05
 a constant rate are rounded: ticks of the clock."""
 ROUNDED_FRAMES = 0.09
 """Upper limit of ROUNDED_TICKS, in frames: frames.Timeline tolerates a tenth of a frame."""
+IMAGE_CODECS = {"JPEG": "mjpeg", "MPO": "mjpeg", "AVIF": "av1"}
+"""Pillow's name of a format → FFmpeg's name of its codec, where it is not the lower-case name."""
 PACKET_CODECS = frozenset({"h264", "hevc", "vp9", "av1"})
 """Codecs of which a packet is a frame, in containers that store presentation times."""
-UNREADABLE_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What Pillow raises for a file that it cannot read or refuses to read."""
 TEXT_STARTS = (b"<!doctype", b"<html", b"<?xml", b"{", b"<error")
 """First bytes of the error pages that downloaders save under a video's name."""
 
@@ -80,10 +102,33 @@ def probe(
         kind = "an image" if extension in IMAGES else "a video"
         detail = f"a text file, not {kind}: {head[:40].decode(errors='replace')!r}"
         raise ProbeError(f"not_{kind.replace(' ', '_')}", detail)
-    if extension in ("jpg", "jpeg"):
-        _check_jpeg(content)
+    _check_kind(content, extension, limits)
+    image = is_image(content, extension)
+    columns = _image_columns(content, extension) if image else None
+    if columns is not None:
+        return columns
     with _opened(content) as container:
-        return _decode(container, extension, limits, sink)
+        return _decode(container, extension, limits, sink, image)
+
+
+def _check_kind(content: bytes, extension: str, limits: Limits) -> None:
+    """Reject files whose first bytes name a format that is not read, or not the name's.
+
+    Args:
+        content: The file.
+        extension: What `codecs.image_extension` returns for it.
+        limits: A user who accepts videos of one frame also accepts an image under their name.
+    """
+    head = content[:MAGIC_BYTES]
+    if image_kind(head) is None and (found := unread_kind(head)):
+        detail = f"{found}, which is not read; convert images to JPEG or PNG, videos to MP4"
+        raise ProbeError("unknown_format", detail)
+    image, video = image_kind(head), video_kind(head)
+    if extension in IMAGES and image is None and video is not None:
+        detail = f"a video ({video}) under an image's name, .{extension}"
+        raise ProbeError("not_an_image", detail)
+    if extension in VIDEOS - IMAGE_LIKE_VIDEOS and image is not None and limits.min_frames > 1:
+        raise ProbeError("not_a_video", f"an image ({image}) under a video's name, .{extension}")
 
 
 @contextmanager
@@ -91,64 +136,138 @@ def _opened(file: bytes | Path) -> Iterator[Any]:
     """Open a container; PyAV's errors become ProbeError until it is closed."""
     import av
 
+    opened = False
     try:
         with open_media(file) as container:
+            opened = True
             yield container
     except (av.error.FFmpegError, ValueError, EOFError) as error:
-        raise ProbeError("undecodable", str(error)) from error
+        detail = str(error)
+        if not opened and isinstance(file, bytes):
+            head = file[:MAGIC_BYTES]
+            if image_kind(head) is None and video_kind(head) is None:
+                detail = f"no known format, begins with {head[:16]!r} ({detail})"
+        raise ProbeError("undecodable", detail) from error
 
 
-def _check_jpeg(content: bytes) -> None:
-    """Reject truncated JPEGs: FFmpeg silently fills the missing part with grey, Pillow raises."""
+def _image_columns(content: bytes, extension: str) -> dict[str, Any] | None:
+    """Return the columns of an image that FFmpeg would show wrongly; None: it shows it rightly.
+
+    Raises:
+        ProbeError: The image is damaged, also where FFmpeg would fill the missing part with grey.
+    """
     try:
         with open_image(content) as image:
-            if image.format in ("JPEG", "MPO"):  # phones write MPO
-                image.draft("L", (64, 64))  # reads the complete file, but decodes it small
+            if needs_pillow(image):
+                codec = IMAGE_CODECS.get(str(image.format), str(image.format).lower())
+                return _pillow_columns(upright_rgb(image).size, codec, extension)
+            if image.format in ("JPEG", "MPO"):
+                image.draft("L", (64, 64))  # reads the complete picture, but decodes it small
                 image.load()
     except UNREADABLE_IMAGE as error:
-        raise ProbeError("undecodable", f"{type(error).__name__}: {error}") from error
+        if isinstance(error, UnidentifiedImageError) and image_kind(content) not in (None, "jpg"):
+            return None  # a variant of a format that FFmpeg may read
+        detail = f"{type(error).__name__}: {error}"
+        if image_kind(content[:MAGIC_BYTES]) is None:
+            detail = f"no known image format, begins with {content[:16]!r}"
+        raise ProbeError("undecodable", detail) from error
+    return None
+
+
+def _pillow_columns(size: tuple[int, int], codec: str, extension: str) -> dict[str, Any]:
+    """Columns of an image that readers decode with Pillow, upright and in RGB.
+
+    The pixel format keeps it from DALI. Frame rate and duration are those of FFmpeg's images.
+
+    Args:
+        size: (width, height) after rotation, pixels.
+        codec: FFmpeg's name of the codec.
+        extension: Name of the container.
+    """
+    width, height = size
+    return {
+        "codec": codec,
+        "pixel_format": "rgb24",
+        "container": extension,
+        "media": "image",
+        "width": width,
+        "height": height,
+        "rotation": 0,
+        "frames": 1,
+        "frame_rate": 25.0,
+        "duration_s": 0.04,
+        "frame_times": None,
+        "keyframes": [0],
+    }
 
 
 def _decode(
-    container: Any, extension: str, limits: Limits, sink: Callable[[Any], None] | None
+    container: Any,
+    extension: str,
+    limits: Limits,
+    sink: Callable[[Any], None] | None,
+    image: bool,
 ) -> dict[str, Any]:
-    """Decode an opened file completely; arguments, result and errors as for `probe`."""
+    """Decode an opened file completely.
+
+    Args:
+        container: The opened file.
+        extension: Its file name extension, without the dot.
+        limits: Requirements that it must meet.
+        sink: Called with every decoded frame, in display order.
+        image: Whether it is an image, which is its first picture.
+
+    Returns:
+        As `probe`; raises the same.
+    """
     stream = _video_stream(container, limits)
     codec = codec_of(stream)
     times: list[float] = []
     starts: set[int] = set()
     first = None
-    damaged = 0
+    damaged = packets_shown = 0
+    end_s: float | None = None
     # an unfinished demux generator leaks its packets unless it is closed (PyAV 18.1)
     with closing(container.demux(stream)) as packets:
         for packet in packets:
             if packet.pts is not None and idr_packet(codec, packet):
                 starts.add(packet.pts)
+            packets_shown += bool(packet.size) and not packet.is_discard
             for frame in packet.decode():
                 first = first or frame
                 damaged += frame.is_corrupt
                 # without a time (images, raw streams): FFmpeg's own default of 25 frames per second
                 times.append(float(frame.time) if frame.time is not None else len(times) / 25.0)
+                if frame.time is not None:
+                    length = float((frame.duration or 0) * (frame.time_base or 0))
+                    end_s = max(end_s or 0.0, float(frame.time) + length)
                 if sink is not None:
                     sink(frame)
+                if image:
+                    break
+            if image and first is not None:
+                break
     if first is None:
         raise ProbeError("undecodable", "no frame decodes")
     if damaged:  # FFmpeg conceals what it cannot decode with grey or old blocks
         raise ProbeError("corrupt", f"{damaged} of {len(times)} frames decode with errors")
-    image = extension in IMAGES
+    if not times_are_of_frames(container, stream):
+        times.sort()  # FFmpeg gives frames, in display order, the times of packets
     if not image:
-        _check_length(len(times), container, stream, limits)
+        _check_length(len(times), packets_shown, end_s, container, stream, limits)
     return _columns(times, starts, first, stream, extension, image)
 
 
 def _video_stream(container: Any, limits: Limits) -> Any:
-    if not container.streams.video:
+    stream = video_stream(container)
+    if stream is None or is_cover_art(stream):
         if container.streams.audio:
-            raise ProbeError("no_video_track", "the file has sound and no pictures")
-        raise ProbeError("undecodable", "no track of the file can be read")
-    stream = container.streams.video[0]
+            detail = "the file has sound and no pictures" + (" but cover art" if stream else "")
+            raise ProbeError("no_video_track", detail)
+        if stream is None:
+            raise ProbeError("undecodable", "no track of the file can be read")
     stream.codec_context.thread_count = 1  # files are decoded in parallel processes
-    duration = (container.duration or 0) / 1e6  # FFmpeg's AV_TIME_BASE is a microsecond
+    duration = end_s_of(container) - start_s_of(container)
     # by the header, because decoding ten hours to find out would take as long as good files do
     if duration > limits.max_duration_s:
         detail = (
@@ -224,13 +343,15 @@ def probe_packets(content: bytes | Path, extension: str, limits: Limits) -> dict
 
 def _read_packets(container: Any, extension: str, limits: Limits) -> dict[str, Any] | None:
     """Read the packets of an opened file; arguments, result and errors as for `probe_packets`."""
-    streams = container.streams.video
-    if not streams or codec_of(streams[0]) not in PACKET_CODECS:
+    stream = video_stream(container)
+    if stream is None or codec_of(stream) not in PACKET_CODECS:
         return None
-    stream = streams[0]
+    if not times_are_of_frames(container, stream):
+        return None
     times: list[int] = []
     starts: set[int] = set()
     first = None
+    end = 0
     with closing(container.demux(stream)) as packets:
         for packet in packets:
             if not packet.size:  # PyAV's last packet, which flushes the decoder
@@ -238,6 +359,7 @@ def _read_packets(container: Any, extension: str, limits: Limits) -> dict[str, A
             if packet.pts is None or packet.is_discard or packet.is_corrupt:
                 return None
             times.append(packet.pts)
+            end = max(end, packet.pts + (packet.duration or 0))
             if idr_packet(codec_of(stream), packet):
                 starts.add(packet.pts)
             # one frame, because containers do not state pixel format and rotation reliably
@@ -245,30 +367,44 @@ def _read_packets(container: Any, extension: str, limits: Limits) -> dict[str, A
     # packets of equal times are not a frame each
     if first is None or len(set(times)) != len(times):
         return None
-    _check_length(len(times), container, stream, limits)
+    end_s = float(end * (stream.time_base or 0))
+    _check_length(len(times), len(times), end_s, container, stream, limits)
     seconds = [float(pts * (stream.time_base or 0)) for pts in sorted(times)]
     return _columns(seconds, starts, first, stream, extension, image=False)
 
 
-def _check_length(decoded: int, container: Any, stream: Any, limits: Limits) -> None:
-    """Raise ProbeError for a video with too few frames, or fewer than it announces.
+def _check_length(
+    decoded: int,
+    stored: int,
+    end_s: float | None,
+    container: Any,
+    stream: Any,
+    limits: Limits,
+) -> None:
+    """Raise ProbeError for a video with too few frames, or one that ends before its header says.
+
+    Frames are counted, never estimated: a duration times an average rate says nothing about a
+    variable rate, and the table of an MP4 also counts the frames that its edit list hides.
 
     Args:
         decoded: Frames that decode.
+        stored: Packets that are found and shown.
+        end_s: When the last frame ends, seconds; None if the frames have no times.
         container: The opened file, for its duration.
-        stream: The video stream, for its duration and number of frames.
+        stream: The video stream, for its duration.
         limits: Requirements that it must meet.
     """
     if decoded < limits.min_frames:
         detail = f"{decoded} frame(s) decode, fewer than --min-frames {limits.min_frames}"
         raise ProbeError("too_few_frames", detail)
-    announced = stream.frames
-    seconds = float(stream.duration * stream.time_base) if stream.duration else 0.0
-    if not seconds and len(container.streams) == 1:
-        # Matroska and WebM only state the duration of the file, which may be that of the sound
-        seconds = (container.duration or 0) / 1e6
-    if not announced and stream.average_rate:
-        announced = int(seconds * float(stream.average_rate)) - 1
+    name = container.format.name
     # 10 % tolerance: some containers announce more frames than they hold (dmlc/decord issue 373)
-    if announced and decoded < 0.9 * announced - 1:
-        raise ProbeError("truncated", f"{decoded} of {announced} announced frames decode")
+    if "mp4" in name and decoded < 0.9 * stored - 1:
+        raise ProbeError("truncated", f"{decoded} of {stored} stored frames decode")
+    announced = announced_span(container, stream) if name in ANNOUNCING else None
+    if announced is None or end_s is None:
+        return
+    start, end = announced
+    if end - end_s > 0.1 * (end - start) + (end_s - start) / decoded:
+        detail = f"its frames end after {end_s - start:.2f} of {end - start:.2f} announced seconds"
+        raise ProbeError("truncated", detail)

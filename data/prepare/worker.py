@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from allinone.common.errors import LASTING
-from allinone.data.decoding.codecs import IMAGES, image_extension
+from allinone.data.decoding.codecs import image_extension
+from allinone.data.decoding.images import UNREADABLE_IMAGE, is_image
 from allinone.data.prepare.encode import ClipEncoder, Encoding, encode_image
 from allinone.data.prepare.pool import answer_tasks
 from allinone.data.prepare.probe import (
     CONSTANT_RATE_TOLERANCE,
-    UNREADABLE_IMAGE,
     Limits,
     ProbeError,
     probe,
@@ -43,6 +43,7 @@ class ClipTask:
     size: int | None
     """Bytes; None: to the end."""
     extension: str
+    """Of the name, lower case; empty if it says nothing: a video then counts as mp4."""
     narration: Narration | None = None
     encoding: Encoding | None = None
     target: Path | None = None
@@ -156,7 +157,7 @@ def examine(task: ClipTask, limits: Limits) -> ProbedFile:
             "truncated", f"{path} ends after {len(content):,} of the {task.size:,} bytes"
         )
     lines = _lines(task.narration)
-    extension = image_extension(content, task.extension)
+    extension = image_extension(content, task.extension) or "mp4"
     made: bytes | None = None
     if task.encoding is None or task.target is None:
         columns = probe(content, extension, limits)
@@ -218,7 +219,7 @@ def reencode(
     Raises:
         ProbeError: The source is bad, or the result differs from it.
     """
-    if extension in IMAGES:
+    if is_image(content, extension):
         probe(content, extension, limits)
         try:
             image = encode_image(content, encoding.short_side)

@@ -65,7 +65,9 @@ also the official ones."""
 def detect(source: Path) -> str:
     """Name of the source's format; raises DataError if no format matches."""
     if not source.exists():
-        raise DataError(f"no such source: {source}")
+        raise DataError(
+            f"no such source: {source}; give an official list, its folder, a CSV or WebDataset tars"
+        )
     for known in FORMATS.values():
         if known.files(source):
             return known.name
@@ -77,8 +79,9 @@ def excluded_ids(path: Path | None, source: Path, format_name: str) -> frozenset
     """Read the ids that --exclude names.
 
     Args:
-        path: A text file with one id per line; for Visual Genome also a Karpathy file, which
-            excludes the images of its val and test splits. None: nothing is excluded.
+        path: A text file with one id per line, in UTF-8 with or without a byte order mark; for
+            Visual Genome also a Karpathy file, which excludes the images of its val and test
+            splits. None: nothing is excluded.
         source: The source; Visual Genome's image_data.json is looked for there.
         format_name: Name of the source's format.
 
@@ -101,10 +104,16 @@ def excluded_ids(path: Path | None, source: Path, format_name: str) -> frozenset
         held_out = (i for i in karpathy.images_of(path) if i.get("split") in ("val", "test"))
         return visual_genome.coco_overlap(source, {str(image.get("cocoid")) for image in held_out})
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # not splitlines, which also splits at Unicode line separators inside ids
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise DataError(f"--exclude {path} is not UTF-8 text ({error})") from error
-    return frozenset(line.strip() for line in lines if line.strip())
+        raise DataError(
+            f"--exclude {path} is not UTF-8 text ({error}); convert it, for example with iconv"
+        ) from error
+    ids = frozenset(clean_text(line) for line in lines) - {""}
+    if not ids:
+        raise DataError(f"--exclude {path} names no ids; give one id per line, or leave it out")
+    return ids
 
 
 def read(source: Path, format_name: str, options: ReadOptions) -> Iterator[SourceRow]:

@@ -4,6 +4,10 @@ Captions are either one CSV per video, <video_id>.csv with the columns start, en
 (howto100m_captions.zip), or one file for all videos, raw_caption.json or caption.json: {video_id:
 {"start": [...], "end": [...], "text": [...]}}. caption.json lacks the stop words, so the raw file
 is preferred. Videos are <video_id>.mp4|webm|mkv, in any sub-folders of videos/.
+
+Frames: the original code decodes a line at 2 fps from a random start and takes T consecutive
+frames, which show (T - 1) / 2 seconds. Here, as for every data set, each of T equal parts of the
+line gives one random frame, so that the frames cover what the line describes.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def media_row(
     relative: Path,
     listed: Path,
     place: str,
-    default: str = "mp4",
+    default: str = "",
     absolute: bool = False,
 ) -> SourceRow:
     """Return the row of one file, or a bad row if its path is unusable.
@@ -55,8 +55,8 @@ def media_row(
         relative: The file, relative to `root`.
         listed: The list that names the file.
         place: Line or record of the list; the id of a bad row.
-        default: Extension of a file whose name has none that is known. For "jpg", the known image
-            extensions are tried after the name.
+        default: Extension of a file whose name has none that is known; empty: its content decides.
+            For "jpg", the known image extensions are tried after the name.
         absolute: Accept absolute paths: the list was written for this machine.
 
     Returns:

@@ -50,7 +50,7 @@ def _pairs(path: Path) -> list[tuple[Any, Any]]:
 
 def _lines(path: Path) -> list[str]:
     # not splitlines, which also splits at Unicode line separators inside captions
-    return path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+    return path.read_text(encoding="utf-8-sig", errors="replace").rstrip("\n").split("\n")
 
 
 def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:

@@ -55,6 +55,7 @@ class SourceRow:
     size: int | None = None
     """Bytes; None: to the end of `path`."""
     extension: str = "mp4"
+    """Of the name, lower case; empty if it says nothing: the content then decides."""
     reason: str | None = None
     """Why the row cannot be used; None if it can."""
     detail: str | None = None

@@ -84,9 +84,14 @@ def _row(path: Path, file: IO[bytes], key: str, members: Members) -> SourceRow:
         members: Its members.
     """
     name = f"{path.stem}/{key}"
-    media = next((extension for extension in members if extension in VIDEOS | IMAGES), None)
-    if media is None:
-        return bad_row("train", name, path, name, "the sample has no media file", "missing")
+    media = _media_members(members)
+    if not media:
+        found = ", ".join(sorted(members))[:200]
+        detail = f"the sample has no media file, only {found}"
+        return bad_row("train", name, path, name, detail, "missing")
+    if len(media) > 1:
+        detail = f"the sample has several media files, {', '.join(media)}; leave one of them"
+        return bad_row("train", name, path, name, detail, "ambiguous")
     try:
         caption = _caption(file, members)
     except (ValueError, RecursionError) as error:
@@ -98,10 +103,16 @@ def _row(path: Path, file: IO[bytes], key: str, members: Members) -> SourceRow:
         (caption,),
         path,
         name,
-        members[media].offset_data,
-        members[media].size,
-        media,
+        members[media[0]].offset_data,
+        members[media[0]].size,
+        media[0],
     )
+
+
+def _media_members(members: Members) -> list[str]:
+    """Extensions of a sample's media; a video's thumbnail or GIF preview is not the sample."""
+    media = [extension for extension in members if extension in VIDEOS | IMAGES]
+    return [extension for extension in media if extension in VIDEOS - {"gif"}] or media
 
 
 def _caption(file: IO[bytes], members: Members) -> str:
@@ -110,7 +121,8 @@ def _caption(file: IO[bytes], members: Members) -> str:
         if member.size > LARGEST_TEXT:
             raise ValueError(f"{member.name} has {member.size:,} bytes")
         file.seek(member.offset_data)
-        return file.read(member.size).decode("utf-8", errors="replace")
+        # utf-8-sig: Windows editors write a byte order mark, which no JSON may begin with
+        return file.read(member.size).decode("utf-8-sig", errors="replace")
 
     if "txt" in members:
         return text("txt")

@@ -12,6 +12,7 @@ preparation, in the process that decodes the video.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import itertools
 import json
@@ -158,6 +159,8 @@ def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
         try:
             with gzip.open(path, "rb") as file:
                 for number, raw in enumerate(file, start=1):
+                    if number == 1:  # json does not accept a byte order mark in text
+                        raw = raw.removeprefix(codecs.BOM_UTF8)
                     yield _row(videos, path, number, raw)
         # gzip raises EOFError for a file that is cut short, zlib.error or OSError for damage
         except (EOFError, OSError, zlib.error) as error:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from allinone.engine.anomaly.detector import Anomaly
-from allinone.engine.anomaly.verdict import judge
+from allinone.engine.anomaly.verdict import judge, middle
 from allinone.engine.distributed import contrastive, topology
 from allinone.engine.distributed.collectives import all_gather_object
 from allinone.engine.monitoring.accumulator import MicroBatchRecord
@@ -108,13 +108,27 @@ def replay_step(
         "layers": layers,
         "offending_clips": [],
         "highest": [],
+        "clips_alone": {"computed": 0, "unusual": 0},
     }
+    # no clip is to blame for weights that are not finite
+    result["weights_finite"] = all(all_gather_object(_is_finite(context.module)))
     if all(all_gather_object(all(hasattr(batch, "only") for batch in batches))):
         if not all(math.isfinite(loss) for loss in flat):
-            result["offending_clips"] = _find_offending_clips(batches, context)
+            offending = _find_offending_clips(batches, context)
+            computed = sum(topology.of_data_ranks(len(_positions(batches))))
+            result["offending_clips"] = offending
+            result["clips_alone"] = {"computed": computed, "unusual": len(offending)}
         elif anomaly.reason == "loss spike":
-            result["highest"] = _highest(batches, context)
+            every = _highest(batches, context)
+            unusual = sum(entry["loss"] > middle(anomaly) for entry in every)
+            result["highest"] = every[:MAX_HIGHEST]
+            result["clips_alone"] = {"computed": len(every), "unusual": unusual}
     return {**result, **judge(anomaly, report, result)}
+
+
+def _is_finite(module: nn.Module) -> bool:
+    """Whether this rank's weights are finite."""
+    return all(bool(torch.isfinite(weight).all()) for weight in module.parameters())
 
 
 def _recreate_batches(step: int, number: int, context: ReplayContext) -> tuple[list[Any], str]:
@@ -249,11 +263,11 @@ def _find_offending_clips(batches: Sequence[Any], context: ReplayContext) -> lis
 
 
 def _highest(batches: Sequence[Any], context: ReplayContext) -> list[dict[str, Any]]:
-    """The clips with the highest losses alone, over all ranks, highest first."""
+    """All clips with their losses alone, over all ranks, highest first."""
     found = _describe_clips(
         batches, {place: _loss_alone(batches, place, context) for place in _positions(batches)}
     )
-    return sorted(found, key=lambda entry: -entry["loss"])[:MAX_HIGHEST]
+    return sorted(found, key=lambda entry: -entry["loss"])
 
 
 def _positions(batches: Sequence[Any]) -> list[ClipPosition]:

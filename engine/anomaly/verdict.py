@@ -60,15 +60,37 @@ def _compare(anomaly: Anomaly, replay: dict[str, Any]) -> tuple[bool | None, str
         return None, ""
     if anomaly.reason == "gradient not finite":
         return not math.isfinite(value), "a gradient that is not finite"
-    # with equal dropout and clips, equal weights give the same value up to the order of sums, and
-    # later weights a similar one: halfway between usual and observed separates the two cases
     usual = anomaly.usual["median"]
-    middle = usual + (anomaly.value - usual) / 2
-    return bool(value > middle), f"a {anomaly.reason} ({value:.4g}, usual {usual:.4g})"
+    return bool(value > middle(anomaly)), f"a {anomaly.reason} ({value:.4g}, usual {usual:.4g})"
+
+
+def middle(anomaly: Anomaly) -> float:
+    """The value that separates a spike from what is usual.
+
+    With equal dropout and clips, equal weights give the same value up to the order of sums, and
+    later weights a similar one: halfway between usual and observed separates the two cases.
+    """
+    usual = anomaly.usual["median"]
+    return usual + (anomaly.value - usual) / 2
+
+
+def _has_diverged(replay: dict[str, Any]) -> str:
+    """Why the model, and not a clip, is the cause; empty if it may be a clip."""
+    if not replay.get("weights_finite", True):
+        return "weights of the model are not finite"
+    alone = replay.get("clips_alone", {"computed": 0, "unusual": 0})
+    if alone["computed"] > 1 and alone["unusual"] > alone["computed"] / 2:
+        return f"the loss of {alone['unusual']} of {alone['computed']} clips is unusual even alone"
+    return ""
 
 
 def _cause(anomaly: Anomaly, replay: dict[str, Any]) -> str:
     """What explains an anomaly that was reproduced."""
+    if reason := _has_diverged(replay):
+        return (
+            f"the model has diverged: {reason}, so no single clip is the cause; lower --lr, or"
+            " continue from an earlier checkpoint"
+        )
     offending = replay["offending_clips"]
     if offending:
         first = offending[0]

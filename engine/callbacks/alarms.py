@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 from allinone.common.errors import AllInOneError
 from allinone.common.exit_codes import ExitCode
 from allinone.engine.anomaly.report import AnomalyReporter, report_folder
-from allinone.engine.callbacks.base import Callback, Interval
+from allinone.engine.callbacks.base import Callback, Due, Interval
 from allinone.engine.monitoring.straggler import Slowest, StragglerAlarm
 
 if TYPE_CHECKING:
     from allinone.engine.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+LOOK_EVERY = 50
+"""Steps after which skipped steps are counted however large --log-every is. Reading the flags waits
+for the device once."""
 
 
 class TooManySkippedError(AllInOneError, RuntimeError):
@@ -69,12 +73,36 @@ class AnomalyCallback(Callback):
 class SkippedStepsCallback(Callback):
     """Ends a run in which too many steps in a row were skipped."""
 
+    def __init__(self) -> None:
+        self._next_look = 0
+        """Step after which the flags are read, if no logging step comes before."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._plan(trainer.state.step, trainer.state.skipped_in_a_row, trainer.config.max_skipped)
+
+    def on_step_end(self, trainer: Trainer, due: Due) -> None:
+        step, limit = trainer.state.step, trainer.config.max_skipped
+        if step < self._next_look or not len(trainer.accumulator):
+            return
+        in_a_row = trainer.state.skipped_in_a_row
+        for skip in trainer.accumulator.skips():
+            in_a_row = in_a_row + 1 if skip else 0
+        self._plan(step, in_a_row, limit)
+        if in_a_row > limit:
+            trainer.log_interval()  # records the steps, then ends the run in `on_interval`
+
     def on_interval(self, trainer: Trainer, interval: Interval) -> None:
         skipped, limit = trainer.state.skipped_in_a_row, trainer.config.max_skipped
+        self._plan(trainer.state.step, skipped, limit)
         # equal on all ranks, so that all raise here and none waits for another. The flags stay on
-        # the device until a logging step: the run ends up to --log-every - 1 steps late
+        # the device until a logging step or LOOK_EVERY steps after it
         if skipped > limit:
             raise TooManySkippedError(
                 f"{skipped} steps in a row had a non-finite gradient, more than --max-skipped"
                 f" {limit}; lower --lr, or check the clips listed above"
             )
+
+    def _plan(self, step: int, in_a_row: int, limit: int) -> None:
+        """Look again where the cap may be exceeded, at most LOOK_EVERY steps later."""
+        left = limit + 1 - in_a_row if in_a_row else LOOK_EVERY
+        self._next_look = step + max(1, min(LOOK_EVERY, left))

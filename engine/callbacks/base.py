@@ -1,4 +1,4 @@
-"""The hooks by which everything but the training step itself takes part in a run.
+"""Hooks for everything in a run except the training step itself.
 
 The trainer calls its callbacks in the order of `Trainer.callbacks`. Order of the hooks:
 

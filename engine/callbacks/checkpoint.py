@@ -23,6 +23,8 @@ class CheckpointCallback(Callback):
     def _save(self, trainer: Trainer) -> None:
         state, config = trainer.state, trainer.config
         trainer.begin_activity(f"the checkpoint of step {state.step}")
+        # a process that was suspended may have lost the folder to another one
+        trainer.require_lock()
         # the totals in a checkpoint must include every step before it
         trainer.log_interval()
         with trainer.stopwatch.paused():

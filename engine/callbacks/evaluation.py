@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from allinone.engine import resume
 from allinone.engine.callbacks.base import Callback, Due
 from allinone.engine.checkpoint.best import BestCheckpoint, Selection
 from allinone.engine.config import TrainConfig, every
@@ -48,7 +49,11 @@ class EvaluationCallback(Callback):
 
     def is_missing(self, config: TrainConfig, step: int) -> bool:
         """Whether the evaluation at this step was interrupted, or has not started."""
-        return self.is_scheduled(config, step) and self._best.needs_eval(step)
+        return resume.evaluation_due(config, step, self._best, self._evaluate is not None)
+
+    def is_done(self, config: TrainConfig, step: int) -> bool:
+        """Whether a run whose last finished step this is has nothing left to do."""
+        return resume.is_done(config, step, self._best, self._evaluate is not None)
 
     def initialize(self, state: TrainState) -> None:
         """Put the initial state of the selection into the state of a new run."""

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from allinone.common.atomic_io import fsync_dir, remove_leftovers, write_atomic
+from allinone.common.atomic_io import fsync_dir, open_to_umask, remove_leftovers, write_atomic
 from allinone.common.exit_codes import ExitCode
 from allinone.common.formatting import size
 from allinone.common.paths import ROOT
@@ -236,6 +236,7 @@ def _publish(
     _save_weights(module, weights, temporary / WEIGHTS)
     for name, content in notes.items():
         write_atomic(temporary / name, json.dumps(content, indent=1) + "\n")
+    open_to_umask(temporary)
     write_manifest(temporary)
     # the manifest is written last and the rename follows it, so a visible folder is complete
     temporary.rename(target)

@@ -8,8 +8,14 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from allinone.common.access import describe_denied, exists
 from allinone.common.atomic_io import fsync_dir, fsync_file, write_atomic
-from allinone.engine.checkpoint.layout import CHECKPOINTS, MANIFEST, checkpoints
+from allinone.engine.checkpoint.layout import (
+    CHECKPOINTS,
+    MANIFEST,
+    CheckpointError,
+    checkpoints,
+)
 
 
 def _hash(path: Path) -> str:
@@ -43,9 +49,22 @@ def find_damage(folder: Path, without: str = "") -> str | None:
 
     Returns:
         The first problem as the rest of a sentence that begins with the folder, or None.
+
+    Raises:
+        CheckpointError: A file may not be read: the checkpoint may be good, and is not set aside.
     """
+    try:
+        return _find_damage(folder, without)
+    except PermissionError as error:
+        denied = Path(error.filename or folder)
+        raise CheckpointError(
+            f"checkpoint {folder} cannot be read: {describe_denied(denied)}"
+        ) from error
+
+
+def _find_damage(folder: Path, without: str) -> str | None:
     manifest = folder / MANIFEST
-    if not manifest.is_file():
+    if not exists(manifest) or not manifest.is_file():
         return "has no manifest.json: it was not finished"
     try:
         entries = json.loads(manifest.read_text())
@@ -53,7 +72,7 @@ def find_damage(folder: Path, without: str = "") -> str | None:
             if name == without:
                 continue
             path = folder / name
-            if not path.is_file():
+            if not exists(path) or not path.is_file():
                 return f"is missing {name}"
             # before the hash: a truncated file is found without reading gigabytes
             if path.stat().st_size != entry["bytes"]:

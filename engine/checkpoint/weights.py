@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from allinone.common.access import describe_denied, exists
 from allinone.engine.checkpoint.layout import (
     BEST,
     CHECKPOINTS,
@@ -51,7 +52,15 @@ def find_weights(path: Path) -> Path:
     Raises:
         CheckpointError: `path` is none of these, or damaged; the message begins with `path`.
     """
-    if not path.is_dir():
+    try:
+        return _find_weights(path)
+    except PermissionError as error:
+        denied = Path(error.filename or path)
+        raise CheckpointError(f"{path} cannot be read: {describe_denied(denied)}") from error
+
+
+def _find_weights(path: Path) -> Path:
+    if not exists(path) or not path.is_dir():
         what = "is a file; give its folder" if path.is_file() else "does not exist"
         raise CheckpointError(f"{path} {what}")
     # first, because a model folder has no manifest to check: save_pretrained writes none

@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from allinone.common.access import UNWRITABLE
 from allinone.common.console import LOGGER, forgive_output, log_to_file, setup_logging
 from allinone.common.errors import (
     FULL,
@@ -25,6 +26,8 @@ from allinone.common.errors import (
     LostDataError,
 )
 from allinone.common.exit_codes import ExitCode
+from allinone.common.limits import explain, raise_file_limit
+from allinone.engine.distributed import rendezvous
 
 log = logging.getLogger(__name__)
 
@@ -89,16 +92,28 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """An environment variable that must be a number; LocalConfigError otherwise."""
+    value = env.get(name, default)
+    try:
+        return int(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise LocalConfigError(
+            f"the environment variable {name} must be a number, it is {value!r}; unset it, or start"
+            " by torchrun, deepspeed or srun"
+        ) from None
+
+
 def find_rank_info(env: Mapping[str, str]) -> RankInfo:
     """Rank, world size and rendezvous from the environment variables of each launcher."""
     if "RANK" in env and "WORLD_SIZE" in env:
         default = "torchrun" if "TORCHELASTIC_RUN_ID" in env else "deepspeed"
         return RankInfo(
-            rank=int(env["RANK"]),
-            world=int(env["WORLD_SIZE"]),
-            local_rank=int(env.get("LOCAL_RANK", "0")),
+            rank=_number(env, "RANK"),
+            world=_number(env, "WORLD_SIZE"),
+            local_rank=_number(env, "LOCAL_RANK", 0),
             address=env.get("MASTER_ADDR", "127.0.0.1"),
-            port=int(env.get("MASTER_PORT", "29500")),
+            port=_number(env, "MASTER_PORT", 29500),
             launcher=env.get(LAUNCHER) or default,
         )
     tasks = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")))
@@ -115,7 +130,7 @@ def find_rank_info(env: Mapping[str, str]) -> RankInfo:
             world=tasks,
             local_rank=int(env.get("SLURM_LOCALID", "0")),
             address=address,
-            port=int(env.get("MASTER_PORT", port)),
+            port=_number(env, "MASTER_PORT", port),
             launcher="srun",
         )
     return RankInfo(0, 1, 0, "127.0.0.1", free_port(), "python")
@@ -194,6 +209,9 @@ def start(device: str, timeout_s: float) -> tuple[RankInfo, Any]:
     from allinone.engine import deepspeed_adapter
 
     info = find_rank_info(os.environ)
+    launched = not rendezvous.by_hand(os.environ)
+    if not dist.is_initialized():
+        rendezvous.check_surroundings(info, os.environ)
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     if cuda and not torch.cuda.is_available():
         raise LocalConfigError(
@@ -219,9 +237,8 @@ def start(device: str, timeout_s: float) -> tuple[RankInfo, Any]:
     if cuda:
         torch.cuda.set_device(index)
     if not dist.is_initialized():
-        timeout = timedelta(seconds=timeout_s)
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
-        deepspeed_adapter.set_timeout_of_new_groups(timeout)
+        rendezvous.join(info, "nccl" if cuda else "gloo", timeout_s, launched=launched)
+        deepspeed_adapter.set_timeout_of_new_groups(timedelta(seconds=timeout_s))
     return info, torch.device("cuda", index) if cuda else torch.device("cpu")
 
 
@@ -329,12 +346,16 @@ class _Ending:
 
 def _run_and_report(run: Callable[[], Any]) -> _Ending:
     try:
+        raise_file_limit()
         run()
     except AllInOneError as error:
         code, local = _exit_code(error), isinstance(error, ON_THIS_RANK)
         _report(error, code, local)
         return _Ending(code, on_all_ranks=not local)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ImportError) as error:
+        if limit := explain(error):
+            _report(RuntimeError(limit), ExitCode.USAGE, local=True)
+            return _Ending(ExitCode.USAGE, on_all_ranks=False)
         found = _code_of_system_error(error)
         if found is None:
             return _unexpected(error)
@@ -370,6 +391,8 @@ def _code_of_system_error(error: Exception) -> ExitCode | None:
     """The exit code of an error of the system; None if the error is unexpected."""
     if isinstance(error, FileNotFoundError):
         return _code_of_missing_file()
+    if isinstance(error, OSError) and error.errno in UNWRITABLE and not _training_started:
+        return ExitCode.USAGE  # the folder, or a mount: starting again does not help
     if isinstance(error, OSError):
         return ExitCode.DISK_FULL if error.errno in FULL else None
     return ExitCode.FAILURE if any(text in str(error) for text in PEER_GONE) else None

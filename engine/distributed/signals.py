@@ -14,7 +14,7 @@ from allinone.common.errors import AllInOneError
 from allinone.common.exit_codes import ExitCode
 from allinone.engine.distributed.collectives import collective_timeout_s
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class RunInterrupted(AllInOneError):  # noqa: N818 - not an error: the run saved a checkpoint as asked
@@ -24,14 +24,20 @@ class RunInterrupted(AllInOneError):  # noqa: N818 - not an error: the run saved
 
 
 class StopSignals:
-    """Remembers SIGTERM, SIGUSR1 and SIGINT; the training loop checks between two steps.
+    """Remembers SIGTERM, SIGUSR1, SIGINT and SIGHUP; the training loop checks between two steps.
 
-    A second SIGINT raises KeyboardInterrupt at once.
+    A second SIGINT raises KeyboardInterrupt at once. SIGHUP, which the end of an ssh connection
+    sends, stays ignored under nohup.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self._previous = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        self._previous = {
+            number: signal.signal(number, self._remember)
+            for number in SIGNALS
+            if not (ignored and number == signal.SIGHUP)
+        }
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         # only remember: the handler may run inside a collective, which the other ranks also entered

@@ -137,6 +137,11 @@ class MetricAccumulator:
         self._steps.append(_Step(step, self._micro_batches, skipped, norm))
         self._micro_batches = []
 
+    def skips(self) -> list[bool]:
+        """Whether each step since the last `collect` was skipped; waits for the device."""
+        flags = [step.skipped.float() for step in self._steps]
+        return [bool(flag) for flag in torch.stack(flags).tolist()] if flags else []
+
     def set_totals(self, digest: int, bad_clips: int) -> None:
         """Continue the totals of a checkpoint, which are sums over ranks: on one rank only."""
         self.digest, self.bad_clips = digest, bad_clips

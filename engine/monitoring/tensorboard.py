@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,32 @@ def options_table(options: Mapping[str, Any]) -> str:
     return "\n".join(["| option | value |", "| --- | --- |", *rows])
 
 
+def open_writer(folder: Path, **options: Any) -> Any:
+    """A SummaryWriter whose file sorts after all others in `folder`.
+
+    TensorBoard reads the files of a folder in the order of their names, which begin with the time
+    of day, and a later file hides steps of earlier ones. After the clock was set back, or on a host
+    whose clock is behind, the new file would be read first and the old one would hide its steps.
+
+    Args:
+        folder: Where to.
+        options: Of SummaryWriter.
+    """
+    from tensorboard.summary.writer import event_file_writer
+    from torch.utils.tensorboard import SummaryWriter
+
+    names = (path.name.split(".")[3:4] for path in folder.glob("events.out.tfevents.*"))
+    newest = max((int(stamp) for (stamp,) in names if stamp.isdigit()), default=0)
+    clock = event_file_writer.time
+    stamp = max(clock.time(), newest + 1)
+    # the name is made when the file is opened, and takes no other argument
+    event_file_writer.time = SimpleNamespace(time=lambda: stamp)
+    try:
+        return SummaryWriter(str(folder), **options)
+    finally:
+        event_file_writer.time = clock
+
+
 class TensorBoardWriter:
     """Writes event files.
 
@@ -116,10 +143,8 @@ class TensorBoardWriter:
     """
 
     def __init__(self, folder: Path, start_step: int, mfu_convention: str) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         # steps after the checkpoint are trained again: without purge_step their curves would double
-        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1)
+        self._writer = open_writer(folder, purge_step=start_step + 1)
         self._convention = mfu_convention
         self._arranged: set[str] = set()
 

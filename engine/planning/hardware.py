@@ -7,7 +7,10 @@ as a margin.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from allinone.common.command_line.messages import suggestion
 
 GPUS_PER_NODE = 8
 GB, GBIT, TERA = 1e9, 1e9 / 8, 1e12
@@ -134,14 +137,20 @@ LINK_LATENCY = 3e-6
 def find_device(name: str) -> Device:
     """The device of a planning name; ValueError lists the valid ones."""
     if name not in DEVICES:
-        raise ValueError(f"unknown device {name!r}; valid devices: {', '.join(DEVICES)}")
+        raise ValueError(_unknown("device", name, DEVICES))
     return DEVICES[name]
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Message for an unknown planning name."""
+    valid = list(known)
+    return f"unknown {kind} {name!r}; {suggestion(name, valid)}valid {kind}s: {', '.join(valid)}"
 
 
 def find_network(name: str) -> Network:
     """The network of a planning name; ValueError lists the valid ones."""
     if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; valid networks: {', '.join(NETWORKS)}")
+        raise ValueError(_unknown("network", name, NETWORKS))
     return NETWORKS[name]
 
 

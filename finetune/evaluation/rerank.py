@@ -68,7 +68,6 @@ def shortlist(similarity: np.ndarray, candidates: int) -> np.ndarray:
 
 
 def rerank(
-    model: TaskModel,
     evaluator: Evaluator,
     name: str,
     items: Sequence[RetrievalItem],
@@ -79,10 +78,11 @@ def rerank(
     both_ways: bool = False,
     pair_batch: int = 256,
 ) -> RerankedScores:
-    """Score shortlisted pairs by the joint pass and model.task_head. Collective.
+    """Score shortlisted pairs by the joint pass and the task head of the evaluator's model.
+
+    Collective.
 
     Args:
-        model: The model.
         evaluator: Reads clips and distributes batches.
         name: Name of the split.
         items: M media items.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from allinone.common.errors import LASTING, AllInOneError, StorageError
 from allinone.data.config import ClipConfig, DataConfig
-from allinone.data.decoding.codecs import dali_reads
+from allinone.data.decoding.codecs import IMAGES, dali_reads
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
 from allinone.data.decoding.gop_trim import TrimmedStream
 from allinone.data.decoding.segment import ByteRange, load_segment
@@ -58,7 +58,8 @@ def media_window(file: MediaFile, media: Media) -> ClipWindow:
                 f"{file.path}: shown from {start:g} s on, it ends at {end_of_file:.1f} s"
             )
         first, last = found
-    return ClipWindow(first, last - first + 1, file.width, file.height, file.keyframes)
+    image = file.codec != IMAGE_FOLDER and Path(file.path).suffix.lower().lstrip(".") in IMAGES
+    return ClipWindow(first, last - first + 1, file.width, file.height, file.keyframes, image=image)
 
 
 class MediaReader:

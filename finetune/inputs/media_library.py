@@ -32,6 +32,9 @@ LIMITS = Limits(min_frames=1, max_duration_s=float("inf"), timeout_s=900.0)
 _COLUMNS = ("codec", "pixel_format", "width", "height", "rotation", "frames", "frame_rate")
 _SAVE_EVERY = 200
 """Probed files after which results are written: a killed start loses no more than these."""
+NOT_OF_CONTENT = frozenset({"timeout", "decoder_crashed", "killed", "unreadable"})
+"""Reasons that say nothing about a file's content: the next start, or another machine, may read it.
+They are not remembered."""
 IMAGE_FOLDER = "pictures"
 """`MediaFile.codec` of a folder of numbered images; part of the cache's format."""
 LONG_BYTES = 64 << 20
@@ -217,8 +220,7 @@ class MediaLibrary:
                     relative = str(file.relative_to(self.root))
                     answer = MediaFile(relative, "", reason=f"{reason}: {answer}")
                 found[path] = answer
-                # Only verdicts on the content are cached.
-                if reason not in ("timeout", "decoder_crashed", "killed", "unreadable"):
+                if reason not in NOT_OF_CONTENT:
                     lines.append(json.dumps([key, _as_json(answer)]) + "\n")
                 if len(lines) >= _SAVE_EVERY:
                     _append(store, lines)
@@ -297,7 +299,9 @@ def _read_store(folder: Path) -> dict[str, MediaFile]:
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 key, content = json.loads(line)
-                known[key] = _from_json(content)
+                # earlier versions remembered a file that could not be read, for ever
+                if content["reason"].partition(":")[0] not in NOT_OF_CONTENT:
+                    known[key] = _from_json(content)
             except (ValueError, TypeError, KeyError):  # a line that a killed run cut off
                 continue
     return known
@@ -338,6 +342,8 @@ def probe_file(root: Path, relative: str, picture_rate: float) -> MediaFile:
         facts = probe_packets(path, extension, LIMITS)
         if facts is not None:
             return _video_file(relative, _hash_of_long(path), facts)
+    if not path.is_file():
+        raise ProbeError("unreadable", "not a regular file")  # reading a FIFO would not end
     content = path.read_bytes()
     extension = image_extension(content, extension)
     return _video_file(relative, content_hash(content), probe(content, extension, LIMITS))

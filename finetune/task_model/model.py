@@ -13,7 +13,7 @@ from allinone.common.errors import ConfigError
 from allinone.finetune.task_model.source import SourceCheckpoint, config_fields
 from allinone.model import AllInOneConfig, AllInOneModel, AllInOneOutput
 from allinone.model.all_in_one import AllInOnePreTrainedModel
-from allinone.model.convert import CONTRASTIVE, fit
+from allinone.model.convert import CONTRASTIVE, LoadReport, fit, fitted_weights
 from allinone.model.heads import LogitScale
 
 TASK_HEAD = "task_head."
@@ -120,6 +120,63 @@ def check_head(source: SourceCheckpoint, spec: HeadSpec) -> None:
         )
 
 
+def check_fit(source: SourceCheckpoint, config: AllInOneConfig, spec: HeadSpec) -> None:
+    """Check the checkpoint's weights against the task's model, without memory for the model.
+
+    Raises:
+        ConversionError: The weights do not fit.
+    """
+    with torch.device("meta"):
+        model = _new_model(config, spec)
+    report = LoadReport(source.report.source)
+    fitted_weights(
+        model,
+        _used_weights(source, spec, model)[0],
+        report,
+        unexpected=source.unexpected,
+        may_be_new=_may_be_new(source, spec),
+    )
+
+
+def _new_model(config: AllInOneConfig, spec: HeadSpec) -> TaskModel:
+    constant = spec.frozen and not spec.frozen_dropout
+    config = AllInOneConfig(**{**config_fields(config), **(_NO_DROPOUT if constant else {})})
+    # saved with the weights, so that an evaluation knows the labels without the annotations
+    config.task = dict(spec.metadata)
+    return TaskModel(
+        config,
+        spec.build(config) if spec.build else None,
+        contrastive=spec.contrastive,
+        matching=spec.matching,
+    )
+
+
+def _used_weights(
+    source: SourceCheckpoint, spec: HeadSpec, model: TaskModel
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The checkpoint's tensors that the model has, without the head of another task, and the names
+    of the parts that are dropped."""
+    own, reuse_head = model.state_dict(), has_head(source, spec)
+    found = dict(source.tensors)
+    heads = {head.name for head in source.heads.values() if head.tensors}
+    if source.heads and reuse_head:
+        head = source.heads[spec.metadata["kind"]]
+        found |= head.tensors
+        heads -= {head.name}
+    kept = {
+        name: tensor
+        for name, tensor in found.items()
+        if name in own and (reuse_head or not name.startswith(TASK_HEAD))
+    }
+    return kept, sorted({name.split(".")[0] for name in found if name not in kept} | heads)
+
+
+def _may_be_new(source: SourceCheckpoint, spec: HeadSpec) -> tuple[str, ...]:
+    """Prefixes of parameters that the checkpoint may lack."""
+    # a reused head must be complete: new layers between trained ones would score at random
+    return CONTRASTIVE if has_head(source, spec) else (TASK_HEAD, *CONTRASTIVE)
+
+
 def build_model(
     source: SourceCheckpoint, config: AllInOneConfig, spec: HeadSpec, seed: int
 ) -> TaskModel:
@@ -138,36 +195,13 @@ def build_model(
         ConversionError: The weights do not fit the model.
     """
     torch.manual_seed(seed)  # new weights are equal on every rank
-    constant = spec.frozen and not spec.frozen_dropout
-    config = AllInOneConfig(**{**config_fields(config), **(_NO_DROPOUT if constant else {})})
-    # saved with the weights, so that an evaluation knows the labels without the annotations
-    config.task = dict(spec.metadata)
-    model = TaskModel(
-        config,
-        spec.build(config) if spec.build else None,
-        contrastive=spec.contrastive,
-        matching=spec.matching,
-    )
-    own = model.state_dict()
+    model = _new_model(config, spec)
     # a head of other labels would load if their number is equal, and name wrong answers
     reuse_head = has_head(source, spec)
-    found = dict(source.tensors)
-    heads = {head.name for head in source.heads.values() if head.tensors}
-    if source.heads and reuse_head:
-        head = source.heads[spec.metadata["kind"]]
-        found |= head.tensors
-        heads -= {head.name}
-    kept = {
-        name: tensor
-        for name, tensor in found.items()
-        if name in own and (reuse_head or not name.startswith(TASK_HEAD))
-    }
-    dropped = sorted({name.split(".")[0] for name in found if name not in kept} | heads)
+    kept, dropped = _used_weights(source, spec, model)
     report = source.report
     report.ignored += [f"{name}: this task does not use it" for name in dropped]
-    # a reused head must be complete: new layers between trained ones would score at random
-    new = CONTRASTIVE if reuse_head else (TASK_HEAD, *CONTRASTIVE)
-    fit(model, kept, report, unexpected=source.unexpected, may_be_new=new)
+    fit(model, kept, report, unexpected=source.unexpected, may_be_new=_may_be_new(source, spec))
     if spec.build and not reuse_head and spec.initialize:
         spec.initialize(model.task_head, source.tensors)
         report.notes.append("the rank head is initialised from the VTM head")

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from allinone.common.errors import ConfigError
-from allinone.data.config import DatasetSpec
+from allinone.data.config import DataConfig, DatasetSpec
+from allinone.data.processor import AllInOneProcessor, released_data_config
 from allinone.engine.checkpoint.layout import CheckpointError
 from allinone.engine.checkpoint.weights import find_weights
 from allinone.finetune.task_model.reference_heads import ReferenceHead, read_heads
@@ -29,6 +30,8 @@ from allinone.model.convert import (
     rename_reference,
 )
 from allinone.model.weights_file import read_weights
+
+PATCH = "backbone.video_embeddings.patch.weight"
 
 
 @dataclass
@@ -50,6 +53,8 @@ class SourceCheckpoint:
     """Tensors of the file that the model does not know."""
     heads: dict[str, ReferenceHead] = field(default_factory=dict)
     """Kind → head, of a file that the original code wrote after fine-tuning."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """How the inputs of its evaluation are made: geometry and normalisation."""
 
     @property
     def size(self) -> str:
@@ -106,10 +111,12 @@ def read_source_checkpoint(path: Path) -> SourceCheckpoint:
     """
     if path.is_file() and not (path.parent / "config.json").is_file():
         return _read_reference(path)
-    folder = find_weights(path.parent if path.is_file() else path)
-    file = read_weights(folder)
+    # a file next to config.json is read itself: it may be a moving average beside the weights
+    named = path if path.is_file() else None
+    folder = path.parent if named else find_weights(path)
+    file = read_weights(named or folder)
     config = AllInOneConfig.from_pretrained(folder)
-    report = LoadReport(str(folder), notes=list(file.notes))
+    report = LoadReport(str(named or folder), notes=list(file.notes))
     tensors = dict(file.tensors)
     if not any(name.startswith("backbone.") for name in tensors):  # a bare AllInOneModel
         tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
@@ -117,13 +124,14 @@ def read_source_checkpoint(path: Path) -> SourceCheckpoint:
     run_file = folder.parent / "run.json"
     run = json.loads(run_file.read_text()).get("run", {}) if run_file.is_file() else {}
     return SourceCheckpoint(
-        folder,
+        named or folder,
         tensors,
         config,
-        _hash(folder),
+        _hash(named or folder),
         report,
         getattr(config, "task", None) or {},
         run,
+        data=AllInOneProcessor.from_pretrained(folder).config,
     )
 
 
@@ -137,6 +145,12 @@ def _read_reference(path: Path) -> SourceCheckpoint:
     report = LoadReport(str(path), notes=list(file.notes))
     tensors, unexpected = rename_reference(file.tensors, report)
     heads, unexpected = read_heads(file.tensors, unexpected, report)
+    lacking = [name for name in (POSITION, TEXT_POSITION, PATCH) if name not in tensors]
+    if lacking:
+        raise CheckpointError(
+            f"--checkpoint {path} is not a complete checkpoint of the original code: it has no"
+            f" {', '.join(lacking)}"
+        )
     width = tensors[POSITION].shape[-1]
     # names are backbone.encoder.blocks.N.…: the numbers count the blocks
     depth = len({name.split(".")[3] for name in tensors if ".encoder.blocks." in name})
@@ -153,7 +167,7 @@ def _read_reference(path: Path) -> SourceCheckpoint:
             f"--checkpoint {path} has width {width} and {depth} blocks; known sizes:"
             f" {', '.join(SIZES)}"
         )
-    patch = tensors["backbone.video_embeddings.patch.weight"].shape[-1]
+    patch = tensors[PATCH].shape[-1]
     distilled = DISTILLATION in tensors
     rows = {"num_frames": tensors[TEMPORAL].shape[1]} if TEMPORAL in tensors else {}
     # some released files predate the temporal embedding; distilled models never use it
@@ -183,7 +197,18 @@ def _read_reference(path: Path) -> SourceCheckpoint:
             f"{names}: the original was fine-tuned, and its file does not say on what; a result on"
             " media that it has seen is leaked"
         )
-    return SourceCheckpoint(path, tensors, config, _hash(path), report, task, {}, unexpected, heads)
+    return SourceCheckpoint(
+        path,
+        tensors,
+        config,
+        _hash(path),
+        report,
+        task,
+        {},
+        unexpected,
+        heads,
+        released_data_config(file.tensors),
+    )
 
 
 def _hash(path: Path) -> str:

@@ -211,7 +211,6 @@ class Retrieval(Task):
             # 1,000 x 1,000 pairs of the 1k-A test are 1 million joint passes per view
             candidates = len(items) if self.options.rerank == "all" else int(self.options.rerank)
             reranked = rerank(
-                model,
                 evaluator,
                 split.name,
                 items,

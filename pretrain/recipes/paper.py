@@ -16,9 +16,10 @@ The paper's numbers are targets: none has been reproduced with this code yet.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from allinone.data.config import DataConfig
+from allinone.data.config import PYTORCHVIDEO_MEAN, PYTORCHVIDEO_STD, DataConfig
 from allinone.engine.config import TrainConfig
 from allinone.pretrain.config import CoTrainOptions, ModelOptions, PretrainConfig
 from allinone.pretrain.objectives import ObjectiveConfig
@@ -43,6 +44,7 @@ def recipe(
     size: str = "base",
     frames: int = 3,
     steps: int = 400_000,
+    rand_augment: bool = False,
 ) -> PretrainConfig:
     """The run of one mixture: 2,048 clips per step, and as many images if co-trained.
 
@@ -53,7 +55,20 @@ def recipe(
         size: Size of the model.
         frames: Frames per clip.
         steps: Optimizer steps.
+        rand_augment: Augment as the original's v100 back end: RandAugment, flips, squashed frames
+            of 1.2 to 1.5 times the crop's side, mean 0.45 and standard deviation 0.225.
     """
+    # the original crops images, and squashes what it reads with decord
+    loader = DataConfig(workers=8, dali_threads=4, geometry="crop" if frames == 1 else "squash")
+    if rand_augment:
+        loader = replace(
+            loader,
+            augment="randaug",
+            flip=0.5,
+            squash_scale=(1.2, 1.5),
+            mean=PYTORCHVIDEO_MEAN,
+            std=PYTORCHVIDEO_STD,
+        )
     return PretrainConfig(
         out=Path("runs") / name,
         data=video,
@@ -61,7 +76,7 @@ def recipe(
         model=ModelOptions(size=size, frames=frames, patch_order="shuffled", init_from="required"),
         objective=ObjectiveConfig(wpa=0.1),
         cotrain=CoTrainOptions(images=images),
-        loader=DataConfig(workers=8, dali_threads=4),
+        loader=loader,
         train=TrainConfig(
             steps=steps,
             global_batch=2048,

@@ -2,6 +2,7 @@
 
     sbatch slurm/pretrain_128gpu.sh plus-cc3m-webvid --init-from weights/vit-base
 
+Video is squashed and augmented by RandAugment, as by the original's v100 back end; needs DALI.
 Hardware: 128 A100, 16 clips and 16 images per GPU.
 Time: not published. Planned: 7.4 h at MFU 0.4 on 128 A100-80G (tools/plan.py train); an image costs
 about a third of a clip.
@@ -15,4 +16,6 @@ from __future__ import annotations
 
 from allinone.pretrain.recipes import paper
 
-RECIPE = paper.recipe("plus-cc3m-webvid", (paper.WEBVID,), (paper.CC3M,), steps=200_000)
+RECIPE = paper.recipe(
+    "plus-cc3m-webvid", (paper.WEBVID,), (paper.CC3M,), steps=200_000, rand_augment=True
+)

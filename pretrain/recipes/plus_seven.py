@@ -4,6 +4,7 @@ Videos: WebVid-2.5M, HowTo100M, YT-Temporal-180M. Images: CC3M, CC12M, COCO, Vis
 
     sbatch slurm/pretrain_128gpu.sh plus-seven --init-from weights/vit-base
 
+Video is squashed and augmented by RandAugment, as by the original's v100 back end; needs DALI.
 Hardware: 128 A100, 16 clips and 16 images per GPU.
 Time: not published. Planned: 7.4 h at MFU 0.4 on 128 A100-80G (tools/plan.py train).
 Expected after fine-tuning: no row of the paper has these seven sets. The original's README states
@@ -24,4 +25,5 @@ RECIPE = paper.recipe(
     (paper.WEBVID, paper.HOWTO100M, paper.YTTEMPORAL),
     (paper.CC3M, paper.CC12M, paper.COCO, paper.VISUAL_GENOME),
     steps=200_000,
+    rand_augment=True,
 )

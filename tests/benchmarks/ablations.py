@@ -27,6 +27,7 @@ standard deviation over seeds.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import statistics
@@ -53,13 +54,17 @@ from allinone.common.tables import markdown_table
 
 CLIPS = ROOT / "data" / "demo"
 Frames = list[NDArray[np.uint8]]
-BASE = {"--patch-order": "shuffled", "--wpa": "0.1", "--vtm-negatives": "dataset"}
+BASE = {"--roll": "roll", "--patch-order": "shuffled", "--wpa": "0.1", "--vtm-negatives": "dataset"}
 """The paper's values; the demo's recipe gives the rest."""
 DIRECTIONS = ("forwards", "backwards")
 """Last words of the captions of `direction`; one word piece each."""
 MARKS = {"red": (220, 30, 30), "blue": (40, 60, 220)}
 MOVED = 10.0
 """Least mean difference between the first and last third of a clip, levels of 255."""
+
+
+MOST_SEEDS = 10
+"""Seeds whose results the tables look for."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,17 @@ class Experiment:
 
 
 EXPERIMENTS = {
+    "negatives": Experiment(
+        tuple(f"marked-{mark}" for mark in MARKS),
+        {"within": {"--vtm-negatives": "dataset"}, "across": {"--vtm-negatives": "any"}},
+        scores=("vtm", "mlm"),
+    ),
+    "direction": Experiment(
+        ("direction",),
+        {name: {"--roll": name} for name in ("roll", "average", "flatten")},
+        scores=("direction", "mlm"),
+        options={"--vtc": "0", "--max-text-len": "20"},
+    ),
     "exchange": Experiment(
         ("clips",),
         {name: {"--roll": name} for name in ("roll", "average", "flatten", "channel")},
@@ -84,24 +100,10 @@ EXPERIMENTS = {
         ("clips",), {name: {"--patch-order": name} for name in ("shuffled", "raster")}
     ),
     "wpa": Experiment(("clips",), {"0.1": {}, "0": {"--wpa": "0"}}),
-    "negatives": Experiment(
-        tuple(f"marked-{mark}" for mark in MARKS),
-        {
-            "within": {"--vtm-negatives": "dataset"},
-            "across": {"--vtm-negatives": "any"},
-        },
-        scores=("vtm", "mlm"),
-    ),
     "geometry": Experiment(
         ("wide",),
         {name: {"--geometry": name} for name in ("squash", "crop")},
         options={"--max-text-len": "24"},
-    ),
-    "direction": Experiment(
-        ("direction",),
-        {name: {"--roll": name} for name in ("roll", "average", "flatten")},
-        scores=("direction", "mlm"),
-        options={"--vtc": "0", "--max-text-len": "20"},
     ),
 }
 TITLES = {
@@ -122,7 +124,7 @@ class AblationOptions:
     """Experiments to run; all by default."""
     seeds: int = 3
     """Seeds of each variant."""
-    steps: int = 300
+    steps: int = 400
     """Steps of each run, of 32 clips."""
     jobs: int = 2
     """Runs at the same time, with one thread each."""
@@ -131,7 +133,7 @@ class AblationOptions:
 
 
 @dataclass(frozen=True)
-class Clip:
+class EmbeddedClip:
     """An embedded clip."""
 
     number: int
@@ -141,13 +143,13 @@ class Clip:
     path: Path
 
 
-def embedded_clips() -> list[Clip]:
+def embedded_clips() -> list[EmbeddedClip]:
     """The clips of the demo's splits train and val."""
     with (CLIPS / "attributes.csv").open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] in ("train", "val")]
     folders = {path.stem: path for path in (CLIPS / "videos").glob("*/*.mp4")}
     return [
-        Clip(
+        EmbeddedClip(
             int(row["videoid"]),
             row["split"],
             row["name"],
@@ -158,7 +160,7 @@ def embedded_clips() -> list[Clip]:
     ]
 
 
-def decode(clip: Clip) -> Frames:
+def decode(clip: EmbeddedClip) -> Frames:
     """All frames, RGB [128, 128, 3]."""
     import av
 
@@ -255,7 +257,7 @@ def make_data(out: Path, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class Job:
+class AblationRun:
     """One run: a variant with a seed."""
 
     out: Path
@@ -266,21 +268,25 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
-        return self.out / f"{self.experiment}-{self.variant}-{self.steps}-seed{self.seed}"
+        """The run's folder. Variants with the same data and options share it."""
+        key = json.dumps([EXPERIMENTS[self.experiment].data, sorted(self.options().items())])
+        digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+        return self.out / f"{digest}-{self.steps}-seed{self.seed}"
 
     @property
     def result(self) -> Path:
         """File of the scores; exists once the run is done."""
         return self.folder / "scores.json"
 
+    def options(self) -> dict[str, str]:
+        """Options that the variant gives."""
+        experiment = EXPERIMENTS[self.experiment]
+        return BASE | (experiment.options or {}) | experiment.variants[self.variant]
+
     def command(self) -> list[str]:
         """The training command."""
-        experiment = EXPERIMENTS[self.experiment]
         options = {
-            **BASE,
-            **(experiment.options or {}),
-            **experiment.variants[self.variant],
+            **self.options(),
             "--out": str(self.folder),
             "--steps": str(self.steps),
             "--seed": str(self.seed),
@@ -288,12 +294,13 @@ class Job:
             "--save-every": str(self.steps),
             "--eval-every": "0",
         }
-        data = [f"{self.out / 'data' / name}:train" for name in experiment.data]
+        names = EXPERIMENTS[self.experiment].data
+        data = [f"{self.out / 'data' / name}:train" for name in names]
         flat = [word for pair in options.items() for word in pair]
         return [sys.executable, "pretrain/train.py", "demo", *flat, "--data", *data, "--val"]
 
 
-def train_and_score(job: Job) -> dict[str, float]:
+def train_and_score(job: AblationRun) -> dict[str, float]:
     """Train, evaluate and record a job."""
     log = job.folder.with_suffix(".log")
     env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -308,7 +315,7 @@ def train_and_score(job: Job) -> dict[str, float]:
     return scores
 
 
-def evaluate_job(job: Job) -> dict[str, float]:
+def evaluate_job(job: AblationRun) -> dict[str, float]:
     """Scores of a finished run on the held-out clips, averaged over the data sets."""
     import torch
 
@@ -366,8 +373,8 @@ def table(out: Path, steps: int, names: Iterable[str]) -> str:
         experiment = EXPERIMENTS[name]
         rows = [[name, *(TITLES[score] for score in experiment.scores), "seeds"]]
         for variant in experiment.variants:
-            files = sorted(out.glob(f"{name}-{variant}-{steps}-seed*/scores.json"))
-            results = [json.loads(path.read_text()) for path in files]
+            jobs = (AblationRun(out, name, variant, seed, steps) for seed in range(MOST_SEEDS))
+            results = [json.loads(job.result.read_text()) for job in jobs if job.result.exists()]
             cells = []
             for score in experiment.scores:
                 values = [result[score] for result in results]
@@ -386,18 +393,20 @@ def run(options: AblationOptions) -> int:
         for data in dict.fromkeys(data for name in names for data in EXPERIMENTS[name].data):
             make_data(out, data)
         jobs = [
-            Job(out, name, variant, seed, options.steps)
+            AblationRun(out, name, variant, seed, options.steps)
             for seed in range(options.seeds)  # all variants once before the next seed
             for name in names
             for variant in EXPERIMENTS[name].variants
         ]
-        waiting = [job for job in jobs if not job.result.exists()]
+        missing = {job.folder: job for job in jobs if not job.result.exists()}
+        waiting = list(missing.values())
         print(f"{len(waiting)} of {len(jobs)} runs to do", flush=True)
         with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
             futures = {pool.submit(train_and_score, job): job for job in waiting}
             for future in as_completed(futures):
                 scores = ", ".join(f"{k} {v:.1f}" for k, v in future.result().items())
-                print(f"{futures[future].folder.name}: {scores}", flush=True)
+                job = futures[future]
+                print(f"{job.experiment} {job.variant} {job.seed}: {scores}", flush=True)
     print(table(out, options.steps, names))
     return 0
 

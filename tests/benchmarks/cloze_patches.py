@@ -42,7 +42,7 @@ MIN_DROP = 0.3
 
 
 @dataclass(frozen=True)
-class BenchmarkOptions:
+class ClozePatchOptions:
     """Options of the benchmark."""
 
     checkpoint: Path
@@ -150,7 +150,7 @@ def masked_clips(
 
 
 def _run(argv: Sequence[str]) -> None:
-    options = parse(BenchmarkOptions, argv, prog="cloze_patches.py", description=__doc__ or "")
+    options = parse(ClozePatchOptions, argv, prog="cloze_patches.py", description=__doc__ or "")
     loaded = load_checkpoint(options.checkpoint, "cpu")
     config = loaded.model.config
     shape = ClipConfig(

@@ -259,7 +259,7 @@ def describe(raw: Path) -> str:
             stream = container.streams.video[0]
             for packet in container.demux(stream):
                 if packet.size:
-                    headers = nal_headers("h264", bytes(packet))
+                    headers = nal_headers(bytes(packet))
                     slices = [header for header in headers if header & 31 in (1, 5)]
                     total += packet.size
                     packets += 1

@@ -120,7 +120,7 @@ def move(server: RankServer, source: Path, out: Path, cell: Cell) -> str:
 
 
 @dataclass(frozen=True)
-class Options:
+class MatrixOptions:
     """What to compare."""
 
     moves: int = len(CELLS)
@@ -168,7 +168,7 @@ def compare_moves(server: RankServer, root: Path, moves: int) -> float:
     return worst
 
 
-def benchmark(options: Options) -> int:
+def benchmark(options: MatrixOptions) -> int:
     """Run both comparisons; returns the exit code."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     prog = "tests/benchmarks/equality_matrix.py"
     return run_command(
-        lambda: benchmark(parse(Options, arguments, prog=prog, description=__doc__ or ""))
+        lambda: benchmark(parse(MatrixOptions, arguments, prog=prog, description=__doc__ or ""))
     )
 
 

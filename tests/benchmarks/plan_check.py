@@ -33,7 +33,7 @@ from tests.engine.planned import compare
 
 
 @dataclass(frozen=True)
-class Options:
+class PlanCheckOptions:
     """The cases to compare: every combination of the first three options."""
 
     world: tuple[int, ...] = (1, 2, 4)
@@ -62,7 +62,7 @@ class Options:
                 yield Case(stage, precision, world, accumulation=accumulation, bucket=bucket)
 
 
-def benchmark(options: Options) -> int:
+def benchmark(options: PlanCheckOptions) -> int:
     """Measure and print all cases; returns the exit code."""
     rows = [["case", "what", "planned MB", "measured MB", "error %"]]
     for case in options.cases():
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     prog = "tests/benchmarks/plan_check.py"
     return run_command(
-        lambda: benchmark(parse(Options, arguments, prog=prog, description=__doc__ or ""))
+        lambda: benchmark(parse(PlanCheckOptions, arguments, prog=prog, description=__doc__ or ""))
     )
 
 

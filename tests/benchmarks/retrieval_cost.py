@@ -81,7 +81,7 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
-class Options:
+class RetrievalCostOptions:
     """Options of the measurement."""
 
     steps: int = 250
@@ -95,10 +95,12 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, evaluate twice, compare; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    return run_command(lambda: measure(parse(Options, arguments, prog="retrieval_cost.py")))
+    return run_command(
+        lambda: measure(parse(RetrievalCostOptions, arguments, prog="retrieval_cost.py"))
+    )
 
 
-def measure(options: Options) -> int:
+def measure(options: RetrievalCostOptions) -> int:
     """Exit code of the measurement."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -178,7 +180,7 @@ def kept_scores() -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
 
     def rerank(*args: Any, **options: Any) -> RerankedScores:
         found = original(*args, **options)
-        kept.append((args[5], found.by_text))
+        kept.append((args[4], found.by_text))
         return found
 
     retrieval.rerank = rerank  # type: ignore[assignment]

@@ -42,7 +42,7 @@ from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective
 WARM_STEPS = 2
 
 
-class OneBatch:
+class RepeatedBatch:
     """Repeats one micro-batch that is already on the device; 15 % of its tokens are masked."""
 
     def __init__(self, config: AllInOneConfig) -> None:
@@ -132,7 +132,7 @@ def _run(arguments: Sequence[str]) -> int:
 def measure(args: StepOptions) -> None:
     """Train on one synthetic batch and print speed and FLOP rate."""
     config = AllInOneConfig.from_size(args.size)
-    data = OneBatch(config)
+    data = RepeatedBatch(config)
     per_clip = training_flops(config, data.masked)
     with tempfile.TemporaryDirectory() as folder:
         run = Trainer(

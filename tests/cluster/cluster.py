@@ -280,13 +280,13 @@ class Cluster:
         assert done.returncode == 0 or not check, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
-    def sbatch(self, *arguments: str | Path, log: Path, cwd: Path = ROOT, **env: str) -> Job:
+    def sbatch(self, *arguments: str | Path, log: Path, cwd: Path = ROOT, **env: str) -> BatchJob:
         """Submit; options, script and arguments as on the command line."""
         options = ("--parsable", f"--output={log}")
-        return Job(self, self.run("sbatch", *options, *arguments, cwd=cwd, **env).strip(), log)
+        return BatchJob(self, self.run("sbatch", *options, *arguments, cwd=cwd, **env).strip(), log)
 
 
-class Job:
+class BatchJob:
     """One batch job."""
 
     def __init__(self, cluster: Cluster, number: str, log: Path) -> None:

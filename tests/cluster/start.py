@@ -27,7 +27,7 @@ from allinone.common.command_line import parse
 from allinone.common.formatting import size
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from allinone.engine import ds_config
-from tests.cluster.cluster import Cluster, Job, wait_for
+from tests.cluster.cluster import BatchJob, Cluster, wait_for
 from tests.cluster.test_slurm import options as run_options
 from tests.cluster.test_slurm import ranks_of, rows
 from tests.data.helpers import small_demo
@@ -47,7 +47,7 @@ COLUMNS = (
 )
 
 
-def plain_ranks(job: Job) -> list[int]:
+def plain_ranks(job: BatchJob) -> list[int]:
     """Processes of ranks that were not forked: children of slurm/rank.sh."""
     parents = {
         path for path in Path("/proc").glob("[0-9]*") if b"slurm/rank.sh" in _read(path / "cmdline")
@@ -131,7 +131,7 @@ def measure(
 
 
 @dataclass(frozen=True)
-class Options:
+class StartOptions:
     """What to measure."""
 
     ranks: tyro.conf.Positional[tuple[Literal[16, 32, 64, 128], ...]] = (16, 128)
@@ -143,7 +143,7 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry."""
     options = parse(
-        Options,
+        StartOptions,
         sys.argv[1:] if argv is None else argv,
         prog="python -m tests.cluster.start",
         description=__doc__ or "",

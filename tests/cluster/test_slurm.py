@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from allinone.data.index import Index
-from tests.cluster.cluster import ROOT, Cluster, Job, wait_for
+from tests.cluster.cluster import ROOT, BatchJob, Cluster, wait_for
 from tests.data.helpers import small_demo
 
 pytestmark = pytest.mark.slow
@@ -62,11 +62,11 @@ def rows(out: Path) -> list[dict[str, object]]:
     ]
 
 
-def await_steps(job: Job, out: Path, steps: int, timeout_s: float = 120) -> None:
+def await_steps(job: BatchJob, out: Path, steps: int, timeout_s: float = 120) -> None:
     wait_for(f"step {steps} of job {job.id}", lambda: len(rows(out)) >= steps, timeout_s)
 
 
-def ranks_of(job: Job) -> dict[int, int]:
+def ranks_of(job: BatchJob) -> dict[int, int]:
     """Rank → process, of a running job started through the fork server."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/comm"):
@@ -82,7 +82,7 @@ def ranks_of(job: Job) -> dict[int, int]:
 class Undisturbed:
     """A run without interruptions, whose steps the other runs must equal."""
 
-    def __init__(self, job: Job, out: Path) -> None:
+    def __init__(self, job: BatchJob, out: Path) -> None:
         self.job, self.out = job, out
 
     def rows(self, number: int) -> list[dict[str, object]]:
@@ -391,7 +391,7 @@ def test_sbatch_options_override_the_site_file(cluster: Cluster, tmp_path: Path)
     shown = cluster.run(
         ROOT / "slurm/submit.sh", *arguments, cwd=tmp_path, SITE=str(site), PROJECT=str(ROOT)
     )
-    job = Job(cluster, shown.strip(), log)
+    job = BatchJob(cluster, shown.strip(), log)
     assert job.wait(60) == "COMPLETED", job.text()
     assert job.field("JobName") == "mine"
     for rank in (0, 1):

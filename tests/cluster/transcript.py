@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
-from tests.cluster.cluster import ROOT, Cluster, Job, wait_for
+from tests.cluster.cluster import ROOT, BatchJob, Cluster, wait_for
 from tests.cluster.test_slurm import PRETRAIN, await_steps, options, ranks_of, rows
 from tests.data.helpers import small_demo
 
@@ -60,7 +60,7 @@ class Transcript:
             flush=True,
         )
 
-    def submit(self, *arguments: str | Path, name: str) -> Job:
+    def submit(self, *arguments: str | Path, name: str) -> BatchJob:
         """sbatch, shown."""
         log = self.folder / f"{name}.log"
         job = self.cluster.sbatch(*arguments, log=log)
@@ -76,7 +76,7 @@ NOISE = re.compile(
 )
 
 
-def first_block(job: Job) -> str:
+def first_block(job: BatchJob) -> str:
     """The first error, which is at the top of a job's log."""
     return job.text().partition("the log begins below")[0] + "the log begins below"
 

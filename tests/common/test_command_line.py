@@ -110,8 +110,11 @@ def test_nested_options_are_plain_flags() -> None:
     [
         (["--learning-rate", "3"], "did you mean --lr?"),
         (["--dept", "3"], "did you mean --depth?"),
+        (["--learing-rate", "3"], "did you mean --lr?"),
+        (["--size", "3x"], "--size 3x: expected INT;"),
         (["--lr", "abc"], "could not convert string to float: 'abc'"),
-        (["--kind", "green"], "invalid choice 'green'"),
+        (["--kind", "green"], "--kind: invalid choice 'green'; choose from: red, blue;"),
+        (["--kind", "bleu"], "did you mean blue?"),
         (["--depth", "0"], "--depth must be at least 1, got 0"),
         (["--loud=maybe"], "--loud maybe: give --loud or --no-loud"),
         (["--no-loud=3"], "--no-loud takes no value"),
@@ -152,6 +155,16 @@ def test_flags_win_over_the_file_and_it_over_defaults(tmp_path: Path) -> None:
     assert options.out == Path("runs/a")
 
 
+def test_flags_give_what_is_required_and_not_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("top: 7\n")
+    options = read("--config", str(file), "/data/run", default=WithPosition)
+    assert options == WithPosition(Path("/data/run"), top=7)
+    assert "missing: " in refused(capsys, "--config", str(file), default=WithPosition)
+
+
 def test_printed_options_give_the_same_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,6 +192,7 @@ def test_json_of_a_checkpoint_and_old_names_are_read(tmp_path: Path) -> None:
         ("depth: 0", "--depth must be at least 1"),
         ("- 1", "must hold options"),
         ("a: [", "neither YAML nor JSON"),
+        ("inner:\n  lr: 1\n  lr: 2", "line 3: lr is given twice"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path, content: str, message: str) -> None:

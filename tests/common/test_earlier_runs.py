@@ -28,7 +28,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Config:
+class RecordedOptions:
     """Options of a run."""
 
     out: Path = field(metadata=MAY_CHANGE)
@@ -36,9 +36,9 @@ class Config:
     loss: Loss = field(default_factory=Loss)
 
 
-def start(out: Path, *flags: str) -> tuple[Config, list[str]]:
+def start(out: Path, *flags: str) -> tuple[RecordedOptions, list[str]]:
     """Options of a command in a run folder."""
-    default = Config(out)
+    default = RecordedOptions(out)
     return parse_for_run(lambda base: parse(base, list(flags), prog="train"), default)
 
 
@@ -49,7 +49,7 @@ def record(out: Path, **loss: Any) -> None:
 
 
 def test_a_new_run_takes_the_defaults_of_this_version(tmp_path: Path) -> None:
-    assert start(tmp_path / "run") == (Config(tmp_path / "run"), [])
+    assert start(tmp_path / "run") == (RecordedOptions(tmp_path / "run"), [])
 
 
 def test_an_earlier_run_keeps_recorded_and_missing_values(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_file_without_a_new_option_keeps_the_earlier_value(tmp_path: Path) -> 
     out = tmp_path / "run"
     record(out, clip=0.5)
     flags = ["--config", str(out / "run.json")]
-    config, kept = parse_for_run(lambda base: parse(base, flags, prog="train"), Config)
+    config, kept = parse_for_run(lambda base: parse(base, flags, prog="train"), RecordedOptions)
     assert config.loss == Loss(clip=0.5, negatives="any")
     assert kept == ["loss.negatives any"]
 
@@ -96,7 +96,7 @@ def test_a_file_without_a_new_option_keeps_the_earlier_value(tmp_path: Path) -> 
 @pytest.mark.parametrize("content", ["{", "[1]", ""])
 def test_an_unreadable_record_is_left_to_the_resume_check(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
-    assert start(tmp_path) == (Config(tmp_path), [])
+    assert start(tmp_path) == (RecordedOptions(tmp_path), [])
 
 
 def test_a_paper_recipe_of_an_earlier_version_continues(tmp_path: Path) -> None:

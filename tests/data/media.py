@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -161,6 +162,8 @@ def _codec_options(
     if codec == "libx265":
         params = f"{keys}:pools=none:frame-threads=1:log-level=none"
         return {"preset": "ultrafast", "x265-params": params}
+    if codec == "mpeg4" and b_frames:
+        return {"bf": str(b_frames)}
     if codec in ("libvpx", "libvpx-vp9"):
         return {
             "deadline": "realtime",
@@ -193,20 +196,38 @@ def write_audio_only(path: Path, seconds: float = 1.0) -> Path:
     return path
 
 
-def write_rotated(path: Path, degrees: int, **options: int) -> Path:
-    """An mp4 whose display matrix rotates its frames clockwise by 90, 180 or 270 degrees."""
+Matrix = tuple[int, int, int, int]
+"""(a, b, c, d) of a display matrix: a pixel (x, y) is shown at (a x + c y, b x + d y)."""
+
+
+def write_oriented(path: Path, matrix: Matrix, **options: Any) -> Path:
+    """An mp4 or mov with a display matrix.
+
+    Args:
+        path: The file.
+        matrix: Of ISO 14496-12, without translation.
+        options: As for `write_video`.
+
+    Returns:
+        `path`.
+    """
     write_video(path, **options)
-    one = 1 << 16
-    cosine, sine = {90: (0, one), 180: (-one, 0), 270: (0, -one)}[degrees]
+    a, b, c, d = (value << 16 for value in matrix)
     content = bytearray(path.read_bytes())
     # ISO 14496-12, box tkhd of version 0: the 3 x 3 matrix (a b u / c d v / x y w) begins 40 bytes
     # after the box's type
     start = content.index(b"tkhd") + 4 + 40
     if content[start - 40] != 0:
         raise AssertionError("the muxer wrote a tkhd box of version 1")
-    struct.pack_into(">9i", content, start, cosine, sine, 0, -sine, cosine, 0, 0, 0, 1 << 30)
+    struct.pack_into(">9i", content, start, a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
     return path
+
+
+def write_rotated(path: Path, degrees: int, **options: int) -> Path:
+    """An mp4 whose display matrix rotates its frames clockwise by 90, 180 or 270 degrees."""
+    cosine, sine = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    return write_oriented(path, (cosine, sine, -sine, cosine), **options)
 
 
 def write_long_by_metadata(path: Path, hours: float = 10.0) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,15 @@ from PIL import Image
 
 from allinone.common.errors import DataError
 from allinone.data import AllInOneProcessor, EvalSet
-from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
+from allinone.data.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ClipConfig,
+    DataConfig,
+    DatasetSpec,
+)
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
+from allinone.data.processor import released_data_config
 from tests.data import media
 
 CLIP = ClipConfig(num_frames=3, image_size=32, max_text_len=12)
@@ -138,3 +147,38 @@ def test_saved_and_loaded_it_gives_the_same(tmp_path: Path, processor: AllInOneP
         AllInOneProcessor.from_pretrained(tmp_path)
     with pytest.raises(DataError, match="holds neither"):
         AllInOneProcessor.from_pretrained(tmp_path / "absent")
+
+
+def test_geometry_is_saved_and_missing_geometry_means_crop(tmp_path: Path) -> None:
+    squash = AllInOneProcessor(CLIP, replace(DATA, geometry="squash", eval_crop=1.0))
+    squash.save_pretrained(tmp_path)
+    assert AllInOneProcessor.from_pretrained(tmp_path).config.geometry == "squash"
+    content = json.loads((tmp_path / "processor_config.json").read_text())
+    earlier = {name: value for name, value in content.items() if name != "geometry"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(earlier))
+    loaded = AllInOneProcessor.from_pretrained(tmp_path).config
+    assert (loaded.geometry, loaded.mean, loaded.std) == ("crop", DATA.mean, DATA.std)
+    (tmp_path / "processor_config.json").write_text(json.dumps({**content, "geometry": "fisheye"}))
+    with pytest.raises(DataError, match="'fisheye'; this version knows crop and squash"):
+        AllInOneProcessor.from_pretrained(tmp_path)
+
+
+def test_squash_shows_the_sides_of_a_video_and_crops_an_image() -> None:
+    """White sides beyond the central square: squash sees a part of them, crop none."""
+    frames = np.zeros((9, 40, 80, 3), np.uint8)
+    frames[:, :, :20] = frames[:, :, 60:] = 255
+    config = DataConfig(mean=(0.0,) * 3, std=(1.0,) * 3)
+    crop = AllInOneProcessor(CLIP, config)
+    squash = AllInOneProcessor(CLIP, replace(config, geometry="squash"))
+    assert crop(frames)["pixels"].mean() < 0.02
+    # 84 % of the width are seen, 50 % of it are black
+    white = 1 - 0.5 * 268 / 224
+    assert squash(frames)["pixels"].mean() == pytest.approx(white, abs=0.02)
+    assert torch.equal(squash(frames[0])["pixels"], crop(frames[0])["pixels"])
+
+
+def test_released_checkpoints_are_squashed_and_normalised_as_trained() -> None:
+    plain = released_data_config(["itm_score.fc.weight", "transformer.norm.weight"])
+    assert (plain.geometry, plain.mean, plain.std) == ("squash", IMAGENET_MEAN, IMAGENET_STD)
+    plus = released_data_config(["vtm_score.fc.weight", "transformer.norm.weight"])
+    assert (plus.geometry, plus.mean, plus.std) == ("squash", (0.45,) * 3, (0.225,) * 3)

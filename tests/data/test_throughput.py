@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from allinone.common.errors import DataError
+from allinone.data import throughput
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
 from allinone.data.index import Index
+from allinone.data.loading.sampling import SampleChoices
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from allinone.data.throughput import (
     ClipCost,
@@ -139,3 +141,21 @@ def test_the_command_answers_by_its_exit_code(
     facts = json.loads(capsys.readouterr().out)
     assert facts["feed"]["enough"] is False
     assert facts["cost"]["clips"] == 3
+
+
+def test_geometry_and_randaug_are_measured_as_training_has_them(
+    prepared: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[SampleChoices] = []
+    measure_one = throughput._AugmentTimer.__call__
+
+    def spy(self: throughput._AugmentTimer, frames: object, choices: SampleChoices) -> float:
+        seen.append(choices)
+        return measure_one(self, frames, choices)
+
+    monkeypatch.setattr(throughput._AugmentTimer, "__call__", spy)
+    command = ["data", str(prepared), "--gpus", "1", "--clips", "6", "--samples-per-s", "1"]
+    assert plan_main([*command, "--geometry", "squash", "--augment", "randaug"]) == 0
+    assert "crop, resize and RandAugment" in capsys.readouterr().out
+    assert {choices.box[2:] for choices in seen} == {(224 / 268, 224 / 268)}
+    assert any(choices.operations for choices in seen)

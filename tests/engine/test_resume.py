@@ -11,7 +11,7 @@ import pytest
 
 from allinone.common.errors import ConfigError
 from allinone.common.exit_codes import ExitCode
-from allinone.common.options import MAY_CHANGE, RECORDED, RunOptions
+from allinone.common.options import MAY_CHANGE, RECORDED, RunInput, RunOptions, option
 from allinone.engine.checkpoint import reshard
 from allinone.engine.checkpoint.best import BestCheckpoint, Selection
 from allinone.engine.checkpoint.layout import CheckpointError, step_folder
@@ -191,7 +191,9 @@ def test_runs_of_the_previous_version_resume() -> None:
         max_anomaly_reports straggler_ratio hang_timeout_s json device compile
         activation_checkpointing tensor_parallel out val val_items workers image_workers
         dali_threads pipelines prefetch backend clip_timeout_s max_bad_share"""
-    expected = {*harmless.split(), "ds_config", "quiet", "verbose", "augmentation"}
+    places = {"data", "images", "init_from", "annotations", "checkpoint"}
+    expected = {*harmless.split(), "ds_config", "quiet", "verbose", "augment_backend", *places}
+    expected |= {"media", "cache", "accept_changed_data"}
     pretrain = PretrainConfig(Path("runs/x"), ("prepared",)).as_json()
     path = Path()
     finetune = FinetuneConfig(path, path, path, path, task=TaskOptions()).as_json()
@@ -202,8 +204,54 @@ def test_runs_of_the_previous_version_resume() -> None:
         if info.policy != "same"
     }
     assert found == expected
+    assert {
+        name.rpartition(".")[2]
+        for options in (pretrain, finetune)
+        for name, info in options.known.items()
+        if info.policy == "content"
+    } == places
     for options in (pretrain, finetune):
         assert not compare_options(json.loads(json.dumps(options)), options).refused
+
+
+@dataclass(frozen=True)
+class Placed:
+    data: tuple[str, ...] = option((), resume="content")
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def placed(*data: str, **digests: str) -> RunOptions:
+    inputs = {
+        key: RunInput(f"the set {key}", lambda digest=digest: {"clips": digest}, "data")
+        for key, digest in digests.items()
+    }
+    return RunOptions.of(Placed(data), inputs)
+
+
+def refusal(out: Path, options: RunOptions, **accept: bool) -> str:
+    found = examine(out, options, **accept).refusal
+    return "" if found is None else str(found)
+
+
+def test_content_decides_and_not_how_a_path_is_spelled(tmp_path: Path) -> None:
+    decide(tmp_path, placed("a/x", a="1"))
+    for same in ("a/x", "/elsewhere/y", "a/x/", "a/x:train", "a/x=1"):
+        assert refusal(tmp_path, placed(same, a="1")) == ""
+    assert "data: ['a/x'] → ['a/x=2']" in refusal(tmp_path, placed("a/x=2", a="1"))
+    assert "data: ['a/x'] → ['a/x:val']" in refusal(tmp_path, placed("a/x:val", a="1"))
+    assert "the set a: changed" in refusal(tmp_path, placed("a/x", a="2"))
+    assert refusal(tmp_path, placed("b", a="2"), accept_changed=True) == ""
+    assert "data" in refusal(tmp_path, placed("b=2", a="2"), accept_changed=True)
+
+
+def test_without_a_fingerprint_the_real_path_decides(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    out = tmp_path / "run"
+    decide(out, placed(str(tmp_path / "data")))
+    assert refusal(out, placed(f"{tmp_path}/link/:train", a="1")) == ""
+    assert "data" in refusal(out, placed("elsewhere", a="1"))
+    assert refusal(out, placed("elsewhere", a="1"), accept_changed=True) == ""
 
 
 def test_a_run_is_done_when_its_last_step_is_evaluated(tmp_path: Path) -> None:

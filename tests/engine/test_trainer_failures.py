@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from tests.engine.toy_processes import (
     train,
     weights,
 )
+from tests.forked import ROOT, rank_env
 
 
 def wait_for_history(out: Path) -> None:
@@ -37,7 +41,8 @@ def wait_for_history(out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("world", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGUSR1)]
+    ("world", "number"),
+    [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGUSR1), (1, signal.SIGHUP)],
 )
 def test_a_signal_to_one_rank_saves_and_requests_a_requeue(
     tmp_path: Path, world: int, number: signal.Signals
@@ -144,6 +149,66 @@ def test_too_many_skipped_steps_stop_the_run(tmp_path: Path) -> None:
     code, output = train(tmp_path / "run", poison=3, max_skipped=0)
     assert code == 4
     assert "--max-skipped" in output
+
+
+def test_skipped_steps_are_counted_without_logging(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code, output = train(out, poison_every=1, steps=5000, log_every=1_000_000, save_every=10_000)
+    assert code == 4, output
+    assert max(history(out)) <= 100, "the cap is 50, and flags are read at least every 50 steps"
+    assert max(history(out)) > 50
+
+
+def test_an_exploded_model_is_not_blamed_on_clips(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code, output = train(out, lr=1e30, max_skipped=5, warmup=0)
+    assert code == 4, output
+    verdicts = [
+        json.loads(path.read_text())["replay"]["verdict"]
+        for path in (out / "anomalies").glob("*/report.json")
+    ]
+    assert verdicts
+    assert all("the model has diverged" in verdict for verdict in verdicts), verdicts
+    assert not any("clip clip" in verdict for verdict in verdicts)
+
+
+@pytest.mark.parametrize("reader", ["tee log", "head -1", "tee log | head -1"])
+def test_ctrl_c_in_a_pipeline_saves_though_the_reader_dies(tmp_path: Path, reader: str) -> None:
+    """The terminal sends SIGINT to the foreground group: training and what reads its output."""
+    out, options = tmp_path / "run", {"ds_config": "zero1_fp32", "steps": 100_000}
+    line = (
+        f'cd {tmp_path}; PYTHONPATH={ROOT} {sys.executable} -m tests.engine.toy {out} "$0"'
+        f" | {reader}; echo ${{PIPESTATUS[0]}} > code"
+    )
+    # the shell itself ignores SIGINT, as an interactive one does; its children do not
+    script = f"trap : INT; {line}"
+    options["save_every"] = 100_000
+    shell = subprocess.Popen(
+        ["bash", "-c", script, json.dumps(options)],
+        env=rank_env(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for_history(out)
+    os.killpg(shell.pid, signal.SIGINT)
+    shell.wait(120)
+    assert (tmp_path / "code").read_text() == "75\n"
+    assert step_of(checkpoints(out)[0]) == max(history(out))
+
+
+def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does; children inherit it
+    try:
+        line = [sys.executable, "-m", "tests.engine.toy", str(out), '{"ds_config": "zero1_fp32"}']
+        run = subprocess.Popen(line, cwd=ROOT, env=rank_env(), stdout=subprocess.DEVNULL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_for_history(out)
+    run.send_signal(signal.SIGHUP)
+    assert run.wait(120) == 0
+    assert step_of(checkpoints(out)[0]) == 20
 
 
 def test_single_skipped_steps_do_not_stop_a_run(tmp_path: Path) -> None:

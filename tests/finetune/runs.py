@@ -1,7 +1,7 @@
 """Runs benchmark commands quickly: one interpreter imports everything and forks the ranks of each
 job.
 
-run_jobs([Job("msrvtt_qa", ["--steps", "2", …], world=2)])    →    [Ended(codes, output)]
+run_jobs([FinetuneCommand("msrvtt_qa", ["--steps", "2", …], world=2)])  →  [Ended(codes, output)]
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
-class Job:
+class FinetuneCommand:
     """One command."""
 
     benchmark: str
@@ -50,7 +50,7 @@ class Ended:
     output: str
 
 
-def run_jobs(jobs: Sequence[Job]) -> list[Ended]:
+def run_jobs(jobs: Sequence[FinetuneCommand]) -> list[Ended]:
     """Run them in order."""
     line = [sys.executable, "-m", "tests.finetune.runs", json.dumps([asdict(job) for job in jobs])]
     done = subprocess.run(
@@ -66,7 +66,7 @@ def run_jobs(jobs: Sequence[Job]) -> list[Ended]:
     return [Ended(**ended) for ended in json.loads(done.stdout.splitlines()[-1])]
 
 
-def _rank(job: Job, rank: int) -> int:
+def _rank(job: FinetuneCommand, rank: int) -> int:
     if rank == 0 and job.kill_at:
         _arm(job.kill_at)
     script = importlib.import_module(f"finetune.{job.benchmark}")
@@ -108,12 +108,12 @@ def _poison(task: Any, position: int) -> None:
     task.__call__ = poisoned
 
 
-def _run(job: Job, logs: Path) -> Ended:
+def _run(job: FinetuneCommand, logs: Path) -> Ended:
     ranks = RankProcesses(job.world, logs, partial(_rank, job))
     return Ended(ranks.finish(TIMEOUT_S), ranks.output())
 
 
-def _serve(jobs: Sequence[Job]) -> None:
+def _serve(jobs: Sequence[FinetuneCommand]) -> None:
     import tempfile
 
     import deepspeed  # noqa: F401
@@ -127,4 +127,4 @@ def _serve(jobs: Sequence[Job]) -> None:
 
 
 if __name__ == "__main__":
-    _serve([Job(**job) for job in json.loads(sys.argv[1])])
+    _serve([FinetuneCommand(**job) for job in json.loads(sys.argv[1])])

@@ -18,7 +18,7 @@ from allinone.finetune.command import main, parse
 from allinone.finetune.config import FinetuneConfig
 from allinone.finetune.tasks import TASKS
 from allinone.finetune.tasks.options import RetrievalOptions
-from tests.finetune.official import Sample
+from tests.finetune.official import MadeUpBenchmark
 from tests.finetune.runs import ROOT
 
 HEAVY = ("torch", "transformers", "deepspeed", "nvidia.dali", "av", "numpy")
@@ -140,7 +140,7 @@ def test_flags_and_files_override_a_variants_defaults(
 
 
 def test_named_rows_read_the_splits_of_their_protocol(
-    samples: Callable[[str], Sample],
+    samples: Callable[[str], MadeUpBenchmark],
 ) -> None:
     benchmark = load_benchmark("msrvtt_retrieval")
     config = replace(benchmark.config, annotations=samples("msrvtt").annotations)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from allinone.finetune.annotations.schema import AnnotationError, LabelItem, Media, Split
 from allinone.finetune.benchmark import Benchmark
@@ -22,7 +24,7 @@ from allinone.finetune.tasks.action_recognition import ActionRecognition
 from allinone.finetune.tasks.open_ended_qa import OpenEndedQA
 from allinone.finetune.tasks.options import ActionOptions, QAOptions, RetrievalOptions
 from allinone.finetune.tasks.retrieval import Retrieval
-from tests.finetune.official import Sample
+from tests.finetune.official import MadeUpBenchmark
 from tests.tools.conftest import tiny_model
 
 
@@ -49,7 +51,7 @@ def answering(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def refused(
-    samples: Callable[[str], Sample],
+    samples: Callable[[str], MadeUpBenchmark],
     model: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -102,7 +104,7 @@ def test_missing_annotations_or_media_name_the_archive(
 
 
 def test_a_wrong_column_is_named(
-    refused: Callable[..., str], samples: Callable[[str], Sample], tmp_path: Path
+    refused: Callable[..., str], samples: Callable[[str], MadeUpBenchmark], tmp_path: Path
 ) -> None:
     shutil.copytree(samples("msrvtt").annotations, tmp_path / "annotations")
     path = tmp_path / "annotations" / "MSRVTT_JSFUSION_test.csv"
@@ -163,3 +165,17 @@ def test_a_label_outside_the_range_names_the_item() -> None:
         task.trainable(split)
     with pytest.raises(AnnotationError, match="classes that are not"):
         task.trainable(Split("train", split.items, (), ("run", "fall")))
+
+
+def test_weights_that_do_not_fit_are_refused_before_media_are_probed(
+    refused: Callable[..., str], model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "more words"
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = "backbone.text_embeddings.word.weight"
+    tensors[name] = torch.cat([tensors[name], tensors[name][:2]])
+    save_file(tensors, folder / "model.safetensors")
+    message = refused(QA, checkpoint=folder)
+    assert "words, the vocabulary of this project" in message
+    assert not (tmp_path / "cache" / "media").exists()

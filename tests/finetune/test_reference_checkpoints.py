@@ -12,7 +12,7 @@ import torch
 from allinone.finetune.evaluation.results import read_predictions, read_results
 from tests.finetune.official import WRITERS
 from tests.finetune.reference import objectives, random_tensors, reference_model
-from tests.finetune.runs import Ended, Job, run_jobs
+from tests.finetune.runs import Ended, FinetuneCommand, run_jobs
 from tests.tools.lightning import save
 
 PLAIN = "--eval-only --workers 0 --dali-threads 1 --ds-config zero1_fp32"
@@ -56,7 +56,7 @@ def ended(root: Path) -> dict[str, Ended]:
             "cache": root / "cache",
         }
         words = [word for option, path in places.items() for word in (f"--{option}", str(path))]
-        jobs.append(Job(benchmark, [*words, *PLAIN.split()]))
+        jobs.append(FinetuneCommand(benchmark, [*words, *PLAIN.split()]))
     return dict(zip(JOBS, run_jobs(jobs), strict=True))
 
 

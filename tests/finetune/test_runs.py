@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from allinone.engine.checkpoint.weights import best_weights
 from allinone.finetune.evaluation.results import read_predictions, read_results
 from tests.finetune.official import WRITERS
-from tests.finetune.runs import Ended, Job, run_jobs
+from tests.finetune.runs import Ended, FinetuneCommand, run_jobs
 from tests.tools.conftest import tiny_model
 
 PLAIN = (
@@ -43,7 +43,7 @@ def command(
     poison: int = -1,
     data: str = "",
     checkpoint: str = "model",
-) -> Job:
+) -> FinetuneCommand:
     sample = root / (data or "msrvtt")
     places = {
         "annotations": sample / "annotations",
@@ -52,7 +52,7 @@ def command(
         "out": root / "out" / out,
     }
     argv = [text for name, path in places.items() for text in (f"--{name}", str(path))]
-    return Job(
+    return FinetuneCommand(
         benchmark,
         [*argv, "--cache", str(root / "cache"), *PLAIN.split(), *more],
         world,

@@ -13,7 +13,7 @@ import pytest
 from allinone.finetune.command import parse
 from allinone.finetune.evaluation.results import PREDICTIONS, read_predictions, read_results
 from tests.finetune.official import WRITERS
-from tests.finetune.runs import ROOT, Ended, Job, run_jobs
+from tests.finetune.runs import ROOT, Ended, FinetuneCommand, run_jobs
 from tests.tools.conftest import tiny_model
 
 PLAIN = (
@@ -81,14 +81,16 @@ def ended(root: Path) -> dict[str, Ended]:
     """All scripts, trained and evaluated; then two of them, evaluated on hidden labels with the
     weights that they trained."""
 
-    def job(name: str, sample: str, out: str, checkpoint: str, options: tuple[str, ...]) -> Job:
+    def job(
+        name: str, sample: str, out: str, checkpoint: str, options: tuple[str, ...]
+    ) -> FinetuneCommand:
         places = {
             "annotations": root / sample / "annotations",
             "media": root / sample / "media",
             "checkpoint": root / checkpoint,
         }
         argv = [text for option, path in places.items() for text in (f"--{option}", str(path))]
-        return Job(
+        return FinetuneCommand(
             name,
             [
                 *argv,

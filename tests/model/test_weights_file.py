@@ -109,6 +109,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=message) as caught:
             read_weights(path)
         assert str(path) in str(caught.value)
+        assert "weights_only" not in str(caught.value), "torch's advice to load it unsafely"
     for content, message in (
         (torch.zeros(2), "holds a Tensor"),
         ({"epoch": 3}, "its keys are epoch"),

@@ -146,6 +146,7 @@ def test_the_written_folder_is_loaded_by_the_auto_classes(tiny: Path) -> None:
         224,
         40,
     )
+    assert processor.config.geometry == "squash", "as the original evaluates these weights"
 
 
 def test_tiny_at_384_pixels_and_8_frames_has_the_shapes_and_runs(tiny: Path) -> None:

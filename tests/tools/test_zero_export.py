@@ -78,12 +78,13 @@ def test_partitions_of_every_stage_hold_the_gathered_weights(
     equal(tmp_path / "joined", load_file(folder / "weights" / "model.safetensors"))
 
 
-def test_a_run_is_exported_with_its_normalisation(zero3: Path, tmp_path: Path) -> None:
+def test_a_run_is_exported_with_normalisation_and_geometry(zero3: Path, tmp_path: Path) -> None:
     assert main(["to-safetensors", str(zero3.parent.parent), "--out", str(tmp_path / "out")]) == 0
     model = AllInOneForPreTraining.from_pretrained(tmp_path / "out")
     assert model.config.hidden_size == 24
     processor = AllInOneProcessor.from_pretrained(tmp_path / "out")
     assert processor.config.std == (0.5, 0.25, 0.5)
+    assert processor.config.geometry == "squash"
     assert (processor.clip.num_frames, processor.clip.image_size, processor.clip.max_text_len) == (
         2,
         32,

@@ -78,7 +78,11 @@ def run(out: Path, options: dict[str, object]) -> int:
         facts = {
             "train": vars(config),
             "model": {"size": "odd"},
-            "loader": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.25, 0.5]},
+            "loader": {
+                "mean": [0.5, 0.5, 0.5],
+                "std": [0.5, 0.25, 0.5],
+                "geometry": "squash",
+            },
         }
         Trainer(config, model=model, objective=task, data=data, run_config=facts, out=out).train()  # type: ignore[arg-type]
 

@@ -100,14 +100,11 @@ def own_problems(
     return problems
 
 
-def exchange_problems(
-    name: str, results: Results, pairs: Mapping[frozenset[str], float], slow: float
-) -> list[str]:
+def exchange_problems(name: str, pairs: Mapping[frozenset[str], float], slow: float) -> list[str]:
     """Find out whether a node is at fault in the exchanges with its neighbours.
 
     Args:
         name: The node.
-        results: Results of all nodes.
         pairs: Rates of all exchanges.
         slow: Share of the median rate below which an exchange is slow.
 
@@ -168,7 +165,7 @@ def verdict(results: Results, slow: float, max_clock_s: float) -> dict[str, list
     pairs = rates_between(results)
     problems = {}
     for name, result in results.items():
-        shared = exchange_problems(name, results, pairs, slow)
+        shared = exchange_problems(name, pairs, slow)
         shared += clock_problems(name, results, max_clock_s)
         own = own_problems(result, median, slow)
         problems[name] = own + [("all-reduce", text) for text in shared]
@@ -246,7 +243,7 @@ def _common_fault(problems: Mapping[str, Sequence[tuple[str, str]]]) -> int:
 
     if everywhere("start"):
         print(
-            "error: the check started on no node, which is not the fault of the nodes; see srun's"
+            "error: the check started on no node; this does not show bad nodes, see srun's"
             " messages above"
         )
         return 1
@@ -258,7 +255,7 @@ def _common_fault(problems: Mapping[str, Sequence[tuple[str, str]]]) -> int:
     bad = sum(bool(found) for found in problems.values())
     if bad > max(1, len(problems) // 2):
         print(
-            f"error: {bad} of {len(problems)} nodes failed the check; that is hardly the fault of"
+            f"error: {bad} of {len(problems)} nodes failed the check; the cause is probably not in"
             " single nodes, so none is left out"
         )
         return 1

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from allinone.common.errors import InputError
 from allinone.data.config import DataConfig
@@ -16,6 +15,7 @@ from allinone.data.processor import AllInOneProcessor
 from allinone.engine.checkpoint import weights
 from allinone.engine.checkpoint.layout import CheckpointError
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
+from allinone.model.weights_file import read_weights
 from allinone.pretrain.objectives.registry import objective_of_head
 
 
@@ -86,8 +86,6 @@ def load_checkpoint(path: Path, device: str = "auto", option: str = "--checkpoin
     Raises:
         InputError: The folder holds no All-in-one model, or `device` is not available.
     """
-    from transformers.utils import logging
-
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no GPU on this machine; use --device cpu")
     weights = find_weights(path, option)
@@ -99,18 +97,18 @@ def load_checkpoint(path: Path, device: str = "auto", option: str = "--checkpoin
         raise InputError(
             f"{option} {weights} holds a model of type {kind!r}, not {AllInOneConfig.model_type!r}"
         )
-    # transformers would warn about missing and unknown heads; the task that needs a head reports it
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        model, info = AllInOneForPreTraining.from_pretrained(
-            weights, output_loading_info=True, local_files_only=True
-        )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        file = read_weights(weights)
+        model = AllInOneForPreTraining(AllInOneConfig.from_pretrained(weights))
+        tensors = file.tensors
+        if not any(name.startswith("backbone.") for name in tensors):  # a bare AllInOneModel
+            tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
+        info = model.load_state_dict(tensors, strict=False)
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{option} {weights} cannot be loaded: {reason}") from error
     # the temperature of the contrastive loss has a default and is not needed for inference
-    absent = [name for name in info["missing_keys"] if not name.startswith("logit_scale")]
+    absent = [name for name in info.missing_keys if not name.startswith("logit_scale")]
     backbone = sorted(name for name in absent if name.startswith("backbone."))
     if backbone:
         raise InputError(
@@ -125,7 +123,7 @@ def load_checkpoint(path: Path, device: str = "auto", option: str = "--checkpoin
         data=replace(AllInOneProcessor.from_pretrained(weights).config, dali_threads=1),
         trained=run.get("objective"),
         missing=sorted({name.split(".")[0] for name in absent}),
-        unknown=sorted(info["unexpected_keys"]),
+        unknown=sorted(info.unexpected_keys),
     )
 
 

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from allinone.common.atomic_io import publish_dir
 from allinone.common.errors import InputError
-from allinone.data.config import ClipConfig
-from allinone.data.processor import AllInOneProcessor
+from allinone.data.config import ClipConfig, DataConfig
+from allinone.data.processor import AllInOneProcessor, released_data_config
 from allinone.engine.checkpoint.layout import CheckpointError
 from allinone.engine.checkpoint.zero_reader import weights_from_shards
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
@@ -47,11 +47,20 @@ def check_out(out: Path) -> None:
         )
 
 
-def _publish(model: AllInOneForPreTraining, report: LoadReport, out: Path) -> None:
-    """Write the model folder and report where each tensor came from."""
+def _publish(
+    model: AllInOneForPreTraining, report: LoadReport, out: Path, data: DataConfig | None = None
+) -> None:
+    """Write the model folder and report where each tensor came from.
+
+    Args:
+        model: The model.
+        report: Origin of each tensor.
+        out: The model folder to write.
+        data: How inputs are made; None for ImageNet's normalisation and crops.
+    """
     config = model.config
     processor = AllInOneProcessor(
-        ClipConfig(config.num_frames, config.image_size, config.max_text_len)
+        ClipConfig(config.num_frames, config.image_size, config.max_text_len), data
     )
 
     def fill(folder: Path) -> None:
@@ -102,7 +111,12 @@ def from_reference(
             f" {size}; pre-training from this folder needs --distillation-token"
             f" {config.distillation_token}"
         )
-    _publish(model, report, out)
+    data = released_data_config(file.tensors)
+    report.notes.append(
+        f"geometry: {data.geometry}, mean {data.mean[0]:g}, std {data.std[0]:g} in"
+        " processor_config.json (how the original makes the inputs of this checkpoint)"
+    )
+    _publish(model, report, out, data)
 
 
 def _is_distilled(tensors: Mapping[str, torch.Tensor]) -> bool:
@@ -164,6 +178,7 @@ def from_bert(
     torch.manual_seed(seed)
     kept: dict[str, torch.Tensor] = {}
     new: tuple[str, ...] = (*VIDEO_PARTS, *_JOINT)
+    data: DataConfig | None = None
     if model is not None:
         # before the config, so that the error for a folder without weights names the weights
         read_weights(model)
@@ -171,12 +186,14 @@ def from_bert(
         loaded, report = load_resized(model, config)
         report.source = f"{source} and {model}"
         kept = dict(loaded.state_dict())
+        data = AllInOneProcessor.from_pretrained(model).config
         new = ()
     else:
         config = AllInOneConfig.from_size(str(size), **shape)
     text, unexpected = bert_weights(read_weights(locate(source)).tensors, report)
     weights = {**kept, **text}
-    _publish(assemble(config, weights, report, unexpected=unexpected, may_be_new=new), report, out)
+    joined = assemble(config, weights, report, unexpected=unexpected, may_be_new=new)
+    _publish(joined, report, out, data)
 
 
 def to_safetensors(checkpoint: Path, out: Path, *, from_shards: bool) -> None:

@@ -36,13 +36,14 @@ class InputClip:
     pixels: Tensor
     """float32 [1, T, 3, S, S], normalised."""
     pictures: NDArray[np.uint8]
-    """The same crops for drawing, RGB [T, side, side, 3], at the resolution of the file."""
+    """The same crops for drawing, RGB [T, side, side, 3], at the resolution of the file, or of the
+    crop's shorter side if it was squashed."""
     numbers: tuple[int, ...]
     """Indices of these frames in the file, from 0."""
 
 
 class ClipReader:
-    """Reads a video or image file as evaluation does: middle frames of T segments, centre crop."""
+    """Reads a video or image file as evaluation does: middle frames of T segments, its geometry."""
 
     def __init__(self, config: AllInOneConfig, data: DataConfig) -> None:
         from allinone.data.loading.augmentation import augmentation_for
@@ -70,18 +71,23 @@ class ClipReader:
             )
         except (ProbeError, DecodeError) as error:
             raise InputError(f"{option} {path} cannot be used as a video: {error}") from error
-        # the crop in shares of the frame, at the file's own resolution for drawing
-        top, left, height, width = choices.box
-        rows, columns = frames.shape[1:3]
-        y = round(top * rows)
-        x = round(left * columns)
-        side = max(1, round(min(height * rows, width * columns)))
         return InputClip(
-            path,
-            self._augment([frames], [choices]),
-            frames[:, y : y + side, x : x + side],
-            choices.frames,
+            path, self._augment([frames], [choices]), _pictures(frames, choices.box), choices.frames
         )
+
+
+def _pictures(
+    frames: NDArray[np.uint8], box: tuple[float, float, float, float]
+) -> NDArray[np.uint8]:
+    """Cut the crop out of frames [T, H, W, 3]; squashed to its shorter side if it is not square."""
+    top, left, height, width = box
+    rows, columns = frames.shape[1:3]
+    y, x = round(top * rows), round(left * columns)
+    side = max(1, round(min(height * rows, width * columns)))
+    if abs(height * rows - width * columns) < 1:
+        return frames[:, y : y + side, x : x + side]
+    cut = frames[:, y : round((top + height) * rows), x : round((left + width) * columns)]
+    return np.stack([np.asarray(Image.fromarray(frame).resize((side, side))) for frame in cut])
 
 
 def media_files(folder: Path, option: str = "--videos") -> list[Path]:

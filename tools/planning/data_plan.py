@@ -30,7 +30,8 @@ def plan_data(options: DataPlan) -> int:
     except ValueError as error:
         raise InputError(str(error)) from error
     clip = ClipConfig(num_frames=options.frames, image_size=options.image_size)
-    cost = measure(spec, clip, DataConfig(), options.clips)
+    config = DataConfig(geometry=options.geometry, augment=options.augment)
+    cost = measure(spec, clip, config, options.clips)
     training = {
         name: getattr(options, name)
         for name in ("samples_per_s", "gpus", "gpus_per_node", "cores", "storage_mb_per_s")
@@ -42,7 +43,7 @@ def plan_data(options: DataPlan) -> int:
         prepared = json.loads((spec.path / "dataset.json").read_text())
         target = spec.path.with_name(spec.path.name + "-train")
         command = suggest_reencode(cost, prepared["options"], target, clip)
-        cost_after = measure_reencoded(cost, spec, clip, DataConfig()) if command else None
+        cost_after = measure_reencoded(cost, spec, clip, config) if command else None
         estimate_after = estimate(cost_after, **training) if cost_after else None
     if options.json:
         content = {
@@ -54,7 +55,7 @@ def plan_data(options: DataPlan) -> int:
         }
         print(json.dumps(content))
     else:
-        print(_text(cost, throughput))
+        print(_text(cost, throughput, config))
         if command and cost_after and estimate_after:
             print(_suggestion(command, cost_after, estimate_after))
         elif not throughput.enough:
@@ -65,15 +66,15 @@ def plan_data(options: DataPlan) -> int:
     return 0 if throughput.enough else 1
 
 
-def _text(cost: ClipCost, estimate: Throughput) -> str:
+def _text(cost: ClipCost, estimate: Throughput, config: DataConfig) -> str:
+    work = "crop, resize and RandAugment" if config.uses_randaug else "crop and resize"
     counts = sorted(cost.codecs.items(), key=lambda pair: -pair[1])
     codecs = ", ".join(f"{name} {number}" for name, number in counts)
     lines = [
         f"{cost.clips} clips measured: {codecs}; {cost.width} x {cost.height}, {cost.gop:.0f}"
         f" frames per GOP (medians), {size(cost.size_bytes)}",
         f"  read {cost.read_ms:.1f} ms, decode {cost.decode_ms:.1f} ms (99 % below"
-        f" {cost.slowest_decode_ms:.1f}), crop and resize {cost.augment_ms:.1f} ms per clip on one"
-        " core",
+        f" {cost.slowest_decode_ms:.1f}), {work} {cost.augment_ms:.1f} ms per clip on one core",
         f"  GOP trimming keeps {100 * cost.trimmed_share:.0f} % of the bytes and takes"
         f" {cost.trim_ms:.1f} ms",
         "only CPU decoding (--decoder pyav) is evaluated; with --decoder dali, NVDEC would decode"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -59,6 +60,10 @@ class DataPlan:
     """Frames per clip."""
     image_size: int = 224
     """Height and width of a frame, pixels."""
+    geometry: Literal["crop", "squash"] = "crop"
+    """How the training makes videos square; squash resizes more pixels of a wide frame."""
+    augment: Literal["none", "randaug"] = "none"
+    """Augmentation of the training."""
     json: bool = False
     """Print one JSON object."""
 

@@ -26,7 +26,7 @@ def plan_train(options: TrainPlan, recipe_options: Sequence[str]) -> int:
         network = find_network(options.network or USUAL_NETWORK.get(options.device, "ib-hdr"))
     except ValueError as error:
         raise InputError(f"{error}; see --device, --network") from error
-    config, _ = parse([options.recipe, *recipe_options])
+    config, _ = parse([options.recipe, *recipe_options], prog="tools/plan.py train")
     try:
         config.model_config()
         plan = make_plan(

@@ -52,13 +52,14 @@ def next_words(argv: Sequence[str], options: Sequence[Option]) -> list[str]:
         return []
     for option in options:
         if last == f"--{option.flag}" and not option.positional and option.type is not bool:
-            return _literal_values(option.type)
+            return literal_values(option.type)
     flags = [f"--{option.flag}" for option in options if not option.positional]
     negations = [f"--no-{option.flag}" for option in options if option.type is bool]
     return [*flags, *negations, *(f"--{name}" for name in SPECIAL)]
 
 
-def _literal_values(kind: Any) -> list[str]:
+def literal_values(kind: Any) -> list[str]:
+    """The values that an option of this type may have; empty if they are not listed."""
     if get_origin(kind) is Literal:
         return [str(value) for value in get_args(kind)]
-    return [value for inner in get_args(kind) for value in _literal_values(inner)]
+    return [value for inner in get_args(kind) for value in literal_values(inner)]

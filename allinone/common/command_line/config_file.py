@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any, get_origin
@@ -10,7 +10,7 @@ from typing import Any, get_origin
 from allinone.common.command_line.messages import suggestion
 from allinone.common.command_line.option_tree import Option, options_of
 from allinone.common.errors import InputError
-from allinone.common.options import plain
+from allinone.common.options import INPUTS, plain
 
 
 def config_from_file(path: Path, default: Any, renamed: Mapping[str, str] | None = None) -> Any:
@@ -32,9 +32,22 @@ def config_from_file(path: Path, default: Any, renamed: Mapping[str, str] | None
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Refuses a name that is given twice; PyYAML silently takes the last value."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for number, name in enumerate(names):
+                if name in names[:number]:
+                    raise InputError(
+                        f"--config {path}, line {node.value[number][0].start_mark.line + 1}:"
+                        f" {name} is given twice; keep one of them"
+                    )
+            return super().construct_mapping(node, deep)
+
     # the JSON of run.json is YAML too
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise InputError(f"--config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -43,6 +56,8 @@ def config_from_file(path: Path, default: Any, renamed: Mapping[str, str] | None
         raise InputError(f"--config {path} must hold options, `name: value` on each line")
     if isinstance(content.get("run"), dict):
         content = content["run"]
+    # run.json of a run also has the fingerprints of its data, which are no options
+    content = {name: value for name, value in content.items() if name != INPUTS}
     by_path = {option.path: option for option in options_of(default)}
     by_flag = {option.flag: option for option in by_path.values()}
     changes: dict[tuple[str, ...], Any] = {}
@@ -58,7 +73,7 @@ def config_from_file(path: Path, default: Any, renamed: Mapping[str, str] | None
         changes[option.path] = _converted(value, option, path)
     try:
         return _changed(default, changes)
-    except (TypeError, ValueError) as error:  # options are missing, or out of their range
+    except (TypeError, ValueError) as error:  # out of their range
         raise InputError(f"--config {path}: {error}") from error
 
 
@@ -102,7 +117,35 @@ def _changed(default: Any, changes: Mapping[tuple[str, ...], Any]) -> Any:
             here[name] = _changed(entry.default_factory(), inner)
         else:
             here[name] = _changed(getattr(default, name), inner)
-    return default(**here) if isinstance(default, type) else replace(default, **here)
+    if not isinstance(default, type):
+        return replace(default, **here)
+    missing = [
+        entry.name
+        for entry in fields(default)
+        if entry.default is MISSING and entry.default_factory is MISSING and entry.name not in here
+    ]
+    return _without(default, missing, here) if missing else default(**here)
+
+
+def _without(kind: type, missing: Sequence[str], values: Mapping[str, Any]) -> Any:
+    """An instance that lacks required fields, for tyro only: it reads them from the flags.
+
+    `__post_init__` does not run: it would check fields that have no value yet.
+    """
+    from tyro import MISSING_NONPROP
+
+    instance: Any = object.__new__(kind)
+    for entry in fields(kind):
+        if entry.name in missing:
+            value: Any = MISSING_NONPROP
+        elif entry.name in values:
+            value = values[entry.name]
+        elif entry.default_factory is not MISSING:
+            value = entry.default_factory()
+        else:
+            value = entry.default
+        object.__setattr__(instance, entry.name, value)
+    return instance
 
 
 def to_yaml(config: Any) -> str:

@@ -67,6 +67,10 @@ def suggestion(name: str, valid: Sequence[str], prefix: str = "") -> str:
     Returns:
         At most three suggestions as a question and a space; empty if no valid name is close.
     """
-    synonym = SYNONYMS.get(name)
-    near = [synonym] if synonym in valid else difflib.get_close_matches(name, valid, 3)
+    synonyms = {word: ours for word, ours in SYNONYMS.items() if ours in valid}
+    if name in synonyms:
+        near = [synonyms[name]]
+    else:  # also a misspelt synonym
+        words = difflib.get_close_matches(name, [*valid, *synonyms], 3)
+        near = list(dict.fromkeys(synonyms.get(word, word) for word in words))
     return f"did you mean {' or '.join(f'{prefix}{found}' for found in near)}? " if near else ""

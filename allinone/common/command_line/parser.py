@@ -14,12 +14,13 @@ from typing import Any
 from allinone.common.command_line.completion import (
     CompletionRequest,
     is_completing,
+    literal_values,
     next_words,
 )
 from allinone.common.command_line.config_file import config_from_file, to_yaml
 from allinone.common.command_line.flags import check_flags
-from allinone.common.command_line.messages import fail, print_version, shown_name
-from allinone.common.command_line.option_tree import class_of, options_of
+from allinone.common.command_line.messages import fail, print_version, shown_name, suggestion
+from allinone.common.command_line.option_tree import Option, class_of, options_of
 from allinone.common.exit_codes import exit_codes_help
 from allinone.common.options import renamed_options
 
@@ -100,7 +101,7 @@ def _parse_with_tyro(default: Any, arguments: list[str], prog: str, description:
     except SystemExit as error:
         if not error.code:
             raise
-    return fail(prog, f"{_message_of(caught.getvalue())}; see {prog} --help")
+    return fail(prog, f"{_message_of(caught.getvalue(), options_of(default))}; see {prog} --help")
 
 
 @contextlib.contextmanager
@@ -117,7 +118,7 @@ def _columns(number: int) -> Iterator[None]:
             os.environ["COLUMNS"] = before
 
 
-def _message_of(box: str) -> str:
+def _message_of(box: str, options: Sequence[Option]) -> str:
     """The sentences of tyro's error box, without frame, help text and names of its internals."""
     sentences: list[str] = []
     for line in box.splitlines()[1:]:  # the first line is the title
@@ -129,8 +130,18 @@ def _message_of(box: str) -> str:
         sentences.append(words)
     text = " ".join(sentences) or box.strip()
     text = re.sub(r"^Error parsing ([\w.]+): (?=.*--)", "", text)  # the name of a nested dataclass
-    text = re.sub(r"\S*__tyro\S*", "", text)
-    return text.removesuffix(".")
+    text = re.sub(r"\S*__tyro\S*", "", text).removesuffix(".")
+    text = re.sub(r"^Missing from [\w ./-]+: ", "missing: ", text)
+    if found := re.search(r"invalid choice '(.*)' for argument '--(\S+)'", text):
+        given, flag = found.groups()
+        kind = next((option.type for option in options if option.flag == flag), None)
+        values = literal_values(kind)  # tyro lists them in no order, with None
+        near = suggestion(given, values)
+        return f"--{flag}: invalid choice {given!r}; {near}choose from: {', '.join(values)}"
+    if found := re.search(r"(--\S+): no type matching (.*) could be .* from \['(.*)'\]", text):
+        flag, kinds, given = found.groups()
+        return f"{flag} {given}: expected {kinds.replace('{None}|', '').replace('|', ' or ')}"
+    return text
 
 
 def _special_arguments(argv: list[str], prog: str) -> tuple[list[str], Path | None, bool]:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from allinone.common.console import forgive_output, setup_logging
 from allinone.common.errors import AllInOneError
 from allinone.common.exit_codes import ExitCode
+from allinone.common.limits import explain
+from allinone.common.surroundings import adapt, say
 
 EXTRAS = {
     **dict.fromkeys(("deepspeed", "megatron", "tensorboard", "grain", "absl", "psutil"), "train"),
@@ -29,6 +31,7 @@ def run_command(command: Callable[[], int | None]) -> int:
     forgive_output()
     setup_logging()
     try:
+        say(adapt())
         return int(command() or 0)
     except AllInOneError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -38,7 +41,13 @@ def run_command(command: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells report it
-    except ModuleNotFoundError as error:
+    except (OSError, RuntimeError, ImportError) as error:
+        if limit := explain(error):
+            print(f"error: {limit}", file=sys.stderr)
+            return int(ExitCode.USAGE)
+        if not isinstance(error, ModuleNotFoundError):
+            traceback.print_exc()
+            return int(ExitCode.FAILURE)
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             traceback.print_exc()

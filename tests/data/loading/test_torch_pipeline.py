@@ -54,7 +54,7 @@ def levels(config: DataConfig, clip: ClipConfig, frames: np.ndarray, box: tuple)
     colour = (1.2, 0.8, 1.3) if config.color_jitter else (1.0, 1.0, 1.0)
     both = []
     for kind in ("dali", "torch"):
-        chosen = replace(config, augmentation=kind)
+        chosen = replace(config, augment_backend=kind)
         pixels = [
             augmentation_for(clip, chosen, CPU, 1)(
                 [np.ascontiguousarray(frames)], [SampleChoices(0, (0,), box, flip, *colour)]
@@ -150,7 +150,7 @@ def test_without_dali_everything_runs_on_the_twin(
     assert len(warnings) == 1, "training warns once, evaluation and processor do not"
     assert DALI_PACKAGE in warnings[0]
     monkeypatch.undo()
-    dali = pixels_of(prepared, DataConfig(workers=0, augmentation="dali"))
+    dali = pixels_of(prepared, DataConfig(workers=0, augment_backend="dali"))
     for name, pixels in dali.items():
         difference = (pixels - twin[name]).abs() * min(DataConfig().std) * 255
         assert difference.max() < 1.01, name
@@ -163,16 +163,18 @@ def test_with_dali_it_is_the_default_and_nothing_warns(caplog: pytest.LogCapture
         found = augmentation.training_augmentations(clip, config, CPU, 1)
     assert [type(one).__name__ for one in found] == ["DaliPipeline"]
     assert not caplog.records
-    chosen = augmentation_for(clip, replace(config, augmentation="torch"), CPU, 1)
+    chosen = augmentation_for(clip, replace(config, augment_backend="torch"), CPU, 1)
     assert isinstance(chosen, TorchPipeline)
 
 
-@pytest.mark.parametrize(("name", "option"), [("augmentation", "dali"), ("decoder", "dali")])
+@pytest.mark.parametrize(("name", "option"), [("augment_backend", "dali"), ("decoder", "dali")])
 def test_asking_for_dali_without_it_names_its_package(
     without_dali: None, name: str, option: str
 ) -> None:
     config = DataConfig(**{name: option})  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=f"--{name} dali needs DALI.*{DALI_PACKAGE}"):
+    with pytest.raises(
+        ConfigError, match=f"--{name.replace('_', '-')} dali needs DALI.*{DALI_PACKAGE}"
+    ):
         augmentation_for(ClipConfig(), config, CPU, 1)
 
 

@@ -20,8 +20,15 @@ from allinone.data.index import SCHEMA, VIDEO_SCHEMA, Index
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from allinone.data.prepare.verify import distributions
 from allinone.tools import check_data
-from allinone.tools.inspection.pictures import FRAME, GAP, contact_sheet
+from allinone.tools.inspection.pictures import (
+    FRAME,
+    GAP,
+    bin_edges,
+    contact_sheet,
+    plot_distributions,
+)
 from tests.data.helpers import howto, small_demo
+from tests.data.media import write_video
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +53,56 @@ def test_an_undamaged_folder_passes_and_gets_pictures(
             assert min(image.size) > 300
     options = ["--view", "eval", "--samples", "4", "--decodes", "0", "--quick"]
     assert check_data.main([str(prepared), *options]) == 0
+
+
+DISTRIBUTIONS = {
+    "empty": [],
+    "one": [3.0],
+    "equal": [25.0] * 9,
+    "rates of 25/s": [25.0 + k * 4e-15 for k in range(10)],
+    "neighbours": [0.1, float(np.nextafter(0.1, 1))],
+    "NaN": [float("nan")] * 3,
+    "NaN and infinity": [1.0, float("nan"), float("inf"), -float("inf"), 2.5],
+    "zeros": [0.0, 0.0],
+    "negative": [-5.5, -1.25, 3.0],
+    "integers": [float(k) for k in range(61)],
+    "decades": [1e-3, 1.0, 1e9],
+    "zero and large": [0.0, 1e12],
+    "large neighbours": [1e17, 1e17 + 16, 1e17 + 32],
+    "nearly the largest": [-1.7e308, 0.0, 1.7e308],
+    "denormal": [5e-324, 1e-300, 1.0],
+}
+"""Values that folders of real people may have, or that damaged indexes hold."""
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_any_distribution_is_plotted_with_every_value(name: str, tmp_path: Path) -> None:
+    data = np.array(DISTRIBUTIONS[name], dtype=float)
+    plot_distributions(tmp_path / "a.png", {str(k): data for k in range(6)}, name)
+    with Image.open(tmp_path / "a.png") as image:
+        assert min(image.size) > 300
+    finite = data[np.abs(data) < 1e300]  # what matplotlib can draw
+    edges = bin_edges(finite) if finite.size else None
+    if edges is not None:
+        assert np.all(np.diff(edges) > 0)
+        assert np.histogram(finite, edges)[0].sum() == finite.size, "each is in one bin"
+    elif finite.size:
+        assert np.ptp(finite) <= 1e-6 * np.abs(finite).max()
+
+
+def test_rates_that_differ_by_rounding_are_one(tmp_path: Path) -> None:
+    """Clips of 25 frames per second and of different lengths."""
+    rows = ["path,caption"]
+    for number in range(4):
+        write_video(tmp_path / f"{number}.mp4", frames=50 + 10 * number, rate=25)
+        rows.append(f"{number}.mp4,clip {number}")
+    (tmp_path / "my.csv").write_text("\n".join(rows))
+    prepare(PrepareOptions(tmp_path / "my.csv", tmp_path / "out", workers=1), progress=False)
+    rates = distributions(tmp_path / "out")["frame rate, 1/s"]
+    assert len(set(rates.tolist())) > 1, "they differ by rounding"
+    assert bin_edges(rates) is None
+    options = ["--samples", "2", "--image-size", "64", "--workers", "1"]
+    assert check_data.main([str(tmp_path / "out"), *options]) == 0
 
 
 def test_the_contact_sheet_shows_the_pixels_of_the_batch(prepared: Path, tmp_path: Path) -> None:

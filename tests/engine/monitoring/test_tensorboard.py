@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
-from allinone.engine.monitoring.tensorboard import layout
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
+
+from allinone.engine.monitoring.tensorboard import layout, open_writer
 
 
 def test_every_curve_is_in_exactly_one_chart() -> None:
@@ -56,3 +63,23 @@ def test_every_curve_is_in_exactly_one_chart() -> None:
         for name in ("own_s", "wait_s")
     ]
     assert any("FMA = 2" in title for title, *_ in charts)
+
+
+@pytest.mark.parametrize("hours_back", [0, 1, 24])
+def test_a_clock_that_was_set_back_hides_no_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours_back: int
+) -> None:
+    """Three processes of one run; each continues from step 10 or 15 with the clock set back."""
+    now = time.time()
+    for number, start in enumerate((0, 10, 15)):
+        clock = SimpleNamespace(time=lambda at=now - number * hours_back * 3600: at)
+        monkeypatch.setattr(event_file_writer, "time", clock)
+        writer = open_writer(tmp_path, purge_step=start + 1)
+        for step in range(start + 1, 21):
+            writer.add_scalar("loss", float(number), step)
+        writer.close()
+    board = EventAccumulator(str(tmp_path))
+    board.Reload()
+    points = {event.step: event.value for event in board.Scalars("loss")}
+    assert len(board.Scalars("loss")) == 20
+    assert points == {step: float((step > 10) + (step > 15)) for step in range(1, 21)}

@@ -39,7 +39,7 @@ from allinone.finetune.annotations.schema import (
 )
 from tests.finetune import official
 from tests.finetune.annotations.test_readers import load_vcr
-from tests.finetune.official import Sample
+from tests.finetune.official import MadeUpBenchmark
 
 # -- MSR-VTT ---------------------------------------------------------------------------------------
 
@@ -54,7 +54,7 @@ def ids(split: Split) -> list[str]:
 
 @pytest.mark.parametrize("form", ["own", "clip4clip", "frozen"])
 def test_msrvtts_three_forms_of_captions_give_the_same_items(
-    form: str, samples: Callable[[str], Sample], tmp_path: Path
+    form: str, samples: Callable[[str], MadeUpBenchmark], tmp_path: Path
 ) -> None:
     folder = official.msrvtt(tmp_path, form).annotations
     reference = samples("msrvtt").annotations
@@ -88,7 +88,7 @@ def test_msrvtts_missing_training_lists_are_derived(
 
 
 def test_msrvtts_1k_a_test_has_one_caption_per_video(
-    samples: Callable[[str], Sample], tmp_path: Path
+    samples: Callable[[str], MadeUpBenchmark], tmp_path: Path
 ) -> None:
     folder = samples("msrvtt").annotations
     first = retrieval(folder, "test").items[0]
@@ -185,7 +185,7 @@ def test_msrvtts_ids_are_numbers_names_or_jsfusions(tmp_path: Path) -> None:
 
 
 def test_msrvtts_three_forms_of_multiple_choice_agree(
-    samples: Callable[[str], Sample],
+    samples: Callable[[str], MadeUpBenchmark],
 ) -> None:
     folder = samples("msrvtt").annotations
     forms = [
@@ -230,7 +230,7 @@ def test_msrvtt_in_clipberts_form_has_its_own_validation_set(tmp_path: Path) -> 
 
 
 def test_msvd_keeps_captions_and_counts_unmapped_clips(
-    samples: Callable[[str], Sample], tmp_path: Path
+    samples: Callable[[str], MadeUpBenchmark], tmp_path: Path
 ) -> None:
     folder = samples("msvd").annotations
     item = msvd.load(folder, "test", task="retrieval").items[0]
@@ -254,7 +254,7 @@ def test_msvd_keeps_captions_and_counts_unmapped_clips(
 
 
 def test_tgifs_carriage_returns_are_stripped_and_forms_separate(
-    samples: Callable[[str], Sample], tmp_path: Path
+    samples: Callable[[str], MadeUpBenchmark], tmp_path: Path
 ) -> None:
     item = tgif.load(samples("tgif").annotations, "test", task="action").items[1]
     assert isinstance(item, ChoiceItem)
@@ -274,7 +274,7 @@ def test_tgifs_carriage_returns_are_stripped_and_forms_separate(
 
 
 def test_tvqas_nan_span_is_10_to_30_s_and_bbt_has_no_prefix(
-    samples: Callable[[str], Sample],
+    samples: Callable[[str], MadeUpBenchmark],
 ) -> None:
     folder = samples("tvqa").annotations
     train = tvqa.load(folder, "train-full")
@@ -300,7 +300,7 @@ def test_tvqas_nan_span_is_10_to_30_s_and_bbt_has_no_prefix(
 
 
 def test_tvqas_subtitles_are_those_of_the_span_in_both_forms(
-    samples: Callable[[str], Sample], tmp_path: Path
+    samples: Callable[[str], MadeUpBenchmark], tmp_path: Path
 ) -> None:
     srt = samples("tvqa").annotations
     lines = official.tvqa(tmp_path).annotations
@@ -319,7 +319,7 @@ def test_tvqas_subtitles_are_those_of_the_span_in_both_forms(
 
 
 def test_lsmdcs_labels_count_from_1_and_options_are_rotated(
-    samples: Callable[[str], Sample],
+    samples: Callable[[str], MadeUpBenchmark],
 ) -> None:
     folder = samples("lsmdc").annotations
     item = lsmdc.load(folder, "test", task="retrieval").items[0]
@@ -345,7 +345,7 @@ def test_lsmdcs_labels_count_from_1_and_options_are_rotated(
 
 
 def test_paragraphs_join_all_sentences_of_any_spelling(
-    samples: Callable[[str], Sample],
+    samples: Callable[[str], MadeUpBenchmark],
 ) -> None:
     item = activitynet.load(samples("activitynet").annotations, "val_1").items[0]
     assert isinstance(item, RetrievalItem)
@@ -363,7 +363,7 @@ def test_paragraphs_join_all_sentences_of_any_spelling(
 
 
 def test_vcrs_texts_point_at_regions_and_test_hides_its_labels(
-    samples: Callable[[str], Sample], tmp_path: Path
+    samples: Callable[[str], MadeUpBenchmark], tmp_path: Path
 ) -> None:
     sample = samples("vcr")
     item = load_vcr(sample.annotations, "val").items[1]
@@ -399,7 +399,7 @@ def test_vcrs_texts_point_at_regions_and_test_hides_its_labels(
 
 
 def test_kinetics_classes_are_numbered_by_train(
-    samples: Callable[[str], Sample],
+    samples: Callable[[str], MadeUpBenchmark],
 ) -> None:
     folder = samples("kinetics").annotations
     val = kinetics.load(folder, "val")
@@ -417,7 +417,7 @@ def test_kinetics_classes_are_numbered_by_train(
 
 
 def test_hmdbs_odd_names_are_read_and_class_files_required(
-    samples: Callable[[str], Sample], tmp_path: Path
+    samples: Callable[[str], MadeUpBenchmark], tmp_path: Path
 ) -> None:
     folder = samples("hmdb51").annotations
     test = hmdb51.load(folder, "test", fold=2)
@@ -443,7 +443,7 @@ def test_hmdbs_odd_names_are_read_and_class_files_required(
 
 
 def test_ucfs_class_folder_differs_in_case_from_its_class_list(
-    samples: Callable[[str], Sample],
+    samples: Callable[[str], MadeUpBenchmark],
 ) -> None:
     test = ucf101.load(samples("ucf101").annotations, "test", fold=1)
     assert test.classes == ("Archery", "HandStandPushups")
@@ -455,7 +455,7 @@ def test_ucfs_class_folder_differs_in_case_from_its_class_list(
 
 
 def test_vqav2s_answer_space_counts_train_and_val(
-    samples: Callable[[str], Sample],
+    samples: Callable[[str], MadeUpBenchmark],
 ) -> None:
     folder = samples("vqav2").annotations
     val = vqav2.load(folder, "val")
@@ -474,7 +474,7 @@ def test_vqav2s_answer_space_counts_train_and_val(
 
 
 def test_karpathys_flickr30k_captions_can_be_limited(
-    samples: Callable[[str], Sample],
+    samples: Callable[[str], MadeUpBenchmark],
 ) -> None:
     test = karpathy.load(samples("flickr30k").annotations, "test", dataset="flickr30k")
     assert [item.media.path for item in test.items] == ["1004.jpg", "1005.jpg"]
@@ -486,7 +486,7 @@ def test_karpathys_flickr30k_captions_can_be_limited(
 
 
 def test_ego4ds_last_equal_narration_is_the_answer(
-    samples: Callable[[str], Sample],
+    samples: Callable[[str], MadeUpBenchmark],
 ) -> None:
     split = ego4d.load(samples("ego4d").annotations, "val")
     items = [item for item in split.items if isinstance(item, ChoiceItem)]
@@ -500,7 +500,7 @@ def test_ego4ds_last_equal_narration_is_the_answer(
 
 
 def test_egomcqs_types_are_inter_and_intra(
-    samples: Callable[[str], Sample],
+    samples: Callable[[str], MadeUpBenchmark],
 ) -> None:
     split = egomcq.load(samples("egomcq").annotations, "test")
     items = [item for item in split.items if isinstance(item, ClipChoiceItem)]

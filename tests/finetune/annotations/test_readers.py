@@ -36,7 +36,7 @@ from allinone.finetune.annotations.schema import (
     Split,
     assert_disjoint,
 )
-from tests.finetune.official import Sample
+from tests.finetune.official import MadeUpBenchmark
 
 Load = Callable[[Path, str], Split]
 
@@ -309,7 +309,7 @@ def all_media(item: Item) -> tuple[Media, ...]:
 
 @every_reader
 def test_all_splits_have_items_with_media_and_none_leaks(
-    name: str, samples: Callable[[str], Sample]
+    name: str, samples: Callable[[str], MadeUpBenchmark]
 ) -> None:
     reader = READERS[name]
     sample = samples(reader.writer)
@@ -336,7 +336,7 @@ def test_all_splits_have_items_with_media_and_none_leaks(
 
 @every_reader
 def test_a_made_up_split_name_is_refused_with_the_valid_ones(
-    name: str, samples: Callable[[str], Sample]
+    name: str, samples: Callable[[str], MadeUpBenchmark]
 ) -> None:
     reader = READERS[name]
     with pytest.raises(
@@ -345,7 +345,7 @@ def test_a_made_up_split_name_is_refused_with_the_valid_ones(
         reader.load(samples(reader.writer).annotations, "testing")
 
 
-def copied(reader: Reader, samples: Callable[[str], Sample], folder: Path) -> Path:
+def copied(reader: Reader, samples: Callable[[str], MadeUpBenchmark], folder: Path) -> Path:
     """A writable copy of the annotations, next to the shared media."""
     sample = samples(reader.writer)
     shutil.copytree(sample.annotations, folder / "annotations")
@@ -355,7 +355,7 @@ def copied(reader: Reader, samples: Callable[[str], Sample], folder: Path) -> Pa
 
 @pytest.mark.parametrize("name", [name for name in READERS if not name.startswith("hmdb51")])
 def test_missing_empty_and_foreign_files_are_named(
-    name: str, samples: Callable[[str], Sample], tmp_path: Path
+    name: str, samples: Callable[[str], MadeUpBenchmark], tmp_path: Path
 ) -> None:
     reader = READERS[name]
     folder = copied(reader, samples, tmp_path)
@@ -384,7 +384,7 @@ def test_missing_empty_and_foreign_files_are_named(
 
 @pytest.mark.parametrize("name", [name for name in READERS if READERS[name].twice])
 def test_repeated_rows_are_counted_once_and_named(
-    name: str, samples: Callable[[str], Sample], tmp_path: Path
+    name: str, samples: Callable[[str], MadeUpBenchmark], tmp_path: Path
 ) -> None:
     reader = READERS[name]
     folder = copied(reader, samples, tmp_path)
@@ -409,7 +409,7 @@ def test_repeated_rows_are_counted_once_and_named(
 
 @pytest.mark.parametrize("name", [name for name in READERS if READERS[name].label[0]])
 def test_a_label_outside_its_range_is_left_out_and_named(
-    name: str, samples: Callable[[str], Sample], tmp_path: Path
+    name: str, samples: Callable[[str], MadeUpBenchmark], tmp_path: Path
 ) -> None:
     reader = READERS[name]
     good, bad = reader.label

@@ -64,7 +64,7 @@ def evaluated(
     names = ["a/clip", "loud", "cut", "moving"]
     items = [QAItem(str(n), Media(name, name), "what ?", ("x",)) for n, name in enumerate(names)]
     found = library(folder, cache, *(item.media for item in items))
-    clip, config = ClipConfig(2, 32, 16), DataConfig(workers=0, augmentation=augmentation)
+    clip, config = ClipConfig(2, 32, 16), DataConfig(workers=0, augment_backend=augmentation)
     make = QAExamples(items, {"x": 0}, soft=False)
     source = TaskSource("made-up/val", names, make, MediaReader(found, clip, config), clip)
     batches = evaluation_batches(source, [[0, 1], [2, 3]], [1, 0], config, CPU, views=2)

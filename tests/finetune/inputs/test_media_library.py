@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,10 @@ from allinone.data.prepare.probe import PACKET_CODECS, probe, probe_packets
 from allinone.finetune.annotations.schema import Media
 from allinone.finetune.inputs.batch import VisualInput
 from allinone.finetune.inputs.clip_reader import MediaReader, media_window
-from allinone.finetune.inputs.media_library import LIMITS, MediaError, MediaLibrary
-from tests.data.media import GOOD, read_frame_number
+from allinone.finetune.inputs.media_library import LIMITS, MediaError, MediaFile, MediaLibrary
+from tests.data.media import GOOD, read_frame_number, write_video
 from tests.finetune.inputs.conftest import library
+from tests.users import AS_OTHER_USER, nobody, open_path
 
 
 def numbers(
@@ -123,3 +126,43 @@ def test_a_long_file_is_not_decoded_and_gives_the_same_frames(
         lambda *_: pytest.fail("a long file was decoded"),
     )
     assert numbers(library(folder, tmp_path / "b", part), part) == whole
+
+
+@AS_OTHER_USER
+@pytest.mark.parametrize("from_earlier_version", [False, True])
+def test_a_file_that_was_unreadable_is_read_once_it_is_repaired(
+    tmp_path: Path, from_earlier_version: bool
+) -> None:
+    """Permissions change neither size nor modification time, by which probes are remembered."""
+    root = open_path(tmp_path) / "media"
+    write_video(root / "a.mp4")
+    (root / "a.mp4").chmod(0o600)
+    media = Media("a", "a.mp4")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    cache.chmod(0o777)
+    with nobody():
+        assert "Permission denied" in library(root, tmp_path, media).reason(media)
+    if from_earlier_version:
+        facts = (root / "a.mp4").stat()
+        key = f"a.mp4|{facts.st_size}|{facts.st_mtime_ns}"
+        bad = MediaFile("a.mp4", "", reason="unreadable: [Errno 13] Permission denied: 'a.mp4'")
+        store = library(root, tmp_path, Media("a", "a.mp4"))._store
+        store.mkdir(parents=True, exist_ok=True)
+        for path in store.glob("*.jsonl"):
+            path.unlink()
+        (store / "x.jsonl").write_text(json.dumps([key, asdict(bad)]) + "\n")
+    (root / "a.mp4").chmod(0o644)
+    assert library(root, tmp_path, media).reason(media) == ""
+
+
+def test_squash_is_for_videos_and_folders_of_frames(folder: Path, tmp_path: Path) -> None:
+    """Both sides of a squashed crop are the same share; a still image shows its central square."""
+    media = {name: Media(name, name) for name in ("a/clip", "moving", "frames", "still")}
+    found = library(folder, tmp_path / "cache", *media.values())
+    config = DataConfig(workers=0, geometry="squash")
+    read = MediaReader(found, ClipConfig(3, 32, 16), config)
+    for name, item in media.items():
+        (visual,) = read(VisualInput(item), None)
+        squashed = visual.choices.box[2:] == (224 / 268, 224 / 268)
+        assert squashed == (name != "still"), name

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.finetune.official.actions import hmdb51, kinetics, ucf101
-from tests.finetune.official.common import Sample
+from tests.finetune.official.common import MadeUpBenchmark
 from tests.finetune.official.ego_4d import ego4d, egomcq
 from tests.finetune.official.images import coco, flickr30k, vqav2
 from tests.finetune.official.movies import activitynet, didemo, lsmdc
@@ -31,7 +31,7 @@ from tests.finetune.official.questions import (
 __all__ = [
     "MSVD_CLIPS",
     "WRITERS",
-    "Sample",
+    "MadeUpBenchmark",
     "hmdb51",
     "msrvtt",
     "msrvtt_caption",
@@ -42,7 +42,7 @@ __all__ = [
     "vcr",
 ]
 
-WRITERS: dict[str, Callable[[Path], Sample]] = {
+WRITERS: dict[str, Callable[[Path], MadeUpBenchmark]] = {
     "msrvtt": msrvtt,
     "msvd": msvd,
     "tgif": tgif,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.finetune.official.common import (
-    Sample,
+    MadeUpBenchmark,
     make_sample,
     write_text,
 )
@@ -21,7 +21,7 @@ KINETICS_ROWS = {
 }
 
 
-def kinetics(root: Path) -> Sample:
+def kinetics(root: Path) -> MadeUpBenchmark:
     """Labels of several words are quoted; class folders have spaces; file names contain the times
     with six digits. val has one unknown class."""
     files = [
@@ -55,7 +55,7 @@ HMDB_FILES = {
 }
 
 
-def hmdb51(root: Path) -> Sample:
+def hmdb51(root: Path) -> MadeUpBenchmark:
     """Names with #, ;, &, ! and spaces; marks 1 train, 2 test, 0 unused; lines end in a space."""
     sample = make_sample(
         root, [f"{label}/{file}" for label, files in HMDB_FILES.items() for file in files]
@@ -77,7 +77,7 @@ def hmdb51(root: Path) -> Sample:
 UCF_GROUPS = range(1, 7)
 
 
-def ucf101(root: Path) -> Sample:
+def ucf101(root: Path) -> MadeUpBenchmark:
     """The class list and file names say HandStandPushups, class folders HandstandPushups. Labels
     count from 1; test lists have none."""
     folders = {"Archery": "Archery", "HandStandPushups": "HandstandPushups"}

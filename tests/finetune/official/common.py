@@ -12,17 +12,17 @@ from tests.data.media import write_image, write_video
 
 
 @dataclass(frozen=True)
-class Sample:
+class MadeUpBenchmark:
     """Folders of a made-up benchmark."""
 
     annotations: Path
     media: Path
 
 
-def make_sample(root: Path, media: Sequence[str] = (), **video: Any) -> Sample:
+def make_sample(root: Path, media: Sequence[str] = (), **video: Any) -> MadeUpBenchmark:
     """Folders of a sample, with one distinct tiny file per media path: a picture for .jpg, and a
     video otherwise."""
-    sample = Sample(root / "annotations", root / "media")
+    sample = MadeUpBenchmark(root / "annotations", root / "media")
     sample.annotations.mkdir(parents=True)
     for number, name in enumerate(media):
         path = sample.media / name

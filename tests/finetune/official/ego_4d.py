@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.finetune.official.common import (
-    Sample,
+    MadeUpBenchmark,
     make_sample,
     write_json,
     write_text,
@@ -15,7 +15,7 @@ from tests.finetune.official.common import (
 EGO4D_VIDEOS = [f"uid-{k}" for k in range(5)]
 
 
-def ego4d(root: Path) -> Sample:
+def ego4d(root: Path) -> MadeUpBenchmark:
     """Python literals in CSV; a narration with quotes and a comma; a repeated correct narration."""
     sample = make_sample(root, [f"{uid}.mp4" for uid in EGO4D_VIDEOS])
     rows = ["question,answers"]
@@ -33,7 +33,7 @@ def ego4d(root: Path) -> Sample:
     return sample
 
 
-def egomcq(root: Path) -> Sample:
+def egomcq(root: Path) -> MadeUpBenchmark:
     """One text and five clips; types 1 = inter, 2 = intra."""
     sample = make_sample(root, [f"{uid}.mp4" for uid in EGO4D_VIDEOS])
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.finetune.official.common import (
-    Sample,
+    MadeUpBenchmark,
     make_sample,
     write_json,
 )
 
 
-def vqav2(root: Path) -> Sample:
+def vqav2(root: Path) -> MadeUpBenchmark:
     """Ten annotators; capitals and articles in answers; images of test-dev are in test2015. net
     and yes occur nine times in train and val together, which makes them classes; 2 occurs eight
     times."""
@@ -66,7 +66,7 @@ def vqav2(root: Path) -> Sample:
     return sample
 
 
-def coco(root: Path) -> Sample:
+def coco(root: Path) -> MadeUpBenchmark:
     """restval, six captions, and Karpathy's test images in val2014."""
     splits = {1: "train", 2: "train", 3: "restval", 4: "val", 5: "test", 6: "test"}
     names = {
@@ -91,7 +91,7 @@ def coco(root: Path) -> Sample:
     return sample
 
 
-def flickr30k(root: Path) -> Sample:
+def flickr30k(root: Path) -> MadeUpBenchmark:
     """No filepath and no cocoid: all pictures are in one folder."""
     splits = ["train", "train", "train", "val", "test", "test"]
     sample = make_sample(root, [f"{1000 + number}.jpg" for number in range(len(splits))])

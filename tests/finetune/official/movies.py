@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.finetune.official.common import (
-    Sample,
+    MadeUpBenchmark,
     make_sample,
     write_json,
     write_text,
@@ -23,7 +23,7 @@ LSMDC_CLIPS = {
 }
 
 
-def lsmdc(root: Path) -> Sample:
+def lsmdc(root: Path) -> MadeUpBenchmark:
     """Tabs under .csv, no header, no quoting; several sentences per clip in train; names that end
     in .678; the correct option counts from 1."""
     sample = make_sample(
@@ -76,7 +76,7 @@ ACTIVITYNET = {
 }
 
 
-def activitynet(root: Path) -> Sample:
+def activitynet(root: Path) -> MadeUpBenchmark:
     """Sentences with leading spaces; val_2 has other captions of videos of val_1; containers
     differ."""
     videos = list(dict.fromkeys(video for videos in ACTIVITYNET.values() for video in videos))
@@ -101,7 +101,7 @@ DIDEMO = {
 }
 
 
-def didemo(root: Path) -> Sample:
+def didemo(root: Path) -> MadeUpBenchmark:
     """The same video in two spellings; rows without a suffix, media with an upper-case one."""
     sample = make_sample(
         root,

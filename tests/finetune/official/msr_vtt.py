@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.finetune.official.common import (
-    Sample,
+    MadeUpBenchmark,
     make_sample,
     write_json,
     write_json_lines,
@@ -21,7 +21,7 @@ def msrvtt_caption(video: int, number: int) -> str:
     return f'caption {number} of "{video}", a dog runs'
 
 
-def msrvtt(root: Path, form: str = "own") -> Sample:
+def msrvtt(root: Path, form: str = "own") -> MadeUpBenchmark:
     """Captions in the `form` own (MSR-VTT's two files), clip4clip (merged), frozen (frozen-in-time)
     or clipbert; QA and choice in all their forms."""
     videos = [video for numbers in MSRVTT.values() for video in numbers]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.finetune.official.common import (
-    Sample,
+    MadeUpBenchmark,
     make_sample,
     write_json,
     write_json_lines,
@@ -17,7 +17,7 @@ from tests.finetune.official.common import (
 MSVD_CLIPS = [f"Qx{k}_-bcDEfgh_12_18" for k in range(8)]
 
 
-def msvd(root: Path) -> Sample:
+def msvd(root: Path) -> MadeUpBenchmark:
     """QA and retrieval split the same clips differently. Lists have no final newline; captions
     contain commas."""
     sample = make_sample(root, [f"{clip}.avi" for clip in MSVD_CLIPS])
@@ -67,7 +67,7 @@ TGIF_GIFS = {
 }
 
 
-def tgif(root: Path) -> Sample:
+def tgif(root: Path) -> MadeUpBenchmark:
     """.csv files that are tab-separated with CRLF, a header and no quoting: a quote is an ordinary
     character."""
     sample = make_sample(root, [f"{gif}.gif" for gifs in TGIF_GIFS.values() for gif in gifs])
@@ -154,7 +154,7 @@ TVQA_CLIPS = {
 }
 
 
-def tvqa(root: Path) -> Sample:
+def tvqa(root: Path) -> MadeUpBenchmark:
     """The Big Bang Theory has no prefix; a span is nan; test hides its labels; media are folders of
     frames at 3 per second."""
     frames = [
@@ -213,7 +213,7 @@ VCR_BOXES = [
 ]
 
 
-def vcr(root: Path) -> Sample:
+def vcr(root: Path) -> MadeUpBenchmark:
     """Texts with nested lists, several persons in one list; boxes of five numbers; polygons per
     object; test hides its labels. Only rationales mention person 3. `annotations` is
     vcr1annots, `media` vcr1images."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from allinone.data import EvalSet
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
@@ -53,3 +55,19 @@ def test_drawn_frames_are_the_central_square(width: int, height: int, tmp_path: 
     clip = ClipReader(tiny_config(), DataConfig(backend="cpu", dali_threads=1))(video)
     side = min(width, height)
     assert clip.pictures.shape == (3, side, side, 3)
+
+
+def test_drawn_frames_of_squash_are_what_the_model_sees(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.webm", codec="libvpx-vp9", width=96, height=64)
+    options = DataConfig(
+        backend="cpu", dali_threads=1, geometry="squash", mean=(0.0,) * 3, std=(1.0,) * 3
+    )
+    clip = ClipReader(tiny_config(), options)(video)
+    side = round(64 * 224 / 268)
+    assert clip.pictures.shape == (3, side, side, 3)
+    small = [
+        np.asarray(Image.fromarray(one).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+        for one in clip.pictures
+    ]
+    seen = 255 * clip.pixels[0].permute(0, 2, 3, 1).numpy()
+    assert np.abs(np.stack(small) - seen).mean() < 6

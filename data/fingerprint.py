@@ -1,0 +1,134 @@
+"""Fingerprints of what a run reads: the content of prepared data and of the tokenizer.
+
+They do not depend on where a folder is, on its shards, or on other splits in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from allinone.common.atomic_io import content_hash
+from allinone.common.errors import LASTING, DataError
+from allinone.data.index import dataset_facts
+from allinone.data.text import VOCABULARY, Tokenizer
+
+SAMPLE = "A cat's re-encoded café video, №1: 日本 don't-stop!? naïve 3.14 ﬁlm\u200b end"
+"""Text with accents, CJK, punctuation and a ligature, some of which another tokenizer cuts
+elsewhere."""
+
+
+class _Column:
+    """A hash of a column's values that does not depend on how they are divided into batches."""
+
+    def __init__(self) -> None:
+        self._lengths, self._values = blake2b(digest_size=16), blake2b(digest_size=16)
+
+    def add(self, column: pa.Array) -> None:
+        """Add the column of a batch: numbers, texts, or lists of texts."""
+        if pa.types.is_list(column.type):
+            self._add_lengths(pc.list_value_length(column))
+            column = column.flatten()
+        if pa.types.is_string(column.type):
+            self._add_lengths(pc.binary_length(column))
+            # one text with all of them: its bytes, without the offsets of the batch
+            joined = pc.binary_join(pa.array([column.to_pylist()], pa.list_(pa.string())), "")
+            self._values.update(joined[0].as_buffer())
+        else:
+            self._values.update(pc.fill_null(column, -1).cast(pa.int64()).to_numpy().tobytes())
+
+    def _add_lengths(self, lengths: pa.Array) -> None:
+        self._lengths.update(pc.fill_null(lengths, -1).cast(pa.int64()).to_numpy().tobytes())
+
+    def digest(self) -> bytes:
+        """The hash."""
+        return self._lengths.digest() + self._values.digest()
+
+
+def clips_fingerprint(folder: Path, split: str) -> dict[str, str]:
+    """Hash the good clips of a split in their order, as training reads them.
+
+    Args:
+        folder: Prepared folder.
+        split: Name of the split.
+
+    Returns:
+        "clips": hash of names, media bytes and windows; "captions": hash of the captions.
+
+    Raises:
+        DataError: The folder is unfinished or damaged.
+    """
+    clips = dataset_facts(folder)["clips"]
+    names = list(clips)
+    if split not in clips:
+        return {}
+    first = sum(clips[name] for name in names[: names.index(split)])
+    columns = {name: _Column() for name in ("key", "captions", "hash", "first_frame", "last_frame")}
+    try:
+        videos = pa.ipc.open_file(pa.memory_map(str(folder / "videos.arrow")))
+        batches = (videos.get_batch(i) for i in range(videos.num_record_batches))
+        # one array: a column of strings cannot be taken from in chunks of different batches
+        hashes = pa.concat_arrays([batch.column("hash") for batch in batches])
+        for batch in _rows(folder / "index.arrow", first, clips[split]):
+            for name, column in columns.items():
+                column.add(hashes.take(batch["video"]) if name == "hash" else batch[name])
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno not in LASTING:
+            raise
+        raise DataError(
+            f"the index of {folder} cannot be read ({error}); rebuild it with the command that"
+            " prepared the folder and --merge"
+        ) from error
+    return {
+        "clips": _joined(columns[name] for name in ("key", "hash", "first_frame", "last_frame")),
+        "captions": _joined([columns["captions"]]),
+    }
+
+
+def _joined(columns: Iterable[_Column]) -> str:
+    return content_hash(b"".join(column.digest() for column in columns))
+
+
+def _rows(path: Path, first: int, number: int) -> Iterator[pa.RecordBatch]:
+    """The rows [first, first + number) of an Arrow file, batch after batch."""
+    file, start, end = pa.ipc.open_file(pa.memory_map(str(path))), 0, first + number
+    for i in range(file.num_record_batches):
+        batch = file.get_batch(i)
+        begin, stop = max(first - start, 0), min(end - start, batch.num_rows)
+        if begin < stop:
+            yield batch.slice(begin, stop - begin)
+        start += batch.num_rows
+
+
+def tokenizer_fingerprint(vocabulary: Path = VOCABULARY) -> dict[str, str]:
+    """Hash the vocabulary, and how a sample text is cut into its words."""
+    pieces = " ".join(map(str, Tokenizer(vocabulary).ids(SAMPLE)))
+    return {
+        "vocabulary": content_hash(vocabulary.read_bytes()),
+        "tokenizer": content_hash(pieces.encode()),
+    }
+
+
+def files_fingerprint(files: Iterable[Path], root: Path) -> dict[str, str]:
+    """Hash files completely.
+
+    Args:
+        files: The files.
+        root: Their names in the result are relative to it; names alone for files elsewhere.
+
+    Returns:
+        Name → hash.
+    """
+    found = {}
+    for path in files:
+        name = str(path.relative_to(root)) if path.is_relative_to(root) else path.name
+        digest = blake2b(digest_size=8)
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+        found[name] = digest.hexdigest()
+    return found
