@@ -24,9 +24,13 @@ CODECS: tuple[str, ...] = get_args(Codec)
 TICKS = 90_000
 """Clock of encoded files, ticks per second: every usual frame rate is exact in it."""
 JPEG_QUALITY = 92
+Clock = Literal["exact", "joinable", "none"]
+"""Times of a source's frames: those of a container; of one that may be joined from several with
+`cat`, where frames that are JUMP_S apart follow each other; of one that stores only the order (AVI,
+of which FFmpeg gives the times in decoding order)."""
 JUMP_S = 10.0
-"""Seconds between two frames of an MPEG stream that are a jump of the clock, not a pause: the ffmpeg
-program's -dts_delta_threshold."""
+"""Seconds between two frames of an MPEG stream that are a jump of the clock, not a pause: ffmpeg's
+-dts_delta_threshold."""
 ROTATION_FILTERS = {90: "transpose=clock", 180: "hflip,vflip", 270: "transpose=cclock"}
 BT601 = 6
 """FFmpeg's AVCOL_SPC_SMPTE170M, which is BT.601."""
@@ -97,16 +101,15 @@ class ClipEncoder:
     Args:
         encoding: How to encode.
         rate: Constant frame rate of the result, frames per second.
-        joinable: Whether the source's container may be joined from several with `cat`: frames that
-            are JUMP_S apart then follow each other.
+        clock: The times of the source's frames.
     """
 
-    def __init__(self, encoding: Encoding, rate: float, joinable: bool = False) -> None:
+    def __init__(self, encoding: Encoding, rate: float, clock: Clock = "exact") -> None:
         self.frames = 0
         """Frames written so far."""
         self._encoding = encoding
         self._rate = rate
-        self._longest_s = JUMP_S if joinable else math.inf
+        self._clock = clock
         self._full_range = encoding.codec == "mjpeg"
         self._target = io.BytesIO()
         self._output: Any = None
@@ -124,7 +127,7 @@ class ClipEncoder:
             self._open(frame)
         # files without timestamps: assume the constant rate
         elapsed = self._received / self._rate
-        if frame.time is not None:
+        if frame.time is not None and self._clock != "none":
             elapsed = self._elapsed(float(frame.time))
         position = round(elapsed * self._rate)
         self._received += 1
@@ -142,7 +145,8 @@ class ClipEncoder:
         recording. Smaller steps back are jitter.
         """
         step = time_s - self._latest_s
-        if step < -2 / self._rate or step > self._longest_s:
+        longest_s = JUMP_S if self._clock == "joinable" else math.inf
+        if step < -2 / self._rate or step > longest_s:
             self._first_s += step - 1 / self._rate
         self._latest_s = time_s
         return time_s - self._first_s

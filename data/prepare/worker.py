@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from allinone.common.errors import OF_THE_NAME
-from allinone.data.decoding.codecs import image_extension
+from allinone.data.decoding.codecs import MAGIC_BYTES, image_extension, video_kind
 from allinone.data.decoding.images import UNREADABLE_IMAGE, is_image
-from allinone.data.prepare.encode import JUMP_S, ClipEncoder, Encoding, encode_image
+from allinone.data.prepare.encode import ClipEncoder, Clock, Encoding, encode_image
 from allinone.data.prepare.pool import answer_tasks
 from allinone.data.prepare.probe import (
     CONSTANT_RATE_TOLERANCE,
@@ -38,6 +38,9 @@ MAX_MEMBER_BYTES = 8 << 30
 TS_SYNC, PS_START = b"\x47", b"\0\0\1\xba"
 """First byte of every packet of an MPEG transport stream (after four bytes of time in .m2ts files),
 and of a pack of a program stream (ISO 13818-1)."""
+PAUSE_S = 1.0
+"""Seconds from one frame to the next that do not count for the frame rate, if they are also 20
+times as long as usual."""
 SPECIAL = {
     "d": "a folder",
     "p": "a pipe",
@@ -274,7 +277,7 @@ def reencode(
     return columns, video
 
 
-def _clock(content: bytes, extension: str, limits: Limits) -> tuple[float, bool]:
+def _clock(content: bytes, extension: str, limits: Limits) -> tuple[float, Clock]:
     """Find the constant rate at which a file is re-encoded.
 
     Args:
@@ -283,8 +286,7 @@ def _clock(content: bytes, extension: str, limits: Limits) -> tuple[float, bool]
         limits: Requirements that it must meet.
 
     Returns:
-        (average frames per second without jumps of the clock, whether those are closed): see
-        `steady_rate`.
+        (frames per second, the container's clock).
 
     Raises:
         ProbeError: The file is bad, or its pauses are longer than `max_duration_s`.
@@ -295,25 +297,29 @@ def _clock(content: bytes, extension: str, limits: Limits) -> tuple[float, bool]
         columns = None
     # packets are not frames: decode; the encoder scales frames whose size changes
     columns = columns or probe(content, extension, limits, lambda frame: None)
-    joinable = content[:1] == TS_SYNC or content[4:5] == TS_SYNC or content.startswith(PS_START)
+    clock: Clock = "exact"
+    if video_kind(content[:MAGIC_BYTES]) == "avi":
+        clock = "none"
+    elif content[:1] == TS_SYNC or content[4:5] == TS_SYNC or content.startswith(PS_START):
+        clock = "joinable"
     times = columns["frame_times"]
     # 25 for files without times, to which `probe` gives 25 frames per second too
     rate = float(columns["frame_rate"]) or 25.0
     if times is None:
-        return rate, joinable
-    rate, jumps_s = steady_rate(times, rate)
-    seconds = len(times) / rate + (0.0 if joinable else jumps_s)
+        return rate, clock
+    rate, pauses_s = steady_rate(times, rate)
+    seconds = len(times) / rate + (0.0 if clock == "joinable" else pauses_s)
     if seconds > limits.max_duration_s:
         raise ProbeError(
             "too_long",
             f"{seconds:.0f} s with the pauses between its frames, more than --max-duration-s"
             f" {limits.max_duration_s:.0f}",
         )
-    return rate, joinable
+    return rate, clock
 
 
 def steady_rate(times: Sequence[float], average: float) -> tuple[float, float]:
-    """Average frame rate without jumps of the clock.
+    """Average frame rate without pauses and jumps of the clock.
 
     A clock jumps where recordings were joined or a camera was started again. One frame that is far
     away would otherwise lower the average so much that nearly all frames are dropped.
@@ -323,11 +329,11 @@ def steady_rate(times: Sequence[float], average: float) -> tuple[float, float]:
         average: Average rate of all of them, which is returned if the clock does not jump.
 
     Returns:
-        (frames per second, seconds of the jumps forward).
+        (frames per second, seconds of the pauses).
     """
     steps = [after - before for before, after in itertools.pairwise(times)]
     usual = statistics.median([step for step in steps if step > 0] or [1 / average])
-    longest = max(JUMP_S, 20 * usual)
+    longest = max(PAUSE_S, 20 * usual)
     steady = [step for step in steps if -2 * usual < step <= longest]
     if len(steady) == len(steps) or sum(steady) <= 0:
         return average, 0.0
