@@ -67,7 +67,8 @@ def _encoder(encoding: Encoding) -> tuple[str, str, dict[str, str]]:
     Encoders run single-threaded: clips are encoded in parallel processes, and the bytes must not
     depend on the machine's number of cores. cpu-independent: the assembly of x264's macroblock tree
     otherwise reads uninitialised memory (with MALLOC_PERTURB_ at 0, 85, 170 and 255, 12 of 12 files
-    differed without it and none with it; FFmpeg of PyAV 18.1).
+    differed without it and none with it; FFmpeg of PyAV 18.1). x265 reads such memory too where a
+    frame is at most 64 pixels wide, whatever its options: HEVC may differ between two runs.
     """
     gop = encoding.gop
     keys = f"keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0"

@@ -29,7 +29,7 @@ from allinone.data.prepare.probe import (
     probe,
     probe_packets,
 )
-from allinone.data.sources.schema import CaptionLine, Narration, clean_text
+from allinone.data.sources.schema import CaptionLine, Narration, clean_text, has_text
 
 MAX_MEMBER_BYTES = 8 << 30
 """Exclusive upper limit for the size of a member of a USTAR archive: 11 octal digits, 8**11."""
@@ -135,7 +135,7 @@ def _window(line: CaptionLine, columns: dict[str, Any]) -> CaptionWindow:
     text = clean_text(line.text)
     if line.reason is not None:
         return CaptionWindow(text, reason=line.reason, detail=line.detail)
-    if not text:
+    if not has_text(text):
         return CaptionWindow("", reason="no_caption", detail=f"no text at {line.start_s:g} s")
     found = frames_between(
         line.start_s,

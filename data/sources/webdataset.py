@@ -6,6 +6,7 @@ The layout is WebDataset's (github.com/webdataset/webdataset).
 from __future__ import annotations
 
 import json
+import shlex
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,15 @@ from typing import IO
 
 from allinone.common.errors import DataError
 from allinone.data.decoding.codecs import IMAGES, VIDEOS
-from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
+from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row, has_text
 
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+"""First bytes of a compressed file → program that decompresses it."""
 Members = dict[str, tarfile.TarInfo]
 """Extension → member of one sample."""
 
@@ -41,10 +49,18 @@ def _samples(path: Path, file: IO[bytes]) -> tuple[dict[str, Members], list[Sour
 
     A key is the name up to the first dot after the last slash, as in WebDataset.
     """
+    head = file.read(6)
+    file.seek(0)
+    if compression := next((name for m, name in COMPRESSED.items() if head.startswith(m)), None):
+        raise DataError(
+            f"{path} is a compressed tar ({compression}); decompress it, for example: {compression}"
+            f" -dc < {shlex.quote(path.name)} > decompressed.tar"
+        )
     samples: dict[str, Members] = {}
     duplicates: list[SourceRow] = []
     try:
-        with tarfile.open(fileobj=file) as archive:
+        # Members are read by their place: a compressed tar has none.
+        with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 if not member.isfile():
                     continue
@@ -81,10 +97,15 @@ def _row(path: Path, file: IO[bytes], key: str, members: Members) -> SourceRow:
     if len(media) > 1:
         detail = f"the sample has several media files, {', '.join(media)}; leave one of them"
         return bad_row("train", name, path, name, detail, "ambiguous")
+    try:
+        captions = _captions(file, members)
+    except (ValueError, RecursionError) as error:
+        detail = f"the caption cannot be read ({type(error).__name__}: {str(error)[:100]})"
+        return bad_row("train", name, path, name, detail)
     return SourceRow(
         "train",
         name,
-        (_caption(file, members),),
+        captions,
         path,
         name,
         members[media[0]].offset_data,
@@ -99,21 +120,27 @@ def _media_members(members: Members) -> list[str]:
     return [extension for extension in media if extension in VIDEOS - {"gif"}] or media
 
 
-def _caption(file: IO[bytes], members: Members) -> str:
+def _captions(file: IO[bytes], members: Members) -> tuple[str, ...]:
+    """Captions of a sample: the .txt, or those of the .json if it is missing or empty.
+
+    Raises:
+        ValueError: What holds them is damaged.
+    """
+
     def text(extension: str) -> str:
         member = members[extension]
         file.seek(member.offset_data)
         # utf-8-sig: Windows editors write a byte order mark, which no JSON may begin with
-        return file.read(member.size).decode("utf-8-sig", errors="replace")
+        return file.read(member.size).decode("utf-8-sig")
 
-    if "txt" in members:
-        return text("txt")
-    if "json" in members:
-        try:
-            return str(json.loads(text("json")).get("caption") or "")
-        except (json.JSONDecodeError, AttributeError):
-            return ""
-    return ""
+    if "txt" in members and has_text(caption := text("txt")):
+        return (caption,)
+    if "json" not in members:
+        return ()
+    record = json.loads(text("json"))
+    found = record.get("caption") if isinstance(record, dict) else None
+    captions = found if isinstance(found, list) else [found]
+    return tuple(str(caption) for caption in captions if isinstance(caption, str | int | float))
 
 
 FORMAT = SourceFormat(
