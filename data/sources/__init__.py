@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMATS",
     "NAME_FIELDS",
+    "NARRATIONS",
     "CaptionLine",
     "Narration",
     "ReadOptions",
@@ -68,6 +69,11 @@ FORMATS: dict[str, SourceFormat] = {
 }
 """Formats by name, in the order in which `detect` tries them. own_csv is last: it accepts any CSV,
 also the official ones."""
+NARRATIONS: dict[str, Callable[[Narration], list[CaptionLine]]] = {
+    parser.__name__: parser
+    for parser in (howto100m.csv_lines, howto100m.json_lines, yttemporal.record_lines)
+}
+"""Parsers of timed captions by name."""
 
 
 def detect(source: Path) -> str:
