@@ -26,8 +26,8 @@ TICKS = 90_000
 JPEG_QUALITY = 92
 Clock = Literal["exact", "joinable", "none"]
 """Times of a source's frames: those of a container; of one that may be joined from several with
-`cat`, where frames that are JUMP_S apart follow each other; of one that stores only the order (AVI,
-of which FFmpeg gives the times in decoding order)."""
+`cat`, where frames that are JUMP_S apart follow each other; of one where FFmpeg gives frames the
+times of others, so that only the order counts (codecs.times_are_of_frames)."""
 JUMP_S = 10.0
 """Seconds between two frames of an MPEG stream that are a jump of the clock, not a pause: ffmpeg's
 -dts_delta_threshold."""

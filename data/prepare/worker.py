@@ -35,9 +35,9 @@ MAX_MEMBER_BYTES = 8 << 30
 """Exclusive upper limit for the size of a member of a USTAR archive: 11 octal digits, 8**11."""
 
 
-TS_SYNC, PS_START = b"\x47", b"\0\0\1\xba"
-"""First byte of every packet of an MPEG transport stream (after four bytes of time in .m2ts files),
-and of a pack of a program stream (ISO 13818-1)."""
+TS_SYNC = b"\x47"
+"""First byte of every packet of an MPEG transport stream (ISO 13818-1), in .m2ts files after four
+bytes of time."""
 PAUSE_S = 1.0
 """Seconds from one frame to the next that do not count for the frame rate, if they are also 20
 times as long as usual."""
@@ -298,9 +298,9 @@ def _clock(content: bytes, extension: str, limits: Limits) -> tuple[float, Clock
     # packets are not frames: decode; the encoder scales frames whose size changes
     columns = columns or probe(content, extension, limits, lambda frame: None)
     clock: Clock = "exact"
-    if video_kind(content[:MAGIC_BYTES]) == "avi":
+    if video_kind(content[:MAGIC_BYTES]) in ("avi", "mpg"):
         clock = "none"
-    elif content[:1] == TS_SYNC or content[4:5] == TS_SYNC or content.startswith(PS_START):
+    elif content[:1] == TS_SYNC or content[4:5] == TS_SYNC:
         clock = "joinable"
     times = columns["frame_times"]
     # 25 for files without times, to which `probe` gives 25 frames per second too

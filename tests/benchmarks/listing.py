@@ -78,9 +78,9 @@ def main() -> int:
         write_list(folder, options.rows)
         found = {}
         for title, turn in (("listing, once", 0), (f"part 1/{options.parts}", 1)):
+            arguments = ["--parts", str(options.parts), "--measure", name, str(turn)]
             done = subprocess.run(
-                [sys.executable, __file__, "--parts", str(options.parts), "--measure", name]
-                + [str(turn)],
+                [sys.executable, __file__, *arguments],
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 text=True,

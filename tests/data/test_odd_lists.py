@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from allinone.common.errors import DataError
+from allinone.data.config import DatasetSpec
 from allinone.data.sources import CaptionLine, Narration, ReadOptions, read
 from allinone.data.sources import keys as keys_module
 from allinone.data.sources.howto100m import csv_lines
@@ -263,3 +264,26 @@ def test_caption_lines_without_visible_text_are_skipped() -> None:
     columns = {"frames": 10, "frame_rate": 10.0, "frame_times": None, "duration_s": 1.0}
     assert _window(CaptionLine(0, 1, "\u200b"), columns).reason == "no_caption"
     assert _window(CaptionLine(0, 1, "a"), columns).reason is None
+
+
+def test_folders_may_have_separators_in_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("frames=8", "webvid:v2", "a:b=1:c", "plain"):
+        Path(name).mkdir()
+    for text, wanted in {
+        "frames=8": ("frames=8", "train", 1.0),
+        "frames=8:val=2": ("frames=8", "val", 2.0),
+        "webvid:v2": ("webvid:v2", "train", 1.0),
+        "webvid:v2=0.5": ("webvid:v2", "train", 0.5),
+        "a:b=1:c:val": ("a:b=1:c", "val", 1.0),
+        "plain:val": ("plain", "val", 1.0),
+        "plain=3": ("plain", "train", 3.0),
+        "gone:val=3": ("gone", "val", 3.0),
+        "gone=8": ("gone", "train", 8.0),
+    }.items():
+        spec = DatasetSpec.parse(text)
+        assert (str(spec.path), spec.split, spec.weight) == wanted, text
+    with pytest.raises(ValueError, match="weight must be a positive number"):
+        DatasetSpec.parse("plain=0")
