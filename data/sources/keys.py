@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-LATEST = 1 << 18
+LATEST = 1 << 17
 """Keys in a set, before they become an array of 8 bytes each."""
 
 
