@@ -47,7 +47,8 @@ def case(settings: Settings, **options: Any) -> Found:
     if chosen["ds_config"].endswith("fp16") and not settings.on_gpu:
         raise Skip("DeepSpeed does not train in fp16 on a CPU")
     gc.collect()
-    torch._dynamo.reset()
+    if chosen.get("compile"):  # importing the compiler takes seconds
+        torch._dynamo.reset()
     before = 0
     if settings.on_gpu:
         torch.cuda.empty_cache()
