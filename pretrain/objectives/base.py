@@ -102,6 +102,10 @@ class Objective(ABC):
     requires: ClassVar[str | None] = None
     """Name of the objective whose forward pass it uses, so that it cannot be trained alone."""
 
+    reads_all_tokens: ClassVar[bool] = False
+    """It reads `text` or `video` of ObjectiveContext.matching. The last block then runs on all
+    tokens, otherwise only where MLM and VTM read."""
+
     @property
     def label(self) -> str:
         """Its abbreviation in messages, such as "MLM"."""

@@ -49,7 +49,14 @@ class PretrainObjective:
 
     def _losses(self, model: AllInOneForPreTraining, batch: Batch) -> Losses:
         within_dataset = self.config.vtm_negatives == "dataset"
-        micro_batch = ObjectiveContext(model, batch, self._draws(batch), within_dataset)
+        micro_batch = ObjectiveContext(
+            model,
+            batch,
+            self._draws(batch),
+            within_dataset,
+            joint_pass=self.config.joint_pass,
+            all_tokens=any(objective.reads_all_tokens for objective in self._active),
+        )
         total = batch.pixels.new_zeros(())
         # the registry's order fixes the order of random draws and of floating-point additions
         for objective in self._active:

@@ -30,14 +30,11 @@ class MaskedLanguageModelling(Objective):
         """
         import torch.nn.functional as F
 
-        model, batch = micro_batch.model, micro_batch.batch
-        order = micro_batch.draws.mlm_patch_order
-        text = model(batch.pixels, batch.mlm_ids, batch.text_mask, order).text
-        masked = text.flatten(0, 1).index_select(0, batch.mlm_positions)
+        batch = micro_batch.batch
         target = _masked_ids(batch)
         # images may have their own head
-        mlm_head, _ = model.heads(micro_batch.frames)
-        logits = mlm_head(masked).float()
+        mlm_head, _ = micro_batch.model.heads(micro_batch.frames)
+        logits = mlm_head(micro_batch.masked_words).float()
         losses = F.cross_entropy(logits, target, reduction="none")
         micro_batch.record("mlm_loss", losses)
         micro_batch.record("mlm_accuracy", logits.argmax(-1) == target)
@@ -63,8 +60,9 @@ class MaskedLanguageModelling(Objective):
 
     def count_correct(self, model: AllInOneForPreTraining, batch: Batch) -> tuple[Tensor, int]:
         """Masked tokens whose most probable word piece is the original one."""
-        text = model(batch.pixels, batch.mlm_ids, batch.text_mask).text
-        masked = text.flatten(0, 1).index_select(0, batch.mlm_positions)
+        masked = model(
+            batch.pixels, batch.mlm_ids, batch.text_mask, read=batch.mlm_positions
+        ).read
         target = _masked_ids(batch)
         return (model.mlm_head(masked).argmax(-1) == target).sum(), target.numel()
 

@@ -80,6 +80,7 @@ class VideoTextMatching(Objective):
             torch.manual_seed(batch.first_position)
             # within a data set, whatever the option: the source must not reveal the answer
             labels, video = draw_matching_pairs(batch.text_ids, batch.dataset_ids)
-        pixels = batch.pixels.index_select(0, video)
-        pooled = model(pixels, batch.text_ids, batch.text_mask).pooled
+        pooled = model(
+            batch.pixels, batch.text_ids, batch.text_mask, clips=video, read="pooled"
+        ).pooled
         return (model.vtm_head(pooled).argmax(-1) == labels).sum(), labels.numel()
