@@ -26,11 +26,16 @@ class LastBlock:
     queries: int
     """Tokens that attend."""
     rows: float
-    """Tokens that pass the output layer and the MLP, on average."""
+    """Tokens that pass the output layer and the MLP, the average over the sequences."""
 
 
 CLASS_TOKEN = LastBlock(queries=1, rows=1)
 """Only the class token is read."""
+
+
+def pooler_flops(config: AllInOneConfig) -> int:
+    """FLOPs of the pooler for one text."""
+    return 2 * config.hidden_size**2
 
 
 def _blocks(
@@ -39,7 +44,7 @@ def _blocks(
     tokens: int,
     attention_products: bool,
     last: LastBlock | None,
-) -> float:
+) -> int:
     """FLOPs of all blocks for `sequences` sequences of `tokens` tokens.
 
     Args:
@@ -59,7 +64,7 @@ def _blocks(
         return linear + products
 
     others = config.num_hidden_layers - 1
-    return sequences * (others * block(tokens, tokens) + block(last.queries, last.rows))
+    return int(sequences * (others * block(tokens, tokens) + block(last.queries, last.rows)))
 
 
 def forward_flops(
@@ -70,7 +75,7 @@ def forward_flops(
     part: Part = "joint",
     attention_products: bool = True,
     last: LastBlock | None = None,
-) -> float:
+) -> int:
     """FLOPs of one clip's forward pass through the backbone.
 
     The paper's 58.7 G for base are multiply-adds without the attention products at 3 frames and 32
@@ -85,9 +90,8 @@ def forward_flops(
         attention_products: Count queries x keys and weights x values.
         last: What the last block of a joint pass computes; None: all tokens.
     """
-    width, visual = config.hidden_size, config.num_visual_tokens
-    patches = patch_flops(config, frames)
-    pooler = 2 * width**2
+    visual = config.num_visual_tokens
+    patches, pooler = patch_flops(config, frames), pooler_flops(config)
     if part == "text":
         return _blocks(config, 1, text_tokens, attention_products, CLASS_TOKEN)
     if part == "video":
