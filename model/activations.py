@@ -45,12 +45,11 @@ def block_bytes(
     query = width * element + 4 * config.num_attention_heads
     row = (2 + 2 * ratio) * width * element + masks + STATISTICS
     if last is None:
-        queries, rows = tokens, float(tokens)
+        last = LastBlock(tokens, tokens)
     else:
-        queries, rows = last.queries, last.rows
         row += width * element  # the mixed heads of the rows, copied from those of the queries
     return sequences * (
-        tokens * (5 * width * element + STATISTICS) + queries * query + rows * row
+        tokens * (5 * width * element + STATISTICS) + last.queries * query + last.rows * row
     )
 
 

@@ -1,7 +1,7 @@
 """Text and visual embeddings, and the table that tells the modalities apart.
 
-Letters: B clips, S texts with a clip, T frames, L text tokens, P patches, n visual tokens of a frame
-(class token, distillation token where there is one, patches), C width.
+Letters: B clips, S texts with a clip, T frames, L text tokens, P patches, n visual tokens of a
+frame (class token, distillation token where there is one, patches), C width.
 """
 
 from __future__ import annotations
@@ -178,7 +178,6 @@ class VideoEmbeddings(nn.Module):
                 f"patch_order must be [B*T, P] = [{rows}, {count}], got {list(order.shape)}"
             )
         return patches.gather(1, order[:, :, None].expand(-1, -1, width))
-
 
     def draw_order(self, rows: int, frames: int, device: torch.device) -> Tensor:
         """The order of the config as permutations, int64 [rows, P], rows being a multiple of T.

@@ -1,8 +1,8 @@
 """Pieces of the hot path that move fewer bytes than the plain expression, each next to its twin.
 
-The twin is plain torch and defines the result; tests/model/test_kernels.py compares the two. This is
-one module, not a package: transformers copies the files of relative imports, but not sub-folders,
-when a model is saved with its code.
+The twin is plain torch and defines the result; tests/model/test_kernels.py compares the two. This
+is one module, not a package: transformers copies the files of relative imports, but not
+sub-folders, when a model is saved with its code.
 
 Letters: B clips, T frames, S texts with a clip, L text tokens, P patches, N tokens of a sequence, C
 width.

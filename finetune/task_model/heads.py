@@ -102,8 +102,8 @@ def pooled(model: nn.Module, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tenso
     """
     items, views, texts = pixels.shape[0], pixels.shape[1], ids.shape[1]
     # view v of item i is clip i * V + v; its patches are embedded once for all texts
-    clips = torch.arange(items * views, device=ids.device).view(items, 1, views)
-    clips = clips.expand(-1, texts, -1).flatten() if texts > 1 else None
+    view = torch.arange(items * views, device=ids.device).view(items, 1, views)
+    clips = view.expand(-1, texts, -1).flatten() if texts > 1 else None
     ids, mask = (x[:, :, None].expand(-1, -1, views, -1).flatten(0, 2) for x in (ids, mask))
     output = model(pixels.flatten(0, 1), ids, mask, clips=clips, read="pooled")
     return output.pooled.unflatten(0, (items, texts, views))

@@ -183,7 +183,7 @@ class ObjectiveContext:
         batch = self.batch
         if len(batch.dataset_names) < 2:
             return
-        clips = batch.pixels.new_tensor(float(len(batch)))
+        clips = batch.pixels.new_full((), float(len(batch)), dtype=torch.float32)
         for index, name in enumerate(batch.dataset_names):
             own = (batch.dataset_ids == index).sum().float()
             self.metrics[f"sample_share/{name}"] = torch.stack([own, clips])

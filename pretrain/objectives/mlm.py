@@ -68,9 +68,7 @@ class MaskedLanguageModelling(Objective):
 
     def count_correct(self, model: AllInOneForPreTraining, batch: Batch) -> tuple[Tensor, int]:
         """Masked tokens whose most probable word piece is the original one."""
-        masked = model(
-            batch.pixels, batch.mlm_ids, batch.text_mask, read=batch.mlm_positions
-        ).read
+        masked = model(batch.pixels, batch.mlm_ids, batch.text_mask, read=batch.mlm_positions).read
         target = _masked_ids(batch)
         return (model.mlm_head(masked).argmax(-1) == target).sum(), target.numel()
 

@@ -204,9 +204,7 @@ def test_uni_modal_passes_equal_the_full_encoder() -> None:
     text = backbone.encoder(
         backbone.modality(backbone.text_embeddings(ids), 0), mask[:, None, None].bool()
     )
-    video = backbone.encoder(
-        backbone.modality(backbone.video_embeddings(pixels, rolls=False), 1)
-    )
+    video = backbone.encoder(backbone.modality(backbone.video_embeddings(pixels, rolls=False), 1))
     torch.testing.assert_close(model.encode_text(ids, mask), text[:, 0], rtol=0, atol=2e-6)
     expected = video[:, 0].unflatten(0, (3, FRAMES)).mean(1)
     torch.testing.assert_close(model.encode_video(pixels), expected, rtol=0, atol=2e-6)

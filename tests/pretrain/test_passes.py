@@ -46,9 +46,7 @@ def model_of(**options: object) -> AllInOneForPreTraining:
 
 def batch_of(frames: int = 3) -> Batch:
     generator = torch.Generator().manual_seed(4)
-    return replace(
-        made_up_batch(), pixels=torch.randn(4, frames, 3, 64, 64, generator=generator)
-    )
+    return replace(made_up_batch(), pixels=torch.randn(4, frames, 3, 64, 64, generator=generator))
 
 
 def orders(frames: int = 3) -> list[Tensor]:
