@@ -75,11 +75,11 @@ def encoder_bytes(
     """
     width = config.hidden_size
     if checkpointing:
-        blocks = config.num_hidden_layers * sequences * tokens * width * element
+        one = final = float(sequences * tokens * width * element)
     else:
         one = block_bytes(config, sequences, tokens, element, mask)
-        blocks = (config.num_hidden_layers - 1) * one
-        blocks += block_bytes(config, sequences, tokens, element, mask, last)
+        final = block_bytes(config, sequences, tokens, element, mask, last)
+    blocks = (config.num_hidden_layers - 1) * one + final
     rows = tokens if last is None else last.rows
     return blocks + sequences * rows * (width * element + STATISTICS)
 

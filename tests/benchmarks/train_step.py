@@ -5,8 +5,9 @@
 
 Runs the real loop (forward, backward, DeepSpeed, AdamW; MLM + VTM) on one synthetic batch and
 prints clips/s and the share that training FLOPs have of the rate of a plain matrix product,
-measured on the same machine just before and just after. FMA = 2; attention, both passes and the
-heads count; backward = 2 x forward. Median over the steps after the first two. Works on a CPU and,
+measured on the same machine just before and just after. FMA = 2; attention and the heads count,
+tokens of the last block that nobody reads do not; the patch projection has no gradient of its
+input. Median over the steps after the first two. Works on a CPU and,
 with CUDA, on a GPU (use --ds-config zero1_bf16 there).
 """
 
@@ -19,6 +20,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -36,7 +38,8 @@ from allinone.data.loading.batch import Batch
 from allinone.engine import Trainer
 from allinone.engine.config import TrainConfig
 from allinone.engine.planning.peak_flops import measured_matmul_rate, peak_rate
-from allinone.model import AllInOneConfig, AllInOneForPreTraining, flops
+from allinone.model import AllInOneConfig, AllInOneForPreTraining
+from allinone.pretrain.cost import sample_flops
 from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective
 
 WARM_STEPS = 2
@@ -86,12 +89,9 @@ class RepeatedBatch:
             yield batch
 
 
-def training_flops(config: AllInOneConfig, masked: int) -> float:
-    """FLOPs of one clip's training step with MLM and VTM."""
-    joint = flops.forward_flops(
-        config, frames=config.num_frames, text_tokens=config.max_text_len, part="joint"
-    )
-    return 3.0 * (2 * joint + flops.mlm_flops(config, masked) + flops.vtm_flops(config, 1))
+def training_flops(config: AllInOneConfig, objective: ObjectiveConfig, masked: int) -> float:
+    """FLOPs of one clip's training step, as they are executed."""
+    return sum(sample_flops(config, objective, config.num_frames, masked).values())
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ class StepOptions:
     """Optimizer steps; the first two warm up and are not measured."""
     ds_config: str = "zero1_fp32"
     """Name in ds_configs/; use zero1_bf16 on a GPU."""
+    passes: Literal["joint", "separate"] = "joint"
+    """MLM and VTM in one forward pass or in two."""
     compile: bool = False
     """Compile the model with torch.compile."""
     checkpointing: bool = False
@@ -133,7 +135,8 @@ def measure(args: StepOptions) -> None:
     """Train on one synthetic batch and print speed and FLOP rate."""
     config = AllInOneConfig.from_size(args.size)
     data = RepeatedBatch(config)
-    per_clip = training_flops(config, data.masked)
+    objective = ObjectiveConfig(passes=args.passes)
+    per_clip = training_flops(config, objective, data.masked)
     with tempfile.TemporaryDirectory() as folder:
         run = Trainer(
             TrainConfig(
@@ -147,7 +150,7 @@ def measure(args: StepOptions) -> None:
                 save_every=args.steps,
             ),
             model=AllInOneForPreTraining(config),
-            objective=PretrainObjective(ObjectiveConfig()),
+            objective=PretrainObjective(objective),
             data=data,
             run_config={},
             out=Path(folder) / "run",
