@@ -51,8 +51,8 @@ def task_activations(
     """Activation memory that a micro-batch keeps for its backward pass, heads excluded.
 
     Args:
-        passes: Backbone passes of the task. Each is assumed to embed the patches of all its
-            clips, although several texts with one clip share them.
+        passes: Backbone passes of the task. Each copies its pixels, as passes of several texts per
+            clip do.
         config: Shape of the model.
         items: Size of the micro-batch.
         element: Bytes of one activation.

@@ -101,11 +101,10 @@ def pooled(model: nn.Module, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tenso
         Class tokens [B, K, V, W].
     """
     items, views, texts = pixels.shape[0], pixels.shape[1], ids.shape[1]
-    # view v of item i is clip i * V + v; its patches are embedded once for all texts
-    view = torch.arange(items * views, device=ids.device).view(items, 1, views)
-    clips = view.expand(-1, texts, -1).flatten() if texts > 1 else None
+    # flatten copies: K texts take K times the memory of the pixels
+    repeated = pixels[:, None].expand(-1, texts, *pixels.shape[1:]).flatten(0, 2)
     ids, mask = (x[:, :, None].expand(-1, -1, views, -1).flatten(0, 2) for x in (ids, mask))
-    output = model(pixels.flatten(0, 1), ids, mask, clips=clips, read="pooled")
+    output = model(repeated, ids, mask, read="pooled")
     return output.pooled.unflatten(0, (items, texts, views))
 
 
