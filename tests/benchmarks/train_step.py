@@ -117,6 +117,8 @@ class StepOptions:
     """Name in ds_configs/; use zero1_bf16 on a GPU."""
     wpa: float = 0.0
     """Weight of word-patch alignment; 0.1 in the original code."""
+    passes: Literal["joint", "separate"] = "joint"
+    """MLM and VTM in one forward pass or in two."""
     compile: bool = False
     """Compile the model with torch.compile."""
     checkpointing: bool = False
@@ -213,7 +215,8 @@ def make_trainer(
     """
     # initial weights are drawn here; the trainer seeds only what follows
     torch.manual_seed(0)
-    config, objective = AllInOneConfig.from_size(options.size), ObjectiveConfig(wpa=options.wpa)
+    config = AllInOneConfig.from_size(options.size)
+    objective = ObjectiveConfig(wpa=options.wpa, passes=options.passes)
     world = launch.find_rank_info(os.environ).world // options.tensor_parallel
     train = TrainConfig(
         steps=steps,
