@@ -8,7 +8,7 @@ PIP_ARGS ?=
 # Processes that share the tests, a file at a time
 TEST_WORKERS ?= 2
 
-.PHONY: demo demo-finetune test check docs metrics bench cluster128 format clean help
+.PHONY: demo demo-finetune test check docs metrics bench gpu-check cluster128 format clean help
 
 help:
 	@echo "make demo           prepare the embedded clips, pre-train nano, evaluate, report (6 to 14 min, 2 cores)"
@@ -19,6 +19,7 @@ help:
 	@echo "make docs           build the documentation into build/site"
 	@echo "make metrics        figures about the code: names, folders, comments, docstrings, words"
 	@echo "make bench          speed of training and of the data path against a named bound and peer"
+	@echo "make gpu-check      check numerics, waits, speed, DALI and resume on this node's GPUs (12 min)"
 	@echo "make cluster128     start 16 and 128 ranks on an emulated Slurm (root, slurm-wlm, munge, 20 GB)"
 
 demo: $(VENV)/.ready
@@ -47,6 +48,9 @@ bench: $(VENV)/.ready
 	$(BIN)/python tests/benchmarks/train_step.py
 	$(BIN)/python -m pip install --quiet decord
 	$(BIN)/python tests/benchmarks/data_pipeline.py
+
+gpu-check: $(VENV)/.ready
+	$(BIN)/python -m tests.gpu.check $(ARGS)
 
 cluster128: $(VENV)/.ready
 	$(BIN)/python -m tests.cluster.start 16 128

@@ -47,8 +47,12 @@ class DatasetSpec:
 
     @classmethod
     def parse(cls, text: str, split: str = "train") -> DatasetSpec:
-        """Parse ``DIR[:SPLIT][=WEIGHT]``; raises ValueError naming the part that is wrong."""
-        match = _SPEC.match(text)
+        """Parse ``DIR[:SPLIT][=WEIGHT]``; raises ValueError naming the part that is wrong.
+
+        A folder that exists counts before the parts: `frames=8` and `webvid:v2` may be its name.
+        """
+        folder = _existing_folder(text)
+        match = _SPEC.match("x" + text.removeprefix(folder)) if folder else _SPEC.match(text)
         if match is None:
             raise ValueError(
                 f"data set {text!r}: expected DIR[:SPLIT][=WEIGHT], for example"
@@ -62,7 +66,14 @@ class DatasetSpec:
             ) from error
         if not 0 < weight < float("inf"):
             raise ValueError(f"data set {text!r}: weight must be a positive number, got {weight}")
-        return cls(Path(match["path"]), match["split"] or split, weight)
+        return cls(Path(folder or match["path"]), match["split"] or split, weight)
+
+
+def _existing_folder(text: str) -> str:
+    """The longest start of a text that ends before a separator and is a folder; else empty."""
+    ends = [len(text), *(found.start() for found in reversed(list(re.finditer("[:=]", text))))]
+    starts = (text[:end] for end in ends if end and _SPEC.fullmatch("x" + text[end:]))
+    return next((start for start in starts if Path(start).is_dir()), "")
 
 
 def require_distinct(specs: Sequence[DatasetSpec], option: str) -> None:

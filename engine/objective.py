@@ -27,7 +27,8 @@ class Losses:
 def mean_metric(values: Tensor) -> Tensor:
     """(sum, count) of per-item values, float32 [2], detached."""
     values = values.detach().float()
-    return torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
+    # new_full fills on the device; new_tensor would copy from the host and wait for the device
+    return torch.stack([values.sum(), values.new_full((), float(values.numel()))])
 
 
 class ObjectiveFn(Protocol):

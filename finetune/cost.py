@@ -10,7 +10,7 @@ from allinone.engine.config import TrainConfig
 from allinone.engine.planning.estimate import Activations, element_sizes
 from allinone.model import AllInOneConfig
 from allinone.model.activations import pass_bytes, pass_shape, working_bytes
-from allinone.model.flops import Part, forward_flops
+from allinone.model.flops import CLASS_TOKEN, Part, forward_flops
 
 BackbonePasses = Sequence[tuple[Part, int]]
 """(part of the backbone, clips of one training item that pass through it at once), in the order of
@@ -28,7 +28,11 @@ def training_flops(passes: BackbonePasses, config: AllInOneConfig, *, frozen: bo
     forward = sum(
         clips
         * forward_flops(
-            config, frames=config.num_frames, text_tokens=config.max_text_len, part=part
+            config,
+            frames=config.num_frames,
+            text_tokens=config.max_text_len,
+            part=part,
+            last=CLASS_TOKEN,
         )
         for part, clips in passes
     )
@@ -47,8 +51,8 @@ def task_activations(
     """Activation memory that a micro-batch keeps for its backward pass, heads excluded.
 
     Args:
-        passes: Backbone passes of the task. Each is assumed to copy its pixels, as passes of
-            several texts per clip do.
+        passes: Backbone passes of the task. Each copies its pixels, as passes of several texts per
+            clip do.
         config: Shape of the model.
         items: Size of the micro-batch.
         element: Bytes of one activation.
@@ -66,7 +70,14 @@ def task_activations(
         }
         # every pass keeps its activations until the one backward pass of the step
         kept.append(
-            pass_bytes(config, **shape, element=element, mask=mask, checkpointing=checkpointing)
+            pass_bytes(
+                config,
+                **shape,
+                element=element,
+                mask=mask,
+                checkpointing=checkpointing,
+                last=CLASS_TOKEN,
+            )
         )
         working = max(
             working,

@@ -10,20 +10,26 @@ vocabulary. A tensor that two operations save counts once; weights do not count.
 from __future__ import annotations
 
 from .config import AllInOneConfig
-from .flops import Part
+from .flops import CLASS_TOKEN, LastBlock, Part
 
 STATISTICS = 8
 """Bytes of a LayerNorm's mean and reciprocal deviation per token, fp32 on a GPU."""
 
 
 def block_bytes(
-    config: AllInOneConfig, sequences: int, tokens: int, element: int, mask: int
+    config: AllInOneConfig,
+    sequences: int,
+    tokens: int,
+    element: int,
+    mask: int,
+    last: LastBlock | None = None,
 ) -> float:
     """One transformer block.
 
-    Per token: its input (norm 1), norm 1's output, q, k and v, the mixed heads, the input of norm 2
-    and its output: 8 C s; GELU's input and the second layer's input: 2 mlp_ratio C s. Dropout
-    masks: (2 + mlp_ratio) C m. The attention matrix is never stored.
+    Per token: its input (norm 1), norm 1's output, q, k and v: 5 C s; the mixed heads, the input of
+    norm 2 and its output: 3 C s; GELU's input and the second layer's input: 2 mlp_ratio C s.
+    Dropout masks: (2 + mlp_ratio) C m. The attention matrix is never stored. The last block keeps
+    the 5 C s of all tokens, the mixed heads of its queries, and all but the 5 C s of its rows.
 
     Args:
         config: The model.
@@ -31,19 +37,19 @@ def block_bytes(
         tokens: Tokens of each, N.
         element: Bytes of an activation, s.
         mask: Bytes of an element of a dropout mask, m.
+        last: The last block, where few tokens are read; None: all tokens.
     """
     width, ratio = config.hidden_size, config.mlp_ratio
     masks = (2 + ratio) * width * mask if config.hidden_dropout else 0
-    return (
-        sequences
-        * tokens
-        * (
-            (8 + 2 * ratio) * width * element
-            + masks
-            + 2 * STATISTICS
-            # fused attention saves the fp32 log-sum-exp of each query and head
-            + 4 * config.num_attention_heads
-        )
+    # fused attention saves the fp32 log-sum-exp of each query and head
+    query = width * element + 4 * config.num_attention_heads
+    row = (2 + 2 * ratio) * width * element + masks + STATISTICS
+    if last is None:
+        last = LastBlock(tokens, tokens)
+    else:
+        row += width * element  # the mixed heads of the rows, copied from those of the queries
+    return sequences * (
+        tokens * (5 * width * element + STATISTICS) + last.queries * query + last.rows * row
     )
 
 
@@ -54,6 +60,7 @@ def encoder_bytes(
     element: int,
     mask: int,
     checkpointing: bool = False,
+    last: LastBlock | None = None,
 ) -> float:
     """All blocks and the final norm.
 
@@ -64,14 +71,17 @@ def encoder_bytes(
         element: Bytes of an activation, s.
         mask: Bytes of an element of a dropout mask, m.
         checkpointing: Blocks keep only their input.
+        last: The last block, where few tokens are read; None: all tokens.
     """
     width = config.hidden_size
-    one = (
-        sequences * tokens * width * element
-        if checkpointing
-        else block_bytes(config, sequences, tokens, element, mask)
-    )
-    return config.num_hidden_layers * one + sequences * tokens * (width * element + STATISTICS)
+    if checkpointing:
+        one = final = float(sequences * tokens * width * element)
+    else:
+        one = block_bytes(config, sequences, tokens, element, mask)
+        final = block_bytes(config, sequences, tokens, element, mask, last)
+    blocks = (config.num_hidden_layers - 1) * one + final
+    rows = tokens if last is None else last.rows
+    return blocks + sequences * rows * (width * element + STATISTICS)
 
 
 def pass_shape(
@@ -112,34 +122,36 @@ def pass_bytes(
     element: int = 2,
     mask: int = 1,
     checkpointing: bool = False,
-    own_pixels: bool = True,
+    embedded: int | None = None,
+    last: LastBlock | None = None,
 ) -> float:
     """One pass through the backbone, embeddings included.
 
     Args:
         config: The model.
-        clips: Clips, B.
+        clips: Texts with a clip, or clips, or texts, of the pass.
         frames: Frames per clip, T.
         text_tokens: Tokens per text, L.
-        part: Joint pass, or one modality alone.
+        part: Joint pass, or one modality alone, of which only the class token is read.
         element: Bytes of an activation, s.
         mask: Bytes of an element of a dropout mask, m.
         checkpointing: Blocks keep only their input.
-        own_pixels: The patch convolution saves a copy of the pixels (cast to another precision, or
-            reordered) instead of the batch's tensor.
+        embedded: Different clips among them, whose patches are embedded once; None: all.
+        last: What the last block of a joint pass computes; None: all tokens.
     """
     width, visual = config.hidden_size, config.num_visual_tokens
     dropout = mask if config.hidden_dropout else 0
     text = clips * text_tokens * (width * (element + dropout) + STATISTICS)
-    pixels = clips * frames * 3 * config.image_size**2 * element if own_pixels else 0
+    # the patch projection saves the pixels in the order of the patches
+    pixels = (clips if embedded is None else embedded) * frames * 3 * config.image_size**2 * element
     video = pixels + clips * frames * visual * width * dropout
+    shape = pass_shape(config, clips, frames, text_tokens, part)
     blocks = encoder_bytes(
-        config, *pass_shape(config, clips, frames, text_tokens, part), element, mask, checkpointing
+        config, *shape, element, mask, checkpointing, last if part == "joint" else CLASS_TOKEN
     )
     if part == "text":
-        # the class token is a view of the final norm's output, which therefore stays in memory
-        output = clips * text_tokens * width * element
-        return text + output + blocks
+        # without a mean over frames, the final norm's output is the input of the projection
+        return text + blocks + clips * width * element
     return blocks + video + (text if part == "joint" else 0)
 
 

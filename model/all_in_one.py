@@ -10,9 +10,10 @@ parameters by forward hooks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from transformers.utils import ModelOutput
 from .config import AllInOneConfig
 from .embeddings import TEXT, VIDEO, ModalityEmbedding, TextEmbeddings, VideoEmbeddings
 from .heads import LogitScale, MLMHead
+from .kernels import add_kept, permute_tokens, rolled_rows
 from .linear import LinearFactory, SplitDropout, torch_linear
 from .norm import LayerNorm
 from .roll import fold_size, roll_channels, roll_tokens
@@ -30,7 +32,10 @@ from .roll import fold_size, roll_channels, roll_tokens
 
 @dataclass
 class AllInOneOutput(ModelOutput):
-    """Features of the joint pass after the final norm, averaged over frames."""
+    """Features of the joint pass after the final norm, averaged over frames.
+
+    Only what the caller reads is there, see `read` of AllInOneModel.forward.
+    """
 
     text: Tensor | None = None
     """[B, L, C]"""
@@ -39,6 +44,48 @@ class AllInOneOutput(ModelOutput):
     number config.num_prefix_tokens."""
     pooled: Tensor | None = None
     """[B, C], tanh(dense(text class token))"""
+    read: Tensor | None = None
+    """[M, C], the text tokens that the caller named."""
+
+
+@dataclass(frozen=True)
+class ReadTokens:
+    """Tokens whose final features are read, R of them. The last block computes no others."""
+
+    queries: int
+    """Tokens at the start of each sequence that include all of these: the text, or the first."""
+    sequences: Tensor
+    """int64 [R], sequence of each."""
+    places: Tensor
+    """int64 [R], place of each in its sequence."""
+
+    @classmethod
+    def first(cls, sequences: int, device: torch.device) -> ReadTokens:
+        """The first token of each sequence, the class token."""
+        rows = torch.arange(sequences, device=device)
+        return cls(1, rows, torch.zeros_like(rows))
+
+    @classmethod
+    def of_text(cls, words: Tensor, text_tokens: int, frames: int) -> ReadTokens:
+        """Text tokens of every frame's sequence.
+
+        Args:
+            words: int64 [M], word j of text i is i * L + j.
+            text_tokens: Tokens per text, L.
+            frames: Sequences per text, T; those of a word are adjacent in the result.
+        """
+        sequences = (words // text_tokens)[:, None] * frames + torch.arange(
+            frames, device=words.device
+        )
+        return cls(
+            text_tokens,
+            sequences.flatten(),
+            (words % text_tokens)[:, None].expand(-1, frames).flatten(),
+        )
+
+    def of(self, x: Tensor) -> Tensor:
+        """[sequences, tokens, C] → [R, C]."""
+        return x.flatten(0, 1).index_select(0, self.sequences * x.shape[1] + self.places)
 
 
 class Attention(nn.Module):
@@ -53,13 +100,18 @@ class Attention(nn.Module):
         self.proj = linear(config.hidden_size, config.hidden_size, split="row")
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        # q, k and v have the shape [B*T, H, N, C/H]
-        q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
+    def forward(self, x: Tensor, mask: Tensor | None, read: ReadTokens | None = None) -> Tensor:
+        # unbind before transpose: the gradient is then stacked in the order of qkv's outputs, and
+        # is not copied again. q, k and v have the shape [B*T, H, N, C/H]
+        parts = self.qkv(x).unflatten(-1, (3, -1, self.head_dim)).unbind(2)
+        q, k, v = (part.transpose(1, 2) for part in parts)
+        if read is not None:
+            q = q[:, :, : read.queries]
         # boolean masks mean True = attend; the scale is the default, head_dim ** -0.5
         dropout = self.attention_dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
+        mixed = mixed.transpose(1, 2).flatten(2)
+        return self.dropout(self.proj(mixed if read is None else read.of(mixed)))
 
 
 class MLP(nn.Module):
@@ -77,18 +129,30 @@ class MLP(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth per sequence (Huang et al., ECCV 2016)."""
+    """Adds a residual branch with stochastic depth per sequence (Huang et al., ECCV 2016)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, branch: Tensor, sequences: int, owner: Tensor | None = None
+    ) -> Tensor:
+        """Add the branch of the sequences that keep it.
+
+        Args:
+            x: Residual stream, [B*T, N, C], or [R, C] at the tokens that are read.
+            branch: Of the same shape.
+            sequences: B*T.
+            owner: int64 [R], the sequence of each token that is read.
+        """
         if not self.training or self.rate == 0:
-            return x
+            return x + branch
         # one draw per sequence; dividing by the kept share preserves the expectation
-        keep = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.rate
-        return x * keep.to(x.dtype) / (1 - self.rate)
+        keep = (torch.rand(sequences, 1, 1, device=x.device) >= self.rate).to(x.dtype)
+        if owner is not None:
+            keep = keep[:, 0].index_select(0, owner)
+        return add_kept(x, branch, keep, self.rate)
 
 
 class Block(nn.Module):
@@ -108,9 +172,14 @@ class Block(nn.Module):
         self.mlp = MLP(config, linear)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.drop_path(self.attention(self.norm1(x), mask))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, mask: Tensor | None, read: ReadTokens | None = None) -> Tensor:
+        """[B*T, N, C] → [B*T, N, C], or → [R, C] at the tokens that are read."""
+        sequences, owner = x.shape[0], None
+        branch = self.attention(self.norm1(x), mask, read)
+        if read is not None:
+            x, owner = read.of(x), read.sequences
+        x = self.drop_path(x, branch, sequences, owner)
+        return self.drop_path(x, self.mlp(self.norm2(x)), sequences, owner)
 
 
 class Encoder(nn.Module):
@@ -127,7 +196,12 @@ class Encoder(nn.Module):
         self.gradient_checkpointing = False
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, frames: int = 1, text_tokens: int = 0
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        frames: int = 1,
+        text_tokens: int = 0,
+        read: ReadTokens | None = None,
     ) -> Tensor:
         """Run all blocks.
 
@@ -136,32 +210,44 @@ class Encoder(nn.Module):
             mask: Boolean key mask [B*T, 1, 1, N], True = attend; None attends to all.
             frames: Frames per clip, T; more than 1 rolls.
             text_tokens: Text tokens at the start of each sequence, L.
+            read: Tokens that are read; None: all.
 
         Returns:
-            Tokens after the final norm, [B*T, N, C].
+            Tokens after the final norm, [B*T, N, C], or [R, C] those that are read.
         """
-        for block in self.blocks:
+        exchange = self._exchange(x, frames, text_tokens)
+        last = len(self.blocks) - 1
+        for number, block in enumerate(self.blocks):
             # also before the first block, as in the original
-            x = self._exchange(x, frames, text_tokens)
+            x = exchange(x)
+            # the blocks before the last need all tokens, as keys of the next
+            own = read if number == last else None
             if self.gradient_checkpointing and self.training:
                 # the re-entrant variant gives no gradients where the input needs none
-                x = torch.utils.checkpoint.checkpoint(block, x, mask, use_reentrant=False)
+                x = torch.utils.checkpoint.checkpoint(block, x, mask, own, use_reentrant=False)
             else:
-                x = block(x, mask)
+                x = block(x, mask, own)
         return self.norm(x)
 
-    def _exchange(self, x: Tensor, frames: int, text_tokens: int) -> Tensor:
-        """Roll tokens or channels between frames; average and flatten need no exchange here."""
+    def _exchange(self, x: Tensor, frames: int, text_tokens: int) -> Callable[[Tensor], Tensor]:
+        """What rolls tokens or channels between frames before each block.
+
+        Average and flatten need no exchange here.
+        """
         config = self.config
         if config.roll == "roll":
-            return roll_tokens(
-                x, frames, text_tokens, fold_size(x.shape[1] - text_tokens, config.roll_divisor)
-            )
+            rows, tokens, _ = x.shape
+            fold = fold_size(tokens - text_tokens, config.roll_divisor)
+            if frames == 1 or fold == 0:
+                return lambda x: x
+            if torch.compiler.is_compiling():  # fuses the plain roll with its neighbours
+                return lambda x: roll_tokens(x, frames, text_tokens, fold)
+            source, target = rolled_rows(rows, tokens, frames, text_tokens, fold, x.device)
+            return lambda x: permute_tokens(x, source, target)
         if config.roll == "channel":
-            return roll_channels(
-                x, frames, text_tokens, fold_size(config.hidden_size, config.roll_divisor)
-            )
-        return x
+            fold = fold_size(config.hidden_size, config.roll_divisor)
+            return lambda x: roll_channels(x, frames, text_tokens, fold)
+        return lambda x: x
 
 
 class Pooler(nn.Module):
@@ -259,37 +345,52 @@ class AllInOneModel(AllInOnePreTrainedModel):
         text_ids: Tensor,
         text_mask: Tensor,
         patch_order: Tensor | None = None,
+        *,
+        clips: Tensor | None = None,
+        read: Tensor | Literal["pooled"] | None = None,
         **kwargs: Any,
     ) -> AllInOneOutput:
-        """Joint pass.
+        """Joint pass of S texts, each with one of B clips.
 
         Args:
             pixels: Normalised frames, [B, T, 3, H, W].
-            text_ids: Word pieces, int64 [B, L].
-            text_mask: int64 [B, L], 1 at tokens.
-            patch_order: int64 [B*T, P]: patch slot k of row i*T + f holds patch order[k].
+            text_ids: Word pieces, int64 [S, L].
+            text_mask: int64 [S, L], 1 at tokens.
+            patch_order: int64 [S*T, P]: patch slot k of row i*T + f holds patch order[k].
+            clips: int64 [S], the clip of each text; None: S = B, text i has clip i. Patches are
+                embedded once per clip.
+            read: What of the result is read; the last block computes nothing else. None: text,
+                video and pooled. "pooled": the pooled class token. A tensor, int64 [M]: these text
+                tokens (word j of text i is i * L + j), in the output `read`.
             **kwargs: Ignored; transformers passes its own.
 
         Raises:
             ValueError: A shape does not fit the config.
         """
-        clips, frames = pixels.shape[:2]
+        frames, (texts, length) = pixels.shape[1], text_ids.shape
         text = self.modality(self.text_embeddings(text_ids), TEXT)
-        video = self.modality(self.video_embeddings(pixels, patch_order), VIDEO)
-        length = text.shape[1]
-        if self.config.roll == "flatten":
-            # [B, T*n, C]: one sequence holds all frames
-            video = video.unflatten(0, (clips, frames)).flatten(1, 2)
-            x = self.encoder(torch.cat([text, video], 1), _key_mask(text_mask, video.shape[1]))
-            text, video = x[:, :length], x[:, length:].unflatten(1, (frames, -1)).mean(1)
+        video = self.modality(self.video_embeddings(pixels, patch_order, clips=clips), VIDEO)
+        flatten = self.config.roll == "flatten"
+        tokens = _read_tokens(read, texts, length, 1 if flatten else frames, text.device)
+        if flatten:
+            # [S, T*n, C]: one sequence holds all frames
+            video = video.unflatten(0, (texts, frames)).flatten(1, 2)
+            mask = _key_mask(text_mask, video.shape[1])
+            x = self.encoder(torch.cat([text, video], 1), mask, read=tokens)
         else:
             # embedded once; copies are adjacent (clip-major) and differ from block 0 on
             text = text.repeat_interleave(frames, 0)
             mask = _key_mask(text_mask, video.shape[1]).repeat_interleave(frames, 0)
-            x = self.encoder(torch.cat([text, video], 1), mask, frames, length)
-            # a plain mean: frames are never padded
-            x = x.unflatten(0, (clips, frames)).mean(1)
-            text, video = x[:, :length], x[:, length:]
+            x = self.encoder(torch.cat([text, video], 1), mask, frames, length, tokens)
+            # a plain mean: frames are never padded. No -1 in the shape: there may be 0 words
+            x = x.unflatten(0, (x.shape[0] // frames, frames)).mean(1)
+        if read is not None:
+            if isinstance(read, Tensor):
+                return AllInOneOutput(read=x)
+            return AllInOneOutput(pooled=self.pooler(x))
+        text, video = x[:, :length], x[:, length:]
+        if flatten:
+            video = video.unflatten(1, (frames, -1)).mean(1)
         return AllInOneOutput(text=text, video=video, pooled=self.pooler(text[:, 0]))
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
@@ -298,13 +399,38 @@ class AllInOneModel(AllInOnePreTrainedModel):
         One copy per text; the original computes T copies, which are equal without frames.
         """
         x = self.modality(self.text_embeddings(text_ids), TEXT)
-        return self.encoder(x, text_mask[:, None, None].bool())[:, 0]
+        read = ReadTokens.first(x.shape[0], x.device)
+        return self.encoder(x, text_mask[:, None, None].bool(), read=read)
 
     def encode_video(self, pixels: Tensor) -> Tensor:
         """Video-only pass without a roll, as in the original: mean class token, [B, C]."""
         clips, frames = pixels.shape[:2]
-        x = self.encoder(self.modality(self.video_embeddings(pixels, rolls=False), VIDEO))
-        return x[:, 0].unflatten(0, (clips, frames)).mean(1)
+        x = self.modality(self.video_embeddings(pixels, rolls=False), VIDEO)
+        x = self.encoder(x, read=ReadTokens.first(x.shape[0], x.device))
+        return x.unflatten(0, (clips, frames)).mean(1)
+
+
+def _read_tokens(
+    read: Tensor | Literal["pooled"] | None,
+    texts: int,
+    length: int,
+    frames: int,
+    device: torch.device,
+) -> ReadTokens | None:
+    """The tokens of all sequences that give what is read; None: all.
+
+    Args:
+        read: As in AllInOneModel.forward.
+        texts: Texts, S.
+        length: Tokens of each, L.
+        frames: Sequences per text, T.
+        device: Where the tokens are.
+    """
+    if read is None:
+        return None
+    if isinstance(read, Tensor):
+        return ReadTokens.of_text(read, length, frames)
+    return ReadTokens.first(texts * frames, device)
 
 
 def _key_mask(text_mask: Tensor, visual_tokens: int) -> Tensor:
@@ -335,13 +461,16 @@ class AllInOneForPreTraining(AllInOnePreTrainedModel):
         text_ids: Tensor,
         text_mask: Tensor,
         patch_order: Tensor | None = None,
+        *,
+        clips: Tensor | None = None,
+        read: Tensor | Literal["pooled"] | None = None,
         **kwargs: Any,
     ) -> AllInOneOutput:
         """Joint pass of the backbone; objectives apply the heads to the tokens they need.
 
         Arguments and errors as in AllInOneModel.forward.
         """
-        return self.backbone(pixels, text_ids, text_mask, patch_order)
+        return self.backbone(pixels, text_ids, text_mask, patch_order, clips=clips, read=read)
 
     def heads(self, frames: int) -> tuple[nn.Module, nn.Module]:
         """MLM and VTM heads for clips of `frames` frames; images may have separate heads."""

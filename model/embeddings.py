@@ -1,7 +1,7 @@
 """Text and visual embeddings, and the table that tells the modalities apart.
 
-Letters: B clips, T frames, L text tokens, P patches, n visual tokens of a frame (class token,
-distillation token where there is one, patches), C width.
+Letters: B clips, S texts with a clip, T frames, L text tokens, P patches, n visual tokens of a
+frame (class token, distillation token where there is one, patches), C width.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import AllInOneConfig
+from .kernels import patch_rows, select_clips
 from .norm import LayerNorm
 
 TEXT, VIDEO = 0, 1  # rows of the modality table
@@ -52,6 +54,15 @@ class TextEmbeddings(nn.Module):
         return self.dropout(self.norm(embedded))
 
 
+class PatchProjection(nn.Conv2d):
+    """A convolution whose stride is its kernel's size, computed as one matrix product."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
+        """[R, 3, H, W] → [R, P, C], patches in raster order."""
+        rows = patch_rows(input, self.kernel_size[0])
+        return F.linear(rows, self.weight.flatten(1), self.bias)
+
+
 class VideoEmbeddings(nn.Module):
     """Patches, prefix tokens, position and temporal embedding: [B, T, 3, H, W] → [B*T, n, C].
 
@@ -69,7 +80,8 @@ class VideoEmbeddings(nn.Module):
         self.num_frames = config.num_frames
         self.prefix = config.num_prefix_tokens
         self.patch_order = config.patch_order
-        self.patch = nn.Conv2d(3, width, kernel_size=config.patch_size, stride=config.patch_size)
+        size = config.patch_size
+        self.patch = PatchProjection(3, width, kernel_size=size, stride=size)
         self.class_token = nn.Parameter(torch.empty(1, 1, width))
         # None, not an unused parameter: ZeRO and the optimizer expect a gradient for every weight
         self.distillation_token = (
@@ -84,33 +96,41 @@ class VideoEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(
-        self, pixels: Tensor, patch_order: Tensor | None = None, rolls: bool = True
+        self,
+        pixels: Tensor,
+        patch_order: Tensor | None = None,
+        rolls: bool = True,
+        clips: Tensor | None = None,
     ) -> Tensor:
         """Embed the frames of a batch.
 
         Args:
             pixels: Normalised frames, [B, T, 3, H, W].
-            patch_order: int64 [B*T, P]: patch slot k of row i*T + f holds patch order[k]. None uses
+            patch_order: int64 [S*T, P]: patch slot k of row i*T + f holds patch order[k]. None uses
                 the order of the config.
             rolls: Tokens will roll, so the order of the patches matters; without a roll they stay
                 in raster order.
+            clips: int64 [S]: row i of the result holds clip clips[i]; None: every clip once, S = B.
 
         Returns:
-            [B*T, n, C]; only patches are reordered.
+            [S*T, n, C]; only patches are reordered.
 
         Raises:
             ValueError: A shape does not fit the config.
         """
-        clips, frames = self._check(pixels)
+        batch, frames = self._check(pixels)
         # the data path delivers float32, whatever the model's precision
         pixels = pixels.to(self.patch.weight.dtype)
-        patches = self.patch(pixels.flatten(0, 1)).flatten(2).transpose(1, 2)
+        patches = self.patch(pixels.flatten(0, 1))
         # positions are added before the reordering: a patch keeps its own in any slot
         patches = patches + self.position[:, self.prefix :]
         if self.temporal is not None and frames > 1:  # images get no temporal embedding
             patches = (
-                patches.unflatten(0, (clips, frames)) + self.temporal[:, :frames, None]
+                patches.unflatten(0, (batch, frames)) + self.temporal[:, :frames, None]
             ).flatten(0, 1)
+        if clips is not None:
+            # before the reordering and dropout, which each text draws for itself
+            patches = select_clips(patches.unflatten(0, (batch, frames)), clips).flatten(0, 1)
         if rolls:
             patches = self._reorder(patches, frames, patch_order)
         prefix: Tensor = self.class_token
@@ -144,23 +164,36 @@ class VideoEmbeddings(nn.Module):
         Attention does not depend on the order, but the roll moves the first and last slots.
 
         Args:
-            patches: [B*T, P, C] in raster order.
+            patches: [S*T, P, C] in raster order.
             frames: Frames per clip, T.
-            order: int64 [B*T, P]; None uses that of the config.
+            order: int64 [S*T, P]; None uses that of the config.
         """
         rows, count, width = patches.shape
-        if order is None and (self.patch_order == "raster" or frames == 1):
-            return patches
         if order is None:
-            if self.training:
-                order = torch.rand(rows, count, device=patches.device).argsort(1)
-            else:  # the same choice in every evaluation, unlike the original
-                order = fixed_order(frames, count).to(patches.device).repeat(rows // frames, 1)
+            if self.patch_order == "raster" or frames == 1:
+                return patches
+            order = self.draw_order(rows, frames, patches.device)
         elif order.shape != (rows, count):
             raise ValueError(
                 f"patch_order must be [B*T, P] = [{rows}, {count}], got {list(order.shape)}"
             )
         return patches.gather(1, order[:, :, None].expand(-1, -1, width))
+
+    def draw_order(self, rows: int, frames: int, device: torch.device) -> Tensor:
+        """The order of the config as permutations, int64 [rows, P], rows being a multiple of T.
+
+        Args:
+            rows: Frames of all clips.
+            frames: Frames per clip, T.
+            device: Where they are needed.
+        """
+        count = self.position.shape[1] - self.prefix
+        if self.patch_order == "raster" or frames == 1:
+            return torch.arange(count, device=device).expand(rows, -1)
+        if self.training:
+            return torch.rand(rows, count, device=device).argsort(1)
+        # the same choice in every evaluation, unlike the original
+        return fixed_order(frames, count).to(device).repeat(rows // frames, 1)
 
 
 @functools.cache

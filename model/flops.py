@@ -3,11 +3,12 @@
 A multiply-add counts as 2 FLOPs; norms, softmax and GELU are not counted, as in
 torch.utils.flop_counter.
 
-Letters: T frames, L text tokens, C width.
+Letters: T frames, L text tokens, N tokens of a sequence, C width.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
@@ -17,13 +18,53 @@ from .config import AllInOneConfig
 Part = Literal["joint", "video", "text"]
 
 
-def _blocks(config: AllInOneConfig, sequences: int, tokens: int, attention_products: bool) -> int:
-    """FLOPs of all blocks for `sequences` sequences of `tokens` tokens."""
-    # qkv 3, proj 1, fc1 and fc2 mlp_ratio each
-    linear = 2 * tokens * (4 + 2 * config.mlp_ratio) * config.hidden_size**2
-    # queries x keys, weights x values
-    attention = 2 * 2 * tokens**2 * config.hidden_size if attention_products else 0
-    return config.num_hidden_layers * sequences * (linear + attention)
+@dataclass(frozen=True)
+class LastBlock:
+    """What the last block computes per sequence where few tokens are read: keys and values of all
+    tokens, everything else of these."""
+
+    queries: int
+    """Tokens that attend."""
+    rows: float
+    """Tokens that pass the output layer and the MLP, the average over the sequences."""
+
+
+CLASS_TOKEN = LastBlock(queries=1, rows=1)
+"""Only the class token is read."""
+
+
+def pooler_flops(config: AllInOneConfig) -> int:
+    """FLOPs of the pooler for one text."""
+    return 2 * config.hidden_size**2
+
+
+def _blocks(
+    config: AllInOneConfig,
+    sequences: int,
+    tokens: int,
+    attention_products: bool,
+    last: LastBlock | None,
+) -> int:
+    """FLOPs of all blocks for `sequences` sequences of `tokens` tokens.
+
+    Args:
+        config: The model.
+        sequences: Sequences.
+        tokens: Tokens of each, N.
+        attention_products: Count queries x keys and weights x values.
+        last: The last block; None: as the others.
+    """
+    last = last or LastBlock(tokens, tokens)
+
+    def block(queries: int, rows: float) -> float:
+        # qkv 3, proj 1, fc1 and fc2 mlp_ratio each
+        linear = 2 * (3 * tokens + (1 + 2 * config.mlp_ratio) * rows) * config.hidden_size**2
+        # queries x keys, weights x values
+        products = 2 * 2 * queries * tokens * config.hidden_size if attention_products else 0
+        return linear + products
+
+    others = config.num_hidden_layers - 1
+    return int(sequences * (others * block(tokens, tokens) + block(last.queries, last.rows)))
 
 
 def forward_flops(
@@ -33,6 +74,7 @@ def forward_flops(
     text_tokens: int,
     part: Part = "joint",
     attention_products: bool = True,
+    last: LastBlock | None = None,
 ) -> int:
     """FLOPs of one clip's forward pass through the backbone.
 
@@ -43,25 +85,25 @@ def forward_flops(
         config: The model.
         frames: Frames per clip, T.
         text_tokens: Tokens per text, L.
-        part: Joint pass, or one modality alone; only the joint pass uses the pooler.
+        part: Joint pass, or one modality alone, of which only the class token is read; only the
+            joint pass uses the pooler.
         attention_products: Count queries x keys and weights x values.
+        last: What the last block of a joint pass computes; None: all tokens.
     """
-    width, visual = config.hidden_size, config.num_visual_tokens
-    patches = patch_flops(config, frames)
-    pooler = 2 * width**2
+    visual = config.num_visual_tokens
+    patches, pooler = patch_flops(config, frames), pooler_flops(config)
     if part == "text":
-        return _blocks(config, 1, text_tokens, attention_products)
+        return _blocks(config, 1, text_tokens, attention_products, CLASS_TOKEN)
     if part == "video":
-        return patches + _blocks(config, frames, visual, attention_products)
+        return patches + _blocks(config, frames, visual, attention_products, CLASS_TOKEN)
+    sequences, tokens = frames, text_tokens + visual
     if config.roll == "flatten":
-        return (
-            patches + _blocks(config, 1, text_tokens + frames * visual, attention_products) + pooler
-        )
-    return patches + _blocks(config, frames, text_tokens + visual, attention_products) + pooler
+        sequences, tokens = 1, text_tokens + frames * visual
+    return patches + _blocks(config, sequences, tokens, attention_products, last) + pooler
 
 
 def patch_flops(config: AllInOneConfig, frames: int) -> int:
-    """FLOPs of the patch convolution of one clip."""
+    """FLOPs of the patch projection of one clip."""
     return 2 * frames * config.num_patches * 3 * config.patch_size**2 * config.hidden_size
 
 

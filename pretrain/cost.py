@@ -10,7 +10,7 @@ from allinone.model.activations import pass_shape, working_bytes
 from allinone.pretrain.config import PretrainConfig
 from allinone.pretrain.objectives.base import ClipSize, MicroBatchSize
 from allinone.pretrain.objectives.config import ObjectiveConfig
-from allinone.pretrain.objectives.registry import active_objectives
+from allinone.pretrain.objectives.registry import active_objectives, reads_all_tokens
 
 MASK_PROB = 0.15
 """Share of the word pieces that MLM masks by default (DataConfig.mask_prob)."""
@@ -37,7 +37,8 @@ def sample_flops(
     """Training FLOPs of one clip by objective.
 
     A multiply-add is 2 FLOPs, heads count, and backward is 2 x forward except for the patch
-    convolution, whose input needs no gradient. Losses, norms and the optimizer are left out.
+    projection, whose input needs no gradient. Losses, norms and the optimizer are left out. If MLM
+    and VTM share a pass, MLM counts the embedding of the patches.
 
     Args:
         config: The model.
@@ -46,7 +47,9 @@ def sample_flops(
         masked: Masked tokens per caption.
         candidates: Clips that VTC contrasts with, over all ranks.
     """
-    size = ClipSize(config, frames, masked, candidates)
+    size = ClipSize(
+        config, frames, masked, candidates, objective.joint_pass, reads_all_tokens(objective)
+    )
     flops = {each.name: each.training_flops(size) for each in active_objectives(objective)}
     return {name: value for name, value in flops.items() if value is not None}
 
@@ -168,7 +171,17 @@ def model_activations(
     def passes(count: int, frames: int) -> list[float]:
         """Saved bytes of every pass, in the order of the forward pass."""
         masked = masked_tokens(model, count, mask_prob)
-        size = MicroBatchSize(model, count, frames, masked, element, mask, checkpointing)
+        size = MicroBatchSize(
+            model,
+            count,
+            frames,
+            masked,
+            element,
+            mask,
+            checkpointing,
+            objective.joint_pass,
+            reads_all_tokens(objective),
+        )
         found: list[float] = []
         for each in active_objectives(objective):
             added = each.activation_bytes(size)
@@ -181,7 +194,8 @@ def model_activations(
     saved = passes(clips, model.num_frames)
     if images:
         saved += passes(images, 1)
-    widest = pass_shape(model, clips, model.num_frames, model.max_text_len)
+    texts = 2 * clips if objective.joint_pass else clips
+    widest = pass_shape(model, texts, model.num_frames, model.max_text_len)
     return Activations(
         sum(saved), saved[-1], working_bytes(model, *widest, element, mask, checkpointing)
     )

@@ -5,6 +5,7 @@
     tools/report.py 'runs/*' --out report        all runs below a folder
     tools/report.py 'runs/*' --ours-only         leave out what no run has a result for
     tools/report.py --compare A.jsonl B.jsonl    two predictions files of one test set, item by item
+    tools/report.py status gpu_report.json       add a report of `make gpu-check` to docs/status.md
 
 A result is compared with a number of the paper only if it was scored on all items of the official
 split, and if model size, pre-training, frames, views, image size and variant are the same. A result
@@ -30,6 +31,7 @@ import tyro
 from allinone.common.command_line import parse, run_command
 from allinone.common.console import setup_logging
 from allinone.common.errors import InputError
+from allinone.common.paths import ROOT
 
 if TYPE_CHECKING:
     from allinone.finetune.evaluation.results import EvaluationResult
@@ -53,6 +55,16 @@ class ReportOptions:
     """Warn about damaged results files instead of stopping."""
     compare: Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="A B")] = None
     """Compare two predictions files (predictions/*.jsonl of a run) instead."""
+
+
+@dataclass(frozen=True)
+class StatusOptions:
+    """Options of `report status`."""
+
+    report: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="REPORT.json")]
+    """gpu_report.json of `make gpu-check` on a GPU."""
+    page: Path = ROOT / "docs" / "status.md"
+    """Page whose marked region gets the rows; rows of the same GPU are replaced."""
 
 
 def collect(arguments: Sequence[str], *, skip_damaged: bool = False) -> list[ReportedRun]:
@@ -171,6 +183,21 @@ def write_report(
     print(f"{filled.summary()}\n  {page}\n  {text}")
 
 
+def add_gpu_rows(arguments: Sequence[str]) -> int:
+    """Add a report of `make gpu-check` to the status page; returns the exit code."""
+    from allinone.tools.reporting import gpu_report
+
+    options = parse(
+        StatusOptions,
+        arguments,
+        prog="tools/report.py status",
+        description="Add a report of `make gpu-check` to the GPU rows of docs/status.md.",
+    )
+    gpu_report.add_to_status(gpu_report.read(options.report), options.page)
+    print(options.page)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -178,12 +205,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code; of --compare 0 if the files agree in every item, else 1, like diff.
     """
 
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
     def command() -> int:
-        """Write the report, or compare two files."""
+        """Write the report, compare two files, or add to the status page."""
         setup_logging(stderr=True)
+        if arguments[:1] == ["status"]:
+            return add_gpu_rows(arguments[1:])
         options = parse(
             ReportOptions,
-            sys.argv[1:] if argv is None else argv,
+            arguments,
             prog="tools/report.py",
             description=__doc__,
         )

@@ -8,9 +8,24 @@ from allinone.common.exit_codes import ExitCode
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Values of OSError.errno for a disk that accepts no more data."""
-LASTING = frozenset(
-    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EMFILE, errno.ENFILE, None}
+OF_THE_NAME = frozenset(
+    {
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+        errno.ENXIO,
+        errno.ENODEV,
+        errno.EINVAL,
+        errno.EILSEQ,
+    }
 )
+"""Values of OSError.errno that say something about one path, and nothing about the storage: a name
+that is too long or that the file system does not accept, a link to itself, a socket."""
+LASTING = OF_THE_NAME | {errno.EMFILE, errno.ENFILE, None}
 """Values of OSError.errno for a file that will be unusable the next time too. Everything else (EIO,
 ESTALE, ESHUTDOWN, a full disk) is storage in trouble: a job that is started again may succeed.
 None: pyarrow's own errors, for a file that is not what its name says."""

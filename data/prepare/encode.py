@@ -3,13 +3,16 @@
 Sparse sampling decodes a complete GOP to use one frame of it, so GOPs are short and closed. The
 frame rate is constant: the source's average. At a constant source rate every frame occurs once; at
 a variable one, frames are repeated during the source's pauses and dropped where it has more than
-the rate allows, so that each moment shows what the source shows. Rotation is applied to the pixels,
+the rate allows, so that each moment shows what the source shows. Where the clock of a joined
+recording jumps, the jump is closed. Frames whose size changes are scaled to the first one's size.
+Rotation is applied to the pixels,
 colours become BT.601 in limited range, which DALI assumes for every file, and audio is dropped.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, get_args
@@ -21,6 +24,13 @@ CODECS: tuple[str, ...] = get_args(Codec)
 TICKS = 90_000
 """Clock of encoded files, ticks per second: every usual frame rate is exact in it."""
 JPEG_QUALITY = 92
+Clock = Literal["exact", "joinable", "none"]
+"""Times of a source's frames: those of a container; of one that may be joined from several with
+`cat`, where frames that are JUMP_S apart follow each other; of one where FFmpeg gives frames the
+times of others, so that only the order counts (codecs.times_are_of_frames)."""
+JUMP_S = 10.0
+"""Seconds between two frames of an MPEG stream that are a jump of the clock, not a pause: ffmpeg's
+-dts_delta_threshold."""
 ROTATION_FILTERS = {90: "transpose=clock", 180: "hflip,vflip", 270: "transpose=cclock"}
 BT601 = 6
 """FFmpeg's AVCOL_SPC_SMPTE170M, which is BT.601."""
@@ -55,9 +65,10 @@ def _encoder(encoding: Encoding) -> tuple[str, str, dict[str, str]]:
     """(encoder, pixel format, options).
 
     Encoders run single-threaded: clips are encoded in parallel processes, and the bytes must not
-    depend on the machine's number of cores. H.264 still is not fully reproducible: the assembly of
-    x264's macroblock tree reads uninitialised memory (the bytes change with MALLOC_PERTURB_, not
-    with mbtree=0 or asm=0; FFmpeg of PyAV 18.1), so a few files differ between two runs.
+    depend on the machine's number of cores. cpu-independent: the assembly of x264's macroblock tree
+    otherwise reads uninitialised memory (with MALLOC_PERTURB_ at 0, 85, 170 and 255, 12 of 12 files
+    differed without it and none with it; FFmpeg of PyAV 18.1). x265 reads such memory too where a
+    frame is at most 64 pixels wide, whatever its options: HEVC may differ between two runs.
     """
     gop = encoding.gop
     keys = f"keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0"
@@ -81,7 +92,8 @@ def _encoder(encoding: Encoding) -> tuple[str, str, dict[str, str]]:
     if encoding.codec == "hevc":
         params = f"{keys}:pools=none:frame-threads=1:log-level=none"
         return "libx265", "yuv420p", {**quick, "crf": "26", "x265-params": params}
-    return "libx264", "yuv420p", {**quick, "crf": "23", "x264-params": keys, "threads": "1"}
+    params = f"{keys}:cpu-independent=1"
+    return "libx264", "yuv420p", {**quick, "crf": "23", "x264-params": params, "threads": "1"}
 
 
 class ClipEncoder:
@@ -90,13 +102,15 @@ class ClipEncoder:
     Args:
         encoding: How to encode.
         rate: Constant frame rate of the result, frames per second.
+        clock: The times of the source's frames.
     """
 
-    def __init__(self, encoding: Encoding, rate: float) -> None:
+    def __init__(self, encoding: Encoding, rate: float, clock: Clock = "exact") -> None:
         self.frames = 0
         """Frames written so far."""
         self._encoding = encoding
         self._rate = rate
+        self._clock = clock
         self._full_range = encoding.codec == "mjpeg"
         self._target = io.BytesIO()
         self._output: Any = None
@@ -104,7 +118,7 @@ class ClipEncoder:
         self._graph: Any = None
         self._shape: tuple[Any, ...] = ()
         self._size = (0, 0)
-        self._first_s = 0.0
+        self._first_s = self._latest_s = 0.0
         self._received = 0
         self._pending: Any = None
 
@@ -114,8 +128,8 @@ class ClipEncoder:
             self._open(frame)
         # files without timestamps: assume the constant rate
         elapsed = self._received / self._rate
-        if frame.time is not None:
-            elapsed = float(frame.time) - self._first_s
+        if frame.time is not None and self._clock != "none":
+            elapsed = self._elapsed(float(frame.time))
         position = round(elapsed * self._rate)
         self._received += 1
         if self._pending is not None:
@@ -124,6 +138,19 @@ class ClipEncoder:
         # dropped
         if position >= self.frames:
             self._pending = self._filter(frame)
+
+    def _elapsed(self, time_s: float) -> float:
+        """Seconds from the first frame to a frame, without jumps of the clock.
+
+        Decoded frames are in the order of display: a time of two frames ago begins another
+        recording. Smaller steps back are jitter.
+        """
+        step = time_s - self._latest_s
+        longest_s = JUMP_S if self._clock == "joinable" else math.inf
+        if step < -2 / self._rate or step > longest_s:
+            self._first_s += step - 1 / self._rate
+        self._latest_s = time_s
+        return time_s - self._first_s
 
     def _repeat_until(self, position: int) -> None:
         """Write the pending frame until the file has `position` frames."""
@@ -152,7 +179,7 @@ class ClipEncoder:
         if rotation_of(frame) % 180:
             width, height = height, width
         self._size = self._encoding.scaled(width, height)
-        self._first_s = float(frame.time or 0.0)
+        self._first_s = self._latest_s = float(frame.time or 0.0)
         self._output = av.open(  # noqa: TID251
             self._target, "w", format=self._encoding.extension
         )

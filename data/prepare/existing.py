@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 from allinone.common.atomic_io import TEMPORARY, write_atomic
-from allinone.common.errors import DataError
+from allinone.common.errors import OF_THE_NAME, DataError
 from allinone.data.prepare.merge import bad_files, fragment_paths
 from allinone.data.prepare.options import PrepareOptions
+from allinone.data.prepare.probe import ProbeError
+from allinone.data.prepare.worker import find_file
 from allinone.data.sources import SourceRow
 from allinone.data.sources.media import media_folder
 
@@ -142,8 +144,19 @@ def needs_retry(options: PrepareOptions, name: str, rows: list[SourceRow]) -> bo
     if set(bad.values()) - {"missing"}:
         return True
     return any(
-        path.is_file()
+        _exists((row.path, *row.alternatives))
         for row in rows
         if row.reason is None and bad.get(f"{row.split}/{row.id}") == "missing"
-        for path in (row.path, *row.alternatives)
     )
+
+
+def _exists(paths: tuple[Path, ...]) -> bool:
+    try:
+        find_file(paths)
+    except ProbeError:
+        return False
+    except OSError as error:
+        if error.errno not in OF_THE_NAME:
+            raise
+        return False
+    return True

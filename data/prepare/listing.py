@@ -1,125 +1,316 @@
-"""The rows of a source and their counts.
+"""The rows of a source, listed once.
 
-Counting the largest lists takes half an hour. Only the progress display needs the counts, so the
-work starts without them.
+Reading the largest lists takes minutes to half an hour, and 10 million keys take 80 MB. One part of
+a preparation writes OUT/listing.arrow, a record batch per shard; every part then reads the batches
+of its own shards. The file is removed once the index exists.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter, deque
+import logging
+import os
+import time
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from allinone.common.atomic_io import write_atomic
-from allinone.common.errors import DataError
-from allinone.common.processes import forkserver_context, live_and_die_with_parent
-from allinone.data.sources import SourceRow
+import pyarrow as pa
 
+from allinone.common.atomic_io import atomic_path, write_atomic
+from allinone.common.errors import ConfigError, DataError, LocalConfigError
+from allinone.common.run_lock import claim
+from allinone.data.prepare.existing import RETRY
+from allinone.data.prepare.options import PrepareOptions, rows_of
+from allinone.data.sources import FORMATS, NARRATIONS, Narration, SourceRow
+from allinone.data.sources.media import media_folder
+
+log = logging.getLogger(__name__)
+
+LISTING, PLAN = "listing.arrow", "plan.json"
+MANY_FILES = 10_000
+"""If a source has more files, their folder is looked at instead: HowTo100M has 1.2 million CSVs."""
+LOG_EVERY_S = 10.0
 Counts = dict[str, int]
 """Rows per split, in order of first appearance."""
+SCHEMA = pa.schema(
+    {
+        "shard": pa.string(),
+        "split": pa.string(),
+        "id": pa.string(),
+        "captions": pa.list_(pa.string()),
+        "path": pa.binary(),  # file names need not be Unicode
+        "source": pa.string(),
+        "offset": pa.int64(),
+        "size": pa.int64(),
+        "extension": pa.string(),
+        "reason": pa.string(),
+        "detail": pa.string(),
+        "narration": pa.string(),
+        "narration_path": pa.binary(),
+        "narration_text": pa.large_binary(),
+        "alternatives": pa.list_(pa.binary()),
+    }
+)
+CONTENT = ("shard", "id", "captions")
+"""Columns that may not change while a preparation is continued."""
 
 
 class SourceListing:
-    """A source's rows and their counts.
-
-    The counts are stored in a file once someone has reached the end of the list: this process while
-    it works, a counting process, or another part of the same preparation.
+    """An open listing.
 
     Args:
-        source: Shown in messages.
-        read: Yields all rows. A module-level function or a partial of one, because it is sent to
-            another process.
-        path: The file of the counts.
+        path: The file.
+        counts: Rows per split.
     """
 
-    def __init__(self, source: Path, read: Callable[[], Iterator[SourceRow]], path: Path) -> None:
-        self._source = source
-        self._read = read
-        self._path = path
-        self._counter: tuple[Any, Connection] | None = None
-        self.counts: Counts | None = None
-        """None until they are known."""
-        self.poll()
+    def __init__(self, path: Path, counts: Counts) -> None:
+        self.counts = counts
+        # not mapped: the pages of a mapped file count as this process's memory
+        self._reader = pa.ipc.open_file(pa.OSFile(str(path)))
 
-    def rows(self) -> Iterator[SourceRow]:
-        """Yield every row.
-
-        Raises:
-            DataError: At the end, if there were no rows, or other counts than before.
-        """
-        counts: Counts = {}
-        for row in self._read():
-            counts[row.split] = counts.get(row.split, 0) + 1
-            yield row
-        self._keep(counts)
-
-    def count(self) -> Counts:
-        """Return the counts; reads all rows if they are not known yet."""
-        if self.counts is None:
-            deque(self.rows(), maxlen=0)
-        assert self.counts is not None
-        return self.counts
-
-    def start_counting(self) -> None:
-        """Count in another process, unless the counts are known; `poll` collects the result.
-
-        This also finds a damaged row long before the work reaches it.
-        """
-        if self.counts is None:
-            # a process, because parsing a list would hold the GIL that reading the rows needs
-            context = forkserver_context()
-            pipe, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_count_for, args=(theirs, self._read), daemon=True)
-            process.start()
-            theirs.close()  # the child holds the only other end: its death reads as EOF
-            self._counter = process, pipe
-
-    def poll(self) -> Counts | None:
-        """Return the counts if they are known by now; raises errors of the counting process."""
-        # complete if it exists: written atomically, perhaps by another part
-        if self.counts is None and self._path.exists():
-            self.counts = dict(json.loads(self._path.read_text()))
-        if self.counts is None and self._counter is not None and self._counter[1].poll():
-            try:
-                found = self._counter[1].recv()
-            except EOFError:  # killed, perhaps for lack of memory: `rows` counts too
-                self.close()
-                return None
-            if isinstance(found, Exception):
-                raise found
-            self._keep(found)
-        return self.counts
-
-    def _keep(self, counts: Counts) -> None:
-        if not counts:
-            raise DataError(f"{self._source} lists no clips; check the file, or --format")
-        known = self.poll()
-        if known is None:
-            write_atomic(self._path, json.dumps(counts) + "\n")
-            self.counts = counts
-        elif known != counts:
-            raise DataError(
-                f"{self._source} lists {counts} now, and listed {known} when the preparation of"
-                f" {self._path.parent} began; prepare it into another --out"
-            )
-
-    def close(self) -> None:
-        """End the counting process."""
-        if self._counter is not None:
-            process, pipe = self._counter
-            process.kill()  # SIGTERM would only set a deadline (live_and_die_with_parent)
-            process.join()
-            pipe.close()
-            self._counter = None
+    def shards(self, turn: int = 1, parts: int = 1) -> Iterator[tuple[str, list[SourceRow]]]:
+        """Yield the shards of part `turn` of `parts`: (name, rows)."""
+        for number in range(turn - 1, self._reader.num_record_batches, parts):
+            batch = self._reader.get_batch(number)
+            yield batch["shard"][0].as_py(), _rows(batch)
 
 
-def _count_for(pipe: Connection, read: Callable[[], Iterator[SourceRow]]) -> None:
-    live_and_die_with_parent()
+def open_listing(options: PrepareOptions) -> SourceListing:
+    """Open the listing of a preparation, and write it first if it is missing or out of date.
+
+    Of several parts, one writes it and the others wait.
+
+    Args:
+        options: Resolved options; the folder exists.
+
+    Raises:
+        DataError: The source cannot be read, lists nothing, or something else than when the
+            preparation began.
+        OSError: The storage failed.
+    """
+    path, announced = options.out / LISTING, False
+    while True:
+        counts = _fresh(options)
+        if counts is not None:
+            return SourceListing(path, counts)
+        try:
+            lock = claim(options.out / "locks" / "listing")
+        except LocalConfigError:
+            raise
+        except ConfigError as error:
+            if not announced:
+                log.info("waiting for another part that lists %s: %s", options.source, error)
+                announced = True
+            time.sleep(1.0)
+            continue
+        with lock:
+            if _fresh(options) is None:
+                write_listing(path, options, lambda: rows_of(options))
+
+
+def _fresh(options: PrepareOptions) -> Counts | None:
+    """Counts of the listing if it exists and its sources did not change since."""
+    path, plan = options.out / LISTING, options.out / PLAN
+    if not path.exists() or not plan.exists():
+        return None
+    retry = options.out / RETRY
+    # rows of narrated sources that were missing are looked for again; both times are of one file
+    # system
+    again = options.retry and FORMATS[options.format].narrated and retry.exists()
+    if again and path.stat().st_mtime_ns < retry.stat().st_mtime_ns:
+        return None
     try:
-        # in order of first appearance, which becomes the order of the shards in the index
-        pipe.send(dict(Counter(row.split for row in read())))
-    except (DataError, OSError) as error:
-        pipe.send(error)
+        with pa.OSFile(str(path)) as file:
+            state = pa.ipc.open_file(file).schema.metadata[b"state"]
+    except (pa.ArrowException, KeyError, TypeError):
+        return None
+    return dict(json.loads(plan.read_text())) if state == _state(options) else None
+
+
+def _state(options: PrepareOptions) -> bytes:
+    """What the rows depend on: the times and sizes of the lists, and where the media are."""
+    known = FORMATS[options.format]
+    watched = known.files(options.source)
+    if len(watched) > MANY_FILES:
+        watched = [options.source]
+    if options.exclude is not None:
+        watched = [*watched, options.exclude]
+    if known.narrated:  # videos are looked for while listing
+        root = media_folder(options.source, options.videos, "videos")
+        watched = [*watched, root, *sorted(_folders(root))]
+    stats = [[str(path), *_identity(path)] for path in watched]
+    return json.dumps([str(options.videos), stats]).encode()
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        with os.scandir(root) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_dir()]
+    except OSError:
+        return []
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def write_listing(
+    path: Path, options: PrepareOptions, read: Callable[[], Iterator[SourceRow]]
+) -> None:
+    """Read all rows of a source and write its listing and its counts.
+
+    Args:
+        path: The listing.
+        options: Resolved options.
+        read: Yields all rows.
+
+    Raises:
+        DataError: There are no rows, or others than when the preparation began.
+    """
+    counts: Counts = {}
+    state = _state(options)  # before reading: a list that changes meanwhile is read again
+    before = _earlier(path, options)
+    compressed = pa.ipc.IpcWriteOptions(compression="zstd")
+    schema = SCHEMA.with_metadata({"state": state})
+    total, shown = 0, time.monotonic()
+    with (
+        atomic_path(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, schema, options=compressed) as writer,
+    ):
+        for number, (name, rows) in enumerate(_shards(read(), options.shard_clips or 1)):
+            batch = _batch(name, rows)
+            if before is not None and number < before.num_record_batches:
+                _require_equal(before.get_batch(number), batch, options)
+            writer.write_batch(batch)
+            split = rows[0].split
+            counts[split] = counts.get(split, 0) + len(rows)
+            total += len(rows)
+            if time.monotonic() - shown > LOG_EVERY_S:
+                shown = time.monotonic()
+                log.info("listing %s: %s rows", options.source, f"{total:,}")
+    if not counts:
+        path.unlink()
+        raise DataError(f"{options.source} lists no clips; check the file, or --format")
+    _keep_counts(path, options, counts)
+
+
+def _earlier(path: Path, options: PrepareOptions) -> pa.ipc.RecordBatchFileReader | None:
+    """The listing that shards were already made from, if there is one."""
+    if not path.exists() or next((options.out / "parts").glob("*.parquet"), None) is None:
+        return None
+    try:
+        return pa.ipc.open_file(pa.OSFile(str(path)))
+    except pa.ArrowException:
+        return None
+
+
+def _require_equal(before: pa.RecordBatch, now: pa.RecordBatch, options: PrepareOptions) -> None:
+    # of shards of equal size: a source that has grown is refused with its numbers, at the end
+    if before.num_rows != now.num_rows or all(before[name].equals(now[name]) for name in CONTENT):
+        return
+    raise DataError(
+        f"{options.source} lists other clips or captions in {now['shard'][0]} than when the"
+        f" preparation of {options.out} began; prepare it into another --out"
+    )
+
+
+def _keep_counts(path: Path, options: PrepareOptions, counts: Counts) -> None:
+    plan = options.out / PLAN
+    known = dict(json.loads(plan.read_text())) if plan.exists() else None
+    if known is None:
+        write_atomic(plan, json.dumps(counts) + "\n")
+    elif known != counts:
+        path.unlink()
+        raise DataError(
+            f"{options.source} lists {counts} now, and listed {known} when the preparation of"
+            f" {options.out} began; prepare it into another --out"
+        )
+
+
+def _shards(rows: Iterator[SourceRow], clips: int) -> Iterator[tuple[str, list[SourceRow]]]:
+    """Fixed chunks of each split, in source order: the same source gives the same shards."""
+    waiting: dict[str, list[SourceRow]] = {}
+    numbers: dict[str, int] = {}
+    for row in rows:
+        members = waiting.setdefault(row.split, [])
+        members.append(row)
+        if len(members) == clips:
+            number = numbers[row.split] = numbers.get(row.split, -1) + 1
+            yield f"{row.split}-{number:05d}", waiting.pop(row.split)
+    for split, members in waiting.items():
+        yield f"{split}-{numbers.get(split, -1) + 1:05d}", members
+
+
+def _batch(name: str, rows: list[SourceRow]) -> pa.RecordBatch:
+    narrations = [row.narration for row in rows]
+    columns: dict[str, list[Any]] = {
+        column: [getattr(row, column) for row in rows]
+        for column in ("split", "id", "captions", "source", "offset", "size", "extension")
+    }
+    columns["reason"] = [row.reason for row in rows]
+    columns["detail"] = [row.detail for row in rows]
+    columns["shard"] = [name] * len(rows)
+    columns["path"] = [os.fsencode(row.path) for row in rows]
+    columns["narration"] = [n and n.lines.__name__ for n in narrations]
+    columns["narration_path"] = [n and os.fsencode(n.path) for n in narrations]
+    # surrogatepass: json.loads accepts lone surrogates, clean_text replaces them
+    columns["narration_text"] = [
+        None if n is None or n.text is None else n.text.encode("utf-8", "surrogatepass")
+        for n in narrations
+    ]
+    columns["alternatives"] = [[os.fsencode(path) for path in row.alternatives] for row in rows]
+    return pa.RecordBatch.from_pydict(columns, SCHEMA)
+
+
+def _rows(batch: pa.RecordBatch) -> list[SourceRow]:
+    empty = [None] * batch.num_rows
+    columns = {
+        name: empty if batch[name].null_count == batch.num_rows else batch[name].to_pylist()
+        for name in SCHEMA.names
+    }
+    return [
+        SourceRow(
+            split,
+            name,
+            tuple(captions),
+            Path(os.fsdecode(path)),
+            source,
+            offset,
+            size,
+            extension,
+            reason,
+            detail,
+            narration and _narration(narration, listed, text),
+            tuple(Path(os.fsdecode(other)) for other in alternatives),
+        )
+        for (
+            _,
+            split,
+            name,
+            captions,
+            path,
+            source,
+            offset,
+            size,
+            extension,
+            reason,
+            detail,
+            narration,
+            listed,
+            text,
+            alternatives,
+        ) in zip(*columns.values(), strict=True)
+    ]
+
+
+def _narration(name: str, path: bytes, text: bytes | None) -> Narration:
+    if name not in NARRATIONS:  # a listing of another version, or one that was made up
+        raise DataError(f"{LISTING} names the unknown captions {name!r}; delete it")
+    decoded = None if text is None else text.decode("utf-8", "surrogatepass")
+    return Narration(NARRATIONS[name], Path(os.fsdecode(path)), decoded)

@@ -12,7 +12,6 @@ import json
 import shutil
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from allinone.common.atomic_io import TEMPORARY, write_atomic
@@ -20,10 +19,11 @@ from allinone.common.errors import FULL, DataError
 from allinone.common.formatting import size
 from allinone.common.processes import refuse_to_start_again
 from allinone.data.index import dataset_facts
-from allinone.data.prepare.existing import RETRY
-from allinone.data.prepare.listing import SourceListing
+from allinone.data.prepare.existing import RETRY, record_retry
+from allinone.data.prepare.listing import LISTING, PLAN, Counts, open_listing
+from allinone.data.prepare.locks import claim_part
 from allinone.data.prepare.merge import DatasetCounts, merge_fragments, write_facts
-from allinone.data.prepare.options import PrepareOptions, rows_of, shard_names
+from allinone.data.prepare.options import PrepareOptions, shard_names
 from allinone.data.prepare.shards import ShardCounts, make_shards
 from allinone.data.sources import FORMATS, excluded_ids
 
@@ -83,22 +83,36 @@ def prepare(options: PrepareOptions, progress: bool = True) -> PrepareSummary:
         if _is_complete(options):
             return _summary(options.out)
     _claim_folder(options)
+    with claim_part(options):
+        return _prepare(options, progress, start)
+
+
+def _prepare(options: PrepareOptions, progress: bool, start: float) -> PrepareSummary:
+    """Prepare into a claimed folder.
+
+    Args:
+        options: Resolved options.
+        progress: Whether to show the progress.
+        start: Of time.monotonic.
+    """
     try:
         # From here on, loaders refuse the folder until its index agrees with its shards again.
         (options.out / "dataset.json").unlink(missing_ok=True)
-        listing = SourceListing(
-            options.source, partial(rows_of, options), options.out / "plan.json"
-        )
-        made = ShardCounts() if options.merge else make_shards(options, listing, progress)
+        record_retry(options)
+        made, counts = ShardCounts(), None
+        if not options.merge:
+            listing = open_listing(options)
+            made, counts = make_shards(options, listing, progress), listing.counts
         if options.part is not None:
             return _part_summary(options.part, made, time.monotonic() - start)
-        counts = listing.count()
+        counts = counts or _counts(options)
         merged = merge_fragments(options.out, shard_names(options, counts))
         # Only now: an interrupted retry finds by this file's time which shards it has made.
         (options.out / RETRY).unlink(missing_ok=True)
         official = _compare_official(options, counts, merged)
         unmatched = _unmatched_exclusions(options)
         write_facts(options.out, merged, options.format, options.fingerprint(), official, unmatched)
+        (options.out / LISTING).unlink(missing_ok=True)
     except OSError as error:
         free = size(shutil.disk_usage(options.out).free)
         full = error.errno in FULL
@@ -109,6 +123,11 @@ def prepare(options: PrepareOptions, progress: bool = True) -> PrepareSummary:
             " continues"
         ) from error
     return replace(_summary(options.out), seconds=time.monotonic() - start, done_before=False)
+
+
+def _counts(options: PrepareOptions) -> Counts:
+    plan = options.out / PLAN
+    return dict(json.loads(plan.read_text())) if plan.exists() else open_listing(options).counts
 
 
 def _part_summary(part: tuple[int, int], made: ShardCounts, seconds: float) -> PrepareSummary:
@@ -186,7 +205,7 @@ def _is_complete(options: PrepareOptions) -> bool:
     """Whether a finished folder needs nothing: no new index, no lost shard, no retry."""
     if options.merge or options.retry:
         return False
-    plan = options.out / "plan.json"
+    plan = options.out / PLAN
     if not plan.exists():  # a copy of the files that training needs
         return True
     # one listing instead of a look-up per shard: HowTo100M has 12,000, YT-Temporal 60,000

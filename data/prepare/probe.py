@@ -87,7 +87,9 @@ def probe(
         content: The file.
         extension: Its file name extension, without the dot.
         limits: Requirements that it must meet.
-        sink: Called with every decoded frame, in display order.
+        sink: Called with every decoded frame, in display order. Without one, all frames must have
+            one size and one pixel format: the file is stored as it is, decoders of DALI crash where
+            they change, and a clip is one array.
 
     Returns:
         The file's columns of the index: codec, size, rotation, frames, times, keyframes.
@@ -227,6 +229,7 @@ def _decode(
     first = None
     damaged = packets_shown = 0
     end_s: float | None = None
+    shapes: dict[str, int] = {}
     # an unfinished demux generator leaks its packets unless it is closed (PyAV 18.1)
     with closing(container.demux(stream)) as packets:
         for packet in packets:
@@ -235,6 +238,7 @@ def _decode(
             packets_shown += bool(packet.size) and not packet.is_discard
             for frame in packet.decode():
                 first = first or frame
+                shapes.setdefault(_shape(frame), len(times))
                 damaged += frame.is_corrupt
                 # without a time (images, raw streams): FFmpeg's own default of 25 frames per second
                 times.append(float(frame.time) if frame.time is not None else len(times) / 25.0)
@@ -251,11 +255,22 @@ def _decode(
         raise ProbeError("undecodable", "no frame decodes")
     if damaged:  # FFmpeg conceals what it cannot decode with grey or old blocks
         raise ProbeError("corrupt", f"{damaged} of {len(times)} frames decode with errors")
+    if sink is None and len(shapes) > 1:
+        (before, _), (after, number) = list(shapes.items())[:2]
+        raise ProbeError(
+            "frames_change",
+            f"frames are {before}, from frame {number} on {after}; re-encode it (--short-side)",
+        )
     if not times_are_of_frames(container, stream):
         times.sort()  # FFmpeg gives frames, in display order, the times of packets
     if not image:
         _check_length(len(times), packets_shown, end_s, container, stream, limits)
     return _columns(times, starts, first, stream, extension, image)
+
+
+def _shape(frame: Any) -> str:
+    # yuvj420p is yuv420p in full range, which a stream may state late
+    return f"{frame.width}x{frame.height} {frame.format.name.replace('yuvj', 'yuv')}"
 
 
 def _video_stream(container: Any, limits: Limits) -> Any:
@@ -351,13 +366,17 @@ def _read_packets(container: Any, extension: str, limits: Limits) -> dict[str, A
     times: list[int] = []
     starts: set[int] = set()
     first = None
-    end = 0
+    end, last_dts = 0, None
     with closing(container.demux(stream)) as packets:
         for packet in packets:
             if not packet.size:  # PyAV's last packet, which flushes the decoder
                 continue
             if packet.pts is None or packet.is_discard or packet.is_corrupt:
                 return None
+            # joined recordings: in order of time, their frames would mix
+            if last_dts is not None and packet.dts is not None and packet.dts < last_dts:
+                return None
+            last_dts = packet.dts
             times.append(packet.pts)
             end = max(end, packet.pts + (packet.duration or 0))
             if idr_packet(codec_of(stream), packet):

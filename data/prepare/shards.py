@@ -18,21 +18,18 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from allinone.common.errors import DataError
 from allinone.data.prepare.existing import (
     MissingMediaGuard,
     existing_shards,
     needs_retry,
-    record_retry,
 )
 from allinone.data.prepare.listing import SourceListing
 from allinone.data.prepare.merge import fragment_paths
-from allinone.data.prepare.options import PrepareOptions, shard_names
+from allinone.data.prepare.options import PrepareOptions
 from allinone.data.prepare.pool import ProbePool
 from allinone.data.prepare.probe import Limits
 from allinone.data.prepare.worker import ClipTask, worker
 from allinone.data.prepare.writer import PendingShard, task_of, write_shard
-from allinone.data.sources import SourceRow
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +52,7 @@ def make_shards(options: PrepareOptions, listing: SourceListing, progress: bool)
 
     Args:
         options: Resolved options.
-        listing: The source's rows; closed at the end.
+        listing: The source's rows.
         progress: Whether to show the progress.
 
     Returns:
@@ -65,10 +62,8 @@ def make_shards(options: PrepareOptions, listing: SourceListing, progress: bool)
         DataError: The source cannot be used, or its media folder is empty or wrong.
         OSError: The storage failed.
     """
-    with closing(listing):
-        listing.start_counting()
-        with closing(_ShardMaker(options, listing, progress)) as maker:
-            return maker.run()
+    with closing(_ShardMaker(options, listing, progress)) as maker:
+        return maker.run()
 
 
 class _ShardMaker:
@@ -79,7 +74,7 @@ class _ShardMaker:
 
     Args:
         options: Resolved options.
-        listing: The source's rows; closed by the caller.
+        listing: The source's rows.
         progress: Whether to show the progress.
     """
 
@@ -88,9 +83,10 @@ class _ShardMaker:
         self._listing = listing
         self._counts = ShardCounts()
         self._existing, self._leftovers = existing_shards(options.out)
-        record_retry(options)
         self._media = MissingMediaGuard(options, found=bool(self._existing))
-        self._progress = Progress(listing, (options.part or (1, 1))[1], progress)
+        self._progress = Progress(
+            sum(listing.counts.values()), (options.part or (1, 1))[1], progress
+        )
         self._rows_of_tasks: dict[int, tuple[PendingShard, int]] = {}
         """Number of a task → its shard and row."""
         self._complete: deque[PendingShard] = deque()
@@ -130,7 +126,7 @@ class _ShardMaker:
 
     def _tasks(self) -> Iterator[ClipTask]:
         task_numbers = itertools.count()
-        for name, rows in _shards_of_part(self._options, self._listing):
+        for name, rows in self._listing.shards(*(self._options.part or (1, 1))):
             if name in self._existing and not needs_retry(self._options, name, rows):
                 self._progress.skip(len(rows))
                 continue
@@ -165,57 +161,30 @@ class _ShardMaker:
             self._writing.popleft().result()
 
 
-def _shards_of_part(
-    options: PrepareOptions, listing: SourceListing
-) -> Iterator[tuple[str, list[SourceRow]]]:
-    turn, parts = options.part or (1, 1)
-    names = None if listing.counts is None else set(shard_names(options, listing.counts))
-    for ordinal, (name, rows) in enumerate(_shards(listing.rows(), options.shard_clips or 1)):
-        listing.poll()
-        # `rows` raises too, but only at the end of the list, after all the work
-        if names is not None and name not in names:
-            raise DataError(
-                f"{options.source} lists more than {listing.counts}, which it listed when the"
-                f" preparation of {options.out} began; prepare it into another --out"
-            )
-        # Dealt in turn: the number of shards, which blocks would need, is not known yet.
-        if ordinal % parts == turn - 1:
-            yield name, rows
-
-
-def _shards(rows: Iterator[SourceRow], clips: int) -> Iterator[tuple[str, list[SourceRow]]]:
-    """Fixed chunks of each split, in source order: the same source gives the same shards."""
-    waiting: dict[str, list[SourceRow]] = {}
-    numbers: dict[str, int] = {}
-    for row in rows:
-        members = waiting.setdefault(row.split, [])
-        members.append(row)
-        if len(members) == clips:
-            number = numbers[row.split] = numbers.get(row.split, -1) + 1
-            yield f"{row.split}-{number:05d}", waiting.pop(row.split)
-    for split, members in waiting.items():
-        yield f"{split}-{numbers.get(split, -1) + 1:05d}", members
-
-
 class Progress:
     """Files done, bad ones, rates and remaining time.
 
     A progress bar on a terminal, a log message every 10 s elsewhere.
 
     Args:
-        listing: Knows the total, once it is counted.
+        total: Files that the source lists.
         parts: Number of parts that share the total.
         enabled: Whether anything is shown.
     """
 
-    def __init__(self, listing: SourceListing, parts: int, enabled: bool) -> None:
-        self._listing = listing
-        self._parts = parts
+    def __init__(self, total: int, parts: int, enabled: bool) -> None:
         self._enabled = enabled
         self._terminal = sys.stderr.isatty()
         # without a terminal, only the bar's text is used
         target = sys.stderr if enabled and self._terminal else io.StringIO()
-        self._bar = tqdm(file=target, unit=" files", leave=False, dynamic_ncols=self._terminal)
+        self._bar = tqdm(
+            # rounded up: an estimate, because parts differ by up to one shard
+            total=-(-total // parts),
+            file=target,
+            unit=" files",
+            leave=False,
+            dynamic_ncols=self._terminal,
+        )
         self._bad = self._clips = 0
         self._start = self._shown = time.monotonic()
 
@@ -241,12 +210,6 @@ class Progress:
             self._shown = now
             rate = self._clips / max(now - self._start, 1e-9)
             text = f"bad {self._bad:,}, {rate:.3g} clips/s"
-            counts = self._listing.poll()
-            if counts is None:
-                text += ", still counting the list"
-            else:
-                # rounded up: an estimate, because parts differ by up to one shard
-                self._bar.total = -(-sum(counts.values()) // self._parts)
             self._bar.set_postfix_str(text, refresh=self._terminal)
             if not self._terminal:
                 log.info("%s", self._bar)

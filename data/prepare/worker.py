@@ -6,7 +6,10 @@ Such a process may be killed at any moment.
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
+import stat
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,10 +17,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from allinone.common.errors import LASTING
-from allinone.data.decoding.codecs import image_extension
+from allinone.common.errors import OF_THE_NAME
+from allinone.data.decoding.codecs import MAGIC_BYTES, image_extension, video_kind
 from allinone.data.decoding.images import UNREADABLE_IMAGE, is_image
-from allinone.data.prepare.encode import ClipEncoder, Encoding, encode_image
+from allinone.data.prepare.encode import ClipEncoder, Clock, Encoding, encode_image
 from allinone.data.prepare.pool import answer_tasks
 from allinone.data.prepare.probe import (
     CONSTANT_RATE_TOLERANCE,
@@ -26,10 +29,26 @@ from allinone.data.prepare.probe import (
     probe,
     probe_packets,
 )
-from allinone.data.sources.schema import CaptionLine, Narration, clean_text
+from allinone.data.sources.schema import CaptionLine, Narration, clean_text, has_text
 
 MAX_MEMBER_BYTES = 8 << 30
 """Exclusive upper limit for the size of a member of a USTAR archive: 11 octal digits, 8**11."""
+
+
+TS_SYNC = b"\x47"
+"""First byte of every packet of an MPEG transport stream (ISO 13818-1), in .m2ts files after four
+bytes of time."""
+PAUSE_S = 1.0
+"""Seconds from one frame to the next that do not count for the frame rate, if they are also 20
+times as long as usual."""
+SPECIAL = {
+    "d": "a folder",
+    "p": "a pipe",
+    "s": "a socket",
+    "c": "a device",
+    "b": "a device",
+}
+"""First letter of `ls -l` → what is not a file."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +135,7 @@ def _window(line: CaptionLine, columns: dict[str, Any]) -> CaptionWindow:
     text = clean_text(line.text)
     if line.reason is not None:
         return CaptionWindow(text, reason=line.reason, detail=line.detail)
-    if not text:
+    if not has_text(text):
         return CaptionWindow("", reason="no_caption", detail=f"no text at {line.start_s:g} s")
     found = frames_between(
         line.start_s,
@@ -145,9 +164,7 @@ def examine(task: ClipTask, limits: Limits) -> ProbedFile:
         ProbeError: The file is bad.
         OSError: It cannot be read, or the re-encoded file cannot be written.
     """
-    # Looked for here, in parallel: on network storage every look is a round trip, and the reader of
-    # a list of millions of rows is one process.
-    path = next((path for path in task.paths if path.is_file()), task.paths[0])
+    path = find_file(task.paths)
     with path.open("rb") as file:
         file.seek(task.offset)
         content = file.read() if task.size is None else file.read(task.size)
@@ -178,6 +195,34 @@ def examine(task: ClipTask, limits: Limits) -> ProbedFile:
     # Not fsynced: the bytes are copied into the tar, which is, and a killed run makes them again.
     task.target.write_bytes(made)
     return ProbedFile(task.target, 0, None, extension, columns, windows)
+
+
+def find_file(paths: Sequence[Path]) -> Path:
+    """Return the first of some paths that is a file.
+
+    Paths are looked for here, in parallel: on network storage every look is a round trip, and the
+    reader of a list of millions of rows is one process.
+
+    Raises:
+        ProbeError: The first path is something else, such as a folder or a socket.
+        OSError: None of them is a file; the error of the first one.
+    """
+    first: Exception | None = None
+    for path in paths:
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:
+            if error.errno not in OF_THE_NAME:
+                raise
+            first = first or error
+            continue
+        if stat.S_ISREG(mode):
+            return path
+        # not opened: a pipe would wait for a writer, and /dev/zero never ends
+        kind = stat.filemode(mode)[0]
+        detail = f"{path} is {SPECIAL.get(kind, 'not a file')}"
+        first = first or ProbeError("unreadable", detail)
+    raise first or FileNotFoundError(f"no file {paths[0]}")
 
 
 def _lines(narration: Narration | None) -> list[CaptionLine]:
@@ -226,7 +271,7 @@ def reencode(
         except UNREADABLE_IMAGE as error:
             raise ProbeError("undecodable", f"{type(error).__name__}: {error}") from error
         return probe(image, "jpg", limits), None if image == content else image
-    encoder = ClipEncoder(encoding, _rate(content, extension, limits))
+    encoder = ClipEncoder(encoding, *_clock(content, extension, limits))
     # one decoding both checks the source and feeds the encoder
     probe(content, extension, limits, encoder.add)
     video = encoder.finish()
@@ -237,20 +282,67 @@ def reencode(
     return columns, video
 
 
-def _rate(content: bytes, extension: str, limits: Limits) -> float:
-    """Average frames per second, from the packets, or by decoding if those are not frames.
+def _clock(content: bytes, extension: str, limits: Limits) -> tuple[float, Clock]:
+    """Find the constant rate at which a file is re-encoded.
 
     Args:
         content: The source's file.
         extension: Its file name extension, without the dot.
         limits: Requirements that it must meet.
+
+    Returns:
+        (frames per second, the container's clock).
+
+    Raises:
+        ProbeError: The file is bad, or its pauses are longer than `max_duration_s`.
     """
     try:
         columns = probe_packets(content, extension, limits)
     except ProbeError:  # decoding gives the reason
         columns = None
+    # packets are not frames: decode; the encoder scales frames whose size changes
+    columns = columns or probe(content, extension, limits, lambda frame: None)
+    clock: Clock = "exact"
+    if video_kind(content[:MAGIC_BYTES]) in ("avi", "mpg"):
+        clock = "none"
+    elif content[:1] == TS_SYNC or content[4:5] == TS_SYNC:
+        clock = "joinable"
+    times = columns["frame_times"]
     # 25 for files without times, to which `probe` gives 25 frames per second too
-    return float((columns or probe(content, extension, limits))["frame_rate"]) or 25.0
+    rate = float(columns["frame_rate"]) or 25.0
+    if times is None:
+        return rate, clock
+    rate, pauses_s = steady_rate(times, rate)
+    seconds = len(times) / rate + (0.0 if clock == "joinable" else pauses_s)
+    if seconds > limits.max_duration_s:
+        raise ProbeError(
+            "too_long",
+            f"{seconds:.0f} s with the pauses between its frames, more than --max-duration-s"
+            f" {limits.max_duration_s:.0f}",
+        )
+    return rate, clock
+
+
+def steady_rate(times: Sequence[float], average: float) -> tuple[float, float]:
+    """Average frame rate without pauses and jumps of the clock.
+
+    A clock jumps where recordings were joined or a camera was started again. One frame that is far
+    away would otherwise lower the average so much that nearly all frames are dropped.
+
+    Args:
+        times: Seconds of all frames.
+        average: Average rate of all of them, which is returned if the clock does not jump.
+
+    Returns:
+        (frames per second, seconds of the pauses).
+    """
+    steps = [after - before for before, after in itertools.pairwise(times)]
+    usual = statistics.median([step for step in steps if step > 0] or [1 / average])
+    longest = max(PAUSE_S, 20 * usual)
+    steady = [step for step in steps if -2 * usual < step <= longest]
+    if len(steady) == len(steps) or sum(steady) <= 0:
+        return average, 0.0
+    return len(steady) / sum(steady), sum(step for step in steps if step > longest)
 
 
 def worker(pipe: Connection, limits: Limits) -> None:
@@ -268,7 +360,7 @@ def _answer(task: ClipTask, limits: Limits) -> tuple[str | None, ProbedFile | OS
         return "missing", f"no file {task.paths[0]}"
     except OSError as error:
         # other OSErrors are the storage's fault: the pool raises them, the clip may be good
-        lasting = isinstance(error, FFmpegError) or error.errno in LASTING
-        return ("unreadable", str(error)) if lasting else (None, error)
+        own = isinstance(error, FFmpegError) or error.errno in OF_THE_NAME
+        return ("unreadable", str(error)) if own else (None, error)
     except ProbeError as error:
         return error.reason, error.detail

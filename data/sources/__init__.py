@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from allinone.common.errors import DataError
 from allinone.data.sources import (
@@ -27,12 +29,17 @@ from allinone.data.sources.schema import (
     SourceFormat,
     SourceRow,
     clean_text,
+    has_text,
     key_hash,
 )
+
+if TYPE_CHECKING:
+    from allinone.data.sources.keys import Keys
 
 __all__ = [
     "FORMATS",
     "NAME_FIELDS",
+    "NARRATIONS",
     "CaptionLine",
     "Narration",
     "ReadOptions",
@@ -43,6 +50,8 @@ __all__ = [
     "read",
 ]
 
+CHUNK = 512
+"""Rows that are checked at a time. A row of YT-Temporal has 40 kB."""
 FORMATS: dict[str, SourceFormat] = {
     known.name: known
     for known in (
@@ -60,6 +69,11 @@ FORMATS: dict[str, SourceFormat] = {
 }
 """Formats by name, in the order in which `detect` tries them. own_csv is last: it accepts any CSV,
 also the official ones."""
+NARRATIONS: dict[str, Callable[[Narration], list[CaptionLine]]] = {
+    parser.__name__: parser
+    for parser in (howto100m.csv_lines, howto100m.json_lines, yttemporal.record_lines)
+}
+"""Parsers of timed captions by name."""
 
 
 def detect(source: Path) -> str:
@@ -128,25 +142,36 @@ def read(source: Path, format_name: str, options: ReadOptions) -> Iterator[Sourc
         All rows in the source's order, with clean texts and unique ids; rows that cannot be used
         have a reason.
     """
-    seen: set[int] = set()
-    for number, row in enumerate(FORMATS[format_name].read(source, options)):
-        yield _checked(row, number, options.exclude, seen)
+    from allinone.data.sources.keys import Keys  # imports numpy, which --help must not wait for
+
+    keys = Keys()
+    rows = enumerate(FORMATS[format_name].read(source, options))
+    while chunk := list(itertools.islice(rows, CHUNK)):
+        splits = [row.split if SPLIT.fullmatch(row.split) else "train" for _, row in chunk]
+        names = [clean_text(row.id) for _, row in chunk]
+        hashes = [key_hash(*key) for key in zip(splits, names, strict=True)]
+        keys.expect(hashes)
+        for (number, row), name, key in zip(chunk, names, hashes, strict=True):
+            yield _checked(row, number, name, options.exclude, keys, key)
 
 
-def _checked(row: SourceRow, number: int, exclude: frozenset[str], seen: set[int]) -> SourceRow:
+def _checked(
+    row: SourceRow, number: int, name: str, exclude: frozenset[str], keys: Keys, key: int
+) -> SourceRow:
     """Apply the checks that all formats share.
 
     Args:
         row: A row as its format's reader yields it.
         number: Its number in the source, from 0.
+        name: Its id, cleaned.
         exclude: Ids to leave out.
-        seen: Hashes of the keys of earlier rows; this row's is added.
+        keys: Those of earlier rows; this row's is added.
+        key: Hash of this row's.
 
     Returns:
         The row with clean texts and a unique key.
     """
-    captions = tuple(text for text in map(clean_text, row.captions) if text)
-    name = clean_text(row.id)
+    captions = tuple(text for text in map(clean_text, row.captions) if has_text(text))
     split, reason, detail = row.split, row.reason, row.detail
     if not SPLIT.fullmatch(split):
         reason = "bad_row"
@@ -156,19 +181,26 @@ def _checked(row: SourceRow, number: int, exclude: frozenset[str], seen: set[int
         reason, detail = "bad_row", "the id is empty"
     if reason is None and name in exclude:
         reason, detail = "excluded", "named in --exclude"
-    if key_hash(split, name) in seen:
-        if reason is None:
-            reason, detail = "duplicate", f"id {name} occurs twice in split {split}"
+    taken, duplicate = keys.add(key, name, row.id)
+    if duplicate and reason is None:
+        reason, detail = "duplicate", f"id {name} occurs twice in split {split}"
+    if taken:
         name = f"{name}~{number}"  # keys stay unique
-    elif reason is None and row.narration is None and not captions:
+        keys.add_renamed(key_hash(split, name))
+    if reason is None and row.narration is None and not captions:
         reason, detail = "no_caption", "the caption is missing or empty"
-    seen.add(key_hash(split, name))
+    source = clean_text(row.source)
+    detail = clean_text(detail) if detail else detail
+    if (split, name, captions, source, reason, detail) == (
+        row.split, row.id, row.captions, row.source, row.reason, row.detail
+    ):  # fmt: skip
+        return row  # replacing takes as long as all checks
     return replace(
         row,
         split=split,
         id=name,
         captions=captions,
-        source=clean_text(row.source),
+        source=source,
         reason=reason,
-        detail=clean_text(detail) if detail else detail,
+        detail=detail,
     )

@@ -12,16 +12,15 @@ line gives one random frame, so that the frames cover what the line describes.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from allinone.common.errors import LASTING
+from allinone.common.errors import OF_THE_NAME
 from allinone.data.sources.media import MediaFiles, media_folder
-from allinone.data.sources.reading import csv_header, listed_files, stream_json
+from allinone.data.sources.reading import csv_header, csv_records, listed_files, stream_json
 from allinone.data.sources.schema import (
     CaptionLine,
     Narration,
@@ -95,20 +94,22 @@ def csv_lines(narration: Narration) -> list[CaptionLine]:
     """Lines of one video's CSV in order of time; a damaged file is one bad line."""
     name = narration.path.name
     try:
-        with narration.path.open(
-            encoding="utf-8-sig", errors="surrogateescape", newline=""
-        ) as file:
-            reader = csv.DictReader(file)
-            if not set(reader.fieldnames or ()) >= CSV_COLUMNS:
-                found = ", ".join(reader.fieldnames or ()) or "an empty file"
-                return _bad_captions(f"{name}: needs start, end, text; found: {found}")
-            return _by_time(caption_line(row["start"], row["end"], row["text"]) for row in reader)
-    except csv.Error as error:
-        return _bad_captions(f"{name}: {error}")
+        header = csv_header(narration.path)
+        if not set(header) >= CSV_COLUMNS:
+            found = ", ".join(header) or "an empty file"
+            return _bad_captions(f"{name}: needs start, end, text; found: {found}")
+        records = csv_records(narration.path, [("start",), ("end",), ("text",)])
+        return _by_time(_csv_line(name, record) for _, record in records)
     except OSError as error:
-        if error.errno not in LASTING:
+        if error.errno not in OF_THE_NAME:
             raise  # a storage failure says nothing about the file
         return _bad_captions(f"{name}: {error}")
+
+
+def _csv_line(name: str, record: dict[str, str] | str) -> CaptionLine:
+    if isinstance(record, str):
+        return _bad_captions(f"{name}: {record}")[0]
+    return caption_line(record["start"], record["end"], record["text"])
 
 
 def json_lines(narration: Narration) -> list[CaptionLine]:

@@ -62,6 +62,11 @@ def media_row(
     Returns:
         The row; whether the file exists is not checked.
     """
+    try:
+        os.fsencode(relative)
+    except UnicodeEncodeError:
+        detail = "the path holds half of a character (a lone surrogate), which no file name has"
+        return bad_row(split, place, listed, str(relative), detail)
     inside = Path(*relative.parts[1:]) if absolute and relative.is_absolute() else relative
     if leaves_folder(inside) or not relative.name:
         detail = (

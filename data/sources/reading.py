@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Collection, Iterator
-from pathlib import Path
-from typing import Any, TextIO
+import logging
+import re
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, TextIO
 
 from allinone.common.errors import DataError
 from allinone.data.sources.schema import clean_text
 
+log = logging.getLogger(__name__)
+
 CAPTION_COLUMNS = ("name", "caption", "text")
 """Names of the caption's column in CSV lists; "name" is WebVid's."""
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+LONGEST_LINE = 1 << 20
+"""Characters of a line; a longer one is a bad row."""
+LONGEST_ROW = 100
+"""Lines that a quoted field may have; a quote that is still open then is a typing error."""
 CHUNK = 1 << 20
 """Characters read at a time from a JSON file that is too large for memory."""
 
@@ -23,15 +34,17 @@ def listed_files(source: Path, names: Collection[str]) -> list[Path]:
     return [path for path in paths if path.name in names and path.is_file()]
 
 
-def _delimiter(path: Path) -> str:
-    return "\t" if path.suffix == ".tsv" else ","
-
-
 def csv_header(path: Path) -> list[str]:
     """Column names of a CSV or TSV file."""
-    # utf-8-sig: spreadsheets write a byte order mark, which would be part of the first name
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        return next(csv.reader(file, delimiter=_delimiter(path)), [])
+    with _opened(path) as file:
+        header = next(_rows(file, path.suffix == ".tsv", 0), None)
+    return header.fields if header is not None else []
+
+
+def _opened(path: Path) -> TextIO:
+    # utf-8-sig: spreadsheets write a byte order mark, which would be part of the first name;
+    # newline="": a quoted caption keeps its line ends
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def csv_records(
@@ -39,34 +52,158 @@ def csv_records(
 ) -> Iterator[tuple[int, dict[str, str] | str]]:
     """Read a CSV or TSV file with a header.
 
+    A TSV has no quoting: a line is a row. In a CSV, a quote that is never closed, or that closes
+    only after lines that are rows by themselves, makes its own line a bad row, not those after it.
+
     Args:
         path: The file.
-        needed: Columns that must exist, each with its alternative names.
+        needed: Columns that must exist, each with its alternative names. The first one identifies a
+            row.
 
     Yields:
         (line number, fields by column name), or (line number, what is wrong with the row).
 
     Raises:
-        DataError: A needed column is missing, or the file is not CSV.
+        DataError: A needed column is missing.
     """
-    try:
-        # newline="": csv distinguishes line ends inside quoted captions from ends of records
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file, delimiter=_delimiter(path))
-            columns = reader.fieldnames or []
-            missing = ["/".join(names) for names in needed if not set(names) & set(columns)]
-            if missing:
-                found = clean_text(", ".join(columns))[:200] or "an empty file"
-                raise DataError(
-                    f"{path}: column {', '.join(missing)} is missing; found: {found}. --format"
-                    " selects another format"
+    blank = spanning = 0
+    with _opened(path) as file:
+        tabs = path.suffix == ".tsv"
+        header = next(_rows(file, tabs, 0), None)
+        columns = header.fields if header is not None else []
+        missing = ["/".join(names) for names in needed if not set(names) & set(columns)]
+        if missing:
+            found = clean_text(", ".join(columns))[:200] or "an empty file"
+            raise DataError(
+                f"{path}: column {', '.join(missing)} is missing; found: {found}. --format"
+                " selects another format"
+            )
+        key = min(columns.index(name) for name in needed[0] if name in columns)
+        number = header.line + header.lines - 1 if header is not None else 0
+        for row in _rows(file, tabs, key, len(columns), number):
+            blank += row.line - number - 1
+            spanning += row.lines > 1
+            number = row.line + row.lines - 1
+            problem = row.problem or _problem(row.fields, row.line, len(columns))
+            yield row.line, problem or dict(zip(columns, row.fields, strict=True))
+    if blank or spanning:
+        log.info(
+            "%s: %s lines: %s blank, %s rows with a quoted line break",
+            path,
+            f"{number:,}",
+            f"{blank:,}",
+            f"{spanning:,}",
+        )
+
+
+class _Row(NamedTuple):
+    line: int
+    """Number of its first line, from 1."""
+    lines: int
+    fields: list[str]
+    problem: str = ""
+
+
+def _rows(file: TextIO, tabs: bool, key: int, columns: int = 0, before: int = 0) -> Iterator[_Row]:
+    """Read the rows of a CSV or TSV file; blank lines are skipped.
+
+    Args:
+        file: The file.
+        tabs: Fields are separated by tabs and never quoted; otherwise by commas, as in RFC 4180.
+        key: Position of the field that identifies a row.
+        columns: Fields of the header; 0: this is the header.
+        before: Lines that were already read.
+    """
+    delimiter = "\t" if tabs else ","
+    waiting: deque[str] = deque()
+    number = before
+    limit = csv.field_size_limit()
+    while line := waiting.popleft() if waiting else file.readline(LONGEST_LINE):
+        number += 1
+        if len(line) == LONGEST_LINE and line[-1] not in "\r\n":
+            while (rest := file.readline(LONGEST_LINE)) and rest[-1] not in "\r\n":
+                pass
+            problem = f"line {number} has more than {LONGEST_LINE:,} characters"
+            yield _Row(number, 1, [], problem)
+        elif tabs or '"' not in line:
+            fields = line.rstrip("\r\n").split(delimiter)
+            long = len(line) > limit and any(len(field) > limit for field in fields)
+            problem = f"line {number} has a field of more than {limit:,} characters"
+            if fields != [""]:
+                yield _Row(number, 1, fields, problem if long else "")
+        else:
+            row, used = _quoted(line, number, partial(_next_line, waiting, file))
+            found = _swallowed(row, used, key, columns)
+            if found:
+                problem = (
+                    f"a quote in line {number} is closed in line {number + row.lines - 1} only;"
+                    f" line {number + found} is a row of its own"
                 )
-            for record in reader:
-                yield reader.line_num, _problem(record, reader.line_num, len(columns)) or record
+                row = _Row(number, 1, [], problem)
+            if row.problem:
+                waiting.extendleft(reversed(used[1:]))
+            number += row.lines - 1
+            yield row
+
+
+def _next_line(waiting: deque[str], file: TextIO) -> str:
+    return waiting.popleft() if waiting else file.readline(LONGEST_LINE)
+
+
+def _quoted(line: str, number: int, following: Callable[[], str]) -> tuple[_Row, list[str]]:
+    """Parse a row with quotes.
+
+    Args:
+        line: Its first line.
+        number: Number of that line.
+        following: Returns the next line, or an empty text at the end.
+
+    Returns:
+        (the row, the lines that were read for it); a bad row has one line.
+    """
+    used = [line]
+
+    def lines() -> Iterator[str]:
+        yield line
+        while len(used) < LONGEST_ROW and (more := following()):
+            used.append(more)
+            yield more
+
+    try:
+        return _Row(number, 1, next(csv.reader(lines(), strict=True)))._replace(
+            lines=len(used)
+        ), used
     except csv.Error as error:
-        raise DataError(
-            f"{path} cannot be read as CSV: {error}; repair or download it again"
-        ) from error
+        problem = f"line {number} has a quote that is not closed, or not doubled ({error})"
+        return _Row(number, 1, [], problem), used
+
+
+def _swallowed(row: _Row, used: list[str], key: int, columns: int) -> int:
+    """Which line of a row is a row of its own, counted from its first line; 0 if none is.
+
+    Args:
+        row: The row.
+        used: Its lines.
+        key: Position of the field that identifies a row.
+        columns: Fields of the header.
+    """
+    if len(used) == 1 or row.problem or len(row.fields) != columns:
+        return 0
+    for number, line in enumerate(used[1:], start=1):
+        fields = next(csv.reader([line]), [])
+        if len(fields) == columns and _alike(row.fields[key], fields[key]):
+            return number
+    return 0
+
+
+def _alike(name: str, other: str) -> bool:
+    """Whether two texts look like the names of two rows: paths, numbers, or ids of one length."""
+    if f"{name} {other}".split() != [name, other]:
+        return False
+    suffixes = PurePath(name).suffix.lower(), PurePath(other).suffix.lower()
+    if NUMBER.fullmatch(name) or NUMBER.fullmatch(other):
+        return bool(NUMBER.fullmatch(name) and NUMBER.fullmatch(other))
+    return suffixes[0] == suffixes[1] and (suffixes[0] != "" or len(name) == len(other) > 5)
 
 
 def column_of(record: dict[str, str], names: tuple[str, ...]) -> str:
@@ -74,19 +211,18 @@ def column_of(record: dict[str, str], names: tuple[str, ...]) -> str:
     return next(record[name] for name in names if name in record)
 
 
-def _problem(record: dict[str, str], line: int, columns: int) -> str | None:
-    """What is wrong with a row of csv.DictReader, which uses None for extra and absent fields.
+def _problem(fields: list[str], line: int, columns: int) -> str | None:
+    """What is wrong with the fields of a row.
 
     Args:
-        record: The row.
+        fields: The row.
         line: Its line number.
         columns: Fields of the header.
     """
-    values: list[Any] = list(record.values())
-    if None in record or None in values:
+    if len(fields) != columns:
         return f"line {line} does not have the header's {columns} fields"
     # errors="surrogateescape" reads invalid bytes as these code points
-    if any(not text.isascii() and any("\udc80" <= c <= "\udcff" for c in text) for text in values):
+    if any(not text.isascii() and any("\udc80" <= c <= "\udcff" for c in text) for text in fields):
         return f"line {line} is not UTF-8 text; convert the file, for example with iconv"
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -103,6 +104,21 @@ def clean_text(text: str) -> str:
     White space is collapsed; lone surrogates and NUL characters become question marks.
     """
     return " ".join(text.encode("utf-8", "replace").decode().replace("\0", "?").split())
+
+
+def has_text(text: str) -> bool:
+    """Whether BERT's tokenizer finds something in a text.
+
+    It drops control, format and unassigned characters and U+FFFD, and strips accents: a caption of
+    zero-width spaces has no word to mask.
+    """
+    if text.isascii() and text.isprintable():
+        return bool(text.strip())
+    return any(
+        character != "\ufffd" and category[0] not in "CZ" and category != "Mn"
+        for character in text
+        for category in (unicodedata.category(character),)
+    )
 
 
 def key_hash(split: str, name: str) -> int:

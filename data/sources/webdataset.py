@@ -6,6 +6,7 @@ The layout is WebDataset's (github.com/webdataset/webdataset).
 from __future__ import annotations
 
 import json
+import shlex
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,17 @@ from typing import IO
 from allinone.common.errors import DataError
 from allinone.common.tar import list_members
 from allinone.data.decoding.codecs import IMAGES, VIDEOS
-from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
+from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row, has_text
 
 LARGEST_TEXT = 1 << 20
 """Bytes of a sample's .txt or .json; real ones have some thousand."""
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+"""First bytes of a compressed file → program that decompresses it."""
 Members = dict[str, tarfile.TarInfo]
 """Extension → member of one sample."""
 
@@ -33,6 +41,7 @@ def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
     for path in _files(source):
         # one file object: all headers have been read before the captions are read by offset
         with path.open("rb") as file:
+            _refuse_compressed(path, file)
             found, problem = list_members(file)
             if problem and not found and path == source:
                 raise DataError(f"{path} is not a readable tar: {problem}; delete or repair it")
@@ -46,6 +55,17 @@ def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
                 " missing, download it again"
             )
             yield bad_row("train", path.name, path, path.name, detail, "damaged_tar")
+
+
+def _refuse_compressed(path: Path, file: IO[bytes]) -> None:
+    """Raise DataError: members are read by their place, which a compressed tar does not have."""
+    head = file.read(6)
+    file.seek(0)
+    if compression := next((name for m, name in COMPRESSED.items() if head.startswith(m)), None):
+        raise DataError(
+            f"{path} is a compressed tar ({compression}); decompress it, for example: {compression}"
+            f" -dc < {shlex.quote(path.name)} > decompressed.tar"
+        )
 
 
 def _samples(
@@ -93,14 +113,14 @@ def _row(path: Path, file: IO[bytes], key: str, members: Members) -> SourceRow:
         detail = f"the sample has several media files, {', '.join(media)}; leave one of them"
         return bad_row("train", name, path, name, detail, "ambiguous")
     try:
-        caption = _caption(file, members)
+        captions = _captions(file, members)
     except (ValueError, RecursionError) as error:
-        detail = f"its text cannot be read: {error}"
+        detail = f"the caption cannot be read ({type(error).__name__}: {str(error)[:100]})"
         return bad_row("train", name, path, name, detail)
     return SourceRow(
         "train",
         name,
-        (caption,),
+        captions,
         path,
         name,
         members[media[0]].offset_data,
@@ -115,23 +135,29 @@ def _media_members(members: Members) -> list[str]:
     return [extension for extension in media if extension in VIDEOS - {"gif"}] or media
 
 
-def _caption(file: IO[bytes], members: Members) -> str:
+def _captions(file: IO[bytes], members: Members) -> tuple[str, ...]:
+    """Captions of a sample: the .txt, or those of the .json if it is missing or empty.
+
+    Raises:
+        ValueError: What holds them is damaged.
+    """
+
     def text(extension: str) -> str:
         member = members[extension]
         if member.size > LARGEST_TEXT:
             raise ValueError(f"{member.name} has {member.size:,} bytes")
         file.seek(member.offset_data)
         # utf-8-sig: Windows editors write a byte order mark, which no JSON may begin with
-        return file.read(member.size).decode("utf-8-sig", errors="replace")
+        return file.read(member.size).decode("utf-8-sig")
 
-    if "txt" in members:
-        return text("txt")
-    if "json" in members:
-        try:
-            return str(json.loads(text("json")).get("caption") or "")
-        except (json.JSONDecodeError, AttributeError):
-            return ""
-    return ""
+    if "txt" in members and has_text(caption := text("txt")):
+        return (caption,)
+    if "json" not in members:
+        return ()
+    record = json.loads(text("json"))
+    found = record.get("caption") if isinstance(record, dict) else None
+    captions = found if isinstance(found, list) else [found]
+    return tuple(str(caption) for caption in captions if isinstance(caption, str | int | float))
 
 
 FORMAT = SourceFormat(

@@ -98,7 +98,9 @@ class MetricAccumulator:
         """The newest micro-batch of this rank."""
         self.records: dict[int, list[MicroBatchRecord]] = {}
         """Step → this rank's micro-batches, for the interval that was collected last."""
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        """Names of metrics → (sum, count) of each, float32 [n, 2]. Steps of video and of images
+        have different names."""
         self._micro_batches: list[MicroBatchRecord] = []
         self._steps: list[_Step] = []
 
@@ -121,10 +123,14 @@ class MetricAccumulator:
         self._micro_batches.append(
             MicroBatchRecord(batch.first_position, tuple(batch.clips), loss.detach(), metrics)
         )
-        for name, value in metrics.items():
-            # torch.where, not `if`: a Python condition would wait for the device in every step
-            usable = torch.where(torch.isfinite(value).all(), value, torch.zeros_like(value))
-            self._sums[name] = self._sums[name] + usable if name in self._sums else usable
+        if metrics:
+            # all metrics as one tensor [n, 2]: 5 small operations, not 9 per metric
+            names, values = tuple(metrics), torch.stack(list(metrics.values()))
+            # 0 x inf and 0 x nan are nan. A Python condition would wait for the device in each step
+            finite = (values * 0).sum(1, keepdim=True) == 0
+            usable = torch.where(finite, values, 0.0)
+            earlier = self._sums.get(names)
+            self._sums[names] = usable if earlier is None else earlier + usable
 
     def end_step(self, step: int, skipped: Tensor, norm: Tensor) -> None:
         """End an optimizer step, which used all micro-batches since the previous one.
@@ -162,8 +168,13 @@ class MetricAccumulator:
             for step, skip in zip(steps, skips, strict=True)
             if skip
         }
+        sums: dict[str, list[float]] = {}
+        for names, values in self._sums.items():
+            for name, value in zip(names, values.double().tolist(), strict=True):
+                before = sums.get(name, [0.0, 0.0])
+                sums[name] = [before[0] + value[0], before[1] + value[1]]
         mine: dict[str, Any] = {
-            "sums": {name: value.double().tolist() for name, value in self._sums.items()},
+            "sums": sums,
             "named": named,
             "losses": [loss for _, _, loss in numbers],
             "norms": [norm for _, norm, _ in numbers],
@@ -178,7 +189,7 @@ class MetricAccumulator:
         data_parts = topology.current().one_per_data_rank(parts)
         interval = IntervalMetrics(
             steps=[step.number for step in steps],
-            metrics=_means(self._sums, data_parts),
+            metrics=_means(sums, data_parts),
             skips=skips,
             losses=[
                 sum(column) / len(data_parts)

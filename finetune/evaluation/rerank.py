@@ -196,7 +196,9 @@ class _PairScorer:
         """Scores [P] of clips [P, V, T, 3, S, S] with texts [P, L], the mean over views."""
         # view by view: all views at once would multiply the memory of a pass
         by_view = [
-            head_scores(model.task_head, model(pixels[:, v], ids, mask).pooled).squeeze(-1)
+            head_scores(
+                model.task_head, model(pixels[:, v], ids, mask, read="pooled").pooled
+            ).squeeze(-1)
             for v in range(pixels.shape[1])
         ]
         return torch.stack(by_view).mean(0)

@@ -104,7 +104,8 @@ def pooled(model: nn.Module, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tenso
     # flatten copies: K texts take K times the memory of the pixels
     repeated = pixels[:, None].expand(-1, texts, *pixels.shape[1:]).flatten(0, 2)
     ids, mask = (x[:, :, None].expand(-1, -1, views, -1).flatten(0, 2) for x in (ids, mask))
-    return model(repeated, ids, mask).pooled.unflatten(0, (items, texts, views))
+    output = model(repeated, ids, mask, read="pooled")
+    return output.pooled.unflatten(0, (items, texts, views))
 
 
 def head_scores(head: nn.Module, features: Tensor) -> Tensor:

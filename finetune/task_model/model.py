@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,17 +56,26 @@ class TaskModel(AllInOnePreTrainedModel):
         self.post_init()
 
     def forward(
-        self, pixels: Tensor, text_ids: Tensor, text_mask: Tensor, **kwargs: Any
+        self,
+        pixels: Tensor,
+        text_ids: Tensor,
+        text_mask: Tensor,
+        *,
+        clips: Tensor | None = None,
+        read: Literal["pooled"] | None = None,
+        **kwargs: Any,
     ) -> AllInOneOutput:
         """The joint pass of the backbone. Tasks call the heads themselves.
 
         Args:
             pixels: float32 [B, T, 3, S, S], normalised.
-            text_ids: int64 [B, L].
-            text_mask: [B, L], 1 at tokens.
+            text_ids: int64 [S, L].
+            text_mask: [S, L], 1 at tokens.
+            clips: int64 [S], the clip of each text; None: S = B, text i has clip i.
+            read: "pooled": the last block computes the pooled class token only.
             **kwargs: Ignored.
         """
-        return self.backbone(pixels, text_ids, text_mask)
+        return self.backbone(pixels, text_ids, text_mask, clips=clips, read=read)
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
         """See AllInOneModel.encode_text."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from allinone.data.loading.batch import Batch
     from allinone.model import AllInOneConfig, AllInOneForPreTraining
-    from allinone.model.flops import Part
+    from allinone.model.flops import LastBlock, Part
     from allinone.pretrain.config import PretrainConfig
     from allinone.pretrain.evaluation import EvaluationOutput
     from allinone.pretrain.objectives.context import ObjectiveContext
@@ -29,17 +29,34 @@ class ClipSize:
     """Masked tokens per caption."""
     candidates: int = 1
     """Clips that VTC contrasts with, over all ranks."""
+    joint_pass: bool = False
+    """MLM and VTM share one forward pass."""
+    all_tokens: bool = False
+    """An active objective `reads_all_tokens`."""
 
-    def backbone_flops(self, part: Part) -> float:
-        """FLOPs of one pass through the backbone, forward and backward; full captions."""
+    def backbone_flops(
+        self, part: Part, last: LastBlock | None = None, *, embeds: bool = True
+    ) -> float:
+        """FLOPs of one pass through the backbone, forward and backward; full captions.
+
+        Args:
+            part: Joint pass, or one modality alone.
+            last: What the last block of a joint pass computes; None: all tokens.
+            embeds: The pass embeds the patches of its clip; otherwise another objective's half of
+                the same pass does.
+        """
         from allinone.model import flops
 
         forward = flops.forward_flops(
-            self.model, frames=self.frames, text_tokens=self.model.max_text_len, part=part
+            self.model,
+            frames=self.frames,
+            text_tokens=self.model.max_text_len,
+            part=part,
+            last=last,
         )
-        # backward = 2 x forward, except for the patch convolution: pixels need no gradient
+        # backward = 2 x forward, except for the patch projection: pixels need no gradient
         patches = 0.0 if part == "text" else flops.patch_flops(self.model, self.frames)
-        return 3.0 * forward - patches
+        return 3.0 * forward - patches * (1 if embeds else 3)
 
 
 @dataclass(frozen=True)
@@ -59,26 +76,34 @@ class MicroBatchSize:
     """Bytes of an element of a dropout mask: 1 on a GPU, `element` on a CPU."""
     checkpointing: bool = False
     """Blocks are recomputed in the backward pass."""
+    joint_pass: bool = False
+    """MLM and VTM share one forward pass."""
+    all_tokens: bool = False
+    """An active objective `reads_all_tokens`."""
 
-    @property
-    def casts_pixels(self) -> bool:
-        """Whether the model computes in another precision than that of the pixels, float32."""
-        return self.element != 4
+    def backbone_bytes(
+        self, part: Part, last: LastBlock | None = None, *, texts: int | None = None
+    ) -> float:
+        """Bytes that one pass through the backbone saves.
 
-    def backbone_bytes(self, part: Part, *, own_pixels: bool) -> float:
-        """Bytes that one pass through the backbone saves; `own_pixels` as in `pass_bytes`."""
+        Args:
+            part: Joint pass, or one modality alone.
+            last: What the last block of a joint pass computes; None: all tokens.
+            texts: Texts of the pass, each with one of the clips; None: as many as clips.
+        """
         from allinone.model.activations import pass_bytes
 
         return pass_bytes(
             self.model,
-            clips=self.clips,
+            clips=self.clips if texts is None else texts,
+            embedded=self.clips,
             frames=self.frames,
             text_tokens=self.model.max_text_len,
             part=part,
             element=self.element,
             mask=self.mask,
             checkpointing=self.checkpointing,
-            own_pixels=own_pixels,
+            last=last,
         )
 
 
@@ -102,6 +127,10 @@ class Objective(ABC):
     requires: ClassVar[str | None] = None
     """Name of the objective whose forward pass it uses, so that it cannot be trained alone."""
 
+    reads_all_tokens: ClassVar[bool] = False
+    """It reads `text` or `video` of ObjectiveContext.matching. The last block then runs on all
+    tokens, otherwise only where MLM and VTM read."""
+
     @property
     def label(self) -> str:
         """Its abbreviation in messages, such as "MLM"."""
@@ -121,7 +150,8 @@ class Objective(ABC):
     def activation_bytes(self, size: MicroBatchSize) -> list[float]:
         """Bytes saved for the backward pass, per pass in forward order, heads included.
 
-        An objective that `requires` another one gives the bytes that it adds to that one's pass.
+        An objective that `requires` another one gives the bytes that it adds to that one's pass. If
+        MLM and VTM share a pass, MLM gives the bytes of both.
         """
         return []
 

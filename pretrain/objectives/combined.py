@@ -10,7 +10,7 @@ from allinone.model import AllInOneForPreTraining
 from allinone.pretrain.objectives.config import ObjectiveConfig
 from allinone.pretrain.objectives.context import ObjectiveContext
 from allinone.pretrain.objectives.draws import DrawFn, draw_everything
-from allinone.pretrain.objectives.registry import active_objectives
+from allinone.pretrain.objectives.registry import active_objectives, reads_all_tokens
 
 
 class PretrainObjective:
@@ -49,7 +49,14 @@ class PretrainObjective:
 
     def _losses(self, model: AllInOneForPreTraining, batch: Batch) -> Losses:
         within_dataset = self.config.vtm_negatives == "dataset"
-        micro_batch = ObjectiveContext(model, batch, self._draws(batch), within_dataset)
+        micro_batch = ObjectiveContext(
+            model,
+            batch,
+            self._draws(batch),
+            within_dataset,
+            joint_pass=self.config.joint_pass,
+            all_tokens=reads_all_tokens(self.config),
+        )
         total = batch.pixels.new_zeros(())
         # the registry's order fixes the order of random draws and of floating-point additions
         for objective in self._active:

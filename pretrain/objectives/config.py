@@ -24,6 +24,11 @@ class ObjectiveConfig:
     """Weight of word-patch alignment in the VTM pass; the original code uses 0.1, the paper does
     not mention it."""
 
+    passes: Literal["joint", "separate"] = option("joint", earlier="separate")
+    """How MLM and VTM run, if both are on. joint: as one forward pass of twice the micro-batch, in
+    which the patches of a clip are embedded once. separate: one after the other, as in the original
+    code and in earlier versions; a block's backward pass then needs half the working memory. The
+    losses are the same up to rounding; with dropout the random draws differ."""
     image_weight: float = 1.0
     """Weight of the image losses in co-training, relative to the video losses; the original adds
     them with weight 1."""
@@ -52,6 +57,11 @@ class ObjectiveConfig:
                     f"--{objective.name} works on the pairs of the {needed.upper()} pass; give"
                     f" --{needed} a weight > 0 or set --{objective.name} 0"
                 )
+
+    @property
+    def joint_pass(self) -> bool:
+        """Whether MLM and VTM share one forward pass."""
+        return self.passes == "joint" and bool(self.mlm) and bool(self.vtm)
 
     def weight(self, name: str) -> float:
         """Weight of an objective by name."""

@@ -23,12 +23,13 @@ class MatchedPairs:
     """int64 [B], 1 where the clip is the caption's own."""
     clips: Tensor
     """int64 [B], row of the micro-batch of the clip that each caption is paired with."""
-    text: Tensor
-    """Text features of the joint pass, [B, L, C]."""
-    video: Tensor
-    """Visual features, [B, n, C]: prefix tokens (config.num_prefix_tokens), then patches."""
     pooled: Tensor
     """Pooled text class token, [B, C]."""
+    text: Tensor | None = None
+    """Text features, [B, L, C]; None unless an active objective `reads_all_tokens`."""
+    video: Tensor | None = None
+    """Visual features, [B, n, C]: prefix tokens (config.num_prefix_tokens), then patches; None
+    unless an active objective `reads_all_tokens`."""
 
 
 class ObjectiveContext:
@@ -39,6 +40,8 @@ class ObjectiveContext:
         batch: The micro-batch.
         draws: Its random choices; by default all are drawn from torch's global generator.
         within_dataset: Negatives of VTM are clips of the caption's own data set.
+        joint_pass: MLM and VTM share one forward pass.
+        all_tokens: `matching` has the features of all tokens.
     """
 
     def __init__(
@@ -47,11 +50,16 @@ class ObjectiveContext:
         batch: Batch,
         draws: Draws | None = None,
         within_dataset: bool = True,
+        *,
+        joint_pass: bool = False,
+        all_tokens: bool = True,
     ) -> None:
         self.model = model
         self.batch = batch
         self.draws = draws or Draws()
         self._within_dataset = within_dataset
+        self._joint_pass = joint_pass
+        self._all_tokens = all_tokens
         self.metrics: dict[str, Tensor] = {}
         """Name → float32 [2] = (sum, count), as in allinone.engine.objective.Losses."""
 
@@ -60,15 +68,78 @@ class ObjectiveContext:
         """Frames per clip, T."""
         return self.batch.pixels.shape[1]
 
-    @cached_property
+    @property
+    def masked_words(self) -> Tensor:
+        """Features of the masked words in the MLM pass, [M, C], computed on first use."""
+        return self._both[0] if self._joint_pass else self._masked_words
+
+    @property
     def matching(self) -> MatchedPairs:
         """The pairs of VTM and their joint pass, drawn and computed on first use."""
-        batch, draws = self.batch, self.draws
-        datasets = batch.dataset_ids if self._within_dataset else None
-        labels, clips = draws.matching_pairs or draw_matching_pairs(batch.text_ids, datasets)
-        pixels = batch.pixels.index_select(0, clips)
-        output = self.model(pixels, batch.text_ids, batch.text_mask, draws.vtm_patch_order)
-        return MatchedPairs(labels, clips, output.text, output.video, output.pooled)
+        return self._both[1] if self._joint_pass else self._matching
+
+    @cached_property
+    def _masked_words(self) -> Tensor:
+        batch, order = self.batch, self.draws.mlm_patch_order
+        return self.model(
+            batch.pixels, batch.mlm_ids, batch.text_mask, order, read=batch.mlm_positions
+        ).read
+
+    @cached_property
+    def _matching(self) -> MatchedPairs:
+        batch, order = self.batch, self.draws.vtm_patch_order
+        labels, clips = self._draw_pairs()
+        output = self.model(
+            batch.pixels,
+            batch.text_ids,
+            batch.text_mask,
+            order,
+            clips=clips,
+            read=None if self._all_tokens else "pooled",
+        )
+        return MatchedPairs(labels, clips, output.pooled, output.text, output.video)
+
+    @cached_property
+    def _both(self) -> tuple[Tensor, MatchedPairs]:
+        """Masked words and matching pairs by one pass of 2B texts: those of MLM, then of VTM."""
+        batch, words = self.batch, self.batch.mlm_positions
+        size, length = batch.text_ids.shape
+        labels, clips = self._draw_pairs()
+        own = torch.arange(size, device=clips.device)
+        first_words = (size + own) * length
+        output = self.model(
+            batch.pixels,
+            torch.cat([batch.mlm_ids, batch.text_ids]),
+            torch.cat([batch.text_mask, batch.text_mask]),
+            self._patch_orders(),
+            clips=torch.cat([own, clips]),
+            read=None if self._all_tokens else torch.cat([words, first_words]),
+        )
+        if self._all_tokens:
+            masked = output.text[:size].flatten(0, 1).index_select(0, words)
+            text, video = output.text[size:], output.video[size:]
+            return masked, MatchedPairs(labels, clips, output.pooled[size:], text, video)
+        masked, first = output.read.split([words.shape[0], size])
+        return masked, MatchedPairs(labels, clips, self.model.backbone.pooler(first))
+
+    def _draw_pairs(self) -> tuple[Tensor, Tensor]:
+        """(labels, clips) of VTM."""
+        datasets = self.batch.dataset_ids if self._within_dataset else None
+        return self.draws.matching_pairs or draw_matching_pairs(self.batch.text_ids, datasets)
+
+    def _patch_orders(self) -> Tensor | None:
+        """Patch orders of the MLM pass and of the VTM pass; None leaves both to the model."""
+        given = [self.draws.mlm_patch_order, self.draws.vtm_patch_order]
+        if all(order is None for order in given):
+            return None
+        embeddings = self.model.backbone.video_embeddings
+        rows, device = len(self.batch) * self.frames, self.batch.pixels.device
+        return torch.cat(
+            [
+                embeddings.draw_order(rows, self.frames, device) if order is None else order
+                for order in given
+            ]
+        )
 
     def record(self, name: str, values: Tensor) -> None:
         """Record the mean of per-item values as a metric."""
@@ -112,7 +183,7 @@ class ObjectiveContext:
         batch = self.batch
         if len(batch.dataset_names) < 2:
             return
-        clips = batch.pixels.new_tensor(float(len(batch)))
+        clips = batch.pixels.new_full((), float(len(batch)), dtype=torch.float32)
         for index, name in enumerate(batch.dataset_names):
             own = (batch.dataset_ids == index).sum().float()
             self.metrics[f"sample_share/{name}"] = torch.stack([own, clips])

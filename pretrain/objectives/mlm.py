@@ -30,14 +30,11 @@ class MaskedLanguageModelling(Objective):
         """
         import torch.nn.functional as F
 
-        model, batch = micro_batch.model, micro_batch.batch
-        order = micro_batch.draws.mlm_patch_order
-        text = model(batch.pixels, batch.mlm_ids, batch.text_mask, order).text
-        masked = text.flatten(0, 1).index_select(0, batch.mlm_positions)
+        batch = micro_batch.batch
         target = _masked_ids(batch)
         # images may have their own head
-        mlm_head, _ = model.heads(micro_batch.frames)
-        logits = mlm_head(masked).float()
+        mlm_head, _ = micro_batch.model.heads(micro_batch.frames)
+        logits = mlm_head(micro_batch.masked_words).float()
         losses = F.cross_entropy(logits, target, reduction="none")
         micro_batch.record("mlm_loss", losses)
         micro_batch.record("mlm_accuracy", logits.argmax(-1) == target)
@@ -47,24 +44,31 @@ class MaskedLanguageModelling(Objective):
         return losses.sum() / max(target.shape[0], 1)
 
     def training_flops(self, size: ClipSize) -> float:
-        """Joint pass and MLM head. MLM does not read the pooler, which runs forward only."""
+        """Joint pass and MLM head."""
         from allinone.model import flops
 
-        pooler_backward = 4 * size.model.hidden_size**2
         head = 3.0 * flops.mlm_flops(size.model, size.masked)
-        return size.backbone_flops("joint") - pooler_backward + head
+        if size.joint_pass and size.all_tokens:  # the pooler too runs on the texts of both
+            return size.backbone_flops("joint") + head
+        last = flops.LastBlock(size.model.max_text_len, size.masked)
+        return size.backbone_flops("joint", last) - 3.0 * flops.pooler_flops(size.model) + head
 
     def activation_bytes(self, size: MicroBatchSize) -> list[float]:
-        """Joint pass and MLM head."""
+        """Joint pass, of twice the texts if VTM shares it, and MLM head."""
         from allinone.model.activations import mlm_head_bytes
+        from allinone.model.flops import LastBlock
 
-        backbone = size.backbone_bytes("joint", own_pixels=size.casts_pixels)
+        texts, rows = size.clips, size.masked
+        if size.joint_pass:
+            texts, rows = 2 * size.clips, size.masked + size.clips
+        last = LastBlock(size.model.max_text_len, rows / texts)
+        complete = size.joint_pass and size.all_tokens
+        backbone = size.backbone_bytes("joint", None if complete else last, texts=texts)
         return [backbone + mlm_head_bytes(size.model, size.masked, size.element)]
 
     def count_correct(self, model: AllInOneForPreTraining, batch: Batch) -> tuple[Tensor, int]:
         """Masked tokens whose most probable word piece is the original one."""
-        text = model(batch.pixels, batch.mlm_ids, batch.text_mask).text
-        masked = text.flatten(0, 1).index_select(0, batch.mlm_positions)
+        masked = model(batch.pixels, batch.mlm_ids, batch.text_mask, read=batch.mlm_positions).read
         target = _masked_ids(batch)
         return (model.mlm_head(masked).argmax(-1) == target).sum(), target.numel()
 

@@ -31,6 +31,11 @@ def objective_of_head(head: str) -> Objective | None:
     return next((objective for objective in OBJECTIVES if head in objective.heads), None)
 
 
+def reads_all_tokens(config: ObjectiveConfig) -> bool:
+    """Whether an active objective reads all final tokens of the VTM pass."""
+    return any(objective.reads_all_tokens for objective in active_objectives(config))
+
+
 def active_objectives(config: ObjectiveConfig) -> tuple[Objective, ...]:
     """The objectives with a weight above 0, in the order of computation."""
     return tuple(objective for objective in OBJECTIVES if config.weight(objective.name))

@@ -52,8 +52,8 @@ class VideoTextContrast(Objective):
     def activation_bytes(self, size: MicroBatchSize) -> list[float]:
         """Text pass, then video pass."""
         return [
-            size.backbone_bytes("text", own_pixels=False),
-            size.backbone_bytes("video", own_pixels=size.casts_pixels),
+            size.backbone_bytes("text"),
+            size.backbone_bytes("video"),
         ]
 
     def embed(self, model: AllInOneForPreTraining, batch: Batch) -> dict[str, Tensor]:

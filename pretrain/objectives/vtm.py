@@ -44,11 +44,21 @@ class VideoTextMatching(Objective):
         """Joint pass and VTM head."""
         from allinone.model import flops
 
-        return size.backbone_flops("joint") + 3.0 * flops.vtm_flops(size.model, 1)
+        last: flops.LastBlock | None = flops.CLASS_TOKEN
+        if size.all_tokens:
+            last = None
+        elif size.joint_pass:  # the queries of MLM's half and of this one are equally many
+            last = flops.LastBlock(size.model.max_text_len, 1)
+        backbone = size.backbone_flops("joint", last, embeds=not size.joint_pass)
+        return backbone + 3.0 * flops.vtm_flops(size.model, 1)
 
     def activation_bytes(self, size: MicroBatchSize) -> list[float]:
-        """Joint pass, on a copy of the pixels in the order of the pairs."""
-        return [size.backbone_bytes("joint", own_pixels=True)]
+        """Joint pass; nothing if it is a part of MLM's."""
+        from allinone.model.flops import CLASS_TOKEN
+
+        if size.joint_pass:
+            return []
+        return [size.backbone_bytes("joint", None if size.all_tokens else CLASS_TOKEN)]
 
     def check(self, config: PretrainConfig) -> None:
         """Refuse micro-batches of one clip: all pairs would match, and VTM would learn nothing."""
@@ -80,6 +90,7 @@ class VideoTextMatching(Objective):
             torch.manual_seed(batch.first_position)
             # within a data set, whatever the option: the source must not reveal the answer
             labels, video = draw_matching_pairs(batch.text_ids, batch.dataset_ids)
-        pixels = batch.pixels.index_select(0, video)
-        pooled = model(pixels, batch.text_ids, batch.text_mask).pooled
+        pooled = model(
+            batch.pixels, batch.text_ids, batch.text_mask, clips=video, read="pooled"
+        ).pooled
         return (model.vtm_head(pooled).argmax(-1) == labels).sum(), labels.numel()

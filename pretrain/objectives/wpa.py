@@ -20,6 +20,7 @@ class WordPatchAlignment(Objective):
     heads = ()
     loss_metric = "wpa_loss"
     requires = "vtm"
+    reads_all_tokens = True
 
     def loss(self, micro_batch: ObjectiveContext) -> Tensor:
         """Pull matching pairs together and push others apart: (sum+ - sum-) / B."""
@@ -28,6 +29,8 @@ class WordPatchAlignment(Objective):
         from allinone.pretrain.objectives.optimal_transport import word_patch_distance
 
         pairs, labels = micro_batch.matching, micro_batch.matching.labels
+        assert pairs.text is not None
+        assert pairs.video is not None
         prefix = micro_batch.model.config.num_prefix_tokens
         distance = word_patch_distance(pairs.text, pairs.video, micro_batch.batch.text_mask, prefix)
         # the metric covers matching pairs only: that of the others is meant to grow

@@ -1,24 +1,26 @@
 #!/usr/bin/env python3
 """Measures training speed without the data path.
 
-    python tests/benchmarks/train_step.py [--size tiny] [--micro-batch 8] [--steps 8]
+    python tests/benchmarks/train_step.py [--size tiny] [--micro-batch 8] [--steps 8] [--trace]
 
-Runs the real loop (forward, backward, DeepSpeed, AdamW; MLM + VTM) on one synthetic batch and
-prints clips/s and the share that training FLOPs have of the rate of a plain matrix product,
-measured on the same machine just before and just after. FMA = 2; attention, both passes and the
-heads count; backward = 2 x forward. Median over the steps after the first two. Works on a CPU and,
-with CUDA, on a GPU (use --ds-config zero1_bf16 there).
+Runs the real loop (forward, backward, DeepSpeed, AdamW; MLM + VTM, with --wpa also word-patch
+alignment) on one synthetic batch and prints clips/s and the share that training FLOPs have of a
+peak rate: on a CPU that of a plain matrix product, measured just before and just after, on a GPU
+that of its data sheet. FMA = 2, both passes and the heads count, backward = 2 x forward. Median
+over the logging intervals after the first two steps. --trace profiles three more steps and sums
+their time by kind. tests/gpu/speed.py measures with the same functions.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -34,10 +36,15 @@ from allinone.common.errors import InputError
 from allinone.common.formatting import count
 from allinone.data.loading.batch import Batch
 from allinone.engine import Trainer
+from allinone.engine.callbacks.base import Callback, Due, Interval
+from allinone.engine.callbacks.checkpoint import CheckpointCallback
 from allinone.engine.config import TrainConfig
-from allinone.engine.planning.peak_flops import measured_matmul_rate, peak_rate
+from allinone.engine.planning.estimate import element_sizes
+from allinone.engine.planning.peak_flops import measured_matmul_rate
 from allinone.model import AllInOneConfig, AllInOneForPreTraining, flops
+from allinone.pretrain.cost import masked_tokens, model_activations, sample_flops
 from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective
+from tests.benchmarks.step_trace import TRACED_STEPS, StepTrace, summarize
 
 WARM_STEPS = 2
 
@@ -47,7 +54,7 @@ class RepeatedBatch:
 
     def __init__(self, config: AllInOneConfig) -> None:
         self.config = config
-        self.masked = round(0.15 * (config.max_text_len - 2))
+        self.masked = masked_tokens(config)
 
     def describe(self) -> str:
         return "one synthetic batch"
@@ -55,43 +62,43 @@ class RepeatedBatch:
     def batches(
         self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device
     ) -> Iterator[Batch]:
+        batch = self.batch(micro_batch, rank).to(device)
+        position = first + rank * micro_batch
+        while True:
+            # the trainer seeds dropout with the position: a resumed run must continue with it
+            yield replace(batch, first_position=position)
+            position += world * micro_batch
+
+    def batch(self, clips: int, seed: int) -> Batch:
+        """The micro-batch, on the host.
+
+        Args:
+            clips: Its number of clips.
+            seed: The ranks of a tensor-parallel group need the same clips, so the seed is the data
+                rank, and torch's global generator is not used.
+        """
         config, length = self.config, self.config.max_text_len
-        ids = torch.randint(1000, config.vocab_size, (micro_batch, length), device=device)
-        positions = (
-            (torch.arange(micro_batch)[:, None] * length + torch.arange(1, 1 + self.masked))
-            .flatten()
-            .to(device)
-        )
+        random = torch.Generator().manual_seed(seed)
+        ids = torch.randint(1000, config.vocab_size, (clips, length), generator=random)
+        masked = torch.arange(1, 1 + self.masked)
+        positions = (torch.arange(clips)[:, None] * length + masked).flatten()
         labels = torch.full_like(ids, -100)
         labels.view(-1)[positions] = ids.view(-1)[positions]
-        pixels = torch.randn(
-            micro_batch, config.num_frames, 3, config.image_size, config.image_size, device=device
+        side = config.image_size
+        names = tuple(f"clip {number}" for number in range(clips))
+        return Batch(
+            pixels=torch.randn(clips, config.num_frames, 3, side, side, generator=random),
+            text_ids=ids,
+            text_mask=torch.ones_like(ids),
+            mlm_ids=ids,
+            mlm_labels=labels,
+            mlm_positions=positions,
+            dataset_ids=torch.zeros(clips, dtype=torch.long),
+            dataset_names=("synthetic",),
+            clips=names,
+            captions=names,
+            first_position=0,
         )
-        names = ("",) * micro_batch
-        owner = torch.zeros(micro_batch, dtype=torch.long, device=device)
-        batch = Batch(
-            pixels,
-            ids,
-            torch.ones_like(ids),
-            ids,
-            labels,
-            positions,
-            owner,
-            ("synthetic",),
-            names,
-            names,
-            first,
-        )
-        while True:
-            yield batch
-
-
-def training_flops(config: AllInOneConfig, masked: int) -> float:
-    """FLOPs of one clip's training step with MLM and VTM."""
-    joint = flops.forward_flops(
-        config, frames=config.num_frames, text_tokens=config.max_text_len, part="joint"
-    )
-    return 3.0 * (2 * joint + flops.mlm_flops(config, masked) + flops.vtm_flops(config, 1))
 
 
 @dataclass(frozen=True)
@@ -101,21 +108,205 @@ class StepOptions:
     size: str = "tiny"
     """Model size, a key of model.SIZES."""
     micro_batch: int = 8
-    """Clips per step."""
+    """Clips per rank and step."""
     steps: int = 8
-    """Optimizer steps; the first two warm up and are not measured."""
+    """Optimizer steps; intervals that begin in the first two warm up and are not measured."""
+    log_every: int = 1
+    """Steps per logging interval. Only these wait for the device: use 10 on a GPU."""
     ds_config: str = "zero1_fp32"
     """Name in ds_configs/; use zero1_bf16 on a GPU."""
+    wpa: float = 0.0
+    """Weight of word-patch alignment; 0.1 in the original code."""
+    passes: Literal["joint", "separate"] = "joint"
+    """MLM and VTM in one forward pass or in two."""
     compile: bool = False
     """Compile the model with torch.compile."""
     checkpointing: bool = False
     """Recompute each block in the backward pass."""
+    tensor_parallel: int = 1
+    """Ranks that share a model."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to train on."""
+    trace: bool = False
+    """Profile three more steps and print their time by kind."""
 
     def __post_init__(self) -> None:
-        if self.steps <= WARM_STEPS:
+        if self.steps < WARM_STEPS + self.log_every:
             raise InputError(
-                f"--steps must be more than the {WARM_STEPS} that warm up, got {self.steps}"
+                f"--steps {self.steps} leaves no interval of --log-every {self.log_every} steps"
+                f" after the {WARM_STEPS} that warm up; give at least"
+                f" {WARM_STEPS + self.log_every}"
             )
+
+
+@dataclass
+class StepResult:
+    """What one configuration measured."""
+
+    clips_per_s: float
+    """Of all ranks; median over the measured intervals."""
+    step_ms: float
+    flops_per_clip: float
+    """Forward and backward, all passes, attention products counted."""
+    mfu: float
+    """FLOP/s as a share of the peak of all ranks."""
+    mfu_without_attention: float
+    """The same without the products queries x keys and weights x values, as the paper counts."""
+    peak: str
+    """The rate that is 100 %, and its source."""
+    memory_bytes: int
+    """Highest allocated memory of a rank on a GPU, resident memory of the process on a CPU."""
+    planned_bytes: float
+    """The planner's figure for the same."""
+    losses: list[float]
+    """Of the last step of every interval."""
+    trace: dict[str, Any] = field(default_factory=dict)
+    """Time by kind; empty without --trace."""
+
+
+class StepProbe(Callback):
+    """Collects the intervals after warm-up, then profiles further steps.
+
+    Args:
+        options: How many steps.
+    """
+
+    def __init__(self, options: StepOptions) -> None:
+        self._options = options
+        self.records: list[Mapping[str, Any]] = []
+        self.losses: list[float] = []
+        self.memory_bytes = 0
+        self.trace: StepTrace | None = None
+
+    def on_interval(self, trainer: Trainer, interval: Interval) -> None:
+        last = interval.record["step"]
+        if last > self._options.steps:  # the profiler slows these down
+            return
+        self.losses += interval.metrics.losses
+        self.memory_bytes = max(self.memory_bytes, interval.record["memory_bytes"])
+        if last - len(interval.metrics.steps) >= WARM_STEPS:
+            self.records.append(interval.record)
+
+    def on_step_end(self, trainer: Trainer, due: Due) -> None:
+        if not self._options.trace:
+            return
+        if trainer.step == self._options.steps:
+            self.trace = StepTrace(trainer.device)
+        elif self.trace is not None and trainer.step == self._options.steps + TRACED_STEPS:
+            self.trace.stop()
+
+
+def make_trainer(
+    options: StepOptions,
+    out: Path,
+    steps: int,
+    data: Any = None,
+    checkpoints: bool = False,
+) -> Trainer:
+    """The real loop.
+
+    Args:
+        options: Model and training options.
+        out: The run's folder.
+        steps: Optimizer steps of the run.
+        data: Gives the batches; None: one synthetic batch.
+        checkpoints: Save checkpoints every --log-every steps; writing a gigabyte takes as long as a
+            measurement.
+    """
+    # initial weights are drawn here; the trainer seeds only what follows
+    torch.manual_seed(0)
+    config = AllInOneConfig.from_size(options.size)
+    objective = ObjectiveConfig(wpa=options.wpa, passes=options.passes)
+    world = launch.find_rank_info(os.environ).world // options.tensor_parallel
+    train = TrainConfig(
+        steps=steps,
+        global_batch=options.micro_batch * world,
+        micro_batch=options.micro_batch,
+        ds_config=options.ds_config,
+        activation_checkpointing=options.checkpointing,
+        compile=options.compile,
+        tensor_parallel=options.tensor_parallel,
+        device=options.device,
+        log_every=options.log_every,
+        save_every=options.log_every if checkpoints else steps,
+        hang_timeout_s=600.0,
+    )
+    element, mask = element_sizes(train)
+    run = Trainer(
+        train,
+        model=AllInOneForPreTraining(config),
+        objective=PretrainObjective(objective),
+        data=RepeatedBatch(config) if data is None else data,
+        run_config={},
+        out=out,
+        flops_per_sample=sum(
+            sample_flops(config, objective, config.num_frames, masked_tokens(config)).values()
+        ),
+        activations=model_activations(
+            config, objective, options.micro_batch, element, mask, options.checkpointing
+        ),
+    )
+    if not checkpoints:
+        run.callbacks = tuple(
+            callback for callback in run.callbacks if not isinstance(callback, CheckpointCallback)
+        )
+    return run
+
+
+def attention_flops(config: AllInOneConfig) -> float:
+    """FLOPs of one clip's attention products in the MLM and VTM passes, forward and backward."""
+    with_products, without = (
+        flops.forward_flops(
+            config,
+            frames=config.num_frames,
+            text_tokens=config.max_text_len,
+            attention_products=products,
+        )
+        for products in (True, False)
+    )
+    return 3.0 * 2 * (with_products - without)
+
+
+def measure(options: StepOptions) -> StepResult:
+    """Train on one synthetic batch and measure; collective.
+
+    Raises:
+        ConfigError: The options contradict each other or the machine.
+    """
+    probe = StepProbe(options)
+    with tempfile.TemporaryDirectory() as folder:
+        run = make_trainer(
+            options, Path(folder) / "run", options.steps + TRACED_STEPS * options.trace
+        )
+        run.callbacks = (probe, *run.callbacks)
+        if run.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(run.device)
+        run.train()
+    rate, source = run.records.peak
+    speed = statistics.median(record["samples_per_s"] for record in probe.records)
+    per_clip, world = run.spec.flops_per_sample, run.rank_info.world
+    if run.device.type == "cpu":
+        # a shared machine's rate varies: show both, and compare with the larger one
+        measured_matmul_rate.cache_clear()
+        after = measured_matmul_rate()
+        source = (
+            f"{source}, {count(rate)}FLOP/s before and {count(after)}FLOP/s after the run,"
+            f" {torch.get_num_threads()} threads"
+        )
+        rate = max(rate, after)
+    without = per_clip - attention_flops(AllInOneConfig.from_size(options.size))
+    return StepResult(
+        clips_per_s=speed,
+        step_ms=1e3 * run.config.global_batch / speed,
+        flops_per_clip=per_clip,
+        mfu=speed * per_clip / (rate * world),
+        mfu_without_attention=speed * without / (rate * world),
+        peak=f"{count(rate)}FLOP/s per rank, {source}",
+        memory_bytes=probe.memory_bytes,
+        planned_bytes=run.engine.estimate.plan.memory_bytes,
+        losses=probe.losses,
+        trace=asdict(summarize(probe.trace)) if probe.trace else {},
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,63 +316,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    options = parse(StepOptions, arguments, prog="train_step.py")
-    return launch.main(lambda: measure(options))
+    options = parse(StepOptions, arguments, prog="train_step.py", description=__doc__ or "")
+    return launch.main(lambda: show(options, measure(options)))
 
 
-def measure(args: StepOptions) -> None:
-    """Train on one synthetic batch and print speed and FLOP rate."""
-    config = AllInOneConfig.from_size(args.size)
-    data = RepeatedBatch(config)
-    per_clip = training_flops(config, data.masked)
-    with tempfile.TemporaryDirectory() as folder:
-        run = Trainer(
-            TrainConfig(
-                steps=args.steps,
-                global_batch=args.micro_batch,
-                micro_batch=args.micro_batch,
-                ds_config=args.ds_config,
-                activation_checkpointing=args.checkpointing,
-                compile=args.compile,
-                log_every=1,
-                save_every=args.steps,
-            ),
-            model=AllInOneForPreTraining(config),
-            objective=PretrainObjective(ObjectiveConfig()),
-            data=data,
-            run_config={},
-            out=Path(folder) / "run",
-            flops_per_sample=per_clip,
-        )
-        rate, source = peak_rate(run.device, "fp32")
-        threads = torch.get_num_threads()
-        run.train()
-        lines = (Path(folder) / "run" / "history.jsonl").read_text().splitlines()
-        rows = [row for row in map(json.loads, lines) if "metrics" in row]
-    if run.device.type == "cpu":
-        # a shared machine's rate varies: show both, and compare with the larger one
-        measured_matmul_rate.cache_clear()
-        after = measured_matmul_rate()
-        source = (
-            f"{source}, {count(rate)}FLOP/s before and {count(after)}FLOP/s after the run,"
-            f" {threads} threads"
-        )
-        rate = max(rate, after)
-    speed = statistics.median(row["samples_per_s"] for row in rows[WARM_STEPS:])
-    memory = max(row["memory_bytes"] for row in rows)
+def show(options: StepOptions, result: StepResult) -> None:
+    """Print one measurement."""
+    config = AllInOneConfig.from_size(options.size)
+    objectives = "MLM + VTM" + " + WPA" * bool(options.wpa)
     print(
-        f"\n{args.size}, {config.num_frames} frames, {config.image_size} px, {config.max_text_len}"
-        f" tokens, MLM + VTM, {args.ds_config}, ",
-        end="",
+        f"\n{options.size}, {config.num_frames} frames, {config.image_size} px,"
+        f" {config.max_text_len} tokens, {objectives}, {options.ds_config}, micro-batch"
+        f" {options.micro_batch}: {result.clips_per_s:.2f} clips/s,"
+        f" {count(result.flops_per_clip)}FLOPs per clip, {result.memory_bytes / 2**30:.2f} GiB"
+        f" (planned {result.planned_bytes / 2**30:.2f})"
     )
     print(
-        f"micro-batch {args.micro_batch}: {speed:.2f} clips/s, {count(per_clip)}FLOPs per clip,"
-        f" {memory / 2**30:.2f} GiB"
+        f"{count(result.clips_per_s * result.flops_per_clip)}FLOP/s ="
+        f" {100 * result.mfu:.0f} % of {result.peak};"
+        f" {100 * result.mfu_without_attention:.0f} % without the attention products"
     )
-    print(
-        f"{count(speed * per_clip)}FLOP/s = {100 * speed * per_clip / rate:.0f} % of"
-        f" {count(rate)}FLOP/s ({source})"
-    )
+    for kind, milliseconds in result.trace.get("kinds", {}).items():
+        print(f"{kind:12} {milliseconds:8.2f} ms per step")
+    for name, milliseconds in result.trace.get("attention", {}).items():
+        print(f"{milliseconds:8.2f} ms  {name}")
 
 
 if __name__ == "__main__":

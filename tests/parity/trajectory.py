@@ -152,10 +152,10 @@ class Trajectory:
             first_position=first_position,
         )
 
-    def draws(self, step: int) -> Draws:
+    def draws(self, step: int, device: torch.device) -> Draws:
         """The original's random choices of step 1, 2, ..."""
         mlm, vtm, labels, clips = (
-            self.tensors[f"step{step:02d}/{name}"].long()
+            self.tensors[f"step{step:02d}/{name}"].long().to(device)
             for name in ("patch_order_mlm", "patch_order_itm", "itm_labels", "itm_video")
         )
         return Draws(mlm_patch_order=mlm, vtm_patch_order=vtm, matching_pairs=(labels, clips))
@@ -197,7 +197,7 @@ class OriginalAdamW(SkippingAdamW):
     def step(self, closure: Callable[[], float] | None = None) -> None:
         if self._deciding:
             self.grad_norm = self.norm_of() if self.norm_of else self._norm()
-            self.skipped = torch.zeros(())
+            self.skipped = torch.zeros_like(self.grad_norm)
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for parameter in group["params"]:
@@ -240,7 +240,9 @@ def run(out: Path, options: Mapping[str, Any]) -> int:
             model=trajectory.model(),
             objective=PretrainObjective(
                 ObjectiveConfig(wpa=WPA_WEIGHT),
-                draws=lambda batch: trajectory.draws(data.step_of(batch.first_position)),
+                draws=lambda batch: trajectory.draws(
+                    data.step_of(batch.first_position), batch.pixels.device
+                ),
             ),
             data=data,
             run_config={"train": vars(config)},

@@ -1,72 +1,159 @@
-"""A source is counted while the work on it proceeds."""
+"""A source is listed once, and every part reads its own rows."""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from allinone.common.errors import DataError
-from allinone.data.prepare.listing import SourceListing
+from allinone.data.prepare import listing
+from allinone.data.prepare.existing import record_retry
+from allinone.data.prepare.listing import LISTING, SourceListing, open_listing, write_listing
+from allinone.data.prepare.options import PrepareOptions, rows_of
 from allinone.data.sources import SourceRow
-from tests.cluster.cluster import wait_for
+from tests.data.helpers import howto, karpathy, record, small_demo
+from tests.data.media import write_video
 
 
-def listed(number: int, fault: str | None = None, hold: Path | None = None) -> Iterator[SourceRow]:
-    """Alternating rows of two splits; then wait while `hold` exists, and raise `fault` if given."""
-    for k in range(number):
-        split, path = ("train", "val")[k % 2], Path("video.mp4")
-        yield SourceRow(split, str(k), ("a caption",), path, path.name, extension="mp4")
-    while hold is not None and hold.exists():
-        time.sleep(0.01)
-    if fault is not None:
-        raise DataError(fault)
+def claimed(source: Path, out: Path, clips: int = 3, **options: object) -> PrepareOptions:
+    (out / "parts").mkdir(parents=True, exist_ok=True)
+    return PrepareOptions(source, out, shard_clips=clips, **options).resolved()  # type: ignore[arg-type]
 
 
-def test_the_work_does_not_wait_for_the_count(tmp_path: Path) -> None:
-    hold, plan = tmp_path / "hold", tmp_path / "plan.json"
-    hold.touch()
-    with contextlib.closing(
-        SourceListing(tmp_path, partial(listed, 5, hold=hold), plan)
-    ) as listing:
-        listing.start_counting()
-        rows = listing.rows()
-        assert [next(rows).id for _ in range(5)] == list("01234")
-        assert listing.poll() is None
-        hold.unlink()
-        wait_for("the count", lambda: listing.poll() == {"train": 3, "val": 2}, 60)
-        assert json.loads(plan.read_text()) == {"train": 3, "val": 2}
-        assert list(rows) == []
-    assert SourceListing(tmp_path, partial(listed, 5), plan).count() == {"train": 3, "val": 2}
-    with pytest.raises(DataError, match=r"'val': 3} now, and listed .*'val': 2} when"):
-        list(SourceListing(tmp_path, partial(listed, 6), plan).rows())
+def all_rows(found: SourceListing, parts: int = 1) -> list[tuple[str, list[SourceRow]]]:
+    shards = [list(found.shards(turn, parts)) for turn in range(1, parts + 1)]
+    return [shard for part in shards for shard in part]
 
 
-def test_a_damaged_row_is_reported_before_it_is_reached(tmp_path: Path) -> None:
-    with contextlib.closing(
-        SourceListing(
-            tmp_path, partial(listed, 5, fault="line 6 is no row"), tmp_path / "plan.json"
+def own_csv(folder: Path, rows: int) -> Path:
+    folder.mkdir(exist_ok=True)
+    lines = [f"{k}.mp4,caption {k},{('train', 'val')[k % 2]}\n" for k in range(rows)]
+    (folder / "my.csv").write_text("path,caption,split\n" + "".join(lines))
+    return folder / "my.csv"
+
+
+def test_listed_rows_equal_those_of_the_source(tmp_path: Path) -> None:
+    import gzip
+
+    temporal = tmp_path / "temporal"
+    write_video(temporal / "videos" / "AAA.mp4", frames=12)
+    with gzip.open(temporal / "yttemporal180m_000of100.jsonl.gz", "wt") as file:
+        file.write(json.dumps(record("AAA")) + "\n" + json.dumps(record("gone \ud83d")) + "\n")
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    name = os.fsdecode(b"caf\xe9.mp4")
+    (odd / "videos" / name).parent.mkdir()
+    (odd / "videos" / name).touch()
+    (odd / "raw_caption.json").write_text(
+        json.dumps({name.removesuffix(".mp4"): {"start": [0], "end": [5], "text": ["\ud83d"]}})
+    )
+    sources = [
+        small_demo(tmp_path / "webvid", 10),
+        howto(tmp_path / "howto"),
+        karpathy(tmp_path / "coco"),
+        temporal,
+        odd,
+    ]
+    for number, source in enumerate(sources):
+        options = claimed(source, tmp_path / f"out{number}")
+        expected = list(rows_of(options))
+        found = open_listing(options)
+        assert sorted(map(repr, expected)) == sorted(
+            repr(row) for _, rows in all_rows(found) for row in rows
         )
-    ) as listing:
-        listing.start_counting()
-        rows = listing.rows()
-        next(rows)
-
-        def reported() -> bool:
-            try:
-                return listing.poll() is not None
-            except DataError as error:
-                return "line 6 is no row" in str(error)
-
-        wait_for("the fault", reported, 60)
-    assert not (tmp_path / "plan.json").exists()
+        for parts in (2, 3):
+            assert sorted(dict(all_rows(found, parts))) == sorted(dict(all_rows(found)))
 
 
-def test_an_empty_list_is_refused(tmp_path: Path) -> None:
+def test_the_source_is_read_once_for_all_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = claimed(own_csv(tmp_path / "in", 20), tmp_path / "out")
+    first = open_listing(options)
+    assert first.counts == {"train": 10, "val": 10}
+
+    def refuse(_: PrepareOptions) -> Iterator[SourceRow]:
+        raise AssertionError("the source is read again")
+
+    monkeypatch.setattr(listing, "rows_of", refuse)
+    for turn in (1, 2, 3):
+        again = open_listing(dataclasses.replace(options, part=(turn, 3)))
+        assert again.counts == first.counts
+        names = [name for name, _ in again.shards(turn, 3)]
+        assert names == [name for name, _ in first.shards()][turn - 1 :: 3]
+
+
+def test_a_changed_source_is_read_again_or_refused(tmp_path: Path) -> None:
+    source = own_csv(tmp_path / "in", 20)
+    options = claimed(source, tmp_path / "out")
+    open_listing(options)
+    text = source.read_text()
+    source.write_text(text.replace("caption 3", "another"))
+    rows = dict(all_rows(open_listing(options)))
+    assert rows["val-00000"][1].captions == ("another",), "no shard exists yet"
+    (tmp_path / "out" / "parts" / "train-00000.parquet").touch()
+    source.write_text(text)
+    with pytest.raises(DataError, match="other clips or captions in val-00000 than when"):
+        open_listing(options)
+    own_csv(tmp_path / "in", 21)
+    with pytest.raises(DataError, match=r"'val': 10} now|'train': 11.* when|other clips"):
+        open_listing(options)
+
+
+def test_videos_that_arrive_later_are_found(tmp_path: Path) -> None:
+    options = claimed(howto(tmp_path / "howto"), tmp_path / "out")
+
+    def reason(options: PrepareOptions) -> str | None:
+        rows = [row for _, rows in all_rows(open_listing(options)) for row in rows]
+        return next(row.reason for row in rows if row.id == "gone")
+
+    assert reason(options) == "missing"
+    write_video(tmp_path / "howto" / "videos" / "gone.mp4", frames=12)
+    assert reason(options) is None
+    deep = tmp_path / "howto" / "videos" / "a" / "b"
+    (tmp_path / "howto" / "videos" / "gone.mp4").unlink()
+    deep.mkdir()
+    assert reason(options) == "missing"
+    write_video(deep / "gone.mp4", frames=12)  # too deep to be noticed without --retry
+    time.sleep(0.02)
+    again = dataclasses.replace(options, retry=("missing",))
+    record_retry(again)
+    assert reason(again) is None
+
+
+def test_a_fault_of_the_list_leaves_no_listing(tmp_path: Path) -> None:
+    options = claimed(own_csv(tmp_path / "in", 4), tmp_path / "out")
+
+    def damaged() -> Iterator[SourceRow]:
+        yield from list(rows_of(options))
+        raise DataError("line 6 is no row")
+
+    with pytest.raises(DataError, match="line 6"):
+        write_listing(options.out / LISTING, options, damaged)
     with pytest.raises(DataError, match="lists no clips"):
-        list(SourceListing(tmp_path, partial(listed, 0), tmp_path / "plan.json").rows())
+        write_listing(options.out / LISTING, options, lambda: iter(()))
+    assert [path.name for path in options.out.iterdir()] == ["parts"]
+
+
+def test_a_listing_names_no_code(tmp_path: Path) -> None:
+    """Only the parsers of captions that are known; a name never becomes an import."""
+    options = claimed(howto(tmp_path / "howto"), tmp_path / "out")
+    open_listing(options)
+    path = options.out / LISTING
+    path.write_bytes(path.read_bytes())
+    with pytest.raises(DataError, match="unknown captions 'system'"):
+        listing._narration("system", b"x", None)
+
+
+def test_a_damaged_listing_is_written_again(tmp_path: Path) -> None:
+    options = claimed(own_csv(tmp_path / "in", 4), tmp_path / "out")
+    open_listing(options)
+    path = options.out / LISTING
+    path.write_bytes(path.read_bytes()[:100])
+    assert open_listing(options).counts == {"train": 2, "val": 2}

@@ -78,6 +78,8 @@ def test_zero_0_needs_14_bytes_per_parameter_and_20_at_the_peak() -> None:
         (1, 16, 4, 4, False, False, ObjectiveConfig(mlm=0.0, vtc=1.0)),
         (3, 16, 4, 4, False, True, ObjectiveConfig(vtc=1.0)),
         (3, 16, 4, 4, False, True, ObjectiveConfig(wpa=0.1)),
+        (3, 16, 4, 4, False, False, ObjectiveConfig(passes="separate")),
+        (3, 16, 4, 2, False, False, ObjectiveConfig(passes="separate", wpa=0.1)),
     ],
 )
 def test_planned_activations_equal_what_autograd_keeps(
@@ -113,15 +115,20 @@ def test_planned_activations_equal_what_autograd_keeps(
     ).total
     if recompute:  # each checkpoint also keeps the CPU generator's state
         passes = (objective.mlm > 0) + (objective.vtm > 0) + 2 * (objective.vtc > 0)
+        passes -= objective.joint_pass
         planned += passes * model.config.num_hidden_layers * torch.get_rng_state().numel()
     assert planned == pytest.approx(measured, rel=0.03)
 
 
+@pytest.mark.parametrize("passes", ["joint", "separate"])
+@pytest.mark.parametrize("weights", [{}, {"wpa": 0.1, "vtc": 1.0}, {"vtm": 0.0}], ids=str)
 @pytest.mark.parametrize("frames", [1, 3])
-def test_planned_flops_of_a_step_equal_torchs_count(frames: int) -> None:
+def test_planned_flops_of_a_step_equal_torchs_count(
+    frames: int, weights: dict[str, float], passes: str
+) -> None:
     """Forward and backward of MLM, VTM, WPA and VTC with their heads."""
     config = AllInOneConfig.from_size("nano", num_frames=frames, attention_dropout=0.0)
-    objective, clips = ObjectiveConfig(wpa=0.1, vtc=1.0), 3
+    objective, clips = ObjectiveConfig(passes=passes, **weights), 3  # type: ignore[arg-type]
     module = StepModule(AllInOneForPreTraining(config), PretrainObjective(objective))
     # the counter does not see inside fused attention
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -1,0 +1,200 @@
+"""Stage (c): between two logging steps the host does not wait for the device.
+
+On a GPU, torch raises at a wait (`torch.cuda.set_sync_debug_mode`), and waits that it does not
+know, those for streams, events and the device, are counted here. On every device a dispatch mode
+counts the operators whose result the host needs: the analogue that also works on a CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from allinone.common.paths import ROOT
+from allinone.engine.callbacks.base import Callback, Due
+from allinone.engine.trainer import Trainer
+from tests.benchmarks.train_step import StepOptions, make_trainer
+from tests.gpu.stage import CheckFn, Found, Settings, Skip
+
+LOG_EVERY = 4
+WATCHED = 2
+"""Steps, all between two logging steps and after the first interval."""
+WAITING = {
+    "_local_scalar_dense": "item()",
+    "nonzero": "nonzero()",
+    "masked_select": "masked_select()",
+    "_unique2": "unique()",
+    "unique_consecutive": "unique_consecutive()",
+    "equal": "equal()",
+    "repeat_interleave.Tensor": "repeat_interleave(Tensor)",
+}
+"""Operators whose result decides something on the host."""
+
+
+def checks(settings: Settings) -> dict[str, CheckFn]:
+    """The checks of the stage, in order."""
+    return {
+        "operators that wait": lambda: operators(settings),
+        "waits for streams, events and the device": lambda: explicit_waits(settings),
+        "torch's sync debug mode": lambda: debug_mode(settings),
+    }
+
+
+def caller() -> str:
+    """FILE:LINE of the innermost frame that is neither torch's nor of this module."""
+    for frame in reversed(traceback.extract_stack()):
+        path = Path(frame.filename)
+        if "torch" not in path.parts and frame.filename != __file__ and path.name != "mock.py":
+            shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(*path.parts[-3:])
+            return f"{shown}:{frame.lineno}"
+    return "unknown"
+
+
+class WaitCounter(TorchDispatchMode):
+    """Counts operators that would make the host wait, by operator and caller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if what := _wait_of(func, args, result):
+            self.counts[f"{what} at {caller()}"] += 1
+        return result
+
+
+def _wait_of(func: Any, args: tuple[Any, ...], result: Any) -> str:
+    """What an operator waits for; "" if it does not wait."""
+    packet, _, overload = str(func).removeprefix("aten.").partition(".")
+    for name in (packet, f"{packet}.{overload}"):
+        if name in WAITING:
+            return WAITING[name]
+    # the shape of a result that is selected by a boolean mask depends on the mask's content
+    if packet in ("index", "index_put_", "index_put") and any(
+        isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1] or ()
+    ):
+        return "boolean index"
+    if packet in ("_to_copy", "copy_"):
+        source = args[1] if packet == "copy_" else args[0]
+        if source.device.type != "cpu" and result.device.type == "cpu":
+            return "copy to the host"
+    return ""
+
+
+class Watch(Callback):
+    """Enters a context for the steps between two logging steps.
+
+    Args:
+        enter: Makes the context.
+    """
+
+    def __init__(self, enter: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
+        self._enter = enter
+        self._stack = contextlib.ExitStack()
+        self.steps = 0
+
+    def on_step_end(self, trainer: Trainer, due: Due) -> None:
+        if trainer.step == LOG_EVERY:
+            self._stack.enter_context(self._enter())
+        elif trainer.step == LOG_EVERY + WATCHED:
+            self._stack.close()
+            self.steps = WATCHED
+
+    def on_close(self, trainer: Trainer, error: BaseException | None) -> None:
+        self._stack.close()
+
+
+def _train(settings: Settings, enter: Callable[[], Any], name: str) -> None:
+    options = StepOptions(
+        # all sizes run the same operators, and a small one starts sooner
+        size="tiny" if settings.on_gpu else settings.size,
+        micro_batch=settings.micro_batch,
+        steps=LOG_EVERY + WATCHED + 1,
+        log_every=LOG_EVERY,
+        ds_config="zero1_bf16",
+        wpa=0.1,
+        device=settings.device,
+    )
+    run = make_trainer(options, settings.folder / name, options.steps)
+    watch = Watch(enter)
+    run.callbacks = (watch, *run.callbacks)
+    run.train()
+    assert watch.steps == WATCHED
+
+
+def _counted(counts: Counter[str], what: str) -> Found:
+    listed = "; ".join(f"{number / WATCHED:g} x {name}" for name, number in counts.most_common(6))
+    total = sum(counts.values()) / WATCHED
+    text = f"{total:g} {what} per step" + (f": {listed}" if listed else "")
+    return Found(text, {"per_step": total, "counts": dict(counts)}, problem=bool(counts))
+
+
+def operators(settings: Settings) -> Found:
+    """Count with the dispatch mode."""
+    counter = WaitCounter()
+    _train(settings, lambda: counter, "operators")
+    return _counted(counter.counts, "operators that wait")
+
+
+def explicit_waits(settings: Settings) -> Found:
+    """Count calls that torch's sync debug mode does not see."""
+    if not settings.on_gpu:
+        raise Skip("a CPU has no streams and events")
+    counts: Counter[str] = Counter()
+
+    def counting(owner: Any, name: str) -> Any:
+        original = getattr(owner, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            counts[f"{getattr(owner, '__name__', owner)}.{name} at {caller()}"] += 1
+            return original(*args, **kwargs)
+
+        return mock.patch.object(owner, name, counted)
+
+    @contextlib.contextmanager
+    def watched() -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for owner in (torch.cuda, torch.cuda.Stream, torch.cuda.Event):
+                stack.enter_context(counting(owner, "synchronize"))
+            yield
+
+    _train(settings, watched, "explicit")
+    return _counted(counts, "explicit waits")
+
+
+def debug_mode(settings: Settings) -> Found:
+    """Train the steps in which any wait that torch knows is an error."""
+    if not settings.on_gpu:
+        raise Skip("torch.cuda.set_sync_debug_mode needs CUDA")
+
+    @contextlib.contextmanager
+    def strict() -> Iterator[None]:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    try:
+        _train(settings, strict, "debug-mode")
+    except RuntimeError as error:
+        if "synchronizing CUDA operation" not in str(error):
+            raise
+        traceback.print_exc()
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if "torch" not in Path(frame.filename).parts]
+        where = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "unknown"
+        return Found(f"the host waits at {where}: {own[-1].line if own else ''}", problem=True)
+    return Found(f"{WATCHED} steps without a wait")
