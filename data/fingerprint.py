@@ -114,10 +114,11 @@ def tokenizer_fingerprint(vocabulary: Path = VOCABULARY) -> dict[str, str]:
 
 
 def files_fingerprint(files: Iterable[Path], root: Path) -> dict[str, str]:
-    """Hash files completely.
+    """Hash files completely, and the files in folders by name and size.
 
     Args:
-        files: The files.
+        files: Files and folders. Folders hold one file per clip, up to millions, so their content
+            is not read.
         root: Their names in the result are relative to it; names alone for files elsewhere.
 
     Returns:
@@ -127,8 +128,12 @@ def files_fingerprint(files: Iterable[Path], root: Path) -> dict[str, str]:
     for path in files:
         name = str(path.relative_to(root)) if path.is_relative_to(root) else path.name
         digest = blake2b(digest_size=8)
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
+        if path.is_dir():
+            for inner in sorted(p for p in path.rglob("*") if p.is_file()):
+                digest.update(f"{inner.relative_to(path)}\0{inner.stat().st_size}\0".encode())
+        else:
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
         found[name] = digest.hexdigest()
     return found

@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,8 +147,6 @@ class Trainer:
 
     engine: TrainingEngine
     watchdog: Watchdog
-    _lock: run_lock.RunLock | None = None
-    """Rank 0's claim of the run folder."""
 
     @property
     def step(self) -> int:
@@ -179,8 +178,9 @@ class Trainer:
         signals = StopSignals()
         rank, world = self.rank_info.rank, self.rank_info.world
         self.watchdog = Watchdog(self.config.hang_timeout_s, rank, world)
+        claims = ExitStack()
         try:
-            damaged = self._prepare()
+            damaged = self._prepare(claims)
             # new_group is collective: created here, where every rank passes
             sync = SignalSync(self.config.hang_timeout_s)
             if self.evaluation.is_done(self.config, self.step):
@@ -197,11 +197,13 @@ class Trainer:
             try:
                 self._close(sys.exception())
             finally:
-                if self._lock is not None:
-                    self._lock.release()
+                claims.close()
 
-    def _prepare(self) -> Sequence[str]:
+    def _prepare(self, claims: ExitStack) -> Sequence[str]:
         """Claim the folder, build the engine, load the newest checkpoint.
+
+        Args:
+            claims: Gets rank 0's claim of the folder.
 
         Returns:
             A sentence on each damaged checkpoint that was passed over.
@@ -209,7 +211,7 @@ class Trainer:
         out = self.spec.out
         layout = reshard.identity(self.ds_config, self.layout)
         # one rank decides: ranks that look for themselves may see a network disk differently
-        decision = run_on_rank0(lambda: self._claim(layout))
+        decision = run_on_rank0(lambda: self._claim(layout, claims))
         # only now: a folder that was refused belongs to something else, and stays untouched
         launch.log_rank_to_file(out)
         for problem in decision.damaged:
@@ -219,17 +221,17 @@ class Trainer:
             self._resume(decision.checkpoint)
         return decision.damaged
 
-    def _claim(self, layout: Mapping[str, Any]) -> resume.Decision:
+    def _claim(self, layout: Mapping[str, Any], claims: ExitStack) -> resume.Decision:
         """Lock the folder and decide how this start continues. Rank 0 only."""
         out, accept = self.spec.out, self.config.accept_changed_data
         if (foreign := resume.foreign_content(out)) is not None:
             raise foreign
-        self._lock = run_lock.claim(out)
+        claims.enter_context(run_lock.claim(out))
         return resume.decide(out, self.spec.run_config, layout, accept_changed=accept)
 
     def require_lock(self) -> None:
         """ConfigError, on every rank, if another process has taken the folder; collective."""
-        run_on_rank0(lambda: self._lock.require() if self._lock else None)
+        run_on_rank0(lambda: run_lock.require(self.spec.out))
 
     def _start(self, damaged: Sequence[str]) -> None:
         log.info("%s", self.describe())

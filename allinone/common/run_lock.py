@@ -196,6 +196,13 @@ def claim(folder: Path) -> RunLock:
         raise
 
 
+def require(folder: Path) -> None:
+    """ConfigError if another process has taken a folder that this process has claimed."""
+    lock = _held.get(folder.resolve())
+    if lock is not None:
+        lock.require()
+
+
 @contextlib.contextmanager
 def _claiming(folder: Path, me: Holder) -> Iterator[None]:
     path, announced = folder / LOCK, False

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,10 +99,9 @@ class AttentionRecorder:
         """weights @ V with heads concatenated, [R, N, C]: the layer's own tensor, which is part of
         its autograd graph."""
 
-    def _record(
-        self, module: Attention, inputs: tuple[Tensor, Tensor | None], output: Tensor
-    ) -> None:
-        x, mask = inputs
+    def _record(self, module: Attention, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, mask, read = inputs
+        assert read is None, "attention is recorded in passes over all tokens only"
         with torch.no_grad():
             self.weights.append(attention_weights(module, x.detach(), mask))
             values = module.qkv(x.detach()).unflatten(-1, (3, -1, module.head_dim))[:, :, 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_planned_activations_equal_what_autograd_keeps(
     objective: ObjectiveConfig,
 ) -> None:
     options = ModelOptions("nano", frames=frames, max_text_len=words, distillation_token=distilled)
-    config = PretrainConfig(out="", data=(), model=options, objective=objective)  # type: ignore[arg-type]
+    config = PretrainConfig(out=Path("out"), data=(), model=options, objective=objective)
     model = AllInOneForPreTraining(config.model_config()).to(
         torch.float32 if element == 4 else torch.bfloat16
     )
