@@ -38,7 +38,7 @@ BEAT_S = 5.0
 """Seconds between two changes of the lock."""
 STALE_S = 60.0
 """Seconds without a change after which a holder on another host counts as dead. NFS clients show a
-change of another client within 3 s once a file is opened anew, and at most 60 s after it if
+change of another client within 3 s once a file is reopened, and at most 60 s after it if
 attributes are cached for the longest time (acregmax)."""
 _TAKEOVER_S = 30.0
 """Seconds after which the marker of a take-over is left over from a process that died in it."""

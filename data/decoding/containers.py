@@ -1,6 +1,6 @@
 """Opens media of unknown origin: the only place that hands a file to FFmpeg.
 
-FFmpeg chooses a demuxer by content, whatever the name of the file. Some of them open further files
+FFmpeg chooses a demuxer by content, not by name. Some of them open further files
 (ffconcat, HLS, image sequences) or sockets (SDP). Images: data/decoding/images.py.
 """
 
@@ -74,7 +74,7 @@ class ByteRange(io.RawIOBase):
 
 
 class _LocalFile(ByteRange):
-    """A file that is read in Python, whose errors are told from damage.
+    """A file that is read in Python, so that read errors and damage are distinguished.
 
     FFmpeg reports EIO for a storage that fails and for many a file that is cut short. PyAV raises
     what this object raises.

@@ -111,7 +111,7 @@ def read_source_checkpoint(path: Path) -> SourceCheckpoint:
     """
     if path.is_file() and not (path.parent / "config.json").is_file():
         return _read_reference(path)
-    # a file next to config.json is read itself: it may be a moving average beside the weights
+    # a file next to config.json is read itself: it may be a moving average next to the weights
     named = path if path.is_file() else None
     folder = path.parent if named else find_weights(path)
     file = read_weights(named or folder)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time of every --help beside the bound of 0.5 s: python tests/benchmarks/help_time.py"""
+"""Time of every --help against the bound of 0.5 s: python tests/benchmarks/help_time.py"""
 
 from __future__ import annotations
 
