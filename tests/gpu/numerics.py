@@ -23,19 +23,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from allinone.engine import Trainer, ds_config, training_engine
+from allinone.engine import ds_config, training_engine
 from allinone.engine.config import TrainConfig
 from allinone.engine.optim.adamw import SkippingAdamW, parameter_groups
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
-from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective, optimal_transport
+from allinone.pretrain.objectives import optimal_transport
 from tests.gpu.stage import CheckFn, Found, Settings, Skip
 from tests.parity.trajectory import (
     DISTILLATION,
-    WPA_WEIGHT,
-    CompleteBatches,
     OriginalAdamW,
     Trajectory,
     loss_differences,
+    replay,
 )
 
 PARITY = Path(__file__).resolve().parents[1] / "parity"
@@ -122,23 +121,10 @@ def trajectory(settings: Settings, precision: str) -> Found:
         ds_config=str(_ds_file(settings, f"zero{stage}_{precision}")),
         device=settings.device,
     )
-    data = CompleteBatches(file, config.global_batch)
     out = settings.folder / f"trajectory-{precision}"
     optimizer = OriginalAdamW if precision == "fp32" else SkippingAdamW
     with mock.patch.object(training_engine, "SkippingAdamW", optimizer):
-        Trainer(
-            config,
-            model=file.model(),
-            objective=PretrainObjective(
-                ObjectiveConfig(wpa=WPA_WEIGHT),
-                draws=lambda batch: file.draws(
-                    data.step_of(batch.first_position), batch.pixels.device
-                ),
-            ),
-            data=data,
-            run_config={"train": vars(config)},
-            out=out,
-        ).train()
+        replay(file, config, out)
     found = loss_differences(file, out)
     found.pop("grad_norm")  # its size is that of the gradients, so no bound of a loss fits
     return judge(found, TRAJECTORY_BOUNDS[precision], "largest difference of a loss")

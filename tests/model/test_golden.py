@@ -14,6 +14,7 @@ from torch import Tensor
 
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.model.convert import from_reference, reference_name
+from tests.parity.configs import config_of
 
 PARITY = Path(__file__).parents[1] / "parity"
 FACTS = json.loads((PARITY / "golden_dev.json").read_text())
@@ -27,24 +28,6 @@ def weights() -> dict[str, Tensor]:
         for key, value in GOLDEN.items()
         if key.startswith("state_dict/")
     }
-
-
-def config_of(facts: dict[str, int], **options: object) -> AllInOneConfig:
-    """The config of a golden file from its description."""
-    return AllInOneConfig(
-        hidden_size=facts["hidden_size"],
-        num_attention_heads=facts["num_heads"],
-        num_hidden_layers=facts["num_layers"],
-        mlp_ratio=facts["mlp_ratio"],
-        image_size=facts["image_size"],
-        patch_size=facts["patch_size"],
-        num_frames=facts["num_frames"],
-        vocab_size=facts["vocab_size"],
-        max_text_len=facts["max_text_len"],
-        projection_dim=facts["shared_embedding_dim"],
-        roll_divisor=facts["roll_div"],
-        **options,
-    )
 
 
 def golden_config() -> AllInOneConfig:

@@ -12,7 +12,8 @@ from torch import Tensor
 from allinone.model import AllInOneForPreTraining
 from allinone.model.convert import convert_reference
 from allinone.pretrain.objectives.optimal_transport import word_patch_distance
-from tests.model.test_golden import PARITY, TOLERANCE, config_of
+from tests.model.test_golden import PARITY, TOLERANCE
+from tests.parity.configs import config_of
 
 FACTS = json.loads((PARITY / "golden_distilled_dev.json").read_text())
 GOLDEN = load_file(PARITY / "golden_distilled_dev.safetensors")

@@ -35,6 +35,7 @@ from allinone.engine.optim.schedule import learning_rate
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.model.convert import CONTRASTIVE, from_reference, reference_name
 from allinone.pretrain.objectives import Draws, ObjectiveConfig, PretrainObjective
+from tests.parity.configs import config_of
 
 WPA_WEIGHT = 0.1
 """The original's factor; its reported wpa loss includes it."""
@@ -72,20 +73,9 @@ class Trajectory:
     @cached_property
     def model_config(self) -> AllInOneConfig:
         """Shape of the model; nothing is dropped."""
-        facts = self.facts["config"]
         distilled = {"distillation_token": True} if f"init/{DISTILLATION}" in self.tensors else {}
-        return AllInOneConfig(
-            hidden_size=facts["hidden_size"],
-            num_attention_heads=facts["num_heads"],
-            num_hidden_layers=facts["num_layers"],
-            mlp_ratio=facts["mlp_ratio"],
-            image_size=facts["image_size"],
-            patch_size=facts["patch_size"],
-            num_frames=facts["num_frames"],
-            vocab_size=facts["vocab_size"],
-            max_text_len=facts["max_text_len"],
-            projection_dim=facts["shared_embedding_dim"],
-            roll_divisor=facts["roll_div"],
+        return config_of(
+            self.facts["config"],
             hidden_dropout=0.0,
             attention_dropout=0.0,
             drop_path=0.0,
@@ -224,7 +214,7 @@ def run(out: Path, options: Mapping[str, Any]) -> int:
         out: The run's folder.
         options: file, stage, accumulation, and product: our optimizer instead of the original's.
     """
-    from allinone.engine import Trainer, training_engine
+    from allinone.engine import training_engine
     from allinone.engine.distributed import launch
 
     trajectory = Trajectory.load(Path(options["file"]))
@@ -232,24 +222,27 @@ def run(out: Path, options: Mapping[str, Any]) -> int:
     config = trajectory.train_config(stage=options["stage"], copies=copies)
     if not options["product"]:
         training_engine.SkippingAdamW = OriginalAdamW  # type: ignore[misc]
+    return launch.main(lambda: replay(trajectory, config, out))
+
+
+def replay(trajectory: Trajectory, config: TrainConfig, out: Path) -> None:
+    """Train on the batches, patch orders and pairs of a trajectory, in this process."""
+    from allinone.engine import Trainer
+
     data = CompleteBatches(trajectory, config.global_batch)
-
-    def train() -> None:
-        Trainer(
-            config,
-            model=trajectory.model(),
-            objective=PretrainObjective(
-                ObjectiveConfig(wpa=WPA_WEIGHT),
-                draws=lambda batch: trajectory.draws(
-                    data.step_of(batch.first_position), batch.pixels.device
-                ),
+    Trainer(
+        config,
+        model=trajectory.model(),
+        objective=PretrainObjective(
+            ObjectiveConfig(wpa=WPA_WEIGHT),
+            draws=lambda batch: trajectory.draws(
+                data.step_of(batch.first_position), batch.pixels.device
             ),
-            data=data,
-            run_config={"train": vars(config)},
-            out=out,
-        ).train()
-
-    return launch.main(train)
+        ),
+        data=data,
+        run_config={"train": vars(config)},
+        out=out,
+    ).train()
 
 
 def loss_differences(trajectory: Trajectory, out: Path) -> dict[str, float]:
