@@ -15,8 +15,6 @@ trap cleanup EXIT
 mount -t proc proc "$tree/proc"
 mkdir -p "$tree/dev/shm" && mount -t tmpfs tmpfs "$tree/dev/shm"
 cp /etc/resolv.conf "$tree/etc/resolv.conf"
-# a proxy's certificate, where the site has one; the variables that name it are passed on
-if [[ -n ${SSL_CERT_FILE:-} ]]; then install -D "$SSL_CERT_FILE" "$tree$SSL_CERT_FILE"; fi
 inside() { chroot "$tree" "$@"; }
 
 mkdir -p "$tree/opt/allinone"
@@ -27,6 +25,8 @@ for step in system "packages /opt/allinone" "project /opt/allinone"; do
   inside /opt/allinone/containers/install.sh $step >>"$tree.log" 2>&1 ||
     { tail -n 20 "$tree.log"; exit 1; }
   echo "install.sh $step: $SECONDS s"
+  # a proxy's certificate, where the site has one; the variables that name it are passed on
+  if [[ -n ${SSL_CERT_FILE:-} ]]; then install -D "$SSL_CERT_FILE" "$tree$SSL_CERT_FILE"; fi
 done
 du -sh "$tree/opt/venv" | cut -f1
 
