@@ -1,0 +1,177 @@
+"""Searches an index by text, image or clip, and ranks the best clips again with the joint pass.
+
+Letters: N clips, D projection width, B clips of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from allinone.common.errors import DataError, InputError
+from allinone.finetune.annotations.schema import Media
+from allinone.model.contrast import embed_text
+from allinone.tools.inspection.checkpoints import LoadedModel
+from allinone.tools.inspection.media_inputs import TextReader
+from allinone.tools.inspection.predictor import MATCH_HEAD
+from allinone.tools.video_index.build import ClipEmbedder, weights_hash
+from allinone.tools.video_index.store import IndexedClip, VideoIndex
+
+ROWS_PER_PRODUCT = 1 << 16
+"""Rows that are converted to float32 at a time: 64 MiB at D = 256."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A clip that was found."""
+
+    rank: int
+    """1 is the best."""
+    score: float
+    """Cosine similarity."""
+    match: float | None
+    """Probability that the text matches, by the joint pass; None if it was not computed."""
+    clip: IndexedClip
+    note: str = ""
+    """What has become of the file since: missing, or changed."""
+
+
+class Searcher:
+    """Answers queries.
+
+    Args:
+        loaded: The model that made the index.
+        index: The index.
+
+    Raises:
+        InputError: The index was made with other weights.
+    """
+
+    def __init__(self, loaded: LoadedModel, index: VideoIndex) -> None:
+        if weights_hash(loaded.model) != index.manifest.settings.weights:
+            raise InputError(
+                f"--checkpoint {loaded.weights} did not make the index {index.folder}; it was made"
+                f" with {index.manifest.checkpoint}. Give that one, or make another index"
+            )
+        self.loaded = loaded
+        self.index = index
+        self._read_text = TextReader(loaded.model.config)
+        self._files = index.file_codes()
+
+    def search(
+        self, query: str | Path, *, top: int = 5, rerank: int = 0, all_clips: bool = False
+    ) -> list[Hit]:
+        """Find clips.
+
+        Args:
+            query: A text; or the path of an image or video.
+            top: Number of results.
+            rerank: Rank this many of the best clips again by the joint pass (texts only).
+            all_clips: Several clips of one video may be among the results, not its best one only.
+
+        Returns:
+            The results, best first.
+
+        Raises:
+            InputError: The query cannot be used.
+        """
+        scores = self.scores(self.embed(query))
+        best = self._best(scores, max(top, rerank), all_clips)
+        hits = [
+            Hit(rank, float(scores[k]), None, self.index.row(int(self.index.clips[k])))
+            for rank, k in enumerate(best, start=1)
+        ]
+        hits = [replace(hit, note=self._note(hit.clip)) for hit in hits]
+        if rerank:
+            if isinstance(query, Path):
+                raise InputError("--rerank needs a text: the joint pass compares a text and clips")
+            hits = [*self._reranked(query, hits[:rerank]), *hits[rerank:]]
+            hits = [replace(hit, rank=rank) for rank, hit in enumerate(hits, start=1)]
+        return hits[:top]
+
+    @torch.inference_mode()
+    def embed(self, query: str | Path) -> Tensor:
+        """Embedding of a query, float32 [D] of unit length on the CPU."""
+        if isinstance(query, Path):
+            return self._embed_file(query)
+        if not query.strip():
+            raise InputError("the text to search for is empty")
+        text, device = self._read_text(query), self.loaded.device
+        embedded = embed_text(self.loaded.model, text.ids.to(device), text.mask.to(device))
+        return embedded[0].cpu()
+
+    def _embed_file(self, path: Path) -> Tensor:
+        if not path.is_file():
+            raise InputError(f"{path} is not a file; give an image or a video")
+        path = path.absolute()
+        clip = IndexedClip(path.name, 0, 0)
+        # the cache is not used: a query need not leave traces
+        embedder = ClipEmbedder(self.loaded, path.parent, self.index.folder / "cache")
+        media = Media(path.name, path.name)
+        embedder.library.prepare([media], quiet=True)
+        result: Tensor | str = embedder.library.reason(media)
+        if not result:
+            ((_, result),) = embedder.embed([clip], 1)
+        if isinstance(result, str):
+            raise InputError(f"{path} cannot be used: {result}")
+        return result
+
+    def scores(self, query: Tensor) -> NDArray[np.float32]:
+        """Cosine similarity of a query [D] and all clips, float32 [N], in the order of
+        `index.clips`."""
+        parts = [
+            rows.float() @ query
+            for part in self.index.embeddings
+            for rows in part.split(ROWS_PER_PRODUCT)
+        ]
+        every = torch.cat(parts).numpy() if parts else np.zeros(0, np.float32)
+        found: NDArray[np.float32] = every[self.index.clips]
+        return found
+
+    def _best(self, scores: NDArray[np.float32], count: int, all_clips: bool) -> list[int]:
+        # stable: equal scores keep the order of the index
+        order = np.argsort(-scores, kind="stable")
+        if not all_clips:
+            files = self._files[self.index.clips][order]
+            _, first = np.unique(files, return_index=True)
+            order = order[np.sort(first)]
+        return [int(k) for k in order[:count]]
+
+    def _note(self, clip: IndexedClip) -> str:
+        try:
+            facts = self.index.file(clip.path).stat()
+        except (OSError, DataError):
+            return "the file is not there any more"
+        changed = (facts.st_size, facts.st_mtime_ns) != (clip.size, clip.mtime_ns)
+        return "the file has changed since it was indexed" if changed else ""
+
+    @torch.inference_mode()
+    def _reranked(self, text: str, hits: Sequence[Hit]) -> list[Hit]:
+        self.loaded.needs(MATCH_HEAD)
+        words, model, device = self._read_text(text), self.loaded.model, self.loaded.device
+        readable = [hit for hit in hits if not hit.note]
+        if not readable:
+            return list(hits)
+        clips = [hit.clip for hit in readable]
+        root = Path(self.index.manifest.root)
+        embedder = ClipEmbedder(self.loaded, root, self.index.folder / "cache")
+        embedder.library.prepare([Media(clip.path, clip.path) for clip in clips], quiet=True)
+        found: dict[int, float] = {}
+        for batch, _ in embedder.batches(clips, 16):
+            if batch is None:
+                continue
+            ids, mask = (x.to(device).expand(len(batch), -1) for x in (words.ids, words.mask))
+            pooled = model(batch.pixels[:, 0, 0], ids, mask).pooled
+            probability = model.vtm_head(pooled).softmax(-1)[:, 1]  # class 1 is a match
+            found.update(zip(batch.items, probability.tolist(), strict=True))
+        scored = [replace(hit, match=found.get(k)) for k, hit in enumerate(readable)]
+        ranked = [hit for hit in scored if hit.match is not None]
+        ranked.sort(key=lambda hit: -(hit.match or 0.0))
+        rest = [hit for hit in hits if hit.note] + [hit for hit in scored if hit.match is None]
+        return [*ranked, *rest]
