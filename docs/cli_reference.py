@@ -25,6 +25,8 @@ COMMANDS = (
     ("plan", "model"),
     ("convert",),
     ("predict",),
+    ("index",),
+    ("search",),
     ("watch",),
     ("report",),
     ("demo",),

@@ -31,6 +31,7 @@ COMMANDS = [
     "convert diff",
     "drill",
     "first_error",
+    "index",
     "node_check",
     "predict",
     "predict retrieve",
@@ -38,6 +39,7 @@ COMMANDS = [
     "predict fill",
     "predict answer",
     "rolls",
+    "search",
     "watch",
 ]
 
