@@ -33,30 +33,27 @@ def compile_model(
     Raises:
         ConfigError: --compile was given for a run that cannot be compiled.
     """
-    if config.compile is False:
-        return
-    obstacle = _obstacle(config, ds)
+    gathers, divided = ds_config.stage(ds) == 3, config.tensor_parallel > 1
     if config.compile == "auto":
-        if obstacle or device.type != "cuda":
+        if device.type != "cuda" or gathers or divided:
             return
         if problem := _problem(device):
             log.warning("the model runs uncompiled, because torch.compile fails: %s", problem)
             return
-    elif obstacle:
-        raise ConfigError(f"--compile: {obstacle}; give --no-compile")
-    blocks = hasattr(model, "compile_blocks")
-    log.info("compiling %s in the first step", "each kind of block" if blocks else "the model")
-    # in place: torch.compile(model) would put _orig_mod. in front of the names
-    model.compile_blocks() if blocks else model.compile()  # type: ignore[operator]
-
-
-def _obstacle(config: TrainConfig, ds: Mapping[str, Any]) -> str:
-    """Why a block cannot be one graph; empty if it can."""
-    if ds_config.stage(ds) == 3:
-        return f"{config.ds_config} (ZeRO 3) gathers the weights of every layer inside a block"
-    if config.tensor_parallel > 1:
-        return f"--tensor-parallel {config.tensor_parallel} communicates inside a block"
-    return ""
+    elif not config.compile:
+        return
+    elif gathers:
+        raise ConfigError(
+            f"--compile: {config.ds_config} (ZeRO 3) gathers the weights of each layer inside the"
+            " compiled blocks; give --no-compile, or a ZeRO stage below 3"
+        )
+    log.info("the model is compiled in the first steps")
+    if hasattr(model, "compile_blocks"):
+        # megatron-core's layers communicate, which no graph contains: pieces between them
+        model.compile_blocks(fullgraph=not divided)  # type: ignore[operator]
+    else:
+        # in place: torch.compile(model) would put _orig_mod. in front of the names
+        model.compile()
 
 
 def _problem(device: torch.device) -> str:

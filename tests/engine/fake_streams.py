@@ -14,10 +14,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class FakeStream:
@@ -80,25 +79,36 @@ class Races(TorchDispatchMode):
 
 
 class FakeDevice:
-    """Makes DeepSpeed's CPU accelerator look like one with streams."""
+    """Makes DeepSpeed's CPU accelerator look like one with streams.
 
-    def __init__(self) -> None:
+    Args:
+        ordered: False: a wait of one stream for another has no effect.
+    """
+
+    def __init__(self, ordered: bool = True) -> None:
         from deepspeed.accelerator import get_accelerator
 
         self.current = FakeStream()
         self.waits = 0
+        """How often the host has waited for the device."""
         accelerator = get_accelerator()
-        accelerator.is_synchronized_device = lambda: False
-        accelerator.resolves_data_dependency = lambda: False
-        accelerator.Stream = FakeStream
-        accelerator.current_stream = lambda *args: self.current
-        accelerator.stream = self._on
-        self._accelerator = type(accelerator)
-        self._accelerator.synchronize = lambda *args: self._wait()
+        accelerator.__class__ = type(
+            "WithStreams",
+            (type(accelerator),),
+            {
+                "Stream": FakeStream,
+                "is_synchronized_device": lambda _: False,
+                "resolves_data_dependency": lambda _: False,
+                "current_stream": lambda *_: self.current,
+                "stream": lambda _, stream: self._on(stream),
+                "synchronize": lambda *_: self._wait(),
+            },
+        )
         Tensor.record_stream = lambda tensor, stream: None  # type: ignore[method-assign]
+        if not ordered:
+            FakeStream.wait_stream = lambda *_: None  # type: ignore[method-assign]
 
     def _wait(self) -> None:
-        """The host waits for everything."""
         self.waits += 1
 
     @contextlib.contextmanager

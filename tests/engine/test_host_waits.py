@@ -19,11 +19,9 @@ ALLOWED = {
     "zero0_fp32": set(),
     "zero1_bf16": set(),
     "zero2_bf16": set(),
-    # in fp32 there is no option against DeepSpeed's checks for an overflow
-    "zero1_fp32": {"has_overflow", "is_invalid_grad_norm"},
-    # ZeRO 3, and 16 bits without ZeRO, always check, whoever skips the step
-    "zero3_bf16": {"has_overflow"},
-    "zero0_bf16": {"has_overflow"},
+    # in fp32 and at stage 3 there is no option against DeepSpeed's check of the norm
+    "zero2_fp32": {"is_invalid_grad_norm"},
+    "zero3_bf16": {"is_invalid_grad_norm", "get_grad_norm_direct"},
 }
 """Configuration → functions of DeepSpeed that wait in a step."""
 
@@ -48,15 +46,13 @@ def test_a_step_of_all_objectives_waits_for_nothing(
 
 
 def test_exchanges_between_ranks_wait_for_nothing(server: RankServer, tmp_path: Path) -> None:
-    assert watch(server, tmp_path / "run", "waits", 2, ds_config="zero1_bf16") == [{}, {}]
+    for counts in watch(server, tmp_path / "run", "waits", 2, ds_config="zero1_bf16"):
+        # the exchange of signals uses the host on purpose, in a group of its own
+        assert all("distributed/signals.py" in place for place in counts), counts
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_streams_are_ordered_without_the_host(
-    server: RankServer, tmp_path: Path, stage: int, accumulation: int
-) -> None:
-    # buckets of 100 elements: several per step, and a weight of 128 that fits into none
+def bucket_file(folder: Path, stage: int) -> str:
+    """Buckets of 100 elements: several per step, and a weight of 128 that fits into none."""
     config = {
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",
@@ -65,15 +61,22 @@ def test_streams_are_ordered_without_the_host(
         "zero_optimization": {"stage": stage, "reduce_bucket_size": 100, "overlap_comm": True},
         "bf16": {"enabled": True, "check_grad_overflow": False},
     }
-    path = tmp_path / "own.json"
+    path = folder / "own.json"
     path.write_text(json.dumps(config))
-    observed = watch(
-        server,
-        tmp_path / "run",
-        "races",
-        2,
-        streams=True,
-        ds_config=str(path),
-        global_batch=4 * accumulation,
-    )
+    return str(path)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_streams_are_ordered_without_the_host(
+    server: RankServer, tmp_path: Path, stage: int, accumulation: int
+) -> None:
+    options = {"ds_config": bucket_file(tmp_path, stage), "global_batch": 4 * accumulation}
+    observed = watch(server, tmp_path / "run", "races", 2, streams=True, **options)
     assert observed == [[[], 0], [[], 0]]
+
+
+def test_without_the_order_of_streams_races_are_found(server: RankServer, tmp_path: Path) -> None:
+    options = {"ds_config": bucket_file(tmp_path, 1), "global_batch": 4}
+    observed = watch(server, tmp_path / "run", "races", 2, streams=True, ordered=False, **options)
+    assert all(races and not waits for races, waits in observed)

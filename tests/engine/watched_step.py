@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -60,13 +61,13 @@ def run(out: Path, options: dict[str, Any]) -> int:
     Args:
         out: The run's folder.
         options: Those of TrainConfig, and `streams`: look for races in the training of toy.py
-            instead of waits in that of all objectives.
+            instead of waits in that of all objectives; `ordered`: as in FakeDevice.
     """
-    streams = options.pop("streams", False)
+    streams, ordered = options.pop("streams", False), options.pop("ordered", True)
     config = TrainConfig(
         **{
             "steps": LOG_EVERY + 2,
-            "global_batch": 4,
+            "global_batch": 2 * int(os.environ.get("WORLD_SIZE", "1")),
             "micro_batch": 2,
             "log_every": LOG_EVERY,
             "device": "cpu",
@@ -74,7 +75,7 @@ def run(out: Path, options: dict[str, Any]) -> int:
         }
     )
     waits = WaitCounter(on_gpu=False)
-    device = FakeDevice() if streams else None
+    device = FakeDevice(ordered) if streams else None
     races = Races(device) if device else None
 
     @contextlib.contextmanager
