@@ -17,6 +17,8 @@ from allinone.engine import compilation, ds_config
 from allinone.engine.compilation import compile_model
 from allinone.engine.config import TrainConfig
 from allinone.pretrain.config import PretrainConfig
+from tests.engine.ranks import RankServer
+from tests.engine.toy_processes import history, weights
 
 
 class Blocks(nn.Module):
@@ -102,3 +104,35 @@ def test_a_run_of_an_earlier_version_keeps_its_value(tmp_path: Path, recorded: b
     config, kept = parse_for_run(lambda base: parse(base, flags, prog="train"), recipe)
     assert config.train.compile is recorded
     assert kept == ([] if recorded else ["train.compile False"])
+
+
+@pytest.mark.parametrize(
+    ("world", "options"),
+    [
+        (1, {"ds_config": "zero1_fp32"}),
+        (2, {"ds_config": "zero2_bf16", "activation_checkpointing": True}),
+        (2, {"ds_config": "zero1_fp32", "tensor_parallel": 2}),
+    ],
+    ids=str,
+)
+def test_compiled_training_computes_the_same(
+    server: RankServer, tmp_path: Path, world: int, options: dict[str, Any]
+) -> None:
+    losses, names = [], []
+    for compiled in (False, True):
+        out = tmp_path / str(compiled)
+        codes, output = server.run(
+            out,
+            world,
+            program="tests.engine.compiled_run",
+            # a compiled graph draws other numbers
+            model={"hidden_dropout": 0.0, "drop_path": 0.0},
+            compile=compiled,
+            **options,
+        )
+        assert codes == [0] * world, output
+        losses.append([row["metrics"]["fit_loss"] for row in history(out).values()])
+        names.append(sorted(weights(out)))
+    assert len(losses[0]) == 2
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert names[1] == names[0]
