@@ -268,12 +268,17 @@ class Encoder(nn.Module):
         """
         exchange = self._exchange(x, frames, text_tokens)
         run, rates = self.compiled_block or rolled_block, self._rates(x.device)
+        static = self.compiled_block is not None and self.training
         if self.compiled_block is not None and read is not None:
             # the number of masked words differs in every micro-batch
             for indices in (read.sequences, read.places):
                 torch._dynamo.maybe_mark_dynamic(indices, 0)
         last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
+            if static:
+                # a size that an evaluation had before would become a variable of the graph, and a
+                # resumed run, which may begin with an evaluation, would not be bit-equal
+                torch._dynamo.mark_static(x)
             # the blocks before the last need all tokens, as keys of the next. The roll is also
             # before the first block, as in the original
             inputs = (block, exchange, x, mask, read if number == last else None, rates[number])

@@ -62,6 +62,26 @@ def test_graphs_are_per_kind_of_pass_not_per_block() -> None:
     assert list(model.state_dict()) == names
 
 
+def test_an_evaluation_before_does_not_change_the_training_graphs() -> None:
+    graphs = []
+    for evaluates in (False, True):
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("eager")
+        model = model_of()
+        model.compile_blocks(backend=counter)
+        if evaluates:
+            with torch.no_grad():
+                pixels, ids, mask = inputs()
+                model.eval()(pixels[:2], ids[:2], mask[:2])
+        before = len(counter.graphs)
+        read(model.train(), 3, POSITIONS)
+        graphs.append(
+            [graph.print_readable(print_output=False) for graph in counter.graphs[before:]]
+        )
+    assert len(graphs[0]) == 2
+    assert graphs[1] == graphs[0]
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("what", [POSITIONS, "pooled", None], ids=["words", "pooled", "all"])
 def test_compiled_blocks_equal_uncompiled_ones(
