@@ -30,7 +30,7 @@ FormatName = Literal[
     "howto100m",
     "csv",
 ]
-EXTERNAL_REASONS = ("missing", "timeout", "killed", "decoder_crashed", "unreadable")
+EXTERNAL_REASONS = ("missing", "timeout", "killed", "decoder_crashed", "unreadable", "changed")
 """Reasons whose cause may be outside the file."""
 RETRY_REASONS = (
     *EXTERNAL_REASONS,
@@ -114,7 +114,7 @@ class PrepareOptions:
     """Make only the index, when all parts are done, or to replace a damaged one."""
     retry: Annotated[tuple[str, ...], _REASONS] = ()
     """Rebuild shards with files that failed for one of these reasons; files that are still missing
-    are skipped. Reasons: missing, timeout, killed, decoder_crashed, unreadable,
+    are skipped. Reasons: missing, timeout, killed, decoder_crashed, unreadable, changed,
     undecodable, truncated, corrupt, empty_file, not_a_video, not_an_image, no_video_track,
     too_few_frames."""
 

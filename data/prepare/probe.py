@@ -17,10 +17,10 @@ from allinone.data.decoding.codecs import (
     MAGIC_BYTES,
     VIDEOS,
     codec_of,
-    idr_packet,
     image_kind,
     is_cover_art,
     rotation_of,
+    start_packet,
     times_are_of_frames,
     unread_kind,
     video_kind,
@@ -233,7 +233,7 @@ def _decode(
     # an unfinished demux generator leaks its packets unless it is closed (PyAV 18.1)
     with closing(container.demux(stream)) as packets:
         for packet in packets:
-            if packet.pts is not None and idr_packet(codec, packet):
+            if packet.pts is not None and start_packet(codec, packet):
                 starts.add(packet.pts)
             packets_shown += bool(packet.size) and not packet.is_discard
             for frame in packet.decode():
@@ -331,7 +331,7 @@ def _columns(
         "frame_rate": rate,
         "duration_s": len(times) / rate if rate else 0.0,
         "frame_times": None if constant else [t - base for t in times],
-        # a file that begins without an IDR picture (open GOP) is still decoded from its beginning
+        # a file that begins without such a picture is still decoded from its beginning
         "keyframes": sorted({by_time[pts] for pts in starts if pts in by_time} | {0}),
     }
 
@@ -379,7 +379,7 @@ def _read_packets(container: Any, extension: str, limits: Limits) -> dict[str, A
             last_dts = packet.dts
             times.append(packet.pts)
             end = max(end, packet.pts + (packet.duration or 0))
-            if idr_packet(codec_of(stream), packet):
+            if start_packet(codec_of(stream), packet):
                 starts.add(packet.pts)
             # one frame, because containers do not state pixel format and rotation reliably
             first = first or next(iter(packet.decode()), None)

@@ -7,6 +7,7 @@ memory for clips that several questions share.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections import OrderedDict
@@ -128,6 +129,8 @@ class MediaReader:
             return segment.trim(wanted)
         except OSError as error:
             raise unreadable(file.path, error) from error
+        finally:
+            self._require_unchanged(file)
 
     def _decode(self, file: MediaFile, wanted: Sequence[int]) -> NDArray[np.uint8]:
         key = (file.path, tuple(wanted))
@@ -139,10 +142,16 @@ class MediaReader:
                 raise DecodeError(f"{file.path}: {error}") from error
             except OSError as error:
                 raise unreadable(file.path, error) from error
+            finally:
+                self._require_unchanged(file)
             if len(self._decoded) > _REMEMBERED:
                 # the oldest first: evaluation does not come back to an earlier video
                 self._decoded.popitem(last=False)
         return self._decoded[key]
+
+    def _require_unchanged(self, file: MediaFile) -> None:
+        with contextlib.suppress(OSError):  # reading has raised it
+            self._library.require_unchanged(file)
 
     def _video(self, path: Path, file: MediaFile, wanted: Sequence[int]) -> NDArray[np.uint8]:
         # The path, not the content: of a long file only the parts that the frames need are read.

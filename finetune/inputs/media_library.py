@@ -6,12 +6,14 @@ are cached by (path, size, modification time), so the next start only lists name
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import uuid
 from array import array
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -70,6 +72,8 @@ class MediaFile:
     """Seconds from the first frame; None at a constant rate."""
     names: tuple[str, ...] = ()
     """The images of a folder, in order."""
+    version: str = ""
+    """Size and modification time of the file that was probed."""
     reason: str = ""
     """Why the file cannot be used; empty for a good file."""
 
@@ -120,6 +124,18 @@ class MediaLibrary:
         if file is None:
             return f"{media.path}: was not looked up"
         return f"{file.path}: {file.reason}" if file.reason else ""
+
+    def require_unchanged(self, file: MediaFile) -> None:
+        """Raise DataError if a file is not the one that was probed.
+
+        After reading rather than before: frame numbers would be those of another file.
+        """
+        path = self.root / file.path
+        if file.version and file.version != _version(path, self._picture_rate):
+            raise DataError(
+                f"{path} has changed since it was examined; once --media is complete, run the same"
+                " command again"
+            )
 
     def content(self, media: Media) -> str:
         """Return the hash of an item's file; for a bad file, what is wrong with it."""
@@ -186,7 +202,7 @@ class MediaLibrary:
                 found[path] = MediaFile(path, "", reason=f"cannot be read: {error}")
                 continue
             if key in known:
-                found[path] = known[key]
+                found[path] = replace(known[key], version="|".join(key.rsplit("|", 2)[1:]))
             else:
                 new.append((path, file, key))
         if new:
@@ -221,6 +237,8 @@ class MediaLibrary:
                     answer = MediaFile(relative, "", reason=f"{reason}: {answer}")
                 found[path] = answer
                 if reason not in NOT_OF_CONTENT:
+                    if reason is None:  # the file may have changed since its key was made
+                        key = f"{answer.path}|{answer.version}"
                     lines.append(json.dumps([key, _as_json(answer)]) + "\n")
                 if len(lines) >= _SAVE_EVERY:
                     _append(store, lines)
@@ -280,9 +298,13 @@ def _stem(name: str) -> str:
 
 def _key(file: Path, root: Path, rate: float) -> str:
     """Return the cache key of a probe: name, size, modification time; for a folder, its rate."""
+    return f"{file.relative_to(root)}|{_version(file, rate)}"
+
+
+def _version(file: Path, rate: float) -> str:
     facts = file.stat()
-    size = rate if file.is_dir() else facts.st_size
-    return f"{file.relative_to(root)}|{size}|{facts.st_mtime_ns}"
+    size = rate if stat.S_ISDIR(facts.st_mode) else facts.st_size
+    return f"{size}|{facts.st_mtime_ns}"
 
 
 def _append(store: Path, lines: list[str]) -> None:
@@ -332,9 +354,23 @@ def probe_file(root: Path, relative: str, picture_rate: float) -> MediaFile:
 
     Raises:
         ProbeError: The file cannot be used.
-        OSError: The file cannot be read.
+        OSError: The file cannot be read, or changes all the time.
     """
     path = root / relative
+    for _ in range(3):
+        version = _version(path, picture_rate)
+        try:
+            file = _probe_once(path, relative, picture_rate)
+        except ProbeError:
+            if version == _version(path, picture_rate):
+                raise
+            continue
+        if version == _version(path, picture_rate):
+            return replace(file, version=version)
+    raise OSError(errno.EAGAIN, "the file changes while it is examined", str(path))
+
+
+def _probe_once(path: Path, relative: str, picture_rate: float) -> MediaFile:
     if path.is_dir():
         return _probe_folder(path, relative, picture_rate)
     extension = path.suffix.lstrip(".").lower()
