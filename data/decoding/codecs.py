@@ -78,6 +78,9 @@ MAGIC_BYTES = 64
 DEFAULT_STREAM, ATTACHED_PICTURE = 1, 1024
 """FFmpeg's AV_DISPOSITION_DEFAULT and AV_DISPOSITION_ATTACHED_PIC."""
 
+TS_SEEK_S = 1.0
+"""Seconds before a keyframe that a seek in an MPEG transport stream goes to."""
+
 CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
 """Codecs that DALI decodes on the CPU."""
 GPU_CODECS = frozenset({"h264", "hevc", "vp9"})
@@ -183,6 +186,21 @@ def times_are_of_frames(container: Any, stream: Any) -> bool:
     """
     name = container.format.name
     return name != "mpeg" and not (name == "avi" and stream.codec_context.has_b_frames)
+
+
+def seek_to_start(container: Any, stream: Any, ticks: int) -> None:
+    """Seek to a keyframe, or to before it where a seek does not lead to keyframes.
+
+    Args:
+        container: The opened file.
+        stream: Its video stream.
+        ticks: When the keyframe is shown, in the stream's clock, from the stream's start.
+    """
+    if container.format.name == "mpegts":
+        # FFmpeg seeks by decoding times there, which are up to some frames before those of display
+        ticks -= round(TS_SEEK_S / stream.time_base)
+    begin = stream.start_time or 0
+    container.seek(max(begin, begin + ticks), stream=stream)
 
 
 def rotation_of(frame: Any) -> int:

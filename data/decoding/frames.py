@@ -21,7 +21,12 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from allinone.common.errors import LASTING, AllInOneError
-from allinone.data.decoding.codecs import rotation_of, times_are_of_frames, video_stream
+from allinone.data.decoding.codecs import (
+    rotation_of,
+    seek_to_start,
+    times_are_of_frames,
+    video_stream,
+)
 from allinone.data.decoding.containers import open_media
 from allinone.data.decoding.images import UNREADABLE_IMAGE, picture_unlike_ffmpeg
 from allinone.data.decoding.timeout import call_with_timeout
@@ -38,6 +43,10 @@ _TOO_SLOW = "not decoded within --clip-timeout-s"
 
 class DecodeError(AllInOneError):
     """This clip cannot be decoded."""
+
+
+class _InterlacedError(Exception):
+    """A frame may lack its second field, because decoding stopped at the packet of its first."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,10 @@ def _decode(
         # folders prepared by earlier versions count further pictures, which belong to no sample
         found = None if picture is None else dict.fromkeys(targets, picture)
         if found is None and timeline is not None and (timeline.times is not None or timeline.rate):
-            found = _sparse(content, targets, timeline, deadline)
+            try:
+                found = _sparse(content, targets, timeline, deadline)
+            except _InterlacedError:
+                found = _sparse(content, targets, timeline, deadline, complete=True)
         if found is None:  # seeking missed (it does in MPEG-TS): decode from the start and count
             found = _from_start(content, targets, deadline)
     except (*DAMAGE, *UNREADABLE_IMAGE) as error:
@@ -162,7 +174,12 @@ def _decode(
 
 
 def _sparse(
-    content: bytes | Path, targets: list[int], timeline: Timeline, deadline: float
+    content: bytes | Path,
+    targets: list[int],
+    timeline: Timeline,
+    deadline: float,
+    *,
+    complete: bool = False,
 ) -> dict[int, NDArray[np.uint8]] | None:
     """Find frames by their time.
 
@@ -171,6 +188,7 @@ def _sparse(
         targets: Frame numbers, ascending.
         timeline: Of the file.
         deadline: Value of time.monotonic after which DecodeError is raised.
+        complete: As for `_walk`.
 
     Returns:
         Frames uint8 [H, W, 3] by number; None if the file's times do not lead to every target.
@@ -188,8 +206,8 @@ def _sparse(
 
         for start, group in _groups(targets, timeline):
             if start:
-                container.seek(begin + timeline.seek_to(start, base), stream=stream)
-            if not _walk(container, stream, set(group), number_of, found, deadline):
+                seek_to_start(container, stream, timeline.seek_to(start, base))
+            if not _walk(container, stream, start, set(group), number_of, found, deadline, complete):
                 return None
     return found
 
@@ -226,46 +244,61 @@ def _groups(targets: list[int], timeline: Timeline) -> list[tuple[int, list[int]
 def _walk(
     container: Any,
     stream: Any,
+    start: int,
     targets: set[int],
     number_of: Any,
     found: dict[int, NDArray[np.uint8]],
     deadline: float,
+    complete: bool,
 ) -> bool:
     """Decode forward until all targets are in `found`.
 
     Args:
         container: The opened file, positioned at or before the first target's keyframe.
         stream: Its video stream.
+        start: The keyframe to begin with; packets before it are not decoded.
         targets: Frame numbers to find.
         number_of: Presentation time in ticks → frame number, None between frames.
         found: Receives frames uint8 [H, W, 3] by number.
         deadline: Value of time.monotonic after which DecodeError is raised.
+        complete: Decode every packet until the decoder gives the targets by itself: the two fields
+            of an interlaced frame may be two packets, of which the second has no time.
 
     Returns:
         False if a target cannot be found by its time.
+
+    Raises:
+        _InterlacedError: A target is interlaced, and `complete` is False.
     """
     context = stream.codec_context
+    begun = not start
     missing = set(targets)  # targets whose packets have not been read yet
     # A demuxing generator that is left half-way and not closed leaks memory (PyAV 18.1).
     with closing(container.demux(stream)) as packets:
         for packet in packets:
             last = packet.pts is None
             number = None if last else number_of(packet.pts)
+            begun = begun or number == start
+            if not begun and not last:
+                continue
             # Frames that no other frame refers to are decoded only if wanted: 1.5 times faster for
             # three frames of 720p H.264 with GOPs of 2 to 5 s, bit-identical.
-            context.skip_frame = "DEFAULT" if last or number in targets else "NONREF"
+            context.skip_frame = (
+                "DEFAULT" if complete or last or number in targets else "NONREF"
+            )
             frames = packet.decode()
             missing.discard(number)
-            if not missing and not last:
+            if not complete and not missing and not last:
                 # Everything the targets depend on is decoded. Flush the decoder now instead of
                 # feeding it the frames that are shown before the targets but stored after them.
                 frames, last = [*frames, *context.decode(None)], True
             for frame in frames:
                 number = None if frame.pts is None else number_of(frame.pts)
-                # The second field of an interlaced frame may not have been decoded yet.
-                if number in targets and number not in found and not frame.interlaced_frame:
+                if number in targets and number not in found:
+                    if frame.interlaced_frame and not complete:
+                        raise _InterlacedError
                     found[number] = _upright(frame)
-            if last:
+            if last or (complete and targets <= found.keys()):
                 return targets <= found.keys()
             if time.monotonic() > deadline:
                 raise DecodeError(_TOO_SLOW)

@@ -12,6 +12,7 @@ from typing import Any
 from allinone.data.decoding.codecs import (
     codec_of,
     idr_packet,
+    seek_to_start,
     times_are_of_frames,
     video_stream,
 )
@@ -127,7 +128,7 @@ def _packets(
     """
     base, begin = float(stream.time_base), stream.start_time or 0
     if first:
-        container.seek(begin + timeline.seek_to(first, base), stream=stream)
+        seek_to_start(container, stream, timeline.seek_to(first, base))
     packets: list[Any] = []
     numbers: set[int] = set()
     missing = stop - first
