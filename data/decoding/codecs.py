@@ -75,6 +75,10 @@ VIDEO_MAGIC = (
 MAGIC_BYTES = 64
 """Bytes that the recognition of a format needs."""
 
+MAX_PIXELS = 1 << 26
+"""Pixels of a picture that is decoded by default, 8192 x 8192: 200 MB as RGB. The largest video of
+H.264 and HEVC, level 6.2, has 35.7 million."""
+
 DEFAULT_STREAM, ATTACHED_PICTURE = 1, 1024
 """FFmpeg's AV_DISPOSITION_DEFAULT and AV_DISPOSITION_ATTACHED_PIC."""
 
@@ -146,6 +150,27 @@ def dali_reads(row: Mapping[str, Any], codecs: frozenset[str]) -> bool:
         and large
         and (row.get("container") != "avi" or row["codec"] == "mjpeg")
     )
+
+
+class PixelLimitError(ValueError):
+    """A picture has more pixels than --max-pixels."""
+
+
+def require_pixels(width: int, height: int, limit: int) -> None:
+    """Raise PixelLimitError for a picture that is too large to be decoded safely.
+
+    A few megabytes of video may stand for gigabytes of frames.
+
+    Args:
+        width: Pixels; 0 if unknown.
+        height: Pixels.
+        limit: Most pixels; 0: any number.
+    """
+    if limit and width * height > limit:
+        raise PixelLimitError(
+            f"{width} x {height} pixels, more than --max-pixels {limit}; scale it down, or raise"
+            " the limit if there is memory for several such frames per reader"
+        )
 
 
 def codec_of(stream: Any) -> str:

@@ -13,7 +13,8 @@ from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from allinone.common.errors import DataError, InputError
-from allinone.common.validation import COUNT, POSITIVE, Bounds, require
+from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, Bounds, require
+from allinone.data.decoding.codecs import MAX_PIXELS
 from allinone.data.prepare.encode import Codec, Encoding
 from allinone.data.sources import FORMATS, ReadOptions, SourceRow, detect, excluded_ids, read
 
@@ -99,6 +100,9 @@ class PrepareOptions:
     """Fewest frames of a video; shorter ones are bad clips."""
     max_duration_s: float | None = None
     """Longest video, seconds; None: 3600, for long videos 36000."""
+    max_pixels: int = MAX_PIXELS
+    """Most pixels of a frame or image; larger ones are bad clips. 0: any number, of images up to
+    Pillow's limit of 179 million."""
     timeout_s: float | None = None
     """Time limit for decoding one file, seconds; None: 60, for long videos 1800."""
     codec: Codec | None = None
@@ -138,6 +142,7 @@ class PrepareOptions:
         try:
             require(self, COUNT, ("workers", "shard_clips", "min_frames", "gop"))
             require(self, Bounds(16), ("short_side",))
+            require(self, NOT_NEGATIVE, ("max_pixels",))
             require(self, POSITIVE, ("max_duration_s", "timeout_s"))
         except InputError as error:
             raise DataError(str(error)) from error

@@ -169,7 +169,8 @@ def _require_same_options(options: PrepareOptions) -> None:
     changes = [
         f"{'format' if key == 'kind' else key}: {old.get(key)} → {new[key]}"
         for key in new
-        if key != "videos" and old.get(key) != new[key]
+        # earlier versions do not record every option
+        if key != "videos" and old.get(key, new[key]) != new[key]
     ]
     if changes:
         raise DataError(

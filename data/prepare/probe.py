@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from allinone.common.errors import AllInOneError
 from allinone.data.decoding.codecs import (
     IMAGE_LIKE_VIDEOS,
     IMAGES,
     MAGIC_BYTES,
+    MAX_PIXELS,
     VIDEOS,
+    PixelLimitError,
     codec_of,
     image_kind,
     is_cover_art,
@@ -62,6 +64,8 @@ class Limits:
     """Longest duration, seconds."""
     timeout_s: float = 60.0
     """Time limit for decoding one file, seconds."""
+    max_pixels: int = MAX_PIXELS
+    """Most pixels of a frame; 0: any number."""
 
 
 class ProbeError(AllInOneError):
@@ -106,10 +110,10 @@ def probe(
         raise ProbeError(f"not_{kind.replace(' ', '_')}", detail)
     _check_kind(content, extension, limits)
     image = is_image(content, extension)
-    columns = _image_columns(content, extension) if image else None
+    columns = _image_columns(content, extension, limits) if image else None
     if columns is not None:
         return columns
-    with _opened(content) as container:
+    with _opened(content, limits) as container:
         return _decode(container, extension, limits, sink, image)
 
 
@@ -134,15 +138,17 @@ def _check_kind(content: bytes, extension: str, limits: Limits) -> None:
 
 
 @contextmanager
-def _opened(file: bytes | Path) -> Iterator[Any]:
+def _opened(file: bytes | Path, limits: Limits) -> Iterator[Any]:
     """Open a container; PyAV's errors become ProbeError until it is closed."""
     import av
 
     opened = False
     try:
-        with open_media(file) as container:
+        with open_media(file, max_pixels=limits.max_pixels) as container:
             opened = True
             yield container
+    except PixelLimitError as error:
+        raise ProbeError("too_many_pixels", str(error)) from error
     except (av.error.FFmpegError, ValueError, EOFError) as error:
         detail = str(error)
         if not opened and isinstance(file, bytes):
@@ -152,20 +158,27 @@ def _opened(file: bytes | Path) -> Iterator[Any]:
         raise ProbeError("undecodable", detail) from error
 
 
-def _image_columns(content: bytes, extension: str) -> dict[str, Any] | None:
+def _image_columns(content: bytes, extension: str, limits: Limits) -> dict[str, Any] | None:
     """Return the columns of an image that FFmpeg would show wrongly; None: it shows it rightly.
+
+    Args:
+        content: The file.
+        extension: Its file name extension, without the dot.
+        limits: Requirements that it must meet.
 
     Raises:
         ProbeError: The image is damaged, also where FFmpeg would fill the missing part with grey.
     """
     try:
-        with open_image(content) as image:
+        with open_image(content, limits.max_pixels) as image:
             if needs_pillow(image):
                 codec = IMAGE_CODECS.get(str(image.format), str(image.format).lower())
                 return _pillow_columns(upright_rgb(image).size, codec, extension)
             if image.format in ("JPEG", "MPO"):
                 image.draft("L", (64, 64))  # reads the complete picture, but decodes it small
                 image.load()
+    except (PixelLimitError, Image.DecompressionBombError) as error:
+        raise ProbeError("too_many_pixels", str(error)) from error
     except UNREADABLE_IMAGE as error:
         if isinstance(error, UnidentifiedImageError) and image_kind(content) not in (None, "jpg"):
             return None  # a variant of a format that FFmpeg may read
@@ -352,7 +365,7 @@ def probe_packets(content: bytes | Path, extension: str, limits: Limits) -> dict
     Raises:
         ProbeError: The file is bad.
     """
-    with _opened(content) as container:
+    with _opened(content, limits) as container:
         return _read_packets(container, extension, limits)
 
 

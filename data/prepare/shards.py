@@ -102,7 +102,12 @@ class _ShardMaker:
         # A thread, so that copying and fsyncing a shard does not delay the hand-out of tasks; one,
         # so that the storage writes one large file at a time.
         self._writer = ThreadPoolExecutor(1)
-        limits = Limits(options.min_frames, options.max_duration_s or 0.0, options.timeout_s or 0.0)
+        limits = Limits(
+            options.min_frames,
+            options.max_duration_s or 0.0,
+            options.timeout_s or 0.0,
+            options.max_pixels,
+        )
         self._pool = ProbePool(options.workers, limits, worker)
 
     def run(self) -> ShardCounts:

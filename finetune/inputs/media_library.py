@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from allinone.common.atomic_io import content_hash
 from allinone.common.errors import LASTING, DataError, StorageError
-from allinone.data.decoding.codecs import IMAGES, image_extension
+from allinone.data.decoding.codecs import IMAGES, MAX_PIXELS, image_extension
 from allinone.data.decoding.frames import DecodeError
 from allinone.data.prepare.pool import ProbePool, answer_tasks
 from allinone.data.prepare.probe import Limits, ProbeError, probe, probe_packets
@@ -34,9 +34,11 @@ LIMITS = Limits(min_frames=1, max_duration_s=float("inf"), timeout_s=900.0)
 _COLUMNS = ("codec", "pixel_format", "width", "height", "rotation", "frames", "frame_rate")
 _SAVE_EVERY = 200
 """Probed files after which results are written: a killed start loses no more than these."""
-NOT_OF_CONTENT = frozenset({"timeout", "decoder_crashed", "killed", "unreadable"})
-"""Reasons that say nothing about a file's content: the next start, or another machine, may read it.
-They are not remembered."""
+NOT_OF_CONTENT = frozenset(
+    {"timeout", "decoder_crashed", "killed", "unreadable", "too_many_pixels"}
+)
+"""Reasons that say nothing about a file's content: the next start, another machine or a higher
+--max-pixels may read it. They are not remembered."""
 IMAGE_FOLDER = "pictures"
 """`MediaFile.codec` of a folder of numbered images; part of the cache's format."""
 LONG_BYTES = 64 << 20
@@ -97,16 +99,25 @@ class MediaLibrary:
         cache: Holds what earlier starts found out.
         source: The official archive, for messages.
         picture_rate: Frames per second of a folder of numbered images.
+        max_pixels: Most pixels of a frame or image; 0: any number.
         workers: Processes that probe; 0 probes in this process, where a file that hangs cannot be
             stopped.
     """
 
     def __init__(
-        self, root: Path, cache: Path, *, source: str, picture_rate: float = 3.0, workers: int = 0
+        self,
+        root: Path,
+        cache: Path,
+        *,
+        source: str,
+        picture_rate: float = 3.0,
+        max_pixels: int = MAX_PIXELS,
+        workers: int = 0,
     ) -> None:
         self.root = root.absolute()
         self._source = source
         self._picture_rate = picture_rate
+        self._limits = replace(LIMITS, max_pixels=max_pixels)
         self._workers = workers
         self._store = cache / "media" / content_hash(str(self.root).encode())
         self._files: dict[str, MediaFile] = {}
@@ -215,13 +226,13 @@ class MediaLibrary:
         # a store file per process: appending to one file from several nodes is not safe on NFS
         store = self._store / f"{uuid.uuid4().hex}.jsonl"
         tasks = [
-            (str(self.root), str(file.relative_to(self.root)), self._picture_rate)
+            (str(self.root), str(file.relative_to(self.root)), self._picture_rate, self._limits)
             for _, file, _ in new
         ]
         # a file may hang a decoder for ever: processes can be killed, threads cannot
         pool = None
         if self._workers:
-            pool = ProbePool(min(self._workers, len(new)), LIMITS, probing_process)
+            pool = ProbePool(min(self._workers, len(new)), self._limits, probing_process)
             answers = pool.map(tasks)
         else:
             answers = ((number, *_probe_task(task)) for number, task in enumerate(tasks))
@@ -344,13 +355,16 @@ def _from_json(content: Mapping[str, Any]) -> MediaFile:
     return MediaFile(**{**values, "names": tuple(values["names"])})
 
 
-def probe_file(root: Path, relative: str, picture_rate: float) -> MediaFile:
+def probe_file(
+    root: Path, relative: str, picture_rate: float, limits: Limits = LIMITS
+) -> MediaFile:
     """Find out what one file or folder of images holds.
 
     Args:
         root: The media folder.
         relative: The file's path in it.
         picture_rate: Frames per second of a folder of images.
+        limits: Requirements that it must meet.
 
     Raises:
         ProbeError: The file cannot be used.
@@ -360,7 +374,7 @@ def probe_file(root: Path, relative: str, picture_rate: float) -> MediaFile:
     for _ in range(3):
         version = _version(path, picture_rate)
         try:
-            file = _probe_once(path, relative, picture_rate)
+            file = _probe_once(path, relative, picture_rate, limits)
         except ProbeError:
             if version == _version(path, picture_rate):
                 raise
@@ -370,19 +384,19 @@ def probe_file(root: Path, relative: str, picture_rate: float) -> MediaFile:
     raise OSError(errno.EAGAIN, "the file changes while it is examined", str(path))
 
 
-def _probe_once(path: Path, relative: str, picture_rate: float) -> MediaFile:
+def _probe_once(path: Path, relative: str, picture_rate: float, limits: Limits) -> MediaFile:
     if path.is_dir():
-        return _probe_folder(path, relative, picture_rate)
+        return _probe_folder(path, relative, picture_rate, limits)
     extension = path.suffix.lstrip(".").lower()
     if path.stat().st_size > LONG_BYTES:
-        facts = probe_packets(path, extension, LIMITS)
+        facts = probe_packets(path, extension, limits)
         if facts is not None:
             return _video_file(relative, _hash_of_long(path), facts)
     if not path.is_file():
         raise ProbeError("unreadable", "not a regular file")  # reading a FIFO would not end
     content = path.read_bytes()
     extension = image_extension(content, extension)
-    return _video_file(relative, content_hash(content), probe(content, extension, LIMITS))
+    return _video_file(relative, content_hash(content), probe(content, extension, limits))
 
 
 def _hash_of_long(path: Path) -> str:
@@ -406,7 +420,7 @@ def _video_file(relative: str, content: str, facts: Mapping[str, Any]) -> MediaF
     )
 
 
-def _probe_folder(path: Path, relative: str, rate: float) -> MediaFile:
+def _probe_folder(path: Path, relative: str, rate: float, limits: Limits) -> MediaFile:
     """Probe a folder of images numbered by name (00001.jpg); only the first one is decoded."""
     found = [entry.name for entry in path.iterdir() if entry.suffix.lstrip(".").lower() in IMAGES]
     # by number, not by name: 10.jpg comes after 9.jpg
@@ -417,7 +431,8 @@ def _probe_folder(path: Path, relative: str, rate: float) -> MediaFile:
         )
     names = tuple(name for _, name in numbered)
     # one picture of up to 270 (90 s at 3 per second): TVQA has 21,793 such folders
-    first = probe((path / names[0]).read_bytes(), names[0].rpartition(".")[2].lower(), LIMITS)
+    extension = names[0].rpartition(".")[2].lower()
+    first = probe((path / names[0]).read_bytes(), extension, limits)
     sizes = repr([(name, (path / name).stat().st_size) for name in names])
     return MediaFile(
         relative,
@@ -436,10 +451,12 @@ def probing_process(pipe: Connection, limits: Limits) -> None:
     answer_tasks(pipe, _probe_task)
 
 
-def _probe_task(task: tuple[str, str, float]) -> tuple[str | None, MediaFile | OSError | str]:
-    root, relative, rate = task
+def _probe_task(
+    task: tuple[str, str, float, Limits],
+) -> tuple[str | None, MediaFile | OSError | str]:
+    root, relative, rate, limits = task
     try:
-        return None, probe_file(Path(root), relative, rate)
+        return None, probe_file(Path(root), relative, rate, limits)
     except OSError as error:
         return ("unreadable", str(error)) if error.errno in LASTING else (None, error)
     except ProbeError as error:
