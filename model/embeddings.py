@@ -179,7 +179,9 @@ class VideoEmbeddings(nn.Module):
                 f"patch_order must be [B*T, P] = [{rows}, {count}], or have fewer columns if"
                 f" patches are left out, got {list(order.shape)}"
             )
-        return patches.gather(1, order[:, :, None].expand(-1, -1, width))
+        # not gather, which keeps its input for the backward pass
+        places = order + count * torch.arange(rows, device=order.device)[:, None]
+        return patches.flatten(0, 1).index_select(0, places.flatten()).view(rows, -1, width)
 
     def draw_order(
         self, rows: int, frames: int, device: torch.device, kept: int | None = None
