@@ -18,6 +18,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -149,6 +150,9 @@ class StepResult:
     clips_per_s: float
     """Of all ranks; median over the measured intervals."""
     step_ms: float
+    cpu_ms: float
+    """Processor time of this rank per step, all threads; unlike step_ms, other programs on a shared
+    machine hardly change it."""
     flops_per_clip: float
     """Forward and backward, all passes, attention products counted."""
     mfu: float
@@ -178,17 +182,21 @@ class StepProbe(Callback):
         self._options = options
         self.records: list[Mapping[str, Any]] = []
         self.losses: list[float] = []
+        self.cpu_s: list[float] = []
+        self._cpu_before = 0.0
         self.memory_bytes = 0
         self.trace: StepTrace | None = None
 
     def on_interval(self, trainer: Trainer, interval: Interval) -> None:
-        last = interval.record["step"]
+        last, before = interval.record["step"], self._cpu_before
+        self._cpu_before = time.process_time()
         if last > self._options.steps:  # the profiler slows these down
             return
         self.losses += interval.metrics.losses
         self.memory_bytes = max(self.memory_bytes, interval.record["memory_bytes"])
         if last - len(interval.metrics.steps) >= WARM_STEPS:
             self.records.append(interval.record)
+            self.cpu_s.append((self._cpu_before - before) / len(interval.metrics.steps))
 
     def on_step_end(self, trainer: Trainer, due: Due) -> None:
         if not self._options.trace:
@@ -316,6 +324,7 @@ def measure(options: StepOptions) -> StepResult:
     return StepResult(
         clips_per_s=speed,
         step_ms=1e3 * run.config.global_batch / speed,
+        cpu_ms=1e3 * statistics.median(probe.cpu_s),
         flops_per_clip=per_clip,
         mfu=speed * per_clip / (rate * world),
         mfu_without_attention=speed * without / (rate * world),
@@ -346,9 +355,11 @@ def _measure_and_show(options: StepOptions) -> None:
         complete = measure(full)
         show(full, complete)
         print(
-            f"\n--patch-keep {options.patch_keep:g}: {result.step_ms:,.0f} ms per step, with all"
-            f" patches {complete.step_ms:,.0f}: {result.step_ms / complete.step_ms:.3f} of the time"
-            f" for {result.flops_per_clip / complete.flops_per_clip:.3f} of the FLOPs"
+            f"\n--patch-keep {options.patch_keep:g} against all patches, per step:"
+            f" {result.step_ms:,.0f} ms of {complete.step_ms:,.0f}"
+            f" ({result.step_ms / complete.step_ms:.2f}), processor time {result.cpu_ms:,.0f} ms of"
+            f" {complete.cpu_ms:,.0f} ({result.cpu_ms / complete.cpu_ms:.2f}), FLOPs"
+            f" {result.flops_per_clip / complete.flops_per_clip:.2f}"
         )
 
 
