@@ -45,8 +45,8 @@ class AllInOneOutput(ModelOutput):
     text: Tensor | None = None
     """[B, L, C]"""
     video: Tensor | None = None
-    """[B, n, C]: class token, distillation token where there is one, patches. The first patch is
-    number config.num_prefix_tokens."""
+    """[B, n, C]: class token, distillation token where there is one, patches in use. The
+    first patch is number config.num_prefix_tokens."""
     pooled: Tensor | None = None
     """[B, C], tanh(dense(text class token))"""
     read: Tensor | None = None
@@ -449,7 +449,8 @@ class AllInOneModel(AllInOnePreTrainedModel):
             pixels: Normalised frames, [B, T, 3, H, W].
             text_ids: Word pieces, int64 [S, L].
             text_mask: int64 [S, L], 1 at tokens.
-            patch_order: int64 [S*T, P]: patch slot k of row i*T + f holds patch order[k].
+            patch_order: int64 [S*T, K]: patch slot k of row i*T + f holds patch order[k]; patches
+                that it does not name are left out. None: all, in the order of the config.
             clips: int64 [S], the clip of each text; None: S = B, text i has clip i. Patches are
                 embedded once per clip.
             read: What of the result is read; the last block computes nothing else. None: text,
@@ -495,10 +496,13 @@ class AllInOneModel(AllInOnePreTrainedModel):
         read = ReadTokens.first(x.shape[0], x.device)
         return self.encoder(x, text_mask[:, None, None].bool(), read=read)
 
-    def encode_video(self, pixels: Tensor) -> Tensor:
-        """Video-only pass without a roll, as in the original: mean class token, [B, C]."""
+    def encode_video(self, pixels: Tensor, patch_order: Tensor | None = None) -> Tensor:
+        """Video-only pass without a roll, as in the original: mean class token, [B, C].
+
+        `patch_order`, int64 [B*T, K], names the patches to use; None: all.
+        """
         clips, frames = pixels.shape[:2]
-        x = self.modality(self.video_embeddings(pixels, rolls=False), VIDEO)
+        x = self.modality(self.video_embeddings(pixels, patch_order, rolls=False), VIDEO)
         x = self.encoder(x, read=ReadTokens.first(x.shape[0], x.device))
         return x.unflatten(0, (clips, frames)).mean(1)
 
@@ -575,6 +579,6 @@ class AllInOneForPreTraining(AllInOnePreTrainedModel):
         """See AllInOneModel.encode_text."""
         return self.backbone.encode_text(text_ids, text_mask)
 
-    def encode_video(self, pixels: Tensor) -> Tensor:
+    def encode_video(self, pixels: Tensor, patch_order: Tensor | None = None) -> Tensor:
         """See AllInOneModel.encode_video."""
-        return self.backbone.encode_video(pixels)
+        return self.backbone.encode_video(pixels, patch_order)
