@@ -199,7 +199,7 @@ def _blocks(page: Page) -> gr.Blocks:
         gr.Markdown(f"## Search {clips:,} clips")
         with gr.Row():
             text = gr.Textbox(label="What to look for", scale=4, autofocus=True)
-            like = gr.File(label="or an image or clip like it", type="filepath", height=140, scale=2)
+            like = gr.File(label="or one that looks like", type="filepath", height=140, scale=2)
         with gr.Row():
             top = gr.Slider(1, 48, 12, step=1, label="Results")
             rerank = gr.Checkbox(label="Rank them again with text and frames together (slower)")
