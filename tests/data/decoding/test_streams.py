@@ -198,3 +198,17 @@ def test_avi_with_b_frames_is_not_given_to_dali(tmp_path: Path) -> None:
     shown = decode_frames(path.read_bytes(), [1, 5, 20], Timeline.of(columns))
     assert [read_frame_number(frame) for frame in shown] == [1, 5, 20]
     assert np.all(np.diff(columns["frame_times"] or [0, 1]) >= 0)
+
+
+def test_frames_of_equal_times_do_not_go_to_dali(tmp_path: Path) -> None:
+    times = [0.0, 0.1, 0.1, 0.2, 0.3, 0.3, 0.3, 0.4]
+    path = write_video(tmp_path / "a.mkv", codec="mjpeg", frames=8, times=times)
+    content = path.read_bytes()
+    facts = probe(content, "mkv", Limits())
+    assert facts["frames"] == 8
+    assert not dali_reads(facts, CPU_CODECS)
+    assert dali_reads({**facts, "frame_times": sorted(set(times))}, CPU_CODECS)
+    timeline = Timeline.of(facts)
+    assert trim(content, [2, 6], 8, timeline) == TrimmedStream(content, (2, 6))
+    shown = decode_frames(content, list(range(8)), timeline)
+    assert [read_frame_number(frame) for frame in shown] == list(range(8))

@@ -25,6 +25,7 @@ from allinone.finetune.annotations import (
     vcr,
     vqav2,
 )
+from allinone.finetune.annotations.common import Builder, table
 from allinone.finetune.annotations.schema import (
     AnnotationError,
     ChoiceItem,
@@ -517,3 +518,33 @@ def test_egomcqs_types_are_inter_and_intra(
     assert isinstance(chunks.items[0], ClipChoiceItem)
     assert chunks.items[0].clips[0] == Media("uid-0@0-0.5", "uid-0/0.mp4", 0.0, 0.45)
     assert any("clips cut at the end of a chunk" in note for note in chunks.notes)
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_an_unbalanced_quote_costs_its_own_line(tmp_path: Path, delimiter: str) -> None:
+    path = tmp_path / "a.csv"
+    lines = [
+        'v0|"a caption, with a comma"',
+        'v1|"never closed',
+        "v2|plain",
+        'v3|"closed late',
+        "v4|a row of its own",
+        'v5|end of it"',
+        'v6|"two\nlines\u2028and more"',
+        "v7|last",
+    ]
+    text = "\n".join(["id|caption", *lines]).replace("|", delimiter) + "\n"
+    path.write_text(text, encoding="utf-8")
+    builder = Builder("train")
+    found = dict(
+        (row["id"], row["caption"])
+        for _, row in table(
+            path, builder, columns=["id", "caption"], delimiter=delimiter, quoted=True
+        )
+    )
+    assert found["v0"] == "a caption, with a comma"
+    assert found["v6"] == "two\nlines\u2028and more"
+    assert {"v2", "v4", "v7"} <= found.keys()
+    assert not {"v1", "v3"} & found.keys()
+    with pytest.raises(AnnotationError, match=r"a quote is not closed.*a\.csv:3"):
+        builder.split()
