@@ -77,10 +77,6 @@ VIDEO_MAGIC = (
 MAGIC_BYTES = 64
 """Bytes that the recognition of a format needs."""
 
-MAX_PIXELS = 1 << 26
-"""Pixels of a picture that is decoded by default, 8192 x 8192: 200 MB as RGB. The largest video of
-H.264 and HEVC, level 6.2, has 35.7 million."""
-
 DEFAULT_STREAM, ATTACHED_PICTURE = 1, 1024
 """FFmpeg's AV_DISPOSITION_DEFAULT and AV_DISPOSITION_ATTACHED_PIC."""
 
@@ -332,7 +328,7 @@ def _random_access(codec: str, unit: bytes) -> bool:
 
 
 def nal_units(data: bytes) -> list[bytes]:
-    """Return the first bytes of every NAL unit, length-prefixed (mp4) or with start codes (annex B).
+    """Return the first bytes of every NAL unit, length-prefixed (mp4) or with start codes.
 
     The length prefix of a unit of 256 to 511 bytes looks like a start code, so the data counts as
     length-prefixed if and only if the lengths lead exactly to its end.

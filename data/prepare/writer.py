@@ -17,7 +17,6 @@ from allinone.data.prepare.options import PrepareOptions
 from allinone.data.prepare.worker import ClipTask, ProbedFile
 from allinone.data.sources import SourceRow
 
-
 MAX_EXAMINED = 3
 """How often a file is examined that changes while it is prepared."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import logging
 import re
@@ -186,9 +187,9 @@ def _quoted(
             yield more
 
     try:
-        return CsvRow(number, 1, next(csv.reader(lines(), delimiter=delimiter, strict=True)))._replace(
-            lines=len(used)
-        ), used
+        return CsvRow(
+            number, 1, next(csv.reader(lines(), delimiter=delimiter, strict=True))
+        )._replace(lines=len(used)), used
     except csv.Error as error:
         problem = f"line {number} has a quote that is not closed, or not doubled ({error})"
         return CsvRow(number, 1, [], problem), used
@@ -272,7 +273,9 @@ def tsv_records(path: Path, fields: int) -> Iterator[tuple[int, list[str] | str]
                 yield number, f"line {number} has {len(values)} fields, not {fields}"
 
 
-def bounded_lines(file: IO[bytes], longest: int) -> Iterator[tuple[int, bytes | None]]:
+def bounded_lines(
+    file: IO[bytes] | gzip.GzipFile, longest: int
+) -> Iterator[tuple[int, bytes | None]]:
     """Yield (number from 1, line) of a file; None for a line of more than `longest` bytes.
 
     A few megabytes of a compressed file may stand for a line of gigabytes.

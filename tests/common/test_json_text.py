@@ -11,7 +11,7 @@ from allinone.common.json_text import parse_json
 
 def test_deep_nesting_is_a_value_error() -> None:
     for text in ("[" * 100_000, '{"a":' * 100_000, "[" * 100_000 + "]" * 100_000):
-        with pytest.raises(ValueError, match="nested too deeply|Expecting"):
+        with pytest.raises(ValueError, match=r"nested too deeply|Expecting"):
             parse_json(text)
 
 

@@ -1,6 +1,6 @@
 """Mutated annotation files of every benchmark.
 
-    python -m tests.fuzz.annotations --inputs 10000
+python -m tests.fuzz.annotations --inputs 10000
 """
 
 from __future__ import annotations

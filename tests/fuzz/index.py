@@ -1,6 +1,6 @@
 """Mutated files of a prepared folder, opened as training and `allinone check` open them.
 
-    python -m tests.fuzz.index --inputs 10000
+python -m tests.fuzz.index --inputs 10000
 """
 
 from __future__ import annotations

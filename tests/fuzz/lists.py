@@ -1,6 +1,6 @@
 """Mutated lists of every source, their timed captions, tars and --exclude lists.
 
-    python -m tests.fuzz.lists --inputs 10000
+python -m tests.fuzz.lists --inputs 10000
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Mutated results and predictions of fine-tuning, as the report reads them.
 
-    python -m tests.fuzz.results --inputs 10000
+python -m tests.fuzz.results --inputs 10000
 """
 
 from __future__ import annotations

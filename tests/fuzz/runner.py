@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import resource
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +66,36 @@ class Fuzzer:
     memory_mib: int = 2048
 
 
+VALUES = (None, True, -1, 0, 10**30, float("nan"), float("inf"), "", "\ud83d", [], {}, [[]], "x")
+"""What a value of JSON is replaced by."""
+
+
+def mutate_json(content: bytes, random: np.random.Generator) -> bytes:
+    """Replace, remove or repeat a value of a JSON text; other texts come back unchanged."""
+    try:
+        root = [json.loads(content)]
+    except ValueError:
+        return content
+    parents: list[tuple[Any, Any]] = []
+    waiting: list[Any] = [root]
+    while waiting:
+        node = waiting.pop()
+        keys = list(node) if isinstance(node, dict) else range(len(node))
+        parents += [(node, key) for key in keys]
+        waiting += [node[key] for key in keys if isinstance(node[key], dict | list)]
+    node, key = parents[int(random.integers(len(parents)))]
+    kind = int(random.integers(4))
+    if kind == 0 and isinstance(node, dict):
+        del node[key]
+    elif kind == 1 and isinstance(node, list):
+        node.append(node[key])
+    elif kind == 2:
+        node[key] = [node[key]]
+    else:
+        node[key] = VALUES[int(random.integers(len(VALUES)))]
+    return json.dumps(root[0]).encode()
+
+
 def mutate(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
     """Change a file as damage and attackers do.
 
@@ -72,6 +104,14 @@ def mutate(content: bytes, other: bytes, random: np.random.Generator) -> bytes:
         other: Another good file, of which a piece may be inserted.
         random: Decides everything.
     """
+    if random.random() < 0.5 and content[:1] in (b"{", b"["):
+        changed = mutate_json(content, random)
+        if changed == content:  # JSON lines
+            lines = content.split(b"\n")
+            place = int(random.integers(len(lines)))
+            lines[place] = mutate_json(lines[place], random)
+            changed = b"\n".join(lines)
+        return changed
     data = bytearray(content)
     for _ in range(int(random.integers(1, 5))):
         size = len(data) + 1
@@ -114,7 +154,7 @@ def _child(pipe: Connection, fuzzer: Fuzzer, folder: Path) -> None:
             result = fuzzer.check(folder, path, content, number)
         except AllInOneError:
             result = "refused"
-        except Exception:  # noqa: BLE001 - counted and shown
+        except Exception:
             result = "traceback\n" + traceback.format_exc()
         path.write_bytes(originals[path])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
@@ -128,9 +168,7 @@ class _Child:
         # spawned: a fork of a process with threads of FFmpeg or DALI may hang by itself
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_child, args=(theirs, fuzzer, folder), daemon=True
-        )
+        self._process = context.Process(target=_child, args=(theirs, fuzzer, folder))
         self._process.start()
         theirs.close()
         if not self.pipe.poll(STARTING_S):

@@ -524,27 +524,23 @@ def test_egomcqs_types_are_inter_and_intra(
 def test_an_unbalanced_quote_costs_its_own_line(tmp_path: Path, delimiter: str) -> None:
     path = tmp_path / "a.csv"
     lines = [
-        'v0|"a caption, with a comma"',
-        'v1|"never closed',
-        "v2|plain",
-        'v3|"closed late',
-        "v4|a row of its own",
-        'v5|end of it"',
-        'v6|"two\nlines\u2028and more"',
-        "v7|last",
+        'video0|"a caption, with a comma"',
+        'video1|"never closed',
+        "video2|plain",
+        'video3|"closed late',
+        "video4|a row of its own",
+        'video5|end of it"',
+        'video6|"two\nlines\u2028and more"',
+        "video7|last",
     ]
     text = "\n".join(["id|caption", *lines]).replace("|", delimiter) + "\n"
     path.write_text(text, encoding="utf-8")
     builder = Builder("train")
-    found = dict(
-        (row["id"], row["caption"])
-        for _, row in table(
-            path, builder, columns=["id", "caption"], delimiter=delimiter, quoted=True
-        )
-    )
-    assert found["v0"] == "a caption, with a comma"
-    assert found["v6"] == "two\nlines\u2028and more"
-    assert {"v2", "v4", "v7"} <= found.keys()
-    assert not {"v1", "v3"} & found.keys()
+    rows = table(path, builder, columns=["id", "caption"], delimiter=delimiter, quoted=True)
+    found = {row["id"]: row["caption"] for _, row in rows}
+    assert found["video0"] == "a caption, with a comma"
+    assert found["video6"] == "two\nlines\u2028and more"
+    assert {"video2", "video4", "video7"} <= found.keys()
+    assert not {"video1", "video3"} & found.keys()
     with pytest.raises(AnnotationError, match=r"a quote is not closed.*a\.csv:3"):
         builder.split()
