@@ -160,9 +160,7 @@ def _eight_bits(image: Image.Image, transparent: Any) -> Image.Image:
     return Image.fromarray(scaled.astype(np.uint8))
 
 
-def picture_unlike_ffmpeg(
-    content: bytes | Path, max_pixels: int = 0
-) -> NDArray[np.uint8] | None:
+def picture_unlike_ffmpeg(content: bytes | Path, max_pixels: int = 0) -> NDArray[np.uint8] | None:
     """Read an image that FFmpeg would not show as `upright_rgb` does.
 
     Args:

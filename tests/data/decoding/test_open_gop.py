@@ -89,9 +89,7 @@ def test_a_segment_of_hevc_starts_at_a_cra_picture(tmp_path: Path) -> None:
     content = path.read_bytes()
     timeline = Timeline.of(probe(content, "mp4", Limits()))
     descriptor = os.open(path, os.O_RDONLY)
-    segment = read_segment(
-        ByteRange(descriptor, 0, len(content)), [70, 75], FRAMES, timeline
-    )
+    segment = read_segment(ByteRange(descriptor, 0, len(content)), [70, 75], FRAMES, timeline)
     os.close(descriptor)
     assert segment is not None
     assert segment.first == timeline.start(70) >= 60

@@ -110,6 +110,8 @@ def test_prediction_refuses_a_large_file(tmp_path: Path) -> None:
     from allinone.tools.inspection.media_inputs import ClipReader
 
     path = write_image(tmp_path / "a.png", 0, **LARGE)
-    reader = ClipReader(AllInOneConfig.from_size("nano"), DataConfig(max_pixels=LIMIT, backend="cpu"))
+    reader = ClipReader(
+        AllInOneConfig.from_size("nano"), DataConfig(max_pixels=LIMIT, backend="cpu")
+    )
     with pytest.raises(InputError, match="more than --max-pixels"):
         reader(path)

@@ -30,9 +30,7 @@ def replace_before_writing(monkeypatch: pytest.MonkeyPatch, change: Any) -> list
     return attempts
 
 
-def test_a_replaced_file_is_examined_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replaced_file_is_examined_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = own_list(tmp_path / "in", ["a.mp4", "b.mp4", "c.mp4"])
     for name in "abc":
         write_video(source.parent / f"{name}.mp4", frames=24)
