@@ -11,16 +11,14 @@ import torch
 
 from allinone.common.errors import InputError
 from allinone.engine import ds_config
-from allinone.engine.planning.hardware import Device, Network
+from allinone.engine.planning.hardware import GPUS_PER_NODE, Device, Network
 from allinone.engine.planning.memory import Zero, groups_of
 from allinone.engine.planning.step_time import Candidate, TrainingJob, candidate, recommend
 from allinone.model import AllInOneForPreTraining
 from allinone.pretrain.config import ModelOptions, PretrainConfig
 from allinone.pretrain.cost import SampleCost, activations, training_cost
 from allinone.pretrain.objectives.registry import active_objectives
-
-MFU_RANGE = (0.3, 0.4, 0.5)
-"""Values of MFU that are always shown."""
+from allinone.pretrain.step_counts import Pass
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Plan:
     gpus: int
     device: Device
     network: Network
-    mfu: float
+    gpus_per_node: int
     pue: float
     parameters: int
     global_batch: int
@@ -43,27 +41,32 @@ class Plan:
     chosen: Candidate
     reason: str
     """Why it was chosen."""
+    by_mode: dict[str, Candidate]
+    """The chosen configuration, eager and compiled."""
 
-    def outcome(self, mfu: float) -> dict[str, float]:
-        """Rates and totals of the chosen configuration at an MFU of the forward and backward
-        passes."""
-        compute = self.chosen.compute_s * self.mfu / mfu
-        step = self.chosen.step_s - self.chosen.compute_s + compute
-        hours = self.steps * step / 3600
+    def outcome(self, mode: str) -> dict[str, float | str]:
+        """Rates and totals of the chosen configuration.
+
+        Args:
+            mode: eager or compiled.
+        """
+        each = self.by_mode[mode]
+        hours = self.steps * each.step_s / 3600
         return {
-            "mfu": mfu,
-            "mfu_of_step": self.chosen.mfu * self.chosen.step_s / step,
-            "step_s": step,
-            "samples_per_s": self.global_batch / step,
+            "mode": mode,
+            "bound": next(iter(each.bounds)),
+            "mfu": each.mfu,
+            "step_s": each.step_s,
+            "samples_per_s": each.samples_per_s,
             "hours": hours,
             "gpu_hours": hours * self.gpus,
             "kwh": hours * self.gpus * self.device.watts / 1000 * self.pue,
         }
 
     @property
-    def mfus(self) -> list[float]:
-        """Values of MFU to show, ascending."""
-        return sorted({*MFU_RANGE, self.mfu})
+    def clips_per_node(self) -> float:
+        """Clips that a node trains on per second."""
+        return self.chosen.samples_per_s / max(1, self.gpus / self.gpus_per_node)
 
     def command(self) -> str:
         """The command line that starts the chosen configuration."""
@@ -103,8 +106,8 @@ def make_plan(
     gpus: int,
     device: Device,
     network: Network,
-    mfu: float,
-    pue: float,
+    gpus_per_node: int = GPUS_PER_NODE,
+    pue: float = 1.0,
     options: Sequence[str] = (),
 ) -> Plan:
     """Estimate every configuration of ds_configs/ in the precision of the recipe and device.
@@ -115,7 +118,7 @@ def make_plan(
         gpus: Number of GPUs.
         device: The GPU.
         network: The network between nodes.
-        mfu: Assumed MFU of the forward and backward passes.
+        gpus_per_node: GPUs of a node.
         pue: Power usage effectiveness of the data centre.
         options: Recipe options of the command line, for the command.
 
@@ -134,10 +137,12 @@ def make_plan(
     if not device.has_bf16 and precision == "bf16":
         precision = "fp16"
     cost = training_cost(config, gpus)
-    passes = list(cost.video.values())
+    first = next(iter(cost.video))
+    # MLM and VTM are halves of one pass if they share it
+    together = ("mlm", "vtm") if config.objective.joint_pass else (first,)
+    shared = sum(cost.video[name] for name in together) / sum(cost.video.values())
     # backward is 2/3 of a pass; gradients become final in that of the first one
-    window = 2 / 3 * passes[0] / sum(passes)
-    job = TrainingJob(groups, gpus, train.global_batch, cost.total, mfu, window)
+    job = TrainingJob(groups, gpus, train.global_batch, cost.total, 2 / 3 * shared, gpus_per_node)
     demanding = max(active_objectives(config.objective), key=lambda each: each.min_clips)
     least = demanding.min_clips
     sizes = micro_batches(train.global_batch // gpus, least, train.micro_batch)
@@ -146,20 +151,28 @@ def make_plan(
             f"--gpus {gpus} leaves {train.global_batch // gpus} clips per rank, but"
             f" {demanding.label} needs {least}; use fewer GPUs or a larger --global-batch"
         )
-    candidates = _candidates(config, job, precision, sizes, device, network)
+    compiled = train.compile is not False
+    candidates = _candidates(config, job, precision, sizes, device, network, compiled)
     try:
         chosen, reason = recommend(candidates)
     except ValueError as error:
         raise InputError(
             f"{device.name}: {error}; use more GPUs, a device with more memory, or a smaller model"
         ) from error
+    (other,) = (
+        each
+        for each in _candidates(
+            config, job, precision, [chosen.micro_batch], device, network, not compiled
+        )
+        if (each.ds_config, each.checkpointing) == (chosen.ds_config, chosen.checkpointing)
+    )
     return Plan(
         recipe=recipe,
         options=tuple(options),
         gpus=gpus,
         device=device,
         network=network,
-        mfu=mfu,
+        gpus_per_node=gpus_per_node,
         pue=pue,
         parameters=sum(map(sum, groups)),
         global_batch=train.global_batch,
@@ -168,6 +181,10 @@ def make_plan(
         candidates=candidates,
         chosen=chosen,
         reason=reason,
+        by_mode={
+            "eager": other if compiled else chosen,
+            "compiled": chosen if compiled else other,
+        },
     )
 
 
@@ -178,10 +195,12 @@ def _candidates(
     sizes: Sequence[int],
     device: Device,
     network: Network,
+    compiled: bool,
 ) -> list[Candidate]:
     """Each file of ds_configs/ in a precision, with each micro-batch, with and without activation
     checkpointing. NVMe offload is not planned: its speed is that of the disks."""
     found = []
+    steps = {recompute: step_passes(config, precision, recompute) for recompute in (False, True)}
     for path in sorted(ds_config.FOLDER.glob("*.json")):
         zero = Zero.from_config(ds_config.load(path.stem))
         if zero.precision != precision or "nvme" in path.stem:
@@ -192,10 +211,44 @@ def _candidates(
                 kept = activations(
                     config, zero.element, 1, micro_batch=size, checkpointing=recompute
                 )
+                operations = [
+                    operation
+                    for step, per_clip in steps[recompute]
+                    for operation in step.operations(max(1, round(size * per_clip)), compiled)
+                ]
                 found.append(
-                    candidate(job, path.stem, zero, size, kept, device, network, recompute)
+                    candidate(
+                        job, path.stem, zero, size, kept, operations, device, network, recompute
+                    )
                 )
     return found
+
+
+def step_passes(
+    config: PretrainConfig, precision: str, checkpointing: bool = False
+) -> list[tuple[Pass, float]]:
+    """What a micro-batch consists of: (video or images, items per clip of the micro-batch).
+
+    Alternating co-training counts as video only.
+
+    Args:
+        config: The recipe.
+        precision: fp32, bf16 or fp16.
+        checkpointing: Blocks are recomputed.
+    """
+    model, cotrain, train = config.model_config(), config.cotrain, config.train
+    video = Pass(
+        model,
+        config.objective,
+        model.num_frames,
+        precision,
+        checkpointing,
+        config.loader.mask_prob,
+    )
+    passes = [(video, 1.0)]
+    if cotrain.images and cotrain.image_mode == "joint":
+        passes.append((replace(video, frames=1), cotrain.image_batch / train.global_batch))
+    return passes
 
 
 def scaled(config: PretrainConfig, gpus: int, per_gpu: int | None) -> PretrainConfig:
@@ -222,7 +275,8 @@ def as_json(plan: Plan) -> dict[str, object]:
     """All candidates, the command and the outcome."""
     content = asdict(plan) | {
         "command": plan.command(),
-        "outcome": [plan.outcome(mfu) for mfu in plan.mfus],
+        "outcome": [plan.outcome(mode) for mode in plan.by_mode],
+        "bounds": plan.chosen.bounds,
     }
     content["cost"]["total"] = plan.cost.total
     return content

@@ -16,6 +16,7 @@ from allinone.engine.objective import StepModule
 from allinone.engine.planning.estimate import Activations
 from allinone.engine.planning.hardware import DEVICES, NETWORKS, find_device, peak_of_card
 from allinone.engine.planning.memory import Zero, owned, state_memory, traffic
+from allinone.engine.planning.operations import Operation
 from allinone.engine.planning.step_time import TrainingJob, candidate, collective_seconds, recommend
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.pretrain.config import CoTrainOptions, ModelOptions, PretrainConfig
@@ -171,10 +172,13 @@ def test_zero_1_is_recommended_and_zero_3_if_only_it_fits() -> None:
     device, network = find_device("a100-40g"), NETWORKS["ib-hdr"]
 
     def best(parameters: int) -> int:
-        job = TrainingJob([[1_000_000] * (parameters // 1_000_000)], 128, 2048, 7e11, 0.4, 1 / 3)
+        job = TrainingJob([[1_000_000] * (parameters // 1_000_000)], 128, 2048, 7e11, 1 / 3)
         kept = Activations(8e9, 4e9, 1e8)
+        pass_ = [Operation("GEMM", 16 * 7e11, 0.0, 0.0, 100)]
         found = [
-            candidate(job, f"zero{stage}_bf16", Zero(stage, "bf16"), 16, kept, device, network)
+            candidate(
+                job, f"zero{stage}_bf16", Zero(stage, "bf16"), 16, kept, pass_, device, network
+            )
             for stage in range(4)
         ]
         return recommend(found)[0].stage
@@ -191,12 +195,14 @@ def test_devices_are_found_by_planning_name_and_by_cudas_name() -> None:
     with pytest.raises(ValueError, match="valid devices: v100-32g, a100-40g, a100-80g"):
         find_device("a100")
     assert peak_of_card("NVIDIA A100-SXM4-80GB", "bf16") == (312e12, "A100")
-    assert peak_of_card("NVIDIA A100-SXM4-80GB", "fp32") == (19.5e12, "A100")
+    assert peak_of_card("NVIDIA A100-SXM4-80GB", "fp32") == (156e12, "A100"), "TF32"
+    assert peak_of_card("Tesla T4", "fp32") == (8.1e12, "T4"), "no TF32"
+    assert peak_of_card("NVIDIA GeForce RTX 4090", "bf16") == (165.2e12, "RTX 4090")
     assert peak_of_card("NVIDIA RTX A6000", "fp16") == (154.8e12, "A6000")
     assert peak_of_card("NVIDIA A10", "bf16") == (125e12, "A10")
     assert peak_of_card("NVIDIA H100 80GB HBM3", "bf16") == (989.4e12, "H100")
     assert peak_of_card("NVIDIA H100 PCIe", "bf16") == (756.5e12, "H100 PCIe")
-    for unknown in ("NVIDIA A10G", "GeForce GTX 1080"):
+    for unknown in ("NVIDIA A10G", "NVIDIA GeForce RTX 3090 Ti", "GeForce GTX 1080"):
         assert peak_of_card(unknown, "bf16") is None
 
 
