@@ -51,28 +51,31 @@ class Pass:
             clips: Clips of the micro-batch.
             compiled: As torch.compile would fuse them.
         """
-        few, many = (self._recorded(size)[compiled] for size in SIZES)
-        return interpolate(few, many, (clips - SIZES[0]) / (SIZES[1] - SIZES[0]))
+        return _operations(self._key, clips, compiled)
 
-    def _recorded(self, clips: int) -> tuple[list[Operation], list[Operation]]:
+    @property
+    def _key(self) -> Key:
         # a transformers config has no hash
-        rest = (self.objective, self.frames, self.precision, self.checkpointing, self.mask_prob)
-        return _recorded(self.model.to_json_string(use_diff=False), *rest, clips)
+        model = self.model.to_json_string(use_diff=False)
+        rest = (self.frames, self.precision, self.checkpointing, self.mask_prob)
+        return (model, self.objective, *rest)
 
 
-@functools.cache
-def _recorded(
-    model: str,
-    objective: ObjectiveConfig,
-    frames: int,
-    precision: str,
-    checkpointing: bool,
-    mask_prob: float,
-    clips: int,
-) -> tuple[list[Operation], list[Operation]]:
+Key = tuple[str, ObjectiveConfig, int, str, bool, float]
+"""The fields of Pass, the model as JSON."""
+
+
+@functools.lru_cache(256)
+def _operations(key: Key, clips: int, compiled: bool) -> list[Operation]:
+    few, many = (_recorded(key, size)[compiled] for size in SIZES)
+    return interpolate(few, many, (clips - SIZES[0]) / (SIZES[1] - SIZES[0]))
+
+
+@functools.lru_cache(64)
+def _recorded(key: Key, clips: int) -> tuple[list[Operation], list[Operation]]:
     """Eager and compiled operations."""
-    config = AllInOneConfig.from_dict(json.loads(model))
-    recorder = record(Pass(config, objective, frames, precision, checkpointing, mask_prob), clips)
+    model, *rest = key
+    recorder = record(Pass(AllInOneConfig.from_dict(json.loads(model)), *rest), clips)
     return recorder.eager(), recorder.compiled()
 
 

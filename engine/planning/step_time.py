@@ -67,6 +67,10 @@ class ComputeTime:
         """Sum."""
         return self.gemm + self.memory + self.launches
 
+    def times(self, number: float) -> ComputeTime:
+        """Of that many micro-batches."""
+        return ComputeTime(number * self.gemm, number * self.memory, number * self.launches)
+
 
 def compute_time(operations: Sequence[Operation], device: Device, precision: str) -> ComputeTime:
     """Time of operations that run one after the other.
@@ -223,7 +227,7 @@ def candidate(
     zero: Zero,
     micro_batch: int,
     activations: Activations,
-    operations: Sequence[Operation],
+    compute: ComputeTime,
     device: Device,
     network: Network,
     checkpointing: bool = False,
@@ -236,7 +240,7 @@ def candidate(
         zero: Content of that file.
         micro_batch: Clips per rank and forward pass.
         activations: Bytes of such a micro-batch.
-        operations: Forward and backward pass of such a micro-batch.
+        compute: Forward and backward pass of such a micro-batch.
         device: The GPU.
         network: The network between nodes.
         checkpointing: Whether blocks are recomputed in the backward pass.
@@ -247,13 +251,10 @@ def candidate(
     tensors = sum(parts.values())
     parts["reserve"] = CONTEXT_BYTES + FRAGMENTATION * tensors
     peak = tensors + parts["reserve"]
-    once = compute_time(operations, device, zero.precision)
-    passes = ComputeTime(
-        accumulation * once.gemm, accumulation * once.memory, accumulation * once.launches
-    )
-    compute = passes.total / (1 - HOST_OVERHEAD[zero.stage])
+    passes = compute.times(accumulation)
+    compute_s = passes.total / (1 - HOST_OVERHEAD[zero.stage])
     sent = traffic(job.groups, job.gpus, zero, accumulation)
-    exposed, hidden = _communication(job, sent, compute, accumulation, zero, device, network)
+    exposed, hidden = _communication(job, sent, compute_s, accumulation, zero, device, network)
     # without ZeRO every rank updates all parameters
     share = sum(map(sum, job.groups)) / (1 if zero.stage == 0 else job.gpus)
     # AdamW reads and writes master weights, moments, gradient and weights once
@@ -270,7 +271,7 @@ def candidate(
     if job.gpus > 1:
         copied = 2 * BUCKET_COPIES * zero.element * sum(map(sum, job.groups))
         update += copied * (accumulation if zero.stage >= 2 else 1) / bandwidth
-    step = compute + exposed + update
+    step = compute_s + exposed + update
     ideal = job.global_batch / job.gpus * job.flops_per_sample / device.rate_of(zero.precision)
     return Candidate(
         ds_config=ds_name,
@@ -285,7 +286,7 @@ def candidate(
         fits=peak <= device.memory,
         collectives=tuple(sent),
         compute=passes,
-        compute_s=compute,
+        compute_s=compute_s,
         exposed_s=exposed,
         hidden_s=hidden,
         update_s=update,

@@ -4,6 +4,7 @@ recommended configuration."""
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -13,7 +14,13 @@ from allinone.common.errors import InputError
 from allinone.engine import ds_config
 from allinone.engine.planning.hardware import GPUS_PER_NODE, Device, Network
 from allinone.engine.planning.memory import Zero, groups_of
-from allinone.engine.planning.step_time import Candidate, TrainingJob, candidate, recommend
+from allinone.engine.planning.step_time import (
+    Candidate,
+    TrainingJob,
+    candidate,
+    compute_time,
+    recommend,
+)
 from allinone.model import AllInOneForPreTraining
 from allinone.pretrain.config import ModelOptions, PretrainConfig
 from allinone.pretrain.cost import SampleCost, activations, training_cost
@@ -200,27 +207,22 @@ def _candidates(
     """Each file of ds_configs/ in a precision, with each micro-batch, with and without activation
     checkpointing. NVMe offload is not planned: its speed is that of the disks."""
     found = []
-    steps = {recompute: step_passes(config, precision, recompute) for recompute in (False, True)}
-    for path in sorted(ds_config.FOLDER.glob("*.json")):
-        zero = Zero.from_config(ds_config.load(path.stem))
-        if zero.precision != precision or "nvme" in path.stem:
-            continue
-        for size in sizes:
-            for recompute in (False, True):
-                # mask 1: on a GPU a dropout mask takes one byte per element
-                kept = activations(
-                    config, zero.element, 1, micro_batch=size, checkpointing=recompute
-                )
-                operations = [
-                    operation
-                    for step, per_clip in steps[recompute]
-                    for operation in step.operations(max(1, round(size * per_clip)), compiled)
-                ]
-                found.append(
-                    candidate(
-                        job, path.stem, zero, size, kept, operations, device, network, recompute
-                    )
-                )
+    for size, recompute in itertools.product(sizes, (False, True)):
+        operations = [
+            operation
+            for step, per_clip in step_passes(config, precision, recompute)
+            for operation in step.operations(max(1, round(size * per_clip)), compiled)
+        ]
+        compute = compute_time(operations, device, precision)
+        for path in sorted(ds_config.FOLDER.glob("*.json")):
+            zero = Zero.from_config(ds_config.load(path.stem))
+            if zero.precision != precision or "nvme" in path.stem:
+                continue
+            # mask 1: on a GPU a dropout mask takes one byte per element
+            kept = activations(config, zero.element, 1, micro_batch=size, checkpointing=recompute)
+            found.append(
+                candidate(job, path.stem, zero, size, kept, compute, device, network, recompute)
+            )
     return found
 
 

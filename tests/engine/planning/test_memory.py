@@ -17,7 +17,13 @@ from allinone.engine.planning.estimate import Activations
 from allinone.engine.planning.hardware import DEVICES, NETWORKS, find_device, peak_of_card
 from allinone.engine.planning.memory import Zero, owned, state_memory, traffic
 from allinone.engine.planning.operations import Operation
-from allinone.engine.planning.step_time import TrainingJob, candidate, collective_seconds, recommend
+from allinone.engine.planning.step_time import (
+    TrainingJob,
+    candidate,
+    collective_seconds,
+    compute_time,
+    recommend,
+)
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.pretrain.config import CoTrainOptions, ModelOptions, PretrainConfig
 from allinone.pretrain.cost import activations, masked_tokens, sample_flops, training_cost
@@ -174,10 +180,10 @@ def test_zero_1_is_recommended_and_zero_3_if_only_it_fits() -> None:
     def best(parameters: int) -> int:
         job = TrainingJob([[1_000_000] * (parameters // 1_000_000)], 128, 2048, 7e11, 1 / 3)
         kept = Activations(8e9, 4e9, 1e8)
-        pass_ = [Operation("GEMM", 16 * 7e11, 0.0, 0.0, 100)]
+        compute = compute_time([Operation("GEMM", 16 * 7e11, 0.0, 0.0, 100)], device, "bf16")
         found = [
             candidate(
-                job, f"zero{stage}_bf16", Zero(stage, "bf16"), 16, kept, pass_, device, network
+                job, f"zero{stage}_bf16", Zero(stage, "bf16"), 16, kept, compute, device, network
             )
             for stage in range(4)
         ]
