@@ -47,7 +47,7 @@ class Device:
         """Dense FLOP/s in fp32, bf16 or fp16."""
         if precision != "fp32":
             return self.rate
-        # TF32 is on for fp32 (engine/precision.py); cards with bf16 have it, at half of its rate
+        # TF32 is on for fp32 (engine/trainer.py); cards with bf16 have it, at half of its rate
         return self.rate / 2 if self.has_bf16 else self.rate_fp32
 
 
