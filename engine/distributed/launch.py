@@ -177,8 +177,8 @@ def gpu_of_rank(local_rank: int, visible: int) -> int:
 def prepare_environment() -> None:
     """Set the variables that torch and DeepSpeed read at import.
 
-    Without an NVIDIA driver DeepSpeed gets its CPU accelerator. CUDA's memory grows in segments: the
-    lengths of micro-batches differ, and blocks of fixed size would be left over in many sizes.
+    Without an NVIDIA driver DeepSpeed gets its CPU accelerator. CUDA's memory grows in segments:
+    micro-batches differ in length, and blocks of a fixed size would be left over in many sizes.
     """
     if "DS_ACCELERATOR" not in os.environ and not os.path.exists("/dev/nvidiactl"):  # noqa: PTH110 - before any other import
         os.environ["DS_ACCELERATOR"] = "cpu"

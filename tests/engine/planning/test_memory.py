@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,17 +78,19 @@ def test_zero_0_needs_14_bytes_per_parameter_and_20_at_the_peak() -> None:
 
 
 @pytest.mark.parametrize(
-    ("frames", "words", "clips", "element", "recompute", "distilled", "objective"),
+    ("frames", "words", "clips", "element", "recompute", "model", "objective"),
     [
-        (3, 16, 4, 4, False, False, ObjectiveConfig()),
-        (5, 12, 2, 2, False, False, ObjectiveConfig()),
-        (3, 16, 6, 4, True, False, ObjectiveConfig()),
-        (3, 16, 4, 2, True, False, ObjectiveConfig(vtc=1.0)),
-        (1, 16, 4, 4, False, False, ObjectiveConfig(mlm=0.0, vtc=1.0)),
-        (3, 16, 4, 4, False, True, ObjectiveConfig(vtc=1.0)),
-        (3, 16, 4, 4, False, True, ObjectiveConfig(wpa=0.1)),
-        (3, 16, 4, 4, False, False, ObjectiveConfig(passes="separate")),
-        (3, 16, 4, 2, False, False, ObjectiveConfig(passes="separate", wpa=0.1)),
+        (3, 16, 4, 4, False, {}, ObjectiveConfig()),
+        (5, 12, 2, 2, False, {}, ObjectiveConfig()),
+        (3, 16, 6, 4, True, {}, ObjectiveConfig()),
+        (3, 16, 4, 2, True, {}, ObjectiveConfig(vtc=1.0)),
+        (1, 16, 4, 4, False, {}, ObjectiveConfig(mlm=0.0, vtc=1.0)),
+        (3, 16, 4, 4, False, {"distillation_token": True}, ObjectiveConfig(vtc=1.0)),
+        (3, 16, 4, 4, False, {"distillation_token": True}, ObjectiveConfig(wpa=0.1)),
+        (3, 16, 4, 4, False, {}, ObjectiveConfig(passes="separate")),
+        (3, 16, 4, 2, False, {}, ObjectiveConfig(passes="separate", wpa=0.1)),
+        (3, 40, 2, 4, False, {"size": "tiny", "patch_order": "shuffled"}, ObjectiveConfig(wpa=0.1)),
+        (3, 40, 2, 4, True, {"size": "tiny"}, ObjectiveConfig(passes="separate", wpa=0.1)),
     ],
 )
 def test_planned_activations_equal_what_autograd_keeps(
@@ -96,22 +99,22 @@ def test_planned_activations_equal_what_autograd_keeps(
     clips: int,
     element: int,
     recompute: bool,
-    distilled: bool,
+    model: dict[str, Any],
     objective: ObjectiveConfig,
 ) -> None:
-    options = ModelOptions("nano", frames=frames, max_text_len=words, distillation_token=distilled)
+    options = ModelOptions(**{"size": "nano", "frames": frames, "max_text_len": words, **model})
     config = PretrainConfig(out=Path("out"), data=(), model=options, objective=objective)
-    model = AllInOneForPreTraining(config.model_config()).to(
+    network = AllInOneForPreTraining(config.model_config()).to(
         torch.float32 if element == 4 else torch.bfloat16
     )
     if recompute:
-        model.gradient_checkpointing_enable()
-    batch = make_batch(model.config, clips, masked=masked_tokens(model.config))
+        network.gradient_checkpointing_enable()
+    batch = make_batch(network.config, clips, masked=masked_tokens(network.config))
     gc.collect()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profiler:
-        kept = StepModule(model, PretrainObjective(objective))(batch)
+        kept = StepModule(network, PretrainObjective(objective))(batch)
     measured = sum(
         event.nbytes()
         for event in profiler.profiler.kineto_results.events()
@@ -124,7 +127,7 @@ def test_planned_activations_equal_what_autograd_keeps(
     if recompute:  # each checkpoint also keeps the CPU generator's state
         passes = (objective.mlm > 0) + (objective.vtm > 0) + 2 * (objective.vtc > 0)
         passes -= objective.joint_pass
-        planned += passes * model.config.num_hidden_layers * torch.get_rng_state().numel()
+        planned += passes * network.config.num_hidden_layers * torch.get_rng_state().numel()
     assert planned == pytest.approx(measured, rel=0.03)
 
 
