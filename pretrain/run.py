@@ -25,6 +25,7 @@ from allinone.pretrain.cost import run_activations, training_flops_per_sample
 from allinone.pretrain.evaluation import evaluate
 from allinone.pretrain.objectives.combined import PretrainObjective
 from allinone.pretrain.objectives.registry import active_objectives
+from allinone.pretrain.readers import with_readers
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +50,16 @@ def build_run(config: PretrainConfig) -> Trainer:
     """Build the trainer of a run; raises ValueError for contradictory options or unusable data."""
     for objective in active_objectives(config.objective):
         objective.check(config)
-    if config.loader.workers:
+    run_config = config.as_json()
+    if config.loader.readers:
         forkserver_context()  # starts its imports while this process builds the model
+    config = with_readers(config)
     return Trainer(
         config.train,
         model=build_model(config),
         objective=PretrainObjective(config.objective),
         data=build_data(config),
-        run_config=config.as_json(),
+        run_config=run_config,
         evaluate=make_evaluation(config),
         flops_per_sample=training_flops_per_sample(config, launch.find_rank_info(os.environ).world),
         activations=run_activations(config),
