@@ -148,6 +148,26 @@ def test_a_custom_device_is_planned_from_its_three_numbers(
     assert "give --device custom" in capsys.readouterr().err
 
 
+def test_both_phases_of_patch_keep_are_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    plans = {}
+    for recipe in ("webvid-howto-base", "webvid-howto-fast"):
+        assert main(["train", recipe, "--gpus", "64", "--json"]) == 0
+        plans[recipe] = json.loads(capsys.readouterr().out)
+    paper, fast = plans.values()
+    kept, complete = fast["phases"]
+    assert (kept["steps"], complete["steps"]) == (380_000, 20_000)
+    assert fast["outcome"][1]["hours"] == pytest.approx(kept["hours"] + complete["hours"])
+    # the last phase and the peak of memory are those of the paper's recipe
+    assert complete["hours"] == pytest.approx(0.05 * paper["outcome"][1]["hours"])
+    assert fast["chosen"] == paper["chosen"]
+    gemm = {name: fast[name]["compiled"]["compute"]["gemm"] for name in ("kept_by_mode", "by_mode")}
+    assert gemm["kept_by_mode"] / gemm["by_mode"] == pytest.approx(
+        kept["flops"] / complete["flops"], rel=0.03
+    )
+    assert main(["train", "webvid-howto-fast", "--gpus", "64", "--markdown"]) == 0
+    assert "| --patch-keep 0.5 | 98 of 196 | 380,000 |" in capsys.readouterr().out
+
+
 def test_what_cannot_be_planned_is_refused_with_valid_values(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

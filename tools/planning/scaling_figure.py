@@ -53,7 +53,7 @@ def throughput(
         try:
             options = scaled(config, gpus, per_gpu)
             plan = make_plan(recipe, options, gpus, device, network)
-            found.append(plan.chosen.samples_per_s)
+            found.append(float(plan.outcome(plan.mode)["samples_per_s"]))
         except InputError:
             found.append(float("nan"))
     return found

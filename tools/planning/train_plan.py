@@ -49,31 +49,63 @@ class Plan:
     reason: str
     """Why it was chosen."""
     by_mode: dict[str, Candidate]
-    """The chosen configuration, eager and compiled."""
+    """The chosen configuration, eager and compiled, in steps with all patches, which all candidates
+    have."""
+    kept_by_mode: dict[str, Candidate]
+    """The same in steps with --patch-keep; empty without."""
+
+    @property
+    def mode(self) -> str:
+        """eager or compiled, as the recipe trains."""
+        return next(mode for mode, each in self.by_mode.items() if each is self.chosen)
+
+    def in_phase(self, mode: str, kept: bool) -> Candidate:
+        """The chosen configuration in one phase.
+
+        Args:
+            mode: eager or compiled.
+            kept: Steps with --patch-keep; False: those with all patches.
+        """
+        return self.kept_by_mode[mode] if kept and self.kept_by_mode else self.by_mode[mode]
 
     def outcome(self, mode: str) -> dict[str, float | str]:
-        """Rates and totals of the chosen configuration.
+        """Rates and totals of the chosen configuration, averaged over the steps.
 
         Args:
             mode: eager or compiled.
         """
-        each = self.by_mode[mode]
-        hours = self.steps * each.step_s / 3600
+        share = self.cost.kept_share
+        kept, complete = self.in_phase(mode, True), self.in_phase(mode, False)
+        step = share * kept.step_s + (1 - share) * complete.step_s
+        # seconds of a step at MFU 1
+        ideal = share * kept.mfu * kept.step_s + (1 - share) * complete.mfu * complete.step_s
+        hours = self.steps * step / 3600
         return {
             "mode": mode,
-            "bound": next(iter(each.bounds)),
-            "mfu": each.mfu,
-            "step_s": each.step_s,
-            "samples_per_s": each.samples_per_s,
+            "bound": next(iter((kept if share > 0.5 else complete).bounds)),
+            "mfu": ideal / step,
+            "step_s": step,
+            "samples_per_s": self.global_batch / step,
             "hours": hours,
             "gpu_hours": hours * self.gpus,
             "kwh": hours * self.gpus * self.device.watts / 1000 * self.pue,
         }
 
+    def phases(self) -> list[tuple[bool, int, float]]:
+        """Whether it uses --patch-keep, steps and hours of each phase."""
+        kept = round(self.cost.kept_share * self.steps)
+        counts = [(True, kept), (False, self.steps - kept)]
+        return [
+            (keeps, steps, steps * self.in_phase(self.mode, keeps).step_s / 3600)
+            for keeps, steps in counts
+            if steps
+        ]
+
     @property
     def clips_per_node(self) -> float:
-        """Clips that a node trains on per second."""
-        return self.chosen.samples_per_s / max(1, self.gpus / self.gpus_per_node)
+        """Clips that a node trains on per second, in the faster phase."""
+        fastest = max(self.in_phase(self.mode, kept).samples_per_s for kept in (False, True))
+        return fastest / max(1, self.gpus / self.gpus_per_node)
 
     def command(self) -> str:
         """The command line that starts the chosen configuration."""
@@ -149,7 +181,9 @@ def make_plan(
     together = ("mlm", "vtm") if config.objective.joint_pass else (first,)
     shared = sum(cost.video[name] for name in together) / sum(cost.video.values())
     # backward is 2/3 of a pass; gradients become final in that of the first one
-    job = TrainingJob(groups, gpus, train.global_batch, cost.total, 2 / 3 * shared, gpus_per_node)
+    job = TrainingJob(
+        groups, gpus, train.global_batch, cost.all_patches, 2 / 3 * shared, gpus_per_node
+    )
     demanding = max(active_objectives(config.objective), key=lambda each: each.min_clips)
     least = demanding.min_clips
     sizes = micro_batches(train.global_batch // gpus, least, train.micro_batch)
@@ -158,21 +192,29 @@ def make_plan(
             f"--gpus {gpus} leaves {train.global_batch // gpus} clips per rank, but"
             f" {demanding.label} needs {least}; use fewer GPUs or a larger --global-batch"
         )
-    compiled = train.compile is not False
-    candidates = _candidates(config, job, precision, sizes, device, network, compiled)
+    modes = {"eager": False, "compiled": True}
+
+    def found(mode: str, sizes: Sequence[int], kept: bool = False) -> list[Candidate]:
+        each = replace(job, flops_per_sample=cost.at(kept))
+        return _candidates(config, each, precision, sizes, device, network, modes[mode], kept)
+
+    mode = "eager" if train.compile is False else "compiled"
+    candidates = found(mode, sizes)
     try:
         chosen, reason = recommend(candidates)
     except ValueError as error:
         raise InputError(
             f"{device.name}: {error}; use more GPUs, a device with more memory, or a smaller model"
         ) from error
-    (other,) = (
-        each
-        for each in _candidates(
-            config, job, precision, [chosen.micro_batch], device, network, not compiled
+
+    def same(mode: str, kept: bool) -> Candidate:
+        names = (chosen.ds_config, chosen.checkpointing)
+        return next(
+            each
+            for each in found(mode, [chosen.micro_batch], kept)
+            if (each.ds_config, each.checkpointing) == names
         )
-        if (each.ds_config, each.checkpointing) == (chosen.ds_config, chosen.checkpointing)
-    )
+
     return Plan(
         recipe=recipe,
         options=tuple(options),
@@ -188,10 +230,8 @@ def make_plan(
         candidates=candidates,
         chosen=chosen,
         reason=reason,
-        by_mode={
-            "eager": other if compiled else chosen,
-            "compiled": chosen if compiled else other,
-        },
+        by_mode={each: chosen if each == mode else same(each, kept=False) for each in modes},
+        kept_by_mode={each: same(each, kept=True) for each in modes} if cost.kept else {},
     )
 
 
@@ -203,31 +243,37 @@ def _candidates(
     device: Device,
     network: Network,
     compiled: bool,
+    kept: bool,
 ) -> list[Candidate]:
     """Each file of ds_configs/ in a precision, with each micro-batch, with and without activation
-    checkpointing. NVMe offload is not planned: its speed is that of the disks."""
+    checkpointing, in steps with --patch-keep (`kept`) or with all patches. NVMe offload is not
+    planned: its speed is that of the disks."""
     found = []
     for size, recompute in itertools.product(sizes, (False, True)):
-        operations = [
-            operation
-            for step, per_clip in step_passes(config, precision, recompute)
-            for operation in step.operations(max(1, round(size * per_clip)), compiled)
-        ]
-        compute = compute_time(operations, device, precision)
+        times = {}
+        for mode in {False, compiled}:
+            operations = [
+                operation
+                for step, per_clip in step_passes(config, precision, recompute, kept)
+                for operation in step.operations(max(1, round(size * per_clip)), mode)
+            ]
+            times[mode] = compute_time(operations, device, precision)
         for path in sorted(ds_config.FOLDER.glob("*.json")):
             zero = Zero.from_config(ds_config.load(path.stem))
             if zero.precision != precision or "nvme" in path.stem:
                 continue
             # mask 1: on a GPU a dropout mask takes one byte per element
-            kept = activations(config, zero.element, 1, micro_batch=size, checkpointing=recompute)
+            saved = activations(config, zero.element, 1, micro_batch=size, checkpointing=recompute)
+            # blocks are not compiled with ZeRO 3
+            compute = times[compiled and zero.stage < 3]
             found.append(
-                candidate(job, path.stem, zero, size, kept, compute, device, network, recompute)
+                candidate(job, path.stem, zero, size, saved, compute, device, network, recompute)
             )
     return found
 
 
 def step_passes(
-    config: PretrainConfig, precision: str, checkpointing: bool = False
+    config: PretrainConfig, precision: str, checkpointing: bool = False, kept: bool = False
 ) -> list[tuple[Pass, float]]:
     """What a micro-batch consists of: (video or images, items per clip of the micro-batch).
 
@@ -237,11 +283,12 @@ def step_passes(
         config: The recipe.
         precision: fp32, bf16 or fp16.
         checkpointing: Blocks are recomputed.
+        kept: Steps with --patch-keep; False: with all patches.
     """
     model, cotrain, train = config.model_config(), config.cotrain, config.train
     video = Pass(
         model,
-        config.objective,
+        config.objective if kept else replace(config.objective, patch_keep=1.0),
         model.num_frames,
         precision,
         checkpointing,
@@ -281,4 +328,9 @@ def as_json(plan: Plan) -> dict[str, object]:
         "bounds": plan.chosen.bounds,
     }
     content["cost"]["total"] = plan.cost.total
+    if plan.kept_by_mode:
+        content["phases"] = [
+            {"kept": kept, "steps": steps, "flops": plan.cost.at(kept), "hours": hours}
+            for kept, steps, hours in plan.phases()
+        ]
     return content

@@ -117,6 +117,25 @@ def bounds_table(plan: Plan) -> list[list[str]]:
     return rows
 
 
+def phase_table(plan: Plan, config: PretrainConfig) -> list[list[str]]:
+    """The two phases of a run with --patch-keep."""
+    patches = config.model_config().num_patches
+    rows = [["phase", "patches", "steps", "FLOPs per clip", "step ms", "hours"]]
+    for keeps, steps, hours in plan.phases():
+        used = config.objective.kept_patches(patches) if keeps else patches
+        rows.append(
+            [
+                f"--patch-keep {config.objective.patch_keep:g}" if keeps else "all patches",
+                f"{used} of {patches}",
+                f"{steps:,}",
+                count(plan.cost.at(keeps)),
+                _ms(plan.in_phase(plan.mode, keeps).step_s),
+                f"{hours:,.1f}",
+            ]
+        )
+    return rows
+
+
 def outcome_table(plan: Plan) -> list[list[str]]:
     """The complete run, eager and compiled; * marks the recipe's."""
     titles = "passes|bound by|MFU|step ms|samples/s|all steps|hours|GPU-hours|kWh"
@@ -184,6 +203,7 @@ def as_text(
     ]
     tables = [
         outcome_table(plan),
+        *([phase_table(plan, config)] if plan.kept_by_mode else []),
         bounds_table(plan),
         memory_table(same_micro_batch),
         fit_table(plan.candidates),
@@ -196,8 +216,7 @@ def as_text(
 def recommendation(plan: Plan) -> str:
     """The recommended command and what to expect of it."""
     chosen, device = plan.chosen, plan.device
-    mode = next(mode for mode, each in plan.by_mode.items() if each is chosen)
-    best = plan.outcome(mode)
+    best = plan.outcome(plan.mode)
     energy = (
         f", {best['kwh']:,.0f} kWh at {device.watts:.0f} W and PUE {plan.pue:g}"
         if device.watts
