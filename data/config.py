@@ -121,8 +121,10 @@ class DataConfig:
     decoder: Literal["auto", "dali", "pyav"] = "auto"
     """What decodes: dali (NVDEC on a GPU; VP8, VP9, MJPEG on the CPU; other clips go to PyAV), or
     pyav in the reader processes. auto is dali on a GPU, and pyav on the CPU, where it is faster."""
-    workers: int = option(2, resume="may_change")
-    """Reader processes per rank (read, trim, tokenise, mask). 0 reads in the training process."""
+    workers: int | Literal["auto"] = option(2, resume="may_change")
+    """Reader processes per rank (read, trim, tokenise, mask). 0 reads in the training process.
+    auto: in pre-training on a GPU, as many as half of its peak rate needs (pretrain/readers.py),
+    within the cores of the rank; otherwise 2."""
     dali_threads: int = option(2, resume="may_change")
     """Host threads of each DALI graph."""
     pipelines: int = option(0, resume="may_change")
@@ -181,12 +183,19 @@ class DataConfig:
     """Seconds after which decoding a clip on the host has failed; 5 more if the decoder hangs."""
 
     @property
+    def readers(self) -> int:
+        """Number of reader processes."""
+        return 2 if self.workers == "auto" else self.workers
+
+    @property
     def uses_randaug(self) -> bool:
         """Whether training clips are augmented by RandAugment."""
         return self.augment == "randaug" and self.randaug_layers > 0
 
     def __post_init__(self) -> None:
-        require(self, NOT_NEGATIVE, ("workers", "pipelines", "shuffle_window", "max_pixels"))
+        if self.workers != "auto":
+            require(self, NOT_NEGATIVE, ("workers",))
+        require(self, NOT_NEGATIVE, ("pipelines", "shuffle_window", "max_pixels"))
         require(self, COUNT, ("dali_threads", "prefetch"))
         require(self, POSITIVE, ("crop_ratio", "std", "clip_timeout_s"))
         require(self, Bounds(0, 1, above=True), ("crop_scale", "eval_crop"))

@@ -69,7 +69,7 @@ class FinetuneJob:
         _, self.device = launch.start(
             config.train.device, collective_timeout_s(config.train.hang_timeout_s)
         )
-        if config.loader.workers:
+        if config.loader.readers:
             forkserver_context()  # its imports run while this process reads annotations
         self.splits: LoadedSplits = load_splits(benchmark, config)
         self.source: SourceCheckpoint = read_source_checkpoint(config.checkpoint)
@@ -95,7 +95,7 @@ class FinetuneJob:
             source=benchmark.archives,
             picture_rate=config.picture_rate,
             max_pixels=config.loader.max_pixels,
-            workers=config.loader.workers * 2,
+            workers=config.loader.readers * 2,
         )
         self.train_split: Split | None = None
         if not config.eval_only:

@@ -135,7 +135,7 @@ def prefetch(
     Raises:
         Exception: Any error of readers and augmentations is raised here.
     """
-    readers = ReaderContext(config.workers) if config.workers else None
+    readers = ReaderContext(config.readers) if config.readers else None
     loader = _loader(maker, config, sampler, readers)
     # one thread each, because a DALI pipeline runs one batch at a time
     threads = [ThreadPoolExecutor(1, thread_name_prefix="augment") for _ in augmentations]
@@ -207,5 +207,5 @@ def _loader(
         )
     # batch_size=None: an item of `maker` is a micro-batch already
     return DataLoader(
-        maker, batch_size=None, num_workers=config.workers, sampler=sampler, **options
+        maker, batch_size=None, num_workers=config.readers, sampler=sampler, **options
     )
