@@ -97,6 +97,9 @@ def require_distinct(specs: Sequence[DatasetSpec], option: str) -> None:
             )
 
 
+TextPadding = Literal["full", "longest", "packed"]
+
+
 @dataclass(frozen=True)
 class ClipConfig:
     """The shape of the model's inputs. Derived from the model's config, never set twice."""
@@ -170,6 +173,11 @@ class DataConfig:
     """Channel means, RGB in [0, 1]."""
     std: tuple[float, float, float] = option(IMAGENET_STD, earlier=IMAGENET_STD)
     """Channel standard deviations, RGB in [0, 1]."""
+    text_padding: TextPadding = option("packed", earlier="full")
+    """How much padding of the texts the model computes. packed: none, every text has its own
+    length. longest: up to the longest text of the micro-batch, rounded up to a multiple of 8.
+    full: up to max_text_len, as the original and earlier versions. Without dropout all three give
+    the same result; with dropout they draw other numbers."""
     mask_prob: float = 0.15
     """Share of the real words that MLM masks (whole words, at least one)."""
     shuffle_window: int = 0

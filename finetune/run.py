@@ -159,15 +159,21 @@ class FinetuneJob:
             **provenance(config, self.source),
         }
         log.info("weights: %s", self.source.report)
-        passes = task.backbone_passes()
+        passes, data = task.backbone_passes(), self._training_data(split)
+        flops = training_flops(
+            passes,
+            self.model_config,
+            frozen=spec.frozen,
+            text_tokens=data.text_tokens(config.train.micro_batch),
+        )
         Trainer(
             config.train,
             model=model,
             objective=task,
-            data=self._training_data(split),
+            data=data,
             run_config=config.as_json(self._inputs(spec)),
             evaluate=self._validation(),
-            flops_per_sample=training_flops(passes, self.model_config, frozen=spec.frozen),
+            flops_per_sample=flops,
             activations=(
                 None if spec.frozen else run_activations(passes, self.model_config, config.train)
             ),

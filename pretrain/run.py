@@ -56,7 +56,7 @@ def build_run(config: PretrainConfig) -> Trainer:
         forkserver_context()  # starts its imports while this process builds the model
     config = with_readers(config)
     model, data = build_model(config), build_data(config)
-    cost = training_cost(config, launch.find_rank_info(os.environ).world)
+    cost = training_cost(config, launch.find_rank_info(os.environ).world, data.text_lengths())
     return Trainer(
         config.train,
         model=model,

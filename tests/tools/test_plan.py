@@ -94,9 +94,8 @@ def test_a_recipe_is_planned_with_its_own_options(
         plan["command"]
         == "pretrain/train.py webvid-howto --frames 4 --ds-config zero1_bf16 --micro-batch 32"
     )
-    assert plan["cost"]["total"] > 4 / 3 * 3 * 2 * 127e9 * 0.95, (
-        "four frames, two passes, forward and backward"
-    )
+    # four frames, two passes, forward and backward; a caption of 16 tokens instead of 40
+    assert plan["cost"]["total"] > 4 / 3 * 3 * 2 * 127e9 * 0.95 * 213 / 237
     eager, compiled = plan["outcome"]
     assert (eager["mode"], compiled["mode"]) == ("eager", "compiled")
     assert compiled["step_s"] < eager["step_s"]
