@@ -24,6 +24,8 @@ def test_every_objective_has_a_weight_and_the_reverse() -> None:
         "image_weight",
         "vtm_negatives",
         "passes",
+        "patch_keep",
+        "patch_keep_until",
     }
     assert {objective.name for objective in OBJECTIVES} == weights
 
