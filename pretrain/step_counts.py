@@ -74,8 +74,8 @@ def _operations(key: Key, clips: int, compiled: bool) -> list[Operation]:
 @functools.lru_cache(64)
 def _recorded(key: Key, clips: int) -> tuple[list[Operation], list[Operation]]:
     """Eager and compiled operations."""
-    model, *rest = key
-    recorder = record(Pass(AllInOneConfig.from_dict(json.loads(model)), *rest), clips)
+    model = AllInOneConfig.from_dict(json.loads(key[0]))
+    recorder = record(Pass(model, *key[1:]), clips)
     return recorder.eager(), recorder.compiled()
 
 
@@ -90,7 +90,7 @@ def record(step: Pass, clips: int) -> OperationRecorder:
         model = AllInOneForPreTraining(step.model).train()
         for dropout in model.modules():
             if isinstance(dropout, nn.Dropout):  # on a CPU, torch composes it of three kernels
-                dropout.forward = functools.partial(_cuda_dropout, rate=dropout.p)
+                dropout.__dict__["forward"] = functools.partial(_cuda_dropout, rate=dropout.p)
         if step.checkpointing:
             model.gradient_checkpointing_enable()
         batch = _batch(step, clips)
