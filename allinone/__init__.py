@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any
 
+from allinone.common.activation import explain_missing_packages
+
 __all__ = [
     "AllInOneConfig",
     "AllInOneForPreTraining",
@@ -18,6 +20,8 @@ _HOME = {
     "AllInOneProcessor": "allinone.data.processor",
     "__version__": "allinone.version",
 }
+
+explain_missing_packages()
 
 
 def __getattr__(name: str) -> Any:

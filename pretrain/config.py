@@ -32,6 +32,10 @@ VIT_SOURCES = {
 """Hub ids of the ImageNet weights that the original starts from, by size."""
 
 
+VAL_OF_DATA, NO_VAL = "of-data", "none"
+"""Values of --val: the split val of the training sets, which a bare --val means; no evaluation."""
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Options of the model. None keeps the value of the size."""
@@ -147,9 +151,14 @@ class PretrainConfig:
     data: tuple[str, ...] = field(metadata=CONTENT)
     """Prepared data sets to train on, each DIR[:SPLIT][=WEIGHT]."""
     val: tuple[str, ...] = option((), resume="may_change")
-    """Prepared data sets to evaluate on during training, each DIR[:SPLIT] (default split val)."""
+    """Prepared data sets to evaluate on during training, each DIR[:SPLIT] (default split val). A
+    bare --val means the split val of every set of --data; none evaluates nothing."""
     val_items: int = option(1000, resume="may_change")
     """Evaluate at most this many items of each validation set; 0 evaluates all."""
+    keep_best: bool = option(False, resume="may_change")
+    """Keep the weights of the best evaluation in OUT/best, which other commands then use: by the
+    mean of text-to-video R@1, R@5 and R@10 of the first validation set, without a contrastive loss
+    by its first accuracy."""
     model: ModelOptions = field(default_factory=ModelOptions)
     cotrain: CoTrainOptions = field(default_factory=CoTrainOptions)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -171,7 +180,11 @@ class PretrainConfig:
 
     def val_specs(self) -> list[DatasetSpec]:
         """Validation sets."""
-        return [DatasetSpec.parse(text, "val") for text in self.val]
+        if self.val == (VAL_OF_DATA,):
+            return [replace(spec, split="val", weight=1.0) for spec in self.train_specs()]
+        return (
+            [] if self.val == (NO_VAL,) else [DatasetSpec.parse(text, "val") for text in self.val]
+        )
 
     @property
     def kept_steps(self) -> int:
@@ -247,6 +260,10 @@ def _tokenizer() -> dict[str, str]:
 def _weights(source: Path) -> dict[str, str]:
     from allinone.data.fingerprint import files_fingerprint
 
+    if source.is_dir():
+        from allinone.engine.checkpoint.weights import find_weights
+
+        source = find_weights(source)
     files = [source]
     if source.is_dir():
         files = sorted(p for p in source.iterdir() if p.suffix in (".safetensors", ".bin"))
