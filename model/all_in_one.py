@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .config import AllInOneConfig
+from .contrast import ContrastiveFeatures
 from .embeddings import TEXT, VIDEO, ModalityEmbedding, TextEmbeddings, VideoEmbeddings
 from .heads import LogitScale, MLMHead
 from .kernels import add_kept, permute_tokens, rolled_rows
@@ -269,6 +270,7 @@ class AllInOnePreTrainedModel(PreTrainedModel):
     main_input_name = "pixels"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    _can_set_attn_implementation_cached_value = True  # set_attn_implementation checks, too
 
     @classmethod
     def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
@@ -285,6 +287,21 @@ class AllInOnePreTrainedModel(PreTrainedModel):
         if source is not None and Path(source).is_dir() and "subfolder" not in kwargs:
             weight_files(Path(source))
         return super().from_pretrained(source, *args, **kwargs)
+
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: str | None, *args: Any, **kwargs: Any
+    ) -> str:
+        """Refuse everything but sdpa, whether the caller or config.json asks for it.
+
+        transformers would ignore "eager" without a word, and would take the name of a repository
+        for a kernel whose code is fetched and run.
+        """
+        if attn_implementation not in (None, "sdpa"):
+            raise ValueError(
+                f"attn_implementation={attn_implementation!r} is not supported: this model computes"
+                " attention by torch's scaled_dot_product_attention; leave it out, or give 'sdpa'"
+            )
+        return "sdpa"
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise one module as the original does.
@@ -438,7 +455,7 @@ def _key_mask(text_mask: Tensor, visual_tokens: int) -> Tensor:
     return F.pad(text_mask.bool(), (0, visual_tokens), value=True)[:, None, None]
 
 
-class AllInOneForPreTraining(AllInOnePreTrainedModel):
+class AllInOneForPreTraining(ContrastiveFeatures, AllInOnePreTrainedModel):
     """The model with the heads of MLM, VTM and VTC."""
 
     def __init__(self, config: AllInOneConfig, linear: LinearFactory = torch_linear) -> None:
