@@ -74,7 +74,7 @@ def build_model(config: PretrainConfig) -> AllInOneForPreTraining:
     if source is None:
         log.info("initial weights: random, seed %d", config.train.seed)
         return AllInOneForPreTraining(model_config)
-    model, report = load_resized(source, model_config)
+    model, report = load_resized(source.path, model_config)
     log.info("initial weights: %s (%s)", source, report)
     return model
 

@@ -30,7 +30,7 @@ DATA = DataConfig(workers=0, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), eval_cro
 
 @pytest.fixture
 def processor() -> AllInOneProcessor:
-    return AllInOneProcessor(CLIP, DATA)
+    return AllInOneProcessor.of(CLIP, DATA)
 
 
 def test_videos_and_captions_become_what_evaluation_sees(
@@ -150,7 +150,7 @@ def test_saved_and_loaded_it_gives_the_same(tmp_path: Path, processor: AllInOneP
 
 
 def test_geometry_is_saved_and_missing_geometry_means_crop(tmp_path: Path) -> None:
-    squash = AllInOneProcessor(CLIP, replace(DATA, geometry="squash", eval_crop=1.0))
+    squash = AllInOneProcessor.of(CLIP, replace(DATA, geometry="squash", eval_crop=1.0))
     squash.save_pretrained(tmp_path)
     assert AllInOneProcessor.from_pretrained(tmp_path).config.geometry == "squash"
     content = json.loads((tmp_path / "processor_config.json").read_text())
@@ -168,8 +168,8 @@ def test_squash_shows_the_sides_of_a_video_and_crops_an_image() -> None:
     frames = np.zeros((9, 40, 80, 3), np.uint8)
     frames[:, :, :20] = frames[:, :, 60:] = 255
     config = DataConfig(mean=(0.0,) * 3, std=(1.0,) * 3)
-    crop = AllInOneProcessor(CLIP, config)
-    squash = AllInOneProcessor(CLIP, replace(config, geometry="squash"))
+    crop = AllInOneProcessor.of(CLIP, config)
+    squash = AllInOneProcessor.of(CLIP, replace(config, geometry="squash"))
     assert crop(frames)["pixels"].mean() < 0.02
     # 84 % of the width are seen, 50 % of it are black
     white = 1 - 0.5 * 268 / 224

@@ -59,7 +59,7 @@ def _publish(
         data: How inputs are made; None for ImageNet's normalisation and crops.
     """
     config = model.config
-    processor = AllInOneProcessor(
+    processor = AllInOneProcessor.of(
         ClipConfig(config.num_frames, config.image_size, config.max_text_len), data
     )
 
