@@ -146,18 +146,20 @@ class AllInOneConfig(PretrainedConfig):
         labels = self.task.get("labels") or []
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise ValueError("task.labels must be a list of texts")
+        names: Any = self.id2label
         # a training checkpoint states its labels under "task" only
-        if labels and not (self.id2label and len(self.id2label) == len(labels)):
-            self.id2label = dict(enumerate(labels))
-        if self.id2label is not None:
-            try:
-                numbers = sorted(map(int, self.id2label))
-            except (TypeError, ValueError) as error:
-                raise ValueError("id2label must map the numbers 0, 1, … to names") from error
-            if not isinstance(self.id2label, dict) or numbers != list(range(len(numbers))):
-                raise ValueError("id2label must map the numbers 0, 1, … to names")
-            named = {name: int(number) for number, name in self.id2label.items()}
-            self.label2id = named
+        if labels and not (names and len(names) == len(labels)):
+            names = dict(enumerate(labels))
+        if names is None:
+            return
+        try:
+            numbers = {int(number): str(name) for number, name in names.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError("id2label must map the numbers 0, 1, … to names") from error
+        if sorted(numbers) != list(range(len(numbers))):
+            raise ValueError("id2label must map the numbers 0, 1, … to names")
+        self.id2label = numbers
+        self.label2id = {name: number for number, name in numbers.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """The entries of config.json; models without a task have none about it."""

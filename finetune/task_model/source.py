@@ -16,8 +16,8 @@ from torch import Tensor
 from allinone.common.errors import ConfigError
 from allinone.data.config import DataConfig, DatasetSpec
 from allinone.data.processor import released_data_config, saved_options
-from allinone.engine.checkpoint.layout import CheckpointError
-from allinone.engine.checkpoint.weights import resolve_weights
+from allinone.engine.checkpoint.layout import WEIGHTS, CheckpointError
+from allinone.engine.checkpoint.weights import FoundWeights, resolve_weights
 from allinone.finetune.task_model.reference_heads import ReferenceHead, read_heads
 from allinone.model import SIZES, AllInOneConfig
 from allinone.model.convert import (
@@ -98,12 +98,15 @@ def size_name(config: AllInOneConfig) -> str:
     return ""
 
 
-def read_source_checkpoint(path: Path) -> SourceCheckpoint:
+def read_source_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor] | None = None
+) -> SourceCheckpoint:
     """Read weights and what is known about their training.
 
     Args:
         path: A run's folder (its best weights), a checkpoint, a model folder, a file of the
             original code, a safetensors file next to its config.json, or a hub id.
+        tensors: Take these weights instead of those in the checkpoint `path`, which may be lost.
 
     Raises:
         CheckpointError: There are no weights at this path, or they are no All-in-one model's.
@@ -111,16 +114,19 @@ def read_source_checkpoint(path: Path) -> SourceCheckpoint:
         ConversionError: Tensors of the original code do not fit.
         ConfigError: The weights fit no known size.
     """
-    found = resolve_weights(path)
+    found = FoundWeights(path / WEIGHTS, "") if tensors else resolve_weights(path)
     if found.path.is_file() and not (found.path.parent / "config.json").is_file():
         return _read_reference(found.path)
     # a file next to config.json is read itself: it may be a moving average next to the weights
     named = found.path if found.path.is_file() else None
     folder = named.parent if named else found.path
     config = _read_config(folder)
-    file = read_weights(named or folder)
-    report = LoadReport(str(named or folder), notes=list(file.notes))
-    tensors = dict(file.tensors)
+    notes: list[str] = []
+    if tensors is None:
+        file = read_weights(named or folder)
+        tensors, notes = file.tensors, file.notes
+    report = LoadReport(str(named or folder), notes=list(notes))
+    tensors = dict(tensors)
     if not any(name.startswith("backbone.") for name in tensors):  # a bare AllInOneModel
         tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
     # weights/ is inside the folder of a checkpoint, which records the options in run.json
