@@ -146,7 +146,7 @@ class AllInOneConfig(PretrainedConfig):
         labels = self.task.get("labels") or []
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise ValueError("task.labels must be a list of texts")
-        names: Any = self.id2label
+        names: Any = vars(self).get("id2label")
         # a training checkpoint states its labels under "task" only
         if labels and not (names and len(names) == len(labels)):
             names = dict(enumerate(labels))

@@ -24,7 +24,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import ModelOutput
 
-from .all_in_one import AllInOneModel, AllInOnePreTrainedModel
+from .all_in_one import AllInOneModel, AllInOnePreTrainedModel, Encoder
 from .config import AllInOneConfig
 from .contrast import ContrastiveFeatures
 from .heads import LogitScale, MLMHead
@@ -138,7 +138,7 @@ class AllInOneForTask(AllInOnePreTrainedModel):
 
 
 @contextmanager
-def _recorded(encoder: nn.Module) -> Iterator[list[Tensor]]:
+def _recorded(encoder: Encoder) -> Iterator[list[Tensor]]:
     """Collect the tokens before the first block of an encoder and after each block."""
     states: list[Tensor] = []
     blocks = list(encoder.blocks)
