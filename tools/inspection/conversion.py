@@ -17,8 +17,8 @@ from allinone.data.processor import AllInOneProcessor, released_data_config, sav
 from allinone.engine.checkpoint.layout import RUN, CheckpointError
 from allinone.engine.checkpoint.weights import resolve_weights
 from allinone.engine.checkpoint.zero_reader import weights_from_shards
-from allinone.finetune.task_model.export import checked_tensors, exported_config
 from allinone.finetune.task_model.source import SourceCheckpoint, read_source_checkpoint
+from allinone.finetune.tasks.export import checked_tensors, exported_config
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.model.convert import (
     DISTILLATION,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from allinone.common.errors import AllInOneError, InputError
-from allinone.finetune.task_model.export import load_task_model
+from allinone.finetune.tasks.export import load_task_model
 from allinone.model.contrast import embed_text, embed_video
 from allinone.model.task_models import (
     AllInOneForMultipleChoice,
