@@ -3,10 +3,13 @@ alone, and predict uses their heads."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
 import json
 import os
+import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -32,6 +35,7 @@ from allinone.tools import predict
 from allinone.tools.convert import main
 from tests.finetune.official import WRITERS
 from tests.finetune.runs import FinetuneCommand, run_jobs
+from tests.forked import ROOT
 from tests.tools.conftest import tiny_model
 
 PLAIN = (
@@ -475,3 +479,65 @@ def test_rows_of_other_weights_are_not_continued(
     options = ["--video", str(video), "--out", str(tmp_path / "out.csv")]
     assert predict.main(["classify", "--checkpoint", str(root / "k400_linear.run"), *options]) == 2
     assert "rows of another command" in capsys.readouterr().err
+
+
+def blocks(guide: str, language: str) -> list[str]:
+    text = (ROOT / "docs" / "guides" / guide).read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_commands_of_the_predict_guide_run(
+    root: Path,
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips").mkdir()
+    for name in ("a.mp4", "b.mp4", "clips/c.mp4"):
+        shutil.copy(video, tmp_path / name)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(root / "model")
+    (tmp_path / "runs" / "qa").symlink_to(root / "msrvtt_qa.run")
+    labels = allinone.AllInOneConfig.from_pretrained(root / "msrvtt_qa.model").label2id
+    (table,) = blocks("predict.md", "csv")
+    first, second = list(labels)[:2]
+    table = table.replace("a jump", first).replace("a fall", second)
+    (tmp_path / "questions.csv").write_text(table)
+    (commands,) = blocks("predict.md", "sh")
+    lines = [line for line in commands.splitlines() if line]
+    assert len(lines) == 4
+    for line in lines:
+        program, command, *argv = shlex.split(line)
+        assert (program, command) == ("allinone", "predict")
+        assert predict.main(argv) == 0, capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert rows[0]["prediction"] in labels
+    assert {row["name"] for row in rows[1]["results"]} == {first, second}
+    assert len(list(csv.DictReader((tmp_path / "ranks.csv").open()))) == 1
+
+
+def test_code_of_the_python_guide_runs(root: Path, tmp_path: Path) -> None:
+    (exporting,) = blocks("python.md", "sh")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(root / "model")
+    program, command, *argv = shlex.split(exporting)
+    assert (program, command) == ("allinone", "convert")
+    with contextlib.chdir(tmp_path):
+        assert main(argv) == 0
+    # the last block is the one for transformers alone
+    with_project, alone = blocks("python.md", "python")[:-1], blocks("python.md", "python")[-1]
+    blocked = ALONE.partition("import transformers")[0]
+    for given, path in (("\n".join(with_project), str(ROOT)), (blocked + alone, "")):
+        line = given.replace('"my-model"', repr(str(tmp_path / "my-model")))
+        done = subprocess.run(
+            [sys.executable, "-c", line],
+            cwd=ROOT if path else tmp_path,
+            env={**os.environ, "PYTHONPATH": path, "HF_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
