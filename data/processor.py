@@ -35,7 +35,7 @@ from allinone.data.config import (
 )
 from allinone.data.decoding.codecs import image_extension
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
-from allinone.data.decoding.images import upright_rgb
+from allinone.data.frame_arrays import Video, as_frames, as_images, as_videos
 from allinone.data.loading.augmentation import Augmentation, augmentation_for
 from allinone.data.loading.clip_input import ClipWindow, choose_frames
 from allinone.data.loading.sampling import SampleChoices
@@ -47,10 +47,6 @@ _CLIP_FIELDS = ("num_frames", "image_size", "max_text_len")
 _DATA_FIELDS = ("mean", "std", "eval_crop", "geometry")
 """Options of the data path that change what evaluation sees. A folder of an earlier version lacks
 geometry: its model was trained with crop, the default."""
-
-Video = str | Path | np.ndarray | Tensor | Sequence[Any]
-"""A file; frames uint8 RGB [F, H, W, 3], a tensor also [F, 3, H, W]; an image [H, W, 3]; a list of
-such or of PIL images."""
 
 
 def released_data_config(names: Iterable[str]) -> DataConfig:
@@ -135,7 +131,7 @@ class AllInOneVideoProcessor(VideoProcessorMixin):
             DataError: A file cannot be opened or decoded.
             ValueError: Shapes do not fit.
         """
-        given = _as_videos(videos) if images is None else _as_images(images)
+        given = as_videos(videos) if images is None else as_images(images)
         return BatchFeature({"pixels": self._pixels(given)}, tensor_type=return_tensors)
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,7 +142,7 @@ class AllInOneVideoProcessor(VideoProcessorMixin):
         read = [
             self._read(Path(video))
             if isinstance(video, (str, Path))
-            else self._choose(*_as_frames(video))
+            else self._choose(*as_frames(video))
             for video in videos
         ]
         lengths = {len(frames) for frames, _ in read}
@@ -371,6 +367,7 @@ def saved_options(folder: Path) -> tuple[ClipConfig, DataConfig]:
         chosen: dict[str, Any] = {
             name: _plain(values[name]) for name in _DATA_FIELDS if name in values
         }
+        _check(clip, chosen)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{found} is not a configuration of this model: {error!r}; it needs"
@@ -381,6 +378,16 @@ def saved_options(folder: Path) -> tuple[ClipConfig, DataConfig]:
             f"{found} has the geometry {chosen['geometry']!r}; this version knows crop and squash"
         )
     return clip, DataConfig(**chosen)
+
+
+def _check(clip: ClipConfig, chosen: dict[str, Any]) -> None:
+    """ValueError for values that no folder of this project has, and that would take all memory."""
+    for name, limit in (("num_frames", 2**12), ("image_size", 2**14), ("max_text_len", 2**16)):
+        if not 0 < getattr(clip, name) <= limit:
+            raise ValueError(f"{name} must be from 1 to {limit:,}, got {getattr(clip, name):,}")
+    for name in ("mean", "std"):
+        if name in chosen and (isinstance(chosen[name], (str, float)) or len(chosen[name]) != 3):
+            raise ValueError(f"{name} must be three numbers")
 
 
 def _options(clip: ClipConfig, config: DataConfig) -> dict[str, Any]:
@@ -400,63 +407,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return value
     return tuple(map(float, value)) if isinstance(value, list) else float(value)
-
-
-def _as_videos(given: Any) -> list[Video]:
-    """Tell one video from several.
-
-    A list of files or of arrays [F, H, W, 3] is a list of videos, as is an array of five
-    dimensions; a list of images is one video.
-    """
-    if getattr(given, "ndim", 0) == 5:
-        return list(given)
-    if isinstance(given, (str, Path)) or not isinstance(given, (list, tuple)):
-        return [given]
-    if not given:
-        raise ValueError("the list of videos is empty")
-    # [F, H, W, 3] is a video by itself, [H, W, 3] only a frame of one
-    several = all(
-        isinstance(item, (str, Path, list, tuple)) or getattr(item, "ndim", 0) == 4
-        for item in given
-    )
-    return list(given) if several else [given]
-
-
-def _as_images(given: Any) -> list[Video]:
-    """One image or several: files, arrays, tensors or PIL images."""
-    if getattr(given, "ndim", 0) == 4:
-        return list(given)
-    return list(given) if isinstance(given, (list, tuple)) else [given]
-
-
-def _as_frames(video: Any) -> tuple[NDArray[np.uint8], bool]:
-    """Convert an array, a tensor, a PIL image or a list of these to frames.
-
-    Returns:
-        Frames uint8 [F, H, W, 3], and whether it is an image (F = 1).
-
-    Raises:
-        ValueError: Names what was given.
-    """
-    try:
-        if isinstance(video, (list, tuple)):
-            frames = np.stack([_image(item) for item in video])
-        else:
-            frames = _image(video)
-    except ValueError as error:
-        raise ValueError(f"the frames of a video must have one size: {error}") from error
-    shaped = frames.ndim in (3, 4) and frames.shape[-1] == 3 and 0 not in frames.shape
-    if frames.dtype != np.uint8 or not shaped:
-        raise ValueError(
-            f"frames must be uint8 RGB [F, H, W, 3], or [H, W, 3] for an image, got {frames.dtype}"
-            f" {list(frames.shape)}; give bytes from 0 to 255, colours last"
-        )
-    return (frames[None], True) if frames.ndim == 3 else (frames, False)
-
-
-def _image(item: Any) -> NDArray[Any]:
-    if isinstance(item, Tensor):
-        # torch has the colours in front of height and width, as in torchvision's readers
-        front = item.ndim > 2 and item.shape[-1] != 3 and item.shape[-3] == 3
-        return (item.movedim(-3, -1) if front else item).cpu().numpy()
-    return np.asarray(upright_rgb(item) if hasattr(item, "convert") else item)

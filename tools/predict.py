@@ -223,7 +223,7 @@ def _run(argv: Sequence[str]) -> None:
         result = _retrieve(predictor, options)
     else:
         result = _ask(predictor, name, options)(options.video, {})
-    result["weights_are"] = loaded.source.what if loaded.source else ""
+    result["weights_are"] = loaded.what
     if options.json:
         print(json.dumps({"weights": str(loaded.weights), **result}, ensure_ascii=False))
     else:

@@ -243,3 +243,21 @@ def test_auto_classes_load_processor_and_tokenizer(
     given = tokenizer(caption, truncation=True)["input_ids"]
     assert given == Tokenizer().encode(caption, 12)[0].tolist()
     assert given == loaded(text=caption)["text_ids"][0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_frames": 10**9}, "num_frames must be from 1 to"),
+        ({"image_size": -1}, "image_size must be from 1 to"),
+        ({"mean": "x"}, "mean must be three numbers"),
+        ({"std": [1, 2]}, "std must be three numbers"),
+    ],
+)
+def test_hostile_values_of_a_processor_are_refused(
+    tmp_path: Path, processor: AllInOneProcessor, values: dict[str, object], message: str
+) -> None:
+    file = tmp_path / "processor_config.json"
+    file.write_text(json.dumps({**processor.to_dict(), **values}))
+    with pytest.raises(DataError, match=message):
+        AllInOneProcessor.from_pretrained(tmp_path)

@@ -305,6 +305,8 @@ def test_hub_ids_are_taken_where_checkpoints_are(
     given = ["--video", str(video), "--question", "what is it?", "--json"]
     assert predict.main(["answer", "--checkpoint", "somebody/answers", *given]) == 0
     assert json.loads(capsys.readouterr().out)["weights_are"] == "somebody/answers on the hub"
+    processor = allinone.AllInOneProcessor.from_pretrained("somebody/answers")
+    assert processor.clip.max_text_len == 32
     assert predict.main(["answer", "--checkpoint", "somebody/else", *given]) == 2
     error = capsys.readouterr().err
     assert "somebody/else is not a file or folder here, and the model hub did not deliver" in error
@@ -414,7 +416,7 @@ def test_a_cut_question_is_reported(
     assert "has 602 tokens, the model reads 32" in notes[0]
 
 
-def test_many_videos_become_one_table_and_an_interruption_continues(
+def test_an_interrupted_table_of_videos_is_continued(
     root: Path,
     video: Path,
     tmp_path: Path,

@@ -174,7 +174,7 @@ def predict_many(
         failed = [row for row in rows if row["error"]]
         if len(failed) == len(rows):
             raise InputError(f"none of the {len(rows):,} rows has a result: {failed[0]['error']}")
-        what = source.what if source else str(predictor.loaded.weights)
+        what = predictor.loaded.what
         _write(out, rows, f"{command['task']}: {len(rows):,} videos", what)
         part.unlink()
     cut = sum(bool(row["notes"]) for row in rows)

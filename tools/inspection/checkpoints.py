@@ -37,6 +37,11 @@ class LoadedModel:
     """The weights as they were read, with what is known about them."""
 
     @property
+    def what(self) -> str:
+        """What the weights are, for the user: `best weights of runs/a, step 400`."""
+        return self.source.what if self.source else str(self.weights)
+
+    @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return next(self.model.parameters()).device

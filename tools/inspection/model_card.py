@@ -51,7 +51,7 @@ def model_card(
         f"# {_plain(name)}",
         f"`{model}`, {_size(config)}: one transformer over raw video frames and words (Wang et al.,"
         " [All in One](https://arxiv.org/abs/2203.07303), CVPR 2023). Written by allinone"
-        f" {__version__} from {_plain(Path(source.what or str(source.path)).name)}.",
+        f" {__version__} from {_plain(_origin(source, run))}.",
         _usage(name, model, config),
         "## Training",
         _training(source),
@@ -61,6 +61,13 @@ def model_card(
         _limits(config, results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _origin(source: SourceCheckpoint, run: Path | None) -> str:
+    """What the weights are, without the path: a card is published, and folders name people."""
+    if run is not None:
+        return source.what.replace(str(run), run.name)
+    return Path(source.what or str(source.path)).name
 
 
 def _metadata(model: str) -> str:
@@ -84,13 +91,17 @@ def _usage(name: str, model: str, config: AllInOneConfig) -> str:
         "AllInOneForRetrieval": "AutoModelForZeroShotImageClassification",
     }.get(model, "AutoModelForPreTraining")
     text = json.dumps(config.task.get("prompt", "a text"), ensure_ascii=False)
+    call = "model(**inputs)"
+    if model == "AllInOneForMultipleChoice":
+        text = '["one text", "another"]'
+        call = 'model(inputs["pixels"][:1], inputs["text_ids"][None], inputs["text_mask"][None])'
     return f"""```python
 from transformers import AutoProcessor, {auto}
 
 model = {auto}.from_pretrained({name!r}, trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained({name!r}, trust_remote_code=True)
 inputs = processor(videos="clip.mp4", text={text}, return_tensors="pt")
-output = model(**inputs)
+output = {call}
 ```
 
 `trust_remote_code` runs the Python files of this folder; with the package `allinone` installed and
@@ -104,7 +115,7 @@ def _training(source: SourceCheckpoint) -> str:
         for key in option.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
         if value not in (None, ""):
-            # the name, not the path: a card is published, and folders name people and machines
+            # not the path, see _origin
             rows.append((title, Path(str(value)).name if "/" in str(value) else value))
     data = source.run.get("data") or ()
     if data:
