@@ -52,7 +52,7 @@ BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "file": (lambda folder, checkpoint: folder.write_text(""), "is damaged"),
     "no_weights": (_no_weights, "has a config.json but no weights"),
     "other": (_other_model, "holds a model of type 'bert'"),
-    "torn": (_torn, "cannot be loaded"),
+    "torn": (_torn, "is damaged: not a complete safetensors file"),
     "damaged": (_damaged, "run.json has"),
     "partial": (
         _partial,
