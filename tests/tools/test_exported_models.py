@@ -360,6 +360,10 @@ def test_push_uploads_the_folder_and_says_what_failed(
     assert "https://hub/me/mine" in capsys.readouterr().out
     assert pushed["private"]
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= pushed["files"]
+    assert (
+        "from_pretrained('me/mine', trust_remote_code=True)"
+        in (tmp_path / "a" / "README.md").read_text()
+    )
     assert main([*command, str(tmp_path / "b"), "--push-to-hub", "me/refused"]) == 2
     assert "did not take" in capsys.readouterr().err
     assert (tmp_path / "b" / "model.safetensors").is_file()

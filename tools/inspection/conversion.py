@@ -68,14 +68,18 @@ def _publish(
         out, model.state_dict(), config, "", report, {}, {}, data=data or DataConfig()
     )
     source.what = report.source
-    _write_folder(config, source, out, None)
+    _write_folder(config, source, out)
     log.info("%s", report)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("%s: written, %s parameters", out, f"{parameters:,}")
 
 
 def _write_folder(
-    config: AllInOneConfig, source: SourceCheckpoint, out: Path, run: Path | None
+    config: AllInOneConfig,
+    source: SourceCheckpoint,
+    out: Path,
+    run: Path | None = None,
+    name: str = "",
 ) -> None:
     """Write weights, config, processor, tokenizer, code and model card; completely or not at all.
 
@@ -84,6 +88,7 @@ def _write_folder(
         source: The tensors, and what the card says about them.
         out: The folder.
         run: The run's folder, with its results; None if there is none.
+        name: Under which the card loads it; empty for the folder's.
     """
     clip = ClipConfig(config.num_frames, config.image_size, config.max_text_len)
     processor = AllInOneProcessor.of(clip, source.data)
@@ -96,9 +101,9 @@ def _write_folder(
         tensors = {name: tensor.contiguous() for name, tensor in source.tensors.items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         processor.save_pretrained(folder)
-        for name, content in code_files().items():
-            (folder / name).write_text(content, encoding="utf-8")
-        card = model_card(out.name, config, source, run)
+        for file, content in code_files().items():
+            (folder / file).write_text(content, encoding="utf-8")
+        card = model_card(name or out.name, config, source, run)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     publish_dir(out, fill)
@@ -258,7 +263,8 @@ def to_safetensors(
     checked_tensors(cls, config, source.tensors)
     # OUT/checkpoints/step-…/weights and OUT/best/step-…/weights
     run = source.path.parents[2] if len(source.path.parents) > 2 else None
-    _write_folder(config, source, out, run if run and (run / RUN).is_file() else None)
+    run = run if run and (run / RUN).is_file() else None
+    _write_folder(config, source, out, run, push_to_hub or "")
     log.info("%s: %s, written from %s", out, cls.__name__, source.what)
     if push_to_hub:
         log.info("%s", _upload(out, push_to_hub))
