@@ -73,6 +73,7 @@ class FinetuneJob:
             forkserver_context()  # its imports run while this process reads annotations
         self.splits: LoadedSplits = load_splits(benchmark, config)
         self.source: SourceCheckpoint = read_source_checkpoint(config.checkpoint)
+        log.info("checkpoint: %s", self.source.what)
         data, line = resolve_data(
             config.loader,
             benchmark.config.loader,

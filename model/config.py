@@ -34,6 +34,23 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
+_LIMITS = {
+    "hidden_size": 2**16,
+    "num_hidden_layers": 2**10,
+    "num_attention_heads": 2**12,
+    "mlp_ratio": 2**8,
+    "image_size": 2**14,
+    "patch_size": 2**14,
+    "num_frames": 2**12,
+    "vocab_size": 2**24,
+    "max_text_len": 2**16,
+    "projection_dim": 2**16,
+    "roll_divisor": 2**16,
+}
+"""Largest values, far beyond any model: a damaged or hostile config.json must not ask for terabytes
+or for hours of building layers."""
+
+
 class AllInOneConfig(PretrainedConfig):
     """Shape and regularisation of the model. Defaults are the paper's base size."""
 
@@ -82,18 +99,16 @@ class AllInOneConfig(PretrainedConfig):
     """Stochastic depth of the last block; the rate grows linearly from 0 in the first block."""
 
     def __post_init__(self, **kwargs: Any) -> None:
+        self._set_task(kwargs)
         super().__post_init__(**kwargs)
-        for name in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "mlp_ratio",
-            "image_size",
-            "patch_size",
-            "num_frames",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, limit in _LIMITS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+            if value > limit:
+                raise ValueError(f"{name} must be at most {limit:,}, got {value:,}")
         if self.max_text_len < 3:
             raise ValueError(
                 "max_text_len must be at least 3, for [CLS], a word piece and [SEP], got"
@@ -115,8 +130,43 @@ class AllInOneConfig(PretrainedConfig):
                     f"{name} must be one of {', '.join(valid)}, got {getattr(self, name)!r}"
                 )
         for name in ("hidden_dropout", "attention_dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is a probability in [0, 1), got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise ValueError(f"{name} is a probability in [0, 1), got {value!r}")
+
+    def _set_task(self, kwargs: dict[str, Any]) -> None:
+        """Check the entries of a fine-tuned model, and name its labels as transformers does.
+
+        Raises:
+            ValueError: `task` or `id2label` do not have the form that fine-tuning writes.
+        """
+        self.task: dict[str, Any] = kwargs.pop("task", None) or {}
+        if not isinstance(self.task, dict):
+            raise ValueError(f"task must be an object with the head's kind, got {self.task!r:.80}")
+        labels = self.task.get("labels") or []
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise ValueError("task.labels must be a list of texts")
+        names: Any = vars(self).get("id2label")
+        # a training checkpoint states its labels under "task" only
+        if labels and not (names and len(names) == len(labels)):
+            names = dict(enumerate(labels))
+        if names is None:
+            return
+        try:
+            numbers = {int(number): str(name) for number, name in names.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError("id2label must map the numbers 0, 1, … to names") from error
+        if sorted(numbers) != list(range(len(numbers))):
+            raise ValueError("id2label must map the numbers 0, 1, … to names")
+        self.id2label = numbers
+        self.label2id = {name: number for number, name in numbers.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entries of config.json; models without a task have none about it."""
+        entries = super().to_dict()
+        if not entries.get("task"):
+            entries.pop("task", None)
+        return entries
 
     @property
     def num_patches(self) -> int:

@@ -21,7 +21,6 @@ from allinone.data.captions import caption_lengths
 from allinone.data.loading.batch import Batch, CoBatch
 from allinone.engine import RunResult, Trainer
 from allinone.engine.checkpoint.best import Selection
-from allinone.engine.checkpoint.weights import find_weights
 from allinone.engine.distributed import launch
 from allinone.model import AllInOneForPreTraining
 from allinone.model.convert import load_resized
@@ -119,8 +118,7 @@ def build_model(config: PretrainConfig) -> AllInOneForPreTraining:
     if source is None:
         log.info("initial weights: random, seed %d", config.train.seed)
         return AllInOneForPreTraining(model_config)
-    source = find_weights(source)  # of a run: its best weights, else its newest
-    model, report = load_resized(source, model_config)
+    model, report = load_resized(source.path, model_config)
     log.info("initial weights: %s (%s)", source, report)
     return model
 
