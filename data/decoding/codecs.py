@@ -236,8 +236,8 @@ def rotation_of(frame: Any) -> int:
     """Return how a frame is turned upright.
 
     Returns:
-        Clockwise rotation in degrees (0, 90, 180, 270), of other angles the nearest; 360 more if the rotated frame must then be
-        mirrored left to right.
+        Clockwise rotation in degrees (0, 90, 180, 270), of other angles the nearest; 360 more if
+        the rotated frame must then be mirrored left to right.
     """
     angle = getattr(frame, "rotation", 0) or 0
     matrix = _display_matrix(frame)

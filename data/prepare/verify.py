@@ -265,7 +265,8 @@ def decode_limits(facts: dict[str, Any], max_pixels: int | None) -> Limits:
         max_pixels: Most pixels of a frame; None: as the folder was prepared.
     """
     if max_pixels is None:
-        found = facts.get("options", {}).get("max_pixels", MAX_PIXELS)
+        options = facts.get("options")
+        found = options.get("max_pixels") if isinstance(options, dict) else None
         max_pixels = found if isinstance(found, int) else MAX_PIXELS
     return replace(DECODE_LIMITS, max_pixels=max_pixels)
 

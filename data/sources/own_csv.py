@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from allinone.data.sources.media import media_row
+from allinone.data.sources.media import PLAIN, media_row
 from allinone.data.sources.reading import CAPTION_COLUMNS, column_of, csv_header, csv_records
 from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
 
@@ -28,11 +28,15 @@ def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
         if isinstance(record, str):
             yield bad_row("train", place, source, f"{source.name}:{line}", record)
             continue
-        path = Path(column_of(record, PATH_COLUMNS))
+        path = column_of(record, PATH_COLUMNS)
         captions = (column_of(record, CAPTION_COLUMNS),)
         split = record.get("split") or "train"
-        name = path.as_posix() if path.name else ""
-        yield media_row(split, name, captions, root, path, source, place, absolute=True)
+        if PLAIN.fullmatch(path):
+            yield media_row(split, path, captions, root, path, source, place)
+            continue
+        other = Path(path)
+        name = other.as_posix() if other.name else ""
+        yield media_row(split, name, captions, root, other, source, place, absolute=True)
 
 
 FORMAT = SourceFormat(

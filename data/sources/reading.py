@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 CAPTION_COLUMNS = ("name", "caption", "text")
 """Names of the caption's column in CSV lists; "name" is WebVid's."""
+_INVALID = re.compile("[\udc80-\udcff]")
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Suffixes of the files that `table_records` reads."""
@@ -243,7 +244,8 @@ def _problem(fields: list[str], line: int, columns: int) -> str | None:
     if len(fields) != columns:
         return f"line {line} does not have the header's {columns} fields"
     # errors="surrogateescape" reads invalid bytes as these code points
-    if any(not text.isascii() and any("\udc80" <= c <= "\udcff" for c in text) for text in fields):
+    joined = "".join(fields)
+    if not joined.isascii() and _INVALID.search(joined):
         return f"line {line} is not UTF-8 text; convert the file, for example with iconv"
     return None
 

@@ -107,7 +107,9 @@ def clean_text(text: str) -> str:
 
     White space is collapsed; lone surrogates and NUL characters become question marks.
     """
-    return " ".join(text.encode("utf-8", "replace").decode().replace("\0", "?").split())
+    if not text.isascii():
+        text = text.encode("utf-8", "replace").decode()
+    return " ".join(text.replace("\0", "?").split())
 
 
 def has_text(text: str) -> bool:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from allinone.data.sources.media import media_folder, media_row
+from allinone.data.sources.media import PLAIN, media_folder, media_row
 from allinone.data.sources.reading import CAPTION_COLUMNS, column_of, csv_header, csv_records
 from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row
 
@@ -35,7 +35,10 @@ def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
                 yield bad_row(split, place, path, f"{path.name}:{line}", record)
                 continue
             name = record["videoid"].strip()
-            relative = Path(record.get("page_dir") or "") / f"{name}.mp4"
+            folder = record.get("page_dir") or "."
+            relative: Path | str = f"{folder}/{name}.mp4".removeprefix("./")
+            if not PLAIN.fullmatch(str(relative)):
+                relative = Path(folder) / f"{name}.mp4"
             captions = (column_of(record, CAPTION_COLUMNS),)
             yield media_row(split, name, captions, root, relative, path, place)
 

@@ -68,7 +68,7 @@ def test_mirrored_and_rotated_videos_are_upright(
 
 
 def test_other_angles_are_rounded_to_the_nearest_right_one(tmp_path: Path) -> None:
-    # 134 degrees counter-clockwise and 0.7 in size; only right angles can be applied without borders
+    # 134 degrees and 0.7 in size: only right angles can be applied without borders
     path = write_oriented(tmp_path / "a.mp4", (0, 1, -1, 0), frames=6)
     content = bytearray(path.read_bytes())
     start = content.index(b"tkhd") + 4 + 40
