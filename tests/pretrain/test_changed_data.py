@@ -20,7 +20,7 @@ from tests.forked import ROOT, ForkServer
 
 TRAIN = str(ROOT / "pretrain" / "train.py")
 OPTIONS = """--steps 4 --save-every 2 --global-batch 4 --micro-batch 4 --workers 0 --log-every 1
-    --ds-config zero1_fp32 --val --keep-last 4"""
+    --ds-config zero1_fp32 --val none --keep-last 4"""
 
 
 @pytest.fixture(scope="module")
