@@ -266,7 +266,7 @@ def test_the_folder_loads_with_transformers_alone(root: Path, video: Path, tmp_p
         env={"HF_HOME": str(tmp_path), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -547,7 +547,7 @@ def test_code_of_the_python_guide_runs(root: Path, tmp_path: Path) -> None:
         env={**os.environ, "HF_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
