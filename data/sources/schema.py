@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
+from allinone.common.formatting import BIDIRECTIONAL, CONTROL
+
 SPLIT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """A split is part of the names of its shards and may not contain separators."""
 
@@ -101,9 +103,11 @@ class SourceFormat:
 def clean_text(text: str) -> str:
     """Return one line of valid Unicode.
 
-    White space is collapsed; lone surrogates and NUL characters become question marks.
+    White space is collapsed, lone surrogates and control characters become question marks, and
+    characters that only reorder the text around them are left out.
     """
-    return " ".join(text.encode("utf-8", "replace").decode().replace("\0", "?").split())
+    valid = BIDIRECTIONAL.sub("", text.encode("utf-8", "replace").decode())
+    return CONTROL.sub("?", " ".join(valid.split()))
 
 
 def has_text(text: str) -> bool:
