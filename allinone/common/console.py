@@ -46,6 +46,8 @@ class ForgivingStream:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.lost: Exception | None = None
+        """Why text was dropped, other than that its reader has ended (`| head`)."""
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
 
@@ -55,8 +57,8 @@ class ForgivingStream:
             return self._stream.write(text if _raw else _shown(text))
         except BlockingIOError:  # a non-blocking pipe that is full now: drop this text only
             return len(text)
-        except (OSError, ValueError):
-            self._go_quiet()
+        except (OSError, ValueError) as error:
+            self._go_quiet(error)
             return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -70,11 +72,13 @@ class ForgivingStream:
             self._stream.flush()
         except BlockingIOError:
             return
-        except (OSError, ValueError):
-            self._go_quiet()
+        except (OSError, ValueError) as error:
+            self._go_quiet(error)
 
-    def _go_quiet(self) -> None:
+    def _go_quiet(self, error: Exception) -> None:
         """Point the file descriptor at /dev/null, so that the flush at exit succeeds too."""
+        if not isinstance(error, BrokenPipeError):
+            self.lost = self.lost or error
         with contextlib.suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
@@ -99,6 +103,21 @@ def forgive_output() -> None:
             setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8", closefd=False))
         elif not isinstance(stream, ForgivingStream):
             setattr(sys, name, ForgivingStream(stream))
+
+
+_output_counts = True
+
+
+def output_does_not_count() -> None:
+    """Tell `lost_output` that what this program makes are files, such as a training run."""
+    global _output_counts
+    _output_counts = False
+
+
+def lost_output() -> Exception | None:
+    """Why a part of stdout was not written, such as a full disk behind `> file`."""
+    sys.stdout.flush()
+    return getattr(sys.stdout, "lost", None) if _output_counts else None
 
 
 def _open_standard_files() -> None:

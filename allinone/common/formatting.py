@@ -16,10 +16,8 @@ _UNPRINTABLE = re.compile(f"{CONTROL.pattern}|{BIDIRECTIONAL.pattern}")
 
 
 def printable(text: str) -> str:
-    """Text for a terminal or a log, with characters of CONTROL and BIDIRECTIONAL as \\uXXXX.
-
-    JSON stays the same JSON.
-    """
+    """Text for a terminal or a log: characters of CONTROL and BIDIRECTIONAL become escape sequences,
+    as JSON writes them."""
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

@@ -7,18 +7,31 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
+import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from allinone.common.atomic_io import fsync_dir, open_to_umask, remove_leftovers, write_atomic
+from allinone.common.atomic_io import (
+    TEMPORARY,
+    delete,
+    fsync_dir,
+    open_to_umask,
+    remove_leftovers,
+    temporary_path,
+    write_atomic,
+)
+from allinone.common.errors import FULL
 from allinone.common.exit_codes import ExitCode
 from allinone.common.formatting import size
 from allinone.common.paths import ROOT
@@ -38,8 +51,23 @@ from allinone.engine.checkpoint.layout import (
 from allinone.engine.checkpoint.manifest import write_manifest
 from allinone.engine.checkpoint.zero_reader import PICKLED_CLASSES
 from allinone.engine.distributed import topology
-from allinone.engine.distributed.collectives import all_gather_object
+from allinone.engine.distributed.collectives import all_gather_object, run_on_rank0
 from allinone.model.weights_file import WeightsError, read_pickle
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PROBE_BYTES = 1 << 22
+"""Size of a file that shows whether the disk is full, where an error does not say so."""
+
+
+@dataclass(frozen=True)
+class WriteFailure:
+    """Why something could not be written."""
+
+    text: str
+    full: bool
+    """For lack of space or quota, or because files may not grow further."""
 
 
 def full_weights(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
@@ -81,25 +109,42 @@ class StateWriter:
     """
 
     def __init__(self, engine: Any) -> None:
-        self.error = ""
+        self.failure: WriteFailure | None = None
         adapter.wrap_state_writer(engine, self._write)
         adapter.omit_recovery_script(engine)  # weights/ replaces zero_to_fp32.py
 
     def _write(self, save: Callable[..., Any], state_dict: Any, path: str) -> None:
-        self.error = self.error or attempt(lambda: save(state_dict, path))
+        failure = attempt(lambda: save(state_dict, path), Path(path).parent)
+        self.failure = self.failure or failure
 
 
-def attempt(action: Callable[[], object]) -> str:
-    """Run a write and return its error as text, or ''.
+def attempt(action: Callable[[], object], folder: Path) -> WriteFailure | None:
+    """Run a write into a folder; returns what failed.
 
-    A full disk is an OSError to Python, a RuntimeError to torch and an error of its own to
+    A failed write is an OSError to Python, a RuntimeError to torch and an error of its own to
     safetensors.
     """
     try:
         action()
-    except (OSError, RuntimeError, SafetensorError) as failure:
-        return f"{type(failure).__name__}: {str(failure).splitlines()[0]}"
-    return ""
+    except (OSError, RuntimeError, SafetensorError) as error:
+        text = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        return WriteFailure(text, _is_full(error, folder))
+    return None
+
+
+def _is_full(error: Exception, folder: Path) -> bool:
+    """Whether a write failed because the disk or a quota is full."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    if found := re.search(r"os error (\d+)", str(error)):  # safetensors
+        return int(found[1]) in FULL
+    try:  # torch keeps the number to itself
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            for _ in range(PROBE_BYTES >> 12):
+                file.write(bytes(1 << 12))
+    except OSError as failure:
+        return failure.errno in FULL
+    return False
 
 
 def code_version() -> dict[str, str]:
@@ -139,39 +184,80 @@ def save(
     Returns:
         The published folder.
 
+    A write that fails for another reason than lack of space is repeated once: an error of a network
+    disk is often a single one.
+
     Raises:
-        CheckpointError: A write failed (exit code DISK_FULL), on every rank. Earlier checkpoints
-            are not affected.
+        CheckpointError: Writing failed, on every rank. Earlier checkpoints are not affected.
     """
     target = step_folder(out, facts["step"])
-    # next to the target: a rename is atomic only within one file system
-    temporary = target.with_name(f".tmp-{target.name}")
+    notes = {RUN: facts, LAYOUT: layout}
+    failure = _save(engine, writer, module, target, notes)
+    if failure is not None and not failure.full:
+        log.warning("%s is written a second time: %s", target, failure.text)
+        failure = _save(engine, writer, module, target, notes)
+    if failure is not None:
+        raise _error(target, out, failure)
+    return target
+
+
+def _error(target: Path, out: Path, failure: WriteFailure) -> CheckpointError:
+    """What ends the run.
+
+    Args:
+        target: What could not be written.
+        out: The run's folder.
+        failure: The reason.
+    """
+    if not failure.full:
+        return CheckpointError(
+            f"checkpoint {target.name} could not be written ({failure.text}). Earlier checkpoints"
+            f" are complete: the same command continues once {out} can be written again",
+            exit_code=ExitCode.FAILURE,
+        )
+    try:
+        free = f": {size(shutil.disk_usage(out).free)} are free in {out}"
+    except OSError:
+        free = ""
+    return CheckpointError(
+        f"checkpoint {target.name} could not be written ({failure.text}); the disk or a quota is"
+        f" full{free}. Earlier checkpoints are complete: free space, then run the same command"
+        " again",
+        exit_code=ExitCode.DISK_FULL,
+    )
+
+
+def _save(
+    engine: Any,
+    writer: StateWriter,
+    module: nn.Module,
+    target: Path,
+    notes: Mapping[str, Mapping[str, Any]],
+) -> WriteFailure | None:
+    """Try to write and publish a checkpoint; collective. Arguments as for `save` and `_publish`.
+
+    Returns:
+        The failure of the lowest rank that has one, on every rank.
+    """
     is_rank0 = dist.get_rank() == 0
     # all ranks learn of a failure here, or they would enter collectives that rank 0 never joins
-    error = _first_error(attempt(lambda: _make_folder(temporary)) if is_rank0 else "")
-    if not error:
-        weights = full_weights(module, engine.optimizer)
-        writer.error = ""
-        # no file `latest`: it would name a tag that is the same in every checkpoint
-        engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False)
-        # rank 0 must not publish before all ranks have written their partitions
-        error = _first_error(writer.error)
-    if not error:
-        notes = {RUN: facts, LAYOUT: layout}
-        error = _first_error(
-            attempt(lambda: _publish(temporary, target, module, weights, notes)) if is_rank0 else ""
+    temporary = run_on_rank0(lambda: _make_folder(target))
+    if isinstance(temporary, WriteFailure):
+        return temporary
+    weights = full_weights(module, engine.optimizer)
+    writer.failure = None
+    # no file `latest`: it would name a tag that is the same in every checkpoint
+    engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False)
+    # rank 0 must not publish before all ranks have written their partitions
+    failure = _first(writer.failure)
+    if failure is None and is_rank0:
+        failure = attempt(
+            lambda: _publish(temporary, target, module, weights, notes), target.parent
         )
-    if error:
-        if is_rank0:
-            # what cannot be deleted now (a file open on NFS) goes with the next checkpoint
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            f"checkpoint {target.name} could not be written ({error}); usually the disk or a quota"
-            f" is full: {size(shutil.disk_usage(out).free)} are free in {out}. Earlier checkpoints"
-            " are complete: free space, then run the same command again",
-            exit_code=ExitCode.DISK_FULL,
-        )
-    return target
+    failure = _first(failure)
+    if failure is not None and is_rank0:
+        delete(temporary)  # what is left goes with the next checkpoint
+    return failure
 
 
 def save_best(module: nn.Module, optimizer: Any, out: Path, facts: Mapping[str, Any]) -> Path:
@@ -187,34 +273,53 @@ def save_best(module: nn.Module, optimizer: Any, out: Path, facts: Mapping[str, 
         The published folder.
 
     Raises:
-        CheckpointError: A write failed (exit code DISK_FULL), on every rank.
+        CheckpointError: Writing failed twice, on every rank.
     """
     target = step_folder(out, facts["step"], BEST)
-    temporary = target.with_name(f".tmp-{target.name}")
     weights = full_weights(module, optimizer)
 
-    def publish() -> None:
-        _make_folder(temporary)
-        if target.exists():  # written before the run was killed, by the same steps
-            shutil.rmtree(target)
-        _publish(temporary, target, module, weights, {RUN: facts})
-        # last: until the rename above, the former best weights are the only ones
-        for old in checkpoints(out, BEST)[1:]:
-            shutil.rmtree(old)
+    def publish() -> WriteFailure | None:
+        temporary = _make_folder(target)
+        if isinstance(temporary, WriteFailure):
+            return temporary
 
-    error = _first_error(attempt(publish) if dist.get_rank() == 0 else "")
-    if error:
-        raise CheckpointError(
-            f"{target} could not be written ({error}); free space, then run the same command again",
-            exit_code=ExitCode.DISK_FULL,
-        )
+        def replace() -> None:
+            if target.exists():  # written before the run was killed, by the same steps
+                _discard(target)
+            _publish(temporary, target, module, weights, {RUN: facts})
+
+        failure = attempt(replace, target.parent)
+        if failure is not None:
+            delete(temporary)
+        return failure
+
+    def publish_and_prune() -> WriteFailure | None:
+        failure = publish()
+        if failure is not None and not failure.full:
+            log.warning("%s is written a second time: %s", target, failure.text)
+            failure = publish()
+        if failure is None:
+            # last: until the rename above, the former best weights are the only ones
+            _discard_all(checkpoints(out, BEST)[1:])
+        return failure
+
+    failure = run_on_rank0(publish_and_prune)
+    if failure is not None:
+        raise _error(target, out, failure)
     return target
 
 
-def _make_folder(temporary: Path) -> None:
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(temporary.parent)
-    temporary.mkdir()
+def _make_folder(target: Path) -> Path | WriteFailure:
+    """Make an unfinished folder for a checkpoint. Rank 0 only."""
+    # next to the target: a rename is atomic only within one file system
+    temporary = temporary_path(target)
+
+    def make() -> None:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(temporary.parent)
+        temporary.mkdir()
+
+    return attempt(make, target.parent) or temporary
 
 
 def _publish(
@@ -266,9 +371,9 @@ def _save_weights(module: nn.Module, weights: dict[str, Tensor], folder: Path) -
         save_file(contiguous, folder / "model.safetensors")
 
 
-def _first_error(error: str) -> str:
-    """The error of the lowest rank that has one, on all ranks; '' if there is none. Collective."""
-    return next((text for text in all_gather_object(error) if text), "")
+def _first(value: T | None) -> T | None:
+    """The value of the lowest rank that has one, on all ranks; else None. Collective."""
+    return next((one for one in all_gather_object(value) if one), None)
 
 
 def load(
@@ -319,36 +424,49 @@ def _refuse_programs(folder: Path) -> None:
         CheckpointError: A file holds anything but tensors, plain containers and DeepSpeed's own
             classes, on every rank.
     """
-    error = ""
+    error: str | None = None
     files = sorted((folder / STATE).rglob("*.pt"))
     for file in files[dist.get_rank() :: dist.get_world_size()]:
         try:
             read_pickle(file, PICKLED_CLASSES)
         except WeightsError as refusal:
             error = error or str(refusal)
-    if error := _first_error(error):
+    if error := _first(error):
         raise CheckpointError(
             f"{folder} is not loaded: {error}. If its weights/ can be trusted, start a new run with"
             f" --init-from {folder / WEIGHTS}"
         )
 
 
-DELETING = ".tmp-old-"
+DELETING = f"{TEMPORARY}old-"
 """Prefix of a checkpoint that is being deleted, so that a partly deleted one is never used."""
 
 
 def prune(out: Path, keep_last: int, keep_every: int) -> None:
-    """Delete old checkpoints.
+    """Delete old checkpoints, as far as possible; the next call deletes what is left.
 
     Args:
         out: The run's folder.
         keep_last: Number of newest checkpoints to keep.
         keep_every: Also keep checkpoints at multiples of this many steps; 0 keeps no others.
     """
-    for folder in checkpoints(out)[keep_last:]:
-        if not keep_every or step_of(folder) % keep_every:
-            # the rename is atomic, rmtree is not: an interrupted deletion leaves no half checkpoint
-            folder.rename(folder.with_name(f"{DELETING}{folder.name}"))
-    for folder in (out / "checkpoints").glob(f"{DELETING}*"):
-        # NFS keeps files that a process still reads; the next call deletes them
-        shutil.rmtree(folder, ignore_errors=True)
+    old = checkpoints(out)[keep_last:]
+    _discard_all([one for one in old if not keep_every or step_of(one) % keep_every])
+
+
+def _discard_all(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        try:
+            _discard(folder)
+        except OSError as error:
+            log.warning("%s is not deleted now: %s", folder, error)
+        for left in folder.parent.glob(f"{DELETING}*"):
+            delete(left)
+
+
+def _discard(folder: Path) -> None:
+    """Take a checkpoint out of use, and delete it as far as possible."""
+    # the rename is atomic, deleting is not: an interrupted deletion leaves no half checkpoint
+    gone = temporary_path(folder.with_name(f"old-{folder.name}"))
+    folder.rename(gone)
+    delete(gone)

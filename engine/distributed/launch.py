@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from allinone.common.access import UNWRITABLE
-from allinone.common.console import LOGGER, forgive_output, log_to_file, setup_logging
+from allinone.common.console import (
+    LOGGER,
+    forgive_output,
+    log_to_file,
+    output_does_not_count,
+    setup_logging,
+)
 from allinone.common.errors import (
     FULL,
     AllInOneError,
@@ -313,6 +319,7 @@ def main(run: Callable[[], Any], options: object = None) -> int:
     # before the first message: neither a closed stdout nor a character that the locale lacks may
     # end a run
     forgive_output()
+    output_does_not_count()
     set_up_logging(options)
     ending = _run_and_report(run)
     close_log_file()

@@ -69,6 +69,23 @@ def test_a_command_ends_though_nobody_reads_it(tmp_path: Path, redirection: str)
     assert b"Exception ignored" not in ended.stderr
 
 
+COMMANDS = ["plan model", "--help", "--version", "report --out {tmp}/report", "plan model --json"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("target", "code"), [("> /dev/full", 1), ("| true", 0)])
+def test_output_that_cannot_be_written_is_an_error(
+    tmp_path: Path, command: str, target: str, code: int
+) -> None:
+    line = f"set -o pipefail; {sys.executable} -m allinone {command.format(tmp=tmp_path)} {target}"
+    ended = subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, capture_output=True, timeout=120, check=False
+    )
+    assert ended.returncode == code, ended.stderr
+    assert (b"error: the output could not be written" in ended.stderr) == bool(code)
+    assert b"Traceback" not in ended.stderr
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
 def test_no_character_breaks_a_message(tmp_path: Path, encoding: str) -> None:
     ended = shell("| tail -1", tmp_path / "file", PYTHONIOENCODING=encoding)

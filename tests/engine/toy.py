@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from allinone.engine.config import TrainConfig
 from allinone.engine.objective import Losses
+from tests.engine.faults import inject
 
 
 @dataclass
@@ -145,6 +147,8 @@ def run(out: Path, options: dict[str, object]) -> int:
     evaluate = (
         dying_evaluation(out.with_suffix(".died")) if options.pop("die_evaluating", False) else None
     )
+    for fault in options.pop("faults", []):  # type: ignore[attr-defined]
+        inject(**fault)
     limits = options.pop("largest_file", {})
     assert isinstance(limits, dict)
     if limit := limits.get(
@@ -186,6 +190,7 @@ def _count_waits(train: Callable[[], int]) -> int:
     waits for the device."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
+    from allinone.engine.step_batches import StepBatches
     from allinone.engine.trainer import Trainer
 
     class Counter(TorchDispatchMode):
@@ -199,13 +204,11 @@ def _count_waits(train: Callable[[], int]) -> int:
 
     waits, step = [], Trainer._train_step
 
-    def counted(self: Trainer, batches: Iterator[Any]) -> None:
-        batch = [
-            next(batches) for _ in range(self.accumulation)
-        ]  # making a batch is the host's business
+    def counted(self: Trainer, batches: StepBatches) -> None:
+        made = list(batches.step(last=False))  # making a batch is the host's business
         Counter.count = 0
         with Counter():
-            step(self, iter(batch))
+            step(self, SimpleNamespace(step=lambda last: iter(made)))  # type: ignore[arg-type]
         waits.append(Counter.count)
 
     Trainer._train_step = counted  # type: ignore[method-assign]
