@@ -16,8 +16,7 @@ _UNPRINTABLE = re.compile(f"{CONTROL.pattern}|{BIDIRECTIONAL.pattern}")
 
 
 def printable(text: str) -> str:
-    """Text for a terminal or a log: characters of CONTROL and BIDIRECTIONAL become escape sequences,
-    as JSON writes them."""
+    """Text for a terminal or a log: CONTROL and BIDIRECTIONAL become escapes, as JSON has them."""
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

@@ -10,10 +10,14 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 
-class WriteGuard:
-    """Turns an OSError of a block into a warning.
+def is_milestone(number: int) -> bool:
+    """Whether a failure is logged: 1, 10, 100, ... A disk that fails for hours does not fill the
+    log."""
+    return str(number).rstrip("0") == "1"
 
-    Failures 1, 10, 100, ... are logged, so that a disk that fails for hours does not fill the log.
+
+class WriteGuard:
+    """Turns an OSError of a block into a warning, see `is_milestone`.
 
     Args:
         what: What is written.
@@ -30,6 +34,6 @@ class WriteGuard:
             yield
         except OSError as error:
             self.failures += 1
-            if str(self.failures).rstrip("0") == "1":
+            if is_milestone(self.failures):
                 times = "" if self.failures == 1 else f", {self.failures} times by now"
                 log.warning("%s is not written (%s)%s; the run continues", self._what, error, times)

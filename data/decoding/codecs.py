@@ -155,6 +155,9 @@ def video_stream(container: Any) -> Any:
 
     The largest picture wins, a default stream counts as 5,000,000 pixels larger, and cover art
     (attached pictures) comes last (map_auto_video in ffmpeg_mux_init.c). Of equals the first.
+
+    Raises:
+        ValueError: FFmpeg knows no decoder for it.
     """
 
     def rank(stream: Any) -> tuple[bool, int]:
@@ -166,7 +169,10 @@ def video_stream(container: Any) -> Any:
         pixels = (context.width or 0) * (context.height or 0)
         return not is_cover_art(stream), pixels + 5_000_000 * default
 
-    return max(container.streams.video, key=rank, default=None)
+    found = max(container.streams.video, key=rank, default=None)
+    if found is not None and found.codec_context is None:
+        raise ValueError("FFmpeg has no decoder for the video")
+    return found
 
 
 def is_cover_art(stream: Any) -> bool:

@@ -141,6 +141,8 @@ def _decode(
             found = _sparse(content, targets, timeline, deadline)
         if found is None:  # seeking missed (it does in MPEG-TS): decode from the start and count
             found = _from_start(content, targets, deadline)
+    except MemoryError:
+        raise  # av.error.MemoryError is one: it says nothing about the clip
     except (*DAMAGE, *UNREADABLE_IMAGE) as error:
         # FFmpeg and Pillow have no error of the storage: files are read by Python
         if (

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from allinone.common.errors import LASTING, DataError, LostDataError
+from allinone.common.errors import LASTING, DataError, LostDataError, StorageError
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
 from allinone.data.decoding.codecs import dali_reads
 from allinone.data.decoding.frames import Timeline, decode_frames
@@ -26,7 +26,7 @@ from allinone.data.loading.batch import Batch
 from allinone.data.loading.batch_maker import EvalBatchMaker
 from allinone.data.loading.clip_input import ClipWindow, choose_frames
 from allinone.data.loading.mixture import Order
-from allinone.data.loading.open_files import OpenFile, OpenFiles
+from allinone.data.loading.open_files import OpenFile, OpenFiles, retried
 from allinone.data.loading.prefetch import prefetch, training_batches
 from allinone.data.loading.replacement import ReplacementSampler
 from allinone.data.loading.samples import MicroBatch, Pixels, Sample, Visual
@@ -108,8 +108,18 @@ class ClipSource:
             The frames' GOPs as a video of their own, or the complete file.
 
         Raises:
-            DataError: The shard is gone or too short.
+            DataError: The shard is gone or too short, or the storage fails.
         """
+        shard = self.index.folder / row["shard"]
+        try:
+            return retried(lambda: self._segment(row, wanted), shard, self._shards.close)
+        except OSError as error:
+            raise StorageError(
+                f"shard {shard} cannot be read: {error}. This is the storage's fault, not the"
+                " file's: once it works again, the same command continues"
+            ) from error
+
+    def _segment(self, row: dict[str, Any], wanted: Sequence[int]) -> VideoSegment:
         timeline = Timeline.of(row)
         if row["first_frame"] is None:  # a short clip: one read
             return VideoSegment(self._read(row), 0, row["frames"], timeline)

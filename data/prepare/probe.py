@@ -143,6 +143,8 @@ def _opened(file: bytes | Path) -> Iterator[Any]:
         with open_media(file) as container:
             opened = True
             yield container
+    except MemoryError:
+        raise  # of this process, not of the file
     except (av.error.FFmpegError, ValueError, EOFError) as error:
         detail = str(error)
         if not opened and isinstance(file, bytes):

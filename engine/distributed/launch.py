@@ -359,7 +359,7 @@ def _run_and_report(run: Callable[[], Any]) -> _Ending:
         code, local = _exit_code(error), isinstance(error, ON_THIS_RANK)
         _report(error, code, local)
         return _Ending(code, on_all_ranks=not local)
-    except (OSError, RuntimeError, ImportError) as error:
+    except (OSError, RuntimeError, ImportError, MemoryError) as error:
         if limit := explain(error):
             _report(RuntimeError(limit), ExitCode.USAGE, local=True)
             return _Ending(ExitCode.USAGE, on_all_ranks=False)

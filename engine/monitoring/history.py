@@ -19,8 +19,8 @@ OUT/history.jsonl has one JSON object per line, of three kinds. Every line has `
   straggler (text), anomaly_report (of_step, path, reason, verdict; "dossier" in earlier versions),
   stop (reason), error (reason), finish.
 
-After a restart, records and evaluations of steps that are run again are removed; events stay. After
-a failed write there may be an empty line or a part of a line: readers leave out what is no object.
+After a restart, records and evaluations of steps that are run again are removed; events stay. A
+write that failed in its middle leaves a part of a line: readers leave out what is no object.
 """
 
 from __future__ import annotations
@@ -114,9 +114,8 @@ class HistoryWriter:
         # at once: tools/watch.py follows the file while the run writes it
         rest = memoryview(text.encode())
         while rest:
-            self._torn = True
             rest = rest[self._file.write(rest) :]
-        self._torn = False
+            self._torn = bool(rest)
         self._unwritten.clear()
 
     def close(self) -> None:

@@ -62,4 +62,4 @@ def _wrap(owner: Any, name: str, check: Callable[..., None]) -> None:
 
 def _path(file: Any) -> str | Path:
     """Path of a file, which may be given as a descriptor or by an entry of its folder."""
-    return os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else os.fspath(file)
+    return Path(f"/proc/self/fd/{file}").readlink() if isinstance(file, int) else os.fspath(file)

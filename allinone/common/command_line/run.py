@@ -46,7 +46,7 @@ def run_command(command: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells report it
-    except (OSError, RuntimeError, ImportError) as error:
+    except (OSError, RuntimeError, ImportError, MemoryError) as error:
         if limit := explain(error):
             print(f"error: {limit}", file=sys.stderr)
             return int(ExitCode.USAGE)
