@@ -222,7 +222,7 @@ def _refuse_foreign(kind: type, entries: dict[str, Any]) -> None:
     for name in ("dtype", "torch_dtype"):
         value = entries.get(name)
         # transformers looks the name up among everything that torch has
-        if isinstance(value, str) and value not in DTYPES:
+        if value is not None and str(value).removeprefix("torch.") not in DTYPES:
             raise ValueError(f"config.json: {name} {value!r} is not one of {', '.join(DTYPES)}")
     for name in entries:
         attribute = getattr(kind, name, None)

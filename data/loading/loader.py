@@ -227,7 +227,7 @@ def collate_clips(
         return None
     # everything is computed on the CPU and copied at the end: `nonzero` on the device would
     # make the host wait
-    tensors = {
+    tensors: dict[str, Any] = {
         name: torch.from_numpy(micro_batch.stack(name))
         for name in ("text_ids", "text_mask", "mlm_ids", "mlm_labels", "dataset_ids")
     }

@@ -143,7 +143,7 @@ def _quiet(thread: type[Any]) -> type[Any]:
     if getattr(thread, "quiet", False):
         return thread
 
-    class Quiet(thread):  # type: ignore[misc]
+    class Quiet(thread):
         quiet = True
 
         def run(self) -> None:

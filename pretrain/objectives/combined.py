@@ -52,10 +52,13 @@ class PretrainObjective:
         """The batch with what these losses are divided by; `means` is ordered as `count_items`."""
         names = [objective.name for objective in self._counted]
         parts = [
-            part and replace(part, mean_items=dict(zip(names, values, strict=True)))
-            for part, values in zip(_modalities(batch), means.split(len(names)), strict=True)
+            None if part is None else replace(part, mean_items=dict(zip(names, items, strict=True)))
+            for part, items in zip(_modalities(batch), means.split(len(names)), strict=True)
         ]
-        return CoBatch(*parts) if isinstance(batch, CoBatch) else parts[0]
+        if isinstance(batch, CoBatch):
+            return CoBatch(*parts)
+        assert parts[0] is not None
+        return parts[0]
 
     def __call__(self, model: AllInOneForPreTraining, batch: Batch | CoBatch) -> Losses:
         """Compute the loss and metrics of a micro-batch.
