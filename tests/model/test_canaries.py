@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from allinone.data.config import ClipConfig
 from allinone.data.processor import AllInOneProcessor
 from allinone.finetune.evaluation.cache import Cache
 from allinone.finetune.task_model.source import read_source_checkpoint
@@ -80,7 +81,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     config = AllInOneConfig.from_size("nano", vocab_size=99, num_hidden_layers=1)
     AllInOneForPreTraining(config).save_pretrained(folder)
-    AllInOneProcessor().save_pretrained(folder)
+    AllInOneProcessor(ClipConfig(3, 64, 16)).save_pretrained(folder)
     return folder
 
 

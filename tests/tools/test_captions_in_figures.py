@@ -38,4 +38,4 @@ def test_no_caption_breaks_a_figure(tmp_path: Path, caption: str) -> None:
     grid.show(0, 0, Image.new("RGB", (64, 64)), caption)
     grid.left[0].text(0, 1, caption, **text_style(12))
     assert grid.image().width > 64
-    assert all((tmp_path / name).stat().st_size > 1000 for name in ("a.png", "b.png"))
+    assert all(Image.open(tmp_path / name).width > 200 for name in ("a.png", "b.png"))
