@@ -4,7 +4,6 @@ it."""
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,7 @@ def test_a_replayed_step_divides_by_the_same_numbers(server: RankServer, tmp_pat
     history(server, tmp_path, 2, 2, poison=13)
     report = json.loads((tmp_path / "anomalies/step-00000002/report.json").read_text())
     losses = [loss for rank in report["replay"]["losses_by_rank"] for loss in rank]
-    assert sum(map(math.isfinite, losses)) == 5
+    assert len([loss for loss in losses if loss is not None]) == 5  # NaN is null in JSON
     assert report["replay"]["same_losses"]
 
 
