@@ -246,13 +246,7 @@ class Trainer:
 
     def _train_steps(self, signals: StopSignals, sync: SignalSync) -> None:
         first, stop = self.step + 1, None
-        batches = StepBatches(
-            self._count_waiting(self.batches_from(first)),
-            self.spec.objective,
-            self.accumulation,
-            self.layout,
-            self.device,
-        )
+        batches = self.by_step(self._count_waiting(self.batches_from(first)))
         while self.step < self.config.steps and not self.evaluation.stop_early and not stop:
             self.begin_activity(f"step {self.step + 1}", starting=self.step + 1 == first)
             self._train_step(batches)
@@ -268,6 +262,12 @@ class Trainer:
             )
         for callback in self.callbacks:
             callback.on_end(self)
+
+    def by_step(self, batches: Iterator[Any]) -> StepBatches:
+        """This rank's micro-batches, step after step."""
+        return StepBatches(
+            batches, self.spec.objective, self.accumulation, self.layout, self.device
+        )
 
     def _count_waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:

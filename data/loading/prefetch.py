@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 
 from allinone.common.errors import GraphError
 from allinone.data.config import DataConfig
@@ -248,7 +248,7 @@ class _Readers:
         workers = self._config.workers
         context = ReaderContext(workers) if workers else None
         try:
-            sampler = Rest(self._sampler or range(len(self._maker)), self._delivered)
+            sampler = Rest(self._sampler or SequentialSampler(self._maker), self._delivered)  # type: ignore[arg-type]
             made = iter(_loader(self._maker, self._config, sampler, context))
             if context is not None:
                 replace = partial(self._replace, number)
@@ -259,7 +259,7 @@ class _Readers:
             self._end(number, None)
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
             # the DataLoader's own error for a dead reader names its number only
-            death = context and context.death(self._maker.clip_name)
+            death = None if context is None else context.death(self._maker.clip_name)
             if death is not None:
                 self._replace(number, death)
             else:

@@ -131,7 +131,8 @@ class ReaderContext(ForkServerContext):
                     self._death = ReaderDiedError(_message(process, clip), clip)
             if self._death is not None:
                 for other in self._readers:
-                    other.kill()
+                    if other.pid is not None:  # None: not started yet
+                        other.kill()
             return self._death
 
 

@@ -138,17 +138,15 @@ def test_readers_that_always_die_end_the_run(
 ) -> None:
     monkeypatch.setattr(module, "REPLACEMENTS", 2)
     batches = _batches(Rows())
-    for _ in range(3):
-        next(batches)
-        number = len(contexts)
-        reader = contexts[-1]._readers[0]
-        assert reader.pid is not None
-        os.kill(reader.pid, signal.SIGKILL)
+    next(batches)
+    for number in range(1, 4):
         deadline = time.monotonic() + LIMIT_S
-        while len(contexts) == number and number < 3 and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            started = [reader for reader in contexts[-1]._readers if reader.pid]
+            if len(contexts) == number and len(started) == 2:
+                break
             time.sleep(0.05)
-        while len(contexts) > number and not contexts[-1]._readers:
-            time.sleep(0.05)
+        os.kill(started[0].pid, signal.SIGKILL)  # type: ignore[arg-type]
     error = _error(batches)
     assert error.exit_code == ExitCode.FAILURE
     assert len(contexts) == 3
