@@ -222,7 +222,8 @@ class _Readers:
         done: _Handover,
         deliver: Callable[[int, MicroBatch], bool],
     ) -> None:
-        self._maker, self._config, self._sampler = maker, config, sampler
+        self._maker, self._config = maker, config
+        self._sampler = SequentialSampler(maker) if sampler is None else sampler  # type: ignore[arg-type]
         self._done, self._deliver = done, deliver
         self._lock = threading.Lock()
         self._set = 0
@@ -248,7 +249,7 @@ class _Readers:
         workers = self._config.workers
         context = ReaderContext(workers) if workers else None
         try:
-            sampler = Rest(self._sampler or SequentialSampler(self._maker), self._delivered)  # type: ignore[arg-type]
+            sampler = Rest(self._sampler, self._delivered)
             made = iter(_loader(self._maker, self._config, sampler, context))
             if context is not None:
                 replace = partial(self._replace, number)
