@@ -8,17 +8,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-import re
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -31,9 +26,6 @@ from allinone.common.atomic_io import (
     temporary_path,
     write_atomic,
 )
-from allinone.common.errors import FULL
-from allinone.common.exit_codes import ExitCode
-from allinone.common.formatting import size
 from allinone.common.paths import ROOT
 from allinone.engine import deepspeed_adapter as adapter
 from allinone.engine.checkpoint import reshard
@@ -49,6 +41,7 @@ from allinone.engine.checkpoint.layout import (
     step_of,
 )
 from allinone.engine.checkpoint.manifest import write_manifest
+from allinone.engine.checkpoint.write_failure import WriteFailure, attempt, write_twice
 from allinone.engine.checkpoint.zero_reader import PICKLED_CLASSES
 from allinone.engine.distributed import topology
 from allinone.engine.distributed.collectives import all_gather_object, run_on_rank0
@@ -56,18 +49,6 @@ from allinone.model.weights_file import WeightsError, read_pickle
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-PROBE_BYTES = 1 << 22
-"""Size of a file that shows whether the disk is full, where an error does not say so."""
-
-
-@dataclass(frozen=True)
-class WriteFailure:
-    """Why something could not be written."""
-
-    text: str
-    full: bool
-    """For lack of space or quota, or because files may not grow further."""
 
 
 def full_weights(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
@@ -118,35 +99,6 @@ class StateWriter:
         self.failure = self.failure or failure
 
 
-def attempt(action: Callable[[], object], folder: Path) -> WriteFailure | None:
-    """Run a write into a folder; returns what failed.
-
-    A failed write is an OSError to Python, a RuntimeError to torch and an error of its own to
-    safetensors.
-    """
-    try:
-        action()
-    except (OSError, RuntimeError, SafetensorError) as error:
-        text = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        return WriteFailure(text, _is_full(error, folder))
-    return None
-
-
-def _is_full(error: Exception, folder: Path) -> bool:
-    """Whether a write failed because the disk or a quota is full."""
-    if isinstance(error, OSError):
-        return error.errno in FULL
-    if found := re.search(r"os error (\d+)", str(error)):  # safetensors
-        return int(found[1]) in FULL
-    try:  # torch keeps the number to itself
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-            for _ in range(PROBE_BYTES >> 12):
-                file.write(bytes(1 << 12))
-    except OSError as failure:
-        return failure.errno in FULL
-    return False
-
-
 def code_version() -> dict[str, str]:
     """Version of the package and, in a git checkout, its commit."""
     try:
@@ -184,47 +136,13 @@ def save(
     Returns:
         The published folder.
 
-    A write that fails for another reason than lack of space is repeated once: an error of a network
-    disk is often a single one.
-
     Raises:
         CheckpointError: Writing failed, on every rank. Earlier checkpoints are not affected.
     """
     target = step_folder(out, facts["step"])
     notes = {RUN: facts, LAYOUT: layout}
-    failure = _save(engine, writer, module, target, notes)
-    if failure is not None and not failure.full:
-        log.warning("%s is written a second time: %s", target, failure.text)
-        failure = _save(engine, writer, module, target, notes)
-    if failure is not None:
-        raise _error(target, out, failure)
+    write_twice(lambda: _save(engine, writer, module, target, notes), target, out)
     return target
-
-
-def _error(target: Path, out: Path, failure: WriteFailure) -> CheckpointError:
-    """What ends the run.
-
-    Args:
-        target: What could not be written.
-        out: The run's folder.
-        failure: The reason.
-    """
-    if not failure.full:
-        return CheckpointError(
-            f"checkpoint {target.name} could not be written ({failure.text}). Earlier checkpoints"
-            f" are complete: the same command continues once {out} can be written again",
-            exit_code=ExitCode.FAILURE,
-        )
-    try:
-        free = f": {size(shutil.disk_usage(out).free)} are free in {out}"
-    except OSError:
-        free = ""
-    return CheckpointError(
-        f"checkpoint {target.name} could not be written ({failure.text}); the disk or a quota is"
-        f" full{free}. Earlier checkpoints are complete: free space, then run the same command"
-        " again",
-        exit_code=ExitCode.DISK_FULL,
-    )
 
 
 def _save(
@@ -282,30 +200,18 @@ def save_best(module: nn.Module, optimizer: Any, out: Path, facts: Mapping[str, 
         temporary = _make_folder(target)
         if isinstance(temporary, WriteFailure):
             return temporary
-
-        def replace() -> None:
-            if target.exists():  # written before the run was killed, by the same steps
-                _discard(target)
-            _publish(temporary, target, module, weights, {RUN: facts})
-
-        failure = attempt(replace, target.parent)
+        notes = {RUN: facts}
+        failure = attempt(
+            lambda: _publish(temporary, target, module, weights, notes), target.parent
+        )
         if failure is not None:
             delete(temporary)
         return failure
 
-    def publish_and_prune() -> WriteFailure | None:
-        failure = publish()
-        if failure is not None and not failure.full:
-            log.warning("%s is written a second time: %s", target, failure.text)
-            failure = publish()
-        if failure is None:
-            # last: until the rename above, the former best weights are the only ones
-            _discard_all(checkpoints(out, BEST)[1:])
-        return failure
-
-    failure = run_on_rank0(publish_and_prune)
-    if failure is not None:
-        raise _error(target, out, failure)
+    write_twice(lambda: run_on_rank0(publish), target, out)
+    if dist.get_rank() == 0:
+        # last: until the rename above, the former best weights are the only ones
+        _discard_all(checkpoints(out, BEST)[1:])
     return target
 
 
@@ -343,6 +249,8 @@ def _publish(
         write_atomic(temporary / name, json.dumps(content, indent=1) + "\n")
     open_to_umask(temporary)
     write_manifest(temporary)
+    if target.exists():  # by the same steps, before the run was killed or an fsync failed
+        _discard(target)
     # the manifest is written last and the rename follows it, so a visible folder is complete
     temporary.rename(target)
     # without it a power loss could undo the rename after older checkpoints were deleted

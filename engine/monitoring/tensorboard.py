@@ -123,7 +123,7 @@ def open_writer(folder: Path, **options: Any) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     names = (path.name.split(".")[3:4] for path in folder.glob("events.out.tfevents.*"))
-    newest = max((int(stamp) for (stamp,) in names if stamp.isdigit()), default=0)
+    newest = max((int(stamp) for (stamp,) in names if stamp.isdecimal()), default=0)
     event_file_writer._AsyncWriterThread = _quiet(event_file_writer._AsyncWriterThread)
     clock = event_file_writer.time
     stamp = max(clock.time(), newest + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import Any
 
 
 def inject(call: str, error: str, match: str = "", times: int = 1_000_000, skip: int = 0) -> None:
-    """Let calls fail whose path contains a text.
+    """Let calls fail whose path has a pattern.
 
     Args:
         call: fsync, unlink, rmdir or rename of module os; "append", what history.jsonl is written
             with; "tensorboard", its writing thread.
         error: Name of an errno.
-        match: Part of the path.
+        match: Pattern of a part of the path.
         times: Number of calls that fail.
         skip: Number of calls before them that do not.
     """
@@ -25,7 +26,7 @@ def inject(call: str, error: str, match: str = "", times: int = 1_000_000, skip:
     left, before = [times], [skip]
 
     def check(path: object) -> None:
-        if match not in os.fsdecode(path) or not left[0]:  # type: ignore[arg-type]
+        if not re.search(match, os.fsdecode(path)) or not left[0]:  # type: ignore[arg-type]
             return
         if before[0]:
             before[0] -= 1

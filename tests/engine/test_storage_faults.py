@@ -47,12 +47,20 @@ def assert_same_weights(out: Path, other: Path) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("error", ["EIO", "EBUSY", "ESTALE", "ETIMEDOUT"])
+@pytest.mark.parametrize(
+    ("error", "match", "skip"),
+    [
+        ("EIO", "checkpoints/", 9),
+        ("ESTALE", "checkpoints/", 2),
+        ("ETIMEDOUT", "weights/model.safetensors$", 1),
+        ("EIO", "checkpoints$", 1),  # after the rename
+    ],
+)
 def test_one_failed_write_of_a_checkpoint_is_repeated(
-    tmp_path: Path, undisturbed: Path, error: str
+    tmp_path: Path, undisturbed: Path, error: str, match: str, skip: int
 ) -> None:
     out = tmp_path / "run"
-    code, output = train(out, faults=[fault("fsync", error, match="checkpoints/", times=1, skip=9)])
+    code, output = train(out, faults=[fault("fsync", error, match=match, times=1, skip=skip)])
     assert code == 0, output
     assert "Traceback" not in output
     assert output.count("is written a second time") == 1
