@@ -51,6 +51,7 @@ COMMANDS = {
     "predict": Command("use a model on own media", "allinone.tools.predict", "tools/predict.py"),
     "index": Command("index a folder of videos", "allinone.tools.index", "tools/index.py"),
     "search": Command("search an index", "allinone.tools.search", "tools/search.py"),
+    "app": Command("open a page that searches an index", "allinone.tools.app", "tools/app.py"),
     "watch": Command("follow a run", "allinone.tools.watch", "tools/watch.py"),
     "report": Command("write the page of one or more runs", "allinone.tools.report"),
     "demo": Command("prepare, train and evaluate the demo", "allinone.examples.demo"),

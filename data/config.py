@@ -13,6 +13,7 @@ from typing import Literal
 
 from allinone.common.options import option
 from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, require
+from allinone.data.decoding.codecs import MAX_PIXELS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -167,6 +168,8 @@ class DataConfig:
     shuffles the complete data set."""
     max_bad_share: float = option(0.01, resume="may_change")
     """Share of bad clips above which a run stops; each rank decides once it cannot be chance."""
+    max_pixels: int = option(MAX_PIXELS, earlier=0)
+    """Most pixels of a frame or image; clips with larger ones are bad. 0: any number."""
     clip_timeout_s: float = option(30.0, resume="may_change")
     """Seconds after which decoding a clip on the host has failed; 5 more if the decoder hangs."""
 
@@ -176,7 +179,7 @@ class DataConfig:
         return self.augment == "randaug" and self.randaug_layers > 0
 
     def __post_init__(self) -> None:
-        require(self, NOT_NEGATIVE, ("workers", "pipelines", "shuffle_window"))
+        require(self, NOT_NEGATIVE, ("workers", "pipelines", "shuffle_window", "max_pixels"))
         require(self, COUNT, ("dali_threads", "prefetch"))
         require(self, POSITIVE, ("crop_ratio", "std", "clip_timeout_s"))
         require(self, Bounds(0, 1, above=True), ("crop_scale", "eval_crop"))

@@ -79,11 +79,15 @@ def read_as_evaluation(
         DecodeError: Its frames do not decode.
     """
     extension = image_extension(content, extension)
-    facts = probe(content, extension, limits)
+    facts = probe(content, extension, replace(limits, max_pixels=config.max_pixels))
     num_frames = 1 if facts["media"] == "image" else clip.num_frames
     (choices,) = choose_frames(ClipWindow.of_file(facts), config, num_frames)
     frames = decode_frames(
-        content, choices.frames, Timeline.of(facts), timeout_s=config.clip_timeout_s
+        content,
+        choices.frames,
+        Timeline.of(facts),
+        timeout_s=config.clip_timeout_s,
+        max_pixels=config.max_pixels,
     )
     return frames, choices
 

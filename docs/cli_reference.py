@@ -27,6 +27,7 @@ COMMANDS = (
     ("predict",),
     ("index",),
     ("search",),
+    ("app",),
     ("watch",),
     ("report",),
     ("demo",),

@@ -54,8 +54,10 @@ class TrainConfig:
     """Name in ds_configs/ (ZeRO stage and precision) or path of a DeepSpeed JSON file."""
     activation_checkpointing: bool = option(False, resume="may_change")
     """Recompute each block in the backward pass: less memory for about a third more time."""
-    compile: bool = option(False, resume="may_change")
-    """Compile the model with torch.compile."""
+    compile: bool | Literal["auto"] = option("auto", resume="may_change", earlier=False)
+    """Compile each transformer block with torch.compile, which takes minutes in the first step.
+    auto: on CUDA, except with tensor parallelism, where only pieces of a block can be compiled, and
+    with ZeRO 3, where none can. With dropout, a compiled run draws other random numbers."""
     seed: int = 0
     """Seed of weights, data order, augmentation, masks and dropout."""
     log_every: int = option(50, resume="may_change")

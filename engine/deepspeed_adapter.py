@@ -10,7 +10,9 @@ Letters: N elements of a parameter, W data-parallel ranks.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +22,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+CHECKED_VERSION = "0.19.8"
+"""Version of DeepSpeed whose source `order_on_device` was checked against."""
 
 # --- starting -------------------------------------------------------------------------------------
 
@@ -123,6 +130,68 @@ def count_collective_bytes(
 
 
 # --- one step -------------------------------------------------------------------------------------
+
+
+def order_on_device(engine: Any) -> None:
+    """Replace two waits of the host in every step of ZeRO 1 and 2 by orders for the device.
+
+    deepspeed 0.19.8, runtime/zero/stage_1_and_2.py:
+
+    - With overlap_comm, `independent_gradient_partition_epilogue` stops the host at the end of each
+      backward pass until the device is idle, because the gradients that it then reads and frees are
+      reduced on another stream. It is enough that the current stream waits for that one. Between
+      two buckets, `average_tensor` already does so.
+    - `get_grad_norm_direct` copies -1 from the host to mark a norm that is not finite, once per
+      parameter group.
+
+    Configurations in which DeepSpeed takes other ways through these functions keep its waits: with
+    offload, without contiguous_gradients, or with use_multi_rank_bucket_allreduce off. Another
+    version of DeepSpeed keeps them too, and a warning says so.
+    """
+    import deepspeed
+
+    optimizer = engine.optimizer
+    if type(optimizer).__name__ != "DeepSpeedZeroOptimizer":
+        return
+    if deepspeed.__version__ != CHECKED_VERSION:
+        log.warning(
+            "DeepSpeed %s makes the host wait for the device in every step; this is avoided with"
+            " %s only",
+            deepspeed.__version__,
+            CHECKED_VERSION,
+        )
+        return
+    from deepspeed.runtime.zero import stage_1_and_2
+
+    stage_1_and_2.mask_nan_or_inf_with_val_inplace = _mark_not_finite
+    buckets = optimizer.contiguous_gradients and optimizer.use_multi_rank_bucket_allreduce
+    if optimizer.overlap_comm and buckets and not optimizer.cpu_offload:
+        epilogue = optimizer.independent_gradient_partition_epilogue
+        optimizer.independent_gradient_partition_epilogue = functools.partial(
+            _without_host_wait, optimizer, epilogue
+        )
+
+
+def _without_host_wait(optimizer: Any, epilogue: Callable[[], None]) -> None:
+    """Run the end of a backward pass, in which the current stream waits instead of the host."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+
+    def wait_for_reductions() -> None:
+        accelerator.current_stream().wait_stream(optimizer.reduction_stream)
+
+    # on the instance, in front of the method of its class
+    accelerator.synchronize = wait_for_reductions
+    try:
+        epilogue()
+    finally:
+        del accelerator.synchronize
+
+
+def _mark_not_finite(input: Tensor, device: Any = None, val: float = -1.0) -> None:  # noqa: A002 - DeepSpeed's name
+    """DeepSpeed's mask_nan_or_inf_with_val_inplace without a copy from the host."""
+    input.masked_fill_(~torch.isfinite(input), val)
 
 
 def partitioned_gradient_norm(engine: Any) -> Tensor:

@@ -130,6 +130,8 @@ def resolve(config: TrainConfig, world: int, on_cpu: bool) -> dict[str, Any]:
                 " the norm; remove the line"
             )
         resolved["gradient_clipping"] = 0.0  # SkippingAdamW clips, without waiting for the device
+    # the timer, whose figures nobody reads, waits for the device twice per micro-batch
+    resolved["timers"] = {"throughput": {"enabled": False}} | (resolved.get("timers") or {})
     # DeepSpeed knows optimizers by class name, and SkippingAdamW is not on its list
     resolved["zero_allow_untested_optimizer"] = True
     if offload(resolved) != "none":

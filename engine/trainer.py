@@ -6,7 +6,7 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +80,8 @@ class Trainer:
         out: The run's folder.
         evaluate: (model, device) → name → value; called every --eval-every steps and at the end.
         flops_per_sample: Training FLOPs per clip: all passes, forward and backward, FMA = 2.
+        flops_at: The same of a step by its number (1, 2, ...), where steps differ; its average is
+            `flops_per_sample`.
         activations: Bytes that autograd keeps per micro-batch, for the plan.
         head_patterns: Parameters whose name contains one of these are heads.
         head_lr_mult: Multiplier of the learning rate of heads.
@@ -101,6 +103,7 @@ class Trainer:
         out: Path,
         evaluate: Evaluate | None = None,
         flops_per_sample: float = 0.0,
+        flops_at: Callable[[int], float] | None = None,
         activations: Activations | None = None,
         head_patterns: Sequence[str] = (),
         head_lr_mult: float = 1.0,
@@ -127,7 +130,7 @@ class Trainer:
         self.ds_config = ds_config.resolve(config, self.layout.data_world, on_cpu)
         peak = peak_rate(self.device, ds_config.precision(self.ds_config))
         hosts = all_gather_object(socket.gethostname())
-        self.records = RecordBuilder(config, hosts, flops_per_sample, peak)
+        self.records = RecordBuilder(config, hosts, flops_per_sample, peak, flops_at)
         self.accumulator = MetricAccumulator()
         self.stopwatch = Stopwatch()
         self.evaluation = EvaluationCallback(evaluate, select, out)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from allinone.common.errors import ConfigError
 from allinone.engine import deepspeed_adapter, ds_config
 from allinone.engine.checkpoint import manager, reshard
+from allinone.engine.compilation import compile_model
 from allinone.engine.config import TrainConfig
 from allinone.engine.distributed.topology import Layout
 from allinone.engine.monitoring.stopwatch import DeviceTimer
@@ -56,7 +57,7 @@ class TrainingEngine:
         torch.manual_seed(config.seed)
         # of the complete model: tensor parallelism below leaves this rank with its shards
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        mpu = self._prepare_model()
+        mpu = self._prepare_model(ds)
         module = StepModule(self.model, spec.objective).to(device)
         groups = parameter_groups(
             module, config.weight_decay, spec.head_patterns, spec.head_lr_mult
@@ -76,11 +77,12 @@ class TrainingEngine:
             dist_init_required=False,  # launch.start has set up the ranks, with our time-out
         )
         deepspeed_adapter.allow_minimum_loss_scale(self.deepspeed)
+        deepspeed_adapter.order_on_device(self.deepspeed)
         self.estimate.count_bytes()
         self._writer = manager.StateWriter(self.deepspeed)
         self._set_norm_source(module, ds_config.stage(ds))
 
-    def _prepare_model(self) -> Any:
+    def _prepare_model(self, ds: Mapping[str, Any]) -> Any:
         """Recomputation, tensor parallelism, compilation; returns DeepSpeed's `mpu`."""
         config, mpu = self._config, None
         if config.activation_checkpointing:
@@ -96,10 +98,7 @@ class TrainingEngine:
             # before the parameter groups and DeepSpeed, which keep references to the parameters
             tensor_parallel.divide(self.model, self._layout)
             mpu = tensor_parallel.DeepSpeedView
-        # in place: torch.compile(model) would put _orig_mod. in front of the parameters' names, by
-        # which checkpoints find them
-        if config.compile:
-            self.model.compile()
+        compile_model(self.model, config, ds, self._device)
         return mpu
 
     def _set_norm_source(self, module: nn.Module, stage: int) -> None:

@@ -94,6 +94,7 @@ class FinetuneJob:
             config.cache,
             source=benchmark.archives,
             picture_rate=config.picture_rate,
+            max_pixels=config.loader.max_pixels,
             workers=config.loader.workers * 2,
         )
         self.train_split: Split | None = None

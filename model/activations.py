@@ -85,7 +85,12 @@ def encoder_bytes(
 
 
 def pass_shape(
-    config: AllInOneConfig, clips: int, frames: int, text_tokens: int, part: Part = "joint"
+    config: AllInOneConfig,
+    clips: int,
+    frames: int,
+    text_tokens: int,
+    part: Part = "joint",
+    patches: int | None = None,
 ) -> tuple[int, int]:
     """Shape of the tokens in the blocks of one pass.
 
@@ -95,12 +100,13 @@ def pass_shape(
         frames: Frames per clip, T.
         text_tokens: Tokens per text, L.
         part: Joint pass, or one modality alone.
+        patches: Patches of a frame that are used; None: all.
 
     Returns:
         (sequences, tokens of each). Frames are separate sequences, except in the joint pass of
         roll="flatten".
     """
-    visual = config.num_visual_tokens
+    visual = config.visual_tokens(patches)
     if part == "text":
         return clips, text_tokens
     if part == "video":
@@ -124,6 +130,7 @@ def pass_bytes(
     checkpointing: bool = False,
     embedded: int | None = None,
     last: LastBlock | None = None,
+    patches: int | None = None,
 ) -> float:
     """One pass through the backbone, embeddings included.
 
@@ -138,14 +145,15 @@ def pass_bytes(
         checkpointing: Blocks keep only their input.
         embedded: Different clips among them, whose patches are embedded once; None: all.
         last: What the last block of a joint pass computes; None: all tokens.
+        patches: Patches of a frame that are used; None: all.
     """
-    width, visual = config.hidden_size, config.num_visual_tokens
+    width, visual = config.hidden_size, config.visual_tokens(patches)
     dropout = mask if config.hidden_dropout else 0
     text = clips * text_tokens * (width * (element + dropout) + STATISTICS)
     # the patch projection saves the pixels in the order of the patches
     pixels = (clips if embedded is None else embedded) * frames * 3 * config.image_size**2 * element
     video = pixels + clips * frames * visual * width * dropout
-    shape = pass_shape(config, clips, frames, text_tokens, part)
+    shape = pass_shape(config, clips, frames, text_tokens, part, patches)
     blocks = encoder_bytes(
         config, *shape, element, mask, checkpointing, last if part == "joint" else CLASS_TOKEN
     )

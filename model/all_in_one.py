@@ -11,8 +11,9 @@ parameters by forward hooks.
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +26,14 @@ from transformers.utils import ModelOutput
 from .config import AllInOneConfig
 from .embeddings import TEXT, VIDEO, ModalityEmbedding, TextEmbeddings, VideoEmbeddings
 from .heads import LogitScale, MLMHead
-from .kernels import add_kept, permute_tokens, rolled_rows
+from .kernels import add_kept, add_scaled, permute_tokens, rolled_rows
 from .linear import LinearFactory, SplitDropout, torch_linear
 from .norm import LayerNorm
 from .roll import fold_size, roll_channels, roll_tokens
+
+GRAPHS = 64
+"""Graphs of a block that a process may compile: two per kind of pass (the last block has one of its
+own), and again where sizes become variables. At torch's limit of 8, `fullgraph` raises."""
 
 
 @dataclass
@@ -41,8 +46,8 @@ class AllInOneOutput(ModelOutput):
     text: Tensor | None = None
     """[B, L, C]"""
     video: Tensor | None = None
-    """[B, n, C]: class token, distillation token where there is one, patches. The first patch is
-    number config.num_prefix_tokens."""
+    """[B, n, C]: class token, distillation token where there is one, patches in use. The
+    first patch is number config.num_prefix_tokens."""
     pooled: Tensor | None = None
     """[B, C], tanh(dense(text class token))"""
     read: Tensor | None = None
@@ -137,7 +142,12 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(
-        self, x: Tensor, branch: Tensor, sequences: int, owner: Tensor | None = None
+        self,
+        x: Tensor,
+        branch: Tensor,
+        sequences: int,
+        owner: Tensor | None = None,
+        rate: Tensor | None = None,
     ) -> Tensor:
         """Add the branch of the sequences that keep it.
 
@@ -146,13 +156,18 @@ class DropPath(nn.Module):
             branch: Of the same shape.
             sequences: B*T.
             owner: int64 [R], the sequence of each token that is read.
+            rate: float32 scalar, this module's rate in training; None: use the number. A compiled
+                graph would contain the number, so each block would need a graph of its own.
         """
-        if not self.training or self.rate == 0:
+        if not self.training or (rate is None and self.rate == 0):
             return x + branch
         # one draw per sequence; dividing by the kept share preserves the expectation
-        keep = (torch.rand(sequences, 1, 1, device=x.device) >= self.rate).to(x.dtype)
+        drawn = torch.rand(sequences, 1, 1, device=x.device)
+        keep = (drawn >= (self.rate if rate is None else rate)).to(x.dtype)
         if owner is not None:
             keep = keep[:, 0].index_select(0, owner)
+        if rate is not None:
+            return add_scaled(x, branch, keep, rate)
         return add_kept(x, branch, keep, self.rate)
 
 
@@ -173,14 +188,48 @@ class Block(nn.Module):
         self.mlp = MLP(config, linear)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, mask: Tensor | None, read: ReadTokens | None = None) -> Tensor:
-        """[B*T, N, C] → [B*T, N, C], or → [R, C] at the tokens that are read."""
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        read: ReadTokens | None = None,
+        rate: Tensor | None = None,
+    ) -> Tensor:
+        """[B*T, N, C] → [B*T, N, C], or → [R, C] at the tokens that are read.
+
+        Args:
+            x: Tokens.
+            mask: As in Encoder.forward.
+            read: As in Encoder.forward.
+            rate: As in DropPath.forward.
+        """
         sequences, owner = x.shape[0], None
         branch = self.attention(self.norm1(x), mask, read)
         if read is not None:
             x, owner = read.of(x), read.sequences
-        x = self.drop_path(x, branch, sequences, owner)
-        return self.drop_path(x, self.mlp(self.norm2(x)), sequences, owner)
+        x = self.drop_path(x, branch, sequences, owner, rate)
+        return self.drop_path(x, self.mlp(self.norm2(x)), sequences, owner, rate)
+
+
+def rolled_block(
+    block: nn.Module,
+    exchange: Callable[[Tensor], Tensor],
+    x: Tensor,
+    mask: Tensor | None,
+    read: ReadTokens | None,
+    rate: Tensor | None,
+) -> Tensor:
+    """A block with the roll before it: what is compiled as one graph.
+
+    Args:
+        block: A Block.
+        exchange: The roll.
+        x: As in Block.forward.
+        mask: As in Block.forward.
+        read: As in Block.forward.
+        rate: As in Block.forward.
+    """
+    return block(exchange(x), mask, read, rate)
 
 
 class Encoder(nn.Module):
@@ -195,6 +244,8 @@ class Encoder(nn.Module):
         self.norm = LayerNorm(config.hidden_size, eps=1e-6)
         self.config = config
         self.gradient_checkpointing = False
+        self.compiled_block: Callable[..., Tensor] | None = None
+        """Compiled form of rolled_block, see AllInOnePreTrainedModel.compile_blocks."""
 
     def forward(
         self,
@@ -217,18 +268,36 @@ class Encoder(nn.Module):
             Tokens after the final norm, [B*T, N, C], or [R, C] those that are read.
         """
         exchange = self._exchange(x, frames, text_tokens)
+        run, rates = self.compiled_block or rolled_block, self._rates(x.device)
+        static = self.compiled_block is not None and self.training
+        if self.compiled_block is not None and read is not None:
+            # the number of masked words differs in every micro-batch
+            for indices in (read.sequences, read.places):
+                torch._dynamo.maybe_mark_dynamic(indices, 0)
         last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
-            # also before the first block, as in the original
-            x = exchange(x)
-            # the blocks before the last need all tokens, as keys of the next
-            own = read if number == last else None
+            if static:
+                # a size that an evaluation had before would become a variable of the graph, and a
+                # resumed run, which may begin with an evaluation, would not be bit-equal
+                torch._dynamo.mark_static(x)
+            # the blocks before the last need all tokens, as keys of the next. The roll is also
+            # before the first block, as in the original
+            inputs = (block, exchange, x, mask, read if number == last else None, rates[number])
             if self.gradient_checkpointing and self.training:
                 # the re-entrant variant gives no gradients where the input needs none
-                x = torch.utils.checkpoint.checkpoint(block, x, mask, own, use_reentrant=False)
+                x = torch.utils.checkpoint.checkpoint(run, *inputs, use_reentrant=False)
             else:
-                x = block(x, mask, own)
+                x = run(*inputs)
         return self.norm(x)
+
+    def _rates(self, device: torch.device) -> Sequence[Tensor | None]:
+        """Rate of stochastic depth of each block as float32 scalars; None where numbers do."""
+        depth, highest = len(self.blocks), self.config.drop_path
+        if self.compiled_block is None or not self.training or not highest:
+            return [None] * depth
+        # computed on the device: a copy from the host would wait for it
+        numbers = torch.arange(depth, device=device, dtype=torch.float32)
+        return (numbers * (highest / max(depth - 1, 1))).unbind()
 
     def _exchange(self, x: Tensor, frames: int, text_tokens: int) -> Callable[[Tensor], Tensor]:
         """What rolls tokens or channels between frames before each block.
@@ -240,15 +309,20 @@ class Encoder(nn.Module):
             rows, tokens, _ = x.shape
             fold = fold_size(tokens - text_tokens, config.roll_divisor)
             if frames == 1 or fold == 0:
-                return lambda x: x
-            if torch.compiler.is_compiling():  # fuses the plain roll with its neighbours
-                return lambda x: roll_tokens(x, frames, text_tokens, fold)
+                return _unchanged
+            # a compiler fuses the plain roll with its neighbours
+            if torch.compiler.is_compiling() or self.compiled_block is not None:
+                return partial(roll_tokens, frames=frames, text_tokens=text_tokens, fold=fold)
             source, target = rolled_rows(rows, tokens, frames, text_tokens, fold, x.device)
             return lambda x: permute_tokens(x, source, target)
         if config.roll == "channel":
             fold = fold_size(config.hidden_size, config.roll_divisor)
-            return lambda x: roll_channels(x, frames, text_tokens, fold)
-        return lambda x: x
+            return partial(roll_channels, frames=frames, text_tokens=text_tokens, fold=fold)
+        return _unchanged
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
 
 
 class Pooler(nn.Module):
@@ -335,6 +409,25 @@ class AllInOnePreTrainedModel(PreTrainedModel):
         """Keep all activations again."""
         self._encoder().gradient_checkpointing = False
 
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile each transformer block, with the roll before it, as one graph.
+
+        The blocks share the graphs, so there is one per kind of pass (training or evaluation, one
+        or several frames, all tokens or those that are read), not one per block. Gradients of a
+        block are complete when its part of the backward pass ends, so that their reduction overlaps
+        with the rest of it. Names of parameters do not change.
+
+        Args:
+            **options: Of torch.compile; `fullgraph` is on unless it is given.
+        """
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, GRAPHS)
+        # by default a hook that is registered after the first pass would be ignored
+        config.skip_nnmodule_hook_guards = False
+        self._encoder().compiled_block = torch.compile(
+            rolled_block, **{"fullgraph": True, **options}
+        )
+
     def _encoder(self) -> Encoder:
         return next(module for module in self.modules() if isinstance(module, Encoder))
 
@@ -368,7 +461,8 @@ class AllInOneModel(AllInOnePreTrainedModel):
             pixels: Normalised frames, [B, T, 3, H, W].
             text_ids: Word pieces, int64 [S, L].
             text_mask: int64 [S, L], 1 at tokens.
-            patch_order: int64 [S*T, P]: patch slot k of row i*T + f holds patch order[k].
+            patch_order: int64 [S*T, K]: patch slot k of row i*T + f holds patch order[k]; patches
+                that it does not name are left out. None: all, in the order of the config.
             clips: int64 [S], the clip of each text; None: S = B, text i has clip i. Patches are
                 embedded once per clip.
             read: What of the result is read; the last block computes nothing else. None: text,
@@ -414,10 +508,13 @@ class AllInOneModel(AllInOnePreTrainedModel):
         read = ReadTokens.first(x.shape[0], x.device)
         return self.encoder(x, text_mask[:, None, None].bool(), read=read)
 
-    def encode_video(self, pixels: Tensor) -> Tensor:
-        """Video-only pass without a roll, as in the original: mean class token, [B, C]."""
+    def encode_video(self, pixels: Tensor, patch_order: Tensor | None = None) -> Tensor:
+        """Video-only pass without a roll, as in the original: mean class token, [B, C].
+
+        `patch_order`, int64 [B*T, K], names the patches to use; None: all.
+        """
         clips, frames = pixels.shape[:2]
-        x = self.modality(self.video_embeddings(pixels, rolls=False), VIDEO)
+        x = self.modality(self.video_embeddings(pixels, patch_order, rolls=False), VIDEO)
         x = self.encoder(x, read=ReadTokens.first(x.shape[0], x.device))
         return x.unflatten(0, (clips, frames)).mean(1)
 
@@ -494,6 +591,6 @@ class AllInOneForPreTraining(AllInOnePreTrainedModel):
         """See AllInOneModel.encode_text."""
         return self.backbone.encode_text(text_ids, text_mask)
 
-    def encode_video(self, pixels: Tensor) -> Tensor:
+    def encode_video(self, pixels: Tensor, patch_order: Tensor | None = None) -> Tensor:
         """See AllInOneModel.encode_video."""
-        return self.backbone.encode_video(pixels)
+        return self.backbone.encode_video(pixels, patch_order)

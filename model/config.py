@@ -146,7 +146,11 @@ class AllInOneConfig(PretrainedConfig):
     @property
     def num_visual_tokens(self) -> int:
         """Visual tokens of a frame, n."""
-        return self.num_prefix_tokens + self.num_patches
+        return self.visual_tokens()
+
+    def visual_tokens(self, patches: int | None = None) -> int:
+        """Visual tokens of a frame of which that many patches are used; None: all."""
+        return self.num_prefix_tokens + (self.num_patches if patches is None else patches)
 
     @property
     def has_temporal_embedding(self) -> bool:

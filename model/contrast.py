@@ -19,7 +19,7 @@ class TwoTower(Protocol):
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> Tensor: ...
 
-    def encode_video(self, pixels: Tensor) -> Tensor: ...
+    def encode_video(self, pixels: Tensor, patch_order: Tensor | None = None) -> Tensor: ...
 
 
 def embed_text(model: TwoTower, text_ids: Tensor, text_mask: Tensor) -> Tensor:
@@ -39,6 +39,17 @@ def embed_text(model: TwoTower, text_ids: Tensor, text_mask: Tensor) -> Tensor:
     )
 
 
-def embed_video(model: TwoTower, pixels: Tensor) -> Tensor:
-    """Unit-length clip embeddings, float32 [B, D]."""
-    return F.normalize(model.video_projection(model.encode_video(pixels)).float(), dim=-1, eps=1e-8)
+def embed_video(model: TwoTower, pixels: Tensor, patch_order: Tensor | None = None) -> Tensor:
+    """Unit-length clip embeddings.
+
+    Args:
+        model: Its video-only pass and projection are used.
+        pixels: Normalised frames, [B, T, 3, H, W].
+        patch_order: int64 [B*T, K], the patches to use; None: all.
+
+    Returns:
+        float32 [B, D].
+    """
+    return F.normalize(
+        model.video_projection(model.encode_video(pixels, patch_order)).float(), dim=-1, eps=1e-8
+    )

@@ -106,14 +106,15 @@ class VideoEmbeddings(nn.Module):
 
         Args:
             pixels: Normalised frames, [B, T, 3, H, W].
-            patch_order: int64 [S*T, P]: patch slot k of row i*T + f holds patch order[k]. None uses
-                the order of the config.
-            rolls: Tokens will roll, so the order of the patches matters; without a roll they stay
-                in raster order.
+            patch_order: int64 [S*T, K]: patch slot k of row i*T + f holds patch order[k]. K may be
+                less than P: patches that it does not name are left out. None uses all in the order
+                of the config.
+            rolls: Tokens will roll, so the order of the patches matters; without a roll and an
+                order they stay in raster order.
             clips: int64 [S]: row i of the result holds clip clips[i]; None: every clip once, S = B.
 
         Returns:
-            [S*T, n, C]; only patches are reordered.
+            [S*T, n, C], n counting the patches in use; only patches are reordered.
 
         Raises:
             ValueError: A shape does not fit the config.
@@ -131,7 +132,7 @@ class VideoEmbeddings(nn.Module):
         if clips is not None:
             # before the reordering and dropout, which each text draws for itself
             patches = select_clips(patches.unflatten(0, (batch, frames)), clips).flatten(0, 1)
-        if rolls:
+        if rolls or patch_order is not None:
             patches = self._reorder(patches, frames, patch_order)
         prefix: Tensor = self.class_token
         if self.distillation_token is not None:
@@ -166,34 +167,53 @@ class VideoEmbeddings(nn.Module):
         Args:
             patches: [S*T, P, C] in raster order.
             frames: Frames per clip, T.
-            order: int64 [S*T, P]; None uses that of the config.
+            order: int64 [S*T, K], K <= P; None uses all in the order of the config.
         """
         rows, count, width = patches.shape
         if order is None:
             if self.patch_order == "raster" or frames == 1:
                 return patches
             order = self.draw_order(rows, frames, patches.device)
-        elif order.shape != (rows, count):
+        elif order.dim() != 2 or order.shape[0] != rows or not 0 < order.shape[1] <= count:
             raise ValueError(
-                f"patch_order must be [B*T, P] = [{rows}, {count}], got {list(order.shape)}"
+                f"patch_order must be [B*T, P] = [{rows}, {count}], or have fewer columns if"
+                f" patches are left out, got {list(order.shape)}"
             )
-        return patches.gather(1, order[:, :, None].expand(-1, -1, width))
+        # not gather, which keeps its input for the backward pass
+        places = order + count * torch.arange(rows, device=order.device)[:, None]
+        return patches.flatten(0, 1).index_select(0, places.flatten()).view(rows, -1, width)
 
-    def draw_order(self, rows: int, frames: int, device: torch.device) -> Tensor:
-        """The order of the config as permutations, int64 [rows, P], rows being a multiple of T.
+    def draw_order(
+        self, rows: int, frames: int, device: torch.device, kept: int | None = None
+    ) -> Tensor:
+        """The order of the config, of all patches or of a random choice of them.
+
+        All frames of a clip keep the same patches. A patch that rolls then meets the patch of its
+        own place in the next frame as often as without the choice, and a channel shift joins equal
+        places; with a choice per frame that would hold for the kept share of them only.
 
         Args:
-            rows: Frames of all clips.
+            rows: Frames of all clips, a multiple of T.
             frames: Frames per clip, T.
-            device: Where they are needed.
+            device: Where the order is needed.
+            kept: Patches of a frame to keep, K; None: all.
+
+        Returns:
+            int64 [rows, K]; permutations of all P patches without a choice.
         """
         count = self.position.shape[1] - self.prefix
+        slots = count if kept is None else kept
         if self.patch_order == "raster" or frames == 1:
-            return torch.arange(count, device=device).expand(rows, -1)
-        if self.training:
-            return torch.rand(rows, count, device=device).argsort(1)
-        # the same choice in every evaluation, unlike the original
-        return fixed_order(frames, count).to(device).repeat(rows // frames, 1)
+            order = torch.arange(slots, device=device).expand(rows, -1)
+        elif self.training:
+            order = torch.rand(rows, slots, device=device).argsort(1)
+        else:  # the same choice in every evaluation, unlike the original
+            order = fixed_order(frames, slots).to(device).repeat(rows // frames, 1)
+        if kept is None:
+            return order
+        # ascending: the first and last slots in raster order are then the first and last rows
+        chosen = torch.rand(rows // frames, count, device=device).argsort(1)[:, :kept].sort(1)
+        return chosen.values.repeat_interleave(frames, 0).gather(1, order)
 
 
 @functools.cache

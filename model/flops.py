@@ -75,6 +75,7 @@ def forward_flops(
     part: Part = "joint",
     attention_products: bool = True,
     last: LastBlock | None = None,
+    patches: int | None = None,
 ) -> int:
     """FLOPs of one clip's forward pass through the backbone.
 
@@ -89,17 +90,18 @@ def forward_flops(
             joint pass uses the pooler.
         attention_products: Count queries x keys and weights x values.
         last: What the last block of a joint pass computes; None: all tokens.
+        patches: Patches of a frame in the blocks; None: all. All are projected.
     """
-    visual = config.num_visual_tokens
-    patches, pooler = patch_flops(config, frames), pooler_flops(config)
+    visual = config.visual_tokens(patches)
+    projection, pooler = patch_flops(config, frames), pooler_flops(config)
     if part == "text":
         return _blocks(config, 1, text_tokens, attention_products, CLASS_TOKEN)
     if part == "video":
-        return patches + _blocks(config, frames, visual, attention_products, CLASS_TOKEN)
+        return projection + _blocks(config, frames, visual, attention_products, CLASS_TOKEN)
     sequences, tokens = frames, text_tokens + visual
     if config.roll == "flatten":
         sequences, tokens = 1, text_tokens + frames * visual
-    return patches + _blocks(config, sequences, tokens, attention_products, last) + pooler
+    return projection + _blocks(config, sequences, tokens, attention_products, last) + pooler
 
 
 def patch_flops(config: AllInOneConfig, frames: int) -> int:

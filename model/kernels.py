@@ -107,6 +107,19 @@ def add_kept(x: Tensor, branch: Tensor, keep: Tensor, rate: float) -> Tensor:
     return torch.addcmul(x, branch, keep, value=1 / (1 - rate))
 
 
+def add_scaled(x: Tensor, branch: Tensor, keep: Tensor, rate: Tensor) -> Tensor:
+    """add_kept with the rate on the device, for a compiler, which makes one pass of it.
+
+    Args:
+        x: Residual stream.
+        branch: What is added to it, of the same shape.
+        keep: 1 or 0; broadcast over the sequence.
+        rate: float32 scalar, probability of a 0.
+    """
+    # in float32, so that neither factor nor product is rounded to bf16 before the addition
+    return (x.float() + branch.float() * (keep.float() / (1 - rate))).to(x.dtype)
+
+
 def patch_rows(pixels: Tensor, size: int) -> Tensor:
     """Cut frames into patches, for a projection by one matrix product.
 

@@ -173,6 +173,13 @@ class PretrainConfig:
         """Validation sets."""
         return [DatasetSpec.parse(text, "val") for text in self.val]
 
+    @property
+    def kept_steps(self) -> int:
+        """Steps at the start of the run that use --patch-keep; 0 if all use all patches."""
+        objective = self.objective
+        share = objective.patch_keep_until if objective.patch_keep < 1 else 0.0
+        return round(share * self.train.steps)
+
     def model_config(self) -> AllInOneConfig:
         """The model's config; raises ValueError for values that contradict each other."""
         return self.model.build_config(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from allinone.engine.planning.estimate import Activations, element_sizes
 from allinone.model import AllInOneConfig
@@ -33,6 +33,7 @@ def sample_flops(
     frames: int,
     masked: int,
     candidates: int = 1,
+    patches: int | None = None,
 ) -> dict[str, float]:
     """Training FLOPs of one clip by objective.
 
@@ -46,9 +47,16 @@ def sample_flops(
         frames: Frames per clip, T.
         masked: Masked tokens per caption.
         candidates: Clips that VTC contrasts with, over all ranks.
+        patches: Patches of a frame that are used; None: all.
     """
     size = ClipSize(
-        config, frames, masked, candidates, objective.joint_pass, reads_all_tokens(objective)
+        config,
+        frames,
+        masked,
+        candidates,
+        objective.joint_pass,
+        reads_all_tokens(objective),
+        patches,
     )
     flops = {each.name: each.training_flops(size) for each in active_objectives(objective)}
     return {name: value for name, value in flops.items() if value is not None}
@@ -66,13 +74,26 @@ class SampleCost:
     """Images trained on per clip of the global batch, averaged over steps."""
     video_share: float
     """Share of the steps that train on video: 1, less with alternating co-training."""
+    kept: SampleCost | None = None
+    """Cost in steps with --patch-keep; None: all steps use all patches."""
+    kept_share: float = 0.0
+    """Share of the steps with --patch-keep."""
+
+    @property
+    def all_patches(self) -> float:
+        """FLOPs of a step with all patches divided by its global batch, averaged over steps."""
+        return self.video_share * sum(self.video.values()) + self.images_per_clip * sum(
+            self.images.values()
+        )
 
     @property
     def total(self) -> float:
         """FLOPs of a step divided by its global batch, averaged over steps."""
-        return self.video_share * sum(self.video.values()) + self.images_per_clip * sum(
-            self.images.values()
-        )
+        return self.kept_share * self.at(True) + (1 - self.kept_share) * self.all_patches
+
+    def at(self, keeps: bool) -> float:
+        """The same of the steps with --patch-keep, or of the others."""
+        return self.kept.all_patches if keeps and self.kept is not None else self.all_patches
 
 
 def training_cost(config: PretrainConfig, world: int = 1) -> SampleCost:
@@ -82,13 +103,26 @@ def training_cost(config: PretrainConfig, world: int = 1) -> SampleCost:
         config: The run.
         world: Ranks; affects only the number of VTC's candidates.
     """
+    cost = _phase_cost(config, world, None)
+    if not config.kept_steps:
+        return cost
+    kept = _phase_cost(config, world, _kept_patches(config))
+    return replace(cost, kept=kept, kept_share=config.kept_steps / config.train.steps)
+
+
+def _kept_patches(config: PretrainConfig) -> int:
+    return config.objective.kept_patches(config.model_config().num_patches)
+
+
+def _phase_cost(config: PretrainConfig, world: int, patches: int | None) -> SampleCost:
+    """Cost of one clip in steps that use this many patches of a frame; None: all."""
     model, cotrain = config.model_config(), config.cotrain
     masked = masked_tokens(model, mask_prob=config.loader.mask_prob)
     # VTC contrasts with the micro-batches of all ranks
     candidates = config.train.micro_batch * world
 
     def cost(frames: int) -> dict[str, float]:
-        return sample_flops(model, config.objective, frames, masked, candidates)
+        return sample_flops(model, config.objective, frames, masked, candidates, patches)
 
     if not cotrain.images:
         return SampleCost(cost(model.num_frames), {}, 0.0, 1.0)
@@ -102,11 +136,6 @@ def training_cost(config: PretrainConfig, world: int = 1) -> SampleCost:
     )
 
 
-def training_flops_per_sample(config: PretrainConfig, world: int = 1) -> float:
-    """FLOPs of a step per clip of the global batch: all passes and heads, forward and backward."""
-    return training_cost(config, world).total
-
-
 def activations(
     config: PretrainConfig,
     element: int,
@@ -118,7 +147,8 @@ def activations(
     """Bytes that one micro-batch keeps for its backward pass.
 
     Images of joint co-training count as additional passes of one frame. Those of alternating
-    co-training need less than the video's and do not count.
+    co-training need less than the video's and do not count. The bytes are those of steps with all
+    patches, unless every step uses --patch-keep.
 
     Args:
         config: The run.
@@ -142,6 +172,7 @@ def activations(
         recompute,
         images,
         mask_prob=config.loader.mask_prob,
+        patches=_kept_patches(config) if config.kept_steps == config.train.steps else None,
     )
 
 
@@ -154,6 +185,7 @@ def model_activations(
     checkpointing: bool = False,
     images: int = 0,
     mask_prob: float = MASK_PROB,
+    patches: int | None = None,
 ) -> Activations:
     """The same for a model and its objectives.
 
@@ -166,6 +198,7 @@ def model_activations(
         checkpointing: Activation checkpointing.
         images: Images of one frame that pass in addition to the clips.
         mask_prob: Share of the word pieces that MLM masks.
+        patches: Patches of a frame that are used; None: all.
     """
 
     def passes(count: int, frames: int) -> list[float]:
@@ -181,6 +214,7 @@ def model_activations(
             checkpointing,
             objective.joint_pass,
             reads_all_tokens(objective),
+            patches,
         )
         found: list[float] = []
         for each in active_objectives(objective):
@@ -195,7 +229,7 @@ def model_activations(
     if images:
         saved += passes(images, 1)
     texts = 2 * clips if objective.joint_pass else clips
-    widest = pass_shape(model, texts, model.num_frames, model.max_text_len)
+    widest = pass_shape(model, texts, model.num_frames, model.max_text_len, patches=patches)
     return Activations(
         sum(saved), saved[-1], working_bytes(model, *widest, element, mask, checkpointing)
     )

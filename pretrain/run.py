@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +22,7 @@ from allinone.engine.distributed import launch
 from allinone.model import AllInOneForPreTraining
 from allinone.model.convert import load_resized
 from allinone.pretrain.config import PretrainConfig
-from allinone.pretrain.cost import run_activations, training_flops_per_sample
+from allinone.pretrain.cost import run_activations, training_cost
 from allinone.pretrain.evaluation import evaluate
 from allinone.pretrain.objectives.combined import PretrainObjective
 from allinone.pretrain.objectives.registry import active_objectives
@@ -51,18 +52,32 @@ def build_run(config: PretrainConfig) -> Trainer:
         objective.check(config)
     if config.loader.workers:
         forkserver_context()  # starts its imports while this process builds the model
+    model, data = build_model(config), build_data(config)
+    cost = training_cost(config, launch.find_rank_info(os.environ).world)
     return Trainer(
         config.train,
-        model=build_model(config),
-        objective=PretrainObjective(config.objective),
-        data=build_data(config),
+        model=model,
+        objective=PretrainObjective(
+            config.objective, all_patches_from=all_patches_from(config, data)
+        ),
+        data=data,
         run_config=config.as_json(),
         evaluate=make_evaluation(config),
-        flops_per_sample=training_flops_per_sample(config, launch.find_rank_info(os.environ).world),
+        flops_per_sample=cost.total,
+        flops_at=(lambda step: cost.at(step <= config.kept_steps)) if cost.kept else None,
         activations=run_activations(config),
         pictures=make_pictures(config),
         out=config.out,
     )
+
+
+def all_patches_from(
+    config: PretrainConfig, data: TrainStream | CoTrainStream
+) -> tuple[float, float]:
+    """Positions in the streams of clips and of co-trained images at which --patch-keep ends."""
+    if isinstance(data, CoTrainStream):
+        return data.positions(config.kept_steps)
+    return config.kept_steps * config.train.global_batch, math.inf
 
 
 def build_model(config: PretrainConfig) -> AllInOneForPreTraining:

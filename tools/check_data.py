@@ -56,6 +56,8 @@ class CheckOptions:
     """Side of the crop, pixels."""
     text_len: int = 40
     """Tokens per caption."""
+    max_pixels: int | None = None
+    """Most pixels of a frame or image; 0: any number; None: as the folder was prepared."""
     seed: int = 0
     """Of the choice of samples and files."""
     workers: int = 2
@@ -90,7 +92,7 @@ def _show(options: CheckOptions) -> list[str]:
 
     from allinone.data.config import DataConfig
     from allinone.data.index import choose_split, dataset_facts
-    from allinone.data.prepare.verify import distributions
+    from allinone.data.prepare.verify import decode_limits, distributions
     from allinone.tools.inspection.pictures import contact_sheet, plot_distributions
 
     out = options.out or options.folder / "check"
@@ -110,7 +112,12 @@ def _show(options: CheckOptions) -> list[str]:
     stored, clips = facts["files"][0], sum(facts["clips"].values())
     title = f"{name}: {clips:,} clips in {stored:,} files"
     plot_distributions(out / "distributions.png", values, title)
-    config = DataConfig(workers=0, dali_threads=1, max_bad_share=1.0)
+    config = DataConfig(
+        workers=0,
+        dali_threads=1,
+        max_bad_share=1.0,
+        max_pixels=decode_limits(facts, options.max_pixels).max_pixels,
+    )
     batch = _batch(options, split, config)
     title = f"{name}, split {split}: {len(batch)} samples as {VIEWS[options.view]} sees them"
     contact_sheet(out / "samples.png", batch, config, title)
@@ -127,6 +134,7 @@ def _problems(options: CheckOptions) -> list[str]:
         decodes=options.decodes,
         seed=options.seed,
         workers=max(1, options.workers),
+        max_pixels=options.max_pixels,
         progress=True,
     )
     try:

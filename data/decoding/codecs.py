@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 IMAGES = frozenset(
@@ -75,8 +75,15 @@ VIDEO_MAGIC = (
 MAGIC_BYTES = 64
 """Bytes that the recognition of a format needs."""
 
+MAX_PIXELS = 1 << 26
+"""Pixels of a picture that is decoded by default, 8192 x 8192: 200 MB as RGB. The largest video of
+H.264 and HEVC, level 6.2, has 35.7 million."""
+
 DEFAULT_STREAM, ATTACHED_PICTURE = 1, 1024
 """FFmpeg's AV_DISPOSITION_DEFAULT and AV_DISPOSITION_ATTACHED_PIC."""
+
+TS_SEEK_S = 1.0
+"""Seconds before a keyframe that a seek in an MPEG transport stream goes to."""
 
 CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
 """Codecs that DALI decodes on the CPU."""
@@ -145,6 +152,27 @@ def dali_reads(row: Mapping[str, Any], codecs: frozenset[str]) -> bool:
     )
 
 
+class PixelLimitError(ValueError):
+    """A picture has more pixels than --max-pixels."""
+
+
+def require_pixels(width: int, height: int, limit: int) -> None:
+    """Raise PixelLimitError for a picture that is too large to be decoded safely.
+
+    A few megabytes of video may stand for gigabytes of frames.
+
+    Args:
+        width: Pixels; 0 if unknown.
+        height: Pixels.
+        limit: Most pixels; 0: any number.
+    """
+    if limit and width * height > limit:
+        raise PixelLimitError(
+            f"{width} x {height} pixels, more than --max-pixels {limit}; scale it down, or raise"
+            " the limit if there is memory for several such frames per reader"
+        )
+
+
 def codec_of(stream: Any) -> str:
     """Return the name of a stream's codec rather than of its decoder: av1, not libdav1d."""
     return str(stream.codec_context.codec.canonical_name)
@@ -191,6 +219,21 @@ def times_are_of_frames(container: Any, stream: Any) -> bool:
     return name != "mpeg" and not (name == "avi" and stream.codec_context.has_b_frames)
 
 
+def seek_to_start(container: Any, stream: Any, ticks: int) -> None:
+    """Seek to a keyframe, or to before it where a seek does not lead to keyframes.
+
+    Args:
+        container: The opened file.
+        stream: Its video stream.
+        ticks: When the keyframe is shown, in the stream's clock, from the stream's start.
+    """
+    if container.format.name == "mpegts":
+        # FFmpeg seeks by decoding times there, which are up to some frames before those of display
+        ticks -= round(TS_SEEK_S / stream.time_base)
+    begin = stream.start_time or 0
+    container.seek(max(begin, begin + ticks), stream=stream)
+
+
 def rotation_of(frame: Any) -> int:
     """Return how a frame is turned upright.
 
@@ -222,29 +265,51 @@ def idr_packet(codec: str, packet: Any) -> bool:
     For H.264 and HEVC only IDR pictures qualify: leading frames after other keyframes may refer to
     frames before them.
     """
+    return _starts(codec, packet, _idr)
+
+
+def start_packet(codec: str, packet: Any) -> bool:
+    """Return whether decoding from this packet gives the frames shown from it on exactly.
+
+    Besides IDR pictures, HEVC's CRA and BLA pictures and H.264's recovery points qualify. Frames
+    that follow them in the file and are shown before them (leading frames) may refer to earlier
+    frames and are wrong or missing, and no frame that is shown later refers to those.
+    """
+    return _starts(codec, packet, _random_access)
+
+
+def _starts(codec: str, packet: Any, of_unit: Callable[[str, bytes], bool]) -> bool:
     if not packet.is_keyframe:
         return False
     if codec not in ("h264", "hevc"):
         return True
-    return any(_idr(codec, header) for header in nal_headers(bytes(packet)))
+    return any(of_unit(codec, unit) for unit in nal_units(bytes(packet)))
 
 
-def _idr(codec: str, header: int) -> bool:
+def _idr(codec: str, unit: bytes) -> bool:
     # H.264: low 5 bits, nal_unit_type 5; HEVC: bits 1 to 6, IDR_W_RADL (19) and IDR_N_LP (20).
-    # Not CRA (21): its leading pictures may refer to frames before it.
-    return header & 31 == 5 if codec == "h264" else (header >> 1) & 63 in (19, 20)
+    return unit[0] & 31 == 5 if codec == "h264" else (unit[0] >> 1) & 63 in (19, 20)
 
 
-def nal_headers(data: bytes) -> list[int]:
-    """Return the first byte of every NAL unit, length-prefixed (mp4) or with start codes (annex B).
+def _random_access(codec: str, unit: bytes) -> bool:
+    if codec == "hevc":
+        return 16 <= (unit[0] >> 1) & 63 <= 21  # BLA, IDR, CRA (ITU-T H.265, table 7-1)
+    # An SEI message of type 6 (ITU-T H.264, D.1.8) whose first bits are recovery_frame_cnt 0, coded
+    # as 1, and exact_match_flag 1. Other counts are intra refresh, where no picture is complete.
+    recovery = unit[0] & 31 == 6 and unit[1:2] == b"\x06" and unit[3:4] >= b"\xc0"
+    return recovery or _idr(codec, unit)
+
+
+def nal_units(data: bytes) -> list[bytes]:
+    """Return the first bytes of every NAL unit, length-prefixed (mp4) or with start codes (annex B).
 
     The length prefix of a unit of 256 to 511 bytes looks like a start code, so the data counts as
     length-prefixed if and only if the lengths lead exactly to its end.
     """
-    headers, position = [], 0
+    units, position = [], 0
     while position + 4 < len(data):
-        headers.append(data[position + 4])
+        units.append(data[position + 4 : position + 8])
         position += 4 + int.from_bytes(data[position : position + 4], "big")
     if position == len(data):
-        return headers
-    return [part[0] for part in data.split(b"\0\0\1")[1:] if part]
+        return units
+    return [part[:4] for part in data.split(b"\0\0\1")[1:] if part]

@@ -13,6 +13,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from allinone.data.decoding.codecs import PixelLimitError, require_pixels, video_stream
+
 VIDEO_FORMATS = (
     "mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,asf,flv,ogg,ivf,obu,av1,h261,h263,h264,hevc,vc1,"
     "mjpeg,dv,mxf,gxf,nut,nuv,nsv,rm,wtv,ty,pva,gif,apng"
@@ -95,7 +97,9 @@ class _LocalFile(ByteRange):
         super().close()
 
 
-def open_media(content: bytes | Path | io.IOBase, *, fast: bool = False, buffer: int = 0) -> Any:
+def open_media(
+    content: bytes | Path | io.IOBase, *, fast: bool = False, buffer: int = 0, max_pixels: int = 0
+) -> Any:
     """Open a video or image for reading, with the demuxers of FORMATS only.
 
     Args:
@@ -103,12 +107,15 @@ def open_media(content: bytes | Path | io.IOBase, *, fast: bool = False, buffer:
         fast: Skip FFmpeg's stream analysis, which decodes frames: 20 ms for a 720p file. Only ISO
             files state everything that is needed in their headers.
         buffer: Bytes per read of a file object; 0: PyAV's default.
+        max_pixels: Most pixels of a frame, also of one whose size differs from the header's; 0: any
+            number.
 
     Returns:
         PyAV's input container; close it.
 
     Raises:
         av.error.FFmpegError, ValueError: The file cannot be read, or its format is not in FORMATS.
+        PixelLimitError: A picture of its video stream is too large.
         OSError: The storage failed.
     """
     import av
@@ -127,7 +134,7 @@ def open_media(content: bytes | Path | io.IOBase, *, fast: bool = False, buffer:
     if buffer:
         arguments["buffer_size"] = buffer  # type: ignore[assignment]
     try:
-        return av.open(  # type: ignore[call-overload]  # noqa: TID251
+        container = av.open(  # type: ignore[call-overload]  # noqa: TID251
             source, "r", options=options, **arguments
         )
     except av.error.ArgumentError as error:
@@ -135,3 +142,18 @@ def open_media(content: bytes | Path | io.IOBase, *, fast: bool = False, buffer:
             "not a video or image that is read; files that refer to other files or to the network"
             " (ffconcat, SDP, playlists) are never opened"
         ) from error
+    try:
+        _limit_pixels(container, max_pixels)
+    except PixelLimitError:
+        container.close()
+        raise
+    return container
+
+
+def _limit_pixels(container: Any, limit: int) -> None:
+    stream = video_stream(container)
+    context = stream.codec_context if stream is not None else None
+    if not limit or context is None:
+        return
+    require_pixels(context.width or 0, context.height or 0, limit)
+    context.options = {**context.options, "max_pixels": str(limit)}

@@ -21,7 +21,13 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from allinone.common.errors import LASTING, AllInOneError
-from allinone.data.decoding.codecs import rotation_of, times_are_of_frames, video_stream
+from allinone.data.decoding.codecs import (
+    MAX_PIXELS,
+    rotation_of,
+    seek_to_start,
+    times_are_of_frames,
+    video_stream,
+)
 from allinone.data.decoding.containers import open_media
 from allinone.data.decoding.images import UNREADABLE_IMAGE, picture_unlike_ffmpeg
 from allinone.data.decoding.timeout import call_with_timeout
@@ -38,6 +44,22 @@ _TOO_SLOW = "not decoded within --clip-timeout-s"
 
 class DecodeError(AllInOneError):
     """This clip cannot be decoded."""
+
+
+class _InterlacedError(Exception):
+    """A frame may lack its second field, because decoding stopped at the packet of its first."""
+
+
+@dataclass(frozen=True)
+class _Limit:
+    deadline: float
+    """Value of time.monotonic after which a decode has failed."""
+    pixels: int
+    """Most pixels of a frame; 0: any number."""
+
+    def check_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise DecodeError(_TOO_SLOW)
 
 
 @dataclass(frozen=True)
@@ -101,6 +123,7 @@ def decode_frames(
     timeline: Timeline | None = None,
     *,
     timeout_s: float = 30.0,
+    max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
     """Decode frames of a video or image.
 
@@ -110,6 +133,7 @@ def decode_frames(
         timeline: Allows seeking; without it, decoding starts at the first frame.
         timeout_s: Time limit in seconds, checked between frames. A decoder that hangs within a
             frame is abandoned OVERTIME_S later.
+        max_pixels: Most pixels of a frame; 0: any number.
 
     Returns:
         RGB frames uint8 [T, H, W, 3], upright, converted by BT.601 as DALI does.
@@ -120,7 +144,9 @@ def decode_frames(
     try:
         return call_with_timeout(
             timeout_s + OVERTIME_S,
-            lambda: _decode(content, wanted, timeline, time.monotonic() + timeout_s),
+            lambda: _decode(
+                content, wanted, timeline, _Limit(time.monotonic() + timeout_s, max_pixels)
+            ),
         )
     except TimeoutError as error:
         if error.errno is not None:  # ETIMEDOUT of a network file system has the same class
@@ -129,18 +155,21 @@ def decode_frames(
 
 
 def _decode(
-    content: bytes | Path, wanted: Sequence[int], timeline: Timeline | None, deadline: float
+    content: bytes | Path, wanted: Sequence[int], timeline: Timeline | None, limit: _Limit
 ) -> NDArray[np.uint8]:
-    """As `decode_frames`, in the thread that may be abandoned; `deadline` is of time.monotonic."""
+    """As `decode_frames`, in the thread that may be abandoned."""
     targets = sorted(set(wanted))
     try:
-        picture = picture_unlike_ffmpeg(content)
+        picture = picture_unlike_ffmpeg(content, limit.pixels)
         # folders prepared by earlier versions count further pictures, which belong to no sample
         found = None if picture is None else dict.fromkeys(targets, picture)
         if found is None and timeline is not None and (timeline.times is not None or timeline.rate):
-            found = _sparse(content, targets, timeline, deadline)
+            try:
+                found = _sparse(content, targets, timeline, limit)
+            except _InterlacedError:
+                found = _sparse(content, targets, timeline, limit, complete=True)
         if found is None:  # seeking missed (it does in MPEG-TS): decode from the start and count
-            found = _from_start(content, targets, deadline)
+            found = _from_start(content, targets, limit)
     except MemoryError:
         raise  # av.error.MemoryError is one: it says nothing about the clip
     except (*DAMAGE, *UNREADABLE_IMAGE) as error:
@@ -164,7 +193,12 @@ def _decode(
 
 
 def _sparse(
-    content: bytes | Path, targets: list[int], timeline: Timeline, deadline: float
+    content: bytes | Path,
+    targets: list[int],
+    timeline: Timeline,
+    limit: _Limit,
+    *,
+    complete: bool = False,
 ) -> dict[int, NDArray[np.uint8]] | None:
     """Find frames by their time.
 
@@ -172,13 +206,14 @@ def _sparse(
         content: As for `decode_frames`.
         targets: Frame numbers, ascending.
         timeline: Of the file.
-        deadline: Value of time.monotonic after which DecodeError is raised.
+        limit: Time and pixels above which DecodeError is raised.
+        complete: As for `_walk`.
 
     Returns:
         Frames uint8 [H, W, 3] by number; None if the file's times do not lead to every target.
     """
     found: dict[int, NDArray[np.uint8]] = {}
-    with _open(content) as container:
+    with _open(content, limit.pixels) as container:
         stream = _video(container)
         if not times_are_of_frames(container, stream):
             return None
@@ -190,8 +225,8 @@ def _sparse(
 
         for start, group in _groups(targets, timeline):
             if start:
-                container.seek(begin + timeline.seek_to(start, base), stream=stream)
-            if not _walk(container, stream, set(group), number_of, found, deadline):
+                seek_to_start(container, stream, timeline.seek_to(start, base))
+            if not _walk(container, stream, start, set(group), number_of, found, limit, complete):
                 return None
     return found
 
@@ -203,9 +238,10 @@ def _video(container: Any) -> Any:
     return stream
 
 
-def _open(content: bytes | Path) -> Any:
+def _open(content: bytes | Path, max_pixels: int) -> Any:
     """Open without FFmpeg's stream analysis where that is possible."""
-    return open_media(content, fast=_head(content)[4:8] == ISO_MEDIA)
+    fast = _head(content)[4:8] == ISO_MEDIA
+    return open_media(content, fast=fast, max_pixels=max_pixels)
 
 
 def _head(content: bytes | Path) -> bytes:
@@ -228,64 +264,76 @@ def _groups(targets: list[int], timeline: Timeline) -> list[tuple[int, list[int]
 def _walk(
     container: Any,
     stream: Any,
+    start: int,
     targets: set[int],
     number_of: Any,
     found: dict[int, NDArray[np.uint8]],
-    deadline: float,
+    limit: _Limit,
+    complete: bool,
 ) -> bool:
     """Decode forward until all targets are in `found`.
 
     Args:
         container: The opened file, positioned at or before the first target's keyframe.
         stream: Its video stream.
+        start: The keyframe to begin with; packets before it are not decoded.
         targets: Frame numbers to find.
         number_of: Presentation time in ticks → frame number, None between frames.
         found: Receives frames uint8 [H, W, 3] by number.
-        deadline: Value of time.monotonic after which DecodeError is raised.
+        limit: Time and pixels above which DecodeError is raised.
+        complete: Decode every packet until the decoder gives the targets by itself: the two fields
+            of an interlaced frame may be two packets, of which the second has no time.
 
     Returns:
         False if a target cannot be found by its time.
+
+    Raises:
+        _InterlacedError: A target is interlaced, and `complete` is False.
     """
     context = stream.codec_context
+    begun = not start
     missing = set(targets)  # targets whose packets have not been read yet
     # A demuxing generator that is left half-way and not closed leaks memory (PyAV 18.1).
     with closing(container.demux(stream)) as packets:
         for packet in packets:
             last = packet.pts is None
             number = None if last else number_of(packet.pts)
+            begun = begun or number == start
+            if not begun and not last:
+                continue
             # Frames that no other frame refers to are decoded only if wanted: 1.5 times faster for
             # three frames of 720p H.264 with GOPs of 2 to 5 s, bit-identical.
-            context.skip_frame = "DEFAULT" if last or number in targets else "NONREF"
+            context.skip_frame = "DEFAULT" if complete or last or number in targets else "NONREF"
             frames = packet.decode()
             missing.discard(number)
-            if not missing and not last:
+            if not complete and not missing and not last:
                 # Everything the targets depend on is decoded. Flush the decoder now instead of
                 # feeding it the frames that are shown before the targets but stored after them.
                 frames, last = [*frames, *context.decode(None)], True
             for frame in frames:
                 number = None if frame.pts is None else number_of(frame.pts)
-                # The second field of an interlaced frame may not have been decoded yet.
-                if number in targets and number not in found and not frame.interlaced_frame:
+                if number in targets and number not in found:
+                    if frame.interlaced_frame and not complete:
+                        raise _InterlacedError
                     found[number] = _upright(frame)
-            if last:
+            if last or (complete and targets <= found.keys()):
                 return targets <= found.keys()
-            if time.monotonic() > deadline:
-                raise DecodeError(_TOO_SLOW)
+            limit.check_time()
     return False
 
 
 def _from_start(
-    content: bytes | Path, targets: list[int], deadline: float
+    content: bytes | Path, targets: list[int], limit: _Limit
 ) -> dict[int, NDArray[np.uint8]]:
     """Find frames by counting, without any times; frames beyond the end are absent.
 
     Args:
         content: As for `decode_frames`.
         targets: Frame numbers, ascending.
-        deadline: Value of time.monotonic after which DecodeError is raised.
+        limit: Time and pixels above which DecodeError is raised.
     """
     found: dict[int, NDArray[np.uint8]] = {}
-    with open_media(content) as container:
+    with open_media(content, max_pixels=limit.pixels) as container:
         stream = _video(container)
         stream.codec_context.thread_count = 1
         decoding: Any = container.decode(stream)
@@ -295,8 +343,7 @@ def _from_start(
                     found[number] = _upright(frame)
                     if number == targets[-1]:
                         break
-                if time.monotonic() > deadline:
-                    raise DecodeError(_TOO_SLOW)
+                limit.check_time()
     return found
 
 

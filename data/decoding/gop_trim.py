@@ -1,8 +1,8 @@
 """GOP trimming: copies the packets that the wanted frames need, without decoding.
 
 DALI's video decoders walk forward from the first packet of their input, and on a GPU every byte is
-uploaded first. Trimming starts at IDR frames only (the index's keyframes): leading frames after
-other keyframes may refer to frames that were cut off.
+uploaded first. Trimming starts at IDR frames only: after the index's other keyframes, DALI would
+count leading frames, which may refer to frames that were cut off.
 """
 
 from __future__ import annotations
@@ -10,12 +10,17 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import av
 
-from allinone.data.decoding.codecs import codec_of, times_are_of_frames, video_stream
+from allinone.data.decoding.codecs import (
+    codec_of,
+    idr_packet,
+    times_are_of_frames,
+    video_stream,
+)
 from allinone.data.decoding.containers import open_media
 from allinone.data.decoding.frames import DAMAGE, DecodeError, Timeline
 
@@ -44,7 +49,7 @@ def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline)
     """Cut a video down to the packets that some frames need.
 
     The content comes back unchanged if its codec is not among CONTAINERS, or if packets and frames
-    do not pair one to one (invisible VP8 frames, edit lists): the frame numbers of packets are then
+    do not pair one to one (invisible VP8 frames, edit lists, repeated times): the frame numbers of packets are then
     unknown without decoding.
 
     Args:
@@ -77,10 +82,11 @@ def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline)
             # Not paired: a packet's rank is not its frame's number, and nothing would notice that
             # the frames of the trimmed video are wrong.
             paired = shown == frames and all(packet.pts is not None for packet in packets)
+            paired = paired and len({packet.pts for packet in packets}) == len(packets)
             paired = paired and times_are_of_frames(container, stream)
             if codec not in CONTAINERS or not paired:
                 return TrimmedStream(content, tuple(wanted))
-            kept = _needed(packets, wanted, timeline)
+            kept = _needed(packets, wanted, _closed(packets, codec, timeline))
             # DALI would count packets that are not shown, and choose a stream by itself
             alone = shown == len(packets) and len(container.streams.video) == 1
             if len(kept) == demuxed_packets and alone:
@@ -123,6 +129,21 @@ def _needed(packets: list[Any], wanted: Sequence[int], timeline: Timeline) -> li
         start = timeline.start(frame)
         keep.update(range(position[start] if start else 0, position[frame] + 1))
     return [(decoded[place], packets[place]) for place in sorted(keep)]
+
+
+def _closed(packets: list[Any], codec: str, timeline: Timeline) -> Timeline:
+    """The timeline with the keyframes from which every later packet decodes.
+
+    Args:
+        packets: All packets of the video; without edit lists, one per frame.
+        codec: Of the packets.
+        timeline: Of the video.
+    """
+    if codec not in ("h264", "hevc") or len(timeline.keyframes) < 2:
+        return timeline
+    shown = sorted((packet for packet in packets if not packet.is_discard), key=lambda p: p.pts)
+    keys = [key for key in timeline.keyframes if key == 0 or idr_packet(codec, shown[key])]
+    return replace(timeline, keyframes=keys)
 
 
 def _first_shown(packets: list[Any]) -> int:

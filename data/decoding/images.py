@@ -17,7 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from allinone.data.decoding.codecs import IMAGES, MAGIC_BYTES, image_kind
+from allinone.data.decoding.codecs import (
+    IMAGES,
+    MAGIC_BYTES,
+    PixelLimitError,
+    image_kind,
+    require_pixels,
+)
 
 UNREADABLE_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for a file that it cannot read or refuses to read."""
@@ -42,10 +48,25 @@ _MIRRORED = (2, 4, 5, 7)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def open_image(content: bytes | Path) -> Image.Image:
-    """Open an image; raises UNREADABLE_IMAGE."""
+def open_image(content: bytes | Path, max_pixels: int = 0) -> Image.Image:
+    """Open an image; its pixels are decoded later.
+
+    Args:
+        content: The file or its path.
+        max_pixels: Most pixels; 0: Pillow's own limit, 179 million.
+
+    Raises:
+        PixelLimitError: It has more pixels.
+        OSError, ValueError, SyntaxError: See UNREADABLE_IMAGE.
+    """
     source = io.BytesIO(content) if isinstance(content, bytes) else content
-    return Image.open(source, formats=PILLOW_FORMATS)  # noqa: TID251
+    image = Image.open(source, formats=PILLOW_FORMATS)  # noqa: TID251
+    try:
+        require_pixels(*image.size, max_pixels)
+    except PixelLimitError:
+        image.close()
+        raise
+    return image
 
 
 def is_image(content: bytes, extension: str) -> bool:
@@ -139,11 +160,12 @@ def _eight_bits(image: Image.Image, transparent: Any) -> Image.Image:
     return Image.fromarray(scaled.astype(np.uint8))
 
 
-def picture_unlike_ffmpeg(content: bytes | Path) -> NDArray[np.uint8] | None:
+def picture_unlike_ffmpeg(content: bytes | Path, max_pixels: int = 0) -> NDArray[np.uint8] | None:
     """Read an image that FFmpeg would not show as `upright_rgb` does.
 
     Args:
         content: The bytes of a video or image, or its path.
+        max_pixels: As for `open_image`.
 
     Returns:
         uint8 [H, W, 3]; None for videos and for images that FFmpeg shows rightly.
@@ -154,7 +176,9 @@ def picture_unlike_ffmpeg(content: bytes | Path) -> NDArray[np.uint8] | None:
     if image_kind(_head(content)) is None:
         return None
     try:
-        image = open_image(content)
+        image = open_image(content, max_pixels)
+    except PixelLimitError:
+        raise
     except UNREADABLE_IMAGE:  # FFmpeg decides
         return None
     with image:

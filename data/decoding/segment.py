@@ -9,7 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from allinone.data.decoding.codecs import codec_of, times_are_of_frames, video_stream
+from allinone.data.decoding.codecs import (
+    codec_of,
+    idr_packet,
+    seek_to_start,
+    times_are_of_frames,
+    video_stream,
+)
 from allinone.data.decoding.containers import ByteRange, open_media
 from allinone.data.decoding.frames import DAMAGE, Timeline
 from allinone.data.decoding.gop_trim import CONTAINERS, TrimmedStream, remux, trim
@@ -91,11 +97,12 @@ def read_segment(
             if codec not in CONTAINERS:
                 return None
             packets = _packets(container, stream, first, stop, timeline)
-            if packets is None:
+            if packets is None or not _cut_out(codec, packets, first):
                 return None
             content = remux(packets, stream, CONTAINERS[codec])
     except DAMAGE:
         return None  # decoding the complete file decides whether it is damaged
+    stop = first + len(packets)
     times = timeline.times
     if times is not None:
         times = [time - times[first] for time in times[first:stop]]
@@ -116,14 +123,15 @@ def _packets(
         timeline: Of the video.
 
     Returns:
-        The packets of frames first to stop - 1, each exactly once, in decoding order; None if they
-        are not all found.
+        The packets of frames first to stop - 1, each exactly once, in decoding order, and that of
+        frame `stop` if leading frames refer to it; None if they are not all found.
     """
     base, begin = float(stream.time_base), stream.start_time or 0
     if first:
-        container.seek(begin + timeline.seek_to(first, base), stream=stream)
+        seek_to_start(container, stream, timeline.seek_to(first, base))
     packets: list[Any] = []
     numbers: set[int] = set()
+    missing = stop - first
     for packet in container.demux(stream):
         if not packet.size or packet.pts is None:  # PyAV's last packet has neither
             break
@@ -131,13 +139,30 @@ def _packets(
         # At a variable rate a seek may land one GOP early.
         if not packets and number is not None and number < first:
             continue
-        # `stop` is a keyframe where decoding may start: all frames shown before it come before it.
-        if number == stop:
+        # the first keyframe's leading frames, which are shown before it and not decodable without
+        # what was cut off
+        if packets and number is not None and number < first:
+            continue
+        if not missing:
             break
         # A hole or a repetition means that times and frames do not agree; a wrong frame would not
         # be noticed later, so the complete file is decoded instead.
-        if number is None or not first <= number < stop or number in numbers:
+        if number is None or not first <= number <= stop or number in numbers:
             return None
         packets.append(packet)
         numbers.add(number)
-    return packets if len(numbers) == stop - first else None
+        missing -= number != stop
+    return None if missing else packets
+
+
+def _cut_out(codec: str, packets: list[Any], first: int) -> bool:
+    """Whether packets decode without what was cut off before them.
+
+    Args:
+        codec: Of the packets.
+        packets: In decoding order, from frame `first` on.
+        first: Their first frame.
+    """
+    # Leading frames of H.264 may be references: without them, later frames would find others at
+    # their places in the list of references.
+    return first == 0 or codec != "h264" or idr_packet(codec, packets[0])

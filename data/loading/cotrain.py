@@ -83,6 +83,13 @@ class CoTrainStream:
         """Return how many of the steps 0 .. step - 1 hold video."""
         return step if self._mode == "joint" else step - self.image_steps_before(step)
 
+    def positions(self, step: int) -> tuple[int, int]:
+        """Positions of the video and image streams before step 0, 1, ..."""
+        return (
+            self.video_steps_before(step) * self._global_batch,
+            self.image_steps_before(step) * self._image_batch,
+        )
+
     def batches(
         self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device
     ) -> Iterator[CoBatch]:
@@ -111,14 +118,15 @@ class CoTrainStream:
         place = {"rank": rank, "world": world}
         # Each stream continues after the samples of its own steps, a pure function of the step: the
         # position of a resumed run is enough.
+        first_video, first_image = self.positions(step)
         video = self._video.batches(
-            first=self.video_steps_before(step) * self._global_batch,
+            first=first_video,
             micro_batch=micro_batch,
             device=device,
             **place,
         )
         images = self._images.batches(
-            first=self.image_steps_before(step) * self._image_batch,
+            first=first_image,
             micro_batch=self._image_batch // (world * rounds),
             device=device,
             **place,

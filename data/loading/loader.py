@@ -17,8 +17,8 @@ import torch
 
 from allinone.common.errors import LASTING, DataError, LostDataError, StorageError
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
-from allinone.data.decoding.codecs import dali_reads
-from allinone.data.decoding.frames import Timeline, decode_frames
+from allinone.data.decoding.codecs import PixelLimitError, dali_reads, require_pixels
+from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
 from allinone.data.decoding.segment import ByteRange, VideoSegment, load_segment
 from allinone.data.index import Index
 from allinone.data.loading.augmentation import eval_augmentations, training_augmentations
@@ -165,6 +165,10 @@ class ClipSource:
         self._tokenizer = self._tokenizer or Tokenizer()
         tokenizer, config, row = self._tokenizer, self._config, self.index[number]
         choices = self.choose(row, random, len(row["captions"]))
+        try:
+            require_pixels(row["width"], row["height"], config.max_pixels)
+        except PixelLimitError as error:
+            raise DecodeError(str(error)) from error
         segment = self.segment(row, choices.frames)
         media: Pixels
         if self.codecs and dali_reads(row, self.codecs):
@@ -177,6 +181,7 @@ class ClipSource:
                 segment.numbers(choices.frames),
                 segment.timeline,
                 timeout_s=config.clip_timeout_s,
+                max_pixels=config.max_pixels,
             )
         caption = row["captions"][choices.caption]
         ids, mask, words = tokenizer.encode(caption, self._clip.max_text_len)

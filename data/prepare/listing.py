@@ -68,12 +68,27 @@ class SourceListing:
         self.counts = counts
         # not mapped: the pages of a mapped file count as this process's memory
         self._reader = pa.ipc.open_file(pa.OSFile(str(path)))
+        _, stats = json.loads(self._reader.schema.metadata[b"state"])
+        self._identities = {name: tuple(identity) for name, *identity in stats}
 
     def shards(self, turn: int = 1, parts: int = 1) -> Iterator[tuple[str, list[SourceRow]]]:
         """Yield the shards of part `turn` of `parts`: (name, rows)."""
         for number in range(turn - 1, self._reader.num_record_batches, parts):
             batch = self._reader.get_batch(number)
             yield batch["shard"][0].as_py(), _rows(batch)
+
+    def require_unchanged(self, rows: list[SourceRow]) -> None:
+        """Raise DataError if a tar that holds some of these rows changed since it was listed.
+
+        The listed places then lead to other samples. A changed list of files does not matter: it
+        was read once, and the files are checked by themselves.
+        """
+        for path in {row.path for row in rows if row.size is not None}:
+            if self._identities.get(str(path), ()) != _identity(path):
+                raise DataError(
+                    f"{path} has changed since it was listed; once it is complete, the same command"
+                    " continues"
+                )
 
 
 def open_listing(options: PrepareOptions) -> SourceListing:

@@ -13,7 +13,8 @@ from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from allinone.common.errors import DataError, InputError
-from allinone.common.validation import COUNT, POSITIVE, Bounds, require
+from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, Bounds, require
+from allinone.data.decoding.codecs import MAX_PIXELS
 from allinone.data.prepare.encode import Codec, Encoding
 from allinone.data.sources import FORMATS, ReadOptions, SourceRow, detect, excluded_ids, read
 
@@ -30,7 +31,7 @@ FormatName = Literal[
     "howto100m",
     "csv",
 ]
-EXTERNAL_REASONS = ("missing", "timeout", "killed", "decoder_crashed", "unreadable")
+EXTERNAL_REASONS = ("missing", "timeout", "killed", "decoder_crashed", "unreadable", "changed")
 """Reasons whose cause may be outside the file."""
 RETRY_REASONS = (
     *EXTERNAL_REASONS,
@@ -99,6 +100,9 @@ class PrepareOptions:
     """Fewest frames of a video; shorter ones are bad clips."""
     max_duration_s: float | None = None
     """Longest video, seconds; None: 3600, for long videos 36000."""
+    max_pixels: int = MAX_PIXELS
+    """Most pixels of a frame or image; larger ones are bad clips. 0: any number, of images up to
+    Pillow's limit of 179 million."""
     timeout_s: float | None = None
     """Time limit for decoding one file, seconds; None: 60, for long videos 1800."""
     codec: Codec | None = None
@@ -114,7 +118,7 @@ class PrepareOptions:
     """Make only the index, when all parts are done, or to replace a damaged one."""
     retry: Annotated[tuple[str, ...], _REASONS] = ()
     """Rebuild shards with files that failed for one of these reasons; files that are still missing
-    are skipped. Reasons: missing, timeout, killed, decoder_crashed, unreadable,
+    are skipped. Reasons: missing, timeout, killed, decoder_crashed, unreadable, changed,
     undecodable, truncated, corrupt, empty_file, not_a_video, not_an_image, no_video_track,
     too_few_frames."""
 
@@ -138,6 +142,7 @@ class PrepareOptions:
         try:
             require(self, COUNT, ("workers", "shard_clips", "min_frames", "gop"))
             require(self, Bounds(16), ("short_side",))
+            require(self, NOT_NEGATIVE, ("max_pixels",))
             require(self, POSITIVE, ("max_duration_s", "timeout_s"))
         except InputError as error:
             raise DataError(str(error)) from error

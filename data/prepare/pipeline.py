@@ -19,6 +19,7 @@ from allinone.common.errors import FULL, DataError
 from allinone.common.formatting import size
 from allinone.common.processes import refuse_to_start_again
 from allinone.data.index import dataset_facts
+from allinone.data.prepare.decode_cost import slow_to_decode
 from allinone.data.prepare.existing import RETRY, record_retry
 from allinone.data.prepare.listing import LISTING, PLAN, Counts, open_listing
 from allinone.data.prepare.locks import claim_part
@@ -110,8 +111,8 @@ def _prepare(options: PrepareOptions, progress: bool, start: float) -> PrepareSu
         # Only now: an interrupted retry finds by this file's time which shards it has made.
         (options.out / RETRY).unlink(missing_ok=True)
         official = _compare_official(options, counts, merged)
-        unmatched = _unmatched_exclusions(options)
-        write_facts(options.out, merged, options.format, options.fingerprint(), official, unmatched)
+        warnings = [*_unmatched_exclusions(options), *slow_to_decode(options.out)]
+        write_facts(options.out, merged, options.format, options.fingerprint(), official, warnings)
         (options.out / LISTING).unlink(missing_ok=True)
     except OSError as error:
         free = size(shutil.disk_usage(options.out).free)
@@ -168,7 +169,8 @@ def _require_same_options(options: PrepareOptions) -> None:
     changes = [
         f"{'format' if key == 'kind' else key}: {old.get(key)} → {new[key]}"
         for key in new
-        if key != "videos" and old.get(key) != new[key]
+        # earlier versions do not record every option
+        if key != "videos" and old.get(key, new[key]) != new[key]
     ]
     if changes:
         raise DataError(

@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from allinone.common.errors import AllInOneError
 from allinone.data.decoding.codecs import (
     IMAGE_LIKE_VIDEOS,
     IMAGES,
     MAGIC_BYTES,
+    MAX_PIXELS,
     VIDEOS,
+    PixelLimitError,
     codec_of,
-    idr_packet,
     image_kind,
     is_cover_art,
     rotation_of,
+    start_packet,
     times_are_of_frames,
     unread_kind,
     video_kind,
@@ -62,6 +64,8 @@ class Limits:
     """Longest duration, seconds."""
     timeout_s: float = 60.0
     """Time limit for decoding one file, seconds."""
+    max_pixels: int = MAX_PIXELS
+    """Most pixels of a frame; 0: any number."""
 
 
 class ProbeError(AllInOneError):
@@ -106,10 +110,10 @@ def probe(
         raise ProbeError(f"not_{kind.replace(' ', '_')}", detail)
     _check_kind(content, extension, limits)
     image = is_image(content, extension)
-    columns = _image_columns(content, extension) if image else None
+    columns = _image_columns(content, extension, limits) if image else None
     if columns is not None:
         return columns
-    with _opened(content) as container:
+    with _opened(content, limits) as container:
         return _decode(container, extension, limits, sink, image)
 
 
@@ -134,17 +138,19 @@ def _check_kind(content: bytes, extension: str, limits: Limits) -> None:
 
 
 @contextmanager
-def _opened(file: bytes | Path) -> Iterator[Any]:
+def _opened(file: bytes | Path, limits: Limits) -> Iterator[Any]:
     """Open a container; PyAV's errors become ProbeError until it is closed."""
     import av
 
     opened = False
     try:
-        with open_media(file) as container:
+        with open_media(file, max_pixels=limits.max_pixels) as container:
             opened = True
             yield container
     except MemoryError:
         raise  # of this process, not of the file
+    except PixelLimitError as error:
+        raise ProbeError("too_many_pixels", str(error)) from error
     except (av.error.FFmpegError, ValueError, EOFError) as error:
         detail = str(error)
         if not opened and isinstance(file, bytes):
@@ -154,20 +160,27 @@ def _opened(file: bytes | Path) -> Iterator[Any]:
         raise ProbeError("undecodable", detail) from error
 
 
-def _image_columns(content: bytes, extension: str) -> dict[str, Any] | None:
+def _image_columns(content: bytes, extension: str, limits: Limits) -> dict[str, Any] | None:
     """Return the columns of an image that FFmpeg would show wrongly; None: it shows it rightly.
+
+    Args:
+        content: The file.
+        extension: Its file name extension, without the dot.
+        limits: Requirements that it must meet.
 
     Raises:
         ProbeError: The image is damaged, also where FFmpeg would fill the missing part with grey.
     """
     try:
-        with open_image(content) as image:
+        with open_image(content, limits.max_pixels) as image:
             if needs_pillow(image):
                 codec = IMAGE_CODECS.get(str(image.format), str(image.format).lower())
                 return _pillow_columns(upright_rgb(image).size, codec, extension)
             if image.format in ("JPEG", "MPO"):
                 image.draft("L", (64, 64))  # reads the complete picture, but decodes it small
                 image.load()
+    except (PixelLimitError, Image.DecompressionBombError) as error:
+        raise ProbeError("too_many_pixels", str(error)) from error
     except UNREADABLE_IMAGE as error:
         if isinstance(error, UnidentifiedImageError) and image_kind(content) not in (None, "jpg"):
             return None  # a variant of a format that FFmpeg may read
@@ -235,7 +248,7 @@ def _decode(
     # an unfinished demux generator leaks its packets unless it is closed (PyAV 18.1)
     with closing(container.demux(stream)) as packets:
         for packet in packets:
-            if packet.pts is not None and idr_packet(codec, packet):
+            if packet.pts is not None and start_packet(codec, packet):
                 starts.add(packet.pts)
             packets_shown += bool(packet.size) and not packet.is_discard
             for frame in packet.decode():
@@ -333,7 +346,7 @@ def _columns(
         "frame_rate": rate,
         "duration_s": len(times) / rate if rate else 0.0,
         "frame_times": None if constant else [t - base for t in times],
-        # a file that begins without an IDR picture (open GOP) is still decoded from its beginning
+        # a file that begins without such a picture is still decoded from its beginning
         "keyframes": sorted({by_time[pts] for pts in starts if pts in by_time} | {0}),
     }
 
@@ -354,7 +367,7 @@ def probe_packets(content: bytes | Path, extension: str, limits: Limits) -> dict
     Raises:
         ProbeError: The file is bad.
     """
-    with _opened(content) as container:
+    with _opened(content, limits) as container:
         return _read_packets(container, extension, limits)
 
 
@@ -381,7 +394,7 @@ def _read_packets(container: Any, extension: str, limits: Limits) -> dict[str, A
             last_dts = packet.dts
             times.append(packet.pts)
             end = max(end, packet.pts + (packet.duration or 0))
-            if idr_packet(codec_of(stream), packet):
+            if start_packet(codec_of(stream), packet):
                 starts.add(packet.pts)
             # one frame, because containers do not state pixel format and rotation reliably
             first = first or next(iter(packet.decode()), None)

@@ -29,7 +29,13 @@ from allinone.data.prepare.options import PrepareOptions
 from allinone.data.prepare.pool import ProbePool
 from allinone.data.prepare.probe import Limits
 from allinone.data.prepare.worker import ClipTask, worker
-from allinone.data.prepare.writer import PendingShard, task_of, write_shard
+from allinone.data.prepare.writer import (
+    MAX_EXAMINED,
+    ChangedFilesError,
+    PendingShard,
+    task_of,
+    write_shard,
+)
 
 log = logging.getLogger(__name__)
 
@@ -90,15 +96,32 @@ class _ShardMaker:
         self._rows_of_tasks: dict[int, tuple[PendingShard, int]] = {}
         """Number of a task → its shard and row."""
         self._complete: deque[PendingShard] = deque()
-        self._writing: deque[Future[None]] = deque()
+        self._writing: deque[tuple[PendingShard, Future[None]]] = deque()
+        self._changed: list[tuple[PendingShard, list[int]]] = []
+        """Shards with rows whose files must be examined again."""
         # A thread, so that copying and fsyncing a shard does not delay the hand-out of tasks; one,
         # so that the storage writes one large file at a time.
         self._writer = ThreadPoolExecutor(1)
-        limits = Limits(options.min_frames, options.max_duration_s or 0.0, options.timeout_s or 0.0)
+        limits = Limits(
+            options.min_frames,
+            options.max_duration_s or 0.0,
+            options.timeout_s or 0.0,
+            options.max_pixels,
+        )
         self._pool = ProbePool(options.workers, limits, worker)
 
     def run(self) -> ShardCounts:
-        for task, reason, result in self._pool.map(self._tasks()):
+        tasks = self._tasks()
+        while True:
+            self._examine(tasks)
+            self._media.finish()
+            self._write(0)
+            if not self._changed:
+                return self._counts
+            tasks = self._changed_tasks()
+
+    def _examine(self, tasks: Iterator[ClipTask]) -> None:
+        for task, reason, result in self._pool.map(tasks):
             shard, number = self._rows_of_tasks.pop(task)
             if reason is None:
                 shard.good[number] = result
@@ -114,9 +137,6 @@ class _ShardMaker:
             else:
                 self._media.found = True
             self._write(MAX_WAITING)
-        self._media.finish()
-        self._write(0)
-        return self._counts
 
     def close(self) -> None:
         self._pool.close()
@@ -146,6 +166,28 @@ class _ShardMaker:
                 self._rows_of_tasks[next(task_numbers)] = shard, number
                 yield task_of(self._options, name, number, rows[number])
 
+    def _changed_tasks(self) -> Iterator[ClipTask]:
+        """Examine the files again that changed between examining and storing."""
+        task_numbers = itertools.count()
+        changed, self._changed = self._changed, []
+        for shard, numbers in changed:
+            self._progress.add(files=-len(numbers))
+            again = []
+            for number in numbers:
+                del shard.good[number]
+                shard.examined[number] += 1
+                if shard.examined[number] < MAX_EXAMINED:
+                    again.append(number)
+                    continue
+                detail = "the file changed each time between examining and storing it"
+                shard.reasons[number] = "changed", detail
+                self._progress.add(files=1, bad=1)
+            if shard.complete:
+                self._complete.append(shard)
+            for number in again:
+                self._rows_of_tasks[next(task_numbers)] = shard, number
+                yield task_of(self._options, shard.name, number, shard.rows[number])
+
     def _write(self, waiting: int) -> None:
         """Start writing complete shards, then wait until at most `waiting` are unwritten.
 
@@ -153,12 +195,19 @@ class _ShardMaker:
         """
         while self._complete and self._media.found:
             shard = self._complete.popleft()
+            self._listing.require_unchanged(shard.rows)
+            future = self._writer.submit(write_shard, self._options, shard)
+            self._writing.append((shard, future))
+        while len(self._writing) > waiting:
+            shard, future = self._writing.popleft()
+            try:
+                future.result()
+            except ChangedFilesError as error:
+                self._changed.append((shard, error.numbers))
+                continue
             self._counts.shards += 1
             self._counts.files += len(shard.rows)
             self._counts.bad.update(str(reason) for reason, _ in shard.reasons.values())
-            self._writing.append(self._writer.submit(write_shard, self._options, shard))
-        while len(self._writing) > waiting:
-            self._writing.popleft().result()
 
 
 class Progress:

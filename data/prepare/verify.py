@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from allinone.common.atomic_io import content_hash
 from allinone.common.errors import DataError
 from allinone.common.tar import list_members
+from allinone.data.decoding.codecs import MAX_PIXELS
 from allinone.data.index import (
     CLIPS_PER_BATCH,
     LOADER_SCHEMA,
@@ -44,7 +46,14 @@ average of a variable rate may have left fewer frames."""
 
 
 def check(
-    folder: Path, *, hashes: bool, decodes: int, seed: int, workers: int, progress: bool = False
+    folder: Path,
+    *,
+    hashes: bool,
+    decodes: int,
+    seed: int,
+    workers: int,
+    max_pixels: int | None = None,
+    progress: bool = False,
 ) -> list[str]:
     """Check a prepared folder.
 
@@ -54,6 +63,7 @@ def check(
         decodes: Number of random files to decode.
         seed: Of the choice of these files.
         workers: Threads for the hashes, processes for decoding.
+        max_pixels: As for `decode_limits`.
         progress: Show a progress bar on a terminal.
 
     Returns:
@@ -87,7 +97,8 @@ def check(
         )
         for found in tqdm(checked, total=len(spans), unit=" shards", leave=False, disable=hidden):
             problems += found
-    return problems + _decode_some(folder, videos, decodes, seed, workers)
+    limits = decode_limits(facts, max_pixels)
+    return problems + _decode_some(folder, videos, decodes, seed, workers, limits)
 
 
 def _check_files(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
@@ -246,7 +257,22 @@ def check_shard(folder: Path, name: str, rows: list[dict[str, Any]], hashes: boo
     return problems
 
 
-def _decode_some(folder: Path, videos: pa.Table, number: int, seed: int, workers: int) -> list[str]:
+def decode_limits(facts: dict[str, Any], max_pixels: int | None) -> Limits:
+    """What stored files must meet.
+
+    Args:
+        facts: Of dataset.json.
+        max_pixels: Most pixels of a frame; None: as the folder was prepared.
+    """
+    if max_pixels is None:
+        found = facts.get("options", {}).get("max_pixels", MAX_PIXELS)
+        max_pixels = found if isinstance(found, int) else MAX_PIXELS
+    return replace(DECODE_LIMITS, max_pixels=max_pixels)
+
+
+def _decode_some(
+    folder: Path, videos: pa.Table, number: int, seed: int, workers: int, limits: Limits
+) -> list[str]:
     """Decode random stored files, in processes that can be killed, and compare with the index.
 
     Args:
@@ -255,6 +281,7 @@ def _decode_some(folder: Path, videos: pa.Table, number: int, seed: int, workers
         number: Files to decode, at most.
         seed: Of their choice.
         workers: Processes.
+        limits: Time and pixels of each file.
 
     Returns:
         What is damaged, a sentence each.
@@ -270,7 +297,7 @@ def _decode_some(folder: Path, videos: pa.Table, number: int, seed: int, workers
         for row in rows
     ]
     problems = []
-    with closing(ProbePool(workers, DECODE_LIMITS, worker)) as pool:
+    with closing(ProbePool(workers, limits, worker)) as pool:
         for task, reason, result in pool.map(tasks):
             row = rows[task]
             if reason is not None:

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from allinone.common.atomic_io import content_hash
 from allinone.common.errors import OF_THE_NAME
 from allinone.data.decoding.codecs import MAGIC_BYTES, image_extension, video_kind
 from allinone.data.decoding.images import UNREADABLE_IMAGE, is_image
@@ -92,6 +93,8 @@ class ProbedFile:
     extension: str
     columns: dict[str, Any]
     """Its columns of the index's table of stored files."""
+    hash: str
+    """Of the content that the columns describe (atomic_io.content_hash)."""
     windows: tuple[CaptionWindow, ...] = ()
     """Of a long video; empty for short clips and images."""
 
@@ -190,11 +193,12 @@ def examine(task: ClipTask, limits: Limits) -> ProbedFile:
             f"{stored:,} bytes, a member of a tar has less than {MAX_MEMBER_BYTES:,}; re-encode it"
             " (--short-side)",
         )
+    digest = content_hash(made or content)
     if made is None or task.target is None:
-        return ProbedFile(path, task.offset, task.size, extension, columns, windows)
+        return ProbedFile(path, task.offset, task.size, extension, columns, digest, windows)
     # Not fsynced: the bytes are copied into the tar, which is, and a killed run makes them again.
     task.target.write_bytes(made)
-    return ProbedFile(task.target, 0, None, extension, columns, windows)
+    return ProbedFile(task.target, 0, None, extension, columns, digest, windows)
 
 
 def find_file(paths: Sequence[Path]) -> Path:

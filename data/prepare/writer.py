@@ -5,15 +5,32 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from allinone.common.atomic_io import TEMPORARY, atomic_path, content_hash
+from allinone.common.errors import OF_THE_NAME
 from allinone.data.index import Clip, Video
 from allinone.data.prepare.merge import write_fragment
 from allinone.data.prepare.options import PrepareOptions
 from allinone.data.prepare.worker import ClipTask, ProbedFile
 from allinone.data.sources import SourceRow
+
+MAX_EXAMINED = 3
+"""How often a file is examined that changes while it is prepared."""
+
+
+class ChangedFilesError(Exception):
+    """Files have another content than when they were examined; nothing was written.
+
+    Args:
+        numbers: The files' rows in their shard.
+    """
+
+    def __init__(self, numbers: list[int]) -> None:
+        super().__init__(numbers)
+        self.numbers = numbers
 
 
 class PendingShard:
@@ -30,6 +47,8 @@ class PendingShard:
         """Number of a row → (reason, detail), for bad files."""
         self.good: dict[int, ProbedFile] = {}
         """Number of a row → its file, for good ones."""
+        self.examined: Counter[int] = Counter()
+        """Number of a row → how often its file was examined."""
 
     @property
     def complete(self) -> bool:
@@ -38,10 +57,20 @@ class PendingShard:
 
 
 def write_shard(options: PrepareOptions, shard: PendingShard) -> None:
-    """Write the tar first and the fragment second: a fragment implies a complete tar."""
+    """Write the tar first and the fragment second: a fragment implies a complete tar.
+
+    Args:
+        options: Resolved options.
+        shard: The shard; all of its files have been examined.
+
+    Raises:
+        ChangedFilesError: Files changed since they were examined.
+        OSError: The storage failed.
+    """
     out, name = options.out, shard.name
     videos: list[Video] = []
     clips: list[Clip] = []
+    changed: list[int] = []
     # USTAR: one header block of 512 bytes per member, without PAX records between them. Members are
     # in the order of the rows, not of completion: equal input gives equal bytes.
     with (
@@ -56,11 +85,18 @@ def write_shard(options: PrepareOptions, shard: PendingShard) -> None:
                 clips.append(clip)
                 continue
             found = shard.good[number]
+            content = _examined_content(found)
+            if content is None:
+                changed.append(number)
+            if content is None or changed:
+                continue
             of_file = clips_of(row, found, len(videos))
-            video = Video(f"shards/{name}.tar", row.source, **found.columns)
-            _add_video(archive, f"{name}-{number:05d}", row, found, video, of_file)
+            video = Video(f"shards/{name}.tar", row.source, hash=found.hash, **found.columns)
+            _add_video(archive, f"{name}-{number:05d}", row, found, video, content, of_file)
             videos.append(video)
             clips += of_file
+        if changed:
+            raise ChangedFilesError(changed)
     # Between tar and fragment: a run that is killed here has no fragment, and so makes the shard
     # again from its sources.
     for number in shard.good:
@@ -135,32 +171,45 @@ def clips_of(row: SourceRow, found: ProbedFile, video: int) -> list[Clip]:
     ]
 
 
+def _examined_content(found: ProbedFile) -> bytes | None:
+    """The content of a file; None if it is not the one that was examined.
+
+    Read again rather than sent by the worker: the files of all shards that wait to be written would
+    otherwise be in this process's memory. A downloader may have replaced or removed the file.
+    """
+    try:
+        with found.path.open("rb") as file:
+            file.seek(found.offset)
+            content = file.read() if found.size is None else file.read(found.size)
+    except OSError as error:
+        if error.errno in OF_THE_NAME:
+            return None
+        raise
+    return content if content_hash(content) == found.hash else None
+
+
 def _add_video(
     archive: tarfile.TarFile,
     key: str,
     row: SourceRow,
     found: ProbedFile,
     video: Video,
+    content: bytes,
     clips: list[Clip],
 ) -> None:
-    """Add a stored file, its caption and its facts to the tar; sets `video`'s place and hash.
+    """Add a stored file, its caption and its facts to the tar; sets `video`'s place.
 
     Args:
         archive: The shard's tar.
         key: Name of the three members without their extensions.
         row: The file's row.
         found: The file.
-        video: Its row in the table of stored files; offset, size and hash are filled in.
+        video: Its row in the table of stored files; offset and size are filled in.
+        content: The file.
         clips: Its clips.
     """
-    # Read again rather than sent by the worker: the files of all shards that wait to be written
-    # would otherwise be in this process's memory.
-    with found.path.open("rb") as file:
-        file.seek(found.offset)
-        content = file.read() if found.size is None else file.read(found.size)
     archive.addfile(*_member(f"{key}.{found.extension}", content))
     video.size = len(content)
-    video.hash = content_hash(content)
     # the archive is now positioned after the content, which is padded to blocks of 512 bytes
     video.offset = archive.offset - -(-len(content) // 512) * 512
     facts: dict[str, Any] = {

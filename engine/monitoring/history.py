@@ -28,9 +28,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import statistics
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -136,6 +137,8 @@ class RecordBuilder:
     flops_per_sample: float
     peak: tuple[float, str]
     """Peak FLOP/s of one rank, and its source."""
+    flops_at: Callable[[int], float] | None = None
+    """FLOPs per sample of a step, where they differ between steps."""
 
     @property
     def mfu_convention(self) -> str:
@@ -162,6 +165,9 @@ class RecordBuilder:
         own_s = [round(value / steps, 6) for value in metrics.own_s]
         wait_s = [round(value / steps, 6) for value in metrics.wait_s]
         last = slowest(own_s, self.hosts)
+        flops = self.flops_per_sample
+        if self.flops_at is not None:
+            flops = statistics.fmean(map(self.flops_at, metrics.steps))
         clip_norm = config.clip_grad or REFERENCE_NORM
         return {
             "step": step,
@@ -174,7 +180,7 @@ class RecordBuilder:
             "clip_rate": _share_above(clip_norm, metrics),
             "samples_per_s": samples_per_s,
             "step_s": elapsed_s / steps,
-            "mfu": samples_per_s * self.flops_per_sample / (self.peak[0] * len(self.hosts)),
+            "mfu": samples_per_s * flops / (self.peak[0] * len(self.hosts)),
             "data_wait": max(metrics.wait_s) / elapsed_s,
             "own_s": spread(own_s),
             "wait_s": spread(wait_s),

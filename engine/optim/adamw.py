@@ -131,5 +131,6 @@ def outcome(engine: Any, optimizer: SkippingAdamW, device: torch.device) -> tupl
     skipped = torch.zeros((), device=device) if optimizer.skipped is None else optimizer.skipped
     norm = optimizer.grad_norm if optimizer.grad_norm is not None else global_gradient_norm(engine)
     if not isinstance(norm, Tensor):
-        norm = torch.tensor(math.nan if norm is None else float(norm), device=device)
+        # filled on the device: torch.tensor would copy from the host and wait
+        norm = torch.full((), math.nan if norm is None else float(norm), device=device)
     return skipped, norm

@@ -7,6 +7,7 @@ memory for clips that several questions share.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections import OrderedDict
@@ -18,7 +19,12 @@ from numpy.typing import NDArray
 
 from allinone.common.errors import LASTING, AllInOneError, StorageError
 from allinone.data.config import ClipConfig, DataConfig
-from allinone.data.decoding.codecs import IMAGES, dali_reads
+from allinone.data.decoding.codecs import (
+    IMAGES,
+    PixelLimitError,
+    dali_reads,
+    require_pixels,
+)
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
 from allinone.data.decoding.gop_trim import TrimmedStream
 from allinone.data.decoding.segment import ByteRange, load_segment
@@ -99,6 +105,10 @@ class MediaReader:
             DecodeError: The media item is missing, damaged, or ends too early.
         """
         file = self._library[look.media]
+        try:
+            require_pixels(file.width, file.height, self._config.max_pixels)
+        except PixelLimitError as error:
+            raise MediaError(f"{file.path}: {error}") from error
         chosen = choose_frames(
             media_window(file, look.media), self._config, self._clip.num_frames, random, views=views
         )
@@ -115,8 +125,10 @@ class MediaReader:
     def _dali_decodes(self, file: MediaFile) -> bool:
         if not self.codecs or file.codec == IMAGE_FOLDER:
             return False
-        names = ("codec", "pixel_format", "width", "height", "rotation")
-        return dali_reads({name: getattr(file, name) for name in names}, self.codecs)
+        names = ("codec", "pixel_format", "width", "height", "rotation", "frame_times")
+        row = {name: getattr(file, name) for name in names}
+        row["container"] = Path(file.path).suffix[1:].lower()
+        return dali_reads(row, self.codecs)
 
     def _stream(self, file: MediaFile, wanted: Sequence[int]) -> TrimmedStream:
         """Return the encoded stream that frames need; of a long file no more than that is read."""
@@ -132,6 +144,8 @@ class MediaReader:
             return retried(read, path)
         except OSError as error:
             raise unreadable(file.path, error) from error
+        finally:
+            self._require_unchanged(file)
 
     def _decode(self, file: MediaFile, wanted: Sequence[int]) -> NDArray[np.uint8]:
         key = (file.path, tuple(wanted))
@@ -144,21 +158,38 @@ class MediaReader:
                 raise DecodeError(f"{file.path}: {error}") from error
             except OSError as error:
                 raise unreadable(file.path, error) from error
+            finally:
+                self._require_unchanged(file)
             if len(self._decoded) > _REMEMBERED:
                 # the oldest first: evaluation does not come back to an earlier video
                 self._decoded.popitem(last=False)
         return self._decoded[key]
 
+    def _require_unchanged(self, file: MediaFile) -> None:
+        with contextlib.suppress(OSError):  # reading has raised it
+            self._library.require_unchanged(file)
+
     def _video(self, path: Path, file: MediaFile, wanted: Sequence[int]) -> NDArray[np.uint8]:
         # The path, not the content: of a long file only the parts that the frames need are read.
-        return decode_frames(path, wanted, _timeline(file), timeout_s=self._config.clip_timeout_s)
+        return decode_frames(
+            path,
+            wanted,
+            _timeline(file),
+            timeout_s=self._config.clip_timeout_s,
+            max_pixels=self._config.max_pixels,
+        )
 
     def _image_folder(
         self, path: Path, file: MediaFile, wanted: Sequence[int]
     ) -> NDArray[np.uint8]:
         timeout_s = self._config.clip_timeout_s
         images = [
-            decode_frames(path / file.names[number], (0,), timeout_s=timeout_s)[0]
+            decode_frames(
+                path / file.names[number],
+                (0,),
+                timeout_s=timeout_s,
+                max_pixels=self._config.max_pixels,
+            )[0]
             for number in wanted
         ]
         # DALI gets the frames of a clip as one array

@@ -6,12 +6,14 @@ are cached by (path, size, modification time), so the next start only lists name
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import uuid
 from array import array
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,7 +23,7 @@ from tqdm import tqdm
 
 from allinone.common.atomic_io import content_hash
 from allinone.common.errors import LASTING, DataError, StorageError
-from allinone.data.decoding.codecs import IMAGES, image_extension
+from allinone.data.decoding.codecs import IMAGES, MAX_PIXELS, image_extension
 from allinone.data.decoding.frames import DecodeError
 from allinone.data.prepare.pool import ProbePool, answer_tasks
 from allinone.data.prepare.probe import Limits, ProbeError, probe, probe_packets
@@ -32,9 +34,11 @@ LIMITS = Limits(min_frames=1, max_duration_s=float("inf"), timeout_s=900.0)
 _COLUMNS = ("codec", "pixel_format", "width", "height", "rotation", "frames", "frame_rate")
 _SAVE_EVERY = 200
 """Probed files after which results are written: a killed start loses no more than these."""
-NOT_OF_CONTENT = frozenset({"timeout", "decoder_crashed", "killed", "unreadable"})
-"""Reasons that say nothing about a file's content: the next start, or another machine, may read it.
-They are not remembered."""
+NOT_OF_CONTENT = frozenset(
+    {"timeout", "decoder_crashed", "killed", "unreadable", "too_many_pixels"}
+)
+"""Reasons that say nothing about a file's content: the next start, another machine or a higher
+--max-pixels may read it. They are not remembered."""
 IMAGE_FOLDER = "pictures"
 """`MediaFile.codec` of a folder of numbered images; part of the cache's format."""
 LONG_BYTES = 64 << 20
@@ -70,6 +74,8 @@ class MediaFile:
     """Seconds from the first frame; None at a constant rate."""
     names: tuple[str, ...] = ()
     """The images of a folder, in order."""
+    version: str = ""
+    """Size and modification time of the file that was probed."""
     reason: str = ""
     """Why the file cannot be used; empty for a good file."""
 
@@ -93,16 +99,25 @@ class MediaLibrary:
         cache: Holds what earlier starts found out.
         source: The official archive, for messages.
         picture_rate: Frames per second of a folder of numbered images.
+        max_pixels: Most pixels of a frame or image; 0: any number.
         workers: Processes that probe; 0 probes in this process, where a file that hangs cannot be
             stopped.
     """
 
     def __init__(
-        self, root: Path, cache: Path, *, source: str, picture_rate: float = 3.0, workers: int = 0
+        self,
+        root: Path,
+        cache: Path,
+        *,
+        source: str,
+        picture_rate: float = 3.0,
+        max_pixels: int = MAX_PIXELS,
+        workers: int = 0,
     ) -> None:
         self.root = root.absolute()
         self._source = source
         self._picture_rate = picture_rate
+        self._limits = replace(LIMITS, max_pixels=max_pixels)
         self._workers = workers
         self._store = cache / "media" / content_hash(str(self.root).encode())
         self._files: dict[str, MediaFile] = {}
@@ -120,6 +135,18 @@ class MediaLibrary:
         if file is None:
             return f"{media.path}: was not looked up"
         return f"{file.path}: {file.reason}" if file.reason else ""
+
+    def require_unchanged(self, file: MediaFile) -> None:
+        """Raise DataError if a file is not the one that was probed.
+
+        After reading rather than before: frame numbers would be those of another file.
+        """
+        path = self.root / file.path
+        if file.version and file.version != _version(path, self._picture_rate):
+            raise DataError(
+                f"{path} has changed since it was examined; once --media is complete, run the same"
+                " command again"
+            )
 
     def content(self, media: Media) -> str:
         """Return the hash of an item's file; for a bad file, what is wrong with it."""
@@ -186,7 +213,7 @@ class MediaLibrary:
                 found[path] = MediaFile(path, "", reason=f"cannot be read: {error}")
                 continue
             if key in known:
-                found[path] = known[key]
+                found[path] = replace(known[key], version="|".join(key.rsplit("|", 2)[1:]))
             else:
                 new.append((path, file, key))
         if new:
@@ -199,13 +226,13 @@ class MediaLibrary:
         # a store file per process: appending to one file from several nodes is not safe on NFS
         store = self._store / f"{uuid.uuid4().hex}.jsonl"
         tasks = [
-            (str(self.root), str(file.relative_to(self.root)), self._picture_rate)
+            (str(self.root), str(file.relative_to(self.root)), self._picture_rate, self._limits)
             for _, file, _ in new
         ]
         # a file may hang a decoder for ever: processes can be killed, threads cannot
         pool = None
         if self._workers:
-            pool = ProbePool(min(self._workers, len(new)), LIMITS, probing_process)
+            pool = ProbePool(min(self._workers, len(new)), self._limits, probing_process)
             answers = pool.map(tasks)
         else:
             answers = ((number, *_probe_task(task)) for number, task in enumerate(tasks))
@@ -221,6 +248,8 @@ class MediaLibrary:
                     answer = MediaFile(relative, "", reason=f"{reason}: {answer}")
                 found[path] = answer
                 if reason not in NOT_OF_CONTENT:
+                    if reason is None:  # the file may have changed since its key was made
+                        key = f"{answer.path}|{answer.version}"
                     lines.append(json.dumps([key, _as_json(answer)]) + "\n")
                 if len(lines) >= _SAVE_EVERY:
                     _append(store, lines)
@@ -280,9 +309,13 @@ def _stem(name: str) -> str:
 
 def _key(file: Path, root: Path, rate: float) -> str:
     """Return the cache key of a probe: name, size, modification time; for a folder, its rate."""
+    return f"{file.relative_to(root)}|{_version(file, rate)}"
+
+
+def _version(file: Path, rate: float) -> str:
     facts = file.stat()
-    size = rate if file.is_dir() else facts.st_size
-    return f"{file.relative_to(root)}|{size}|{facts.st_mtime_ns}"
+    size = rate if stat.S_ISDIR(facts.st_mode) else facts.st_size
+    return f"{size}|{facts.st_mtime_ns}"
 
 
 def _append(store: Path, lines: list[str]) -> None:
@@ -322,31 +355,48 @@ def _from_json(content: Mapping[str, Any]) -> MediaFile:
     return MediaFile(**{**values, "names": tuple(values["names"])})
 
 
-def probe_file(root: Path, relative: str, picture_rate: float) -> MediaFile:
+def probe_file(
+    root: Path, relative: str, picture_rate: float, limits: Limits = LIMITS
+) -> MediaFile:
     """Find out what one file or folder of images holds.
 
     Args:
         root: The media folder.
         relative: The file's path in it.
         picture_rate: Frames per second of a folder of images.
+        limits: Requirements that it must meet.
 
     Raises:
         ProbeError: The file cannot be used.
-        OSError: The file cannot be read.
+        OSError: The file cannot be read, or changes all the time.
     """
     path = root / relative
+    for _ in range(3):
+        version = _version(path, picture_rate)
+        try:
+            file = _probe_once(path, relative, picture_rate, limits)
+        except ProbeError:
+            if version == _version(path, picture_rate):
+                raise
+            continue
+        if version == _version(path, picture_rate):
+            return replace(file, version=version)
+    raise OSError(errno.EAGAIN, "the file changes while it is examined", str(path))
+
+
+def _probe_once(path: Path, relative: str, picture_rate: float, limits: Limits) -> MediaFile:
     if path.is_dir():
-        return _probe_folder(path, relative, picture_rate)
+        return _probe_folder(path, relative, picture_rate, limits)
     extension = path.suffix.lstrip(".").lower()
     if path.stat().st_size > LONG_BYTES:
-        facts = probe_packets(path, extension, LIMITS)
+        facts = probe_packets(path, extension, limits)
         if facts is not None:
             return _video_file(relative, _hash_of_long(path), facts)
     if not path.is_file():
         raise ProbeError("unreadable", "not a regular file")  # reading a FIFO would not end
     content = path.read_bytes()
     extension = image_extension(content, extension)
-    return _video_file(relative, content_hash(content), probe(content, extension, LIMITS))
+    return _video_file(relative, content_hash(content), probe(content, extension, limits))
 
 
 def _hash_of_long(path: Path) -> str:
@@ -370,7 +420,7 @@ def _video_file(relative: str, content: str, facts: Mapping[str, Any]) -> MediaF
     )
 
 
-def _probe_folder(path: Path, relative: str, rate: float) -> MediaFile:
+def _probe_folder(path: Path, relative: str, rate: float, limits: Limits) -> MediaFile:
     """Probe a folder of images numbered by name (00001.jpg); only the first one is decoded."""
     found = [entry.name for entry in path.iterdir() if entry.suffix.lstrip(".").lower() in IMAGES]
     # by number, not by name: 10.jpg comes after 9.jpg
@@ -381,7 +431,8 @@ def _probe_folder(path: Path, relative: str, rate: float) -> MediaFile:
         )
     names = tuple(name for _, name in numbered)
     # one picture of up to 270 (90 s at 3 per second): TVQA has 21,793 such folders
-    first = probe((path / names[0]).read_bytes(), names[0].rpartition(".")[2].lower(), LIMITS)
+    extension = names[0].rpartition(".")[2].lower()
+    first = probe((path / names[0]).read_bytes(), extension, limits)
     sizes = repr([(name, (path / name).stat().st_size) for name in names])
     return MediaFile(
         relative,
@@ -400,10 +451,12 @@ def probing_process(pipe: Connection, limits: Limits) -> None:
     answer_tasks(pipe, _probe_task)
 
 
-def _probe_task(task: tuple[str, str, float]) -> tuple[str | None, MediaFile | OSError | str]:
-    root, relative, rate = task
+def _probe_task(
+    task: tuple[str, str, float, Limits],
+) -> tuple[str | None, MediaFile | OSError | str]:
+    root, relative, rate, limits = task
     try:
-        return None, probe_file(Path(root), relative, rate)
+        return None, probe_file(Path(root), relative, rate, limits)
     except OSError as error:
         return ("unreadable", str(error)) if error.errno in LASTING else (None, error)
     except ProbeError as error:

@@ -81,9 +81,9 @@ class TaskModel(AllInOnePreTrainedModel):
         """See AllInOneModel.encode_text."""
         return self.backbone.encode_text(text_ids, text_mask)
 
-    def encode_video(self, pixels: Tensor) -> Tensor:
+    def encode_video(self, pixels: Tensor, patch_order: Tensor | None = None) -> Tensor:
         """See AllInOneModel.encode_video."""
-        return self.backbone.encode_video(pixels)
+        return self.backbone.encode_video(pixels, patch_order)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ class ClipSize:
     """MLM and VTM share one forward pass."""
     all_tokens: bool = False
     """An active objective `reads_all_tokens`."""
+    patches: int | None = None
+    """Patches of a frame that are used; None: all."""
 
     def backbone_flops(
         self, part: Part, last: LastBlock | None = None, *, embeds: bool = True
@@ -53,6 +55,7 @@ class ClipSize:
             text_tokens=self.model.max_text_len,
             part=part,
             last=last,
+            patches=self.patches,
         )
         # backward = 2 x forward, except for the patch projection: pixels need no gradient
         patches = 0.0 if part == "text" else flops.patch_flops(self.model, self.frames)
@@ -80,6 +83,8 @@ class MicroBatchSize:
     """MLM and VTM share one forward pass."""
     all_tokens: bool = False
     """An active objective `reads_all_tokens`."""
+    patches: int | None = None
+    """Patches of a frame that are used; None: all."""
 
     def backbone_bytes(
         self, part: Part, last: LastBlock | None = None, *, texts: int | None = None
@@ -104,6 +109,7 @@ class MicroBatchSize:
             mask=self.mask,
             checkpointing=self.checkpointing,
             last=last,
+            patches=self.patches,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -24,11 +25,19 @@ class PretrainObjective:
         config: Weights and options of the objectives.
         draws: Returns the random choices of a micro-batch (of one modality); by default all are
             drawn from torch's global generator.
+        all_patches_from: Position in the stream, and in that of co-trained images, from which all
+            patches are used; before it, `config.patch_keep` of them.
     """
 
-    def __init__(self, config: ObjectiveConfig, draws: DrawFn = draw_everything) -> None:
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        draws: DrawFn = draw_everything,
+        all_patches_from: tuple[float, float] = (math.inf, math.inf),
+    ) -> None:
         self.config = config
         self._draws = draws
+        self._all_patches_from = all_patches_from
         self._active = active_objectives(config)
         # `mlm_mean` is about MLM alone; an added objective with such a loss has no other way
         self._counted = [
@@ -67,34 +76,41 @@ class PretrainObjective:
         `image_`.
         """
         if isinstance(batch, Batch):
-            return self._losses(model, batch)
+            return self._losses(model, batch, self._all_patches_from[0])
         total = batch.parts[0].pixels.new_zeros(())
         metrics: dict[str, Tensor] = {}
-        for part, weight, prefix in (
-            (batch.video, 1.0, ""),
-            (batch.images, self.config.image_weight, "image_"),
+        for part, weight, prefix, all_from in (
+            (batch.video, 1.0, "", self._all_patches_from[0]),
+            (batch.images, self.config.image_weight, "image_", self._all_patches_from[1]),
         ):
             if part is not None:
-                losses = self._losses(model, part)
+                losses = self._losses(model, part, all_from)
                 total = total + weight * losses.total
                 metrics |= {f"{prefix}{name}": value for name, value in losses.metrics.items()}
         return Losses(total, metrics)
 
-    def _losses(self, model: AllInOneForPreTraining, batch: Batch) -> Losses:
-        within_dataset = self.config.vtm_negatives == "dataset"
+    def _losses(self, model: AllInOneForPreTraining, batch: Batch, all_from: float) -> Losses:
+        config = self.config
+        kept = None
+        if config.patch_keep < 1 and batch.first_position < all_from:
+            kept = config.kept_patches(model.config.num_patches)
         micro_batch = ObjectiveContext(
             model,
             batch,
             self._draws(batch),
-            within_dataset,
-            joint_pass=self.config.joint_pass,
-            all_tokens=reads_all_tokens(self.config),
+            within_dataset=config.vtm_negatives == "dataset",
+            joint_pass=config.joint_pass,
+            all_tokens=reads_all_tokens(config),
+            kept_patches=kept,
         )
         total = batch.pixels.new_zeros(())
         # the registry's order fixes the order of random draws and of floating-point additions
         for objective in self._active:
-            total = total + self.config.weight(objective.name) * objective.loss(micro_batch)
+            total = total + config.weight(objective.name) * objective.loss(micro_batch)
         micro_batch.record_sample_shares()
+        if config.patch_keep < 1:
+            share = 1.0 if kept is None else kept / model.config.num_patches
+            micro_batch.record("patch_keep", batch.pixels.new_full((len(batch),), share))
         return Losses(total, micro_batch.metrics)
 
 

@@ -39,6 +39,13 @@ class ObjectiveConfig:
     image_weight: float = 1.0
     """Weight of the image losses in co-training, relative to the video losses; the original adds
     them with weight 1."""
+    patch_keep: float = option(1.0, earlier=1.0)
+    """Share of the patches of each frame that training uses, drawn at random per clip and pass, the
+    same in all frames of a clip (FLIP, arXiv 2212.00794). The paper uses all, and so does every
+    evaluation. See docs/fast-recipe.md."""
+    patch_keep_until: float = option(0.95, earlier=0.95)
+    """Share of the steps, from the first, that use --patch-keep; the others use all patches, as
+    evaluation does."""
     vtm_negatives: Literal["dataset", "any"] = option("dataset", earlier="any")
     """Where the clips of VTM's false pairs come from. dataset: clips of the micro-batch from the
     caption's own data set, and any other clip if there is none, as the original code draws from one
@@ -51,6 +58,16 @@ class ObjectiveConfig:
             value = self.weight(name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"objective weight {name} must be a number >= 0, got {value}")
+        if not 0 < self.patch_keep <= 1:
+            raise ValueError(
+                "--patch-keep is a share of the patches, above 0 and at most 1 (all), got"
+                f" {self.patch_keep}"
+            )
+        if not 0 <= self.patch_keep_until <= 1:
+            raise ValueError(
+                "--patch-keep-until is a share of the steps, from 0 to 1, got"
+                f" {self.patch_keep_until}"
+            )
         alone = [objective.name for objective in OBJECTIVES if objective.requires is None]
         if not any(self.weight(name) for name in alone):
             options = ", ".join(f"--{name}" for name in alone)
@@ -69,6 +86,20 @@ class ObjectiveConfig:
     def joint_pass(self) -> bool:
         """Whether MLM and VTM share one forward pass."""
         return self.passes == "joint" and bool(self.mlm) and bool(self.vtm)
+
+    def kept_patches(self, patches: int) -> int:
+        """Number of a frame's patches that --patch-keep keeps.
+
+        Raises:
+            ValueError: It rounds to none.
+        """
+        kept = round(self.patch_keep * patches)
+        if not kept:
+            raise ValueError(
+                f"--patch-keep {self.patch_keep} keeps none of the {patches} patches of a frame;"
+                f" give at least {1 / patches:.3f}"
+            )
+        return kept
 
     def weight(self, name: str) -> float:
         """Weight of an objective by name."""

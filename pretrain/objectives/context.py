@@ -42,6 +42,7 @@ class ObjectiveContext:
         within_dataset: Negatives of VTM are clips of the caption's own data set.
         joint_pass: MLM and VTM share one forward pass.
         all_tokens: `matching` has the features of all tokens.
+        kept_patches: Patches of a frame that are kept, K, chosen at random in each pass; None: all.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class ObjectiveContext:
         *,
         joint_pass: bool = False,
         all_tokens: bool = True,
+        kept_patches: int | None = None,
     ) -> None:
         self.model = model
         self.batch = batch
@@ -60,6 +62,7 @@ class ObjectiveContext:
         self._within_dataset = within_dataset
         self._joint_pass = joint_pass
         self._all_tokens = all_tokens
+        self._kept_patches = kept_patches
         self.metrics: dict[str, Tensor] = {}
         """Name → float32 [2] = (sum, count), as in allinone.engine.objective.Losses."""
 
@@ -74,20 +77,25 @@ class ObjectiveContext:
         return self._both[0] if self._joint_pass else self._masked_words
 
     @property
+    def vtc_patches(self) -> Tensor | None:
+        """Patches that the video pass of VTC keeps, int64 [B*T, K]; None: all."""
+        return self._kept_order(self.draws.vtc_patches)
+
+    @property
     def matching(self) -> MatchedPairs:
         """The pairs of VTM and their joint pass, drawn and computed on first use."""
         return self._both[1] if self._joint_pass else self._matching
 
     @cached_property
     def _masked_words(self) -> Tensor:
-        batch, order = self.batch, self.draws.mlm_patch_order
+        batch, order = self.batch, self._kept_order(self.draws.mlm_patch_order)
         return self.model(
             batch.pixels, batch.mlm_ids, batch.text_mask, order, read=batch.mlm_positions
         ).read
 
     @cached_property
     def _matching(self) -> MatchedPairs:
-        batch, order = self.batch, self.draws.vtm_patch_order
+        batch, order = self.batch, self._kept_order(self.draws.vtm_patch_order)
         labels, clips = self._draw_pairs()
         output = self.model(
             batch.pixels,
@@ -130,16 +138,19 @@ class ObjectiveContext:
     def _patch_orders(self) -> Tensor | None:
         """Patch orders of the MLM pass and of the VTM pass; None leaves both to the model."""
         given = [self.draws.mlm_patch_order, self.draws.vtm_patch_order]
-        if all(order is None for order in given):
+        if self._kept_patches is None and all(order is None for order in given):
             return None
-        embeddings = self.model.backbone.video_embeddings
+        return torch.cat([self._draw_order() if order is None else order for order in given])
+
+    def _kept_order(self, given: Tensor | None) -> Tensor | None:
+        """The given patch order of a pass, or a draw of the kept patches; None leaves all patches
+        to the model."""
+        return self._draw_order() if given is None and self._kept_patches is not None else given
+
+    def _draw_order(self) -> Tensor:
         rows, device = len(self.batch) * self.frames, self.batch.pixels.device
-        return torch.cat(
-            [
-                embeddings.draw_order(rows, self.frames, device) if order is None else order
-                for order in given
-            ]
-        )
+        embeddings = self.model.backbone.video_embeddings
+        return embeddings.draw_order(rows, self.frames, device, self._kept_patches)
 
     def mean(self, objective: str, losses: Tensor) -> Tensor:
         """Mean over a number of items that varies, 0 if there is none.

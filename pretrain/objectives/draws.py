@@ -24,13 +24,15 @@ class Draws:
     """
 
     mlm_patch_order: Tensor | None = None
-    """int64 [B*T, P], order of the patches in the MLM pass: slot k of row i*T + f holds patch
-    order[i*T + f, k] of frame f of clip i."""
+    """int64 [B*T, K], order of the patches in the MLM pass: slot k of row i*T + f holds patch
+    order[i*T + f, k] of frame f of clip i. K = P, or fewer: the others are left out."""
     vtm_patch_order: Tensor | None = None
     """The same for the VTM pass; row i*T + f belongs to the clip that caption i is paired with."""
     matching_pairs: tuple[Tensor, Tensor] | None = None
     """Pairs of VTM: (labels, clips), both int64 [B]; label 1 if the clip is the caption's own, and
     the clip of each caption, a row of the micro-batch."""
+    vtc_patches: Tensor | None = None
+    """Patches that the video pass of VTC keeps, int64 [B*T, K]."""
 
 
 DrawFn = Callable[["Batch"], Draws]

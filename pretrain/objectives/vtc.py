@@ -30,11 +30,13 @@ class VideoTextContrast(Objective):
         The original sums the directions and takes negatives from the local micro-batch only.
         """
         from allinone.engine.distributed.contrastive import contrast
+        from allinone.model.contrast import embed_text, embed_video
 
-        model = micro_batch.model
+        model, batch = micro_batch.model, micro_batch.batch
         scale = model.logit_scale()
-        embedded = self.embed(model, micro_batch.batch)
-        result = contrast(embedded["text"], embedded["video"], scale)
+        text = embed_text(model, batch.text_ids, batch.text_mask)
+        video = embed_video(model, batch.pixels, micro_batch.vtc_patches)
+        result = contrast(text, video, scale)
         micro_batch.record("vtc_loss", result.losses)
         micro_batch.record("vtc_text_to_video_accuracy", result.text_right)
         micro_batch.record("vtc_video_to_text_accuracy", result.video_right)

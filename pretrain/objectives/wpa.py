@@ -48,7 +48,8 @@ class WordPatchAlignment(Objective):
         """
         from allinone.pretrain.objectives.optimal_transport import ITERATIONS
 
-        pairs = size.model.max_text_len * size.model.num_patches
+        patches = size.model.num_patches if size.patches is None else size.patches
+        pairs = size.model.max_text_len * patches
         return 3.0 * 2 * pairs * size.model.hidden_size + ITERATIONS * 2 * 2 * pairs
 
     def activation_bytes(self, size: MicroBatchSize) -> list[float]:
@@ -57,7 +58,8 @@ class WordPatchAlignment(Objective):
         Features in another precision are kept as float32 too. Each norm keeps 2 numbers per token.
         """
         model = size.model
-        tokens = model.max_text_len + model.num_patches
+        patches = model.num_patches if size.patches is None else size.patches
+        tokens = model.max_text_len + patches
         copies = 1 if size.element == 4 else 2
-        numbers = tokens * (copies * model.hidden_size + 2) + model.max_text_len * model.num_patches
+        numbers = tokens * (copies * model.hidden_size + 2) + model.max_text_len * patches
         return [4.0 * size.clips * numbers]

@@ -16,6 +16,7 @@ from allinone.pretrain.recipes import (
     plus_cc3m_webvid_howto,
     plus_seven,
     webvid_howto,
+    webvid_howto_fast,
     webvid_howto_ytt,
 )
 
@@ -35,6 +36,10 @@ RECIPES: dict[str, tuple[str, PretrainConfig]] = {
         webvid_howto.RECIPES["small"],
     ),
     "webvid-howto-base": ("the same model and data as webvid-howto", webvid_howto.RECIPES["base"]),
+    "webvid-howto-fast": (
+        "webvid-howto on half of the patches; not the paper's",
+        webvid_howto_fast.RECIPE,
+    ),
     "webvid-howto-ytt": (
         "B* on WebVid-2.5M + HowTo100M + YT-Temporal-180M",
         webvid_howto_ytt.RECIPE,

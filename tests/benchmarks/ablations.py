@@ -4,8 +4,9 @@
     python tests/benchmarks/ablations.py --out runs/ablations [--only exchange direction]
 
 Every run trains nano on the embedded clips, or on clips made from them, for the same number of
-steps. It differs from the experiment's first variant in one option. Finished runs are kept: the
-same command continues, and --table prints what is there. The experiments:
+steps, except variants of equal compute. It differs from the experiment's first variant in one
+option. Finished runs are kept: the same command continues, and --table prints what is there. The
+experiments:
 
 exchange: how frames exchange information: roll, average (nothing is exchanged), flatten, channel.
 order: which patches roll: random ones (shuffled), or those of the first and last rows (raster).
@@ -18,6 +19,9 @@ geometry: pictures of 2.4:1 with one clip at each end and a caption that names b
 direction: every clip forwards and backwards; the caption's last word says which. Evaluated on other
     skin tones of the same figures, with that word hidden. Clips whose first and last third look
     alike are left out, because they look the same in both directions.
+patch-keep: all patches, or half of them in 95 % of the steps: for the same number of steps, and for
+    the same FLOPs, that is for more steps.
+patch-keep-direction: the same on the data of direction.
 
 Scores are percentages: VTM accuracy and MLM accuracy on held-out clips, R@10 text to video by the
 contrastive embeddings, and accuracy of the direction word; chance is stated. The spread is the
@@ -27,6 +31,7 @@ standard deviation over seeds.
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
 import os
@@ -35,8 +40,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -78,20 +82,28 @@ class Experiment:
     scores: tuple[str, ...] = ("vtm", "mlm", "r10")
     options: dict[str, str] | None = None
     """Options of all variants."""
+    equal_compute: tuple[str, ...] = ()
+    """Variants that train for the FLOPs of the first one instead of its steps."""
 
 
+PATCH_KEEP = {
+    "1.0": {},
+    "0.5, equal steps": {"--patch-keep": "0.5"},
+    "0.5, equal compute": {"--patch-keep": "0.5"},
+}
+DIRECTION = Experiment(
+    ("direction",),
+    {name: {"--roll": name} for name in ("roll", "average", "flatten")},
+    scores=("direction", "mlm"),
+    options={"--vtc": "0", "--max-text-len": "20"},
+)
 EXPERIMENTS = {
     "negatives": Experiment(
         tuple(f"marked-{mark}" for mark in MARKS),
         {"within": {"--vtm-negatives": "dataset"}, "across": {"--vtm-negatives": "any"}},
         scores=("vtm", "mlm"),
     ),
-    "direction": Experiment(
-        ("direction",),
-        {name: {"--roll": name} for name in ("roll", "average", "flatten")},
-        scores=("direction", "mlm"),
-        options={"--vtc": "0", "--max-text-len": "20"},
-    ),
+    "direction": DIRECTION,
     "exchange": Experiment(
         ("clips",),
         {name: {"--roll": name} for name in ("roll", "average", "flatten", "channel")},
@@ -104,6 +116,10 @@ EXPERIMENTS = {
         ("wide",),
         {name: {"--geometry": name} for name in ("squash", "crop")},
         options={"--max-text-len": "24"},
+    ),
+    "patch-keep": Experiment(("clips",), PATCH_KEEP, equal_compute=("0.5, equal compute",)),
+    "patch-keep-direction": replace(
+        DIRECTION, variants=PATCH_KEEP, equal_compute=("0.5, equal compute",)
     ),
 }
 TITLES = {
@@ -125,7 +141,7 @@ class AblationOptions:
     seeds: int = 3
     """Seeds of each variant."""
     steps: int = 400
-    """Steps of each run, of 32 clips."""
+    """Steps of each run, of 32 clips; variants of equal compute take more."""
     jobs: int = 2
     """Runs at the same time, with one thread each."""
     table: bool = False
@@ -228,7 +244,7 @@ def direction() -> Made:
 
 
 MAKERS: dict[str, Callable[[], Made]] = {
-    **{f"marked-{colour}": partial(marked, colour) for colour in MARKS},
+    **{f"marked-{colour}": functools.partial(marked, colour) for colour in MARKS},
     "wide": wide,
     "direction": direction,
 }
@@ -298,6 +314,34 @@ class AblationRun:
         data = [f"{self.out / 'data' / name}:train" for name in names]
         flat = [word for pair in options.items() for word in pair]
         return [sys.executable, "pretrain/train.py", "demo", *flat, "--data", *data, "--val"]
+
+
+@functools.cache
+def flops_per_step(name: str, variant: str) -> float:
+    """Training FLOPs of a clip in a variant, averaged over the steps."""
+    from allinone.pretrain.cost import training_cost
+    from allinone.pretrain.train import parse as parse_run
+
+    options = AblationRun(Path("runs"), name, variant, seed=0, steps=1).options()
+    config, _ = parse_run(["demo", *(word for pair in options.items() for word in pair)])
+    return training_cost(config).total
+
+
+def ablation_run(out: Path, name: str, variant: str, seed: int, steps: int) -> AblationRun:
+    """A run of `steps` steps, or of as many as have the FLOPs of the experiment's first variant.
+
+    Args:
+        out: Folder of the ablations.
+        name: Experiment.
+        variant: One of its variants.
+        seed: Seed of the run.
+        steps: Steps of the experiment's first variant.
+    """
+    experiment = EXPERIMENTS[name]
+    if variant in experiment.equal_compute:
+        first = next(iter(experiment.variants))
+        steps = round(steps * flops_per_step(name, first) / flops_per_step(name, variant))
+    return AblationRun(out, name, variant, seed, steps)
 
 
 def train_and_score(job: AblationRun) -> dict[str, float]:
@@ -373,14 +417,15 @@ def table(out: Path, steps: int, names: Iterable[str]) -> str:
         experiment = EXPERIMENTS[name]
         rows = [[name, *(TITLES[score] for score in experiment.scores), "seeds"]]
         for variant in experiment.variants:
-            jobs = (AblationRun(out, name, variant, seed, steps) for seed in range(MOST_SEEDS))
+            jobs = [ablation_run(out, name, variant, seed, steps) for seed in range(MOST_SEEDS)]
             results = [json.loads(job.result.read_text()) for job in jobs if job.result.exists()]
             cells = []
             for score in experiment.scores:
                 values = [result[score] for result in results]
                 spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
                 cells.append(f"{statistics.fmean(values):.1f}{spread}" if values else "-")
-            rows.append([variant, *cells, str(len(results))])
+            label = variant if jobs[0].steps == steps else f"{variant}, {jobs[0].steps} steps"
+            rows.append([label, *cells, str(len(results))])
         parts.append(markdown_table(rows))
     return "\n\n".join(parts)
 
@@ -393,7 +438,7 @@ def run(options: AblationOptions) -> int:
         for data in dict.fromkeys(data for name in names for data in EXPERIMENTS[name].data):
             make_data(out, data)
         jobs = [
-            AblationRun(out, name, variant, seed, options.steps)
+            ablation_run(out, name, variant, seed, options.steps)
             for seed in range(options.seeds)  # all variants once before the next seed
             for name in names
             for variant in EXPERIMENTS[name].variants

@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 from allinone.common.command_line import parse, run_command
 from allinone.common.errors import InputError
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
-from allinone.data.decoding.codecs import nal_headers
+from allinone.data.decoding.codecs import nal_units
 from allinone.data.index import Index
 from allinone.data.loading.augmentation import augmentation_for
 from allinone.data.loading.clip_input import ClipWindow, choose_frames
@@ -259,7 +259,7 @@ def describe(raw: Path) -> str:
             stream = container.streams.video[0]
             for packet in container.demux(stream):
                 if packet.size:
-                    headers = nal_headers(bytes(packet))
+                    headers = [unit[0] for unit in nal_units(bytes(packet))]
                     slices = [header for header in headers if header & 31 in (1, 5)]
                     total += packet.size
                     packets += 1

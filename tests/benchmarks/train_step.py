@@ -8,7 +8,8 @@ alignment) on one synthetic batch and prints clips/s and the share that training
 peak rate: on a CPU that of a plain matrix product, measured just before and just after, on a GPU
 that of its data sheet. FMA = 2, both passes and the heads count, backward = 2 x forward. Median
 over the logging intervals after the first two steps. --trace profiles three more steps and sums
-their time by kind. tests/gpu/speed.py measures with the same functions.
+their time by kind. --patch-keep measures the step on a share of the patches and the step on all in
+the same run, and prints the ratio. tests/gpu/speed.py measures with the same functions.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -119,6 +121,8 @@ class StepOptions:
     """Weight of word-patch alignment; 0.1 in the original code."""
     passes: Literal["joint", "separate"] = "joint"
     """MLM and VTM in one forward pass or in two."""
+    patch_keep: float = 1.0
+    """Share of the patches that the step uses; below 1, a step on all patches follows."""
     compile: bool = False
     """Compile the model with torch.compile."""
     checkpointing: bool = False
@@ -146,6 +150,9 @@ class StepResult:
     clips_per_s: float
     """Of all ranks; median over the measured intervals."""
     step_ms: float
+    cpu_ms: float
+    """Processor time of this rank per step, all threads; unlike step_ms, other programs on a shared
+    machine hardly change it."""
     flops_per_clip: float
     """Forward and backward, all passes, attention products counted."""
     mfu: float
@@ -175,17 +182,21 @@ class StepProbe(Callback):
         self._options = options
         self.records: list[Mapping[str, Any]] = []
         self.losses: list[float] = []
+        self.cpu_s: list[float] = []
+        self._cpu_before = 0.0
         self.memory_bytes = 0
         self.trace: StepTrace | None = None
 
     def on_interval(self, trainer: Trainer, interval: Interval) -> None:
-        last = interval.record["step"]
+        last, before = interval.record["step"], self._cpu_before
+        self._cpu_before = time.process_time()
         if last > self._options.steps:  # the profiler slows these down
             return
         self.losses += interval.metrics.losses
         self.memory_bytes = max(self.memory_bytes, interval.record["memory_bytes"])
         if last - len(interval.metrics.steps) >= WARM_STEPS:
             self.records.append(interval.record)
+            self.cpu_s.append((self._cpu_before - before) / len(interval.metrics.steps))
 
     def on_step_end(self, trainer: Trainer, due: Due) -> None:
         if not self._options.trace:
@@ -216,7 +227,10 @@ def make_trainer(
     # initial weights are drawn here; the trainer seeds only what follows
     torch.manual_seed(0)
     config = AllInOneConfig.from_size(options.size)
-    objective = ObjectiveConfig(wpa=options.wpa, passes=options.passes)
+    objective = ObjectiveConfig(
+        wpa=options.wpa, passes=options.passes, patch_keep=options.patch_keep
+    )
+    masked, patches = masked_tokens(config), objective.kept_patches(config.num_patches)
     world = launch.find_rank_info(os.environ).world // options.tensor_parallel
     train = TrainConfig(
         steps=steps,
@@ -240,10 +254,16 @@ def make_trainer(
         run_config={},
         out=out,
         flops_per_sample=sum(
-            sample_flops(config, objective, config.num_frames, masked_tokens(config)).values()
+            sample_flops(config, objective, config.num_frames, masked, patches=patches).values()
         ),
         activations=model_activations(
-            config, objective, options.micro_batch, element, mask, options.checkpointing
+            config,
+            objective,
+            options.micro_batch,
+            element,
+            mask,
+            options.checkpointing,
+            patches=patches,
         ),
     )
     if not checkpoints:
@@ -253,14 +273,18 @@ def make_trainer(
     return run
 
 
-def attention_flops(config: AllInOneConfig) -> float:
-    """FLOPs of one clip's attention products in the MLM and VTM passes, forward and backward."""
+def attention_flops(config: AllInOneConfig, patches: int) -> float:
+    """FLOPs of one clip's attention products in the MLM and VTM passes, forward and backward.
+
+    `patches` of each frame are used.
+    """
     with_products, without = (
         flops.forward_flops(
             config,
             frames=config.num_frames,
             text_tokens=config.max_text_len,
             attention_products=products,
+            patches=patches,
         )
         for products in (True, False)
     )
@@ -294,10 +318,13 @@ def measure(options: StepOptions) -> StepResult:
             f" {torch.get_num_threads()} threads"
         )
         rate = max(rate, after)
-    without = per_clip - attention_flops(AllInOneConfig.from_size(options.size))
+    config = AllInOneConfig.from_size(options.size)
+    patches = ObjectiveConfig(patch_keep=options.patch_keep).kept_patches(config.num_patches)
+    without = per_clip - attention_flops(config, patches)
     return StepResult(
         clips_per_s=speed,
         step_ms=1e3 * run.config.global_batch / speed,
+        cpu_ms=1e3 * statistics.median(probe.cpu_s),
         flops_per_clip=per_clip,
         mfu=speed * per_clip / (rate * world),
         mfu_without_attention=speed * without / (rate * world),
@@ -317,13 +344,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     options = parse(StepOptions, arguments, prog="train_step.py", description=__doc__ or "")
-    return launch.main(lambda: show(options, measure(options)))
+    return launch.main(lambda: _measure_and_show(options))
+
+
+def _measure_and_show(options: StepOptions) -> None:
+    result = measure(options)
+    show(options, result)
+    if options.patch_keep < 1:
+        full = replace(options, patch_keep=1.0)
+        complete = measure(full)
+        show(full, complete)
+        print(
+            f"\n--patch-keep {options.patch_keep:g} against all patches, per step:"
+            f" {result.step_ms:,.0f} ms of {complete.step_ms:,.0f}"
+            f" ({result.step_ms / complete.step_ms:.2f}), processor time {result.cpu_ms:,.0f} ms of"
+            f" {complete.cpu_ms:,.0f} ({result.cpu_ms / complete.cpu_ms:.2f}), FLOPs"
+            f" {result.flops_per_clip / complete.flops_per_clip:.2f}"
+        )
 
 
 def show(options: StepOptions, result: StepResult) -> None:
     """Print one measurement."""
     config = AllInOneConfig.from_size(options.size)
     objectives = "MLM + VTM" + " + WPA" * bool(options.wpa)
+    if options.patch_keep < 1:
+        objectives += f", patch-keep {options.patch_keep:g}"
     print(
         f"\n{options.size}, {config.num_frames} frames, {config.image_size} px,"
         f" {config.max_text_len} tokens, {objectives}, {options.ds_config}, micro-batch"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,27 @@ from allinone.common.errors import ConfigError
 from allinone.engine import ds_config
 from allinone.engine.config import TrainConfig
 from allinone.engine.resume import changed_options
+
+
+@pytest.mark.parametrize(
+    ("timers", "expected"),
+    [
+        (None, {"throughput": {"enabled": False}}),
+        ({}, {"throughput": {"enabled": False}}),
+        ({"throughput": {"enabled": True}}, {"throughput": {"enabled": True}}),
+    ],
+)
+def test_the_throughput_timer_is_off_unless_a_file_sets_it(
+    tmp_path: Path, timers: object, expected: object
+) -> None:
+    from deepspeed.utils.config import get_timers_config
+
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({} if timers is None else {"timers": timers}))
+    config = TrainConfig(ds_config=str(own), global_batch=8, micro_batch=8)
+    resolved = ds_config.resolve(config, 1, on_cpu=True)
+    assert resolved["timers"] == expected
+    assert get_timers_config(resolved).enabled is expected["throughput"]["enabled"]  # type: ignore[index]
 
 
 def test_ds_configs_resolve_and_conflicts_are_named(

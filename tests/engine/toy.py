@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +141,6 @@ def run(out: Path, options: dict[str, object]) -> int:
     names = ("poison", "die", "hang", "poison_every", "poison_once", "spike")
     extra = {name: options.pop(name) for name in names if name in options}
     chosen = contrast if options.pop("contrast", False) else objective
-    count_waits = options.pop("count_waits", False)
     evaluate = (
         dying_evaluation(out.with_suffix(".died")) if options.pop("die_evaluating", False) else None
     )
@@ -180,41 +177,7 @@ def run(out: Path, options: dict[str, object]) -> int:
             evaluate=evaluate,
         ).train()
 
-    if count_waits:
-        return _count_waits(lambda: launch.main(train))
     return launch.main(train)
-
-
-def _count_waits(train: Callable[[], int]) -> int:
-    """Run and print how often each step read a tensor's value on the host: on a GPU, each of those
-    waits for the device."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    from allinone.engine.step_batches import StepBatches
-    from allinone.engine.trainer import Trainer
-
-    class Counter(TorchDispatchMode):
-        count = 0
-
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            Counter.count += func is torch.ops.aten._local_scalar_dense.default
-            return func(*args, **(kwargs or {}))
-
-    waits, step = [], Trainer._train_step
-
-    def counted(self: Trainer, batches: StepBatches) -> None:
-        made = list(batches.step(last=False))  # making a batch is the host's business
-        Counter.count = 0
-        with Counter():
-            step(self, SimpleNamespace(step=lambda last: iter(made)))  # type: ignore[arg-type]
-        waits.append(Counter.count)
-
-    Trainer._train_step = counted  # type: ignore[method-assign]
-    code = train()
-    print("waits", json.dumps(waits))
-    return code
 
 
 def forked(world: int, out: Path, options: dict[str, object]) -> int:

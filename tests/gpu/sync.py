@@ -50,33 +50,49 @@ def checks(settings: Settings) -> dict[str, CheckFn]:
 
 
 def caller() -> str:
-    """FILE:LINE of the innermost frame that is neither torch's nor of this module."""
+    """FILE:LINE FUNCTION of the innermost frame that is neither torch's nor of this module."""
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
         if "torch" not in path.parts and frame.filename != __file__ and path.name != "mock.py":
             shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(*path.parts[-3:])
-            return f"{shown}:{frame.lineno}"
+            return f"{shown}:{frame.lineno} {frame.name}"
     return "unknown"
 
 
 class WaitCounter(TorchDispatchMode):
-    """Counts operators that would make the host wait, by operator and caller."""
+    """Counts operators that would make the host wait, by operator and caller.
 
-    def __init__(self) -> None:
+    Args:
+        on_gpu: Whether the training is on a GPU. On a CPU, numbers that become tensors count: which
+            of them would be copied to a device is not known there.
+    """
+
+    def __init__(self, on_gpu: bool) -> None:
         super().__init__()
+        self._on_gpu = on_gpu
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if what := _wait_of(func, args, result):
+        what = _wait_of(func, args, kwargs or {}, result)
+        if not what and not self._on_gpu and func is torch.ops.aten.lift_fresh.default:
+            what = "tensor of a number"
+        if what:
             self.counts[f"{what} at {caller()}"] += 1
         return result
 
 
-def _wait_of(func: Any, args: tuple[Any, ...], result: Any) -> str:
-    """What an operator waits for; "" if it does not wait."""
+def _wait_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> str:
+    """What an operator waits for; "" if it does not wait.
+
+    Args:
+        func: The operator.
+        args: Its arguments.
+        kwargs: Its named arguments.
+        result: What it returned.
+    """
     packet, _, overload = str(func).removeprefix("aten.").partition(".")
     for name in (packet, f"{packet}.{overload}"):
         if name in WAITING:
@@ -88,8 +104,12 @@ def _wait_of(func: Any, args: tuple[Any, ...], result: Any) -> str:
         return "boolean index"
     if packet in ("_to_copy", "copy_"):
         source = args[1] if packet == "copy_" else args[0]
+        non_blocking = kwargs.get("non_blocking", packet == "copy_" and len(args) > 2 and args[2])
         if source.device.type != "cpu" and result.device.type == "cpu":
             return "copy to the host"
+        # from pageable memory the copy is complete when the call returns
+        if source.device.type == "cpu" and result.device.type != "cpu" and not non_blocking:
+            return "copy from the host"
     return ""
 
 
@@ -98,19 +118,26 @@ class Watch(Callback):
 
     Args:
         enter: Makes the context.
+        after: Step after which the context is entered.
+        count: Number of steps in it.
     """
 
-    def __init__(self, enter: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
-        self._enter = enter
+    def __init__(
+        self,
+        enter: Callable[[], contextlib.AbstractContextManager[Any]],
+        after: int = LOG_EVERY,
+        count: int = WATCHED,
+    ) -> None:
+        self._enter, self._after, self._count = enter, after, count
         self._stack = contextlib.ExitStack()
         self.steps = 0
 
     def on_step_end(self, trainer: Trainer, due: Due) -> None:
-        if trainer.step == LOG_EVERY:
+        if trainer.step == self._after:
             self._stack.enter_context(self._enter())
-        elif trainer.step == LOG_EVERY + WATCHED:
+        elif trainer.step == self._after + self._count:
             self._stack.close()
-            self.steps = WATCHED
+            self.steps = self._count
 
     def on_close(self, trainer: Trainer, error: BaseException | None) -> None:
         self._stack.close()
@@ -143,7 +170,7 @@ def _counted(counts: Counter[str], what: str) -> Found:
 
 def operators(settings: Settings) -> Found:
     """Count with the dispatch mode."""
-    counter = WaitCounter()
+    counter = WaitCounter(settings.on_gpu)
     _train(settings, lambda: counter, "operators")
     return _counted(counter.counts, "operators that wait")
 

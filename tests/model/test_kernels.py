@@ -16,7 +16,7 @@ from transformers import AutoModel
 from allinone.model import AllInOneConfig, AllInOneForPreTraining, AllInOneModel
 from allinone.model.all_in_one import DropPath
 from allinone.model.embeddings import PatchProjection
-from allinone.model.kernels import add_kept, permute_tokens, rolled_rows, select_clips
+from allinone.model.kernels import add_kept, add_scaled, permute_tokens, rolled_rows, select_clips
 from allinone.model.roll import roll_tokens
 
 TEXTS, FRAMES, WORDS = 4, 3, 8
@@ -108,6 +108,18 @@ def test_kept_branches_equal_the_division_by_the_kept_share(dtype: torch.dtype) 
     # in bf16 the result is rounded once; a rounded factor 1 / 0.9 alone would be off by 0.2 %
     bound = torch.finfo(dtype).eps / 2 * (x.double() + added).abs() + 2e-7 * added.abs() + 1e-12
     assert ((found - x.double() - added).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_rate_on_the_device_is_not_rounded_to_bf16(dtype: torch.dtype) -> None:
+    x, branch = torch.randn(2, 6, 7, 5, dtype=dtype)
+    keep = torch.tensor([1, 0, 1, 1, 0, 1], dtype=dtype)[:, None, None]
+    exact = x.double() + branch.double() * keep.double() / (1 - 0.1)
+    found = add_scaled(x, branch, keep, torch.tensor(0.1))
+    # one rounding to bf16 of a sum whose terms have an error of float32
+    bound = torch.finfo(dtype).eps / 2 * exact.abs() + 3e-7 * (x.abs() + branch.abs()).double()
+    assert ((found.double() - exact).abs() <= bound).all()
+    assert found.dtype == dtype
 
 
 def test_drop_path_keeps_sequences_alike_in_both_forms() -> None:

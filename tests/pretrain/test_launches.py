@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,6 +212,35 @@ def test_co_training_equal_on_two_ranks_and_after_random_kill(
     assert {"mlm_loss", "vtm_loss", "image_mlm_loss", "image_vtm_loss"} <= set(
         history(ranks)[0]["metrics"]
     )  # type: ignore[call-overload]
+
+
+def test_kept_patches_are_equal_on_two_ranks_and_after_resume(
+    clips: Path, server: ForkServer, tmp_path: Path
+) -> None:
+    """Half of the patches in steps 1 to 3; ZeRO 2 on two ranks, and a restart before step 4."""
+    flags = "--image-size 64 --vtc 0 --wpa 0.1 --save-every 3"
+    more = [*flags.split(), "--patch-keep", "0.5", "--patch-keep-until", "0.5"]
+    run, halves, ranks = tmp_path / "run", tmp_path / "halves", tmp_path / "ranks"
+    finish(start(server.command(*options(clips, run, *more))))
+    complete = history(run)
+    shares = [row["metrics"]["patch_keep"] for row in complete]  # type: ignore[index]
+    assert shares == [0.5] * 3 + [1.0] * 3
+    shutil.copytree(run, halves)
+    shutil.rmtree(halves / "checkpoints" / "step-00000006")
+    finish(start(server.command(*options(clips, halves, *more))))
+    lines = [json.loads(line) for line in (halves / "history.jsonl").read_text().splitlines()]
+    last = max(number for number, row in enumerate(lines) if row.get("event") == "start")
+    assert [row["step"] for row in lines[last:] if "metrics" in row] == [4, 5, 6]
+    assert history(halves) == complete
+    torchrun = [
+        str(Path(sys.executable).parent / "torchrun"),
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+    ]
+    finish(start([*torchrun, *options(clips, ranks, *more, "--ds-config", "zero2_fp32")]))
+    assert_same(history(ranks), complete)
 
 
 def test_alternating_co_training_trains_on_both(

@@ -20,6 +20,7 @@ except SystemExit as end:
 print("imported", *(name for name in %r if name in sys.modules))
 """
 COMMANDS = [
+    "app",
     "cloze",
     "clusters",
     "convert",

@@ -109,6 +109,25 @@ def test_a_recipe_is_planned_with_its_own_options(
     assert picture.stat().st_size > 10_000
 
 
+def test_both_phases_of_patch_keep_are_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    plans = {}
+    for recipe in ("webvid-howto-base", "webvid-howto-fast"):
+        assert main(["train", recipe, "--gpus", "64", "--json"]) == 0
+        plans[recipe] = json.loads(capsys.readouterr().out)
+    paper, fast = plans.values()
+    kept, complete = fast["phases"]
+    assert (kept["steps"], complete["steps"]) == (380_000, 20_000)
+    assert fast["outcome"][1]["hours"] == pytest.approx(kept["hours"] + complete["hours"])
+    # the last phase and the peak of memory are those of the paper's recipe
+    assert complete["hours"] == pytest.approx(0.05 * paper["outcome"][1]["hours"])
+    assert fast["chosen"] == paper["chosen"]
+    assert fast["kept"]["compute_s"] / fast["chosen"]["compute_s"] == pytest.approx(
+        kept["flops"] / complete["flops"]
+    )
+    assert main(["train", "webvid-howto-fast", "--gpus", "64", "--markdown"]) == 0
+    assert "| --patch-keep 0.5 | 98 of 196 | 380,000 |" in capsys.readouterr().out
+
+
 def test_what_cannot_be_planned_is_refused_with_valid_values(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -72,11 +72,14 @@ class ClipReader:
         except (ProbeError, DecodeError) as error:
             raise InputError(f"{option} {path} cannot be used as a video: {error}") from error
         return InputClip(
-            path, self._augment([frames], [choices]), _pictures(frames, choices.box), choices.frames
+            path,
+            self._augment([frames], [choices]),
+            display_crops(frames, choices.box),
+            choices.frames,
         )
 
 
-def _pictures(
+def display_crops(
     frames: NDArray[np.uint8], box: tuple[float, float, float, float]
 ) -> NDArray[np.uint8]:
     """Cut the crop out of frames [T, H, W, 3]; squashed to its shorter side if it is not square."""

@@ -55,7 +55,7 @@ def throughput(
         try:
             options = scaled(config, gpus, per_gpu)
             plan = make_plan(recipe, options, gpus, device, network, mfu, pue=1.0)
-            found.append(plan.chosen.samples_per_s)
+            found.append(plan.outcome(mfu)["samples_per_s"])
         except InputError:
             found.append(float("nan"))
     return found

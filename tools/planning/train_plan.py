@@ -43,22 +43,47 @@ class Plan:
     chosen: Candidate
     reason: str
     """Why it was chosen."""
+    kept: Candidate | None = None
+    """The chosen configuration in steps with --patch-keep; the candidates are those of all
+    patches."""
+
+    def step_s(self, mfu: float, kept: bool = False) -> float:
+        """Seconds of a step of the chosen configuration.
+
+        Args:
+            mfu: MFU of the forward and backward passes.
+            kept: Of the steps with --patch-keep; False: of those with all patches.
+        """
+        each = self.kept if kept and self.kept else self.chosen
+        return each.step_s - each.compute_s + each.compute_s * self.mfu / mfu
 
     def outcome(self, mfu: float) -> dict[str, float]:
         """Rates and totals of the chosen configuration at an MFU of the forward and backward
         passes."""
-        compute = self.chosen.compute_s * self.mfu / mfu
-        step = self.chosen.step_s - self.chosen.compute_s + compute
+        share, each = self.cost.kept_share, self.kept or self.chosen
+        step = share * self.step_s(mfu, kept=True) + (1 - share) * self.step_s(mfu)
+        # seconds of a step at MFU 1
+        ideal = share * each.mfu * each.step_s + (1 - share) * self.chosen.mfu * self.chosen.step_s
         hours = self.steps * step / 3600
         return {
             "mfu": mfu,
-            "mfu_of_step": self.chosen.mfu * self.chosen.step_s / step,
+            "mfu_of_step": ideal / step,
             "step_s": step,
             "samples_per_s": self.global_batch / step,
             "hours": hours,
             "gpu_hours": hours * self.gpus,
             "kwh": hours * self.gpus * self.device.watts / 1000 * self.pue,
         }
+
+    def phases(self) -> list[tuple[bool, int, float]]:
+        """Whether it uses --patch-keep, steps and hours of each phase, at the assumed MFU."""
+        kept = round(self.cost.kept_share * self.steps)
+        counts = [(True, kept), (False, self.steps - kept)]
+        return [
+            (keeps, steps, steps * self.step_s(self.mfu, keeps) / 3600)
+            for keeps, steps in counts
+            if steps
+        ]
 
     @property
     def mfus(self) -> list[float]:
@@ -137,7 +162,7 @@ def make_plan(
     passes = list(cost.video.values())
     # backward is 2/3 of a pass; gradients become final in that of the first one
     window = 2 / 3 * passes[0] / sum(passes)
-    job = TrainingJob(groups, gpus, train.global_batch, cost.total, mfu, window)
+    job = TrainingJob(groups, gpus, train.global_batch, cost.all_patches, mfu, window)
     demanding = max(active_objectives(config.objective), key=lambda each: each.min_clips)
     least = demanding.min_clips
     sizes = micro_batches(train.global_batch // gpus, least, train.micro_batch)
@@ -146,13 +171,19 @@ def make_plan(
             f"--gpus {gpus} leaves {train.global_batch // gpus} clips per rank, but"
             f" {demanding.label} needs {least}; use fewer GPUs or a larger --global-batch"
         )
-    candidates = _candidates(config, job, precision, sizes, device, network)
+    candidates = _candidates(config, job, precision, sizes, (False, True), device, network)
     try:
         chosen, reason = recommend(candidates)
     except ValueError as error:
         raise InputError(
             f"{device.name}: {error}; use more GPUs, a device with more memory, or a smaller model"
         ) from error
+    kept = None
+    if cost.kept:
+        fewer = replace(job, flops_per_sample=cost.at(True))
+        same = (chosen.micro_batch,), (chosen.checkpointing,)
+        by_name = _candidates(config, fewer, precision, *same, device, network)
+        kept = next(each for each in by_name if each.ds_config == chosen.ds_config)
     return Plan(
         recipe=recipe,
         options=tuple(options),
@@ -168,6 +199,7 @@ def make_plan(
         candidates=candidates,
         chosen=chosen,
         reason=reason,
+        kept=kept,
     )
 
 
@@ -176,10 +208,11 @@ def _candidates(
     job: TrainingJob,
     precision: str,
     sizes: Sequence[int],
+    recomputes: Sequence[bool],
     device: Device,
     network: Network,
 ) -> list[Candidate]:
-    """Each file of ds_configs/ in a precision, with each micro-batch, with and without activation
+    """Each file of ds_configs/ in a precision, with each micro-batch and choice of activation
     checkpointing. NVMe offload is not planned: its speed is that of the disks."""
     found = []
     for path in sorted(ds_config.FOLDER.glob("*.json")):
@@ -187,7 +220,7 @@ def _candidates(
         if zero.precision != precision or "nvme" in path.stem:
             continue
         for size in sizes:
-            for recompute in (False, True):
+            for recompute in recomputes:
                 # mask 1: on a GPU a dropout mask takes one byte per element
                 kept = activations(
                     config, zero.element, 1, micro_batch=size, checkpointing=recompute
@@ -225,4 +258,9 @@ def as_json(plan: Plan) -> dict[str, object]:
         "outcome": [plan.outcome(mfu) for mfu in plan.mfus],
     }
     content["cost"]["total"] = plan.cost.total
+    if plan.kept:
+        content["phases"] = [
+            {"kept": kept, "steps": steps, "flops": plan.cost.at(kept), "hours": hours}
+            for kept, steps, hours in plan.phases()
+        ]
     return content

@@ -87,6 +87,25 @@ def time_table(plan: Plan, config: PretrainConfig) -> list[list[str]]:
     return rows
 
 
+def phase_table(plan: Plan, config: PretrainConfig) -> list[list[str]]:
+    """The two phases of a run with --patch-keep."""
+    patches = config.model_config().num_patches
+    rows = [["phase", "patches", "steps", "FLOPs per clip", "step ms", "hours"]]
+    for keeps, steps, hours in plan.phases():
+        used = config.objective.kept_patches(patches) if keeps else patches
+        rows.append(
+            [
+                f"--patch-keep {config.objective.patch_keep:g}" if keeps else "all patches",
+                f"{used} of {patches}",
+                f"{steps:,}",
+                count(plan.cost.at(keeps)),
+                _ms(plan.step_s(plan.mfu, keeps)),
+                f"{hours:,.1f}",
+            ]
+        )
+    return rows
+
+
 def outcome_table(plan: Plan) -> list[list[str]]:
     """The complete run at a range of MFU; * marks the assumed one."""
     titles = "MFU of the passes|of the step|step ms|samples/s|all steps|hours|GPU-hours|kWh"
@@ -122,6 +141,12 @@ def head(plan: Plan) -> str:
         lines.append(
             f"and per image: {images}; {cost.images_per_clip:g} images per clip of the global batch"
         )
+    if plan.kept:
+        lines.append(
+            f"with --patch-keep: {count(cost.at(True))}FLOPs per clip in"
+            f" {100 * cost.kept_share:g} % of the steps, {count(cost.at(False))} in the others; the"
+            " tables of memory and of one step are those of all patches"
+        )
     lines += [
         f"in total {count(cost.total)}FLOPs per clip and"
         f" {count(cost.total * plan.global_batch)}FLOPs per step",
@@ -156,6 +181,7 @@ def as_text(
         memory_table(same_micro_batch),
         fit_table(plan.candidates),
         time_table(plan, config),
+        *([phase_table(plan, config)] if plan.kept else []),
         outcome_table(plan),
     ]
     return "\n\n".join([head(plan), *map(table, tables), recommendation, NOTES])

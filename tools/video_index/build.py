@@ -22,6 +22,8 @@ from tqdm import tqdm
 from allinone.common.errors import DataError, InputError
 from allinone.common.run_lock import claim
 from allinone.data.config import ClipConfig, DataConfig
+from allinone.data.decoding.frames import DecodeError
+from allinone.data.loading.augmentation import augmentation_for
 from allinone.finetune.annotations.schema import Media
 from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
 from allinone.finetune.inputs.clip_reader import MediaReader
@@ -29,7 +31,7 @@ from allinone.finetune.inputs.loader import TaskSource, evaluation_batches
 from allinone.finetune.inputs.media_library import MediaFile, MediaLibrary
 from allinone.model.contrast import embed_video
 from allinone.tools.inspection.checkpoints import LoadedModel
-from allinone.tools.inspection.media_inputs import media_files
+from allinone.tools.inspection.media_inputs import InputClip, display_crops, media_files
 from allinone.tools.inspection.predictor import CONTRAST_HEADS
 from allinone.tools.video_index.store import (
     DELETED,
@@ -133,6 +135,26 @@ class ClipEmbedder:
         )
         for _, batch, missing in made:
             yield batch, {int(bad.clip): bad.reason for bad in missing}
+
+    def read(self, clip: IndexedClip) -> InputClip:
+        """Read one clip, also for drawing.
+
+        Raises:
+            InputError: It cannot be read; the message says why.
+        """
+        example = ClipExamples([clip])(0, None)
+        media = example.looks[0].media
+        try:
+            inside(self.library.root, clip.path)
+            self.library.prepare([media], quiet=True)
+            (visual,) = MediaReader(self.library, self.clip, self.data)(example.looks[0], None)
+        except (DataError, DecodeError) as error:
+            raise InputError(f"{clip.path} cannot be shown: {error}") from error
+        assert isinstance(visual.media, np.ndarray)  # the reader has no codecs for DALI
+        augment = augmentation_for(self.clip, self.data, torch.device("cpu"), 1)
+        pixels = augment([visual.media], [visual.choices])
+        crops = display_crops(visual.media, visual.choices.box)
+        return InputClip(Path(clip.path), pixels, crops, visual.choices.frames)
 
     @torch.inference_mode()
     def embed(

@@ -18,8 +18,8 @@ from allinone.common.errors import DataError, InputError
 from allinone.finetune.annotations.schema import Media
 from allinone.model.contrast import embed_text
 from allinone.tools.inspection.checkpoints import LoadedModel
-from allinone.tools.inspection.media_inputs import TextReader
-from allinone.tools.inspection.predictor import MATCH_HEAD
+from allinone.tools.inspection.media_inputs import InputClip, TextReader
+from allinone.tools.inspection.predictor import MATCH_HEAD, Predictor
 from allinone.tools.video_index.build import ClipEmbedder, weights_hash
 from allinone.tools.video_index.store import IndexedClip, VideoIndex
 
@@ -37,6 +37,8 @@ class Hit:
     """Cosine similarity."""
     match: float | None
     """Probability that the text matches, by the joint pass; None if it was not computed."""
+    row: int
+    """Number of the clip's row in the index."""
     clip: IndexedClip
     note: str = ""
     """What has become of the file since: missing, or changed."""
@@ -63,6 +65,9 @@ class Searcher:
         self.index = index
         self._read_text = TextReader(loaded.model.config)
         self._files = index.file_codes()
+        self.predictor = Predictor(loaded)
+        """Answers about indexed clips: it takes the number of a row for the path of a video."""
+        self.predictor.read_clip = self.read_row  # type: ignore[assignment]
 
     def search(
         self, query: str | Path, *, top: int = 5, rerank: int = 0, all_clips: bool = False
@@ -84,8 +89,8 @@ class Searcher:
         scores = self.scores(self.embed(query))
         best = self._best(scores, max(top, rerank), all_clips)
         hits = [
-            Hit(rank, float(scores[k]), None, self.index.row(int(self.index.clips[k])))
-            for rank, k in enumerate(best, start=1)
+            Hit(rank, float(scores[k]), None, int(row), self.index.row(int(row)))
+            for rank, (k, row) in enumerate(zip(best, self.index.clips[best], strict=True), start=1)
         ]
         hits = [replace(hit, note=self._note(hit.clip)) for hit in hits]
         if rerank:
@@ -121,6 +126,12 @@ class Searcher:
         if isinstance(result, str):
             raise InputError(f"{path} cannot be used: {result}")
         return result
+
+    def read_row(self, row: Path, option: str = "--video") -> InputClip:
+        """Read the clip of a row; `row` is its number as a path, as Predictor gives it."""
+        root = Path(self.index.manifest.root)
+        embedder = ClipEmbedder(self.loaded, root, self.index.folder / "cache")
+        return embedder.read(self.index.row(int(row.name)))
 
     def scores(self, query: Tensor) -> NDArray[np.float32]:
         """Cosine similarity of a query [D] and all clips, float32 [N], in the order of

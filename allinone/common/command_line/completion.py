@@ -51,10 +51,10 @@ def next_words(argv: Sequence[str], options: Sequence[Option]) -> list[str]:
     if last == "--config":
         return []
     for option in options:
-        if last == f"--{option.flag}" and not option.positional and option.type is not bool:
+        if last == f"--{option.flag}" and not option.positional and not option.is_switch:
             return literal_values(option.type)
     flags = [f"--{option.flag}" for option in options if not option.positional]
-    negations = [f"--no-{option.flag}" for option in options if option.type is bool]
+    negations = [f"--no-{option.flag}" for option in options if option.is_switch]
     return [*flags, *negations, *(f"--{name}" for name in SPECIAL)]
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from allinone.common.command_line.completion import literal_values
 from allinone.common.command_line.messages import fail, suggestion
 from allinone.common.command_line.option_tree import Option
 
@@ -27,13 +28,13 @@ def check_flags(
 
     Returns:
         The arguments in the only spelling that tyro reads: `--x` or `--no-x` for booleans, name and
-        value as two words for others.
+        value as two words for others, also for a boolean that may have other values.
 
     Raises:
         SystemExit: With code 2, after one line about the first flag that is wrong.
     """
     by_flag = {option.flag: option for option in options if not option.positional}
-    positives = {f"no-{flag}": flag for flag, o in by_flag.items() if o.type is bool}
+    positives = {f"no-{flag}": flag for flag, o in by_flag.items() if o.is_switch}
     result: list[str] = []
     index = 0
     while index < len(argv):
@@ -55,20 +56,34 @@ def check_flags(
                 _refuse_unknown(flag, [*by_flag, *positives], prog)
             if equals:
                 fail(prog, f"--{flag}={value}: --{flag} takes no value")
-            result.append(f"--{flag}")
-        elif by_flag[flag].type is bool:
+            result += _switched(by_flag[positives[flag]], on=False)
+        elif by_flag[flag].is_switch:
+            option = by_flag[flag]
+            others = literal_values(option.type)
+            words = [*TRUE, *FALSE, *others]
             # `--x True` is the spelling of versions before 0.2; another next word is no value
-            if not equals and index < len(argv) and argv[index].lower() in (*TRUE, *FALSE):
+            if not equals and index < len(argv) and argv[index].lower() in words:
                 value = argv[index]
                 index += 1
-            if (value or equals) and value.lower() not in (*TRUE, *FALSE):
-                fail(prog, f"--{flag} {value}: give --{flag} or --no-{flag}")
-            result.append(f"--no-{flag}" if value.lower() in FALSE else f"--{flag}")
+            if (value or equals) and value.lower() not in words:
+                valid = [f"--{flag}", f"--no-{flag}", *(f"--{flag} {word}" for word in others)]
+                fail(prog, f"--{flag} {value}: give {' or '.join(valid)}")
+            if value.lower() in others:
+                result += [f"--{flag}", value.lower()]
+            else:
+                result += _switched(option, on=value.lower() not in FALSE)
         else:
             result.append(f"--{flag}")
             if equals:
                 result.append(value)
     return result
+
+
+def _switched(option: Option, *, on: bool) -> list[str]:
+    """A switch as tyro reads it: a bool is a flag, and one with other values takes a value."""
+    if option.type is bool:
+        return [f"--{option.flag}" if on else f"--no-{option.flag}"]
+    return [f"--{option.flag}", str(on)]
 
 
 def _refuse_unknown(flag: str, valid: Sequence[str], prog: str) -> NoReturn:

@@ -21,6 +21,11 @@ class Option:
     """It is given by its position and has no flag."""
 
     @property
+    def is_switch(self) -> bool:
+        """Whether `--x` and `--no-x` are valid: a bool, also one that may have other values."""
+        return self.type is bool or bool in get_args(self.type)
+
+    @property
     def flag(self) -> str:
         """Its flag without dashes in front: "lr"."""
         return self.path[-1].replace("_", "-")

@@ -69,6 +69,9 @@ def test_zero_0_needs_14_bytes_per_parameter_and_20_at_the_peak() -> None:
         assert memory.peak() / 2**30 == pytest.approx(gib, rel=0.01)
 
 
+KEPT = ObjectiveConfig(patch_keep=0.5, patch_keep_until=1.0)
+
+
 @pytest.mark.parametrize(
     ("frames", "words", "clips", "element", "recompute", "distilled", "objective"),
     [
@@ -81,6 +84,8 @@ def test_zero_0_needs_14_bytes_per_parameter_and_20_at_the_peak() -> None:
         (3, 16, 4, 4, False, True, ObjectiveConfig(wpa=0.1)),
         (3, 16, 4, 4, False, False, ObjectiveConfig(passes="separate")),
         (3, 16, 4, 2, False, False, ObjectiveConfig(passes="separate", wpa=0.1)),
+        (3, 16, 4, 4, False, False, replace(KEPT, wpa=0.1)),
+        (3, 16, 4, 2, True, True, replace(KEPT, vtc=1.0)),
     ],
 )
 def test_planned_activations_equal_what_autograd_keeps(
@@ -122,7 +127,17 @@ def test_planned_activations_equal_what_autograd_keeps(
 
 
 @pytest.mark.parametrize("passes", ["joint", "separate"])
-@pytest.mark.parametrize("weights", [{}, {"wpa": 0.1, "vtc": 1.0}, {"vtm": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {},
+        {"wpa": 0.1, "vtc": 1.0},
+        {"vtm": 0.0},
+        {"patch_keep": 0.5},
+        {"patch_keep": 0.3, "wpa": 0.1, "vtc": 1.0},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("frames", [1, 3])
 def test_planned_flops_of_a_step_equal_torchs_count(
     frames: int, weights: dict[str, float], passes: str
@@ -134,9 +149,8 @@ def test_planned_flops_of_a_step_equal_torchs_count(
     # the counter does not see inside fused attention
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         module(make_batch(config, clips))[0].backward()
-    planned = clips * sum(
-        sample_flops(config, objective, frames, MASKED, candidates=clips).values()
-    )
+    patches = objective.kept_patches(config.num_patches)
+    planned = clips * sum(sample_flops(config, objective, frames, MASKED, clips, patches).values())
     assert planned == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 

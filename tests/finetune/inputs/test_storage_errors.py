@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from allinone.common.errors import StorageError
+from allinone.common.errors import DataError, StorageError
 from allinone.common.exit_codes import ExitCode
 from allinone.data.config import ClipConfig, DataConfig
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
@@ -147,3 +147,22 @@ def test_an_unreadable_file_is_examined_again_once_repaired(
     assert not found.reason(media)
     read = MediaReader(found, ClipConfig(3, 32, 16), DataConfig(workers=0))
     assert np.asarray(read(VisualInput(media), None, 1)[0].media).shape[0] == 3
+
+
+@pytest.mark.parametrize("wanted", ["frames", "stream"])
+def test_a_file_replaced_after_probing_ends_the_run(tmp_path: Path, wanted: str) -> None:
+    folder = tmp_path / "media"
+    write_video(folder / "a.webm", codec="libvpx", frames=24)
+    media = Media("a", "a.webm")
+    found = library(folder, tmp_path / "cache", media)
+    reader = MediaReader(found, ClipConfig(3, 64), DataConfig())
+    reader.codecs = frozenset({"vp8"}) if wanted == "stream" else frozenset()
+    assert len(reader(VisualInput(media), None)) == 1
+    write_video(folder / "a.webm", codec="libvpx", frames=24, first=1000)
+    reader = MediaReader(found, ClipConfig(3, 64), DataConfig())
+    reader.codecs = frozenset({"vp8"}) if wanted == "stream" else frozenset()
+    with pytest.raises(DataError, match="changed since it was examined"):
+        reader(VisualInput(media), None)
+    # the next start examines it again, also with the cache
+    again = library(folder, tmp_path / "cache", media)
+    assert again[media].hash != found[media].hash
