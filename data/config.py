@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Literal
 
 from allinone.common.options import option
-from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Bounds, require
-from allinone.data.decoding.codecs import MAX_PIXELS
+from allinone.common.validation import (
+    COUNT,
+    MAX_PIXELS,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Bounds,
+    require,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

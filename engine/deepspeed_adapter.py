@@ -145,8 +145,9 @@ def order_on_device(engine: Any) -> None:
       parameter group.
 
     Configurations in which DeepSpeed takes other ways through these functions keep its waits: with
-    offload, without contiguous_gradients, or with use_multi_rank_bucket_allreduce off. Another
-    version of DeepSpeed keeps them too, and a warning says so.
+    offload, without contiguous_gradients, with use_multi_rank_bucket_allreduce off, or with the
+    communication logger, which measures time by waiting. Another version of DeepSpeed keeps them
+    too, and a warning says so.
     """
     import deepspeed
 
@@ -161,11 +162,14 @@ def order_on_device(engine: Any) -> None:
             CHECKED_VERSION,
         )
         return
+    from deepspeed.comm import comm
     from deepspeed.runtime.zero import stage_1_and_2
 
     stage_1_and_2.mask_nan_or_inf_with_val_inplace = _mark_not_finite
+    streams = optimizer.overlap_comm and optimizer.reduction_stream is not None
     buckets = optimizer.contiguous_gradients and optimizer.use_multi_rank_bucket_allreduce
-    if optimizer.overlap_comm and buckets and not optimizer.cpu_offload:
+    logged = comm.comms_logger is not None and comm.comms_logger.enabled
+    if streams and buckets and not optimizer.cpu_offload and not logged:
         epilogue = optimizer.independent_gradient_partition_epilogue
         optimizer.independent_gradient_partition_epilogue = functools.partial(
             _without_host_wait, optimizer, epilogue

@@ -189,8 +189,8 @@ class VideoEmbeddings(nn.Module):
         """The order of the config, of all patches or of a random choice of them.
 
         All frames of a clip keep the same patches. A patch that rolls then meets the patch of its
-        own place in the next frame as often as without the choice, and a channel shift joins equal
-        places; with a choice per frame that would hold for the kept share of them only.
+        own place in the next frame as often as without the choice; with a choice per frame it would
+        in the kept share of these cases. In raster order, slots hold the same place in all frames.
 
         Args:
             rows: Frames of all clips, a multiple of T.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 IMAGES = frozenset(
@@ -75,10 +77,6 @@ VIDEO_MAGIC = (
 MAGIC_BYTES = 64
 """Bytes that the recognition of a format needs."""
 
-MAX_PIXELS = 1 << 26
-"""Pixels of a picture that is decoded by default, 8192 x 8192: 200 MB as RGB. The largest video of
-H.264 and HEVC, level 6.2, has 35.7 million."""
-
 DEFAULT_STREAM, ATTACHED_PICTURE = 1, 1024
 """FFmpeg's AV_DISPOSITION_DEFAULT and AV_DISPOSITION_ATTACHED_PIC."""
 
@@ -139,7 +137,8 @@ def dali_reads(row: Mapping[str, Any], codecs: frozenset[str]) -> bool:
     """Return whether DALI's decoder reproduces the clip of an index row exactly.
 
     That takes 8-bit 4:2:0 frames that are stored upright: DALI ignores the display matrix. Of AVI
-    files, which store no presentation times, only those without references between frames.
+    files, which store no presentation times, only those without references between frames. And
+    every frame needs a time of its own: DALI finds frames by their times.
     """
     # only NVDEC has a minimum size
     large = not codecs >= GPU_CODECS or min(row["width"], row["height"]) >= NVDEC_SHORTEST_SIDE
@@ -149,7 +148,12 @@ def dali_reads(row: Mapping[str, Any], codecs: frozenset[str]) -> bool:
         and not row["rotation"]
         and large
         and (row.get("container") != "avi" or row["codec"] == "mjpeg")
+        and _ascending(row.get("frame_times"))
     )
+
+
+def _ascending(times: Sequence[float] | None) -> bool:
+    return times is None or all(map(operator.lt, times, itertools.islice(times, 1, None)))
 
 
 class PixelLimitError(ValueError):
@@ -183,9 +187,6 @@ def video_stream(container: Any) -> Any:
 
     The largest picture wins, a default stream counts as 5,000,000 pixels larger, and cover art
     (attached pictures) comes last (map_auto_video in ffmpeg_mux_init.c). Of equals the first.
-
-    Raises:
-        ValueError: FFmpeg knows no decoder for it.
     """
 
     def rank(stream: Any) -> tuple[bool, int]:
@@ -197,10 +198,7 @@ def video_stream(container: Any) -> Any:
         pixels = (context.width or 0) * (context.height or 0)
         return not is_cover_art(stream), pixels + 5_000_000 * default
 
-    found = max(container.streams.video, key=rank, default=None)
-    if found is not None and found.codec_context is None:
-        raise ValueError("FFmpeg has no decoder for the video")
-    return found
+    return max(container.streams.video, key=rank, default=None)
 
 
 def is_cover_art(stream: Any) -> bool:
@@ -247,6 +245,35 @@ def rotation_of(frame: Any) -> int:
         return -round(angle) % 360
     # x' = a x + c y, y' = b x + d y: with the mirror undone (a → -a) a rotation is left
     return 360 + round(math.degrees(math.atan2(matrix[1], -matrix[0])) / 90) * 90 % 360
+
+
+def has_alpha(pixel_format: Any) -> bool:
+    """Whether a PyAV pixel format has transparency."""
+    return any(component.is_alpha for component in pixel_format.components)
+
+
+def over_white(frame: Any, **conversion: str) -> Any:
+    """Return a frame with transparent pixels over white, as images are shown.
+
+    What is below transparent pixels is usually black, and never meant to be seen.
+
+    Args:
+        frame: A frame of a format with transparency.
+        **conversion: For PyAV's `VideoFrame.reformat`: how YUV becomes RGB.
+
+    Returns:
+        A frame of RGB, 8 bits, without the frame's display matrix.
+    """
+    import av
+    import numpy as np
+
+    layers = frame.to_ndarray(format="rgba", **conversion).astype(np.uint16)
+    alpha = layers[..., 3:]
+    # rounded as Pillow's alpha_composite: (x + 127) / 255
+    mixed = (layers[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+    opaque = av.VideoFrame.from_ndarray(mixed.astype(np.uint8), format="rgb24")
+    opaque.pts, opaque.time_base = frame.pts, frame.time_base
+    return opaque
 
 
 def _display_matrix(frame: Any) -> tuple[int, ...] | None:
@@ -301,7 +328,7 @@ def _random_access(codec: str, unit: bytes) -> bool:
 
 
 def nal_units(data: bytes) -> list[bytes]:
-    """Return the first bytes of every NAL unit, length-prefixed (mp4) or with start codes (annex B).
+    """Return the first bytes of every NAL unit, length-prefixed (mp4) or with start codes.
 
     The length prefix of a unit of 256 to 511 bytes looks like a start code, so the data counts as
     length-prefixed if and only if the lengths lead exactly to its end.

@@ -13,7 +13,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from allinone.data.decoding.codecs import PixelLimitError, require_pixels, video_stream
+from allinone.data.decoding.codecs import require_pixels, video_stream
 
 VIDEO_FORMATS = (
     "mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,asf,flv,ogg,ivf,obu,av1,h261,h263,h264,hevc,vc1,"
@@ -143,17 +143,22 @@ def open_media(
             " (ffconcat, SDP, playlists) are never opened"
         ) from error
     try:
-        _limit_pixels(container, max_pixels)
-    except PixelLimitError:
+        _check_stream(container, max_pixels)
+    except ValueError:
         container.close()
         raise
     return container
 
 
-def _limit_pixels(container: Any, limit: int) -> None:
+def _check_stream(container: Any, limit: int) -> None:
+    """Check an opened file's video stream; see `open_media`."""
     stream = video_stream(container)
-    context = stream.codec_context if stream is not None else None
-    if not limit or context is None:
+    if stream is None:
+        return
+    context = stream.codec_context
+    if context is None:
+        raise ValueError("there is no decoder for its video track")
+    if not limit:
         return
     require_pixels(context.width or 0, context.height or 0, limit)
     context.options = {**context.options, "max_pixels": str(limit)}

@@ -49,8 +49,8 @@ def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline)
     """Cut a video down to the packets that some frames need.
 
     The content comes back unchanged if its codec is not among CONTAINERS, or if packets and frames
-    do not pair one to one (invisible VP8 frames, edit lists, repeated times): the frame numbers of packets are then
-    unknown without decoding.
+    do not pair one to one (invisible VP8 frames, edit lists, repeated times): the frame numbers of
+    packets are then unknown without decoding.
 
     Args:
         content: The encoded video.

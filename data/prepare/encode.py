@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
-from allinone.data.decoding.codecs import rotation_of
+from allinone.data.decoding.codecs import has_alpha, over_white, rotation_of
 
 Codec = Literal["h264", "hevc", "vp9", "mjpeg"]
 CODECS: tuple[str, ...] = get_args(Codec)
@@ -195,9 +195,13 @@ class ClipEncoder:
 
     def _filter(self, frame: Any) -> Any:
         """The frame upright, scaled, and in BT.601."""
-        shape = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+        rotation = rotation_of(frame)
+        if has_alpha(frame.format):
+            frame = over_white(frame)
+        facts = (frame.format.name, frame.colorspace, frame.color_range, rotation)
+        shape = (frame.width, frame.height, *facts)
         if shape != self._shape:  # a source may change its size in mid-stream
-            self._graph = self._filter_graph(frame)
+            self._graph = self._filter_graph(frame, rotation)
             self._shape = shape
         # Only the order counts inside the graph; `_repeat_until` sets the real time.
         frame.pts = self._received
@@ -206,7 +210,7 @@ class ClipEncoder:
         self._graph.push(frame)
         return self._graph.pull()
 
-    def _filter_graph(self, frame: Any) -> Any:
+    def _filter_graph(self, frame: Any, rotation: int) -> Any:
         import av
 
         width, height = self._size
@@ -217,7 +221,6 @@ class ClipEncoder:
             f"scale={width}:{height}:flags=area:{colours}:out_range={output_range}",
             f"format={'yuvj420p' if self._full_range else 'yuv420p'}",
         ]
-        rotation = rotation_of(frame)
         if rotation >= 360:  # mirrored after the rotation
             steps = ["hflip", *steps]
         if rotation % 360:

@@ -13,8 +13,7 @@ from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from allinone.common.errors import DataError, InputError
-from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, Bounds, require
-from allinone.data.decoding.codecs import MAX_PIXELS
+from allinone.common.validation import COUNT, MAX_PIXELS, NOT_NEGATIVE, POSITIVE, Bounds, require
 from allinone.data.prepare.encode import Codec, Encoding
 from allinone.data.sources import FORMATS, ReadOptions, SourceRow, detect, excluded_ids, read
 

@@ -11,11 +11,11 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from allinone.common.errors import AllInOneError
+from allinone.common.validation import MAX_PIXELS
 from allinone.data.decoding.codecs import (
     IMAGE_LIKE_VIDEOS,
     IMAGES,
     MAGIC_BYTES,
-    MAX_PIXELS,
     VIDEOS,
     PixelLimitError,
     codec_of,

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from allinone.common.atomic_io import content_hash
 from allinone.common.errors import DataError
 from allinone.common.tar import list_members
-from allinone.data.decoding.codecs import MAX_PIXELS
+from allinone.common.validation import MAX_PIXELS
 from allinone.data.index import (
     CLIPS_PER_BATCH,
     LOADER_SCHEMA,

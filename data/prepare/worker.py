@@ -30,7 +30,13 @@ from allinone.data.prepare.probe import (
     probe,
     probe_packets,
 )
-from allinone.data.sources.schema import CaptionLine, Narration, clean_text, has_text
+from allinone.data.sources.schema import (
+    LONGEST_CAPTION,
+    CaptionLine,
+    Narration,
+    clean_text,
+    has_text,
+)
 
 MAX_MEMBER_BYTES = 8 << 30
 """Exclusive upper limit for the size of a member of a USTAR archive: 11 octal digits, 8**11."""
@@ -136,6 +142,9 @@ def frames_between(
 def _window(line: CaptionLine, columns: dict[str, Any]) -> CaptionWindow:
     """A timed caption as a window of frames; one that does not fit the video has a reason."""
     text = clean_text(line.text)
+    if len(text) > LONGEST_CAPTION:
+        detail = f"a caption of {len(text):,} characters"
+        return CaptionWindow("", reason="no_caption", detail=detail)
     if line.reason is not None:
         return CaptionWindow(text, reason=line.reason, detail=line.detail)
     if not has_text(text):
@@ -233,7 +242,11 @@ def _lines(narration: Narration | None) -> list[CaptionLine]:
     """Caption lines; raises ProbeError if none can be used, before hours of video are decoded."""
     if narration is None:
         return []
-    lines = narration.lines(narration)
+    try:
+        lines = narration.lines(narration)
+    except ValueError as error:
+        detail = f"the captions cannot be read ({str(error)[:200]})"
+        raise ProbeError("bad_captions", detail) from error
     if not lines:
         raise ProbeError("no_caption", "the video has no caption lines")
     _require_usable(lines)

@@ -22,6 +22,7 @@ from allinone.data.sources import (
 )
 from allinone.data.sources.media import NAME_FIELDS
 from allinone.data.sources.schema import (
+    LONGEST_CAPTION,
     SPLIT,
     CaptionLine,
     Narration,
@@ -173,6 +174,9 @@ def _checked(
     """
     captions = tuple(text for text in map(clean_text, row.captions) if has_text(text))
     split, reason, detail = row.split, row.reason, row.detail
+    if captions and reason is None and (longest := max(map(len, captions))) > LONGEST_CAPTION:
+        reason = "bad_row"
+        detail = f"a caption has {longest:,} characters, more than {LONGEST_CAPTION:,}"
     if not SPLIT.fullmatch(split):
         reason = "bad_row"
         detail = f"split {clean_text(split)!r} may only contain letters, digits, - and _"

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from allinone.common.errors import OF_THE_NAME
+from allinone.common.errors import OF_THE_NAME, DataError
+from allinone.common.json_text import parse_json
 from allinone.data.sources.media import MediaFiles, media_folder
 from allinone.data.sources.reading import csv_header, csv_records, listed_files, stream_json
 from allinone.data.sources.schema import (
@@ -70,8 +71,8 @@ def caption_line(start: Any, end: Any, text: Any) -> CaptionLine:
     """
     try:
         begin, stop = float(start), float(end)
-    except (TypeError, ValueError):
-        detail = f"start {start!r} or end {end!r} is not a number of seconds"
+    except (TypeError, ValueError, OverflowError):
+        detail = f"start {str(start)[:40]!r} or end {str(end)[:40]!r} is not a number of seconds"
         return CaptionLine(0.0, 0.0, str(text), "bad_window", detail)
     if not (math.isfinite(begin) and math.isfinite(stop)) or begin < 0 or stop < begin:
         detail = f"from {begin:g} s to {stop:g} s"
@@ -94,12 +95,10 @@ def csv_lines(narration: Narration) -> list[CaptionLine]:
     """Lines of one video's CSV in order of time; a damaged file is one bad line."""
     name = narration.path.name
     try:
-        header = csv_header(narration.path)
-        if not set(header) >= CSV_COLUMNS:
-            found = ", ".join(header) or "an empty file"
-            return _bad_captions(f"{name}: needs start, end, text; found: {found}")
         records = csv_records(narration.path, [("start",), ("end",), ("text",)])
         return _by_time(_csv_line(name, record) for _, record in records)
+    except DataError as error:  # a column is missing
+        return _bad_captions(str(error))
     except OSError as error:
         if error.errno not in OF_THE_NAME:
             raise  # a storage failure says nothing about the file
@@ -114,7 +113,7 @@ def _csv_line(name: str, record: dict[str, str] | str) -> CaptionLine:
 
 def json_lines(narration: Narration) -> list[CaptionLine]:
     """Lines of one video's record, three parallel lists, in order of time."""
-    record = json.loads(narration.text or "null")
+    record = parse_json(narration.text or "null")
     columns: list[Any] = [None]
     if isinstance(record, dict):
         columns = [record.get(name) for name in ("start", "end", "text")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import logging
 import re
@@ -10,9 +11,10 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple, TextIO
+from typing import IO, Any, NamedTuple, TextIO
 
 from allinone.common.errors import DataError
+from allinone.common.json_text import integer, parse_json
 from allinone.data.sources.schema import clean_text
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,9 @@ LONGEST_ROW = 100
 """Lines that a quoted field may have; a quote that is still open then is a typing error."""
 CHUNK = 1 << 20
 """Characters read at a time from a JSON file that is too large for memory."""
+LARGEST_VALUE = 1 << 28
+"""Characters of one value of such a file; real ones have some million."""
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
 def listed_files(source: Path, names: Collection[str]) -> list[Path]:
@@ -37,7 +42,7 @@ def listed_files(source: Path, names: Collection[str]) -> list[Path]:
 def csv_header(path: Path) -> list[str]:
     """Column names of a CSV or TSV file."""
     with _opened(path) as file:
-        header = next(_rows(file, path.suffix == ".tsv", 0), None)
+        header = next(csv_rows(file, _delimiter(path), path.suffix != ".tsv"), None)
     return header.fields if header is not None else []
 
 
@@ -68,8 +73,8 @@ def csv_records(
     """
     blank = spanning = 0
     with _opened(path) as file:
-        tabs = path.suffix == ".tsv"
-        header = next(_rows(file, tabs, 0), None)
+        delimiter, quoted = _delimiter(path), path.suffix != ".tsv"
+        header = next(csv_rows(file, delimiter, quoted), None)
         columns = header.fields if header is not None else []
         missing = ["/".join(names) for names in needed if not set(names) & set(columns)]
         if missing:
@@ -80,7 +85,7 @@ def csv_records(
             )
         key = min(columns.index(name) for name in needed[0] if name in columns)
         number = header.line + header.lines - 1 if header is not None else 0
-        for row in _rows(file, tabs, key, len(columns), number):
+        for row in csv_rows(file, delimiter, quoted, key, len(columns), number):
             blank += row.line - number - 1
             spanning += row.lines > 1
             number = row.line + row.lines - 1
@@ -96,25 +101,34 @@ def csv_records(
         )
 
 
-class _Row(NamedTuple):
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix == ".tsv" else ","
+
+
+class CsvRow(NamedTuple):
+    """A row of a CSV or TSV file."""
+
     line: int
     """Number of its first line, from 1."""
     lines: int
     fields: list[str]
     problem: str = ""
+    """What is wrong with the row."""
 
 
-def _rows(file: TextIO, tabs: bool, key: int, columns: int = 0, before: int = 0) -> Iterator[_Row]:
+def csv_rows(
+    file: TextIO, delimiter: str, quoted: bool, key: int = 0, columns: int = 0, before: int = 0
+) -> Iterator[CsvRow]:
     """Read the rows of a CSV or TSV file; blank lines are skipped.
 
     Args:
-        file: The file.
-        tabs: Fields are separated by tabs and never quoted; otherwise by commas, as in RFC 4180.
+        file: The file, opened with newline="".
+        delimiter: Between fields.
+        quoted: Double quotes enclose fields, as in RFC 4180; otherwise they are characters.
         key: Position of the field that identifies a row.
         columns: Fields of the header; 0: this is the header.
         before: Lines that were already read.
     """
-    delimiter = "\t" if tabs else ","
     waiting: deque[str] = deque()
     number = before
     limit = csv.field_size_limit()
@@ -124,22 +138,22 @@ def _rows(file: TextIO, tabs: bool, key: int, columns: int = 0, before: int = 0)
             while (rest := file.readline(LONGEST_LINE)) and rest[-1] not in "\r\n":
                 pass
             problem = f"line {number} has more than {LONGEST_LINE:,} characters"
-            yield _Row(number, 1, [], problem)
-        elif tabs or '"' not in line:
+            yield CsvRow(number, 1, [], problem)
+        elif not quoted or '"' not in line:
             fields = line.rstrip("\r\n").split(delimiter)
             long = len(line) > limit and any(len(field) > limit for field in fields)
             problem = f"line {number} has a field of more than {limit:,} characters"
             if fields != [""]:
-                yield _Row(number, 1, fields, problem if long else "")
+                yield CsvRow(number, 1, fields, problem if long else "")
         else:
-            row, used = _quoted(line, number, partial(_next_line, waiting, file))
-            found = _swallowed(row, used, key, columns)
+            row, used = _quoted(line, number, partial(_next_line, waiting, file), delimiter)
+            found = _swallowed(row, used, key, columns, delimiter)
             if found:
                 problem = (
                     f"a quote in line {number} is closed in line {number + row.lines - 1} only;"
                     f" line {number + found} is a row of its own"
                 )
-                row = _Row(number, 1, [], problem)
+                row = CsvRow(number, 1, [], problem)
             if row.problem:
                 waiting.extendleft(reversed(used[1:]))
             number += row.lines - 1
@@ -150,13 +164,16 @@ def _next_line(waiting: deque[str], file: TextIO) -> str:
     return waiting.popleft() if waiting else file.readline(LONGEST_LINE)
 
 
-def _quoted(line: str, number: int, following: Callable[[], str]) -> tuple[_Row, list[str]]:
+def _quoted(
+    line: str, number: int, following: Callable[[], str], delimiter: str
+) -> tuple[CsvRow, list[str]]:
     """Parse a row with quotes.
 
     Args:
         line: Its first line.
         number: Number of that line.
         following: Returns the next line, or an empty text at the end.
+        delimiter: Between fields.
 
     Returns:
         (the row, the lines that were read for it); a bad row has one line.
@@ -170,15 +187,15 @@ def _quoted(line: str, number: int, following: Callable[[], str]) -> tuple[_Row,
             yield more
 
     try:
-        return _Row(number, 1, next(csv.reader(lines(), strict=True)))._replace(
-            lines=len(used)
-        ), used
+        return CsvRow(
+            number, 1, next(csv.reader(lines(), delimiter=delimiter, strict=True))
+        )._replace(lines=len(used)), used
     except csv.Error as error:
         problem = f"line {number} has a quote that is not closed, or not doubled ({error})"
-        return _Row(number, 1, [], problem), used
+        return CsvRow(number, 1, [], problem), used
 
 
-def _swallowed(row: _Row, used: list[str], key: int, columns: int) -> int:
+def _swallowed(row: CsvRow, used: list[str], key: int, columns: int, delimiter: str) -> int:
     """Which line of a row is a row of its own, counted from its first line; 0 if none is.
 
     Args:
@@ -186,11 +203,12 @@ def _swallowed(row: _Row, used: list[str], key: int, columns: int) -> int:
         used: Its lines.
         key: Position of the field that identifies a row.
         columns: Fields of the header.
+        delimiter: Between fields.
     """
     if len(used) == 1 or row.problem or len(row.fields) != columns:
         return 0
     for number, line in enumerate(used[1:], start=1):
-        fields = next(csv.reader([line]), [])
+        fields = next(csv.reader([line], delimiter=delimiter), [])
         if len(fields) == columns and _alike(row.fields[key], fields[key]):
             return number
     return 0
@@ -239,7 +257,10 @@ def tsv_records(path: Path, fields: int) -> Iterator[tuple[int, list[str] | str]
     """
     # bytes: a line that is not UTF-8 is then one bad row, not the end of reading
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
+        for number, raw in bounded_lines(file, LONGEST_LINE):
+            if raw is None:
+                yield number, f"line {number} has more than {LONGEST_LINE:,} bytes"
+                continue
             try:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -252,12 +273,30 @@ def tsv_records(path: Path, fields: int) -> Iterator[tuple[int, list[str] | str]
                 yield number, f"line {number} has {len(values)} fields, not {fields}"
 
 
+def bounded_lines(
+    file: IO[bytes] | gzip.GzipFile, longest: int
+) -> Iterator[tuple[int, bytes | None]]:
+    """Yield (number from 1, line) of a file; None for a line of more than `longest` bytes.
+
+    A few megabytes of a compressed file may stand for a line of gigabytes.
+    """
+    number = 0
+    while line := file.readline(longest):
+        number += 1
+        if len(line) < longest or line.endswith(b"\n"):
+            yield number, line
+            continue
+        while (rest := file.readline(CHUNK)) and not rest.endswith(b"\n"):
+            pass
+        yield number, None
+
+
 def load_json(path: Path) -> Any:
     """Load a JSON file that fits in memory; raises DataError if it is damaged."""
     try:
         # as bytes: json then recognises the encoding and a byte order mark
-        return json.loads(path.read_bytes())
-    except (ValueError, UnicodeDecodeError) as error:
+        return parse_json(path.read_bytes())
+    except ValueError as error:
         raise DataError(f"{path} is not valid JSON ({error}); download it again") from error
 
 
@@ -333,7 +372,7 @@ class _JsonScanner:
         wanted = CHUNK
         while True:
             try:
-                found, end = self._decoder.raw_decode(self._text, self._position)
+                found, end = self._decode()
                 if end < len(self._text):  # at the end of the chunk, a number may continue
                     self._position = end
                     return found
@@ -344,6 +383,28 @@ class _JsonScanner:
             more = self._file.read(wanted)
             if not more:
                 raise self.fault(error)
+            if len(self._text) > LARGEST_VALUE:
+                raise self.fault(f"a value has more than {LARGEST_VALUE:,} characters")
             self._text = self._text[self._position :] + more
             self._position = 0
             wanted *= 2  # doubling bounds how often the start of a long value is parsed again
+
+    def _decode(self) -> tuple[Any, int]:
+        """(value, its end); raises json.JSONDecodeError if it is damaged or incomplete."""
+        try:
+            return self._decoder.raw_decode(self._text, self._position)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # a number of more than 4,300 digits spoils its own record only
+            return json.JSONDecoder(parse_int=integer).raw_decode(self._text, self._position)
+        except RecursionError:
+            return None, self._nested_end()
+
+    def _nested_end(self) -> int:
+        """Where a value ends that is nested too deeply to be parsed."""
+        depth = 0
+        for match in _BRACKETS.finditer(self._text, self._position):
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
+            if depth == 0:
+                return match.end()
+        raise json.JSONDecodeError("it ends early", "", 0)

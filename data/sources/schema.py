@@ -15,6 +15,10 @@ SPLIT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """A split is part of the names of its shards and may not contain separators."""
 
 
+LONGEST_CAPTION = 1 << 17
+"""Characters of a caption, as of a field of a CSV list; longer ones are something else."""
+
+
 @dataclass(frozen=True)
 class CaptionLine:
     """One timed caption of a long video."""

@@ -5,7 +5,6 @@ The layout is WebDataset's (github.com/webdataset/webdataset).
 
 from __future__ import annotations
 
-import json
 import shlex
 import tarfile
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from allinone.common.errors import DataError
+from allinone.common.json_text import parse_json
 from allinone.common.tar import list_members
 from allinone.data.decoding.codecs import IMAGES, VIDEOS
 from allinone.data.sources.schema import ReadOptions, SourceFormat, SourceRow, bad_row, has_text
@@ -114,7 +114,7 @@ def _row(path: Path, file: IO[bytes], key: str, members: Members) -> SourceRow:
         return bad_row("train", name, path, name, detail, "ambiguous")
     try:
         captions = _captions(file, members)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         detail = f"the caption cannot be read ({type(error).__name__}: {str(error)[:100]})"
         return bad_row("train", name, path, name, detail)
     return SourceRow(
@@ -154,7 +154,7 @@ def _captions(file: IO[bytes], members: Members) -> tuple[str, ...]:
         return (caption,)
     if "json" not in members:
         return ()
-    record = json.loads(text("json"))
+    record = parse_json(text("json"))
     found = record.get("caption") if isinstance(record, dict) else None
     captions = found if isinstance(found, list) else [found]
     return tuple(str(caption) for caption in captions if isinstance(caption, str | int | float))

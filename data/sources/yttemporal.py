@@ -15,7 +15,6 @@ from __future__ import annotations
 import codecs
 import gzip
 import itertools
-import json
 import math
 import re
 import zlib
@@ -25,7 +24,9 @@ from typing import Any
 
 import msgspec
 
+from allinone.common.json_text import parse_json
 from allinone.data.sources.media import MediaFiles, media_folder
+from allinone.data.sources.reading import bounded_lines
 from allinone.data.sources.schema import (
     CaptionLine,
     Narration,
@@ -35,6 +36,8 @@ from allinone.data.sources.schema import (
     bad_row,
 )
 
+LONGEST_RECORD = 1 << 26
+"""Bytes of a record; those of hour-long videos have some million."""
 SHORTEST_S, LONGEST_S = 10.0, 15.0
 """Length of a clip. The original draws a new window of 10 to 15 s each time; here the speech is cut
 once into windows of that length, so that an epoch contains each word once."""
@@ -137,7 +140,9 @@ def speech_windows(words: list[tuple[str, float]]) -> list[CaptionLine]:
 
 def record_lines(narration: Narration) -> list[CaptionLine]:
     """Clips of one record; without a denoised text, the recogniser's words are used."""
-    record = json.loads(narration.text or "{}")
+    record = parse_json(narration.text or "{}")
+    if not isinstance(record, dict):
+        record = {}
     noisy, clean = noisy_words(record.get("subtitles")), clean_words(record.get("denoised"))
     if not noisy:
         return [CaptionLine(0.0, 0.0, "", "no_caption", "the record has no timed words")]
@@ -158,7 +163,12 @@ def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
         number = 0
         try:
             with gzip.open(path, "rb") as file:
-                for number, raw in enumerate(file, start=1):
+                for number, raw in bounded_lines(file, LONGEST_RECORD):
+                    if raw is None:
+                        place = f"{path.name}:{number}"
+                        detail = f"line {number} has more than {LONGEST_RECORD:,} bytes"
+                        yield bad_row("train", place, path, place, detail)
+                        continue
                     if number == 1:  # json does not accept a byte order mark in text
                         raw = raw.removeprefix(codecs.BOM_UTF8)
                     yield _row(videos, path, number, raw)
@@ -193,7 +203,7 @@ def _name(raw: bytes) -> Any:
         return _RECORDS.decode(raw).info.id
     except msgspec.MsgspecError:
         # msgspec is stricter than json (NaN): json decides, and its error is the one reported
-        return json.loads(raw)["info"]["id"]
+        return parse_json(raw)["info"]["id"]
 
 
 def _row(videos: MediaFiles, path: Path, number: int, raw: bytes) -> SourceRow:

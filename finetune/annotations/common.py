@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
+import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from allinone.common.errors import AllInOneError
+from allinone.common.json_text import parse_json
 from allinone.data.decoding.codecs import IMAGES, VIDEOS
+from allinone.data.sources.reading import csv_rows
 from allinone.finetune.annotations.schema import AnnotationError, Item, Split
 
 TRAIN_PARTS = ("train", "held-out", "train-full")
@@ -102,8 +103,8 @@ def read_text(path: Path) -> str:
 def read_json(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
     """The content of a JSON file; AnnotationError if its top level is not a `kind`."""
     try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        content = parse_json(read_text(path))
+    except ValueError as error:
         raise AnnotationError(f"{path} is not valid JSON ({error}); download it again") from error
     if not isinstance(content, kind):
         raise AnnotationError(
@@ -254,8 +255,8 @@ def json_lines(path: Path, builder: Builder) -> Iterator[tuple[str, dict[str, An
         if line.strip():
             where = f"{path.name}:{number}"
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
+                record = parse_json(line)
+            except ValueError:
                 builder.leave_out("the line is not JSON", where)
                 continue
             if isinstance(record, dict):
@@ -301,35 +302,27 @@ def table(
     Raises:
         AnnotationError: A column is missing in the header.
     """
-    text = read_text(path)
-    if quoted:
-        # keepends: a quoted field may contain line ends
-        lines = csv.reader(text.splitlines(keepends=True), delimiter=delimiter)
-        rows = ((lines.line_num, fields) for fields in lines)
-    else:
-        # Not str.splitlines: captions may contain U+2028 or a form feed, which do not end a line.
-        # Nor csv: in LSMDC and TGIF-QA a lone quotation mark would join the following lines.
-        # TGIF-QA ends its lines with CRLF.
-        rows = (
-            (number, line.removesuffix("\r").split(delimiter))
-            for number, line in enumerate(text.split("\n"), 1)
-        )
-    names = list(columns)
+    # "": a quoted caption keeps its line ends; "\n": otherwise "\r" and U+2028 end no line
+    file = io.StringIO(read_text(path), newline="" if quoted else "\n")
+    names, before = list(columns), 0
     if header:
-        names = [name.strip() for name in next(rows, (0, [""]))[1]]
+        first = next(csv_rows(file, delimiter, quoted), None)
+        names = [name.strip() for name in first.fields] if first else [""]
+        before = first.line + first.lines - 1 if first else 0
         missing = [column for column in columns if column not in names]
         if missing:
             found = ", ".join(names).strip() or "an empty file"
             raise AnnotationError(
                 f"{path}: column {', '.join(missing)} is missing in the header; found: {found}"
             )
-    for number, fields in rows:
-        where = f"{path.name}:{number}"
-        if fields in ([], [""]):
-            continue
-        if len(fields) == len(names):
+    key = names.index(columns[0])
+    for row in csv_rows(file, delimiter, quoted, key, len(names), before):
+        where = f"{path.name}:{row.line}"
+        if row.problem:
+            builder.leave_out("a quote is not closed, or a field is too long", where)
+        elif len(row.fields) == len(names):
             # fields are taken by name: TGIF-QA puts `type` where other tasks have five options
-            yield where, dict(zip(names, fields, strict=True))
+            yield where, dict(zip(names, row.fields, strict=True))
         else:
             builder.leave_out(f"the line does not have {len(names)} fields", where)
 

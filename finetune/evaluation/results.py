@@ -16,6 +16,7 @@ import msgspec
 
 from allinone.common.atomic_io import write_atomic
 from allinone.common.errors import AllInOneError
+from allinone.common.json_text import parse_json
 
 FORMAT = 1
 RESULTS, PREDICTIONS = "results", "predictions"
@@ -246,11 +247,11 @@ def read_results(path: Path) -> list[tuple[Path, EvaluationResult]]:
 
 def _read_result(path: Path) -> EvaluationResult:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         if not isinstance(content, dict):
             raise ResultError("it does not hold a JSON object")
         return result_from_json(content)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         # ResultError, broken UTF-8 and broken JSON are ValueErrors
         raise ResultError(f"{path} is not an evaluation result or is damaged: {error}") from error
 
@@ -293,7 +294,7 @@ def read_predictions(path: Path) -> dict[str, dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise ResultError(f"{path}:{number} is not JSON: {error}") from error
         if not isinstance(row, dict) or not isinstance(row.get("id"), str):

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from allinone.common.atomic_io import content_hash
 from allinone.common.errors import LASTING, DataError, StorageError
-from allinone.data.decoding.codecs import IMAGES, MAX_PIXELS, image_extension
+from allinone.common.validation import MAX_PIXELS
+from allinone.data.decoding.codecs import IMAGES, image_extension
 from allinone.data.decoding.frames import DecodeError
 from allinone.data.prepare.pool import ProbePool, answer_tasks
 from allinone.data.prepare.probe import Limits, ProbeError, probe, probe_packets

@@ -36,6 +36,6 @@ inside chown allinone: /opt/allinone/runs
 as_user="export PATH=/opt/venv/bin:\$PATH; cd /opt/allinone &&"
 inside su allinone -c "$as_user allinone env"
 inside su allinone -c "$as_user allinone prepare data/demo --out runs/demo-data"
-inside su allinone -c "$as_user DS_ACCELERATOR=cpu allinone train demo --data runs/demo-data:train \
+inside su allinone -c "$as_user DS_ACCELERATOR=cpu allinone train demo --data runs/demo-data:train --val \
   --steps 2 --out runs/two-steps"
 echo "done; $tree can be removed"

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,16 @@ from allinone.common.errors import DataError
 from allinone.data.config import DatasetSpec
 from allinone.data.sources import CaptionLine, Narration, ReadOptions, read
 from allinone.data.sources import keys as keys_module
-from allinone.data.sources.howto100m import csv_lines
-from allinone.data.sources.reading import LONGEST_LINE, csv_records
+from allinone.data.sources.howto100m import caption_line, csv_lines
+from allinone.data.sources.reading import (
+    LONGEST_LINE,
+    bounded_lines,
+    csv_records,
+    stream_json,
+)
 from allinone.data.sources.schema import SourceRow, has_text
 from allinone.data.text import Tokenizer
+from tests.data.media import write_video
 
 
 def rows(path: Path, content: str | bytes) -> list[tuple[str, str]]:
@@ -287,3 +294,44 @@ def test_folders_may_have_separators_in_their_names(
         assert (str(spec.path), spec.split, spec.weight) == wanted, text
     with pytest.raises(ValueError, match="weight must be a positive number"):
         DatasetSpec.parse("plain=0")
+
+
+def test_a_deep_or_huge_record_costs_only_itself(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    deep = "[" * 100_000 + '"]}"' + "]" * 100_000
+    path.write_text(
+        '{"a": {"start": [1]}, "deep": ' + deep + ', "number": [' + "9" * 5000 + '], "z": [2]}'
+    )
+    found = dict(stream_json(path))
+    assert found == {"a": {"start": [1]}, "deep": None, "number": [float("inf")], "z": [2]}
+
+
+def test_lines_of_any_length_take_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b"one\n" + b"x" * 40_000_000 + b"\ntwo\n" + b"y" * 200)
+    tracemalloc.start()
+    with gzip.open(path, "rb") as file:
+        found = list(bounded_lines(file, 100))
+    assert found == [(1, b"one\n"), (2, None), (3, b"two\n"), (4, None)]
+    assert tracemalloc.get_traced_memory()[1] < 8_000_000
+    tracemalloc.stop()
+
+
+def test_a_caption_of_any_length_is_a_bad_row(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", frames=6)
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for key, length in (("a", 200_000), ("b", 1000)):
+            archive.add(tmp_path / "a.mp4", f"{key}.mp4")
+            (tmp_path / "c").write_text("word " * (length // 5))
+            archive.add(tmp_path / "c", f"{key}.txt")
+    rows = list(read(tmp_path / "0.tar", "webdataset", ReadOptions()))
+    assert [row.reason for row in rows] == ["bad_row", None]
+    assert "199,999 characters" in str(rows[0].detail)
+
+
+@pytest.mark.parametrize(("start", "end"), [("9" * 400, 1), (1, 10**400), ([], {}), (None, "x")])
+def test_times_that_are_no_seconds_are_bad_lines(start: object, end: object) -> None:
+    line = caption_line(start, end, "text")
+    assert line.reason == "bad_window"
+    assert len(str(line.detail)) < 200

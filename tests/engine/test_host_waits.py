@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from allinone.engine.deepspeed_adapter import CHECKED_VERSION, order_on_device
 from tests.engine.ranks import RankServer
 
 ALLOWED = {
@@ -74,6 +76,28 @@ def test_streams_are_ordered_without_the_host(
     options = {"ds_config": bucket_file(tmp_path, stage), "global_batch": 4 * accumulation}
     observed = watch(server, tmp_path / "run", "races", 2, streams=True, **options)
     assert observed == [[[], 0], [[], 0]]
+
+
+def test_another_version_of_deepspeed_keeps_its_waits_and_warns(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import deepspeed
+
+    class DeepSpeedZeroOptimizer:
+        overlap_comm = contiguous_gradients = use_multi_rank_bucket_allreduce = True
+        cpu_offload, reduction_stream = False, object()
+
+        def independent_gradient_partition_epilogue(self) -> None:
+            """Stands for DeepSpeed's."""
+
+    changed = []
+    for version in (CHECKED_VERSION, "99.0"):
+        monkeypatch.setattr(deepspeed, "__version__", version)
+        optimizer = DeepSpeedZeroOptimizer()
+        order_on_device(SimpleNamespace(optimizer=optimizer))
+        changed.append("independent_gradient_partition_epilogue" in vars(optimizer))
+    assert changed == [True, False]
+    assert caplog.text.count("DeepSpeed 99.0 makes the host wait") == 1
 
 
 def test_without_the_order_of_streams_races_are_found(server: RankServer, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ def test_every_objective_has_a_weight_and_the_reverse() -> None:
         "vtm_negatives",
         "passes",
         "mlm_mean",
+        "patch_keep",
+        "patch_keep_until",
     }
     assert {objective.name for objective in OBJECTIVES} == weights
 

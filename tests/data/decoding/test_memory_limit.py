@@ -1,11 +1,10 @@
-"""Too little memory is no fault of a clip, and a video without a decoder is one."""
+"""Too little memory is no fault of a clip."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import av
 import pytest
@@ -13,10 +12,9 @@ import pytest
 from allinone.common.command_line import run_command
 from allinone.common.limits import explain
 from allinone.data.decoding import frames
-from allinone.data.decoding.codecs import video_stream
-from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
+from allinone.data.decoding.frames import Timeline, decode_frames
 from allinone.data.prepare import probe as probing
-from allinone.data.prepare.probe import Limits, ProbeError, probe
+from allinone.data.prepare.probe import Limits, probe
 from tests.data.media import write_video
 
 ERRORS = [
@@ -60,19 +58,3 @@ def test_no_memory_is_one_line(
     printed = capsys.readouterr().err
     assert "no memory is left" in printed
     assert "Traceback" not in printed
-
-
-def test_a_video_without_a_decoder_is_a_bad_clip(
-    content: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stream = SimpleNamespace(codec_context=None, disposition=0)
-    container = SimpleNamespace(streams=SimpleNamespace(video=[stream]))
-    with pytest.raises(ValueError, match="no decoder"):
-        video_stream(container)
-    # a fourcc that no decoder has
-    unknown = content.replace(b"avc1", b"zzzz")
-    assert unknown != content
-    with pytest.raises(DecodeError):
-        decode_frames(unknown, [3], Timeline(rate=12.0))
-    with pytest.raises(ProbeError):
-        probe(unknown, "mp4", Limits())

@@ -13,9 +13,9 @@ import pytest
 from av.stream import Disposition
 from PIL import Image
 
-from allinone.data.decoding.codecs import GPU_CODECS, dali_reads
+from allinone.data.decoding.codecs import CPU_CODECS, GPU_CODECS, dali_reads
 from allinone.data.decoding.frames import Timeline, decode_frames
-from allinone.data.decoding.gop_trim import trim
+from allinone.data.decoding.gop_trim import TrimmedStream, trim
 from allinone.data.prepare.probe import Limits, ProbeError, probe
 from tests.data.helpers import prepare_source
 from tests.data.media import read_frame_number, write_audio_only, write_video
@@ -198,3 +198,25 @@ def test_avi_with_b_frames_is_not_given_to_dali(tmp_path: Path) -> None:
     shown = decode_frames(path.read_bytes(), [1, 5, 20], Timeline.of(columns))
     assert [read_frame_number(frame) for frame in shown] == [1, 5, 20]
     assert np.all(np.diff(columns["frame_times"] or [0, 1]) >= 0)
+
+
+def test_frames_of_equal_times_do_not_go_to_dali(tmp_path: Path) -> None:
+    times = [0.0, 0.1, 0.1, 0.2, 0.3, 0.3, 0.3, 0.4]
+    path = write_video(tmp_path / "a.mkv", codec="mjpeg", frames=8)
+    target = io.BytesIO()
+    with av.open(str(path)) as source, av.open(target, "w", format="matroska") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        for packet, second in zip(packets, times, strict=True):
+            packet.pts = packet.dts = round(second / packet.time_base)
+            packet.stream = stream
+            output.mux(packet)
+    content = target.getvalue()
+    facts = probe(content, "mkv", Limits())
+    assert facts["frames"] == 8
+    assert not dali_reads(facts, CPU_CODECS)
+    assert dali_reads({**facts, "frame_times": sorted(set(times))}, CPU_CODECS)
+    timeline = Timeline.of(facts)
+    assert trim(content, [2, 6], 8, timeline) == TrimmedStream(content, (2, 6))
+    shown = decode_frames(content, list(range(8)), timeline)
+    assert [read_frame_number(frame) for frame in shown] == list(range(8))

@@ -46,5 +46,15 @@ def test_clip_rate_is_the_share_of_steps_above_the_limit(
     assert f"norm > {limit:g}: {100 * rate:.0f} %" in progress_line(found, 10)
 
 
+def test_mfu_counts_the_flops_of_the_intervals_own_steps() -> None:
+    steps, config = [3, 4, 5, 6], TrainConfig(global_batch=8)
+    metrics = IntervalMetrics(steps, {}, [False] * 4, [0.0] * 4, [0.0] * 4, [], 0, 0, [0], [0], 0)
+    # 100 FLOPs per clip up to step 5 and 200 from then on
+    flops_at = {3: 100.0, 4: 100.0, 5: 100.0, 6: 200.0}.__getitem__
+    builder = RecordBuilder(config, ["host"], 150.0, (1000.0, "made up"), flops_at)
+    found = builder.build(6, metrics, elapsed_s=8.0, skipped_steps=0)
+    assert found["mfu"] == pytest.approx(8 * (3 * 100 + 200) / 8.0 / 1000)
+
+
 def test_an_interval_of_skipped_steps_has_no_clip_rate() -> None:
     assert finite(record((NAN,), 0.0, 1))["clip_rate"] is None

@@ -25,6 +25,7 @@ from allinone.finetune.annotations import (
     vcr,
     vqav2,
 )
+from allinone.finetune.annotations.common import Builder, table
 from allinone.finetune.annotations.schema import (
     AnnotationError,
     ChoiceItem,
@@ -517,3 +518,29 @@ def test_egomcqs_types_are_inter_and_intra(
     assert isinstance(chunks.items[0], ClipChoiceItem)
     assert chunks.items[0].clips[0] == Media("uid-0@0-0.5", "uid-0/0.mp4", 0.0, 0.45)
     assert any("clips cut at the end of a chunk" in note for note in chunks.notes)
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_an_unbalanced_quote_costs_its_own_line(tmp_path: Path, delimiter: str) -> None:
+    path = tmp_path / "a.csv"
+    lines = [
+        'video0|"a caption, with a comma"',
+        'video1|"never closed',
+        "video2|plain",
+        'video3|"closed late',
+        "video4|a row of its own",
+        'video5|end of it"',
+        'video6|"two\nlines\u2028and more"',
+        "video7|last",
+    ]
+    text = "\n".join(["id|caption", *lines]).replace("|", delimiter) + "\n"
+    path.write_text(text, encoding="utf-8")
+    builder = Builder("train")
+    rows = table(path, builder, columns=["id", "caption"], delimiter=delimiter, quoted=True)
+    found = {row["id"]: row["caption"] for _, row in rows}
+    assert found["video0"] == "a caption, with a comma"
+    assert found["video6"] == "two\nlines\u2028and more"
+    assert {"video2", "video4", "video7"} <= found.keys()
+    assert not {"video1", "video3"} & found.keys()
+    with pytest.raises(AnnotationError, match=r"a quote is not closed.*a\.csv:3"):
+        builder.split()
