@@ -97,6 +97,9 @@ def require_distinct(specs: Sequence[DatasetSpec], option: str) -> None:
             )
 
 
+TextPadding = Literal["full", "longest", "packed"]
+
+
 @dataclass(frozen=True)
 class ClipConfig:
     """The shape of the model's inputs. Derived from the model's config, never set twice."""
@@ -121,8 +124,10 @@ class DataConfig:
     decoder: Literal["auto", "dali", "pyav"] = "auto"
     """What decodes: dali (NVDEC on a GPU; VP8, VP9, MJPEG on the CPU; other clips go to PyAV), or
     pyav in the reader processes. auto is dali on a GPU, and pyav on the CPU, where it is faster."""
-    workers: int = option(2, resume="may_change")
-    """Reader processes per rank (read, trim, tokenise, mask). 0 reads in the training process."""
+    workers: int | Literal["auto"] = option(2, resume="may_change")
+    """Reader processes per rank (read, trim, tokenise, mask). 0 reads in the training process.
+    auto: in pre-training on a GPU, as many as half of its peak rate needs (pretrain/readers.py),
+    within the cores of the rank; otherwise 2."""
     dali_threads: int = option(2, resume="may_change")
     """Host threads of each DALI graph."""
     pipelines: int = option(0, resume="may_change")
@@ -168,6 +173,11 @@ class DataConfig:
     """Channel means, RGB in [0, 1]."""
     std: tuple[float, float, float] = option(IMAGENET_STD, earlier=IMAGENET_STD)
     """Channel standard deviations, RGB in [0, 1]."""
+    text_padding: TextPadding = option("packed", earlier="full")
+    """How much padding of the texts the model computes. packed: none, every text has its own
+    length. longest: up to the longest text of the micro-batch, rounded up to a multiple of 8.
+    full: up to max_text_len, as the original and earlier versions. Without dropout all three give
+    the same result; with dropout they draw other numbers."""
     mask_prob: float = 0.15
     """Share of the real words that MLM masks (whole words, at least one)."""
     shuffle_window: int = 0
@@ -181,12 +191,19 @@ class DataConfig:
     """Seconds after which decoding a clip on the host has failed; 5 more if the decoder hangs."""
 
     @property
+    def readers(self) -> int:
+        """Number of reader processes."""
+        return 2 if self.workers == "auto" else self.workers
+
+    @property
     def uses_randaug(self) -> bool:
         """Whether training clips are augmented by RandAugment."""
         return self.augment == "randaug" and self.randaug_layers > 0
 
     def __post_init__(self) -> None:
-        require(self, NOT_NEGATIVE, ("workers", "pipelines", "shuffle_window", "max_pixels"))
+        if self.workers != "auto":
+            require(self, NOT_NEGATIVE, ("workers",))
+        require(self, NOT_NEGATIVE, ("pipelines", "shuffle_window", "max_pixels"))
         require(self, COUNT, ("dali_threads", "prefetch"))
         require(self, POSITIVE, ("crop_ratio", "std", "clip_timeout_s"))
         require(self, Bounds(0, 1, above=True), ("crop_scale", "eval_crop"))

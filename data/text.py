@@ -59,6 +59,11 @@ class Tokenizer:
         """Return the word pieces of a text, without special tokens and without a limit."""
         return list(self._fast(text, add_special_tokens=False)["input_ids"])
 
+    def lengths(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Return the tokens of each text, [CLS] and [SEP] included, without a limit."""
+        encoded = self._fast(list(texts))["input_ids"]
+        return np.array([len(ids) for ids in encoded], dtype=np.int64)
+
     def piece(self, token: int) -> str:
         """Return the word piece of one id, as the vocabulary spells it."""
         return str(self._fast.convert_ids_to_tokens(token))

@@ -78,6 +78,8 @@ class Throughput:
     enough: bool
     limits: tuple[str, ...]
     """What is too slow, in words; empty if nothing is."""
+    reachable_clips_per_s: float
+    """Clips per second that the node's cores and storage give."""
 
 
 @dataclass(frozen=True)
@@ -319,16 +321,20 @@ def estimate(
     volume = per_node * cost.size_bytes
     limits = []
     # 20 % of the cores are left to Python, NCCL and the training processes themselves.
-    if busy > 0.8 * cores:
+    usable = 0.8 * cores
+    reachable = per_node * usable / busy
+    if busy > usable:
         limits.append(
             f"decoding on the host keeps {busy:.1f} cores busy, a node has {cores} (80 % of them"
             " usable)"
         )
+    if storage_mb_per_s:
+        reachable = min(reachable, per_node * storage_mb_per_s * 1e6 / volume)
     if storage_mb_per_s and volume > storage_mb_per_s * 1e6:
         limits.append(
             f"{volume / 1e6:.0f} MB/s are read per node, the storage gives {storage_mb_per_s:.0f}"
         )
-    return Throughput(per_node, cores, busy, volume, not limits, tuple(limits))
+    return Throughput(per_node, cores, busy, volume, not limits, tuple(limits), reachable)
 
 
 def suggest_reencode(

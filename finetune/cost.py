@@ -17,20 +17,27 @@ BackbonePasses = Sequence[tuple[Part, int]]
 the forward pass."""
 
 
-def training_flops(passes: BackbonePasses, config: AllInOneConfig, *, frozen: bool) -> float:
+def training_flops(
+    passes: BackbonePasses,
+    config: AllInOneConfig,
+    *,
+    frozen: bool,
+    text_tokens: float | None = None,
+) -> float:
     """Training FLOPs per item, FMA = 2, heads excluded.
 
     Args:
         passes: Backbone passes of the task.
         config: Shape of the model.
         frozen: The backbone is frozen and has no backward pass; otherwise backward = 2 x forward.
+        text_tokens: Tokens per text that the model computes, on average; None: max_text_len.
     """
     forward = sum(
         clips
         * forward_flops(
             config,
             frames=config.num_frames,
-            text_tokens=config.max_text_len,
+            text_tokens=text_tokens or config.max_text_len,
             part=part,
             last=CLASS_TOKEN,
         )

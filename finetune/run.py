@@ -69,7 +69,7 @@ class FinetuneJob:
         _, self.device = launch.start(
             config.train.device, collective_timeout_s(config.train.hang_timeout_s)
         )
-        if config.loader.workers:
+        if config.loader.readers:
             forkserver_context()  # its imports run while this process reads annotations
         self.splits: LoadedSplits = load_splits(benchmark, config)
         self.source: SourceCheckpoint = read_source_checkpoint(config.checkpoint)
@@ -95,7 +95,7 @@ class FinetuneJob:
             source=benchmark.archives,
             picture_rate=config.picture_rate,
             max_pixels=config.loader.max_pixels,
-            workers=config.loader.workers * 2,
+            workers=config.loader.readers * 2,
         )
         self.train_split: Split | None = None
         if not config.eval_only:
@@ -159,15 +159,21 @@ class FinetuneJob:
             **provenance(config, self.source),
         }
         log.info("weights: %s", self.source.report)
-        passes = task.backbone_passes()
+        passes, data = task.backbone_passes(), self._training_data(split)
+        flops = training_flops(
+            passes,
+            self.model_config,
+            frozen=spec.frozen,
+            text_tokens=data.text_tokens(config.train.micro_batch),
+        )
         Trainer(
             config.train,
             model=model,
             objective=task,
-            data=self._training_data(split),
+            data=data,
             run_config=config.as_json(self._inputs(spec)),
             evaluate=self._validation(),
-            flops_per_sample=training_flops(passes, self.model_config, frozen=spec.frozen),
+            flops_per_sample=flops,
             activations=(
                 None if spec.frozen else run_activations(passes, self.model_config, config.train)
             ),

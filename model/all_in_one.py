@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,9 +26,17 @@ from transformers.utils import ModelOutput
 from .config import AllInOneConfig
 from .embeddings import TEXT, VIDEO, ModalityEmbedding, TextEmbeddings, VideoEmbeddings
 from .heads import LogitScale, MLMHead
-from .kernels import add_kept, add_scaled, permute_tokens, rolled_rows
+from .kernels import (
+    add_kept,
+    add_scaled,
+    flash_attention,
+    packed_attention,
+    permute_tokens,
+    rolled_rows,
+)
 from .linear import LinearFactory, SplitDropout, torch_linear
 from .norm import LayerNorm
+from .packing import Packing
 from .roll import fold_size, roll_channels, roll_tokens
 
 GRAPHS = 64
@@ -89,9 +97,13 @@ class ReadTokens:
             (words % text_tokens)[:, None].expand(-1, frames).flatten(),
         )
 
-    def of(self, x: Tensor) -> Tensor:
-        """[sequences, tokens, C] → [R, C]."""
-        return x.flatten(0, 1).index_select(0, self.sequences * x.shape[1] + self.places)
+    def of(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """[sequences, tokens, C], or [1, W, C] with a packing, → [R, C]."""
+        if packing is None:
+            rows = self.sequences * x.shape[1] + self.places
+        else:
+            rows = packing.numbers(self.sequences, self.places)
+        return x.flatten(0, 1).index_select(0, rows)
 
 
 class Attention(nn.Module):
@@ -106,18 +118,28 @@ class Attention(nn.Module):
         self.proj = linear(config.hidden_size, config.hidden_size, split="row")
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, read: ReadTokens | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | Packing | None, read: ReadTokens | None = None
+    ) -> Tensor:
         # unbind before transpose: the gradient is then stacked in the order of qkv's outputs, and
-        # is not copied again. q, k and v have the shape [B*T, H, N, C/H]
-        parts = self.qkv(x).unflatten(-1, (3, -1, self.head_dim)).unbind(2)
-        q, k, v = (part.transpose(1, 2) for part in parts)
-        if read is not None:
-            q = q[:, :, : read.queries]
-        # boolean masks mean True = attend; the scale is the default, head_dim ** -0.5
+        # is not copied again. q, k and v have the shape [B*T, N, H, C/H]
+        q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.head_dim)).unbind(2)
         dropout = self.attention_dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        mixed = mixed.transpose(1, 2).flatten(2)
-        return self.dropout(self.proj(mixed if read is None else read.of(mixed)))
+        packing = None
+        if isinstance(mask, Packing):
+            packing = mask
+            if mask.queries is not None and mask.query_numbers is not None:
+                packing, q = mask.queries, q.index_select(1, mask.query_numbers)
+            mixed = packed_attention(q, k, v, packing, mask, dropout)
+        else:
+            if read is not None:
+                q = q[:, : read.queries]
+            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+            # boolean masks mean True = attend; the scale is the default, head_dim ** -0.5
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+            mixed = mixed.transpose(1, 2)
+        mixed = mixed.flatten(2)
+        return self.dropout(self.proj(mixed if read is None else read.of(mixed, packing)))
 
 
 class MLP(nn.Module):
@@ -152,10 +174,11 @@ class DropPath(nn.Module):
         """Add the branch of the sequences that keep it.
 
         Args:
-            x: Residual stream, [B*T, N, C], or [R, C] at the tokens that are read.
+            x: Residual stream, [B*T, N, C], or [R, C] at the tokens that are read, or [1, W, C]
+                without padding.
             branch: Of the same shape.
             sequences: B*T.
-            owner: int64 [R], the sequence of each token that is read.
+            owner: int64 [R] or [W], the sequence of each token.
             rate: float32 scalar, this module's rate in training; None: use the number. A compiled
                 graph would contain the number, so each block would need a graph of its own.
         """
@@ -191,7 +214,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | Packing | None,
         read: ReadTokens | None = None,
         rate: Tensor | None = None,
     ) -> Tensor:
@@ -203,10 +226,12 @@ class Block(nn.Module):
             read: As in Encoder.forward.
             rate: As in DropPath.forward.
         """
-        sequences, owner = x.shape[0], None
+        packing, sequences, owner = None, x.shape[0], None
+        if isinstance(mask, Packing):
+            packing, sequences, owner = mask, mask.shape[0], mask.owner
         branch = self.attention(self.norm1(x), mask, read)
         if read is not None:
-            x, owner = read.of(x), read.sequences
+            x, owner = read.of(x, packing), read.sequences
         x = self.drop_path(x, branch, sequences, owner, rate)
         return self.drop_path(x, self.mlp(self.norm2(x)), sequences, owner, rate)
 
@@ -215,7 +240,7 @@ def rolled_block(
     block: nn.Module,
     exchange: Callable[[Tensor], Tensor],
     x: Tensor,
-    mask: Tensor | None,
+    mask: Tensor | Packing | None,
     read: ReadTokens | None,
     rate: Tensor | None,
 ) -> Tensor:
@@ -250,7 +275,7 @@ class Encoder(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor | None = None,
+        mask: Tensor | Packing | None = None,
         frames: int = 1,
         text_tokens: int = 0,
         read: ReadTokens | None = None,
@@ -259,7 +284,8 @@ class Encoder(nn.Module):
 
         Args:
             x: Tokens, [B*T, N, C].
-            mask: Boolean key mask [B*T, 1, 1, N], True = attend; None attends to all.
+            mask: Boolean key mask [B*T, 1, 1, N], True = attend; None attends to all. With a
+                packing, padding is left out of the blocks.
             frames: Frames per clip, T; more than 1 rolls.
             text_tokens: Text tokens at the start of each sequence, L.
             read: Tokens that are read; None: all.
@@ -267,28 +293,39 @@ class Encoder(nn.Module):
         Returns:
             Tokens after the final norm, [B*T, N, C], or [R, C] those that are read.
         """
-        exchange = self._exchange(x, frames, text_tokens)
         run, rates = self.compiled_block or rolled_block, self._rates(x.device)
-        static = self.compiled_block is not None and self.training
-        if self.compiled_block is not None and read is not None:
-            # the number of masked words differs in every micro-batch
-            for indices in (read.sequences, read.places):
-                torch._dynamo.maybe_mark_dynamic(indices, 0)
+        compiled = self.compiled_block is not None
+        packing = mask if isinstance(mask, Packing) else None
+        if packing is not None:
+            # chosen here, not in the blocks: a compiler cannot look into the choice
+            mask = packing = replace(packing, flash=flash_attention(x.device, x.dtype))
+            x = packing.pack(x)
+        exchange = self._exchange(x, frames, text_tokens, packing)
+        own = mask if packing is None or read is None else packing.reading(read.queries)
+        if compiled:
+            _mark_varying(read, own)
         last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
-            if static:
+            if compiled and packing is not None:
+                # the roll is outside of the graph: its permutation differs in every micro-batch
+                x = exchange(x)
+                torch._dynamo.maybe_mark_dynamic(x, 1)
+            elif compiled and self.training:
                 # a size that an evaluation had before would become a variable of the graph, and a
                 # resumed run, which may begin with an evaluation, would not be bit-equal
                 torch._dynamo.mark_static(x)
+            roll = _unchanged if compiled and packing is not None else exchange
             # the blocks before the last need all tokens, as keys of the next. The roll is also
             # before the first block, as in the original
-            inputs = (block, exchange, x, mask, read if number == last else None, rates[number])
+            reads = (own, read) if number == last else (mask, None)
+            inputs = (block, roll, x, *reads, rates[number])
             if self.gradient_checkpointing and self.training:
                 # the re-entrant variant gives no gradients where the input needs none
                 x = torch.utils.checkpoint.checkpoint(run, *inputs, use_reentrant=False)
             else:
                 x = run(*inputs)
-        return self.norm(x)
+        x = self.norm(x)
+        return x if packing is None or read is not None else packing.unpack(x)
 
     def _rates(self, device: torch.device) -> Sequence[Tensor | None]:
         """Rate of stochastic depth of each block as float32 scalars; None where numbers do."""
@@ -299,30 +336,56 @@ class Encoder(nn.Module):
         numbers = torch.arange(depth, device=device, dtype=torch.float32)
         return (numbers * (highest / max(depth - 1, 1))).unbind()
 
-    def _exchange(self, x: Tensor, frames: int, text_tokens: int) -> Callable[[Tensor], Tensor]:
+    def _exchange(
+        self, x: Tensor, frames: int, text_tokens: int, packing: Packing | None
+    ) -> Callable[[Tensor], Tensor]:
         """What rolls tokens or channels between frames before each block.
 
         Average and flatten need no exchange here.
+
+        Args:
+            x: Tokens of the first block.
+            frames: Frames per clip, T.
+            text_tokens: Text tokens at the start of each padded sequence, L.
+            packing: Where x has no padding.
         """
         config = self.config
+        rows, tokens = x.shape[:2] if packing is None else packing.shape
         if config.roll == "roll":
-            rows, tokens, _ = x.shape
             fold = fold_size(tokens - text_tokens, config.roll_divisor)
             if frames == 1 or fold == 0:
                 return _unchanged
             # a compiler fuses the plain roll with its neighbours
-            if torch.compiler.is_compiling() or self.compiled_block is not None:
+            compiled = torch.compiler.is_compiling() or self.compiled_block is not None
+            if compiled and packing is None:
                 return partial(roll_tokens, frames=frames, text_tokens=text_tokens, fold=fold)
-            source, target = rolled_rows(rows, tokens, frames, text_tokens, fold, x.device)
+            source, target = rolled_rows(rows, tokens, frames, text_tokens, fold, x.device, packing)
             return lambda x: permute_tokens(x, source, target)
         if config.roll == "channel":
             fold = fold_size(config.hidden_size, config.roll_divisor)
-            return partial(roll_channels, frames=frames, text_tokens=text_tokens, fold=fold)
+            roll = partial(roll_channels, frames=frames, text_tokens=text_tokens, fold=fold)
+            return roll if packing is None else lambda x: packing.pack(roll(packing.unpack(x)))
         return _unchanged
 
 
 def _unchanged(x: Tensor) -> Tensor:
     return x
+
+
+def _mark_varying(read: ReadTokens | None, packing: Tensor | Packing | None) -> None:
+    """Tell torch.compile which sizes differ in every micro-batch, before the first graph.
+
+    Args:
+        read: The number of masked words differs.
+        packing: The number of tokens differs.
+    """
+    varying = [] if read is None else [read.sequences, read.places]
+    if isinstance(packing, Packing):
+        varying += [packing.owner, packing.places]
+        if packing.queries is not None and packing.query_numbers is not None:
+            varying += [packing.query_numbers, packing.queries.owner, packing.queries.places]
+    for indices in varying:
+        torch._dynamo.maybe_mark_dynamic(indices, 0)
 
 
 class Pooler(nn.Module):
@@ -453,6 +516,7 @@ class AllInOneModel(AllInOnePreTrainedModel):
         *,
         clips: Tensor | None = None,
         read: Tensor | Literal["pooled"] | None = None,
+        text_lengths: Tensor | None = None,
         **kwargs: Any,
     ) -> AllInOneOutput:
         """Joint pass of S texts, each with one of B clips.
@@ -468,6 +532,9 @@ class AllInOneModel(AllInOnePreTrainedModel):
             read: What of the result is read; the last block computes nothing else. None: text,
                 video and pooled. "pooled": the pooled class token. A tensor, int64 [M]: these text
                 tokens (word j of text i is i * L + j), in the output `read`.
+            text_lengths: int64 [S] on the CPU, tokens of each text. If given, the blocks compute no
+                padding, which must come after the tokens of a text. The outputs are the same, but
+                zeros at padding.
             **kwargs: Ignored; transformers passes its own.
 
         Raises:
@@ -481,12 +548,12 @@ class AllInOneModel(AllInOnePreTrainedModel):
         if flatten:
             # [S, T*n, C]: one sequence holds all frames
             video = video.unflatten(0, (texts, frames)).flatten(1, 2)
-            mask = _key_mask(text_mask, video.shape[1])
+            mask = _keys(text_mask, 1, video.shape[1], text_lengths)
             x = self.encoder(torch.cat([text, video], 1), mask, read=tokens)
         else:
             # embedded once; copies are adjacent (clip-major) and differ from block 0 on
             text = text.repeat_interleave(frames, 0)
-            mask = _key_mask(text_mask, video.shape[1]).repeat_interleave(frames, 0)
+            mask = _keys(text_mask, frames, video.shape[1], text_lengths)
             x = self.encoder(torch.cat([text, video], 1), mask, frames, length, tokens)
             # a plain mean: frames are never padded. No -1 in the shape: there may be 0 words
             x = x.unflatten(0, (x.shape[0] // frames, frames)).mean(1)
@@ -499,14 +566,24 @@ class AllInOneModel(AllInOnePreTrainedModel):
             video = video.unflatten(1, (frames, -1)).mean(1)
         return AllInOneOutput(text=text, video=video, pooled=self.pooler(text[:, 0]))
 
-    def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
-        """Text-only pass: class token [B, C].
+    def encode_text(
+        self, text_ids: Tensor, text_mask: Tensor, text_lengths: Tensor | None = None
+    ) -> Tensor:
+        """Text-only pass. Arguments as in `forward`.
 
         One copy per text; the original computes T copies, which are equal without frames.
+
+        Args:
+            text_ids: int64 [B, L].
+            text_mask: int64 [B, L].
+            text_lengths: int64 [B] on the CPU; if given, the blocks compute no padding.
+
+        Returns:
+            Class token, [B, C].
         """
         x = self.modality(self.text_embeddings(text_ids), TEXT)
         read = ReadTokens.first(x.shape[0], x.device)
-        return self.encoder(x, text_mask[:, None, None].bool(), read=read)
+        return self.encoder(x, _keys(text_mask, 1, 0, text_lengths), read=read)
 
     def encode_video(self, pixels: Tensor, patch_order: Tensor | None = None) -> Tensor:
         """Video-only pass without a roll, as in the original: mean class token, [B, C].
@@ -542,9 +619,24 @@ def _read_tokens(
     return ReadTokens.first(texts * frames, device)
 
 
-def _key_mask(text_mask: Tensor, visual_tokens: int) -> Tensor:
-    """Boolean [B, 1, 1, L + visual tokens]: real words and all visual tokens."""
-    return F.pad(text_mask.bool(), (0, visual_tokens), value=True)[:, None, None]
+def _keys(
+    text_mask: Tensor, frames: int, visual_tokens: int, text_lengths: Tensor | None
+) -> Tensor | Packing:
+    """What is attended to, real words and all visual tokens.
+
+    Args:
+        text_mask: [S, L], 1 at tokens.
+        frames: Sequences per text, T.
+        visual_tokens: Visual tokens of each sequence, n.
+        text_lengths: int64 [S] on the CPU; None: padding is computed.
+
+    Returns:
+        A boolean mask [S*T, 1, 1, L + n], or a packing.
+    """
+    if text_lengths is not None:
+        return Packing.of(text_mask, int(text_lengths.sum()), frames, visual_tokens)
+    mask = F.pad(text_mask.bool(), (0, visual_tokens), value=True)
+    return mask[:, None, None].repeat_interleave(frames, 0)
 
 
 class AllInOneForPreTraining(AllInOnePreTrainedModel):
@@ -573,13 +665,22 @@ class AllInOneForPreTraining(AllInOnePreTrainedModel):
         *,
         clips: Tensor | None = None,
         read: Tensor | Literal["pooled"] | None = None,
+        text_lengths: Tensor | None = None,
         **kwargs: Any,
     ) -> AllInOneOutput:
         """Joint pass of the backbone; objectives apply the heads to the tokens they need.
 
         Arguments and errors as in AllInOneModel.forward.
         """
-        return self.backbone(pixels, text_ids, text_mask, patch_order, clips=clips, read=read)
+        return self.backbone(
+            pixels,
+            text_ids,
+            text_mask,
+            patch_order,
+            clips=clips,
+            read=read,
+            text_lengths=text_lengths,
+        )
 
     def heads(self, frames: int) -> tuple[nn.Module, nn.Module]:
         """MLM and VTM heads for clips of `frames` frames; images may have separate heads."""
@@ -587,9 +688,11 @@ class AllInOneForPreTraining(AllInOnePreTrainedModel):
             return self.image_mlm_head, self.image_vtm_head
         return self.mlm_head, self.vtm_head
 
-    def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+    def encode_text(
+        self, text_ids: Tensor, text_mask: Tensor, text_lengths: Tensor | None = None
+    ) -> Tensor:
         """See AllInOneModel.encode_text."""
-        return self.backbone.encode_text(text_ids, text_mask)
+        return self.backbone.encode_text(text_ids, text_mask, text_lengths)
 
     def encode_video(self, pixels: Tensor, patch_order: Tensor | None = None) -> Tensor:
         """See AllInOneModel.encode_video."""

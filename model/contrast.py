@@ -17,26 +17,30 @@ class TwoTower(Protocol):
     text_projection: nn.Linear
     video_projection: nn.Linear
 
-    def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> Tensor: ...
+    def encode_text(
+        self, text_ids: Tensor, text_mask: Tensor, text_lengths: Tensor | None = None
+    ) -> Tensor: ...
 
     def encode_video(self, pixels: Tensor, patch_order: Tensor | None = None) -> Tensor: ...
 
 
-def embed_text(model: TwoTower, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+def embed_text(
+    model: TwoTower, text_ids: Tensor, text_mask: Tensor, text_lengths: Tensor | None = None
+) -> Tensor:
     """Unit-length text embeddings.
 
     Args:
         model: Its text-only pass and projection are used.
         text_ids: Word pieces, int64 [B, L].
         text_mask: int64 [B, L], 1 at tokens.
+        text_lengths: int64 [B] on the CPU, tokens of each text; None: padding is computed.
 
     Returns:
         float32 [B, D].
     """
     # float32 before the normalisation: similarities in half precision create ties
-    return F.normalize(
-        model.text_projection(model.encode_text(text_ids, text_mask)).float(), dim=-1, eps=1e-8
-    )
+    tokens = model.encode_text(text_ids, text_mask, text_lengths)
+    return F.normalize(model.text_projection(tokens).float(), dim=-1, eps=1e-8)
 
 
 def embed_video(model: TwoTower, pixels: Tensor, patch_order: Tensor | None = None) -> Tensor:

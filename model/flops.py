@@ -23,8 +23,8 @@ class LastBlock:
     """What the last block computes per sequence where few tokens are read: keys and values of all
     tokens, everything else of these."""
 
-    queries: int
-    """Tokens that attend."""
+    queries: float
+    """Tokens that attend, the average over the sequences."""
     rows: float
     """Tokens that pass the output layer and the MLP, the average over the sequences."""
 
@@ -41,7 +41,7 @@ def pooler_flops(config: AllInOneConfig) -> int:
 def _blocks(
     config: AllInOneConfig,
     sequences: int,
-    tokens: int,
+    tokens: float,
     attention_products: bool,
     last: LastBlock | None,
 ) -> int:
@@ -50,13 +50,13 @@ def _blocks(
     Args:
         config: The model.
         sequences: Sequences.
-        tokens: Tokens of each, N.
+        tokens: Tokens of each, N, on average.
         attention_products: Count queries x keys and weights x values.
         last: The last block; None: as the others.
     """
     last = last or LastBlock(tokens, tokens)
 
-    def block(queries: int, rows: float) -> float:
+    def block(queries: float, rows: float) -> float:
         # qkv 3, proj 1, fc1 and fc2 mlp_ratio each
         linear = 2 * (3 * tokens + (1 + 2 * config.mlp_ratio) * rows) * config.hidden_size**2
         # queries x keys, weights x values
@@ -71,7 +71,7 @@ def forward_flops(
     config: AllInOneConfig,
     *,
     frames: int,
-    text_tokens: int,
+    text_tokens: float,
     part: Part = "joint",
     attention_products: bool = True,
     last: LastBlock | None = None,
@@ -85,7 +85,7 @@ def forward_flops(
     Args:
         config: The model.
         frames: Frames per clip, T.
-        text_tokens: Tokens per text, L.
+        text_tokens: Tokens per text, L, or their average without padding.
         part: Joint pass, or one modality alone, of which only the class token is read; only the
             joint pass uses the pooler.
         attention_products: Count queries x keys and weights x values.

@@ -10,16 +10,25 @@ width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from .packing import Packing
 from .roll import roll_tokens
 
 
 def rolled_rows(
-    rows: int, tokens: int, frames: int, text_tokens: int, fold: int, device: torch.device
+    rows: int,
+    tokens: int,
+    frames: int,
+    text_tokens: int,
+    fold: int,
+    device: torch.device,
+    packing: Packing | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The roll as a permutation of all tokens of a batch.
 
@@ -30,14 +39,21 @@ def rolled_rows(
         text_tokens: Text tokens at the start of each sequence, L.
         fold: Slots that roll in each direction.
         device: Where the tokens are.
+        packing: Where the padding of these sequences is left out.
 
     Returns:
-        (source, target), both int64 [B*T*N]: rolled token i is token source[i], and token i becomes
-        rolled token target[i].
+        (source, target), both int64 [B*T*N], or [W] with a packing: rolled token i is token
+        source[i], and token i becomes rolled token target[i].
     """
-    places = torch.arange(rows * tokens, device=device)
-    source = roll_tokens(places.view(rows, tokens, 1), frames, text_tokens, fold).flatten()
-    return source, torch.empty_like(source).scatter_(0, source, places)
+    if packing is None:
+        numbers = torch.arange(rows * tokens, device=device)
+        source = roll_tokens(numbers.view(rows, tokens, 1), frames, text_tokens, fold)
+    else:  # patches alone move, so no token moves to a place of padding
+        numbers = torch.arange(packing.owner.shape[0], device=device)
+        padded = packing.unpack(numbers[None, :, None])
+        source = packing.pack(roll_tokens(padded, frames, text_tokens, fold))
+    source = source.flatten()
+    return source, torch.empty_like(source).scatter_(0, source, numbers)
 
 
 def permute_tokens(x: Tensor, source: Tensor, target: Tensor) -> Tensor:
@@ -136,3 +152,77 @@ def patch_rows(pixels: Tensor, size: int) -> Tensor:
     cut = pixels.unflatten(2, (height, size)).unflatten(4, (width, size))
     # [R, 3, h, p, w, p] → [R, h, w, 3, p, p]
     return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def packed_attention(
+    q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dropout: float = 0.0
+) -> Tensor:
+    """Attention inside sequences of their real length.
+
+    On CUDA by FlashAttention, which takes no mask but sequences of different lengths. It computes
+    16-bit numbers without attention dropout; everything else takes the twin, `padded_attention`.
+
+    Args:
+        q: [1, Wq, H, C/H].
+        k: [1, W, H, C/H].
+        v: As k.
+        queries: Packing of q.
+        keys: Packing of k and v, with the same sequences.
+        dropout: Of the attention weights.
+
+    Returns:
+        [1, Wq, H, C/H].
+    """
+    flash = keys.flash
+    if flash is None or dropout:
+        return padded_attention(q, k, v, queries, keys, dropout)
+    # the longest sequence only bounds the kernel's grid: with the padded length it is a constant,
+    # so that nothing is compiled again for other texts, and the host need not know it
+    longest = queries.shape[1], keys.shape[1]
+    return flash(q[0], k[0], v[0], queries.starts, keys.starts, *longest)[None]
+
+
+def flash_attention(device: torch.device, dtype: torch.dtype) -> Callable[..., Any] | None:
+    """torch's FlashAttention for sequences of different lengths, where it runs; else None.
+
+    Args:
+        device: Where the tensors are; Ampere or newer.
+        dtype: Their precision; bf16 or fp16.
+    """
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return None
+    if not torch.backends.cuda.is_flash_attention_available():
+        return None
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    try:
+        # here: it imports torch's compiler, which takes seconds
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # torch 2.9
+        return None
+    return varlen_attn
+
+
+def padded_attention(
+    q: Tensor, k: Tensor, v: Tensor, queries: Packing, keys: Packing, dropout: float = 0.0
+) -> Tensor:
+    """The twin of `packed_attention`: padded for torch's own attention, with a mask.
+
+    Args:
+        q: [1, Wq, H, C/H].
+        k: [1, W, H, C/H].
+        v: As k.
+        queries: Packing of q.
+        keys: Packing of k and v.
+        dropout: Of the attention weights.
+
+    Returns:
+        [1, Wq, H, C/H].
+    """
+    q, k, v = (
+        packing.unpack(x).transpose(1, 2) for packing, x in ((queries, q), (keys, k), (keys, v))
+    )
+    real = torch.ones_like(keys.places, dtype=torch.bool)
+    mask = keys.unpack(real[None])[:, None, None]
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return queries.pack(mixed.transpose(1, 2))

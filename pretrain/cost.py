@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
+from allinone.data.loading.text_padding import computed_tokens
 from allinone.engine.planning.estimate import Activations, element_sizes
 from allinone.model import AllInOneConfig
 from allinone.model.activations import pass_shape, working_bytes
@@ -16,15 +21,44 @@ MASK_PROB = 0.15
 """Share of the word pieces that MLM masks by default (DataConfig.mask_prob)."""
 
 
-def masked_tokens(config: AllInOneConfig, clips: int = 1, mask_prob: float = MASK_PROB) -> int:
-    """Expected masked tokens of captions that fill max_text_len, less [CLS] and [SEP].
+TYPICAL_TOKENS = 16
+"""Tokens of an average caption, [CLS] and [SEP] included, where the data is not at hand: WebVid's
+captions have 12.0 words in the mean (Chen et al., Panda-70M, CVPR 2024, table 1), and a word 1.2
+pieces."""
+
+
+def masked_tokens(
+    config: AllInOneConfig,
+    clips: int = 1,
+    mask_prob: float = MASK_PROB,
+    text_tokens: float | None = None,
+) -> int:
+    """Expected masked tokens, of the tokens of captions less [CLS] and [SEP].
 
     Args:
         config: The model; gives the length of a caption.
         clips: Captions.
         mask_prob: Share that is masked; at least one token per caption is, as in data/text.py.
+        text_tokens: Tokens per caption; None: max_text_len.
     """
-    return clips * max(1, round(mask_prob * (config.max_text_len - 2)))
+    return clips * max(1, round(mask_prob * ((text_tokens or config.max_text_len) - 2)))
+
+
+def computed_text_tokens(
+    config: PretrainConfig, limit: int, lengths: NDArray[np.int64] | None
+) -> float:
+    """Tokens per caption that the model computes, on average.
+
+    Args:
+        config: The run.
+        limit: The model's max_text_len.
+        lengths: Tokens of a sample of the captions; None: `TYPICAL_TOKENS` on average.
+    """
+    padding = config.loader.text_padding
+    if lengths is not None:
+        return computed_tokens(lengths, padding, config.train.micro_batch, limit)
+    # how far captions differ is not known: the longest of a micro-batch may fill max_text_len
+    return min(TYPICAL_TOKENS, limit) if padding == "packed" else limit
 
 
 def sample_flops(
@@ -34,6 +68,7 @@ def sample_flops(
     masked: int,
     candidates: int = 1,
     patches: int | None = None,
+    text_tokens: float | None = None,
 ) -> dict[str, float]:
     """Training FLOPs of one clip by objective.
 
@@ -48,6 +83,7 @@ def sample_flops(
         masked: Masked tokens per caption.
         candidates: Clips that VTC contrasts with, over all ranks.
         patches: Patches of a frame that are used; None: all.
+        text_tokens: Tokens per caption that the model computes; None: max_text_len.
     """
     size = ClipSize(
         config,
@@ -57,6 +93,7 @@ def sample_flops(
         objective.joint_pass,
         reads_all_tokens(objective),
         patches,
+        text_tokens,
     )
     flops = {each.name: each.training_flops(size) for each in active_objectives(objective)}
     return {name: value for name, value in flops.items() if value is not None}
@@ -96,17 +133,21 @@ class SampleCost:
         return self.kept.all_patches if keeps and self.kept is not None else self.all_patches
 
 
-def training_cost(config: PretrainConfig, world: int = 1) -> SampleCost:
+def training_cost(
+    config: PretrainConfig, world: int = 1, lengths: Sequence[NDArray[np.int64]] = ()
+) -> SampleCost:
     """Cost of one clip; the cost of co-trained images is divided among the clips.
 
     Args:
         config: The run.
         world: Ranks; affects only the number of VTC's candidates.
+        lengths: Tokens of a sample of the captions of videos, and of those of images; empty: the
+            data is not at hand.
     """
-    cost = _phase_cost(config, world, None)
+    cost = _phase_cost(config, world, None, lengths)
     if not config.kept_steps:
         return cost
-    kept = _phase_cost(config, world, _kept_patches(config))
+    kept = _phase_cost(config, world, _kept_patches(config), lengths)
     return replace(cost, kept=kept, kept_share=config.kept_steps / config.train.steps)
 
 
@@ -114,15 +155,29 @@ def _kept_patches(config: PretrainConfig) -> int:
     return config.objective.kept_patches(config.model_config().num_patches)
 
 
-def _phase_cost(config: PretrainConfig, world: int, patches: int | None) -> SampleCost:
-    """Cost of one clip in steps that use this many patches of a frame; None: all."""
+def _phase_cost(
+    config: PretrainConfig,
+    world: int,
+    patches: int | None,
+    lengths: Sequence[NDArray[np.int64]],
+) -> SampleCost:
+    """Cost of one clip in some of the steps.
+
+    Args:
+        config: The run.
+        world: Ranks.
+        patches: Patches of a frame that these steps use; None: all.
+        lengths: As in `training_cost`.
+    """
     model, cotrain = config.model_config(), config.cotrain
-    masked = masked_tokens(model, mask_prob=config.loader.mask_prob)
     # VTC contrasts with the micro-batches of all ranks
     candidates = config.train.micro_batch * world
 
-    def cost(frames: int) -> dict[str, float]:
-        return sample_flops(model, config.objective, frames, masked, candidates, patches)
+    def cost(frames: int, sample: int = 0) -> dict[str, float]:
+        known = lengths[sample] if lengths else None
+        tokens = computed_text_tokens(config, model.max_text_len, known)
+        masked = masked_tokens(model, 1, config.loader.mask_prob, tokens)
+        return sample_flops(model, config.objective, frames, masked, candidates, patches, tokens)
 
     if not cotrain.images:
         return SampleCost(cost(model.num_frames), {}, 0.0, 1.0)
@@ -130,7 +185,7 @@ def _phase_cost(config: PretrainConfig, world: int, patches: int | None) -> Samp
     share = cotrain.image_share if alternate else 1.0
     return SampleCost(
         cost(model.num_frames),
-        cost(1),
+        cost(1, 1),
         share * cotrain.image_batch / config.train.global_batch,
         1.0 - share if alternate else 1.0,
     )

@@ -26,6 +26,7 @@ from allinone.pretrain.cost import run_activations, training_cost
 from allinone.pretrain.evaluation import evaluate
 from allinone.pretrain.objectives.combined import PretrainObjective
 from allinone.pretrain.objectives.registry import active_objectives
+from allinone.pretrain.readers import with_readers
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +51,12 @@ def build_run(config: PretrainConfig) -> Trainer:
     """Build the trainer of a run; raises ValueError for contradictory options or unusable data."""
     for objective in active_objectives(config.objective):
         objective.check(config)
-    if config.loader.workers:
+    run_config = config.as_json()
+    if config.loader.readers:
         forkserver_context()  # starts its imports while this process builds the model
+    config = with_readers(config)
     model, data = build_model(config), build_data(config)
-    cost = training_cost(config, launch.find_rank_info(os.environ).world)
+    cost = training_cost(config, launch.find_rank_info(os.environ).world, data.text_lengths())
     return Trainer(
         config.train,
         model=model,
@@ -61,7 +64,7 @@ def build_run(config: PretrainConfig) -> Trainer:
             config.objective, all_patches_from=all_patches_from(config, data)
         ),
         data=data,
-        run_config=config.as_json(),
+        run_config=run_config,
         evaluate=make_evaluation(config),
         flops_per_sample=cost.total,
         flops_at=(lambda step: cost.at(step <= config.kept_steps)) if cost.kept else None,

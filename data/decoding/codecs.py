@@ -236,13 +236,13 @@ def rotation_of(frame: Any) -> int:
     """Return how a frame is turned upright.
 
     Returns:
-        Clockwise rotation in degrees (0, 90, 180, 270); 360 more if the rotated frame must then be
+        Clockwise rotation in degrees (0, 90, 180, 270), of other angles the nearest; 360 more if the rotated frame must then be
         mirrored left to right.
     """
     angle = getattr(frame, "rotation", 0) or 0
     matrix = _display_matrix(frame)
     if matrix is None or matrix[0] * matrix[4] - matrix[1] * matrix[3] >= 0:
-        return -round(angle) % 360
+        return -round(angle / 90) * 90 % 360
     # x' = a x + c y, y' = b x + d y: with the mirror undone (a → -a) a rotation is left
     return 360 + round(math.degrees(math.atan2(matrix[1], -matrix[0])) / 90) * 90 % 360
 

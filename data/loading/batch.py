@@ -58,6 +58,9 @@ class Batch:
     """
     bad: tuple[BadClip, ...] = ()
     """Clips that were replaced (training) or left out (evaluation) while making this batch."""
+    text_lengths: Tensor | None = None
+    """int64 [B] on the CPU, tokens of each text, which make the model compute no padding; None
+    computes it."""
     mean_items: Mapping[str, Tensor] = field(default_factory=dict)
     """Objective → float32 scalar: items, such as masked tokens, of a micro-batch of this modality,
     averaged over the training step, that the loss is divided by. Empty: by the batch's own."""
@@ -79,9 +82,11 @@ class Batch:
         # mlm_positions index the flattened [B * L] texts: keep those of the rows, and shift them
         row_of = torch.div(self.mlm_positions, length, rounding_mode="floor")
         per_clip = ("pixels", "text_ids", "text_mask", "mlm_ids", "mlm_labels", "dataset_ids")
+        lengths = self.text_lengths
         return replace(
             self,
             **{name: getattr(self, name)[start:stop] for name in per_clip},
+            text_lengths=None if lengths is None else lengths[start:stop],
             mlm_positions=self.mlm_positions[(row_of >= start) & (row_of < stop)] - start * length,
             clips=self.clips[start:stop],
             captions=self.captions[start:stop],
@@ -94,7 +99,7 @@ class Batch:
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()
-            if isinstance(value, Tensor)
+            if isinstance(value, Tensor) and name != "text_lengths"
         }
         return replace(self, **moved)
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from allinone.common.errors import DataError
 from allinone.data.loading.batch import Batch, CoBatch
@@ -61,6 +63,10 @@ class CoTrainStream:
         self._mode = mode
         self.image_share = image_share if mode == "alternate" else 1.0
         """Share of the steps that hold images."""
+
+    def text_lengths(self) -> list[NDArray[np.int64]]:
+        """Tokens of a sample of the captions of videos, and of those of images."""
+        return [*self._video.text_lengths(), *self._images.text_lengths()]
 
     def describe(self) -> str:
         """Describe both streams and how they are joined."""

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from allinone.common.errors import LASTING, DataError, LostDataError, StorageError
-from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
+from allinone.data.config import ClipConfig, DataConfig, DatasetSpec, TextPadding
 from allinone.data.decoding.codecs import PixelLimitError, dali_reads, require_pixels
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
 from allinone.data.decoding.segment import ByteRange, VideoSegment, load_segment
@@ -31,6 +32,7 @@ from allinone.data.loading.prefetch import prefetch, training_batches
 from allinone.data.loading.replacement import ReplacementSampler
 from allinone.data.loading.samples import MicroBatch, Pixels, Sample, Visual
 from allinone.data.loading.sampling import SampleChoices, generator
+from allinone.data.loading.text_padding import pad_texts
 from allinone.data.text import Tokenizer, mask_words
 
 
@@ -210,12 +212,19 @@ class ClipSource:
         )
 
 
+LENGTH_SAMPLE = 512
+"""Captions from which the mean length is estimated: to 2 % if lengths deviate by half of it."""
+_TEXTS = ("text_ids", "text_mask", "mlm_ids", "mlm_labels")
+"""Fields of a batch with one element per token."""
+
+
 def collate_clips(
     micro_batch: MicroBatch,
     pixels: torch.Tensor | None,
     *,
     names: tuple[str, ...],
     device: torch.device,
+    text_padding: TextPadding = "full",
 ) -> Batch | None:
     """Build a batch on the device.
 
@@ -224,6 +233,7 @@ def collate_clips(
         pixels: float32 [B, T, 3, S, S]; None if no clip is left.
         names: Data sets by `dataset_ids`.
         device: Where the tensors go.
+        text_padding: As in DataConfig.
 
     Returns:
         The batch; None if no clip is left.
@@ -233,9 +243,9 @@ def collate_clips(
     # everything is computed on the CPU and copied at the end: `nonzero` on the device would
     # make the host wait
     tensors: dict[str, Any] = {
-        name: torch.from_numpy(micro_batch.stack(name))
-        for name in ("text_ids", "text_mask", "mlm_ids", "mlm_labels", "dataset_ids")
+        name: torch.from_numpy(micro_batch.stack(name)) for name in (*_TEXTS, "dataset_ids")
     }
+    tensors, lengths = pad_texts(tensors, _TEXTS, text_padding)
     return Batch(
         pixels=pixels,
         **tensors,
@@ -246,6 +256,7 @@ def collate_clips(
         first_position=micro_batch.first_position,
         digest=micro_batch.digest,
         bad=micro_batch.bad,
+        text_lengths=lengths,
     ).to(device)
 
 
@@ -292,6 +303,18 @@ class TrainStream:
             for source, spec in rows
         )
 
+    def text_lengths(self) -> list[NDArray[np.int64]]:
+        """Tokens of a sample of captions, [CLS] and [SEP] included, not cut: one array [n]."""
+        tokenizer, random = Tokenizer(), generator(0, "text lengths", 0, 0)
+        weights = np.array([spec.weight for spec in self._specs])
+        chosen = random.choice(len(weights), LENGTH_SAMPLE, p=weights / weights.sum())
+        captions = []
+        for number in chosen:
+            index = self._sources[number].index
+            found = index[int(random.integers(len(index)))]["captions"]
+            captions.append(found[int(random.integers(len(found)))])
+        return [tokenizer.lengths(captions)]
+
     def batches(
         self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device
     ) -> Iterator[Batch]:
@@ -322,7 +345,12 @@ class TrainStream:
             world=world,
             micro_batch=micro_batch,
         )
-        collate = partial(collate_clips, names=self.dataset_names, device=device)
+        collate = partial(
+            collate_clips,
+            names=self.dataset_names,
+            device=device,
+            text_padding=self.config.text_padding,
+        )
         yield from training_batches(maker, collate, self.config, augmentations, self._bad_clips)
 
 
@@ -373,7 +401,12 @@ class EvalSet:
             self._source,
             [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)],
         )
-        collate = partial(collate_clips, names=(self.name,), device=device)
+        collate = partial(
+            collate_clips,
+            names=(self.name,),
+            device=device,
+            text_padding=self.config.text_padding,
+        )
         for raw, batch in prefetch(maker, collate, self.config, augmentations):
             if batch is None:
                 raise DataError(

@@ -246,7 +246,7 @@ class _Readers:
             self._thread.join(timeout_s)
 
     def _read(self, number: int) -> None:
-        workers = self._config.workers
+        workers = self._config.readers
         context = ReaderContext(workers) if workers else None
         try:
             sampler = Rest(self._sampler, self._delivered)
@@ -327,7 +327,7 @@ def _loader(
     return DataLoader(
         maker,
         batch_size=None,
-        num_workers=config.workers,
+        num_workers=config.readers,
         sampler=sampler,
         generator=torch.Generator(),
         **options,

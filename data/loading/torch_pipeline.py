@@ -54,6 +54,8 @@ class TorchPipeline:
         self._compute = (
             torch.device("cuda", device.index or 0) if self.on_gpu else torch.device("cpu")
         )
+        # not the training's stream: pixels would wait behind the steps that are queued there
+        self._stream = torch.cuda.Stream(self._compute) if self._compute.type == "cuda" else None
         self._mean = self._channels(config.mean)
         self._std = self._channels(config.std)
 
@@ -67,11 +69,16 @@ class TorchPipeline:
         Returns:
             float32 [B, T, 3, S, S], normalised.
         """
-        clips = [
-            self._clip(cast("NDArray[np.uint8]", frames), chosen)
-            for frames, chosen in zip(media, choices, strict=True)
-        ]
-        return torch.stack(clips).to(self._device, non_blocking=True)
+        with torch.cuda.stream(self._stream):  # None: no stream
+            clips = [
+                self._clip(cast("NDArray[np.uint8]", frames), chosen)
+                for frames, chosen in zip(media, choices, strict=True)
+            ]
+            pixels = torch.stack(clips)
+        if self._stream is not None:
+            self._stream.synchronize()  # this thread waits, training does not
+            pixels.record_stream(torch.cuda.default_stream(self._compute))
+        return pixels.to(self._device, non_blocking=True)
 
     @torch.no_grad()
     def _clip(self, frames: NDArray[np.uint8], choices: SampleChoices) -> Tensor:
@@ -81,7 +88,10 @@ class TorchPipeline:
         rows = resize_weights(float(top), float(top + size[0]), height, self._side)
         columns = resize_weights(float(left), float(left + size[1]), width, self._side)
         y, x = _used(rows), _used(columns)
-        crop = torch.tensor(frames[:, y, x], device=self._compute).permute(0, 3, 1, 2).float()
+        crop = torch.tensor(frames[:, y, x])
+        if self._stream is not None:
+            crop = crop.pin_memory().to(self._compute, non_blocking=True)
+        crop = crop.permute(0, 3, 1, 2).float()
         # DALI's operators hand over uint8: every one of them rounds.
         pixels = _to_8_bit(rows[:, y].to(crop) @ (crop @ columns[:, x].T.to(crop)))
         if self._jitter:

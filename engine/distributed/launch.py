@@ -183,11 +183,15 @@ def gpu_of_rank(local_rank: int, visible: int) -> int:
 def prepare_environment() -> None:
     """Set the variables that torch and DeepSpeed read at import.
 
-    Without an NVIDIA driver DeepSpeed gets its CPU accelerator.
+    Without an NVIDIA driver DeepSpeed gets its CPU accelerator. CUDA's memory grows in segments:
+    micro-batches differ in length, and blocks of a fixed size would be left over in many sizes.
     """
     if "DS_ACCELERATOR" not in os.environ and not os.path.exists("/dev/nvidiactl"):  # noqa: PTH110 - before any other import
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # the second is the name of earlier torch versions, which torch still reads
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def without_launcher_arguments(argv: Sequence[str]) -> list[str]:

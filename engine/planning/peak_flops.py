@@ -44,4 +44,5 @@ def peak_rate(device: torch.device, precision: str) -> tuple[float, str]:
     found = peak_of_card(name, precision)
     if found is None:
         return float("nan"), f"{name}: peak in {precision} unknown"
-    return found[0], f"{found[1]}, {'fp32' if precision == 'fp32' else 'dense 16 bit'}, data sheet"
+    kind = "TF32, fp32 on cards without it" if precision == "fp32" else "dense 16 bit"
+    return found[0], f"{found[1]}, {kind}, data sheet"

@@ -27,7 +27,18 @@ from allinone.engine.planning.memory import (
     state_memory,
     traffic,
 )
+from allinone.engine.planning.operations import Operation
 
+MEMORY_SHARE = 0.85
+"""Share of the memory's bandwidth that memory-bound kernels reach: an assumption."""
+ATTENTION_SHARE = 0.35
+"""Share of the peak rate that fused attention with a mask reaches with heads of 64: an
+assumption."""
+KERNEL_GAP_S = 2e-6
+"""Seconds between the end of a kernel and the start of the next: an assumption."""
+HOST_LAUNCH_S = 5e-6
+"""Seconds that the host needs to launch a kernel from Python or autograd: an assumption. Where this
+adds up to more than the kernels take, launches bound the step."""
 HOST_OVERHEAD = {0: 0.0, 1: 0.0, 2: 0.06, 3: 0.15}
 """ZeRO stage → share of the throughput lost to hooks and small kernels, apart from communication.
 Published by DeepSpeed for BERT-base on 16 V100 (stages 0 and 1 equal, 2 −6 %, 3 −15 %); not
@@ -36,13 +47,67 @@ HOST_BANDWIDTH = 200e9
 """Bytes/s of a node's host memory: an assumption."""
 PCIE_BANDWIDTH = 25e9
 """Bytes/s between a GPU and its host: an assumption."""
-RECOMPUTE = 1 / 3
-"""Additional compute with activation checkpointing, as a share: a second forward pass of the
-blocks. Not counted in MFU."""
+BUCKET_COPIES = 2
+"""Times that DeepSpeed reads and writes every gradient between backward pass and reduction: into
+the bucket, and divided by the number of ranks."""
+
+
+@dataclass(frozen=True)
+class ComputeTime:
+    """Seconds of forward and backward passes, by what bounds each kernel."""
+
+    gemm: float
+    """Matrix products and attention."""
+    memory: float
+    launches: float
+    """Gaps between kernels, or waiting for the host to launch them."""
+
+    @property
+    def total(self) -> float:
+        """Sum."""
+        return self.gemm + self.memory + self.launches
+
+    def times(self, number: float) -> ComputeTime:
+        """Of that many micro-batches."""
+        return ComputeTime(number * self.gemm, number * self.memory, number * self.launches)
+
+
+def compute_time(operations: Sequence[Operation], device: Device, precision: str) -> ComputeTime:
+    """Time of operations that run one after the other.
+
+    A kernel takes as long as its FLOPs or its bytes, whichever is longer (the roofline model,
+    Williams et al. 2009), and a gap follows it. A product that is bound by memory counts there.
+
+    Args:
+        operations: The step's operations.
+        device: The GPU.
+        precision: fp32, bf16 or fp16.
+    """
+    rate, bandwidth = device.rate_of(precision), MEMORY_SHARE * device.bandwidth
+    shares = {"GEMM": device.gemm_share, "attention": ATTENTION_SHARE}
+    computing = moving = launches = 0.0
+    for each in operations:
+        by_flops = each.flops / (shares.get(each.kind, 1.0) * rate)
+        by_bytes = each.bytes / bandwidth
+        if by_flops >= by_bytes:
+            computing += by_flops
+        else:
+            moving += by_bytes
+        launches += each.launches
+    busy = computing + moving
+    return ComputeTime(
+        computing, moving, max(KERNEL_GAP_S * launches, HOST_LAUNCH_S * launches - busy)
+    )
 
 
 def collective_seconds(
-    kind: str, payload: float, calls: float, gpus: int, device: Device, network: Network
+    kind: str,
+    payload: float,
+    calls: float,
+    gpus: int,
+    device: Device,
+    network: Network,
+    gpus_per_node: int = GPUS_PER_NODE,
 ) -> float:
     """Seconds of one kind of collective in a step.
 
@@ -59,12 +124,13 @@ def collective_seconds(
         gpus: Number of ranks, N.
         device: The GPU.
         network: The network between nodes.
+        gpus_per_node: GPUs of a node.
     """
     if gpus == 1:
         return 0.0
     # a ring all-reduce is a reduce-scatter followed by an all-gather
     ways = 2 if kind == "all_reduce" else 1
-    inside, nodes = min(gpus, GPUS_PER_NODE), math.ceil(gpus / GPUS_PER_NODE)
+    inside, nodes = min(gpus, gpus_per_node), math.ceil(gpus / gpus_per_node)
     bandwidth = device.link * LINK_EFFICIENCY
     latency = ways * (inside - 1) * LINK_LATENCY
     if nodes > 1:
@@ -90,7 +156,9 @@ class Candidate:
     host: float
     fits: bool
     collectives: tuple[Collective, ...]
+    compute: ComputeTime
     compute_s: float
+    """Forward and backward passes of all micro-batches, with the overhead of stages 2 and 3."""
     exposed_s: float
     """Communication that does not overlap with compute."""
     hidden_s: float
@@ -101,6 +169,18 @@ class Candidate:
     mfu: float
     """Of the complete step."""
 
+    @property
+    def bounds(self) -> dict[str, float]:
+        """What the step consists of → seconds, the longest first."""
+        parts = {
+            "GEMM": self.compute.gemm,
+            "memory": self.compute.memory + self.update_s,
+            # what stages 2 and 3 lose, they lose to hooks and small kernels
+            "launches": self.compute_s - self.compute.gemm - self.compute.memory,
+            "network": self.exposed_s,
+        }
+        return dict(sorted(parts.items(), key=lambda part: -part[1]))
+
 
 @dataclass(frozen=True)
 class TrainingJob:
@@ -110,12 +190,11 @@ class TrainingJob:
     gpus: int
     global_batch: int
     flops_per_sample: float
-    """Forward and backward; a multiply-add counts as 2."""
-    mfu: float
-    """Assumed for the forward and backward passes only."""
+    """That the model needs, forward and backward; a multiply-add counts as 2. MFU counts these."""
     reduce_window: float
     """Share of a micro-batch's compute during which gradients become final: the backward pass of
     the pass that ran first. Until then gradients of the other passes are incomplete sums."""
+    gpus_per_node: int = GPUS_PER_NODE
 
 
 def parts_at_peak(memory: Memory, activations: Activations) -> dict[str, float]:
@@ -148,6 +227,7 @@ def candidate(
     zero: Zero,
     micro_batch: int,
     activations: Activations,
+    compute: ComputeTime,
     device: Device,
     network: Network,
     checkpointing: bool = False,
@@ -160,6 +240,7 @@ def candidate(
         zero: Content of that file.
         micro_batch: Clips per rank and forward pass.
         activations: Bytes of such a micro-batch.
+        compute: Forward and backward pass of such a micro-batch.
         device: The GPU.
         network: The network between nodes.
         checkpointing: Whether blocks are recomputed in the backward pass.
@@ -170,24 +251,28 @@ def candidate(
     tensors = sum(parts.values())
     parts["reserve"] = CONTEXT_BYTES + FRAGMENTATION * tensors
     peak = tensors + parts["reserve"]
-    # TF32 is off in torch unless it is allowed: plain fp32 is 16 times slower than bf16 on an A100
-    rate = device.rate_fp32 if zero.precision == "fp32" else device.rate
-    ideal = job.global_batch / job.gpus * job.flops_per_sample / rate
-    compute = (
-        ideal / job.mfu * (1 + RECOMPUTE if checkpointing else 1) / (1 - HOST_OVERHEAD[zero.stage])
-    )
+    passes = compute.times(accumulation)
+    compute_s = passes.total / (1 - HOST_OVERHEAD[zero.stage])
     sent = traffic(job.groups, job.gpus, zero, accumulation)
-    exposed, hidden = _communication(job, sent, compute, accumulation, zero, device, network)
+    exposed, hidden = _communication(job, sent, compute_s, accumulation, zero, device, network)
     # without ZeRO every rank updates all parameters
     share = sum(map(sum, job.groups)) / (1 if zero.stage == 0 else job.gpus)
     # AdamW reads and writes master weights, moments, gradient and weights once
     accessed = (28 + 2 * zero.element) * share
-    update = accessed / device.bandwidth
+    bandwidth = MEMORY_SHARE * device.bandwidth
+    update = accessed / bandwidth
     if zero.offload:  # in host memory, with gradients and weights transferred over PCIe
         transferred = 2 * zero.element * share
         # the ranks of a node share its host memory, but each has a PCIe link of its own
-        update = accessed * GPUS_PER_NODE / HOST_BANDWIDTH + transferred / PCIE_BANDWIDTH
-    step = compute + exposed + update
+        update = (
+            accessed * min(job.gpus, job.gpus_per_node) / HOST_BANDWIDTH
+            + transferred / PCIE_BANDWIDTH
+        )
+    if job.gpus > 1:
+        copied = 2 * BUCKET_COPIES * zero.element * sum(map(sum, job.groups))
+        update += copied * (accumulation if zero.stage >= 2 else 1) / bandwidth
+    step = compute_s + exposed + update
+    ideal = job.global_batch / job.gpus * job.flops_per_sample / device.rate_of(zero.precision)
     return Candidate(
         ds_config=ds_name,
         stage=zero.stage,
@@ -200,7 +285,8 @@ def candidate(
         host=memory.host,
         fits=peak <= device.memory,
         collectives=tuple(sent),
-        compute_s=compute,
+        compute=passes,
+        compute_s=compute_s,
         exposed_s=exposed,
         hidden_s=hidden,
         update_s=update,
@@ -239,7 +325,13 @@ def _communication(
     exposed = hidden = 0.0
     for collective in sent:
         seconds = collective_seconds(
-            collective.name, collective.bytes, collective.calls, job.gpus, device, network
+            collective.name,
+            collective.bytes,
+            collective.calls,
+            job.gpus,
+            device,
+            network,
+            job.gpus_per_node,
         )
         rounds = accumulation if zero.stage >= 2 else 1
         # stage 3 gathers ahead of every block, so anywhere in the step: the optimistic assumption

@@ -155,6 +155,8 @@ class _PairScorer:
         encoded = [encode(tokenizer, plain(text), length) for text in texts]
         ids = torch.from_numpy(np.stack([text.ids for text in encoded]))
         mask = torch.from_numpy(np.stack([text.mask for text in encoded]))
+        packed = evaluator.settings.data.text_padding == "packed"
+        self._lengths = mask.sum(1) if packed else None  # on the CPU
         self._ids = ids.to(evaluator.device)
         self._mask = mask.to(evaluator.device)
         self._pairs = pairs
@@ -182,22 +184,30 @@ class _PairScorer:
             keepalive()
             part = slice(start, start + self._size)
             if start >= len(rows):  # a pass that only keeps ranks in step
-                self._score(model, batch.pixels[:1, 0], self._ids[:1], self._mask[:1])
+                self._score(model, batch.pixels[:1, 0], text[:1], texts[:1])
                 continue
             pixels = batch.pixels[:, 0].index_select(0, clip[part])
-            ids = self._ids.index_select(0, text[part])
-            mask = self._mask.index_select(0, text[part])
-            scores.append(self._score(model, pixels, ids, mask))
+            scores.append(self._score(model, pixels, text[part], texts[part]))
         values[torch.from_numpy(rows), torch.from_numpy(columns)] = torch.cat(scores).cpu()
         self.passed += len(rows) * batch.pixels.shape[2]
         return values
 
-    def _score(self, model: TaskModel, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Scores [P] of clips [P, V, T, 3, S, S] with texts [P, L], the mean over views."""
+    def _score(self, model: TaskModel, pixels: Tensor, texts: Tensor, host: np.ndarray) -> Tensor:
+        """Scores [P] of pairs, the mean over views.
+
+        Args:
+            model: The model.
+            pixels: Clips, [P, V, T, 3, S, S].
+            texts: Numbers of their texts, int64 [P], on the device.
+            host: The same on the host.
+        """
+        ids, mask = (x.index_select(0, texts) for x in (self._ids, self._mask))
+        lengths = None if self._lengths is None else self._lengths[torch.from_numpy(host)]
         # view by view: all views at once would multiply the memory of a pass
         by_view = [
             head_scores(
-                model.task_head, model(pixels[:, v], ids, mask, read="pooled").pooled
+                model.task_head,
+                model(pixels[:, v], ids, mask, read="pooled", text_lengths=lengths).pooled,
             ).squeeze(-1)
             for v in range(pixels.shape[1])
         ]

@@ -88,6 +88,9 @@ class TaskBatch:
     """Texts that were cut at all."""
     bad: tuple[BadClip, ...] = field(default=())
     """Items that were replaced (training) or left out (evaluation)."""
+    text_lengths: Tensor | None = None
+    """int64 [B, K] on the CPU, tokens of each text, which make the model compute no padding; None
+    computes it."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -110,6 +113,6 @@ class TaskBatch:
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()
-            if isinstance(value, Tensor)
+            if isinstance(value, Tensor) and name != "text_lengths"
         }
         return replace(self, **moved)

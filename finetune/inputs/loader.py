@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from allinone.data.config import ClipConfig, DataConfig
+from allinone.data.config import ClipConfig, DataConfig, TextPadding
 from allinone.data.loading.augmentation import eval_augmentations, training_augmentations
 from allinone.data.loading.batch import BadClip
 from allinone.data.loading.batch_maker import EvalBatchMaker
@@ -28,6 +28,7 @@ from allinone.data.loading.prefetch import prefetch, training_batches
 from allinone.data.loading.replacement import ReplacementSampler
 from allinone.data.loading.samples import MicroBatch, Sample, Visual
 from allinone.data.loading.sampling import generator
+from allinone.data.loading.text_padding import computed_tokens, pad_texts
 from allinone.data.text import Tokenizer
 from allinone.finetune.inputs.batch import Example, ExampleFn, TaskBatch
 from allinone.finetune.inputs.clip_reader import MediaReader
@@ -137,6 +138,7 @@ def collate_items(
     clip: ClipConfig,
     views: int,
     device: torch.device,
+    text_padding: TextPadding = "full",
 ) -> TaskBatch | None:
     """Build a batch on the device.
 
@@ -147,6 +149,7 @@ def collate_items(
         clip: Frames per clip and image size.
         views: V, views of each clip.
         device: Where the tensors go.
+        text_padding: As in DataConfig.
 
     Returns:
         The batch; None if no item is left.
@@ -161,6 +164,7 @@ def collate_items(
         name: torch.from_numpy(micro_batch.stack(name))
         for name in ("text_ids", "text_mask", "target", "groups")
     }
+    tensors, lengths = pad_texts(tensors, ("text_ids", "text_mask"), text_padding)
     return TaskBatch(
         # Items that are texts alone have C = 0, so this tensor is empty.
         pixels=torch.zeros(shape) if pixels is None else pixels.reshape(shape),
@@ -172,7 +176,12 @@ def collate_items(
         lost=micro_batch.total("lost"),
         shortened=micro_batch.total("shortened"),
         bad=micro_batch.bad,
+        text_lengths=lengths,
     ).to(device)
+
+
+LENGTH_SAMPLE = 128
+"""Items from which the mean length of texts is estimated."""
 
 
 class TaskStream:
@@ -200,6 +209,25 @@ class TaskStream:
     def describe(self) -> str:
         """Return split and size in one line."""
         return f"data: {self._source.name} {len(self._source.ids):,} items"
+
+    def text_tokens(self, micro_batch: int) -> float | None:
+        """Tokens per text that the model computes, on average over a sample of items; None without
+        texts.
+
+        Args:
+            micro_batch: Items per batch.
+        """
+        source, tokenizer, random = self._source, Tokenizer(), generator(0, "text lengths", 0, 0)
+        limit, texts = source.clip.max_text_len, 0
+        lengths: list[int] = []
+        for row in random.integers(len(source), size=LENGTH_SAMPLE):
+            made = source.make(int(row), random).texts
+            texts = max(texts, len(made))
+            lengths += [int(encode(tokenizer, text, limit).mask.sum()) for text in made]
+        if not lengths:
+            return None
+        padding = self._config.text_padding
+        return computed_tokens(np.array(lengths), padding, micro_batch * texts, limit)
 
     def batches(
         self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device
@@ -232,7 +260,13 @@ class TaskStream:
             world=world,
             micro_batch=micro_batch,
         )
-        collate = partial(collate_items, clip=source.clip, views=1, device=device)
+        collate = partial(
+            collate_items,
+            clip=source.clip,
+            views=1,
+            device=device,
+            text_padding=config.text_padding,
+        )
         yield from training_batches(maker, collate, config, augmentations, self._bad_clips)
 
 
@@ -278,7 +312,13 @@ def evaluation_batches(
     )
     source.reader.codecs = augmentations[0].codecs
     maker = EvalBatchMaker(source.with_views(views), numbers, name=str)
-    collate = partial(collate_items, clip=source.clip, views=views, device=device)
+    collate = partial(
+        collate_items,
+        clip=source.clip,
+        views=views,
+        device=device,
+        text_padding=config.text_padding,
+    )
     made = prefetch(maker, collate, config, augmentations, _Numbers(wanted))
     for k, (raw, batch) in zip(wanted, made, strict=True):
         yield k, batch, raw.bad

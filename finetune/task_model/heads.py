@@ -88,7 +88,9 @@ def copy_matching(head: nn.Module, weights: Mapping[str, Tensor]) -> None:
     head.bias.copy_(weights["vtm_head.bias"])
 
 
-def pooled(model: nn.Module, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+def pooled(
+    model: nn.Module, pixels: Tensor, ids: Tensor, mask: Tensor, lengths: Tensor | None = None
+) -> Tensor:
     """Joint pass of every text with every view.
 
     Args:
@@ -96,6 +98,7 @@ def pooled(model: nn.Module, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tenso
         pixels: [B, V, T, 3, S, S].
         ids: Token ids [B, K, L].
         mask: [B, K, L], 1 at tokens.
+        lengths: int64 [B, K] on the CPU, tokens of each text; None: padding is computed.
 
     Returns:
         Class tokens [B, K, V, W].
@@ -104,7 +107,9 @@ def pooled(model: nn.Module, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tenso
     # flatten copies: K texts take K times the memory of the pixels
     repeated = pixels[:, None].expand(-1, texts, *pixels.shape[1:]).flatten(0, 2)
     ids, mask = (x[:, :, None].expand(-1, -1, views, -1).flatten(0, 2) for x in (ids, mask))
-    output = model(repeated, ids, mask, read="pooled")
+    if lengths is not None:
+        lengths = lengths.flatten().repeat_interleave(views)
+    output = model(repeated, ids, mask, read="pooled", text_lengths=lengths)
     return output.pooled.unflatten(0, (items, texts, views))
 
 

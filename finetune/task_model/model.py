@@ -63,6 +63,7 @@ class TaskModel(AllInOnePreTrainedModel):
         *,
         clips: Tensor | None = None,
         read: Literal["pooled"] | None = None,
+        text_lengths: Tensor | None = None,
         **kwargs: Any,
     ) -> AllInOneOutput:
         """The joint pass of the backbone. Tasks call the heads themselves.
@@ -73,13 +74,18 @@ class TaskModel(AllInOnePreTrainedModel):
             text_mask: [S, L], 1 at tokens.
             clips: int64 [S], the clip of each text; None: S = B, text i has clip i.
             read: "pooled": the last block computes the pooled class token only.
+            text_lengths: int64 [S] on the CPU, tokens of each text; None: padding is computed.
             **kwargs: Ignored.
         """
-        return self.backbone(pixels, text_ids, text_mask, clips=clips, read=read)
+        return self.backbone(
+            pixels, text_ids, text_mask, clips=clips, read=read, text_lengths=text_lengths
+        )
 
-    def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:
+    def encode_text(
+        self, text_ids: Tensor, text_mask: Tensor, text_lengths: Tensor | None = None
+    ) -> Tensor:
         """See AllInOneModel.encode_text."""
-        return self.backbone.encode_text(text_ids, text_mask)
+        return self.backbone.encode_text(text_ids, text_mask, text_lengths)
 
     def encode_video(self, pixels: Tensor, patch_order: Tensor | None = None) -> Tensor:
         """See AllInOneModel.encode_video."""

@@ -161,6 +161,8 @@ class ActionRecognition(Task):
 
 def _logits(model: TaskModel, batch: TaskBatch) -> Tensor:
     """float32 [B, K], the mean over views."""
-    tokens = pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)[:, 0]
+    tokens = pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask, batch.text_lengths)[
+        :, 0
+    ]
     # logits are averaged, not probabilities: a view that is sure counts more
     return head_scores(model.task_head, tokens).mean(1)

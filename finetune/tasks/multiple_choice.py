@@ -231,14 +231,17 @@ def zero_shot_scores(model: TaskModel, batch: TaskBatch) -> Tensor:
 
 def _head_outputs(model: TaskModel, batch: TaskBatch) -> Tensor:
     """float32 [B, options, outputs of the head], the mean over views."""
-    clips = batch.pixels.shape[1]
+    clips, lengths = batch.pixels.shape[1], batch.text_lengths
     if clips == 1:
-        pairs = pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)
+        pairs = pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask, lengths)
     else:  # one text with several clips: pass each clip as an item
         # the text is the same for all clips: five passes per question of EgoMCQ
         ids = batch.text_ids[:, :1].repeat_interleave(clips, 0)
         mask = batch.text_mask[:, :1].repeat_interleave(clips, 0)
-        pairs = pooled(model, batch.pixels.flatten(0, 1), ids, mask)[:, 0].unflatten(0, (-1, clips))
+        if lengths is not None:
+            lengths = lengths[:, :1].repeat_interleave(clips, 0)
+        pairs = pooled(model, batch.pixels.flatten(0, 1), ids, mask, lengths)[:, 0]
+        pairs = pairs.unflatten(0, (-1, clips))
     return head_scores(model.task_head, pairs).mean(2)
 
 

@@ -179,7 +179,9 @@ class OpenEndedQA(Task):
 
 def _logits(model: TaskModel, batch: TaskBatch) -> Tensor:
     """float32 [B, answers], the mean over views."""
-    tokens = pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)[:, 0]
+    tokens = pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask, batch.text_lengths)[
+        :, 0
+    ]
     return head_scores(model.task_head, tokens).mean(1)
 
 

@@ -169,7 +169,7 @@ class Retrieval(Task):
         reported: dict[str, Tensor] = {}
         if options.contrast:
             # text 0 is the clip's own caption
-            text = embed_text(model, batch.text_ids[:, 0], batch.text_mask[:, 0])
+            text = _embed_texts(model, batch)
             # one clip and one view per item in training
             video = embed_video(model, batch.pixels[:, 0, 0])
             # clips of one group are not negatives of each other
@@ -178,7 +178,9 @@ class Retrieval(Task):
             reported["contrast_loss"] = mean_metric(both.losses)
             reported["t2v_accuracy"] = mean_metric(both.text_right)
         if options.rank or options.matching:
-            pairs = pooled(model, batch.pixels[:, 0], batch.text_ids, batch.text_mask)[:, :, 0]
+            pairs = pooled(
+                model, batch.pixels[:, 0], batch.text_ids, batch.text_mask, batch.text_lengths
+            )[:, :, 0]
         if options.rank:
             logits = head_scores(model.task_head, pairs).squeeze(-1)
             losses = F.cross_entropy(logits, batch.target, reduction="none")
@@ -287,8 +289,14 @@ def _embed_clips(model: TaskModel, batch: TaskBatch) -> Tensor:
 
 
 def _embed_texts(model: TaskModel, batch: TaskBatch) -> Tensor:
-    """[n, D] unit vectors."""
-    return embed_text(model, batch.text_ids[:, 0], batch.text_mask[:, 0])
+    """[n, D] unit vectors of the first text of each item."""
+    lengths = batch.text_lengths
+    return embed_text(
+        model,
+        batch.text_ids[:, 0],
+        batch.text_mask[:, 0],
+        None if lengths is None else lengths[:, 0],
+    )
 
 
 def similarities(texts: SplitScores, clips: SplitScores) -> np.ndarray:

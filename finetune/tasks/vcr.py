@@ -258,8 +258,13 @@ def _scores(model: TaskModel, batch: TaskBatch) -> Tensor:
         (1, slice(CHOICES, None), heads.rationale),
     ):
         # VCR shows 4 + 4 texts in training and 4 + 16 in evaluation
+        lengths = batch.text_lengths
         pairs = pooled(
-            model, batch.pixels[:, picture], batch.text_ids[:, texts], batch.text_mask[:, texts]
+            model,
+            batch.pixels[:, picture],
+            batch.text_ids[:, texts],
+            batch.text_mask[:, texts],
+            None if lengths is None else lengths[:, texts],
         )
         parts.append(head_scores(head, pairs).squeeze(-1).mean(-1))
     return torch.cat(parts, 1)

@@ -35,11 +35,18 @@ class ClipSize:
     """An active objective `reads_all_tokens`."""
     patches: int | None = None
     """Patches of a frame that are used; None: all."""
+    computed_tokens: float | None = None
+    """Tokens per caption that the passes compute, on average; None: max_text_len."""
+
+    @property
+    def text_tokens(self) -> float:
+        """Tokens per caption that the passes compute, on average."""
+        return self.computed_tokens or self.model.max_text_len
 
     def backbone_flops(
         self, part: Part, last: LastBlock | None = None, *, embeds: bool = True
     ) -> float:
-        """FLOPs of one pass through the backbone, forward and backward; full captions.
+        """FLOPs of one pass through the backbone, forward and backward.
 
         Args:
             part: Joint pass, or one modality alone.
@@ -52,7 +59,7 @@ class ClipSize:
         forward = flops.forward_flops(
             self.model,
             frames=self.frames,
-            text_tokens=self.model.max_text_len,
+            text_tokens=self.text_tokens,
             part=part,
             last=last,
             patches=self.patches,

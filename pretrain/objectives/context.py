@@ -90,7 +90,12 @@ class ObjectiveContext:
     def _masked_words(self) -> Tensor:
         batch, order = self.batch, self._kept_order(self.draws.mlm_patch_order)
         return self.model(
-            batch.pixels, batch.mlm_ids, batch.text_mask, order, read=batch.mlm_positions
+            batch.pixels,
+            batch.mlm_ids,
+            batch.text_mask,
+            order,
+            read=batch.mlm_positions,
+            text_lengths=batch.text_lengths,
         ).read
 
     @cached_property
@@ -104,6 +109,7 @@ class ObjectiveContext:
             order,
             clips=clips,
             read=None if self._all_tokens else "pooled",
+            text_lengths=batch.text_lengths,
         )
         return MatchedPairs(labels, clips, output.pooled, output.text, output.video)
 
@@ -115,6 +121,7 @@ class ObjectiveContext:
         labels, clips = self._draw_pairs()
         own = torch.arange(size, device=clips.device)
         first_words = (size + own) * length
+        lengths = batch.text_lengths
         output = self.model(
             batch.pixels,
             torch.cat([batch.mlm_ids, batch.text_ids]),
@@ -122,6 +129,7 @@ class ObjectiveContext:
             self._patch_orders(),
             clips=torch.cat([own, clips]),
             read=None if self._all_tokens else torch.cat([words, first_words]),
+            text_lengths=None if lengths is None else torch.cat([lengths, lengths]),
         )
         if self._all_tokens:
             masked = output.text[:size].flatten(0, 1).index_select(0, words)

@@ -53,7 +53,7 @@ class MaskedLanguageModelling(Objective):
         head = 3.0 * flops.mlm_flops(size.model, size.masked)
         if size.joint_pass and size.all_tokens:  # the pooler too runs on the texts of both
             return size.backbone_flops("joint") + head
-        last = flops.LastBlock(size.model.max_text_len, size.masked)
+        last = flops.LastBlock(size.text_tokens, size.masked)
         return size.backbone_flops("joint", last) - 3.0 * flops.pooler_flops(size.model) + head
 
     def activation_bytes(self, size: MicroBatchSize) -> list[float]:
@@ -71,7 +71,13 @@ class MaskedLanguageModelling(Objective):
 
     def count_correct(self, model: AllInOneForPreTraining, batch: Batch) -> tuple[Tensor, int]:
         """Masked tokens whose most probable word piece is the original one."""
-        masked = model(batch.pixels, batch.mlm_ids, batch.text_mask, read=batch.mlm_positions).read
+        masked = model(
+            batch.pixels,
+            batch.mlm_ids,
+            batch.text_mask,
+            read=batch.mlm_positions,
+            text_lengths=batch.text_lengths,
+        ).read
         target = _masked_ids(batch)
         return (model.mlm_head(masked).argmax(-1) == target).sum(), target.numel()
 

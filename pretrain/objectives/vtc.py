@@ -63,7 +63,7 @@ class VideoTextContrast(Objective):
         from allinone.model.contrast import embed_text, embed_video
 
         return {
-            "text": embed_text(model, batch.text_ids, batch.text_mask),
+            "text": embed_text(model, batch.text_ids, batch.text_mask, batch.text_lengths),
             "video": embed_video(model, batch.pixels),
         }
 

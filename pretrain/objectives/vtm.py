@@ -48,7 +48,7 @@ class VideoTextMatching(Objective):
         if size.all_tokens:
             last = None
         elif size.joint_pass:  # the queries of MLM's half and of this one are equally many
-            last = flops.LastBlock(size.model.max_text_len, 1)
+            last = flops.LastBlock(size.text_tokens, 1)
         backbone = size.backbone_flops("joint", last, embeds=not size.joint_pass)
         return backbone + 3.0 * flops.vtm_flops(size.model, 1)
 
@@ -91,6 +91,11 @@ class VideoTextMatching(Objective):
             # within a data set, whatever the option: the source must not reveal the answer
             labels, video = draw_matching_pairs(batch.text_ids, batch.dataset_ids)
         pooled = model(
-            batch.pixels, batch.text_ids, batch.text_mask, clips=video, read="pooled"
+            batch.pixels,
+            batch.text_ids,
+            batch.text_mask,
+            clips=video,
+            read="pooled",
+            text_lengths=batch.text_lengths,
         ).pooled
         return (model.vtm_head(pooled).argmax(-1) == labels).sum(), labels.numel()

@@ -3,7 +3,7 @@
     sbatch slurm/pretrain_128gpu.sh cc3m-coco --init-from weights/vit-base
 
 Hardware: 128 A100, 16 images per GPU.
-Time: not published. Planned: 4.0 h at MFU 0.4 on 128 A100-80G (tools/plan.py train).
+Time: not published. Planned: 3.3 h on 128 A100-80G (tools/plan.py train).
 Expected after fine-tuning:
     VCR Q->A val with drawn masks  60.5 (MERLOT, same data: 58.9)
 """

@@ -59,7 +59,9 @@ def recipe(
             of 1.2 to 1.5 times the crop's side, mean 0.45 and standard deviation 0.225.
     """
     # the original crops images, and squashes what it reads with decord
-    loader = DataConfig(workers=8, dali_threads=4, geometry="crop" if frames == 1 else "squash")
+    loader = DataConfig(
+        workers="auto", dali_threads=4, geometry="crop" if frames == 1 else "squash"
+    )
     if rand_augment:
         loader = replace(
             loader,

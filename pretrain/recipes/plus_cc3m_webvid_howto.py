@@ -4,7 +4,7 @@
 
 Video is squashed and augmented by RandAugment, as by the original's v100 back end; needs DALI.
 Hardware: 128 A100, 16 clips and 16 images per GPU.
-Time: not published. Planned: 7.4 h at MFU 0.4 on 128 A100-80G (tools/plan.py train); an image costs
+Time: not published. Planned: 5.8 h on 128 A100-80G (tools/plan.py train); an image costs
 about a third of a clip.
 Expected after fine-tuning, retrieval with the contrastive loss only:
     MSR-VTT 9K R@1/5/10                  41.8 / 68.5 / 76.7

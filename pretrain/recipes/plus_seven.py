@@ -6,7 +6,7 @@ Videos: WebVid-2.5M, HowTo100M, YT-Temporal-180M. Images: CC3M, CC12M, COCO, Vis
 
 Video is squashed and augmented by RandAugment, as by the original's v100 back end; needs DALI.
 Hardware: 128 A100, 16 clips and 16 images per GPU.
-Time: not published. Planned: 7.4 h at MFU 0.4 on 128 A100-80G (tools/plan.py train).
+Time: not published. Planned: 5.8 h on 128 A100-80G (tools/plan.py train).
 Expected after fine-tuning: no row of the paper has these seven sets. The original's README states
 for eight, SBU included:
     MSR-VTT 9K R@5/10        70.3 / 79.2

@@ -3,8 +3,8 @@
     sbatch slurm/pretrain_128gpu.sh webvid-howto --init-from weights/vit-base
 
 Hardware: 128 A100, 16 clips per GPU.
-Time: 2 days for 132.5 M pairs, by the authors' talk. Planned: base 11.2 h, small 3.1 h, tiny 0.9 h
-at MFU 0.4 on 128 A100-80G (tools/plan.py train), if the data keeps up.
+Time: 2 days for 132.5 M pairs, by the authors' talk. Planned: base 8.7 h, small 3.0 h, tiny 1.2 h
+on 128 A100-80G (tools/plan.py train), if the data keeps up.
 Expected after fine-tuning:
     base   MSR-VTT 9K R@1/5/10                  37.1 / 66.7 / 75.9 (contrast and rank)
            MSR-VTT-QA / MSVD-QA / TVQA val      42.9 / 46.5 / 69.8

@@ -9,17 +9,20 @@ peak rate: on a CPU that of a plain matrix product, measured just before and jus
 that of its data sheet. FMA = 2, both passes and the heads count, backward = 2 x forward. Median
 over the logging intervals after the first two steps. --trace profiles three more steps and sums
 their time by kind. --patch-keep measures the step on a share of the patches and the step on all in
-the same run, and prints the ratio. tests/gpu/speed.py measures with the same functions.
+the same run, and prints the ratio. --captions draws the captions of a list. --against runs the
+original code's step after every step, in the same process, and prints the ratio; give --wpa 0.1,
+which it has, too. tests/gpu/speed.py measures with the same functions.
 """
 
 from __future__ import annotations
 
+import csv
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,12 +34,14 @@ from allinone.engine.distributed import launch
 
 launch.prepare_environment()  # before torch's and DeepSpeed's imports
 
+import numpy as np
 import torch
 
 from allinone.common.command_line import parse, run_command
 from allinone.common.errors import InputError
 from allinone.common.formatting import count
 from allinone.data.loading.batch import Batch
+from allinone.data.text import Tokenizer, mask_words
 from allinone.engine import Trainer
 from allinone.engine.callbacks.base import Callback, Due, Interval
 from allinone.engine.callbacks.checkpoint import CheckpointCallback
@@ -44,19 +49,27 @@ from allinone.engine.config import TrainConfig
 from allinone.engine.planning.estimate import element_sizes
 from allinone.engine.planning.peak_flops import measured_matmul_rate
 from allinone.model import AllInOneConfig, AllInOneForPreTraining, flops
-from allinone.pretrain.cost import masked_tokens, model_activations, sample_flops
+from allinone.pretrain.cost import MASK_PROB, masked_tokens, model_activations, sample_flops
 from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective
+from tests.benchmarks.original_step import original_step
 from tests.benchmarks.step_trace import TRACED_STEPS, StepTrace, summarize
 
 WARM_STEPS = 2
 
 
 class RepeatedBatch:
-    """Repeats one micro-batch that is already on the device; 15 % of its tokens are masked."""
+    """Repeats one micro-batch that is already on the device; 15 % of its tokens are masked.
 
-    def __init__(self, config: AllInOneConfig) -> None:
+    Args:
+        config: The model.
+        captions: CSV with a column caption or name, of which captions are drawn; None: captions of
+            random words that fill max_text_len.
+    """
+
+    def __init__(self, config: AllInOneConfig, captions: Path | None = None) -> None:
         self.config = config
         self.masked = masked_tokens(config)
+        self._captions = read_captions(captions) if captions else []
 
     def describe(self) -> str:
         return "one synthetic batch"
@@ -88,11 +101,15 @@ class RepeatedBatch:
         labels.view(-1)[positions] = ids.view(-1)[positions]
         side = config.image_size
         names = tuple(f"clip {number}" for number in range(clips))
+        mask, masked_ids = torch.ones_like(ids), ids
+        if self._captions:
+            ids, mask, masked_ids, labels = self._texts(clips, seed)
+            positions = (labels.flatten() >= 0).nonzero().flatten()
         return Batch(
             pixels=torch.randn(clips, config.num_frames, 3, side, side, generator=random),
             text_ids=ids,
-            text_mask=torch.ones_like(ids),
-            mlm_ids=ids,
+            text_mask=mask,
+            mlm_ids=masked_ids,
             mlm_labels=labels,
             mlm_positions=positions,
             dataset_ids=torch.zeros(clips, dtype=torch.long),
@@ -101,6 +118,36 @@ class RepeatedBatch:
             captions=names,
             first_position=0,
         )
+
+    def _texts(self, clips: int, seed: int) -> list[torch.Tensor]:
+        """Ids, mask, ids with masked words and labels of captions, int64 [B, L] each."""
+        tokenizer, random = Tokenizer(), np.random.default_rng(seed)
+        rows = []
+        for caption in random.choice(self._captions, clips):
+            ids, mask, words = tokenizer.encode(caption, self.config.max_text_len)
+            masked = mask_words(
+                ids,
+                words,
+                MASK_PROB,
+                random,
+                tokenizer.mask_id,
+                tokenizer.first_word_id,
+                tokenizer.size,
+            )
+            rows.append((ids, mask, *masked))
+        return [torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)]
+
+
+def read_captions(path: Path) -> list[str]:
+    """Captions of a list; InputError without a column caption or name."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        column = next(
+            (name for name in ("caption", "name") if name in (reader.fieldnames or ())), ""
+        )
+        if not column:
+            raise InputError(f"--captions {path}: there is no column caption or name")
+        return [row[column] for row in reader]
 
 
 @dataclass(frozen=True)
@@ -133,6 +180,10 @@ class StepOptions:
     """Device to train on."""
     trace: bool = False
     """Profile three more steps and print their time by kind."""
+    captions: Path | None = None
+    """CSV with a column caption or name whose captions the batch has; None: full captions."""
+    against: Path | None = None
+    """Folder with the original code, whose training step is measured in the same run."""
 
     def __post_init__(self) -> None:
         if self.steps < WARM_STEPS + self.log_every:
@@ -250,7 +301,7 @@ def make_trainer(
         train,
         model=AllInOneForPreTraining(config),
         objective=PretrainObjective(objective),
-        data=RepeatedBatch(config) if data is None else data,
+        data=RepeatedBatch(config, options.captions) if data is None else data,
         run_config={},
         out=out,
         flops_per_sample=sum(
@@ -344,6 +395,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     options = parse(StepOptions, arguments, prog="train_step.py", description=__doc__ or "")
+    if options.against is not None:
+        return launch.main(lambda: compare(options))
     return launch.main(lambda: _measure_and_show(options))
 
 
@@ -361,6 +414,60 @@ def _measure_and_show(options: StepOptions) -> None:
             f" {complete.cpu_ms:,.0f} ({result.cpu_ms / complete.cpu_ms:.2f}), FLOPs"
             f" {result.flops_per_clip / complete.flops_per_clip:.2f}"
         )
+
+
+class AgainstProbe(Callback):
+    """Runs another training step after each step, and measures both.
+
+    Args:
+        other: The other step.
+    """
+
+    def __init__(self, other: Callable[[], None]) -> None:
+        self._other = other
+        self.ours: list[tuple[float, float]] = []
+        """(CPU seconds, seconds) of each step."""
+        self.theirs: list[tuple[float, float]] = []
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._mark = _clocks()
+
+    def on_step_end(self, trainer: Trainer, due: Due) -> None:
+        self.ours.append(self._spent())
+        self._other()
+        self.theirs.append(self._spent())
+
+    def _spent(self) -> tuple[float, float]:
+        before, self._mark = self._mark, _clocks()
+        return self._mark[0] - before[0], self._mark[1] - before[1]
+
+
+def _clocks() -> tuple[float, float]:
+    return time.process_time(), time.perf_counter()
+
+
+def compare(options: StepOptions) -> None:
+    """Run our step and the original's in turn, and print both with their ratio."""
+    assert options.against is not None
+    config = AllInOneConfig.from_size(options.size)
+    data = RepeatedBatch(config, options.captions)
+    torch.manual_seed(0)
+    batch = data.batch(options.micro_batch, seed=0)
+    probe = AgainstProbe(original_step(options.against, options.size, config, batch))
+    with tempfile.TemporaryDirectory() as folder:
+        run = make_trainer(options, Path(folder) / "run", options.steps, data)
+        # first: what other callbacks do belongs to neither step
+        run.callbacks = (probe, *run.callbacks)
+        run.train()
+    cpu = []
+    for name, steps in (("this code", probe.ours), ("the original", probe.theirs)):
+        spent = [statistics.median(column) for column in zip(*steps[WARM_STEPS:], strict=True)]
+        cpu.append(spent[0])
+        print(
+            f"{name}: {spent[0]:.2f} CPU seconds per step, {options.micro_batch / spent[1]:.2f}"
+            f" clips/s, {options.micro_batch / spent[0]:.2f} clips per CPU second"
+        )
+    print(f"this code trains {cpu[1] / cpu[0]:.2f} times the original's clips per CPU second")
 
 
 def show(options: StepOptions, result: StepResult) -> None:

@@ -82,6 +82,20 @@ def test_an_evaluation_before_does_not_change_the_training_graphs() -> None:
     assert graphs[1] == graphs[0]
 
 
+def test_a_share_of_the_patches_has_one_more_set_of_graphs() -> None:
+    """As in a run with --patch-keep, also after its change to all patches."""
+    counter = CompileCounterWithBackend("eager")
+    model, (pixels, ids, mask) = model_of().train(), inputs()
+    order = torch.arange(1, 16, 3).expand(len(CLIPS) * 3, -1)
+    plain = model(pixels, ids, mask, order, clips=CLIPS, read=POSITIONS).read
+    model.compile_blocks(backend=counter)
+    for kept, graphs in ((order, 2), (None, 4), (order, 4), (None, 4)):
+        result = model(pixels, ids, mask, kept, clips=CLIPS, read=POSITIONS).read
+        assert counter.frame_count == graphs
+        if kept is not None:
+            torch.testing.assert_close(result, plain, rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("what", [POSITIONS, "pooled", None], ids=["words", "pooled", "all"])
 def test_compiled_blocks_equal_uncompiled_ones(

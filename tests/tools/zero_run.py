@@ -34,7 +34,8 @@ def objective(model: nn.Module, batch: ToyBatch) -> Losses:
     clips = len(batch.x)
     pixels = batch.x[:, :6].view(clips, 2, 3, 1, 1).expand(-1, -1, -1, 32, 32)
     ids = torch.arange(5).expand(clips, -1)
-    joint = model(pixels, ids, torch.ones_like(ids))
+    mask, lengths = texts(batch)
+    joint = model(pixels, ids, mask, text_lengths=lengths)
     text, video = model.text_projection(joint.text[:, 0]), model.video_projection(joint.video[:, 0])
     match = (text * video).sum(-1) * model.logit_scale()
     parts = (match, model.vtm_head(joint.pooled)[:, 0], model.mlm_head(joint.text)[:, 1, 0])
@@ -45,13 +46,19 @@ def objective(model: nn.Module, batch: ToyBatch) -> Losses:
     )
 
 
+def texts(batch: ToyBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mask and lengths of texts of 3 to 5 tokens, which are packed."""
+    lengths = 3 + (batch.x[:, 0].abs() * 10).long() % 3
+    return (torch.arange(5) < lengths[:, None]).long(), lengths
+
+
 def with_contrast(model: nn.Module, batch: ToyBatch) -> Losses:
     """`objective` plus a contrastive loss over the clips of all data ranks."""
     losses, clips = objective(model, batch), len(batch.x)
     ids = (batch.x[:, :5].abs() * 10).long().clamp(max=30)
     pixels = batch.x[:, :6].view(clips, 2, 3, 1, 1).expand(-1, -1, -1, 32, 32)
     found = contrast(
-        embed_text(model, ids, torch.ones_like(ids)),
+        embed_text(model, ids, *texts(batch)),
         embed_video(model, pixels),
         model.logit_scale(),
     )  # type: ignore[arg-type]

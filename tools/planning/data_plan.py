@@ -4,7 +4,7 @@ command that re-encodes it."""
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from allinone.common.errors import InputError
 from allinone.common.formatting import size
@@ -18,6 +18,14 @@ from allinone.data.throughput import (
     suggest_reencode,
 )
 from allinone.tools.planning.options import DataPlan
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What loading clips costs, and whether a node keeps up."""
+
+    cost: ClipCost
+    throughput: Throughput
 
 
 def plan_data(options: DataPlan) -> int:

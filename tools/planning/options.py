@@ -82,12 +82,27 @@ class TrainPlan:
     gpus: int = 128
     """Number of GPUs; the paper's 128."""
     device: str = "a100-80g"
-    """v100-32g, a100-40g, a100-80g, h100-80g, h200-141g, b200, l40s or a6000."""
+    """v100-32g, a100-40g, a100-80g, h100-80g, h100-pcie, h200-141g, b200, l40s, l4, a6000, a10, t4,
+    rtx3090, rtx4090, rtx5090, or custom, described by the next three options."""
+    memory_gb: float = 0.0
+    """Memory of a custom device, GB."""
+    tflops: float = 0.0
+    """Dense bf16 rate of a custom device, TFLOP/s, with fp32 sums and without sparsity."""
+    bandwidth: float = 0.0
+    """Memory bandwidth of a custom device, GB/s."""
+    gpus_per_node: int = 8
+    """GPUs of a node."""
+    gemm_share: float | None = None
+    """Share of the peak rate that matrix products reach, in (0, 1], as `make gpu-check` measures
+    it; None uses the device's: 0.70 on an A100, 0.62 on an H100, assumed."""
     network: str | None = None
     """ib-hdr, ib-ndr, ib-hdr-single, efa-400, efa-3200 or eth-100; None uses the device's usual
     network."""
-    mfu: float = 0.4
-    """Assumed MFU of forward and backward passes, in (0, 1]."""
+    prepared: str | None = None
+    """DIR[:SPLIT] written by tools/prepare.py: measure on this machine whether its clips can be
+    loaded as fast as the training needs them."""
+    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """CPU cores of a node; by default those that this process may use."""
     pue: float = 1.2
     """Power usage effectiveness of the data centre, 1 to 10."""
     picture: Path | None = None
@@ -98,8 +113,16 @@ class TrainPlan:
     """Print Markdown tables."""
 
     def __post_init__(self) -> None:
-        require(self, COUNT, ("gpus",))
-        require(self, Bounds(0, 1, above=True), ("mfu",))
+        require(self, COUNT, ("gpus", "gpus_per_node", "cores"))
+        require(self, Bounds(0, 1, above=True), ("gemm_share",))
+        described = (self.memory_gb, self.tflops, self.bandwidth)
+        if self.device == "custom":
+            require(self, POSITIVE, ("memory_gb", "tflops", "bandwidth"))
+        elif any(described):
+            raise InputError(
+                "--memory-gb, --tflops and --bandwidth describe --device custom, but --device is"
+                f" {self.device}; leave them out, or give --device custom"
+            )
         require(self, Bounds(1, 10), ("pue",))
         _refuse_both(self.json, self.markdown)
 

@@ -33,7 +33,6 @@ def throughput(
     config: PretrainConfig,
     device: Device,
     network: Network,
-    mfu: float,
     per_gpu: int | None,
 ) -> list[float]:
     """Throughput of the recommended configuration by number of GPUs.
@@ -43,7 +42,6 @@ def throughput(
         config: The recipe with its options.
         device: The GPU.
         network: The network between nodes.
-        mfu: Assumed MFU of the forward and backward passes.
         per_gpu: Clips per GPU and step (weak scaling); None keeps the global batch (strong
             scaling).
 
@@ -54,16 +52,14 @@ def throughput(
     for gpus in GPUS:
         try:
             options = scaled(config, gpus, per_gpu)
-            plan = make_plan(recipe, options, gpus, device, network, mfu, pue=1.0)
-            found.append(plan.outcome(mfu)["samples_per_s"])
+            plan = make_plan(recipe, options, gpus, device, network)
+            found.append(float(plan.outcome(plan.mode)["samples_per_s"]))
         except InputError:
             found.append(float("nan"))
     return found
 
 
-def draw_scaling(
-    target: Path, recipe: str, config: PretrainConfig, device: Device, mfu: float
-) -> None:
+def draw_scaling(target: Path, recipe: str, config: PretrainConfig, device: Device) -> None:
     """Write the figure; the suffix of the file selects its format.
 
     Left: samples/s at the recipe's global batch. Right: samples/s per GPU as a share of that of one
@@ -74,7 +70,6 @@ def draw_scaling(
         recipe: Name of the recipe.
         config: The recipe with its options.
         device: The GPU.
-        mfu: Assumed MFU of the forward and backward passes.
     """
     import matplotlib
 
@@ -88,8 +83,8 @@ def draw_scaling(
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.3), layout="constrained")
         for name, color in SHOWN.items():
-            strong = throughput(recipe, config, device, NETWORKS[name], mfu, None)
-            weak = throughput(recipe, config, device, NETWORKS[name], mfu, per_gpu)
+            strong = throughput(recipe, config, device, NETWORKS[name], None)
+            weak = throughput(recipe, config, device, NETWORKS[name], per_gpu)
             label = NETWORKS[name].source.partition(" (")[0].replace(" per node", "/node")
             left.plot(GPUS, strong, "o-", color=color, label=label)
             for rates, style in ((strong, "-"), (weak, "--")):
@@ -112,7 +107,7 @@ def draw_scaling(
             axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             axis.legend()
         figure.suptitle(
-            f"{recipe} on {device.name}, planned (MFU {mfu:g} of the passes, data-sheet rates)"
+            f"{recipe} on {device.name}, planned (counted operations, data-sheet rates)"
         )
         with atomic_path(target) as temporary:
             figure.savefig(temporary, dpi=150, format=target.suffix.removeprefix(".") or "png")

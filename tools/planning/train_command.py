@@ -4,14 +4,68 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 from allinone.common.errors import ConfigError, InputError
+from allinone.common.formatting import finite
 from allinone.common.tables import markdown_table, plain_table
-from allinone.engine.planning.hardware import USUAL_NETWORK, find_device, find_network
+from allinone.data.config import DatasetSpec
+from allinone.data.throughput import estimate, measure
+from allinone.engine.planning.hardware import (
+    CUSTOM,
+    Device,
+    custom_device,
+    find_device,
+    find_network,
+    usual_network,
+)
+from allinone.pretrain.config import PretrainConfig
 from allinone.pretrain.train import parse
+from allinone.tools.planning.data_plan import Loading
 from allinone.tools.planning.options import TrainPlan
-from allinone.tools.planning.train_plan import as_json, make_plan
+from allinone.tools.planning.train_plan import Plan, as_json, make_plan
 from allinone.tools.planning.train_tables import as_text
+
+CLIPS = 50
+"""Clips of --prepared that are measured; `plan.py data` measures more."""
+
+
+def planned_device(options: TrainPlan) -> Device:
+    """The GPU of the options; ValueError for an unknown name."""
+    if options.device == CUSTOM:
+        device = custom_device(options.memory_gb, options.tflops, options.bandwidth)
+    else:
+        device = find_device(options.device)
+    return replace(device, gemm_share=options.gemm_share or device.gemm_share)
+
+
+def _measured_loading(
+    prepared: str | None, plan: Plan, config: PretrainConfig, cores: int
+) -> Loading | None:
+    """What loading the clips of a prepared folder costs; None without one.
+
+    Args:
+        prepared: DIR[:SPLIT].
+        plan: The planned training.
+        config: The recipe with its options.
+        cores: CPU cores of a node.
+    """
+    if prepared is None:
+        return None
+    try:
+        spec = DatasetSpec.parse(prepared)
+    except ValueError as error:
+        raise InputError(f"--prepared: {error}") from error
+    cost = measure(spec, config.clip(config.model_config()), config.loader, CLIPS)
+    throughput = estimate(
+        cost,
+        samples_per_s=plan.chosen.samples_per_s,
+        gpus=plan.gpus,
+        gpus_per_node=plan.gpus_per_node,
+        cores=cores,
+        storage_mb_per_s=0.0,
+    )
+    return Loading(cost, throughput)
 
 
 def plan_train(options: TrainPlan, recipe_options: Sequence[str]) -> int:
@@ -22,8 +76,8 @@ def plan_train(options: TrainPlan, recipe_options: Sequence[str]) -> int:
         recipe_options: Command line options of the recipe.
     """
     try:
-        device = find_device(options.device)
-        network = find_network(options.network or USUAL_NETWORK.get(options.device, "ib-hdr"))
+        device = planned_device(options)
+        network = find_network(options.network or usual_network(options.device))
     except ValueError as error:
         raise InputError(f"{error}; see --device, --network") from error
     config, _ = parse([options.recipe, *recipe_options], prog="tools/plan.py train")
@@ -35,7 +89,7 @@ def plan_train(options: TrainPlan, recipe_options: Sequence[str]) -> int:
             options.gpus,
             device,
             network,
-            options.mfu,
+            options.gpus_per_node,
             options.pue,
             recipe_options,
         )
@@ -46,11 +100,13 @@ def plan_train(options: TrainPlan, recipe_options: Sequence[str]) -> int:
     if options.picture:
         from allinone.tools.planning.scaling_figure import draw_scaling
 
-        draw_scaling(options.picture, options.recipe, config, device, options.mfu)
+        draw_scaling(options.picture, options.recipe, config, device)
+    loading = _measured_loading(options.prepared, plan, config, options.cores)
     if options.json:
-        print(json.dumps(as_json(plan)))
+        content = as_json(plan) | {"loading": asdict(loading) if loading else None}
+        print(json.dumps(finite(content)))
         return 0
-    print(as_text(plan, config, markdown_table if options.markdown else plain_table))
+    print(as_text(plan, config, markdown_table if options.markdown else plain_table, loading))
     if options.picture:
         print(f"\nscaling: {options.picture}")
     return 0

@@ -4,6 +4,7 @@ recommended configuration."""
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -11,16 +12,20 @@ import torch
 
 from allinone.common.errors import InputError
 from allinone.engine import ds_config
-from allinone.engine.planning.hardware import Device, Network
+from allinone.engine.planning.hardware import GPUS_PER_NODE, Device, Network
 from allinone.engine.planning.memory import Zero, groups_of
-from allinone.engine.planning.step_time import Candidate, TrainingJob, candidate, recommend
+from allinone.engine.planning.step_time import (
+    Candidate,
+    TrainingJob,
+    candidate,
+    compute_time,
+    recommend,
+)
 from allinone.model import AllInOneForPreTraining
 from allinone.pretrain.config import ModelOptions, PretrainConfig
 from allinone.pretrain.cost import SampleCost, activations, training_cost
 from allinone.pretrain.objectives.registry import active_objectives
-
-MFU_RANGE = (0.3, 0.4, 0.5)
-"""Values of MFU that are always shown."""
+from allinone.pretrain.step_counts import Pass
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Plan:
     gpus: int
     device: Device
     network: Network
-    mfu: float
+    gpus_per_node: int
     pue: float
     parameters: int
     global_batch: int
@@ -43,31 +48,42 @@ class Plan:
     chosen: Candidate
     reason: str
     """Why it was chosen."""
-    kept: Candidate | None = None
-    """The chosen configuration in steps with --patch-keep; the candidates are those of all
-    patches."""
+    by_mode: dict[str, Candidate]
+    """The chosen configuration, eager and compiled, in steps with all patches, which all candidates
+    have."""
+    kept_by_mode: dict[str, Candidate]
+    """The same in steps with --patch-keep; empty without."""
 
-    def step_s(self, mfu: float, kept: bool = False) -> float:
-        """Seconds of a step of the chosen configuration.
+    @property
+    def mode(self) -> str:
+        """eager or compiled, as the recipe trains."""
+        return next(mode for mode, each in self.by_mode.items() if each is self.chosen)
+
+    def in_phase(self, mode: str, kept: bool) -> Candidate:
+        """The chosen configuration in one phase.
 
         Args:
-            mfu: MFU of the forward and backward passes.
-            kept: Of the steps with --patch-keep; False: of those with all patches.
+            mode: eager or compiled.
+            kept: Steps with --patch-keep; False: those with all patches.
         """
-        each = self.kept if kept and self.kept else self.chosen
-        return each.step_s - each.compute_s + each.compute_s * self.mfu / mfu
+        return self.kept_by_mode[mode] if kept and self.kept_by_mode else self.by_mode[mode]
 
-    def outcome(self, mfu: float) -> dict[str, float]:
-        """Rates and totals of the chosen configuration at an MFU of the forward and backward
-        passes."""
-        share, each = self.cost.kept_share, self.kept or self.chosen
-        step = share * self.step_s(mfu, kept=True) + (1 - share) * self.step_s(mfu)
+    def outcome(self, mode: str) -> dict[str, float | str]:
+        """Rates and totals of the chosen configuration, averaged over the steps.
+
+        Args:
+            mode: eager or compiled.
+        """
+        share = self.cost.kept_share
+        kept, complete = self.in_phase(mode, True), self.in_phase(mode, False)
+        step = share * kept.step_s + (1 - share) * complete.step_s
         # seconds of a step at MFU 1
-        ideal = share * each.mfu * each.step_s + (1 - share) * self.chosen.mfu * self.chosen.step_s
+        ideal = share * kept.mfu * kept.step_s + (1 - share) * complete.mfu * complete.step_s
         hours = self.steps * step / 3600
         return {
-            "mfu": mfu,
-            "mfu_of_step": ideal / step,
+            "mode": mode,
+            "bound": next(iter((kept if share > 0.5 else complete).bounds)),
+            "mfu": ideal / step,
             "step_s": step,
             "samples_per_s": self.global_batch / step,
             "hours": hours,
@@ -76,19 +92,20 @@ class Plan:
         }
 
     def phases(self) -> list[tuple[bool, int, float]]:
-        """Whether it uses --patch-keep, steps and hours of each phase, at the assumed MFU."""
+        """Whether it uses --patch-keep, steps and hours of each phase."""
         kept = round(self.cost.kept_share * self.steps)
         counts = [(True, kept), (False, self.steps - kept)]
         return [
-            (keeps, steps, steps * self.step_s(self.mfu, keeps) / 3600)
+            (keeps, steps, steps * self.in_phase(self.mode, keeps).step_s / 3600)
             for keeps, steps in counts
             if steps
         ]
 
     @property
-    def mfus(self) -> list[float]:
-        """Values of MFU to show, ascending."""
-        return sorted({*MFU_RANGE, self.mfu})
+    def clips_per_node(self) -> float:
+        """Clips that a node trains on per second, in the faster phase."""
+        fastest = max(self.in_phase(self.mode, kept).samples_per_s for kept in (False, True))
+        return fastest / max(1, self.gpus / self.gpus_per_node)
 
     def command(self) -> str:
         """The command line that starts the chosen configuration."""
@@ -128,8 +145,8 @@ def make_plan(
     gpus: int,
     device: Device,
     network: Network,
-    mfu: float,
-    pue: float,
+    gpus_per_node: int = GPUS_PER_NODE,
+    pue: float = 1.0,
     options: Sequence[str] = (),
 ) -> Plan:
     """Estimate every configuration of ds_configs/ in the precision of the recipe and device.
@@ -140,7 +157,7 @@ def make_plan(
         gpus: Number of GPUs.
         device: The GPU.
         network: The network between nodes.
-        mfu: Assumed MFU of the forward and backward passes.
+        gpus_per_node: GPUs of a node.
         pue: Power usage effectiveness of the data centre.
         options: Recipe options of the command line, for the command.
 
@@ -159,10 +176,14 @@ def make_plan(
     if not device.has_bf16 and precision == "bf16":
         precision = "fp16"
     cost = training_cost(config, gpus)
-    passes = list(cost.video.values())
+    first = next(iter(cost.video))
+    # MLM and VTM are halves of one pass if they share it
+    together = ("mlm", "vtm") if config.objective.joint_pass else (first,)
+    shared = sum(cost.video[name] for name in together) / sum(cost.video.values())
     # backward is 2/3 of a pass; gradients become final in that of the first one
-    window = 2 / 3 * passes[0] / sum(passes)
-    job = TrainingJob(groups, gpus, train.global_batch, cost.all_patches, mfu, window)
+    job = TrainingJob(
+        groups, gpus, train.global_batch, cost.all_patches, 2 / 3 * shared, gpus_per_node
+    )
     demanding = max(active_objectives(config.objective), key=lambda each: each.min_clips)
     least = demanding.min_clips
     sizes = micro_batches(train.global_batch // gpus, least, train.micro_batch)
@@ -171,26 +192,36 @@ def make_plan(
             f"--gpus {gpus} leaves {train.global_batch // gpus} clips per rank, but"
             f" {demanding.label} needs {least}; use fewer GPUs or a larger --global-batch"
         )
-    candidates = _candidates(config, job, precision, sizes, (False, True), device, network)
+    modes = {"eager": False, "compiled": True}
+
+    def found(mode: str, sizes: Sequence[int], kept: bool = False) -> list[Candidate]:
+        each = replace(job, flops_per_sample=cost.at(kept))
+        return _candidates(config, each, precision, sizes, device, network, modes[mode], kept)
+
+    mode = "eager" if train.compile is False else "compiled"
+    candidates = found(mode, sizes)
     try:
         chosen, reason = recommend(candidates)
     except ValueError as error:
         raise InputError(
             f"{device.name}: {error}; use more GPUs, a device with more memory, or a smaller model"
         ) from error
-    kept = None
-    if cost.kept:
-        fewer = replace(job, flops_per_sample=cost.at(True))
-        same = (chosen.micro_batch,), (chosen.checkpointing,)
-        by_name = _candidates(config, fewer, precision, *same, device, network)
-        kept = next(each for each in by_name if each.ds_config == chosen.ds_config)
+
+    def same(mode: str, kept: bool) -> Candidate:
+        names = (chosen.ds_config, chosen.checkpointing)
+        return next(
+            each
+            for each in found(mode, [chosen.micro_batch], kept)
+            if (each.ds_config, each.checkpointing) == names
+        )
+
     return Plan(
         recipe=recipe,
         options=tuple(options),
         gpus=gpus,
         device=device,
         network=network,
-        mfu=mfu,
+        gpus_per_node=gpus_per_node,
         pue=pue,
         parameters=sum(map(sum, groups)),
         global_batch=train.global_batch,
@@ -199,7 +230,8 @@ def make_plan(
         candidates=candidates,
         chosen=chosen,
         reason=reason,
-        kept=kept,
+        by_mode={each: chosen if each == mode else same(each, kept=False) for each in modes},
+        kept_by_mode={each: same(each, kept=True) for each in modes} if cost.kept else {},
     )
 
 
@@ -208,27 +240,64 @@ def _candidates(
     job: TrainingJob,
     precision: str,
     sizes: Sequence[int],
-    recomputes: Sequence[bool],
     device: Device,
     network: Network,
+    compiled: bool,
+    kept: bool,
 ) -> list[Candidate]:
-    """Each file of ds_configs/ in a precision, with each micro-batch and choice of activation
-    checkpointing. NVMe offload is not planned: its speed is that of the disks."""
+    """Each file of ds_configs/ in a precision, with each micro-batch, with and without activation
+    checkpointing, in steps with --patch-keep (`kept`) or with all patches. NVMe offload is not
+    planned: its speed is that of the disks."""
     found = []
-    for path in sorted(ds_config.FOLDER.glob("*.json")):
-        zero = Zero.from_config(ds_config.load(path.stem))
-        if zero.precision != precision or "nvme" in path.stem:
-            continue
-        for size in sizes:
-            for recompute in recomputes:
-                # mask 1: on a GPU a dropout mask takes one byte per element
-                kept = activations(
-                    config, zero.element, 1, micro_batch=size, checkpointing=recompute
-                )
-                found.append(
-                    candidate(job, path.stem, zero, size, kept, device, network, recompute)
-                )
+    for size, recompute in itertools.product(sizes, (False, True)):
+        times = {}
+        for mode in {False, compiled}:
+            operations = [
+                operation
+                for step, per_clip in step_passes(config, precision, recompute, kept)
+                for operation in step.operations(max(1, round(size * per_clip)), mode)
+            ]
+            times[mode] = compute_time(operations, device, precision)
+        for path in sorted(ds_config.FOLDER.glob("*.json")):
+            zero = Zero.from_config(ds_config.load(path.stem))
+            if zero.precision != precision or "nvme" in path.stem:
+                continue
+            # mask 1: on a GPU a dropout mask takes one byte per element
+            saved = activations(config, zero.element, 1, micro_batch=size, checkpointing=recompute)
+            # blocks are not compiled with ZeRO 3
+            compute = times[compiled and zero.stage < 3]
+            found.append(
+                candidate(job, path.stem, zero, size, saved, compute, device, network, recompute)
+            )
     return found
+
+
+def step_passes(
+    config: PretrainConfig, precision: str, checkpointing: bool = False, kept: bool = False
+) -> list[tuple[Pass, float]]:
+    """What a micro-batch consists of: (video or images, items per clip of the micro-batch).
+
+    Alternating co-training counts as video only.
+
+    Args:
+        config: The recipe.
+        precision: fp32, bf16 or fp16.
+        checkpointing: Blocks are recomputed.
+        kept: Steps with --patch-keep; False: with all patches.
+    """
+    model, cotrain, train = config.model_config(), config.cotrain, config.train
+    video = Pass(
+        model,
+        config.objective if kept else replace(config.objective, patch_keep=1.0),
+        model.num_frames,
+        precision,
+        checkpointing,
+        config.loader.mask_prob,
+    )
+    passes = [(video, 1.0)]
+    if cotrain.images and cotrain.image_mode == "joint":
+        passes.append((replace(video, frames=1), cotrain.image_batch / train.global_batch))
+    return passes
 
 
 def scaled(config: PretrainConfig, gpus: int, per_gpu: int | None) -> PretrainConfig:
@@ -255,10 +324,11 @@ def as_json(plan: Plan) -> dict[str, object]:
     """All candidates, the command and the outcome."""
     content = asdict(plan) | {
         "command": plan.command(),
-        "outcome": [plan.outcome(mfu) for mfu in plan.mfus],
+        "outcome": [plan.outcome(mode) for mode in plan.by_mode],
+        "bounds": plan.chosen.bounds,
     }
     content["cost"]["total"] = plan.cost.total
-    if plan.kept:
+    if plan.kept_by_mode:
         content["phases"] = [
             {"kept": kept, "steps": steps, "flops": plan.cost.at(kept), "hours": hours}
             for kept, steps, hours in plan.phases()

@@ -6,18 +6,22 @@ from collections.abc import Callable, Iterable, Sequence
 
 from allinone.common.formatting import count, duration
 from allinone.engine.planning.hardware import NETWORKS, Network
-from allinone.engine.planning.step_time import Candidate
+from allinone.engine.planning.step_time import MEMORY_SHARE, Candidate
 from allinone.pretrain.config import PretrainConfig
+from allinone.tools.planning.data_plan import Loading
 from allinone.tools.planning.train_plan import Plan, make_plan
 
 GIB = 2**30
+SAME_TIME = 0.01
+"""Networks that change a step by less than this share are not shown by themselves."""
 PARTS = ("weights", "gradients", "optimizer", "activations", "buckets", "reserve")
 NOTES = """\
 GiB/rank: tensors that a rank passes to collectives in a step. A ring all-reduce sends twice that
 over its link, a gather once. Exposed: not overlapped with compute; reductions overlap only with the
 backward pass of the first pass, in which gradients become final. `!`: does not fit. Reserve: 1.5
-GiB for CUDA context and NCCL and 5 % for fragmentation (assumed). All numbers are computed from
-data sheets and were not measured on GPUs (docs/planning.md)."""
+GiB for CUDA context and NCCL and 5 % for fragmentation (assumed). Times are computed from the
+operations of this code and from data sheets, with assumed shares of their rates, and were not
+measured on GPUs (docs/planning.md)."""
 
 
 def _gib(value: float) -> str:
@@ -39,7 +43,9 @@ def _same_size(chosen: Candidate, candidates: Iterable[Candidate]) -> list[Candi
 
 def _on_network(plan: Plan, config: PretrainConfig, network: Network) -> list[Candidate]:
     """The chosen micro-batch at every ZeRO stage with another network."""
-    other = make_plan(plan.recipe, config, plan.gpus, plan.device, network, plan.mfu, plan.pue)
+    other = make_plan(
+        plan.recipe, config, plan.gpus, plan.device, network, plan.gpus_per_node, plan.pue
+    )
     return _same_size(plan.chosen, other.candidates)
 
 
@@ -72,18 +78,42 @@ def fit_table(candidates: Sequence[Candidate]) -> list[list[str]]:
 
 
 def time_table(plan: Plan, config: PretrainConfig) -> list[list[str]]:
-    """Time of a step by ZeRO stage and network, at the chosen micro-batch."""
+    """Time of a step by ZeRO stage, and with the other networks where they change it by 1 %."""
     titles = "one step|network|GiB/rank|comm. ms|of it exposed|compute ms|update ms|step ms"
+    equal, different = [plan.network.name], []
+    for network in NETWORKS.values() if plan.gpus > plan.gpus_per_node else ():
+        (other,) = (
+            each
+            for each in _on_network(plan, config, network)
+            if each.ds_config == plan.chosen.ds_config
+        )
+        if network != plan.network and abs(other.step_s / plan.chosen.step_s - 1) < SAME_TIME:
+            equal.append(network.name)
+        elif network != plan.network:
+            different.append((other, network.name))
+    name = ", ".join(equal) if plan.gpus > plan.gpus_per_node else "none: one node"
     rows = [[*titles.split("|"), "samples/s", "MFU"]]
-    for network in NETWORKS.values():
-        for each in _on_network(plan, config, network):
-            if each.offload and network != plan.network:
-                continue
-            sent = sum(collective.bytes for collective in each.collectives)
-            communication = each.exposed_s + each.hidden_s
-            seconds = (communication, each.exposed_s, each.compute_s, each.update_s, each.step_s)
-            rates = [f"{each.samples_per_s:,.0f}", f"{each.mfu:.3f}"]
-            rows.append([each.ds_config, network.name, _gib(sent), *map(_ms, seconds), *rates])
+    own = [(each, name) for each in _same_size(plan.chosen, plan.candidates)]
+    for each, between in (*own, *different):
+        sent = sum(collective.bytes for collective in each.collectives)
+        communication = each.exposed_s + each.hidden_s
+        seconds = (communication, each.exposed_s, each.compute_s, each.update_s, each.step_s)
+        rates = [f"{each.samples_per_s:,.0f}", f"{each.mfu:.3f}"]
+        rows.append([each.ds_config, between, _gib(sent), *map(_ms, seconds), *rates])
+    return rows
+
+
+def bounds_table(plan: Plan) -> list[list[str]]:
+    """What a step consists of, eager and compiled."""
+    rows = [
+        [
+            "ms of a step",
+            *(f"{name} *" if each is plan.chosen else name for name, each in plan.by_mode.items()),
+        ]
+    ]
+    for part in plan.chosen.bounds:
+        rows.append([part, *(_ms(each.bounds[part]) for each in plan.by_mode.values())])
+    rows.append(["all", *(_ms(each.step_s) for each in plan.by_mode.values())])
     return rows
 
 
@@ -99,7 +129,7 @@ def phase_table(plan: Plan, config: PretrainConfig) -> list[list[str]]:
                 f"{used} of {patches}",
                 f"{steps:,}",
                 count(plan.cost.at(keeps)),
-                _ms(plan.step_s(plan.mfu, keeps)),
+                _ms(plan.in_phase(plan.mode, keeps).step_s),
                 f"{hours:,.1f}",
             ]
         )
@@ -107,18 +137,19 @@ def phase_table(plan: Plan, config: PretrainConfig) -> list[list[str]]:
 
 
 def outcome_table(plan: Plan) -> list[list[str]]:
-    """The complete run at a range of MFU; * marks the assumed one."""
-    titles = "MFU of the passes|of the step|step ms|samples/s|all steps|hours|GPU-hours|kWh"
+    """The complete run, eager and compiled; * marks the recipe's."""
+    titles = "passes|bound by|MFU|step ms|samples/s|all steps|hours|GPU-hours|kWh"
     rows = [titles.split("|")]
-    for mfu in plan.mfus:
-        each = plan.outcome(mfu)
+    for mode, candidate in plan.by_mode.items():
+        each = plan.outcome(mode)
         rows.append(
             [
-                f"{mfu:g}{' *' if mfu == plan.mfu else ''}",
-                f"{each['mfu_of_step']:.3f}",
-                _ms(each["step_s"]),
+                f"{mode}{' *' if candidate is plan.chosen else ''}",
+                str(each["bound"]),
+                f"{each['mfu']:.3f}",
+                _ms(float(each["step_s"])),
                 f"{each['samples_per_s']:,.0f}",
-                duration(3600 * each["hours"]),
+                duration(3600 * float(each["hours"])),
                 f"{each['hours']:,.1f}",
                 f"{each['gpu_hours']:,.0f}",
                 f"{each['kwh']:,.0f}",
@@ -141,24 +172,23 @@ def head(plan: Plan) -> str:
         lines.append(
             f"and per image: {images}; {cost.images_per_clip:g} images per clip of the global batch"
         )
-    if plan.kept:
-        lines.append(
-            f"with --patch-keep: {count(cost.at(True))}FLOPs per clip in"
-            f" {100 * cost.kept_share:g} % of the steps, {count(cost.at(False))} in the others; the"
-            " tables of memory and of one step are those of all patches"
-        )
     lines += [
         f"in total {count(cost.total)}FLOPs per clip and"
         f" {count(cost.total * plan.global_batch)}FLOPs per step",
         f"{device.name}: {device.memory / 1e9:.0f} GB, {count(device.rate)}FLOP/s dense 16 bit,"
-        f" {device.watts:.0f} W ({device.source}); network {network.name}: {network.source},"
+        f" {device.bandwidth / 1e9:,.0f} GB/s ({device.source}); assumed:"
+        f" {100 * device.gemm_share:.0f} % of the rate in matrix products,"
+        f" {100 * MEMORY_SHARE:.0f} % of the bandwidth; network {network.name}: {network.source},"
         f" {100 * network.efficiency:.0f} % of the line rate reached (assumed)",
     ]
     return "\n".join(lines)
 
 
 def as_text(
-    plan: Plan, config: PretrainConfig, table: Callable[[Sequence[Sequence[str]]], str]
+    plan: Plan,
+    config: PretrainConfig,
+    table: Callable[[Sequence[Sequence[str]]], str],
+    loading: Loading | None = None,
 ) -> str:
     """The complete plan as text.
 
@@ -166,22 +196,67 @@ def as_text(
         plan: The plan.
         config: The recipe with its options.
         table: Formats rows; the first one holds the titles.
+        loading: What loading prepared clips costs; None if it was not measured.
     """
     same_micro_batch = [
         each for each in plan.candidates if each.micro_batch == plan.chosen.micro_batch
     ]
-    best = plan.outcome(plan.mfu)
-    recommendation = (
-        f"recommended: {plan.command()}\n  {plan.reason}\n  planned: {best['hours']:,.1f} h at MFU"
-        f" {plan.mfu:g} on {plan.gpus} {plan.device.name}, {best['samples_per_s']:,.0f} samples/s,"
-        f" {best['gpu_hours']:,.0f} GPU-hours, {best['kwh']:,.0f} kWh at {plan.device.watts:.0f} W"
-        f" and PUE {plan.pue:g}"
-    )
     tables = [
+        outcome_table(plan),
+        *([phase_table(plan, config)] if plan.kept_by_mode else []),
+        bounds_table(plan),
         memory_table(same_micro_batch),
         fit_table(plan.candidates),
         time_table(plan, config),
-        *([phase_table(plan, config)] if plan.kept else []),
-        outcome_table(plan),
     ]
-    return "\n\n".join([head(plan), *map(table, tables), recommendation, NOTES])
+    first = [recommendation(plan), data_text(plan, config, loading), head(plan)]
+    return "\n\n".join([*first, *map(table, tables), NOTES])
+
+
+def recommendation(plan: Plan) -> str:
+    """The recommended command and what to expect of it."""
+    chosen, device = plan.chosen, plan.device
+    best = plan.outcome(plan.mode)
+    energy = (
+        f", {best['kwh']:,.0f} kWh at {device.watts:.0f} W and PUE {plan.pue:g}"
+        if device.watts
+        else ""
+    )
+    part, seconds = next(iter(chosen.bounds.items()))
+    return (
+        f"recommended: {plan.command()}\n  {plan.reason}\n  planned: {best['hours']:,.1f} h on"
+        f" {plan.gpus} {device.name}, {best['samples_per_s']:,.0f} samples/s, MFU"
+        f" {best['mfu']:.2f}, {best['gpu_hours']:,.0f} GPU-hours{energy}\n  a step is bound by"
+        f" {part}: {_ms(seconds)} of {_ms(chosen.step_s)} ms"
+    )
+
+
+def data_text(plan: Plan, config: PretrainConfig, loading: Loading | None) -> str:
+    """Whether prepared data keeps up."""
+    frames, units = config.model_config().num_frames, plan.device.decoders
+    need = (
+        f"data: a node needs {plan.clips_per_node:,.0f} clips/s, {frames} frames each"
+        f" ({plan.clips_per_node / min(plan.gpus, plan.gpus_per_node):,.0f} per GPU)"
+    )
+    if loading is None:
+        return f"{need}; give --prepared DIR to measure whether prepared data keeps up"
+    cost, enough = loading.cost, loading.throughput
+    # from the keyframe on: half a GOP on average
+    decoded = plan.clips_per_node * frames * (cost.gop + 1) / 2
+    lines = [
+        f"{need}: reading, decoding and augmenting them keeps {enough.cores_needed:.1f} of"
+        f" {enough.cores} cores busy, "
+        + (
+            "which is enough"
+            if enough.enough
+            else f"{enough.reachable_clips_per_s:,.0f} clips/s"
+            " are possible: the data bounds the step"
+        ),
+    ]
+    if units:
+        lines.append(
+            f"  with --decoder dali, NVDEC decodes {100 * cost.on_gpu_share:.0f} % of the clips:"
+            f" {decoded / (units * min(plan.gpus, plan.gpus_per_node)):,.0f} frames/s of"
+            f" {cost.width} x {cost.height} for each of the {units} units of a GPU"
+        )
+    return "\n".join(lines)

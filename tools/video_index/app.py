@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Page:
         count, columns, choices = int(top), [], []
         for number, searcher in enumerate(self.searchers):
             again = count if rerank and not like else 0
-            hits = self._do(lambda s=searcher, n=again: s.search(query, top=count, rerank=n))
+            hits = self._do(partial(searcher.search, query, top=count, rerank=again))
             columns.append(self._column(number, searcher, hits))
             choices += [(self._label(number, hit), f"{number}/{hit.row}") for hit in hits]
         return "".join(columns), choices

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 
 from allinone.data.decoding.codecs import GPU_CODECS, dali_reads
 from allinone.data.decoding.frames import Timeline, decode_frames
+from allinone.data.prepare.encode import Encoding
+from allinone.data.prepare.probe import Limits, probe
+from allinone.data.prepare.worker import reencode
 from tests.data.helpers import prepare_source
 from tests.data.media import Matrix, frame_array, write_oriented
 
@@ -61,3 +65,18 @@ def test_mirrored_and_rotated_videos_are_upright(
         assert np.abs(shown - wanted).mean() < 6, name
         # DALI ignores the display matrix
         assert dali_reads(row, GPU_CODECS) == bool(options or name == "as stored"), name
+
+
+def test_other_angles_are_rounded_to_the_nearest_right_one(tmp_path: Path) -> None:
+    # 134 degrees counter-clockwise and 0.7 in size; only right angles can be applied without borders
+    path = write_oriented(tmp_path / "a.mp4", (0, 1, -1, 0), frames=6)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"tkhd") + 4 + 40
+    values = [round(value * 65536) for value in (-0.4863, 0.5035, 0, -0.5035, -0.4863)]
+    struct.pack_into(">5i", content, start, *values)
+    facts = probe(bytes(content), "mp4", Limits())
+    assert facts["rotation"] in (90, 180)
+    encoding = Encoding("h264", None, 8)
+    made, _ = reencode(bytes(content), "mp4", Limits(), encoding)
+    assert (made["width"], made["height"]) == (facts["width"], facts["height"])
+    decode_frames(bytes(content), [3], Timeline.of(facts))

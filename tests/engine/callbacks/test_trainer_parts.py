@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
+from allinone.engine.callbacks.garbage import GarbageCallback
 from allinone.engine.monitoring.accumulator import IntervalMetrics
 from allinone.engine.state import TrainState
+
+if TYPE_CHECKING:
+    from allinone.engine import Trainer
+    from allinone.engine.callbacks.base import Interval
 
 ROOT = Path(__file__).parents[3]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -74,6 +82,33 @@ def test_attributes_and_order_of_hooks(tmp_path: Path) -> None:
         *("metrics", "checkpoint", "evaluation") * 2,
         "finish",
     ]
+
+
+def test_garbage_is_collected_on_logging_steps_only() -> None:
+    class Node:
+        """Part of a cycle."""
+
+    def cycle() -> weakref.ref[Node]:
+        one, other = Node(), Node()
+        one.other, other.other = other, one  # type: ignore[attr-defined]
+        return weakref.ref(one)
+
+    callback, trainer = GarbageCallback(), cast("Trainer", None)
+    callback.on_close(trainer, None)
+    assert gc.isenabled(), "a run that never started changes nothing"
+    callback.on_start(trainer)
+    try:
+        dropped = cycle()
+        # more than a generation's threshold of objects
+        kept = [[number] for number in range(100_000)]
+        assert dropped() is not None
+        callback.on_interval(trainer, cast("Interval", None))
+        assert dropped() is None
+        assert len(kept) == 100_000
+    finally:
+        callback.on_close(trainer, None)
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
 
 
 def interval(*skips: bool) -> IntervalMetrics:

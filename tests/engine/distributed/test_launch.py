@@ -122,6 +122,16 @@ def test_ranks_find_their_gpu_and_share_of_the_cores() -> None:
     assert [ranks_of_host(env, 128) for env in given] == [4, 8, 3, 128]
 
 
+def test_cuda_memory_grows_unless_the_user_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    for chosen in (None, *names):
+        environment = {} if chosen is None else {chosen: "max_split_size_mb:64"}
+        monkeypatch.setattr(launch.os, "environ", dict(environment))
+        launch.prepare_environment()
+        found = {name: launch.os.environ[name] for name in names if name in launch.os.environ}
+        assert found == (environment or {"PYTORCH_ALLOC_CONF": "expandable_segments:True"})
+
+
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,14 @@ from allinone.engine.objective import StepModule
 from allinone.engine.planning.estimate import Activations
 from allinone.engine.planning.hardware import DEVICES, NETWORKS, find_device, peak_of_card
 from allinone.engine.planning.memory import Zero, owned, state_memory, traffic
-from allinone.engine.planning.step_time import TrainingJob, candidate, collective_seconds, recommend
+from allinone.engine.planning.operations import Operation
+from allinone.engine.planning.step_time import (
+    TrainingJob,
+    candidate,
+    collective_seconds,
+    compute_time,
+    recommend,
+)
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.pretrain.config import CoTrainOptions, ModelOptions, PretrainConfig
 from allinone.pretrain.cost import activations, masked_tokens, sample_flops, training_cost
@@ -73,19 +81,21 @@ KEPT = ObjectiveConfig(patch_keep=0.5, patch_keep_until=1.0)
 
 
 @pytest.mark.parametrize(
-    ("frames", "words", "clips", "element", "recompute", "distilled", "objective"),
+    ("frames", "words", "clips", "element", "recompute", "model", "objective"),
     [
-        (3, 16, 4, 4, False, False, ObjectiveConfig()),
-        (5, 12, 2, 2, False, False, ObjectiveConfig()),
-        (3, 16, 6, 4, True, False, ObjectiveConfig()),
-        (3, 16, 4, 2, True, False, ObjectiveConfig(vtc=1.0)),
-        (1, 16, 4, 4, False, False, ObjectiveConfig(mlm=0.0, vtc=1.0)),
-        (3, 16, 4, 4, False, True, ObjectiveConfig(vtc=1.0)),
-        (3, 16, 4, 4, False, True, ObjectiveConfig(wpa=0.1)),
-        (3, 16, 4, 4, False, False, ObjectiveConfig(passes="separate")),
-        (3, 16, 4, 2, False, False, ObjectiveConfig(passes="separate", wpa=0.1)),
-        (3, 16, 4, 4, False, False, replace(KEPT, wpa=0.1)),
-        (3, 16, 4, 2, True, True, replace(KEPT, vtc=1.0)),
+        (3, 16, 4, 4, False, {}, ObjectiveConfig()),
+        (5, 12, 2, 2, False, {}, ObjectiveConfig()),
+        (3, 16, 6, 4, True, {}, ObjectiveConfig()),
+        (3, 16, 4, 2, True, {}, ObjectiveConfig(vtc=1.0)),
+        (1, 16, 4, 4, False, {}, ObjectiveConfig(mlm=0.0, vtc=1.0)),
+        (3, 16, 4, 4, False, {"distillation_token": True}, ObjectiveConfig(vtc=1.0)),
+        (3, 16, 4, 4, False, {"distillation_token": True}, ObjectiveConfig(wpa=0.1)),
+        (3, 16, 4, 4, False, {}, ObjectiveConfig(passes="separate")),
+        (3, 16, 4, 2, False, {}, ObjectiveConfig(passes="separate", wpa=0.1)),
+        (3, 40, 2, 4, False, {"size": "tiny", "patch_order": "shuffled"}, ObjectiveConfig(wpa=0.1)),
+        (3, 40, 2, 4, True, {"size": "tiny"}, ObjectiveConfig(passes="separate", wpa=0.1)),
+        (3, 16, 4, 4, False, {}, replace(KEPT, wpa=0.1)),
+        (3, 16, 4, 2, True, {"distillation_token": True}, replace(KEPT, vtc=1.0)),
     ],
 )
 def test_planned_activations_equal_what_autograd_keeps(
@@ -94,22 +104,22 @@ def test_planned_activations_equal_what_autograd_keeps(
     clips: int,
     element: int,
     recompute: bool,
-    distilled: bool,
+    model: dict[str, Any],
     objective: ObjectiveConfig,
 ) -> None:
-    options = ModelOptions("nano", frames=frames, max_text_len=words, distillation_token=distilled)
+    options = ModelOptions(**{"size": "nano", "frames": frames, "max_text_len": words, **model})
     config = PretrainConfig(out=Path("out"), data=(), model=options, objective=objective)
-    model = AllInOneForPreTraining(config.model_config()).to(
+    network = AllInOneForPreTraining(config.model_config()).to(
         torch.float32 if element == 4 else torch.bfloat16
     )
     if recompute:
-        model.gradient_checkpointing_enable()
-    batch = make_batch(model.config, clips, masked=masked_tokens(model.config))
+        network.gradient_checkpointing_enable()
+    batch = make_batch(network.config, clips, masked=masked_tokens(network.config))
     gc.collect()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profiler:
-        kept = StepModule(model, PretrainObjective(objective))(batch)
+        kept = StepModule(network, PretrainObjective(objective))(batch)
     measured = sum(
         event.nbytes()
         for event in profiler.profiler.kineto_results.events()
@@ -122,7 +132,7 @@ def test_planned_activations_equal_what_autograd_keeps(
     if recompute:  # each checkpoint also keeps the CPU generator's state
         passes = (objective.mlm > 0) + (objective.vtm > 0) + 2 * (objective.vtc > 0)
         passes -= objective.joint_pass
-        planned += passes * model.config.num_hidden_layers * torch.get_rng_state().numel()
+        planned += passes * network.config.num_hidden_layers * torch.get_rng_state().numel()
     assert planned == pytest.approx(measured, rel=0.03)
 
 
@@ -185,10 +195,13 @@ def test_zero_1_is_recommended_and_zero_3_if_only_it_fits() -> None:
     device, network = find_device("a100-40g"), NETWORKS["ib-hdr"]
 
     def best(parameters: int) -> int:
-        job = TrainingJob([[1_000_000] * (parameters // 1_000_000)], 128, 2048, 7e11, 0.4, 1 / 3)
+        job = TrainingJob([[1_000_000] * (parameters // 1_000_000)], 128, 2048, 7e11, 1 / 3)
         kept = Activations(8e9, 4e9, 1e8)
+        compute = compute_time([Operation("GEMM", 16 * 7e11, 0.0, 0.0, 100)], device, "bf16")
         found = [
-            candidate(job, f"zero{stage}_bf16", Zero(stage, "bf16"), 16, kept, device, network)
+            candidate(
+                job, f"zero{stage}_bf16", Zero(stage, "bf16"), 16, kept, compute, device, network
+            )
             for stage in range(4)
         ]
         return recommend(found)[0].stage
@@ -205,12 +218,14 @@ def test_devices_are_found_by_planning_name_and_by_cudas_name() -> None:
     with pytest.raises(ValueError, match="valid devices: v100-32g, a100-40g, a100-80g"):
         find_device("a100")
     assert peak_of_card("NVIDIA A100-SXM4-80GB", "bf16") == (312e12, "A100")
-    assert peak_of_card("NVIDIA A100-SXM4-80GB", "fp32") == (19.5e12, "A100")
+    assert peak_of_card("NVIDIA A100-SXM4-80GB", "fp32") == (156e12, "A100"), "TF32"
+    assert peak_of_card("Tesla T4", "fp32") == (8.1e12, "T4"), "no TF32"
+    assert peak_of_card("NVIDIA GeForce RTX 4090", "bf16") == (165.2e12, "RTX 4090")
     assert peak_of_card("NVIDIA RTX A6000", "fp16") == (154.8e12, "A6000")
     assert peak_of_card("NVIDIA A10", "bf16") == (125e12, "A10")
     assert peak_of_card("NVIDIA H100 80GB HBM3", "bf16") == (989.4e12, "H100")
     assert peak_of_card("NVIDIA H100 PCIe", "bf16") == (756.5e12, "H100 PCIe")
-    for unknown in ("NVIDIA A10G", "GeForce GTX 1080"):
+    for unknown in ("NVIDIA A10G", "NVIDIA GeForce RTX 3090 Ti", "GeForce GTX 1080"):
         assert peak_of_card(unknown, "bf16") is None
 
 

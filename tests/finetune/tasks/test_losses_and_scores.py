@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from allinone.finetune.task_model.model import TaskModel, build_model
 from allinone.finetune.task_model.source import read_source_checkpoint, task_config
 from allinone.finetune.tasks.action_recognition import ActionRecognition
 from allinone.finetune.tasks.base import Task
-from allinone.finetune.tasks.multiple_choice import MultipleChoice, zero_shot_scores
+from allinone.finetune.tasks.multiple_choice import MultipleChoice, option_scores, zero_shot_scores
 from allinone.finetune.tasks.options import ActionOptions, ChoiceOptions, RetrievalOptions
 from allinone.finetune.tasks.retrieval import Retrieval
 from tests.tools.conftest import FRAMES, SIDE, tiny_model
@@ -102,3 +103,34 @@ def test_probe_dropout_is_that_of_the_frozen_backbone(pretrained: Path, dropout:
     assert torch.equal(evaluated, train_pass(1)) is not dropout
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert trained == ["task_head.weight", "task_head.bias"]
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Retrieval(RetrievalOptions(rank=1.0)),
+        MultipleChoice(ChoiceOptions()),
+        MultipleChoice(ChoiceOptions(head="option")),
+    ],
+    ids=["retrieval", "rank", "option"],
+)
+def test_tasks_without_padding_give_the_same_losses(pretrained: Path, task: Task) -> None:
+    model, batch = model_of(pretrained, task).eval(), batch_of()
+    lengths = torch.tensor([[16, 3, 9, 5], [7, 12, 4, 16], [3, 3, 8, 6]])
+    full = replace(batch, text_mask=(torch.arange(L) < lengths[..., None]).long())
+    packed = replace(full, text_lengths=lengths)
+    with torch.no_grad():
+        torch.testing.assert_close(task(model, packed).total, task(model, full).total)
+    assert torch.equal(packed.only(1).text_lengths, lengths[1:2])
+
+
+def test_clips_of_one_text_are_passed_without_padding(pretrained: Path) -> None:
+    model = model_of(pretrained, MultipleChoice(ChoiceOptions())).eval()
+    batch = batch_of()
+    pixels = batch.pixels.expand(-1, 5, -1, -1, -1, -1, -1)
+    lengths = torch.tensor([[4], [16], [9]])
+    mask = (torch.arange(L) < lengths[..., None]).long()
+    full = replace(batch, pixels=pixels, text_ids=batch.text_ids[:, :1], text_mask=mask)
+    with torch.no_grad():
+        found = option_scores(model, replace(full, text_lengths=lengths))
+        torch.testing.assert_close(found, option_scores(model, full))
