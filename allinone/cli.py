@@ -161,11 +161,15 @@ def dispatch(argv: Sequence[str]) -> int:
 
 def finetune(argv: Sequence[str]) -> int:
     """`allinone finetune BENCHMARK [options]`; returns the exit code."""
+    from allinone.finetune import own
     from allinone.finetune.benchmarks import benchmark_names, load_benchmark
     from allinone.finetune.command import main as run_benchmark
 
     prog = f"{PROG} finetune"
-    name = pick(benchmark_names(), argv, prog=prog, kind="benchmark")
+    names = {own.NAME: "videos of your own: retrieval, questions, multiple choice or labels"}
+    name = pick(names | benchmark_names(), argv, prog=prog, kind="benchmark")
+    if name == own.NAME:
+        return own.main(argv[1:], f"{prog} {name}")
     code: int = run_benchmark(load_benchmark(name), list(argv[1:]), f"{prog} {name}")
     return code
 

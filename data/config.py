@@ -35,6 +35,20 @@ RENAMED = {"augmentation": "augment-backend"}
 _SPEC = re.compile(r"^(?P<path>.+?)(?::(?P<split>[A-Za-z0-9_-]+))?(?:=(?P<weight>[0-9.eE+-]+))?$")
 
 
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Names that lists use for a split, in lower case → its usual name."""
+
+
+def standard_split(name: str) -> str:
+    """The usual name of a split, for example "val" for "validation"; "train" for an empty name."""
+    name = name.strip()
+    return SPLIT_NAMES.get(name.lower(), name or "train")
+
+
 @dataclass(frozen=True)
 class DatasetSpec:
     """One prepared data set in a mixture, written ``DIR[:SPLIT][=WEIGHT]`` on the command line."""

@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from allinone.common.atomic_io import atomic_path
 from allinone.common.errors import LASTING, DataError
+from allinone.data.config import standard_split
 from allinone.data.index_validation import REMEDY, open_arrow, validate_index
 
 FILES = ("index.parquet", "videos.parquet", "index.arrow", "videos.arrow")
@@ -180,7 +181,7 @@ class Index:
 
     def __init__(self, folder: Path, split: str) -> None:
         facts = dataset_facts(folder)
-        choose_split(folder, facts["clips"], split)
+        split = choose_split(folder, facts["clips"], split)
         # dataset.json lists the splits in the order of index.arrow, each a block of rows
         names = list(facts["clips"])
         self._first = sum(facts["clips"][name] for name in names[: names.index(split)])
@@ -221,7 +222,7 @@ def index_hashes(folder: Path) -> dict[str, str]:
 
 
 def choose_split(folder: Path, clips: dict[str, int], split: str | None) -> str:
-    """Check that a split has clips.
+    """Find a split that has clips.
 
     Args:
         folder: Prepared folder, for the message.
@@ -229,16 +230,21 @@ def choose_split(folder: Path, clips: dict[str, int], split: str | None) -> str:
         split: The requested split; None: the first with clips.
 
     Returns:
-        The split's name.
+        The split's name in the folder: "validation" for "val" if the folder calls it so.
 
     Raises:
         DataError: It has no good clip.
     """
     good = [name for name, number in clips.items() if number]
     chosen = next(iter(good), None) if split is None else split
+    if chosen is not None and chosen not in good:
+        alike = [name for name in good if standard_split(name) == standard_split(chosen)]
+        chosen = alike[0] if len(alike) == 1 else chosen
     if chosen is None or chosen not in good:
         splits = ", ".join(sorted(good)) or "none"
-        raise DataError(f"{folder} has no good clip in split {split!r}; splits: {splits}")
+        raise DataError(
+            f"{folder} has no good clip in split {split!r}; splits: {splits}. DIR:SPLIT selects one"
+        )
     return chosen
 
 

@@ -7,9 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from allinone.common.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import BertTokenizerFast
 
 VOCABULARY = Path(__file__).parent / "vocab" / "bert-base-uncased.txt"
 IGNORE = -100
@@ -24,12 +30,7 @@ class Tokenizer:
     """BERT's fast WordPiece tokenizer with the vocabulary that ships with the project."""
 
     def __init__(self, vocabulary: Path = VOCABULARY) -> None:
-        from transformers import BertTokenizerFast
-
-        pieces = vocabulary.read_text(encoding="utf-8-sig").splitlines()
-        self._fast = BertTokenizerFast(
-            vocab={piece: index for index, piece in enumerate(pieces)}, do_lower_case=True
-        )
+        self._fast = _from_vocabulary(vocabulary)
         self.pad_id = self._fast.pad_token_id
         self.cls_id = self._fast.cls_token_id
         self.sep_id = self._fast.sep_token_id
@@ -71,6 +72,40 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of these ids, without special tokens."""
         return self._fast.decode(list(ids), skip_special_tokens=True)
+
+
+def _from_vocabulary(vocabulary: Path) -> BertTokenizerFast:
+    from transformers import BertTokenizerFast
+
+    pieces = vocabulary.read_text(encoding="utf-8-sig").splitlines()
+    return BertTokenizerFast(
+        vocab={piece: index for index, piece in enumerate(pieces)}, do_lower_case=True
+    )
+
+
+def fast_tokenizer(length: int, folder: Path | None = None) -> BertTokenizerFast:
+    """transformers' tokenizer, as Tokenizer uses it.
+
+    Args:
+        length: Most tokens of a text, `model_max_length`.
+        folder: Take the tokenizer that was saved here, if there is one.
+
+    Raises:
+        DataError: The saved tokenizer is damaged, or there is no vocabulary.
+    """
+    from transformers import BertTokenizerFast
+
+    try:
+        if folder is not None and (folder / "tokenizer.json").is_file():
+            # by its class: no file of the folder can name code to run
+            tokenizer = BertTokenizerFast.from_pretrained(folder, local_files_only=True)
+        else:
+            tokenizer = _from_vocabulary(VOCABULARY)
+    except Exception as error:
+        raise DataError(f"{folder or VOCABULARY}: the tokenizer cannot be read: {error}") from error
+    tokenizer.model_max_length = length
+    tokenizer.init_kwargs["model_max_length"] = length
+    return tokenizer
 
 
 def mask_words(

@@ -31,6 +31,8 @@ COMMANDS = (
     ("watch",),
     ("report",),
     ("demo",),
+    ("train", "own"),
+    ("finetune", "own"),
     ("env",),
     ("cloze",),
     ("clusters",),

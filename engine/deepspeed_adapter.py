@@ -42,6 +42,23 @@ def skip_inference_op_on_cpu() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def drop_known_warnings() -> None:
+    """Leave out a warning that says nothing: "**** You are using ZeRO with an untested optimizer".
+
+    ds_configs/ allows it (zero_allow_untested_optimizer), and tests compare the optimizer with
+    torch's. deepspeed 0.19.8, runtime/engine.py: `_configure_zero_optimizer`'s caller logs it to
+    the logger "DeepSpeed".
+    """
+    from deepspeed.utils import logger
+
+    if _is_wanted not in logger.filters:
+        logger.addFilter(_is_wanted)
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    return "ZeRO with an untested optimizer" not in record.getMessage()
+
+
 def import_muon() -> None:
     """Import DeepSpeed's Muon without torch's compiler.
 

@@ -216,10 +216,17 @@ def _examine(
     verified = {given["option"] for key, given in inputs.items() if key in recorded.get(INPUTS, {})}
     found = compare_options(recorded, run_config, verified, accept_changed=accept_changed)
     if found.refused:
+        hints = list(differing)
+        if any(change.name == "train.steps" for change in found.refused):
+            # the learning rate has fallen to 0 at the last step, so more steps are another schedule
+            hints.append(
+                f"--steps is part of the learning rate's schedule. To train longer, start a new run"
+                f" from these weights: {_from_weights(run_config)} {out} --out NEW"
+            )
         error = ConfigError(
             f"{out} holds a run with other options ({'; '.join(map(str, found.refused))}). Give the"
             " same options to continue it, or another --out",
-            hint="; ".join(differing),
+            hint="; ".join(hints),
         )
         return Decision("refused", out, refusal=error)
     if differing and not accept_changed:
@@ -243,6 +250,11 @@ def _examine(
             return Decision("refused", out, folder, damaged, refusal=error)
         layout_change = reshard.difference(before, layout)
     return Decision(kind, out, folder, damaged, changed, unknown, layout_change)
+
+
+def _from_weights(run_config: Mapping[str, Any]) -> str:
+    """The option that names the initial weights: pre-training's, or fine-tuning's."""
+    return "--checkpoint" if "checkpoint" in run_config else "--init-from"
 
 
 def changed_inputs(

@@ -88,6 +88,8 @@ class Trainer:
         head_lr_mult: Multiplier of the learning rate of heads.
         select: Keep the weights of the best evaluation in OUT/best, and stop early if it says so.
         pictures: Draws a training batch for TensorBoard, name → uint8 [H, W, 3].
+        chance: Name of a score of `evaluate` → its expectation for a model that guesses, for the
+            log. Read after each evaluation, which may fill it.
 
     Raises:
         ConfigError: Options contradict each other, the ranks or the machine.
@@ -110,6 +112,7 @@ class Trainer:
         head_lr_mult: float = 1.0,
         select: Selection | None = None,
         pictures: Pictures | None = None,
+        chance: Mapping[str, float] | None = None,
     ) -> None:
         self.config = config
         self.spec = RunSpec(
@@ -144,7 +147,7 @@ class Trainer:
             HistoryCallback(),  # first: it records the events of all others
             GarbageCallback(),
             StragglerCallback(config.straggler_ratio),
-            ProgressCallback(),
+            ProgressCallback({} if chance is None else chance),
             CheckpointCallback(),  # before pictures and evaluation, which may fail or take long
             PlanCallback(),  # after the last checkpoint, which ends an interval
             TensorBoardCallback(pictures),

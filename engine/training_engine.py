@@ -54,6 +54,7 @@ class TrainingEngine:
         if device.type == "cpu":
             deepspeed_adapter.skip_inference_op_on_cpu()
         deepspeed_adapter.import_muon()
+        deepspeed_adapter.drop_known_warnings()
         torch.manual_seed(config.seed)
         # of the complete model: tensor parallelism below leaves this rank with its shards
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())

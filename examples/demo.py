@@ -28,6 +28,10 @@ from allinone.common.errors import InputError
 from allinone.common.paths import ROOT
 
 SPLITS = ("val", "val_unseen")
+SPLITS_NOTE = (
+    "val: name and skin tone occurred in training, but never together. val_unseen: the name never"
+    " occurred in training."
+)
 CLIPS = ROOT / "data" / "demo"
 
 
@@ -125,54 +129,20 @@ def prepare_folder(out: Path, marker: str, *, fresh: bool) -> tuple[Path, Path]:
 
 def evaluate_and_report(out: Path, timer: PhaseTimer) -> None:
     """Evaluate the newest checkpoint of the run in `out`/train and write the report into `out`."""
-    import torch
-
-    from allinone.data import EvalSet
     from allinone.data.config import DatasetSpec
     from allinone.engine import newest_weights
-    from allinone.model import parameters_by_part
-    from allinone.pretrain.evaluation import evaluate
     from allinone.pretrain.recipes import demo
     from allinone.tools.inspection.checkpoints import load_checkpoint
-    from allinone.tools.reporting.pretrain_examples import masked_words, retrieval_examples
-    from allinone.tools.reporting.pretrain_page import write_report
+    from allinone.tools.reporting.run_report import evaluate_run, write_run_page
 
+    train = DatasetSpec(out / "data", "train")
     with timer.measure("evaluate"):
-        weights = newest_weights(out / "train")
-        model = load_checkpoint(weights, "cpu").model
-        recipe = demo.RECIPE
-        clip = recipe.clip(model.config)
-
-        def eval_set(split: str, **changes: Any) -> EvalSet:
-            """A split as the recipe reads it, with changes of the clip's shape."""
-            spec = DatasetSpec(out / "data", split)
-            return EvalSet(spec, replace(clip, **changes), recipe.loader)
-
-        sets = {split: eval_set(split) for split in SPLITS}
-        cpu = torch.device("cpu")
-        embedded = {split: evaluate(model, dataset, cpu) for split, dataset in sets.items()}
-        large_frames = eval_set("val", image_size=128)
-        examples = retrieval_examples(embedded["val"], large_frames)
-        words = masked_words(model, sets["val"], large_frames)
-    parameters = parameters_by_part(model)
-    phases = ("prepare", "train", "evaluate")
-    results: dict[str, Any] = {
-        **{split: value.retrieval_table() for split, value in embedded.items()},
-        **{f"{name}_accuracy": embedded["val"].accuracy(name) for name in embedded["val"].correct},
-        "items": {split: len(value.items) for split, value in embedded.items()},
-        "missing": {split: [vars(clip) for clip in one.bad] for split, one in embedded.items()},
-        "train_clips": len(eval_set("train")),
-        "parameters": sum(parameters.values()),
-        "seconds": {name: timer.seconds.get(name, 0.0) for name in phases},
-    }
-    lines = (out / "train" / "history.jsonl").read_text().splitlines()
-    facts = [
-        f"weights: {weights}",
-        f"parameters: {results['parameters']:,}",
-        *(f"{part}: {number:,}" for part, number in parameters.items()),
-        f"recipe: {json.dumps(recipe.as_json())}",
-    ]
-    write_report(out, results, [json.loads(line) for line in lines], examples, words, facts)
+        sets = {split: replace(train, split=split) for split in SPLITS}
+        loaded = load_checkpoint(newest_weights(out / "train"), "cpu")
+        evaluation = evaluate_run(loaded.model, loaded.weights, demo.RECIPE, sets, train)
+    seconds = {name: timer.seconds.get(name, 0.0) for name in ("prepare", "train", "evaluate")}
+    history = out / "train" / "history.jsonl"
+    write_run_page(out, evaluation, demo.RECIPE, history, seconds, note=SPLITS_NOTE)
 
 
 def print_results(results: Mapping[str, Any], out: Path) -> None:

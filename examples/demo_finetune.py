@@ -27,6 +27,7 @@ from allinone.common.atomic_io import write_atomic
 from allinone.common.command_line import parse, run_command
 from allinone.common.errors import InputError
 from allinone.common.formatting import duration
+from allinone.common.hub import is_hub_id
 from allinone.common.paths import ROOT
 from allinone.common.tables import markdown_table, plain_table
 from allinone.examples import demo_tasks
@@ -235,6 +236,8 @@ def rows_of(
 def find_checkpoint(given: Path | None) -> Path:
     """The checkpoint to start from; runs `make demo` first if it is needed."""
     if given is not None:
+        if is_hub_id(given):
+            return given
         if not given.exists():
             raise InputError(f"--checkpoint {given} does not exist")
         return given.absolute()  # the scripts run in ROOT

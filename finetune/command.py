@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,8 @@ from allinone.common.earlier_runs import log_kept, parse_for_run
 from allinone.engine.distributed import launch
 from allinone.finetune.benchmark import FOLDS, Benchmark
 from allinone.finetune.config import RENAMED, FinetuneConfig
+
+log = logging.getLogger(__name__)
 
 
 def parse(
@@ -97,6 +100,7 @@ def _run(benchmark: Benchmark, argv: Sequence[str], prog: str) -> int:
     train = config.train
     setup_logging(terminal=rank == 0, quiet=train.quiet, verbose=train.verbose, stderr=train.json)
     log_kept(config.out, kept)
+    log.info("loading PyTorch and DeepSpeed (about 10 s) …")
     from allinone.finetune.run import run_benchmark  # imports torch and DeepSpeed
 
     return launch.main(lambda: run_benchmark(benchmark, config), config.train)

@@ -131,8 +131,8 @@ class FinetuneConfig:
     media: Path = field(default=REQUIRED, metadata=MAY_CHANGE)
     """Folder with the videos or images."""
     checkpoint: Path = field(default=REQUIRED, metadata=CONTENT)
-    """Source of the weights: a run's folder, a checkpoint, a model folder, or a released file of
-    the original code."""
+    """Source of the weights: a run's folder (its best weights), a checkpoint, a model folder, a hub
+    id, or a released file of the original code."""
     out: Path = field(default=REQUIRED, metadata=MAY_CHANGE)
     """Folder of the run: checkpoints, best weights, results, predictions. The same command on the
     same folder resumes."""

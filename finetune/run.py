@@ -30,7 +30,7 @@ from allinone.finetune.benchmark import Benchmark, LoadedSplits, load_splits
 from allinone.finetune.config import FinetuneConfig, resolve_data
 from allinone.finetune.cost import run_activations, training_flops
 from allinone.finetune.evaluation.evaluator import Evaluator, media_of, subset
-from allinone.finetune.evaluation.results import EvaluationResult
+from allinone.finetune.evaluation.results import EvaluationResult, chance_of
 from allinone.finetune.final_evaluation import FinalEvaluation, evaluation_settings, provenance
 from allinone.finetune.folds import MEAN, mean_of_folds
 from allinone.finetune.inputs.clip_reader import MediaReader
@@ -73,6 +73,7 @@ class FinetuneJob:
             forkserver_context()  # its imports run while this process reads annotations
         self.splits: LoadedSplits = load_splits(benchmark, config)
         self.source: SourceCheckpoint = read_source_checkpoint(config.checkpoint)
+        log.info("checkpoint: %s", self.source.what)
         data, line = resolve_data(
             config.loader,
             benchmark.config.loader,
@@ -166,13 +167,15 @@ class FinetuneJob:
             frozen=spec.frozen,
             text_tokens=data.text_tokens(config.train.micro_batch),
         )
+        chance: dict[str, float] = {}
         Trainer(
             config.train,
             model=model,
             objective=task,
             data=data,
             run_config=config.as_json(self._inputs(spec)),
-            evaluate=self._validation(),
+            evaluate=self._validation(chance),
+            chance=chance,
             flops_per_sample=flops,
             activations=(
                 None if spec.frozen else run_activations(passes, self.model_config, config.train)
@@ -222,7 +225,10 @@ class FinetuneJob:
         bad_clips = None if repeats else config.out / "bad_clips"
         return TaskStream(source, config.loader, seed=config.train.seed, bad_clips=bad_clips)
 
-    def _validation(self) -> Callable[[nn.Module, torch.device], Mapping[str, float]] | None:
+    def _validation(
+        self, chance: dict[str, float]
+    ) -> Callable[[nn.Module, torch.device], Mapping[str, float]] | None:
+        """The evaluation of val; it fills `chance`: score → what guessing gives."""
         if self.splits.val is None:
             return None
         split = subset(self.splits.val, self.config.val_items)
@@ -235,6 +241,8 @@ class FinetuneJob:
                 model, Evaluator(model, self.library, settings, device), split
             )
             values = {f"val/{name}": score.value for name, score in output.scores.items()}
+            guessed = chance_of(output)
+            chance.update({f"val/{name}": value for name, value in guessed.items()})
             return {
                 SELECT: self.task.select(output),
                 **values,
@@ -299,7 +307,14 @@ def fine_tune(benchmark: Benchmark, config: FinetuneConfig) -> EvaluationResult:
     except ValueError as error:
         # During training a ValueError is a bug and keeps its traceback.
         raise ConfigError(str(error)) from error
-    return job.run()
+    result = job.run()
+    log.info(
+        "next:\n  allinone report %s    # the result%s\n  tensorboard --logdir %s",
+        config.out,
+        ", right and wrong items" if benchmark.name == "own" else " next to the paper's",
+        config.out,
+    )
+    return result
 
 
 def run_benchmark(benchmark: Benchmark, config: FinetuneConfig) -> EvaluationResult:

@@ -1,19 +1,34 @@
 """The unified transformer and its heads; imports nothing of this project but `allinone.common`."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+import transformers
+from transformers import AutoConfig, AutoModelForPreTraining
 
 from .all_in_one import AllInOneForPreTraining, AllInOneModel, AllInOneOutput
 from .config import SIZES, AllInOneConfig
 from .flops import parameters_by_part
+from .task_models import (
+    AUTO_CLASSES,
+    AllInOneForMaskedLM,
+    AllInOneForMultipleChoice,
+    AllInOneForQuestionAnswering,
+    AllInOneForRetrieval,
+    AllInOneForVideoClassification,
+)
 
 AutoConfig.register(AllInOneConfig.model_type, AllInOneConfig, exist_ok=True)
-AutoModel.register(AllInOneConfig, AllInOneModel, exist_ok=True)
 AutoModelForPreTraining.register(AllInOneConfig, AllInOneForPreTraining, exist_ok=True)
+for _name, _model in AUTO_CLASSES.items():
+    getattr(transformers, _name).register(AllInOneConfig, _model, exist_ok=True)
 
 __all__ = [
     "SIZES",
     "AllInOneConfig",
+    "AllInOneForMaskedLM",
+    "AllInOneForMultipleChoice",
     "AllInOneForPreTraining",
+    "AllInOneForQuestionAnswering",
+    "AllInOneForRetrieval",
+    "AllInOneForVideoClassification",
     "AllInOneModel",
     "AllInOneOutput",
     "parameters_by_part",

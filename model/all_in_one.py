@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .config import AllInOneConfig
+from .contrast import ContrastiveFeatures
 from .embeddings import TEXT, VIDEO, ModalityEmbedding, TextEmbeddings, VideoEmbeddings
 from .heads import LogitScale, MLMHead
 from .kernels import (
@@ -407,6 +408,7 @@ class AllInOnePreTrainedModel(PreTrainedModel):
     main_input_name = "pixels"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    _can_set_attn_implementation_cached_value = True  # set_attn_implementation checks, too
 
     @classmethod
     def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
@@ -434,6 +436,21 @@ class AllInOnePreTrainedModel(PreTrainedModel):
             mode = stat.S_IMODE(config.stat().st_mode)
             for path in config.parent.glob("*.safetensors*"):
                 path.chmod(mode)
+
+    def _check_and_adjust_attn_implementation(
+        self, attn_implementation: str | None, *args: Any, **kwargs: Any
+    ) -> str:
+        """Refuse everything but sdpa, whether the caller or config.json asks for it.
+
+        transformers would ignore "eager" without a word, and would take the name of a repository
+        for a kernel whose code is fetched and run.
+        """
+        if attn_implementation not in (None, "sdpa"):
+            raise ValueError(
+                f"attn_implementation={attn_implementation!r} is not supported: this model computes"
+                " attention by torch's scaled_dot_product_attention; leave it out, or give 'sdpa'"
+            )
+        return "sdpa"
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise one module as the original does.
@@ -639,7 +656,7 @@ def _keys(
     return mask[:, None, None].repeat_interleave(frames, 0)
 
 
-class AllInOneForPreTraining(AllInOnePreTrainedModel):
+class AllInOneForPreTraining(ContrastiveFeatures, AllInOnePreTrainedModel):
     """The model with the heads of MLM, VTM and VTC."""
 
     def __init__(self, config: AllInOneConfig, linear: LinearFactory = torch_linear) -> None:

@@ -99,6 +99,7 @@ class AllInOneConfig(PretrainedConfig):
     """Stochastic depth of the last block; the rate grows linearly from 0 in the first block."""
 
     def __post_init__(self, **kwargs: Any) -> None:
+        self._set_task(kwargs)
         super().__post_init__(**kwargs)
         for name, limit in _LIMITS.items():
             value = getattr(self, name)
@@ -132,6 +133,40 @@ class AllInOneConfig(PretrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise ValueError(f"{name} is a probability in [0, 1), got {value!r}")
+
+    def _set_task(self, kwargs: dict[str, Any]) -> None:
+        """Check the entries of a fine-tuned model, and name its labels as transformers does.
+
+        Raises:
+            ValueError: `task` or `id2label` do not have the form that fine-tuning writes.
+        """
+        self.task: dict[str, Any] = kwargs.pop("task", None) or {}
+        if not isinstance(self.task, dict):
+            raise ValueError(f"task must be an object with the head's kind, got {self.task!r:.80}")
+        labels = self.task.get("labels") or []
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise ValueError("task.labels must be a list of texts")
+        names: Any = vars(self).get("id2label")
+        # a training checkpoint states its labels under "task" only
+        if labels and not (names and len(names) == len(labels)):
+            names = dict(enumerate(labels))
+        if names is None:
+            return
+        try:
+            numbers = {int(number): str(name) for number, name in names.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError("id2label must map the numbers 0, 1, … to names") from error
+        if sorted(numbers) != list(range(len(numbers))):
+            raise ValueError("id2label must map the numbers 0, 1, … to names")
+        self.id2label = numbers
+        self.label2id = {name: number for number, name in numbers.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entries of config.json; models without a task have none about it."""
+        entries = super().to_dict()
+        if not entries.get("task"):
+            entries.pop("task", None)
+        return entries
 
     @property
     def num_patches(self) -> int:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
 class TwoTower(Protocol):
@@ -57,3 +58,20 @@ def embed_video(model: TwoTower, pixels: Tensor, patch_order: Tensor | None = No
     return F.normalize(
         model.video_projection(model.encode_video(pixels, patch_order)).float(), dim=-1, eps=1e-8
     )
+
+
+class ContrastiveFeatures:
+    """transformers' names for the two towers, for models that have them (TwoTower)."""
+
+    def get_text_features(
+        self: TwoTower, text_ids: Tensor, text_mask: Tensor
+    ) -> BaseModelOutputWithPooling:
+        """Unit-length text embeddings: `pooler_output`, float32 [B, D]."""
+        return BaseModelOutputWithPooling(pooler_output=embed_text(self, text_ids, text_mask))
+
+    def get_video_features(self: TwoTower, pixels: Tensor) -> BaseModelOutputWithPooling:
+        """Unit-length clip embeddings of [B, T, 3, S, S]: `pooler_output`, float32 [B, D].
+
+        The product of a text's and a clip's embedding is the cosine that retrieval ranks by.
+        """
+        return BaseModelOutputWithPooling(pooler_output=embed_video(self, pixels))

@@ -86,6 +86,8 @@ TEXT_POSITION = "backbone.text_embeddings.position.weight"
 WORDS = "backbone.text_embeddings.word.weight"
 CONTRASTIVE = ("text_projection.", "video_projection.", "logit_scale.")
 """Prefixes that the released files lack: they were pre-trained without the contrastive loss."""
+TASK_HEAD = "task_head."
+"""Prefix of the head that fine-tuning adds."""
 IMAGE_HEADS = ("image_mlm_head.", "image_vtm_head.")
 HEADS = ("mlm_head.", "vtm_head.", *IMAGE_HEADS, *CONTRASTIVE)
 
@@ -332,16 +334,19 @@ def from_reference(
 
 
 def load_resized(folder: Path, config: AllInOneConfig) -> tuple[AllInOneForPreTraining, LoadReport]:
-    """Build the model of `config` with the weights of a folder of save_pretrained.
+    """Build the model of `config` with the weights of a model folder or of a file.
 
-    Resolution, frames and text length may differ. For a folder of the bare AllInOneModel, the heads
-    keep their initial values.
+    Resolution, frames and text length may differ. Heads that the weights lack keep their initial
+    values: all of the bare AllInOneModel, and those that a fine-tuned model has dropped. Files of
+    the original code are converted.
 
     Raises:
         WeightsError: The folder holds no weights.
         ConversionError: They do not fit.
     """
     file = read_weights(folder)
+    if any(name.startswith("transformer.") for name in file.tensors):
+        return convert_reference(file.tensors, config, source=str(folder))
     report = LoadReport(str(folder), notes=list(file.notes))
     bare = not any(name.startswith("backbone.") for name in file.tensors)
     weights = (
@@ -349,8 +354,14 @@ def load_resized(folder: Path, config: AllInOneConfig) -> tuple[AllInOneForPreTr
         if bare
         else file.tensors
     )
+    own = {name for name in weights if name.startswith(TASK_HEAD)}
+    report.ignored += [f"{name}: the head of a fine-tuned model" for name in sorted(own)]
+    weights = {name: tensor for name, tensor in weights.items() if name not in own}
     model = assemble(
-        config, _fit_image_heads(weights, config, report), report, may_be_new=HEADS if bare else ()
+        config,
+        _fit_image_heads(weights, config, report),
+        report,
+        may_be_new=HEADS if bare or file.facts.get("task") else (),
     )
     _compare_configs(file.facts, config, report)
     return model, report

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from allinone.common.access import describe_denied, exists
 from allinone.common.errors import AllInOneError
+from allinone.common.hub import unreachable
 
 from .weight_folder import FORMATS, WeightFolderError, unwrapped_names, weight_files
 
@@ -363,19 +364,10 @@ def _download(source: str) -> Path:
         except EntryNotFoundError as error:  # the repository or the cache may have the next
             failure = failure or (error if isinstance(error, LocalEntryNotFoundError) else None)
         except (OSError, HFValidationError) as error:  # the hub's own errors are OSErrors
-            raise _unreachable(source, error) from error
+            raise WeightsError(str(unreachable(source, error))) from error
     if failure is not None:
-        raise _unreachable(source, failure)
+        raise WeightsError(str(unreachable(source, failure)))
     raise WeightsError(
         f"{source} on the hub has none of {', '.join(FORMATS)}; download its weights and give the"
         " file"
-    )
-
-
-def _unreachable(source: str, error: Exception) -> WeightsError:
-    lines = str(error).strip().splitlines()
-    return WeightsError(
-        f"{source} is not a file or folder here, and the model hub did not deliver it"
-        f" ({type(error).__name__}: {lines[0] if lines else ''}); without a network, download the"
-        " weights elsewhere and give the file"
     )

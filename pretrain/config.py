@@ -6,6 +6,7 @@ with every checkpoint.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,6 +18,8 @@ from allinone.common.errors import ConfigError
 from allinone.common.options import CONTENT, MAY_CHANGE, RunInput, RunOptions, option
 from allinone.common.validation import COUNT, NOT_NEGATIVE, require
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec, require_distinct
+from allinone.engine.checkpoint.layout import CheckpointError
+from allinone.engine.checkpoint.weights import FoundWeights, resolve_weights
 from allinone.engine.config import TrainConfig
 from allinone.pretrain.objectives.config import ObjectiveConfig
 
@@ -30,6 +33,10 @@ VIT_SOURCES = {
     "base": "timm/vit_base_patch16_224.augreg_in21k_ft_in1k",
 }
 """Hub ids of the ImageNet weights that the original starts from, by size."""
+
+
+VAL_OF_DATA, NO_VAL = "of-data", "none"
+"""Values of --val: the split val of the training sets, which a bare --val means; no evaluation."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +65,18 @@ class ModelOptions:
     drop_path: float | None = None
     """Stochastic depth of the last block; grows linearly over the blocks."""
     init_from: str | None = option(None, resume="content", earlier=None)
-    """Initial weights: a folder written by `allinone convert` or save_pretrained, or `weights/` in
-    a checkpoint. Tables are resized to this run's resolution, text length and frames. none starts
+    """Initial weights: a run (its best weights), a checkpoint, a model folder, a file of weights,
+    or a hub id. Tables are resized to this run's resolution, text length and frames. none starts
     from random weights. The paper's recipes have `required`: one of the two must be given."""
 
-    def initial_weights(self, run: str = "this run") -> Path | None:
-        """The folder of the initial weights; None for random ones.
+    def initial_weights(self, run: str = "this run") -> FoundWeights | None:
+        """The initial weights; None for random ones.
 
         Args:
             run: What errors call the run.
 
         Raises:
-            ConfigError: The recipe requires a choice, and none was made.
+            ConfigError: The recipe requires a choice, and none was made; or there are no weights.
         """
         if self.init_from == "required":
             source = VIT_SOURCES.get(self.size)
@@ -80,7 +87,12 @@ class ModelOptions:
                 " weights",
                 hint=f"make the folder with: {convert} --out weights/vit-{self.size}",
             )
-        return None if self.init_from in (None, "none") else Path(self.init_from)
+        if self.init_from in (None, "none"):
+            return None
+        try:
+            return _found(str(self.init_from))
+        except CheckpointError as error:
+            raise ConfigError(f"--init-from {error}") from error
 
     def build_config(self, image_heads: bool = False) -> AllInOneConfig:
         """Build the model's config.
@@ -147,9 +159,14 @@ class PretrainConfig:
     data: tuple[str, ...] = field(metadata=CONTENT)
     """Prepared data sets to train on, each DIR[:SPLIT][=WEIGHT]."""
     val: tuple[str, ...] = option((), resume="may_change")
-    """Prepared data sets to evaluate on during training, each DIR[:SPLIT] (default split val)."""
+    """Prepared data sets to evaluate on during training, each DIR[:SPLIT] (default split val). A
+    bare --val means the split val of every set of --data; none evaluates nothing."""
     val_items: int = option(1000, resume="may_change")
     """Evaluate at most this many items of each validation set; 0 evaluates all."""
+    keep_best: bool = option(False, resume="may_change")
+    """Keep the weights of the best evaluation in OUT/best, which other commands then use: by the
+    mean of text-to-video R@1, R@5 and R@10 of the first validation set, without a contrastive loss
+    by its first accuracy."""
     model: ModelOptions = field(default_factory=ModelOptions)
     cotrain: CoTrainOptions = field(default_factory=CoTrainOptions)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -171,7 +188,11 @@ class PretrainConfig:
 
     def val_specs(self) -> list[DatasetSpec]:
         """Validation sets."""
-        return [DatasetSpec.parse(text, "val") for text in self.val]
+        if self.val == (VAL_OF_DATA,):
+            return [replace(spec, split="val", weight=1.0) for spec in self.train_specs()]
+        return (
+            [] if self.val == (NO_VAL,) else [DatasetSpec.parse(text, "val") for text in self.val]
+        )
 
     @property
     def kept_steps(self) -> int:
@@ -215,7 +236,7 @@ class PretrainConfig:
         if source not in (None, "none", "required"):
             inputs["init_from"] = RunInput(
                 f"the initial weights {source}",
-                partial(_weights, Path(str(source))),
+                partial(_weights, str(source)),
                 "model.init_from",
             )
         return inputs
@@ -244,9 +265,17 @@ def _tokenizer() -> dict[str, str]:
     return tokenizer_fingerprint()
 
 
-def _weights(source: Path) -> dict[str, str]:
+@functools.cache
+def _found(source: str) -> FoundWeights:
+    """The weights of --init-from. Once per process: of a run that is still training, the best
+    weights change, and the hash in run.json must be that of the weights that were loaded."""
+    return resolve_weights(source)
+
+
+def _weights(given: str) -> dict[str, str]:
     from allinone.data.fingerprint import files_fingerprint
 
+    source = _found(given).path
     files = [source]
     if source.is_dir():
         files = sorted(p for p in source.iterdir() if p.suffix in (".safetensors", ".bin"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,21 +15,28 @@ from torch import nn
 
 from allinone.common.errors import ConfigError
 from allinone.common.processes import forkserver_context
+from allinone.common.retrieval_metrics import chance_metrics
 from allinone.data import CoTrainStream, EvalSet, TrainStream
+from allinone.data.captions import caption_lengths
 from allinone.data.loading.batch import Batch, CoBatch
 from allinone.engine import RunResult, Trainer
+from allinone.engine.checkpoint.best import Selection
 from allinone.engine.distributed import launch
 from allinone.model import AllInOneForPreTraining
 from allinone.model.convert import load_resized
 from allinone.pretrain.config import PretrainConfig
 from allinone.pretrain.cost import run_activations, training_cost
 from allinone.pretrain.evaluation import evaluate
+from allinone.pretrain.objectives.base import Objective
 from allinone.pretrain.objectives.combined import PretrainObjective
 from allinone.pretrain.objectives.registry import active_objectives
+from allinone.pretrain.own_data import resolve, suggest_weights
 from allinone.pretrain.readers import with_readers
 
 log = logging.getLogger(__name__)
 
+SELECT = "select"
+"""Score that selects the best weights, in history.jsonl and TensorBoard."""
 SHOWN_SAMPLES = 6
 """Samples of a training batch that TensorBoard shows."""
 
@@ -40,11 +47,27 @@ def pretrain(config: PretrainConfig) -> RunResult:
     Raises:
         ConfigError: The options contradict each other, the data or the machine.
     """
+    suggest_weights(config)
     try:
+        config = resolve(config, *_device_and_world(config))
         trainer = build_run(config)
     except ValueError as error:  # a ValueError during training is a bug and keeps its traceback
         raise ConfigError(str(error)) from error
-    return trainer.train()
+    result = trainer.train()
+    log.info(
+        "next:\n"
+        "  allinone report %s    # a page: curves, scores, clips found by text, masked words\n"
+        "  allinone predict --help    # use the model on other media: --checkpoint %s\n"
+        "  allinone finetune own --help    # own questions or labels: --checkpoint %s\n"
+        "  tensorboard --logdir %s",
+        *[config.out] * 4,
+    )
+    return result
+
+
+def _device_and_world(config: PretrainConfig) -> tuple[str, int]:
+    on_gpu = torch.cuda.is_available() and config.train.device != "cpu"
+    return "cuda" if on_gpu else "cpu", launch.find_rank_info(os.environ).world
 
 
 def build_run(config: PretrainConfig) -> Trainer:
@@ -57,6 +80,7 @@ def build_run(config: PretrainConfig) -> Trainer:
     config = with_readers(config)
     model, data = build_model(config), build_data(config)
     cost = training_cost(config, launch.find_rank_info(os.environ).world, data.text_lengths())
+    chance: dict[str, float] = {}
     return Trainer(
         config.train,
         model=model,
@@ -65,7 +89,9 @@ def build_run(config: PretrainConfig) -> Trainer:
         ),
         data=data,
         run_config=run_config,
-        evaluate=make_evaluation(config),
+        evaluate=make_evaluation(config, chance),
+        chance=chance,
+        select=Selection(SELECT) if config.keep_best and config.val_specs() else None,
         flops_per_sample=cost.total,
         flops_at=(lambda step: cost.at(step <= config.kept_steps)) if cost.kept else None,
         activations=run_activations(config),
@@ -92,7 +118,7 @@ def build_model(config: PretrainConfig) -> AllInOneForPreTraining:
     if source is None:
         log.info("initial weights: random, seed %d", config.train.seed)
         return AllInOneForPreTraining(model_config)
-    model, report = load_resized(source, model_config)
+    model, report = load_resized(source.path, model_config)
     log.info("initial weights: %s (%s)", source, report)
     return model
 
@@ -100,6 +126,9 @@ def build_model(config: PretrainConfig) -> AllInOneForPreTraining:
 def build_data(config: PretrainConfig) -> TrainStream | CoTrainStream:
     """Build the stream of the video mixture, combined with the image mixture in co-training."""
     clip, seed, cotrain = config.clip(config.model_config()), config.train.seed, config.cotrain
+    for spec in config.train_specs():
+        lengths = caption_lengths(spec.path, spec.split).describe(clip.max_text_len)
+        log.info("%s: %s (--max-text-len)", spec.name, lengths)
     # ranks of a tensor-parallel group read the same clips; one of them logs the bad ones
     logs_bad_clips = not launch.repeats(config.train.tensor_parallel)
     bad_clips = config.out / "bad_clips" if logs_bad_clips else None
@@ -126,9 +155,14 @@ def build_data(config: PretrainConfig) -> TrainStream | CoTrainStream:
 
 
 def make_evaluation(
-    config: PretrainConfig,
+    config: PretrainConfig, chance: dict[str, float] | None = None
 ) -> Callable[[nn.Module, torch.device], dict[str, float]] | None:
-    """Make the function that evaluates all validation sets; None without validation sets."""
+    """Make the function that evaluates all validation sets; None without validation sets.
+
+    Args:
+        config: Options of the run.
+        chance: Filled by the function: score → its expectation for a model that guesses.
+    """
     specs = config.val_specs()
     if not specs:
         return None
@@ -151,10 +185,32 @@ def make_evaluation(
             for objective in objectives:
                 metrics = objective.evaluation_metrics(output)
                 results.update({f"{name}/{metric}": value for metric, value in metrics.items()})
+                if chance is not None:
+                    guessed = _chance(objective, metrics, len(output.items))
+                    chance.update({f"{name}/{metric}": c for metric, c in guessed.items()})
             results[f"{name}/missing"] = float(len(output.bad))
-        return results
+        return {**_selected(results), **results} if config.keep_best else results
 
     return evaluate_sets
+
+
+def _chance(objective: Objective, metrics: Mapping[str, float], items: int) -> dict[str, float]:
+    """What guessing gives, by metric: of retrieval among `items`, and of an accuracy if known."""
+    table = chance_metrics(items)
+    found = {name: table[name.rpartition("_")[2]] for name in metrics if "_to_" in name}
+    if objective.chance is not None:
+        found |= {name: 100 * objective.chance for name in metrics if name.endswith("_accuracy")}
+    return found
+
+
+def _selected(results: Mapping[str, float]) -> dict[str, float]:
+    """The score that selects the best weights, of the first validation set; higher is better."""
+    first = next(iter(results)).partition("/")[0]
+    recalls = [results.get(f"{first}/text_to_video_R@{k}") for k in (1, 5, 10)]
+    known = [value for value in recalls if value is not None]
+    if not known:  # without a contrastive loss
+        known = [value for name, value in results.items() if name.endswith("_accuracy")][:1]
+    return {SELECT: float(np.mean(known))} if known else {}
 
 
 def make_pictures(

@@ -108,7 +108,7 @@ def test_installed_wheel_trains_among_hostile_modules(installed: Path, tmp_path:
         rows.writerows([video, f"clip number {index}"] for index, video in enumerate(videos))
     run(installed / "allinone", "prepare", "mine.csv", "--out", "prepared", cwd=tmp_path)
     run(
-        *(installed / "allinone", "train", "demo", "--data", "prepared", "--val"),
+        *(installed / "allinone", "train", "demo", "--data", "prepared", "--val", "none"),
         *("--out", "out", "--steps", 2, "--global-batch", 4, "--micro-batch", 4, "--workers", 0),
         cwd=tmp_path,
     )

@@ -64,6 +64,7 @@ def _run(argv: Sequence[str]) -> None:
     from allinone.tools.inspection.media_inputs import ClipReader, TextReader
 
     loaded = load_checkpoint(options.checkpoint, options.device)
+    print(f"weights: {loaded.what}", file=sys.stderr)
     config = loaded.model.config
     read_clip = ClipReader(config, loaded.data)
     read_text = TextReader(config)

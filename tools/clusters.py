@@ -74,6 +74,8 @@ def _sections(options: ClusterOptions) -> list[Section]:
         folders.append((options.compare, "--compare"))
     names = options.names or tuple(str(folder) for folder, _ in folders)
     models = [load_checkpoint(folder, options.device, flag) for folder, flag in folders]
+    for loaded in models:
+        print(f"weights: {loaded.what}", file=sys.stderr)
     sections = []
     for video in options.video:
         clips = [ClipReader(loaded.model.config, loaded.data)(video) for loaded in models]

@@ -141,17 +141,27 @@ class ToSafetensorsOptions:
     """Options of to-safetensors."""
 
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
-    """runs/NAME/checkpoints/step-…, or runs/NAME for its newest complete checkpoint."""
+    """Run (its best weights, else its newest checkpoint), checkpoint, model folder, file of
+    weights, or hub id (owner/name)."""
     out: Path
     """Model folder to write; new or empty."""
     from_shards: bool = False
-    """Join the ZeRO partitions instead of copying weights/, which may then be lost."""
+    """Join the ZeRO partitions of a checkpoint, or of a run's newest one, instead of copying
+    weights/, which may then be lost."""
+    push_to_hub: str | None = None
+    """Also upload the folder to this repository of the model hub, owner/name, which is created
+    private."""
 
     def run(self) -> None:
         """Run the command."""
         from allinone.tools.inspection.conversion import to_safetensors
 
-        to_safetensors(self.checkpoint, self.out, from_shards=self.from_shards)
+        to_safetensors(
+            self.checkpoint,
+            self.out,
+            from_shards=self.from_shards,
+            push_to_hub=self.push_to_hub,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +223,9 @@ COMMANDS = {
         FromBertOptions,
     ),
     "to-safetensors": Choice(
-        "training checkpoint, any ZeRO stage and world size → model folder", ToSafetensorsOptions
+        "trained weights, any ZeRO stage and world size → model folder for transformers, with head,"
+        " processor, code and model card",
+        ToSafetensorsOptions,
     ),
     "inspect": Choice("parameters, shapes, dtypes and training state", InspectOptions),
     "diff": Choice(

@@ -1,14 +1,20 @@
 #!/usr/bin/env python3
-"""Ask a pre-trained model about one video.
+"""Use a model on videos: classes, answers, choices, missing words, matching texts.
 
 python tools/predict.py fill --checkpoint runs/demo/train --video a.mp4 --text "a [MASK] runs"
+python tools/predict.py classify --checkpoint runs/mine --videos clips --out classes.csv
+
+--videos takes a folder, or a CSV, TSV, JSON-lines or Parquet file with the column path; its columns
+text, question and option_1, option_2, … replace the options of the same names row by row. --out
+writes CSV, JSON lines, Parquet or a page with thumbnails, by its suffix. The file appears when all
+rows are done; the same command continues after an interruption.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -59,46 +65,85 @@ class RetrieveOptions(PredictOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchOptions(PredictOptions):
+class VideoOptions(PredictOptions):
+    """Options of the tasks that take one video, or many. Give either --video or --videos."""
+
+    video: Path | None = None
+    """Video file."""
+    videos: Path | None = None
+    """Many videos: a folder with its subfolders, or a CSV, TSV, JSON-lines or Parquet file with the
+    column path, relative to the file."""
+    out: Path | None = None
+    """Write .csv, .jsonl, .parquet or .html; without it, results are printed."""
+
+    def check(self) -> None:
+        """Raise InputError for values that cannot be used."""
+        super().check()
+        require_one(("--video", self.video), ("--videos", self.videos))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyOptions(VideoOptions):
+    """Options of classify."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchOptions(VideoOptions):
     """Options of match."""
 
-    video: Path
-    """Video file."""
-    text: str
+    text: str = ""
     """The text."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FillOptions(PredictOptions):
+class RankOptions(VideoOptions):
+    """Options of rank."""
+
+    text: tuple[str, ...] = ()
+    """Texts."""
+    texts: Path | None = None
+    """File with one text per line."""
+    by: Literal["auto", "contrast", "match"] = "auto"
+    """contrast: VTC embeddings; match: VTM, one joint pass per pair; auto: contrast unless the run
+    trained without VTC."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillOptions(VideoOptions):
     """Options of fill."""
 
-    video: Path
-    """Video file."""
-    text: str
+    text: str = ""
     """The text, with [MASK] in place of each word to predict."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerOptions(PredictOptions):
+class AnswerOptions(VideoOptions):
     """Options of answer."""
 
-    video: Path
-    """Video file."""
-    question: str
-    """The question; [MASK] is appended if it has none."""
+    question: str = ""
+    """The question. For a model that was not fine-tuned, [MASK] is appended if it has none."""
     choices: tuple[str, ...] = ()
-    """Rank these answers; without any, the model predicts one word."""
+    """Rank these answers; without any, the model answers freely."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChooseOptions(AnswerOptions):
+    """Options of choose. The question may be left out: the choices are then captions."""
 
 
 TASKS = {
+    "classify": Choice("name the class of videos, by a fine-tuned classifier", ClassifyOptions),
+    "answer": Choice("answer a question, with or without choices", AnswerOptions),
+    "choose": Choice("choose among answers or captions", ChooseOptions),
+    "rank": Choice("rank texts for each of many videos", RankOptions),
+    "search": Choice("rank the videos of a folder for a text", RetrieveOptions),
     "retrieve": Choice("rank texts for a video, or the videos of a folder", RetrieveOptions),
     "match": Choice("score how well a video and a text match", MatchOptions),
     "fill": Choice("predict each [MASK] of a text", FillOptions),
-    "answer": Choice("answer a question, with or without choices", AnswerOptions),
 }
 
 
-def _retrieve(predictor: Any, options: RetrieveOptions) -> dict[str, Any]:
+def _texts(options: RetrieveOptions | RankOptions) -> list[str]:
     from allinone.tools.inspection.media_inputs import read_lines
 
     texts = list(options.text)
@@ -106,6 +151,11 @@ def _retrieve(predictor: Any, options: RetrieveOptions) -> dict[str, Any]:
         texts += read_lines(options.texts, "--texts")
     if not texts:
         raise InputError("give the texts to rank: --text T [T …] or --texts FILE (one per line)")
+    return texts
+
+
+def _retrieve(predictor: Any, options: RetrieveOptions) -> dict[str, Any]:
+    texts = _texts(options)
     if options.video is not None:
         return predictor.rank_texts(options.video, texts, options.by, options.top)
     if len(texts) != 1:
@@ -115,25 +165,67 @@ def _retrieve(predictor: Any, options: RetrieveOptions) -> dict[str, Any]:
     return predictor.rank_videos(options.videos, texts[0], options.by, options.top)
 
 
+def _ask(predictor: Any, task: str, options: VideoOptions) -> Callable[..., dict[str, Any]]:
+    """(video, values of its row) → result; the row's values replace the options."""
+    if isinstance(options, RankOptions):
+        texts = _texts(options)
+        return lambda video, row: predictor.rank_texts(video, texts, options.by, options.top)
+
+    def ask(video: Path, row: Mapping[str, Any]) -> dict[str, Any]:
+        if task == "classify":
+            return predictor.classify(video, options.top)
+        if isinstance(options, AnswerOptions):
+            question = row.get("question") or options.question
+            choices = row.get("choices") or options.choices
+            if task == "choose" and not choices:
+                raise InputError("give --choices A B …, or the columns option_1, option_2, …")
+            if task == "answer" and not question:
+                raise InputError("give --question, or the column question")
+            return getattr(predictor, task)(video, question, choices, options.top)
+        assert isinstance(options, (MatchOptions, FillOptions))
+        text = row.get("text") or options.text
+        if not text:
+            raise InputError("give --text, or the column text")
+        return (
+            predictor.match(video, text)
+            if task == "match"
+            else predictor.fill(video, text, options.top)
+        )
+
+    return ask
+
+
 def _run(argv: Sequence[str]) -> None:
     name, options = choose(
         TASKS, argv, prog="tools/predict.py", kind="task", description=__doc__ or ""
     )
     options.check()
+    from allinone.tools.inspection.batch_predict import predict_many, read_requests
     from allinone.tools.inspection.checkpoints import load_checkpoint
     from allinone.tools.inspection.predictor import Predictor, as_text
 
-    predictor = Predictor(load_checkpoint(options.checkpoint, options.device))
-    if name == "retrieve":
+    many = isinstance(options, VideoOptions) and (options.videos or options.out)
+    requests = read_requests(options.video, options.videos) if many else []
+    loaded = load_checkpoint(options.checkpoint, options.device)
+    predictor = Predictor(loaded)
+    if many:
+        values = {key: str(value) for key, value in vars(options).items() if key != "device"}
+        for line in predict_many(
+            requests,
+            _ask(predictor, name, options),
+            options.out,
+            predictor,
+            {"task": name, **values},
+        ):
+            print(line)
+        return
+    if isinstance(options, RetrieveOptions):
         result = _retrieve(predictor, options)
-    elif name == "match":
-        result = predictor.match(options.video, options.text)
-    elif name == "fill":
-        result = predictor.fill(options.video, options.text, options.top)
     else:
-        result = predictor.answer(options.video, options.question, options.choices, options.top)
+        result = _ask(predictor, name, options)(options.video, {})
+    result["weights_are"] = loaded.what
     if options.json:
-        print(json.dumps({"weights": str(options.checkpoint), **result}, ensure_ascii=False))
+        print(json.dumps({"weights": str(loaded.weights), **result}, ensure_ascii=False))
     else:
         print(as_text(result))
 

@@ -3,6 +3,7 @@
 
     tools/report.py runs/msrvtt_qa runs/vcr      two runs
     tools/report.py 'runs/*' --out report        all runs below a folder
+    tools/report.py runs/mine                    a pre-training run: the demo's page, in the run
     tools/report.py 'runs/*' --ours-only         leave out what no run has a result for
     tools/report.py --compare A.jsonl B.jsonl    two predictions files of one test set, item by item
     tools/report.py status gpu_report.json       add a report of `make gpu-check` to docs/status.md
@@ -10,7 +11,8 @@
 A result is compared with a number of the paper only if it was scored on all items of the official
 split, and if model size, pre-training, frames, views, image size and variant are the same. A result
 on other items is listed with their number, a result of another setting gets a row that states the
-differences. --compare exits with 1 if the files differ.
+differences. A result on annotations of your own also gets a page of right and wrong items, next to
+its file. --compare exits with 1 if the files differ.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -53,6 +55,9 @@ class ReportOptions:
     """Leave out tables and rows of the paper without a result of ours."""
     skip_damaged: bool = False
     """Warn about damaged results files instead of stopping."""
+    items: Literal["own", "all", "none"] = "own"
+    """Results that get a page of right and wrong items: those on annotations of your own (`allinone
+    finetune own`), all, or none. Annotations and media of the run are read again."""
     compare: Annotated[tuple[Path, Path] | None, tyro.conf.arg(metavar="A B")] = None
     """Compare two predictions files (predictions/*.jsonl of a run) instead."""
 
@@ -157,7 +162,12 @@ def _results_files(path: Path) -> list[Path]:
 
 
 def write_report(
-    runs: Sequence[str], out: Path, *, ours_only: bool = False, skip_damaged: bool = False
+    runs: Sequence[str],
+    out: Path,
+    *,
+    ours_only: bool = False,
+    skip_damaged: bool = False,
+    items: str = "none",
 ) -> None:
     """Write OUT.html and OUT.md, and print the summary.
 
@@ -166,6 +176,7 @@ def write_report(
         out: Path of the two files without their suffixes.
         ours_only: Leave out tables and rows of the paper without a result of ours.
         skip_damaged: Log damaged files instead of raising.
+        items: Results that get a page of items: own, all or none.
 
     Raises:
         InputError: As for `collect`.
@@ -175,12 +186,50 @@ def write_report(
     from allinone.tools.reporting.page import html_page
     from allinone.tools.reporting.tables import fill_tables
 
-    filled = fill_tables(collect(runs, skip_damaged=skip_damaged))
+    collected = collect(runs, skip_damaged=skip_damaged)
+    filled = fill_tables(collected)
     page = out.with_name(f"{out.name}.html")
     text = out.with_name(f"{out.name}.md")
     write_atomic(page, html_page(filled, page.parent, ours_only=ours_only))
     write_atomic(text, markdown(filled, text.parent, ours_only=ours_only))
     print(f"{filled.summary()}\n  {page}\n  {text}")
+    _write_items_pages(collected, items)
+
+
+def _write_items_pages(runs: Sequence[ReportedRun], items: str) -> None:
+    """Write the pages of right and wrong items; a run whose media are gone gets a warning."""
+    for run in runs:
+        if items == "none" or (items == "own" and run.result.benchmark != "own"):
+            continue
+        from allinone.tools.reporting.items_page import write_items_page  # imports torch
+
+        try:
+            print(f"  {write_items_page(run.path, run.result)}")
+        except (InputError, ValueError) as error:
+            log.warning("%s", error)
+
+
+def _report_pretraining(runs: Sequence[str]) -> list[str]:
+    """Write the pages of the pre-training runs among the arguments; returns the other arguments.
+
+    A pattern stands for results: evaluating every run that it matches could take hours.
+    """
+    others = []
+    for run in runs:
+        path = Path(run)
+        if not (path / "run.json").is_file() or (path / "results").is_dir():
+            others.append(run)
+            continue
+        from allinone.tools.inspection.checkpoints import load_checkpoint
+        from allinone.tools.reporting.run_report import is_pretraining_run, report_run
+
+        if is_pretraining_run(path):
+            loaded = load_checkpoint(path, "cpu")  # the best weights, else the newest
+            files = report_run(path, loaded.model, loaded.weights)
+            print(*(f"  {file}" for file in files), sep="\n")
+        else:
+            others.append(run)
+    return others
 
 
 def add_gpu_rows(arguments: Sequence[str]) -> int:
@@ -219,11 +268,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             description=__doc__,
         )
         if options.compare is None:
+            others = _report_pretraining(options.runs)
+            if options.runs and not others:
+                return 0
             write_report(
-                options.runs,
+                others,
                 options.out,
                 ours_only=options.ours_only,
                 skip_damaged=options.skip_damaged,
+                items=options.items,
             )
             return 0
         if options.runs:

@@ -11,7 +11,6 @@ tools/inspection/patch_attribution.py); weights do not matter, so --size works w
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ class RollOptions(FigureOptions):
     """Options of tools/rolls.py. Give either --checkpoint or --size."""
 
     checkpoint: Path | None = None
-    """save_pretrained folder, checkpoint, or run (its newest checkpoint)."""
+    """Run, checkpoint, model folder, file of weights, or hub id."""
     size: Size | None = None
     """A new model of this size."""
     video: Path
@@ -62,16 +61,10 @@ def _read_config(options: RollOptions) -> AllInOneConfig:
     if options.checkpoint is None:
         config = AllInOneConfig.from_size(str(options.size), **changes)
     else:
-        from allinone.tools.inspection.checkpoints import find_weights
+        from allinone.finetune.task_model.source import config_fields, read_source_checkpoint
 
-        weights = find_weights(options.checkpoint)
-        try:
-            content = json.loads((weights / "config.json").read_text())
-            config = AllInOneConfig(**{**content, **changes})
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"--checkpoint {weights}: config.json cannot be read ({error})"
-            ) from error
+        saved = config_fields(read_source_checkpoint(options.checkpoint).config)
+        config = AllInOneConfig(**{**saved, **changes})
     if config.roll != "roll":
         raise InputError(
             f"--checkpoint: this model exchanges frames by {config.roll!r}; patches move only with"

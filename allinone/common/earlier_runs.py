@@ -81,6 +81,11 @@ def recorded_names(out: Path) -> dict[str, str]:
     }
 
 
+def recorded_options(out: Path) -> dict[str, Any]:
+    """Options of the run in a folder by dotted name; {} without a run."""
+    return _recorded(out) or {}
+
+
 def _recorded(out: Path) -> dict[str, Any] | None:
     """Options of the run in a folder by dotted name; None without a readable record."""
     try:

@@ -16,6 +16,7 @@ from allinone.common.errors import DataError, InputError
 from allinone.common.validation import COUNT, MAX_PIXELS, NOT_NEGATIVE, POSITIVE, Bounds, require
 from allinone.data.prepare.encode import Codec, Encoding
 from allinone.data.sources import FORMATS, ReadOptions, SourceRow, detect, excluded_ids, read
+from allinone.data.sources.schema import key_hash
 
 FormatName = Literal[
     "auto",
@@ -89,6 +90,9 @@ class PrepareOptions:
     names: str | None = None
     """Template of an image's path below that folder, for lists that hold URLs only; fields:
     {split}, {number} (line, from 0), {crc32}, {md5}, {basename}."""
+    val_share: float = 0.0
+    """Share of the files of the split train that becomes the split val, chosen by their names, so
+    that more rows move no file; at least one file, unless it is 0."""
     exclude: Path | None = None
     """Ids to leave out, one per line; for vg also dataset_coco.json: its val and test images."""
     shard_clips: int | None = None
@@ -143,6 +147,7 @@ class PrepareOptions:
             require(self, Bounds(16), ("short_side",))
             require(self, NOT_NEGATIVE, ("max_pixels",))
             require(self, POSITIVE, ("max_duration_s", "timeout_s"))
+            require(self, Bounds(0, 1, below=True), ("val_share",))
         except InputError as error:
             raise DataError(str(error)) from error
         long = FORMATS[name].narrated
@@ -167,7 +172,10 @@ class PrepareOptions:
 
         values: dict[str, Any] = {"layout": LAYOUT}
         for entry in fields(PrepareOptions):
-            if entry.name not in NOT_IN_FINGERPRINT:
+            # earlier versions had no --val-share
+            if entry.name not in NOT_IN_FINGERPRINT and (
+                entry.name != "val_share" or self.val_share
+            ):
                 # prepared folders call the format "kind"
                 key = "kind" if entry.name == "format" else entry.name
                 value = getattr(self, entry.name)
@@ -178,7 +186,30 @@ class PrepareOptions:
 def rows_of(options: PrepareOptions) -> Iterator[SourceRow]:
     """All rows that the source lists; `options` are resolved."""
     exclude = excluded_ids(options.exclude, options.source, options.format)
-    return read(options.source, options.format, ReadOptions(options.videos, options.names, exclude))
+    given = ReadOptions(options.videos, options.names, exclude)
+    if not options.val_share:
+        return read(options.source, options.format, given)
+    return _with_val(options, given)
+
+
+def _with_val(options: PrepareOptions, given: ReadOptions) -> Iterator[SourceRow]:
+    """The rows, those of the chosen files in the split val."""
+
+    def rows() -> Iterator[tuple[float, SourceRow]]:
+        for row in read(options.source, options.format, given):
+            if row.split == "val":
+                raise DataError(
+                    f"--val-share {options.val_share:g}: {options.source} has a split val already;"
+                    " leave the option or the column split out"
+                )
+            place = key_hash("val", row.id) / 2**64
+            yield (place if row.split == "train" and row.reason is None else 1.0), row
+
+    # a small set may have no file below the share: then the lowest one is held out
+    lowest = min((place for place, _ in rows()), default=1.0)
+    for place, row in rows():
+        held = place < options.val_share or place == lowest < 1.0
+        yield replace(row, split="val") if held else row
 
 
 def shard_names(options: PrepareOptions, counts: dict[str, int]) -> list[str]:

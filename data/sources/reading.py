@@ -1,4 +1,5 @@
-"""Parsers of CSV, TSV and JSON: a damaged row is reported, a damaged file raises DataError."""
+"""Parsers of CSV, TSV, JSON and Parquet: a damaged row is reported, a damaged file raises
+DataError."""
 
 from __future__ import annotations
 
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 CAPTION_COLUMNS = ("name", "caption", "text")
 """Names of the caption's column in CSV lists; "name" is WebVid's."""
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+"""Suffixes of the files that `table_records` reads."""
 LONGEST_LINE = 1 << 20
 """Characters of a line; a longer one is a bad row."""
 LONGEST_ROW = 100
@@ -243,6 +246,102 @@ def _problem(fields: list[str], line: int, columns: int) -> str | None:
     if any(not text.isascii() and any("\udc80" <= c <= "\udcff" for c in text) for text in fields):
         return f"line {line} is not UTF-8 text; convert the file, for example with iconv"
     return None
+
+
+def table_records(
+    path: Path, needed: list[tuple[str, ...]]
+) -> Iterator[tuple[int, dict[str, str] | str]]:
+    """Read a list of a user's own: CSV, TSV, JSON lines or Parquet, by the file's suffix.
+
+    Numbers become text (3.0 becomes "3", as pandas stores integers with gaps as floats); null, NaN
+    and a key that a JSON object lacks become "".
+
+    Args:
+        path: The file.
+        needed: As for `csv_records`.
+
+    Yields:
+        (line or row number, from 1; fields by column name), or (number, what is wrong with it).
+
+    Raises:
+        DataError: A needed column is missing, or the file has another format.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in TABLES:
+        raise DataError(f"{path}: cannot tell its format; its name must end in {', '.join(TABLES)}")
+    if suffix in (".csv", ".tsv"):
+        yield from csv_records(path, needed)
+        return
+    objects = _json_objects(path) if suffix == ".jsonl" else _parquet_rows(path)
+    found: set[str] = set()
+    good = False
+    for number, record in objects:
+        row = record if isinstance(record, str) else _as_texts(record, number)
+        if not isinstance(row, str):
+            found |= row.keys()
+            absent = [names[0] for names in needed if not set(names) & row.keys()]
+            good = good or not absent
+            if absent:
+                row = f"line {number} has no {', '.join(absent)}"
+        yield number, row
+    if not good:
+        names = ", ".join("/".join(names) for names in needed)
+        shown = clean_text(", ".join(sorted(found)))[:200] or "none"
+        raise DataError(f"{path}: no row has all of the columns {names}; columns found: {shown}")
+
+
+def _json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    # bytes, and at most LONGEST_LINE of them at a time: see `tsv_records` and `_rows`
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(LONGEST_LINE):
+            number += 1
+            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                    pass
+                yield number, f"line {number} has more than {LONGEST_LINE:,} bytes"
+                continue
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                record = json.loads(text) if text.strip() else None
+            except UnicodeDecodeError as error:
+                yield number, f"line {number} is not UTF-8 text ({error.reason})"
+            except (ValueError, RecursionError):
+                yield number, f"line {number} is not JSON"
+            else:
+                if isinstance(record, dict):
+                    yield number, record
+                elif text.strip():
+                    yield number, f"line {number} is not a JSON object"
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches():
+                for record in batch.to_pylist():
+                    number += 1
+                    yield number, record
+    except pa.ArrowException as error:
+        raise DataError(f"{path} is not a Parquet file, or is damaged: {error}") from error
+
+
+def _as_texts(record: dict[str, Any], number: int) -> dict[str, str] | str:
+    """The fields as texts; for a field that is none, what is wrong with the row."""
+    texts = {}
+    for name, value in record.items():
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if value is None or value != value:  # null or NaN
+            value = ""
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            return f"line {number}: {clean_text(str(name))[:40]!r} is not a text or a number"
+        texts[str(name)] = str(value)
+    return texts
 
 
 def tsv_records(path: Path, fields: int) -> Iterator[tuple[int, list[str] | str]]:

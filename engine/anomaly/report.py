@@ -110,7 +110,14 @@ class AnomalyReporter:
             return []
         reports = []
         # the limit applies after the check, because the detector's windows need every step
-        for anomaly in self._detector.check(interval)[:PER_INTERVAL]:
+        warmup = self._config.warmup_steps()
+        # in warm-up, losses and gradients change by factors: a spike there is no news
+        found = [
+            anomaly
+            for anomaly in self._detector.check(interval)
+            if anomaly.step > warmup or not anomaly.usual
+        ]
+        for anomaly in found[:PER_INTERVAL]:
             # rank 0 decides: on a network disk, others may not see its last report yet
             if run_on_rank0(partial(self._may_report, anomaly.step)):
                 self._begin_activity(f"the replay of step {anomaly.step}")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from allinone.common.formatting import duration, finite, size
+from allinone.common.tables import plain_table
 from allinone.common.write_guard import WriteGuard
 from allinone.engine.callbacks.base import Callback, Due, Interval
 from allinone.engine.distributed.signals import RunInterrupted
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from allinone.engine.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+MAX_COLUMNS = 6
+"""Evaluations in the table at the end of a run."""
 
 
 class HistoryCallback(Callback):
@@ -148,7 +154,15 @@ class TensorBoardCallback(Callback):
 
 
 class ProgressCallback(Callback):
-    """Logs a line per logging interval and evaluation; with --json, rank 0 prints JSON lines."""
+    """Logs a line per logging interval and evaluation, and a table of the evaluations at the end;
+    with --json, rank 0 prints JSON lines.
+
+    Args:
+        chance: Score of an evaluation → its expectation for a model that guesses.
+    """
+
+    def __init__(self, chance: Mapping[str, float]) -> None:
+        self._chance = chance
 
     def on_interval(self, trainer: Trainer, interval: Interval) -> None:
         record = interval.record
@@ -169,13 +183,74 @@ class ProgressCallback(Callback):
         if trainer.config.json:
             self._print_json(trainer, {"step": step, "evaluation": results})
         else:
-            shown = "  ".join(f"{name} {value:.1f}" for name, value in results.items())
+            shown = evaluation_line(results, self._chance)
             log.info("evaluation at step %d (%s): %s", step, duration(seconds), shown)
+
+    def on_end(self, trainer: Trainer) -> None:
+        if trainer.is_rank0 and not trainer.config.json:
+            path = trainer.spec.out / HISTORY  # it also has the evaluations before a restart
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            if table := evaluation_table(rows, self._chance):
+                log.info("evaluations:\n%s", table)
 
     @staticmethod
     def _print_json(trainer: Trainer, value: Mapping[str, Any]) -> None:
         if trainer.is_rank0:  # the product of --json, not a message
             print(json.dumps(finite(value)), flush=True)
+
+
+def evaluation_line(results: Mapping[str, float], chance: Mapping[str, float]) -> str:
+    """The scores of an evaluation in one line, set by set, with chance in brackets.
+
+    Args:
+        results: Score → value; the part before the first "/" names the set. Nothing missing, and a
+            recall among so few candidates that it is always 100 %, are left out.
+        chance: Score → its expectation for a model that guesses.
+    """
+    sets: dict[str, list[str]] = {}
+    for name, value in results.items():
+        known = chance.get(name)
+        if (name.endswith("/missing") and not value) or known == 100.0:
+            continue
+        group, _, score = name.rpartition("/") if name.count("/") < 2 else name.partition("/")
+        guessed = "" if known is None else f" ({known:.1f})"
+        sets.setdefault(group, []).append(f"{score} {value:.1f}{guessed}")
+    scores = (f"{group}: {', '.join(found)}".removeprefix(": ") for group, found in sets.items())
+    return "; ".join(scores) + (" (in brackets: chance)" if chance else "")
+
+
+def evaluation_table(history: Sequence[Mapping[str, Any]], chance: Mapping[str, float]) -> str:
+    """The scores of a run's evaluations with chance beside them; empty without an evaluation.
+
+    Args:
+        history: Rows of history.jsonl.
+        chance: Score → its expectation for a model that guesses.
+    """
+    found = {row["step"]: row["evaluation"] for row in history if row.get("evaluation")}
+    if not found:
+        return ""
+    steps = sorted(found)
+    # evenly spaced, the last one included
+    last = len(steps) - 1
+    number = min(len(steps), MAX_COLUMNS)
+    shown = sorted(
+        {steps[round(k * last / max(1, number - 1))] for k in range(number)} | {steps[-1]}
+    )
+    names = [
+        name
+        for name in found[steps[-1]]
+        if not name.endswith("/missing") or any(row.get(name) for row in found.values())
+    ]
+
+    def cell(value: float | None) -> str:
+        return "–" if value is None else f"{value:.1f}"
+
+    titles = ("score", *(f"step {step:,}" for step in shown), "chance")
+    rows = [
+        (name, *(cell(found[step].get(name)) for step in shown), cell(chance.get(name)))
+        for name in names
+    ]
+    return indent(plain_table([titles, *rows]), "  ")
 
 
 def progress_line(record: Mapping[str, Any], steps: int) -> str:
@@ -196,7 +271,7 @@ def progress_line(record: Mapping[str, Any], steps: int) -> str:
         f"lr {record['lr']:.1e}",
         f"norm > {record['clip_norm']:g}: {100 * record['clip_rate']:.0f} %",
         f"{record['samples_per_s']:.1f} clips/s",
-        f"MFU {100 * record['mfu']:.0f} %",
+        *([f"MFU {100 * record['mfu']:.0f} %"] if math.isfinite(record["mfu"]) else []),
         f"data wait {100 * record['data_wait']:.1f} %",
         size(record["memory_bytes"]),
         f"ETA {duration(record['eta_s'])}",

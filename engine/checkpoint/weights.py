@@ -1,10 +1,16 @@
-"""Finding the weights to load: of a model folder, a checkpoint, or a run."""
+"""Finding the weights to load: of a run, a checkpoint, a model folder, a file, or the model hub.
+
+One rule for every command that takes weights.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from allinone.common.access import describe_denied, exists
+from allinone.common.errors import InputError
+from allinone.common.hub import hub_folder, is_hub_id
 from allinone.engine.checkpoint.layout import (
     BEST,
     CHECKPOINTS,
@@ -12,8 +18,22 @@ from allinone.engine.checkpoint.layout import (
     WEIGHT_FILES,
     WEIGHTS,
     CheckpointError,
+    step_of,
 )
 from allinone.engine.checkpoint.manifest import find_damage, newest_complete
+
+
+@dataclass(frozen=True)
+class FoundWeights:
+    """Weights that an option names."""
+
+    path: Path
+    """A folder for from_pretrained, or a file of weights."""
+    what: str
+    """What they are, for the user: `best weights of runs/a, step 400`."""
+
+    def __str__(self) -> str:
+        return self.what
 
 
 def newest_weights(out: Path) -> Path:
@@ -43,47 +63,77 @@ def best_weights(out: Path) -> Path:
 
 
 def find_weights(path: Path) -> Path:
-    """Find the folder to give to from_pretrained.
-
-    Args:
-        path: A model folder (returned as it is), a checkpoint, or a run's folder. Of a run, the
-            best weights are used if there are any, else those of the newest complete checkpoint.
+    """The folder to give to from_pretrained; as `resolve_weights`, without files.
 
     Raises:
-        CheckpointError: `path` is none of these, or damaged; the message begins with `path`.
+        CheckpointError: `path` names no weights, or damaged ones; the message begins with `path`.
     """
+    found = resolve_weights(path)
+    if found.path.is_file():
+        raise CheckpointError(f"{path} is a file; give its folder")
+    return found.path
+
+
+def resolve_weights(source: str | Path) -> FoundWeights:
+    """Find the weights that an option names.
+
+    Args:
+        source: A run's folder: its best weights if there are any, else those of the newest complete
+            checkpoint. Or a checkpoint, a model folder, a file of weights, or the id of a
+            repository on the model hub, owner/name.
+
+    Raises:
+        CheckpointError: It is none of these, or damaged; the message begins with `source`.
+    """
+    path = Path(source)
     try:
-        return _find_weights(path)
+        if is_hub_id(source):
+            return FoundWeights(_with_weights(hub_folder(str(source))), f"{source} on the hub")
+        return _resolve(path)
     except PermissionError as error:
         denied = Path(error.filename or path)
         raise CheckpointError(f"{path} cannot be read: {describe_denied(denied)}") from error
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
 
 
-def _find_weights(path: Path) -> Path:
-    if not exists(path) or not path.is_dir():
-        what = "is a file; give its folder" if path.is_file() else "does not exist"
-        raise CheckpointError(f"{path} {what}")
+def _resolve(path: Path) -> FoundWeights:
+    if not exists(path):
+        raise CheckpointError(
+            f"{path} does not exist; give a run, a checkpoint, a model folder, a file of weights,"
+            " or a hub id (owner/name)"
+        )
+    if not path.is_dir():
+        return FoundWeights(path, f"file {path}")
     # first, because a model folder has no manifest to check: save_pretrained writes none
     if (path / "config.json").is_file():
-        if not any((path / name).is_file() for name in WEIGHT_FILES):
-            raise CheckpointError(
-                f"{path} has a config.json but no weights ({' or '.join(WEIGHT_FILES)})"
-            )
-        return path
+        return FoundWeights(_with_weights(path), f"model folder {path}")
     if (path / MANIFEST).is_file():
         if problem := find_damage(path):
             raise CheckpointError(
                 f"{path} is damaged: it {problem}; give another checkpoint of the run, or the run's"
                 " folder"
             )
-        return find_weights(path / WEIGHTS)
+        return FoundWeights(_with_weights(path / WEIGHTS), f"checkpoint {path}")
     if (path / BEST).is_dir() or (path / CHECKPOINTS).is_dir():
         try:
-            return best_weights(path)
+            found = best_weights(path)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
+        best = found.parent.parent.name == BEST
+        kind = "best weights" if best else "newest checkpoint"
+        why = "" if best else " (it selected no best weights)"
+        return FoundWeights(found, f"{kind} of {path}, step {step_of(found.parent)}{why}")
     raise CheckpointError(
         f"{path} holds no weights; give a folder of save_pretrained (config.json and"
         " model.safetensors), a checkpoint (step-…, with weights/), or a run's folder (with"
         " checkpoints/)"
     )
+
+
+def _with_weights(folder: Path) -> Path:
+    if not any((folder / name).is_file() for name in WEIGHT_FILES):
+        raise CheckpointError(
+            f"{folder} has a config.json but no weights ({' or '.join(WEIGHT_FILES)})"
+        )
+    return folder

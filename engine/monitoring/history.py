@@ -169,6 +169,7 @@ class RecordBuilder:
         if self.flops_at is not None:
             flops = statistics.fmean(map(self.flops_at, metrics.steps))
         clip_norm = config.clip_grad or REFERENCE_NORM
+        mfu = samples_per_s * flops / (self.peak[0] * len(self.hosts))
         return {
             "step": step,
             "samples": step * config.global_batch,
@@ -180,7 +181,8 @@ class RecordBuilder:
             "clip_rate": _share_above(clip_norm, metrics),
             "samples_per_s": samples_per_s,
             "step_s": elapsed_s / steps,
-            "mfu": samples_per_s * flops / (self.peak[0] * len(self.hosts)),
+            # above 1, the peak was measured too low, on a CPU that others used: it says nothing
+            "mfu": mfu if mfu <= 1 else float("nan"),
             "data_wait": max(metrics.wait_s) / elapsed_s,
             "own_s": spread(own_s),
             "wait_s": spread(wait_s),

@@ -1,6 +1,6 @@
 """Estimate of a run before it starts, compared with its measurements at its end.
 
-Both are written to OUT/plan.json and to the log, as lines "planned …, measured …".
+Both are written to OUT/plan.json; what differs by over 10 % also to the log.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ LOADED_LATER_BYTES = 240 * 2**20
 the batches it holds 95, the evaluation's DALI graph and pictures 65, heap that glibc keeps after it
 was freed 35."""
 FILE = "plan.json"
+TOLERANCE = 0.1
+"""Relative difference between estimate and measurement from which the log mentions it."""
 MOMENTS = {
     "between": "between steps",
     "backward": "in the backward pass",
@@ -228,10 +230,13 @@ class RunEstimate:
         moments = [
             f"{size(sum(plan.state[name].values()))} {title}" for name, title in MOMENTS.items()
         ]
+        passed = (
+            f"; each rank passes {size(plan.bytes_per_step)} to DeepSpeed's collectives per step"
+        )
         lines = [
             f"planned memory per rank: {size(plan.memory_bytes)} at the peak (model state:"
-            f" {', '.join(moments)}; activations {size(plan.activations.total)}); each rank passes"
-            f" {size(plan.bytes_per_step)} to DeepSpeed's collectives per step"
+            f" {', '.join(moments)}; activations {size(plan.activations.total)})"
+            + (passed if plan.bytes_per_step else "")
         ]
         if plan.samples_per_s == plan.samples_per_s:
             lines.append(
@@ -286,7 +291,7 @@ class RunEstimate:
         write_atomic(out / FILE, json.dumps(finite(content), indent=1) + "\n")
 
     def summary(self) -> str:
-        """Estimate and measurement for the log, at the end."""
+        """Estimate and measurement for the log, at the end, where they differ by over 10 %."""
         plan, got = self.plan, self.got()
         pairs = [
             ("memory per rank", plan.memory_bytes, got.get("memory_bytes"), size),
@@ -300,8 +305,15 @@ class RunEstimate:
             ),
             ("hours for all steps", plan.hours, got.get("hours"), "{:.2f}".format),
         ]
-        return "\n".join(
-            f"planned {name} {show(planned)}, measured {'?' if seen is None else show(seen)}"
+        lines = [
+            f"planned {name} {show(planned)}, measured {show(seen)}"
             for name, planned, seen, show in pairs
-            if planned == planned  # NaN: the FLOPs are unknown, so there is no estimate
-        )
+            # NaN: the FLOPs are unknown, so there is no estimate; MFU above 1: the peak was
+            # measured too low
+            if seen is not None
+            and planned == planned
+            and not (name == "MFU" and seen > 1)
+            and abs(seen - planned) > TOLERANCE * planned
+            and show(planned) != show(seen)
+        ]
+        return "\n".join(lines) or "memory and speed were within 10 % of the plan"

@@ -171,6 +171,10 @@ class Builder:
         """
         self._left_out.setdefault(reason, []).append(where)
 
+    def left_out(self) -> list[str]:
+        """A line on each reason for which rows were left out, with their number and places."""
+        return [_left_out(reason, places) for reason, places in self._left_out.items()]
+
     @contextmanager
     def row(self, where: str) -> Iterator[None]:
         """Leave out the row if the body raises RowError."""
@@ -225,7 +229,7 @@ class Builder:
             AnnotationError: There are no items.
         """
         chosen = list(self.items.values()) if items is None else list(items)
-        left_out = [_left_out(reason, places) for reason, places in self._left_out.items()]
+        left_out = self.left_out()
         if not chosen:
             files = ", ".join(self.files) or "the files"
             raise AnnotationError(

@@ -62,6 +62,22 @@ class EvalOutput:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+def chance_of(output: EvalOutput) -> dict[str, float]:
+    """Score → its expectation for a model that guesses, where it is known."""
+    details, names = output.details, output.scores.keys()
+    stated = details.get("chance", {})
+    found = dict(stated) if isinstance(stated, Mapping) else {"accuracy": float(stated)}
+    if "classes" in details:
+        found |= {f"top{k}": 100 * k / int(details["classes"]) for k in (1, 5, 10)}
+    if "media" in details:
+        from allinone.common.retrieval_metrics import chance_metrics  # imports torch
+
+        # not video to text: a clip may have several captions
+        known = chance_metrics(int(details["media"]))
+        found |= {f"t2v/{name}": value for name, value in known.items()}
+    return {name: value for name, value in found.items() if name in names}
+
+
 @dataclass(frozen=True)
 class EvaluationResult:
     """One evaluation of one checkpoint on one split of one benchmark."""

@@ -1,7 +1,4 @@
-"""Heads of the tasks, on the pooled class token [.., C].
-
-Sizes and dropout are the original's (LayerNorm with PyTorch's default eps 1e-5).
-"""
+"""How the tasks initialise and apply their heads, which are in model/task_heads.py."""
 
 from __future__ import annotations
 
@@ -10,54 +7,25 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from allinone.model.task_heads import (
+    VCRHead,
+    answer_head,
+    option_head,
+    rank_head,
+    vqav2_head,
+)
 
-def answer_head(width: int, classes: int) -> nn.Sequential:
-    """Open-ended answers, and actions of the published linear evaluation: C → C/2 → classes."""
-    hidden = width // 2
-    return nn.Sequential(
-        # first: in the original's keys, vqa_classifier.1, .2 and .4 have weights
-        nn.Dropout(0.5),
-        nn.Linear(width, hidden),
-        nn.LayerNorm(hidden),
-        nn.GELU(),
-        nn.Linear(hidden, classes),
-    )
-
-
-def vqav2_head(width: int, classes: int) -> nn.Sequential:
-    """VQAv2 (ViLT's): C → 2C → classes."""
-    return nn.Sequential(
-        # without dropout: the keys are vqa_classifier.0, .1 and .3
-        nn.Linear(width, 2 * width),
-        nn.LayerNorm(2 * width),
-        nn.GELU(),
-        nn.Linear(2 * width, classes),
-    )
-
-
-def option_head(width: int) -> nn.Sequential:
-    """Score of an option that is read together with its question (TGIF-QA, TVQA): C → 256 → 1."""
-    return nn.Sequential(
-        # 256 at every width, as in the original
-        nn.Dropout(0.1),
-        nn.Linear(width, 256),
-        nn.LayerNorm(256),
-        nn.GELU(),
-        nn.Linear(256, 1),
-    )
-
-
-def rank_head(width: int) -> nn.Linear:
-    """Score of a pair: C → 1. Initialised from the matching head, see `from_matching`."""
-    return nn.Linear(width, 1)
-
-
-class VCRHead(nn.Module):
-    """VCR: a rank head for answers and one for rationales."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.answer, self.rationale = rank_head(width), rank_head(width)
+__all__ = [
+    "VCRHead",
+    "answer_head",
+    "copy_matching",
+    "from_matching",
+    "head_scores",
+    "option_head",
+    "pooled",
+    "rank_head",
+    "vqav2_head",
+]
 
 
 @torch.no_grad()

@@ -1,5 +1,5 @@
-"""The checkpoint that a run starts from: our own runs, model folders, or released files of the
-original code."""
+"""The checkpoint that a run starts from: our own runs, model folders, repositories of the model
+hub, or released files of the original code."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from allinone.common.errors import ConfigError
 from allinone.data.config import DataConfig, DatasetSpec
-from allinone.data.processor import AllInOneProcessor, released_data_config
-from allinone.engine.checkpoint.layout import CheckpointError
-from allinone.engine.checkpoint.weights import find_weights
+from allinone.data.processor import released_data_config, saved_options
+from allinone.engine.checkpoint.layout import WEIGHTS, CheckpointError
+from allinone.engine.checkpoint.weights import FoundWeights, resolve_weights
 from allinone.finetune.task_model.reference_heads import ReferenceHead, read_heads
 from allinone.model import SIZES, AllInOneConfig
 from allinone.model.convert import (
@@ -55,6 +55,8 @@ class SourceCheckpoint:
     """Kind → head, of a file that the original code wrote after fine-tuning."""
     data: DataConfig = field(default_factory=DataConfig)
     """How the inputs of its evaluation are made: geometry and normalisation."""
+    what: str = ""
+    """What the weights are: `best weights of runs/a, step 400`."""
 
     @property
     def size(self) -> str:
@@ -96,28 +98,35 @@ def size_name(config: AllInOneConfig) -> str:
     return ""
 
 
-def read_source_checkpoint(path: Path) -> SourceCheckpoint:
+def read_source_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor] | None = None
+) -> SourceCheckpoint:
     """Read weights and what is known about their training.
 
     Args:
         path: A run's folder (its best weights), a checkpoint, a model folder, a file of the
-            original code, or a safetensors file next to its config.json.
+            original code, a safetensors file next to its config.json, or a hub id.
+        tensors: Take these weights instead of those in the checkpoint `path`, which may be lost.
 
     Raises:
-        CheckpointError: There are no weights at this path.
+        CheckpointError: There are no weights at this path, or they are no All-in-one model's.
         WeightsError: A file cannot be read.
         ConversionError: Tensors of the original code do not fit.
         ConfigError: The weights fit no known size.
     """
-    if path.is_file() and not (path.parent / "config.json").is_file():
-        return _read_reference(path)
+    found = FoundWeights(path / WEIGHTS, "") if tensors else resolve_weights(path)
+    if found.path.is_file() and not (found.path.parent / "config.json").is_file():
+        return _read_reference(found.path)
     # a file next to config.json is read itself: it may be a moving average next to the weights
-    named = path if path.is_file() else None
-    folder = path.parent if named else find_weights(path)
-    file = read_weights(named or folder)
-    config = AllInOneConfig.from_pretrained(folder)
-    report = LoadReport(str(named or folder), notes=list(file.notes))
-    tensors = dict(file.tensors)
+    named = found.path if found.path.is_file() else None
+    folder = named.parent if named else found.path
+    config = _read_config(folder)
+    notes: list[str] = []
+    if tensors is None:
+        file = read_weights(named or folder)
+        tensors, notes = file.tensors, file.notes
+    report = LoadReport(str(named or folder), notes=list(notes))
+    tensors = dict(tensors)
     if not any(name.startswith("backbone.") for name in tensors):  # a bare AllInOneModel
         tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
     # weights/ is inside the folder of a checkpoint, which records the options in run.json
@@ -129,9 +138,29 @@ def read_source_checkpoint(path: Path) -> SourceCheckpoint:
         config,
         _hash(named or folder),
         report,
-        getattr(config, "task", None) or {},
+        config.task,
         run,
-        data=AllInOneProcessor.from_pretrained(folder).config,
+        data=saved_options(folder)[1],
+        what=found.what,
+    )
+
+
+def _read_config(folder: Path) -> AllInOneConfig:
+    """The config of a model folder, whose values nobody has checked yet.
+
+    Raises:
+        CheckpointError: config.json is damaged, of another model, or has impossible values.
+    """
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        kind = content.get("model_type")
+        if kind == AllInOneConfig.model_type:
+            return AllInOneConfig.from_dict(content)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from error
+    raise CheckpointError(
+        f"{folder} holds a model of type {kind!r}, not {AllInOneConfig.model_type!r}"
     )
 
 
@@ -208,6 +237,7 @@ def _read_reference(path: Path) -> SourceCheckpoint:
         unexpected,
         heads,
         released_data_config(file.tensors),
+        f"file {path} of the original code",
     )
 
 

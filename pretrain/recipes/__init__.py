@@ -12,6 +12,7 @@ from allinone.pretrain.config import PretrainConfig
 from allinone.pretrain.recipes import (
     cc3m_coco,
     demo,
+    own,
     plus_cc3m_webvid,
     plus_cc3m_webvid_howto,
     plus_seven,
@@ -22,6 +23,7 @@ from allinone.pretrain.recipes import (
 
 RECIPES: dict[str, tuple[str, PretrainConfig]] = {
     "demo": ("nano on the embedded clips: minutes on two CPU cores", demo.RECIPE),
+    "own": ("tiny on your own clips: give --data and --out", own.RECIPE),
     "webvid-howto": (
         "the paper's B on WebVid-2.5M + HowTo100M",
         # the folder that slurm/pretrain_128gpu.sh uses: another launcher then resumes the same run

@@ -313,7 +313,16 @@ class AblationRun:
         names = EXPERIMENTS[self.experiment].data
         data = [f"{self.out / 'data' / name}:train" for name in names]
         flat = [word for pair in options.items() for word in pair]
-        return [sys.executable, "pretrain/train.py", "demo", *flat, "--data", *data, "--val"]
+        return [
+            sys.executable,
+            "pretrain/train.py",
+            "demo",
+            *flat,
+            "--data",
+            *data,
+            "--val",
+            "none",
+        ]
 
 
 @functools.cache

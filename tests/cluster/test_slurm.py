@@ -45,7 +45,17 @@ def options(
         "--hang-timeout-s",
         str(hang_timeout_s),
     ]
-    return ["demo", "--data", str(clips), "--val", "--out", str(out), *sizes, *plain.split()]
+    return [
+        "demo",
+        "--data",
+        str(clips),
+        "--val",
+        "none",
+        "--out",
+        str(out),
+        *sizes,
+        *plain.split(),
+    ]
 
 
 def rows(out: Path) -> list[dict[str, object]]:

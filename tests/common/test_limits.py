@@ -28,7 +28,7 @@ def limited(command: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("limit", [16, 40])
 def test_too_few_open_files_end_in_one_line(tmp_path: Path, limit: int) -> None:
-    train = '"$0" pretrain/train.py demo --data "$1" --val --out "$1"/run'
+    train = '"$0" pretrain/train.py demo --data "$1" --val none --out "$1"/run'
     ended = limited(f"ulimit -n {limit}; {train}", str(tmp_path))
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr

@@ -22,6 +22,7 @@ from allinone.data.config import (
 )
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from allinone.data.processor import released_data_config
+from allinone.data.text import Tokenizer
 from tests.data import media
 
 CLIP = ClipConfig(num_frames=3, image_size=32, max_text_len=12)
@@ -30,7 +31,7 @@ DATA = DataConfig(workers=0, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), eval_cro
 
 @pytest.fixture
 def processor() -> AllInOneProcessor:
-    return AllInOneProcessor(CLIP, DATA)
+    return AllInOneProcessor.of(CLIP, DATA)
 
 
 def test_videos_and_captions_become_what_evaluation_sees(
@@ -150,7 +151,7 @@ def test_saved_and_loaded_it_gives_the_same(tmp_path: Path, processor: AllInOneP
 
 
 def test_geometry_is_saved_and_missing_geometry_means_crop(tmp_path: Path) -> None:
-    squash = AllInOneProcessor(CLIP, replace(DATA, geometry="squash", eval_crop=1.0))
+    squash = AllInOneProcessor.of(CLIP, replace(DATA, geometry="squash", eval_crop=1.0))
     squash.save_pretrained(tmp_path)
     assert AllInOneProcessor.from_pretrained(tmp_path).config.geometry == "squash"
     content = json.loads((tmp_path / "processor_config.json").read_text())
@@ -168,8 +169,8 @@ def test_squash_shows_the_sides_of_a_video_and_crops_an_image() -> None:
     frames = np.zeros((9, 40, 80, 3), np.uint8)
     frames[:, :, :20] = frames[:, :, 60:] = 255
     config = DataConfig(mean=(0.0,) * 3, std=(1.0,) * 3)
-    crop = AllInOneProcessor(CLIP, config)
-    squash = AllInOneProcessor(CLIP, replace(config, geometry="squash"))
+    crop = AllInOneProcessor.of(CLIP, config)
+    squash = AllInOneProcessor.of(CLIP, replace(config, geometry="squash"))
     assert crop(frames)["pixels"].mean() < 0.02
     # 84 % of the width are seen, 50 % of it are black
     white = 1 - 0.5 * 268 / 224
@@ -182,3 +183,81 @@ def test_released_checkpoints_are_squashed_and_normalised_as_trained() -> None:
     assert (plain.geometry, plain.mean, plain.std) == ("squash", IMAGENET_MEAN, IMAGENET_STD)
     plus = released_data_config(["vtm_score.fc.weight", "transformer.norm.weight"])
     assert (plus.geometry, plus.mean, plus.std) == ("squash", (0.45,) * 3, (0.225,) * 3)
+
+
+def test_tensors_have_their_colours_first_as_torchvision_reads(
+    processor: AllInOneProcessor,
+) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (4, 40, 60, 3), dtype=np.uint8)
+    expected = processor(frames)["pixels"]
+    tensor = torch.from_numpy(frames)
+    for given in (tensor, tensor.permute(0, 3, 1, 2), list(tensor.permute(0, 3, 1, 2))):
+        assert torch.equal(processor(given)["pixels"], expected)
+    batch = torch.stack([tensor, tensor.flip(0)]).permute(0, 1, 4, 2, 3)
+    assert torch.equal(processor(batch)["pixels"][:1], expected)
+    with pytest.raises(ValueError, match="frames must be uint8"):
+        processor(tensor.float() / 255)
+
+
+def test_clips_of_several_lengths_make_one_batch(processor: AllInOneProcessor) -> None:
+    random = np.random.default_rng(0)
+    clips = [random.integers(0, 255, (n, 40, 40, 3), dtype=np.uint8) for n in (1, 2, 9, 50)]
+    inputs = processor(videos=clips, text=["a", "b", "c", "d"], return_tensors="pt")
+    assert inputs["pixels"].shape == (4, 3, 3, 32, 32)
+    for clip, pixels in zip(clips, inputs["pixels"], strict=True):
+        assert torch.equal(processor(clip)["pixels"][0], pixels)
+
+
+def test_images_are_clips_of_one_frame(processor: AllInOneProcessor) -> None:
+    pictures = [Image.new("RGB", (40, 50), colour) for colour in ("red", "blue")]
+    assert processor(images=pictures)["pixels"].shape == (2, 1, 3, 32, 32)
+    assert torch.equal(
+        processor(images=pictures[0])["pixels"], processor(np.asarray(pictures[0]))["pixels"]
+    )
+    with pytest.raises(ValueError, match="cannot be mixed"):
+        processor(videos=pictures, images=pictures)
+
+
+def test_the_result_is_a_batch_feature(processor: AllInOneProcessor) -> None:
+    inputs = processor(text=["a word"], return_tensors="pt").to("meta")
+    assert inputs["text_ids"].device.type == "meta"
+    assert isinstance(processor(text="a word", return_tensors="np")["text_ids"], np.ndarray)
+
+
+def test_auto_classes_load_processor_and_tokenizer(
+    tmp_path: Path, processor: AllInOneProcessor
+) -> None:
+    import transformers
+
+    import allinone
+
+    config = allinone.AllInOneConfig(num_frames=3, image_size=32, max_text_len=12)
+    config.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = transformers.AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(loaded, transformers.ProcessorMixin)
+    assert type(loaded) is AllInOneProcessor
+    assert loaded.to_dict() == processor.to_dict()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    caption = "Café, two dogs " * 9
+    given = tokenizer(caption, truncation=True)["input_ids"]
+    assert given == Tokenizer().encode(caption, 12)[0].tolist()
+    assert given == loaded(text=caption)["text_ids"][0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_frames": 10**9}, "num_frames must be from 1 to"),
+        ({"image_size": -1}, "image_size must be from 1 to"),
+        ({"mean": "x"}, "mean must be three numbers"),
+        ({"std": [1, 2]}, "std must be three numbers"),
+    ],
+)
+def test_hostile_values_of_a_processor_are_refused(
+    tmp_path: Path, processor: AllInOneProcessor, values: dict[str, object], message: str
+) -> None:
+    file = tmp_path / "processor_config.json"
+    file.write_text(json.dumps({**processor.to_dict(), **values}))
+    with pytest.raises(DataError, match=message):
+        AllInOneProcessor.from_pretrained(tmp_path)

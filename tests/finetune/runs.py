@@ -74,6 +74,8 @@ def _rank(job: FinetuneCommand, rank: int) -> int:
         from allinone.finetune.tasks import task_class
 
         _poison(task_class(script.BENCHMARK.task), job.poison)
+    if not hasattr(script, "BENCHMARK"):  # own.py chooses one by --task
+        return int(script.main(list(job.argv)))
     return int(script.main(script.BENCHMARK, list(job.argv)))
 
 

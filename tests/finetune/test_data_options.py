@@ -100,7 +100,7 @@ def test_the_checkpoint_states_its_geometry(tmp_path: Path) -> None:
     model = AllInOneForPreTraining(AllInOneConfig.from_size("nano", image_size=32))
     model.save_pretrained(tmp_path / "own")
     assert read_source_checkpoint(tmp_path / "own").data.geometry == "crop", "an earlier folder"
-    AllInOneProcessor(ClipConfig(3, 32, 16), MINE).save_pretrained(tmp_path / "own")
+    AllInOneProcessor.of(ClipConfig(3, 32, 16), MINE).save_pretrained(tmp_path / "own")
     own = read_source_checkpoint(tmp_path / "own").data
     assert (own.geometry, own.mean, own.std) == (MINE.geometry, MINE.mean, MINE.std)
 

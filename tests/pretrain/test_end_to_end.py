@@ -99,6 +99,7 @@ def test_own_videos_in_three_commands(tmp_path: Path) -> None:
         "--out",
         str(tmp_path / "run"),
         "--val",
+        "none",
         "--steps",
         "2",
         "--log-every",

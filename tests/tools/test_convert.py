@@ -36,10 +36,13 @@ CapSys = pytest.CaptureFixture[str]
 
 
 def written(folder: Path) -> dict[str, torch.Tensor]:
-    assert {path.name for path in folder.iterdir()} == {
+    assert {path.name for path in folder.iterdir() if path.suffix != ".py"} == {
+        "README.md",
         "config.json",
         "model.safetensors",
         "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
     }
     return load_file(folder / "model.safetensors")
 

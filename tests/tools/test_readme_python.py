@@ -72,6 +72,7 @@ def test_another_resolution_frames_and_text_length_train_on(tmp_path: Path) -> N
         "--data",
         str(tmp_path / "prepared"),
         "--val",
+        "none",
         "--workers",
         "0",
         "--steps",

@@ -72,7 +72,7 @@ class DrillSite:
             hang_s: --hang-timeout-s.
         """
         number = len(list(run.parent.glob(f"{run.name}-start-*"))) + 1
-        argv = ["demo", "--data", f"{self.data}:train", "--val", "--out", str(run)]
+        argv = ["demo", "--data", f"{self.data}:train", "--val", "none", "--out", str(run)]
         argv += ["--global-batch", str(MICRO_BATCH * self.world), *OPTIONS]
         argv += ["--hang-timeout-s", str(hang_s)]
 

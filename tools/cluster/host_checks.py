@@ -64,14 +64,16 @@ def check_data(result: NodeResult, options: NodeCheckOptions) -> None:
     For prepared data: the index and the first and last shard. For folders of annotations and media:
     that they are not empty.
     """
-    from allinone.data.config import DatasetSpec  # not needed by `judge`, see tools/node_check.py
+    from allinone.data.config import DatasetSpec
+    from allinone.pretrain.config import NO_VAL  # not needed by `judge`, see tools/node_check.py
 
     given = options_of(options.command)
     prepared = [text for name in ("data", "val", "images") for text in given.get(name, [])]
     if options.command and options.command[0].endswith("pretrain/train.py"):
         prepared += _data_of_recipe(options.command[1], given)
     start = time.perf_counter()
-    for folder in {DatasetSpec.parse(text).path for text in prepared}:
+    # --val none evaluates nothing
+    for folder in {DatasetSpec.parse(text).path for text in prepared if text != NO_VAL}:
         shards = sorted((folder / "shards").glob("*.tar"))
         if not (folder / "index.arrow").is_file() or not shards:
             text = f"{folder} holds no prepared data here: is it mounted?"

@@ -1,21 +1,20 @@
-"""Loads a model for inference from a run, a checkpoint or a save_pretrained folder."""
+"""Loads a model for inference from whatever --checkpoint takes."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from allinone.common.errors import InputError
+from allinone.common.errors import AllInOneError, InputError
 from allinone.data.config import DataConfig
-from allinone.data.processor import AllInOneProcessor
-from allinone.engine.checkpoint import weights
-from allinone.engine.checkpoint.layout import CheckpointError
+from allinone.finetune.task_model.source import (
+    SourceCheckpoint,
+    config_fields,
+    read_source_checkpoint,
+)
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
-from allinone.model.weights_file import read_weights
 from allinone.pretrain.objectives.registry import objective_of_head
 
 
@@ -34,6 +33,13 @@ class LoadedModel:
     random."""
     unknown: list[str] = field(default_factory=list)
     """Parameters in the file that this version does not have, such as another task's head."""
+    source: SourceCheckpoint | None = None
+    """The weights as they were read, with what is known about them."""
+
+    @property
+    def what(self) -> str:
+        """What the weights are, for the user: `best weights of runs/a, step 400`."""
+        return self.source.what if self.source else str(self.weights)
 
     @property
     def device(self) -> torch.device:
@@ -60,23 +66,11 @@ class LoadedModel:
         return objective.label
 
 
-def find_weights(path: Path, option: str = "--checkpoint") -> Path:
-    """Find the model folder of a run, a checkpoint or a folder of save_pretrained.
-
-    Raises:
-        InputError: There is none; the message names `option`.
-    """
-    try:
-        return weights.find_weights(path)
-    except CheckpointError as error:
-        raise InputError(f"{option} {error}") from error
-
-
 def load_checkpoint(path: Path, device: str = "auto", option: str = "--checkpoint") -> LoadedModel:
     """Load a model for inference in float32.
 
     Args:
-        path: A run, a checkpoint, or a folder of save_pretrained.
+        path: A run, a checkpoint, a model folder, a file of weights, or a hub id.
         device: cpu, cuda, or auto (cuda if there is a GPU).
         option: The option named in error messages.
 
@@ -88,53 +82,43 @@ def load_checkpoint(path: Path, device: str = "auto", option: str = "--checkpoin
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no GPU on this machine; use --device cpu")
-    weights = find_weights(path, option)
     try:
-        kind = json.loads((weights / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{option} {weights}: config.json cannot be read ({error})") from error
-    if kind != AllInOneConfig.model_type:
-        raise InputError(
-            f"{option} {weights} holds a model of type {kind!r}, not {AllInOneConfig.model_type!r}"
-        )
+        source = read_source_checkpoint(path)
+    except AllInOneError as error:
+        raise InputError(f"{option} {str(error).removeprefix('--checkpoint ')}") from error
+    config = AllInOneConfig(**{**config_fields(source.config), "task": dict(source.task)})
     try:
-        file = read_weights(weights)
-        model = AllInOneForPreTraining(AllInOneConfig.from_pretrained(weights))
-        tensors = file.tensors
-        if not any(name.startswith("backbone.") for name in tensors):  # a bare AllInOneModel
-            tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
-        info = model.load_state_dict(tensors, strict=False)
+        with torch.device("meta"):  # a config.json of other shapes must not take memory
+            shapes = AllInOneForPreTraining(config).state_dict()
+        misfits = [
+            n for n, t in source.tensors.items() if n in shapes and t.shape != shapes[n].shape
+        ]
+        if misfits:
+            name = misfits[0]
+            raise ValueError(
+                f"{len(misfits)} tensors do not have the shapes of config.json, first: {name}"
+                f" {list(source.tensors[name].shape)} instead of {list(shapes[name].shape)}"
+            )
+        model = AllInOneForPreTraining(config)
+        info = model.load_state_dict(source.tensors, strict=False)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{option} {weights} cannot be loaded: {reason}") from error
+        raise InputError(f"{option} {source.path} cannot be loaded: {reason}") from error
     # the temperature of the contrastive loss has a default and is not needed for inference
     absent = [name for name in info.missing_keys if not name.startswith("logit_scale")]
     backbone = sorted(name for name in absent if name.startswith("backbone."))
     if backbone:
         raise InputError(
-            f"{option} {weights} misses {len(backbone)} tensors of the transformer, first:"
+            f"{option} {source.path} misses {len(backbone)} tensors of the transformer, first:"
             f" {backbone[0]}"
         )
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    run = _run_options(weights)
     return LoadedModel(
         model=model.float().eval().to(target),
-        weights=weights,
-        data=replace(AllInOneProcessor.from_pretrained(weights).config, dali_threads=1),
-        trained=run.get("objective"),
+        weights=source.path,
+        data=replace(source.data, dali_threads=1),
+        trained=source.run.get("objective"),
         missing=sorted({name.split(".")[0] for name in absent}),
-        unknown=sorted(info.unexpected_keys),
+        unknown=sorted([*info.unexpected_keys, *source.unexpected]),
+        source=source,
     )
-
-
-def _run_options(weights: Path) -> dict[str, Any]:
-    """The options of the run that wrote the weights; {} for weights outside of a checkpoint."""
-    path = weights.parent / "run.json"
-    try:
-        return json.loads(path.read_text()).get("run", {})
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}), so it is unknown how the run cropped its frames"
-        ) from error

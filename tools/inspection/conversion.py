@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,12 @@ from safetensors.torch import save_file
 from allinone.common.atomic_io import publish_dir
 from allinone.common.errors import InputError
 from allinone.data.config import ClipConfig, DataConfig
-from allinone.data.processor import AllInOneProcessor, released_data_config
-from allinone.engine.checkpoint.layout import CheckpointError
+from allinone.data.processor import AllInOneProcessor, released_data_config, saved_options
+from allinone.engine.checkpoint.layout import RUN, CheckpointError
+from allinone.engine.checkpoint.weights import resolve_weights
 from allinone.engine.checkpoint.zero_reader import weights_from_shards
+from allinone.finetune.task_model.source import SourceCheckpoint, read_source_checkpoint
+from allinone.finetune.tasks.export import checked_tensors, exported_config
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.model.convert import (
     DISTILLATION,
@@ -31,7 +33,9 @@ from allinone.model.convert import (
 )
 from allinone.model.pretrained import TEXT_PART, VIDEO_PARTS, bert_weights, vit_weights
 from allinone.model.weights_file import locate, read_weights
+from allinone.tools.inspection.model_card import model_card
 from allinone.tools.inspection.model_inspection import find_checkpoint
+from allinone.tools.inspection.remote_code import AUTO_MAP, PROCESSOR_MAP, code_files
 
 log = logging.getLogger(__name__)
 
@@ -59,19 +63,50 @@ def _publish(
         data: How inputs are made; None for ImageNet's normalisation and crops.
     """
     config = model.config
-    processor = AllInOneProcessor(
-        ClipConfig(config.num_frames, config.image_size, config.max_text_len), data
+    config.architectures = [type(model).__name__]
+    source = SourceCheckpoint(
+        out, model.state_dict(), config, "", report, {}, {}, data=data or DataConfig()
     )
-
-    def fill(folder: Path) -> None:
-        """Write weights, config and preprocessing."""
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-
-    publish_dir(out, fill)
+    source.what = report.source
+    _write_folder(config, source, out)
     log.info("%s", report)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.info("%s: written, %s parameters", out, f"{parameters:,}")
+
+
+def _write_folder(
+    config: AllInOneConfig,
+    source: SourceCheckpoint,
+    out: Path,
+    run: Path | None = None,
+    name: str = "",
+) -> None:
+    """Write weights, config, processor, tokenizer, code and model card; completely or not at all.
+
+    Args:
+        config: The exported config, with its class under `architectures`.
+        source: The tensors, and what the card says about them.
+        out: The folder.
+        run: The run's folder, with its results; None if there is none.
+        name: Under which the card loads it; empty for the folder's.
+    """
+    clip = ClipConfig(config.num_frames, config.image_size, config.max_text_len)
+    processor = AllInOneProcessor.of(clip, source.data)
+    config.auto_map, processor.auto_map = dict(AUTO_MAP), dict(PROCESSOR_MAP)
+
+    def fill(folder: Path) -> None:
+        """Write all files."""
+        config.save_pretrained(folder)
+        # the same entry as transformers writes; some of its versions refuse a file without it
+        tensors = {name: tensor.contiguous() for name, tensor in source.tensors.items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        processor.save_pretrained(folder)
+        for file, content in code_files().items():
+            (folder / file).write_text(content, encoding="utf-8")
+        card = model_card(name or out.name, config, source, run)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    publish_dir(out, fill)
 
 
 def from_reference(
@@ -180,13 +215,12 @@ def from_bert(
     new: tuple[str, ...] = (*VIDEO_PARTS, *_JOINT)
     data: DataConfig | None = None
     if model is not None:
-        # before the config, so that the error for a folder without weights names the weights
-        read_weights(model)
+        model = resolve_weights(model).path
         config = AllInOneConfig.from_pretrained(model, **shape)
         loaded, report = load_resized(model, config)
         report.source = f"{source} and {model}"
         kept = dict(loaded.state_dict())
-        data = AllInOneProcessor.from_pretrained(model).config
+        data = saved_options(model)[1]
         new = ()
     else:
         config = AllInOneConfig.from_size(str(size), **shape)
@@ -196,40 +230,58 @@ def from_bert(
     _publish(joined, report, out, data)
 
 
-def to_safetensors(checkpoint: Path, out: Path, *, from_shards: bool) -> None:
-    """Export a training checkpoint, after its manifest has been verified.
+def to_safetensors(
+    checkpoint: Path, out: Path, *, from_shards: bool, push_to_hub: str | None = None
+) -> None:
+    """Export trained weights as a folder for transformers, the head of a fine-tuned model included.
 
     Args:
-        checkpoint: The checkpoint, or a run for its newest complete one.
+        checkpoint: What `resolve_weights` takes; a run gives its best weights.
         out: The model folder to write.
-        from_shards: Join the ZeRO partitions instead of copying the gathered weights, which may
-            then be missing or damaged.
+        from_shards: Join the ZeRO partitions of a checkpoint, or of a run's newest one, instead of
+            copying the gathered weights, which may then be missing or damaged.
+        push_to_hub: Also upload the folder to this repository, which is created private.
 
     Raises:
-        CheckpointError: There is no checkpoint, or it is damaged.
+        CheckpointError: There are no weights, or they are damaged.
+        InputError: The hub did not take the folder.
     """
     check_out(out)
-    unused = "weights/model.safetensors" if from_shards else ""
-    folder = find_checkpoint(checkpoint, without=unused)
-    if folder is None:
-        raise CheckpointError(
-            f"{checkpoint} is not a checkpoint of this program: it has no manifest.json; give"
-            " runs/NAME/checkpoints/step-… or runs/NAME"
-        )
-    processor = AllInOneProcessor.from_pretrained(folder / "weights")
-    # before the folder is created: joining takes minutes and may find damage
-    shards = weights_from_shards(folder) if from_shards else None
+    if from_shards:
+        folder = find_checkpoint(checkpoint, without="weights/model.safetensors")
+        if folder is None:
+            raise CheckpointError(
+                f"{checkpoint} is not a checkpoint of this program: it has no manifest.json; give"
+                " runs/NAME/checkpoints/step-… or runs/NAME"
+            )
+        # joining takes minutes and may find damage
+        source = read_source_checkpoint(folder, weights_from_shards(folder))
+        source.what = f"ZeRO partitions of {folder}"
+    else:
+        source = read_source_checkpoint(checkpoint)
+    cls, config = exported_config(source)
+    checked_tensors(cls, config, source.tensors)
+    # OUT/checkpoints/step-…/weights and OUT/best/step-…/weights
+    run = source.path.parents[2] if len(source.path.parents) > 2 else None
+    run = run if run and (run / RUN).is_file() else None
+    _write_folder(config, source, out, run, push_to_hub or "")
+    log.info("%s: %s, written from %s", out, cls.__name__, source.what)
+    if push_to_hub:
+        log.info("%s", _upload(out, push_to_hub))
 
-    def fill(target: Path) -> None:
-        """Copy the gathered weights, or write the joined ones, with the preprocessing."""
-        if shards is None:
-            shutil.copytree(folder / "weights", target, dirs_exist_ok=True)
-        else:
-            shutil.copy2(folder / "weights" / "config.json", target)
-            # the same entry as transformers writes; some of its versions refuse a file without it
-            save_file(shards, target / "model.safetensors", metadata={"format": "pt"})
-        processor.save_pretrained(target)
 
-    publish_dir(out, fill)
-    origin = "ZeRO partitions" if from_shards else "gathered weights"
-    log.info("%s: written from the %s of %s, manifest verified", out, origin, folder)
+def _upload(folder: Path, repository: str) -> str:
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=True, exist_ok=True)
+        return str(api.upload_folder(repo_id=repository, folder_path=folder))
+    # OSErrors, ValueErrors and those of the HTTP library
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise InputError(
+            f"--push-to-hub {repository}: the hub did not take {folder} ({type(error).__name__}:"
+            f" {reason[0][:160] if reason else ''}); the folder is complete, push it again with `hf"
+            f" upload {repository} {folder}`"
+        ) from error

@@ -23,8 +23,11 @@ from allinone.data.decoding.frames import DecodeError
 from allinone.data.prepare.probe import Limits, ProbeError
 from allinone.data.processor import read_as_evaluation
 from allinone.data.text import Tokenizer
+from allinone.finetune.inputs.prompts import Text, encode, option, plain
 from allinone.model import AllInOneConfig
 
+_SHOWN = 60
+"""Characters of a text in a message."""
 MASK_TOKEN = "[MASK]"
 
 
@@ -117,6 +120,8 @@ class InputText:
     """int64 [1, L], 1 at tokens, 0 at padding."""
     mask_positions: tuple[int, ...]
     """Indices of the [MASK] tokens in `ids`."""
+    cut: str = ""
+    """What was cut off, for the user; empty if nothing was."""
 
 
 class TextReader:
@@ -134,9 +139,36 @@ class TextReader:
     def __call__(self, text: str) -> InputText:
         """Tokenize one text, truncated to max_text_len; [MASK] is accepted in any case."""
         text = re.sub(re.escape(MASK_TOKEN), MASK_TOKEN, text, flags=re.IGNORECASE)
-        ids, mask, _ = self.tokenizer.encode(text, self._length)
-        positions = tuple(int(index) for index in np.flatnonzero(ids == self.tokenizer.mask_id))
-        return InputText(text, torch.from_numpy(ids)[None], torch.from_numpy(mask)[None], positions)
+        return self._of(text, plain(text))
+
+    def option(self, question: str, choice: str, listed: Sequence[str] = ()) -> InputText:
+        """One option of a question as multiple choice is trained with it, see prompts.option.
+
+        Args:
+            question: May be empty.
+            choice: The option.
+            listed: All options, if each text lists them.
+        """
+        return self._of(f"{question} {choice}", option(question, choice, listed))
+
+    def _of(self, text: str, parts: Text) -> InputText:
+        found = encode(self.tokenizer, parts, self._length)
+        positions = np.flatnonzero(found.ids == self.tokenizer.mask_id)
+        cut = ""
+        if found.shortened:
+            pieces = sum(len(self.tokenizer.ids(part.text)) for part in parts)
+            shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+            cut = (
+                f"“{shown}” has {pieces + 2} tokens, the model reads {self._length}: the rest was"
+                " cut off"
+            )
+        return InputText(
+            text,
+            torch.from_numpy(found.ids)[None],
+            torch.from_numpy(found.mask)[None],
+            tuple(map(int, positions)),
+            cut,
+        )
 
     def masked(self, text: str, option: str = "--text") -> InputText:
         """Tokenize a text with [MASK]; InputError if it has none or if truncation removes one."""

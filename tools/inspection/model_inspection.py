@@ -11,8 +11,17 @@ import torch
 from torch import Tensor
 
 from allinone.common.formatting import count
-from allinone.engine.checkpoint.layout import CheckpointError, step_of
+from allinone.common.hub import is_hub_id
+from allinone.engine.checkpoint.layout import (
+    BEST,
+    CHECKPOINTS,
+    MANIFEST,
+    RUN,
+    CheckpointError,
+    step_of,
+)
 from allinone.engine.checkpoint.manifest import find_damage, newest_complete
+from allinone.engine.checkpoint.weights import FoundWeights, resolve_weights
 from allinone.model.convert import LoadReport, grouped, reference_name, rename_reference
 from allinone.model.flops import part_of
 from allinone.model.weights_file import read_weights
@@ -75,25 +84,27 @@ def find_checkpoint(path: Path, without: str = "") -> Path | None:
 
 
 def load_any(path: Path) -> LoadedWeights:
-    """Load the weights of a run, a checkpoint, a model folder, or one file.
+    """Load the weights of a run (its best), a checkpoint, a model folder, one file, or a hub id.
 
     Raises:
         WeightsError: The file cannot be read.
         CheckpointError: The checkpoint is damaged.
     """
-    folder = find_checkpoint(path)
-    if folder is None:
-        file = read_weights(path)
-        kind = "model folder" if path.is_dir() else "weights file"
-        config, training = (file.facts, {}) if path.is_dir() else ({}, file.facts)
-        return LoadedWeights(path, kind, file.tensors, config, training, notes=file.notes)
-    # manifest verified by `find_checkpoint`, so run.json is complete
-    file = read_weights(folder / "weights")
-    facts = json.loads((folder / "run.json").read_text())
-    training = {name: facts[name] for name in _TRAINING if name in facts}
-    return LoadedWeights(
-        folder, "training checkpoint", file.tensors, file.facts, training, facts.get("run", {})
-    )
+    # a folder without config.json can be inspected as well
+    names = (MANIFEST, CHECKPOINTS, BEST)
+    trained = any((path / name).exists() for name in names) or step_of(path) >= 0
+    found = resolve_weights(path) if trained or is_hub_id(path) else FoundWeights(path, "")
+    file = read_weights(found.path)
+    folder = found.path.parent
+    if found.path.is_dir() and (folder / MANIFEST).is_file():  # which resolve_weights has verified
+        facts = json.loads((folder / RUN).read_text())
+        training = {name: facts[name] for name in _TRAINING if name in facts}
+        return LoadedWeights(
+            folder, "training checkpoint", file.tensors, file.facts, training, facts.get("run", {})
+        )
+    kind = "model folder" if found.path.is_dir() else "weights file"
+    config, training = (file.facts, {}) if found.path.is_dir() else ({}, file.facts)
+    return LoadedWeights(path, kind, file.tensors, config, training, notes=file.notes)
 
 
 def describe(loaded: LoadedWeights) -> dict[str, Any]:

@@ -20,7 +20,8 @@ class InspectionOptions:
     """Which model to load."""
 
     checkpoint: Path
-    """save_pretrained folder, checkpoint, or run (its newest checkpoint)."""
+    """Run (its best weights, else its newest checkpoint), checkpoint, model folder, file of
+    weights, or hub id (owner/name)."""
     device: Device = "auto"
     """auto takes the GPU if torch finds one."""
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from allinone.common.errors import InputError
+from allinone.common.errors import AllInOneError, InputError
+from allinone.finetune.tasks.export import load_task_model
 from allinone.model.contrast import embed_text, embed_video
+from allinone.model.task_models import (
+    AllInOneForMultipleChoice,
+    AllInOneForQuestionAnswering,
+    AllInOneForTask,
+    AllInOneForVideoClassification,
+)
 from allinone.tools.inspection.checkpoints import LoadedModel
 from allinone.tools.inspection.fill_mask import fill_masks
 from allinone.tools.inspection.media_inputs import (
@@ -40,6 +48,15 @@ class Predictor:
         self.loaded = loaded
         self.read_clip = ClipReader(loaded.model.config, loaded.data)
         self.read_text = TextReader(loaded.model.config)
+
+    @cached_property
+    def task_model(self) -> AllInOneForTask | None:
+        """The model with the head of its fine-tuning; None for a pre-trained one."""
+        try:
+            model = load_task_model(self.loaded.source) if self.loaded.source else None
+        except AllInOneError as error:
+            raise InputError(f"--checkpoint {self.loaded.weights}: {error}") from error
+        return model if model is None else model.to(self.loaded.device)
 
     @torch.inference_mode()
     def match_probability(self, clip: InputClip, text: InputText) -> float:
@@ -118,7 +135,10 @@ class Predictor:
             "by": CONTRAST if by == "contrast" else MATCH,
             "of": len(scores),
             "results": _ranked([(scores[index], names[index]) for index in order]),
-            "notes": self._untrained(CONTRAST_HEADS[0] if by == "contrast" else MATCH_HEAD),
+            "notes": [
+                *_cuts(texts),
+                *self._untrained(CONTRAST_HEADS[0] if by == "contrast" else MATCH_HEAD),
+            ],
         }
 
     def _readable(self, folder: Path) -> tuple[list[InputClip], list[str]]:
@@ -144,7 +164,11 @@ class Predictor:
                 {"score": self.match_probability(clip, words), "name": MATCH},
                 {"score": self.similarity([clip], [words])[0][0], "name": CONTRAST},
             ],
-            "notes": [*self._untrained(MATCH_HEAD), *self._untrained(CONTRAST_HEADS[0])],
+            "notes": [
+                *_cuts([words]),
+                *self._untrained(MATCH_HEAD),
+                *self._untrained(CONTRAST_HEADS[0]),
+            ],
         }
 
     def fill(self, video: Path, text: str, top: int) -> dict[str, Any]:
@@ -161,55 +185,161 @@ class Predictor:
             "task": "fill",
             "text": words.text,
             "gaps": [[asdict(guess) for guess in of_mask] for of_mask in guesses],
-            "notes": self._untrained(MLM_HEAD),
+            "notes": [*_cuts([words]), *self._untrained(MLM_HEAD)],
+        }
+
+    @torch.inference_mode()
+    def classify(self, video: Path, top: int) -> dict[str, Any]:
+        """Name the class of a video.
+
+        Args:
+            video: The file.
+            top: Number of classes.
+
+        Raises:
+            InputError: The model has no classifier.
+        """
+        model = self.task_model
+        if not isinstance(model, AllInOneForVideoClassification):
+            raise self._wrong_head("classify", "action recognition (--task labels, k400_linear, …)")
+        words = self.read_text(str(model.config.task["prompt"]))
+        return {
+            "task": "classify",
+            "head": f"classifier of {model.config.num_labels:,} classes",
+            "results": self._labels(model, self.read_clip(video), words, top),
+            "notes": _cuts([words]),
         }
 
     def answer(
         self, video: Path, question: str, choices: Sequence[str], top: int
     ) -> dict[str, Any]:
-        """Answer a question with the pre-training heads.
+        """Answer a question: by the head of a fine-tuned model, else by the pre-training heads.
 
         Args:
             video: The file.
-            question: A [MASK] is appended if it has none and there are no choices.
-            choices: Rank these by VTM; without any, MLM predicts a word at the [MASK].
-            top: Number of words.
+            question: For the MLM head, a [MASK] is appended if it has none.
+            choices: Choose among these; without any, all answers of the head, or one word of MLM.
+            top: Number of answers.
 
         Raises:
             InputError: The model has another task's head, or the question has several [MASK].
         """
-        if self.loaded.unknown:
-            heads = sorted({name.rsplit(".", 1)[0] for name in self.loaded.unknown})
+        if choices:
+            return {**self.choose(video, question, choices, top), "task": "answer"}
+        model = self.task_model
+        if isinstance(model, AllInOneForQuestionAnswering):
+            words = self.read_text(question)
+            return {
+                "task": "answer",
+                "head": f"answers of {model.config.num_labels:,} that it was fine-tuned with",
+                "results": self._labels(model, self.read_clip(video), words, top),
+                "notes": _cuts([words]),
+            }
+        self._refuse_heads("answer", "open-ended questions (msrvtt_qa, --task qa, …)")
+        if MASK_TOKEN.lower() not in question.lower():
+            question = f"{question} {MASK_TOKEN}"
+        words = self.read_text.masked(question, "--question")
+        if len(words.mask_positions) > 1:
+            raise InputError(
+                f"--question {question!r} has {len(words.mask_positions)} {MASK_TOKEN}; an answer"
+                " is one word (`fill` predicts several)"
+            )
+        guesses = fill_masks(self.loaded, self.read_text, self.read_clip(video), words, top)[0]
+        return {
+            "task": "answer",
+            "head": f"MLM head on “{words.text}”",
+            "results": _ranked([(guess.probability, guess.word) for guess in guesses]),
+            "notes": [NOT_FOR_QA, *self._untrained(MLM_HEAD)],
+        }
+
+    @torch.inference_mode()
+    def choose(
+        self, video: Path, question: str, choices: Sequence[str], top: int
+    ) -> dict[str, Any]:
+        """Choose among answers or captions.
+
+        Args:
+            video: The file.
+            question: May be empty: the choices are then captions.
+            choices: At least one.
+            top: Number of choices to list.
+
+        Raises:
+            InputError: The model has the head of another task, or a choice is none of its answers.
+        """
+        model, clip = self.task_model, self.read_clip(video)
+        notes: list[str] = []
+        if isinstance(model, AllInOneForMultipleChoice) and model.kind != "two_ranks":
+            listed = choices if model.config.task["list_options"] else ()
+            texts = [self.read_text.option(question, choice, listed) for choice in choices]
+            logits = model(
+                clip.pixels.to(model.device),
+                torch.cat([text.ids for text in texts])[None].to(model.device),
+                torch.cat([text.mask for text in texts])[None].to(model.device),
+            ).logits
+            scores, head = logits[0].softmax(-1).tolist(), "multiple-choice head"
+        elif isinstance(model, AllInOneForQuestionAnswering):
+            texts, head = [self.read_text(question)], "fine-tuned answers, among the choices"
+            unknown = [choice for choice in choices if choice not in model.config.label2id]
+            if unknown:
+                raise InputError(
+                    f"--choices {unknown[0]!r} is none of the {model.config.num_labels:,} answers"
+                    " that this model was fine-tuned with"
+                )
+            rows = [model.config.label2id[choice] for choice in choices]
+            scores = self._logits(model, clip, texts[0])[rows].softmax(-1).tolist()
+        else:
+            self._refuse_heads("choose", "multiple choice (msrvtt_choice, --task choice, …)")
+            head = "VTM head on “question choice”, one joint pass per choice"
+            texts = [self.read_text(f"{question} {choice}".strip()) for choice in choices]
+            scores = [self.match_probability(clip, text) for text in texts]
+            notes = [NOT_FOR_QA, *self._untrained(MATCH_HEAD)]
+        ranked = sorted(zip(scores, choices, strict=True), key=lambda pair: -pair[0])
+        return {
+            "task": "choose",
+            "head": head,
+            "results": _ranked(ranked[:top]),
+            "notes": [*_cuts(texts), *notes],
+        }
+
+    def _logits(self, model: AllInOneForTask, clip: InputClip, text: InputText) -> torch.Tensor:
+        device = model.device
+        found = model(clip.pixels.to(device), text.ids.to(device), text.mask.to(device))
+        return found.logits[0].cpu()
+
+    @torch.inference_mode()
+    def _labels(
+        self, model: AllInOneForTask, clip: InputClip, text: InputText, top: int
+    ) -> list[dict[str, Any]]:
+        """The best labels of a classifier."""
+        logits = self._logits(model, clip, text)
+        # VQAv2's answers are not exclusive: each has a probability of its own
+        chances = logits.sigmoid() if model.kind == "answers_bce" else logits.softmax(-1)
+        best = chances.topk(min(top, len(chances)))
+        pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        return _ranked([(score, model.config.id2label[number]) for score, number in pairs])
+
+    def _refuse_heads(self, task: str, needed: str) -> None:
+        """Raise InputError if the model was fine-tuned for something else."""
+        source = self.loaded.source
+        if self.task_model is not None or (source is not None and source.heads):
+            raise self._wrong_head(task, needed)
+        unknown = [name for name in self.loaded.unknown if not name.startswith("transformer.")]
+        if unknown:
+            heads = sorted({name.rsplit(".", 1)[0] for name in unknown})
             raise InputError(
                 f"--checkpoint {self.loaded.weights} has a head that this version does not know"
                 f" ({', '.join(heads[:4])}); the pre-training heads cannot replace it"
             )
-        clip = self.read_clip(video)
-        if choices:
-            head, trained = "VTM head on “question choice”, one joint pass per choice", MATCH_HEAD
-            scored = [
-                (self.match_probability(clip, self.read_text(f"{question} {choice}")), choice)
-                for choice in choices
-            ]
-            results = sorted(scored, key=lambda pair: -pair[0])
-        else:
-            if MASK_TOKEN.lower() not in question.lower():
-                question = f"{question} {MASK_TOKEN}"
-            words = self.read_text.masked(question, "--question")
-            if len(words.mask_positions) > 1:
-                raise InputError(
-                    f"--question {question!r} has {len(words.mask_positions)} {MASK_TOKEN}; an"
-                    " answer is one word (`fill` predicts several)"
-                )
-            head, trained = f"MLM head on “{words.text}”", MLM_HEAD
-            guesses = fill_masks(self.loaded, self.read_text, clip, words, top)[0]
-            results = [(guess.probability, guess.word) for guess in guesses]
-        return {
-            "task": "answer",
-            "head": head,
-            "results": _ranked(results),
-            "notes": [NOT_FOR_QA, *self._untrained(trained)],
-        }
+
+    def _wrong_head(self, task: str, needed: str) -> InputError:
+        source = self.loaded.source
+        tuned = source.task.get("protocol") if source is not None else None
+        what = f"was fine-tuned for {tuned}" if tuned else "was not fine-tuned"
+        return InputError(
+            f"`{task}`: --checkpoint {self.loaded.weights} {what}; give a run that was fine-tuned"
+            f" for {needed}"
+        )
 
     def _untrained(self, head: str) -> list[str]:
         """A note if a head is known to be untrained."""
@@ -221,6 +351,10 @@ class Predictor:
         ]
 
 
+def _cuts(texts: Sequence[InputText]) -> list[str]:
+    return [text.cut for text in texts if text.cut]
+
+
 def _ranked(results: Sequence[tuple[float, str]]) -> list[dict[str, Any]]:
     return [
         {"rank": rank, "score": score, "name": name}
@@ -230,7 +364,7 @@ def _ranked(results: Sequence[tuple[float, str]]) -> list[dict[str, Any]]:
 
 def as_text(result: dict[str, Any]) -> str:
     """A result as a table, with its notes below."""
-    lines = [result[key] for key in ("by", "head", "text") if key in result]
+    lines = [result[key] for key in ("weights_are", "by", "head", "text") if result.get(key)]
     for number, guesses in enumerate(result.get("gaps", []), start=1):
         lines += ["", f"{MASK_TOKEN} {number}", f"{'%':>7}  word"]
         lines += [f"{100 * guess['probability']:>7.2f}  {guess['word']}" for guess in guesses]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from allinone.common.errors import ConfigError, InputError
 from allinone.common.formatting import finite
@@ -20,6 +21,7 @@ from allinone.engine.planning.hardware import (
     usual_network,
 )
 from allinone.pretrain.config import PretrainConfig
+from allinone.pretrain.own_data import require_places, resolve
 from allinone.pretrain.train import parse
 from allinone.tools.planning.data_plan import Loading
 from allinone.tools.planning.options import TrainPlan
@@ -81,6 +83,8 @@ def plan_train(options: TrainPlan, recipe_options: Sequence[str]) -> int:
     except ValueError as error:
         raise InputError(f"{error}; see --device, --network") from error
     config, _ = parse([options.recipe, *recipe_options], prog="tools/plan.py train")
+    require_places(replace(config, out=Path(options.recipe)))  # a plan writes no run
+    config = resolve(config, "cuda", options.gpus)
     try:
         config.model_config()
         plan = make_plan(

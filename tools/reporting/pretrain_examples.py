@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -33,10 +33,15 @@ def batch_frames(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> n
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
 
 
-def frames_by_clip(dataset: EvalSet) -> dict[str, np.ndarray]:
-    """Clip name → frames uint8 [T, H, W, 3]; keeps the complete set in memory."""
+def _batches(dataset: EvalSet, limit: int | None) -> Iterator[Batch]:
+    number = min(len(dataset), limit or len(dataset))
+    return dataset.batches(rank=0, world=1, batch_size=_BATCH, device=CPU, limit=number)
+
+
+def frames_by_clip(dataset: EvalSet, limit: int | None = None) -> dict[str, np.ndarray]:
+    """Clip name → frames uint8 [T, H, W, 3] of the first `limit` clips; keeps them in memory."""
     found: dict[str, np.ndarray] = {}
-    for batch in dataset.batches(rank=0, world=1, batch_size=_BATCH, device=CPU):
+    for batch in _batches(dataset, limit):
         frames = batch_frames(batch, dataset.config.mean, dataset.config.std)
         found.update(zip(batch.clips, frames, strict=True))
     return found
@@ -44,11 +49,16 @@ def frames_by_clip(dataset: EvalSet) -> dict[str, np.ndarray]:
 
 def evenly_spaced(total: int, wanted: int) -> list[int]:
     """At most `wanted` indices, evenly spaced over range(total)."""
-    return [int((k + 0.5) * total / wanted) for k in range(min(wanted, total))]
+    number = min(wanted, total)
+    return [int((k + 0.5) * total / number) for k in range(number)]
 
 
 def retrieval_examples(
-    embeddings: EvaluationOutput, shown: EvalSet, rows: int = 10, top: int = 5
+    embeddings: EvaluationOutput,
+    shown: EvalSet,
+    rows: int = 10,
+    top: int = 5,
+    limit: int | None = None,
 ) -> list[RetrievalExample]:
     """Captions with the clips that rank first for them.
 
@@ -57,8 +67,9 @@ def retrieval_examples(
         shown: The same items at the resolution to show.
         rows: Captions, evenly spaced over the set.
         top: Clips per caption.
+        limit: The evaluation used at most this many items.
     """
-    frames = frames_by_clip(shown)
+    frames = frames_by_clip(shown, limit)
     similarity = embeddings.similarity()
     examples = []
     for index in evenly_spaced(len(embeddings.items), rows):
@@ -78,7 +89,12 @@ def retrieval_examples(
 
 @torch.inference_mode()
 def masked_words(
-    model: AllInOneForPreTraining, dataset: EvalSet, shown: EvalSet, rows: int = 8, top: int = 5
+    model: AllInOneForPreTraining,
+    dataset: EvalSet,
+    shown: EvalSet,
+    rows: int = 8,
+    top: int = 5,
+    limit: int | None = None,
 ) -> list[MaskedWord]:
     """Captions with one masked word piece and the model's guesses; the k-th row masks its
     (k mod words)-th piece.
@@ -89,10 +105,11 @@ def masked_words(
         shown: The same items at the resolution to show.
         rows: Captions, evenly spaced over the set; those without a word piece are left out.
         top: Guesses per caption.
+        limit: Read at most this many items.
     """
     tokenizer = Tokenizer()
-    frames = frames_by_clip(shown)
-    batches = list(dataset.batches(rank=0, world=1, batch_size=_BATCH, device=CPU))
+    frames = frames_by_clip(shown, limit)
+    batches = list(_batches(dataset, limit))
     items = [(batch, row) for batch in batches for row in range(len(batch))]
     examples = []
     for number, item in enumerate(evenly_spaced(len(items), rows)):

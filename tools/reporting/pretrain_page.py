@@ -71,6 +71,7 @@ def write_report(
     retrieval: Sequence[RetrievalExample],
     masked: Sequence[MaskedWord],
     facts: Sequence[str],
+    note: str = "",
 ) -> list[Path]:
     """Write the report: results.json, three PNGs, and report.html, which needs no other file.
 
@@ -82,15 +83,18 @@ def write_report(
         retrieval: Captions with their best clips.
         masked: Masked words with the model's guesses.
         facts: Lines about the run, shown last.
+        note: A sentence on the splits.
 
     Returns:
-        The paths of FILES.
+        The paths of FILES, without pictures for which there are no examples.
     """
     folder.mkdir(parents=True, exist_ok=True)
     page, losses, gallery, words, numbers = paths = [folder / name for name in FILES]
     plot_losses(history, losses)
-    plot_retrieval_examples(retrieval, gallery)
-    plot_masked_words(masked, words)
+    if retrieval:
+        plot_retrieval_examples(retrieval, gallery)
+    if masked:
+        plot_masked_words(masked, words)
     html = render(
         "tools/reporting/templates/pretraining.html.j2",
         title="All-in-one: pre-training report",
@@ -103,11 +107,13 @@ def write_report(
         retrieval=[(example, _clips(example)) for example in retrieval],
         masked=[(example, _webp(clip_image(example.frames))) for example in masked],
         facts=facts,
+        note=note,
     )
     write_atomic(page, html)
     # last: where it exists, the report is complete
     write_atomic(numbers, json.dumps(results, indent=1) + "\n")
-    return paths
+    absent = {gallery if not retrieval else None, words if not masked else None}
+    return [path for path in paths if path not in absent]
 
 
 def _clips(example: RetrievalExample) -> list[tuple[str, str, bool]]:

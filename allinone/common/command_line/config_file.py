@@ -17,7 +17,8 @@ def config_from_file(path: Path, default: Any, renamed: Mapping[str, str] | None
     """The defaults changed by a YAML or JSON file.
 
     The file nests like the dataclass (as run.json and --print-config write it), or names options at
-    its top level as the flags do. `run.json` inside a checkpoint keeps the options below "run".
+    its top level as the flags do. `run.json` inside a checkpoint keeps the options below "run", a
+    results file below "settings".
 
     Args:
         path: The file.
@@ -54,8 +55,9 @@ def config_from_file(path: Path, default: Any, renamed: Mapping[str, str] | None
         raise InputError(f"--config {path} is neither YAML nor JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"--config {path} must hold options, `name: value` on each line")
-    if isinstance(content.get("run"), dict):
-        content = content["run"]
+    for key in ("run", "settings"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
     # run.json of a run also has the fingerprints of its data, which are no options
     content = {name: value for name, value in content.items() if name != INPUTS}
     by_path = {option.path: option for option in options_of(default)}

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from allinone.common.activation import activation_hint
 from allinone.common.console import forgive_output, lost_output, setup_logging
 from allinone.common.errors import AllInOneError
 from allinone.common.exit_codes import ExitCode
@@ -54,6 +55,10 @@ def run_command(command: Callable[[], int | None]) -> int:
             traceback.print_exc()
             return int(ExitCode.FAILURE)
         package = (error.name or "").partition(".")[0]
+        if hint := activation_hint():
+            print(f"error: the package {package!r} is missing", file=sys.stderr)
+            print(f"hint: {hint}", file=sys.stderr)
+            return int(ExitCode.USAGE)
         if package not in EXTRAS:
             traceback.print_exc()
             return int(ExitCode.FAILURE)

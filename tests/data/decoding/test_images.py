@@ -299,7 +299,7 @@ def test_values_without_a_defined_range_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_processor_shows_files_and_memory_alike(tmp_path: Path) -> None:
-    processor = AllInOneProcessor(ClipConfig(2, 32, 8))
+    processor = AllInOneProcessor.of(ClipConfig(2, 32, 8))
     for name in ("alpha.png", "grey16.png", "still.gif", "exif5.jpg"):
         TILES[name](tmp_path / name)
         with Image.open(tmp_path / name) as image:

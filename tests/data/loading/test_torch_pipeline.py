@@ -136,7 +136,7 @@ def pixels_of(prepared: Path, config: DataConfig) -> dict[str, torch.Tensor]:
     return {
         "train": trained.pixels,
         "eval": evaluated.pixels,
-        "processor": AllInOneProcessor(clip, config)(frames)["pixels"],
+        "processor": AllInOneProcessor.of(clip, config)(frames)["pixels"],
     }
 
 

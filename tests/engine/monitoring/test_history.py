@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from allinone.common.formatting import finite
-from allinone.engine.callbacks.reporting import progress_line
+from allinone.engine.callbacks.reporting import (
+    evaluation_line,
+    evaluation_table,
+    progress_line,
+)
 from allinone.engine.config import TrainConfig
 from allinone.engine.monitoring.accumulator import IntervalMetrics
 from allinone.engine.monitoring.history import RecordBuilder
@@ -58,3 +63,45 @@ def test_mfu_counts_the_flops_of_the_intervals_own_steps() -> None:
 
 def test_an_interval_of_skipped_steps_has_no_clip_rate() -> None:
     assert finite(record((NAN,), 0.0, 1))["clip_rate"] is None
+
+
+def test_a_rate_above_the_measured_peak_is_left_out() -> None:
+    config = TrainConfig(global_batch=4, micro_batch=4)
+    builder = RecordBuilder(config, ["host"], 1.0, (8.0, "measured too low"))
+    steps = IntervalMetrics([1], {}, [False], [0.0], [1.0], [], 77, 5, [0.0], [0.0], 0)
+    below, above = builder.build(1, steps, 1.0, 0), builder.build(1, steps, 0.25, 0)
+    assert below["mfu"] == 0.5
+    assert "MFU 50 %" in progress_line(below, 10)
+    assert finite(above)["mfu"] is None
+    assert "MFU" not in progress_line(above, 10)
+
+
+def test_an_evaluation_is_one_line_with_chance_in_brackets() -> None:
+    results = {
+        "select": 40.0,
+        "mine_val/R@1": 25.0,
+        "mine_val/R@10": 100.0,
+        "mine_val/missing": 0.0,
+    }
+    chance = {"mine_val/R@1": 12.5, "mine_val/R@10": 100.0}
+    line = "select 40.0; mine_val: R@1 25.0 (12.5) (in brackets: chance)"
+    assert evaluation_line(results, chance) == line
+    tuned = {"val/t2v/R@1": 30.0, "val/missing": 2.0}
+    assert evaluation_line(tuned, {}) == "val: t2v/R@1 30.0, missing 2.0"
+
+
+def test_evaluations_become_a_table_with_chance() -> None:
+    history = [
+        {"step": step, "evaluation": {"val/R@1": float(step), "val/missing": 0.0}}
+        for step in range(10, 110, 10)
+    ]
+    rows = evaluation_table([{"step": 5, "loss": 1.0}, *history], {"val/R@1": 0.4}).splitlines()
+    assert re.split(r"  +", rows[0].strip()) == (
+        ["score", *(f"step {step}" for step in (10, 30, 50, 60, 80, 100)), "chance"]
+    )
+    assert [line.split() for line in rows[2:]] == [
+        ["val/R@1", "10.0", "30.0", "50.0", "60.0", "80.0", "100.0", "0.4"]
+    ]
+    history[3]["evaluation"]["val/missing"] = 2.0  # type: ignore[index]
+    assert "val/missing" in evaluation_table(history, {})
+    assert evaluation_table([{"step": 5, "loss": 1.0}], {}) == ""

@@ -49,10 +49,10 @@ BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         lambda folder, checkpoint: folder.mkdir(),
         "holds no weights; give a folder of save_pretrained",
     ),
-    "file": (lambda folder, checkpoint: folder.write_text(""), "is a file; give its folder"),
+    "file": (lambda folder, checkpoint: folder.write_text(""), "is damaged"),
     "no_weights": (_no_weights, "has a config.json but no weights"),
     "other": (_other_model, "holds a model of type 'bert'"),
-    "torn": (_torn, "cannot be loaded"),
+    "torn": (_torn, "is damaged: not a complete safetensors file"),
     "damaged": (_damaged, "run.json has"),
     "partial": (
         _partial,
@@ -86,7 +86,7 @@ def test_a_model_folder_keeps_its_runs_normalisation(checkpoint: Path, tmp_path:
 
     shutil.copytree(checkpoint, tmp_path / "model")
     config = DataConfig(mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.5), eval_crop=0.75)
-    AllInOneProcessor(ClipConfig(3, 32, 16), config).save_pretrained(tmp_path / "model")
+    AllInOneProcessor.of(ClipConfig(3, 32, 16), config).save_pretrained(tmp_path / "model")
     data = load_checkpoint(tmp_path / "model", "cpu").data
     assert (data.mean, data.std, data.eval_crop) == (config.mean, config.std, config.eval_crop)
     assert load_checkpoint(checkpoint, "cpu").data.mean == DataConfig().mean
