@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from allinone.common.atomic_io import content_hash
 from allinone.common.errors import LASTING, DataError
+from allinone.data.decoding.codecs import IMAGES, VIDEOS
 from allinone.data.index import choose_split, dataset_facts
 from allinone.data.text import VOCABULARY, Tokenizer
 
@@ -115,12 +116,17 @@ def tokenizer_fingerprint(vocabulary: Path = VOCABULARY) -> dict[str, str]:
     }
 
 
+def _is_media(path: Path) -> bool:
+    return path.suffix[1:].lower() in IMAGES | VIDEOS
+
+
 def files_fingerprint(files: Iterable[Path], root: Path) -> dict[str, str]:
     """Hash files completely, and the files in folders by name and size.
 
     Args:
         files: Files and folders. Folders hold one file per clip, up to millions, so their content
-            is not read.
+            is not read, and media among them (VCR has images and their boxes in one folder) are
+            left out.
         root: Their names in the result are relative to it; names alone for files elsewhere.
 
     Returns:
@@ -131,7 +137,7 @@ def files_fingerprint(files: Iterable[Path], root: Path) -> dict[str, str]:
         name = str(path.relative_to(root)) if path.is_relative_to(root) else path.name
         digest = blake2b(digest_size=8)
         if path.is_dir():
-            for inner in sorted(p for p in path.rglob("*") if p.is_file()):
+            for inner in sorted(p for p in path.rglob("*") if not _is_media(p) and p.is_file()):
                 digest.update(f"{inner.relative_to(path)}\0{inner.stat().st_size}\0".encode())
         else:
             with path.open("rb") as file:

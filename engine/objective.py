@@ -5,8 +5,9 @@ An objective turns (model, batch) into one loss and its metrics.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,34 @@ class ObjectiveFn(Protocol):
     def __call__(self, model: Any, batch: Any) -> Losses: ...
 
 
+@runtime_checkable
+class CountingObjective(Protocol):
+    """An objective with losses that are means over a number of items that varies, such as masked
+    words.
+
+    The trainer averages losses over micro-batches and ranks. If each micro-batch divided by its own
+    number of items, an item of a micro-batch with few of them would count more, and the result
+    would depend on how a global batch is split. So each divides by the mean number of items of a
+    micro-batch of the step, over all micro-batches and ranks.
+    """
+
+    counts_items: bool
+    """False: there is no such loss at present."""
+
+    def count_items(self, batch: Any) -> Sequence[int]:
+        """Number of items of each such loss, known to the host; equally long for every batch."""
+        ...
+
+    def with_mean_items(self, batch: Any, means: Tensor) -> Any:
+        """The batch with the numbers to divide by.
+
+        Args:
+            batch: A micro-batch.
+            means: float32 on the device, one per number of `count_items`.
+        """
+        ...
+
+
 def seed_of(seed: int, position: int) -> int:
     """Seed of a micro-batch's random numbers (dropout, VTM pairs).
 
@@ -66,8 +95,8 @@ class StepModule(nn.Module):
     def __init__(self, model: nn.Module, objective: ObjectiveFn) -> None:
         super().__init__()
         self.model = model
-        self._objective = objective
+        self.objective = objective
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = self._objective(self.model, batch)
+        losses = self.objective(self.model, batch)
         return losses.total, losses.metrics

@@ -53,6 +53,7 @@ from allinone.engine.planning.estimate import Activations
 from allinone.engine.planning.peak_flops import peak_rate
 from allinone.engine.run_spec import Data, Evaluate, Pictures, RunSpec
 from allinone.engine.state import TrainState
+from allinone.engine.step_batches import StepBatches
 from allinone.engine.training_engine import TrainingEngine
 
 log = logging.getLogger(__name__)
@@ -261,7 +262,7 @@ class Trainer:
 
     def _train_steps(self, signals: StopSignals, sync: SignalSync) -> None:
         first, stop = self.step + 1, None
-        batches = self.batches_from(first)
+        batches = self.by_step(self._count_waiting(self.batches_from(first)))
         while self.step < self.config.steps and not self.evaluation.stop_early and not stop:
             self.begin_activity(f"step {self.step + 1}", starting=self.step + 1 == first)
             self._train_step(batches)
@@ -278,17 +279,27 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_end(self)
 
-    def _train_step(self, batches: Iterator[Any]) -> None:
-        # before the micro-batches, because DeepSpeed updates inside the last one
-        self.engine.set_learning_rate(self.step + 1)
-        for _ in range(self.accumulation):
+    def by_step(self, batches: Iterator[Any]) -> StepBatches:
+        """This rank's micro-batches, step after step."""
+        return StepBatches(
+            batches, self.spec.objective, self.accumulation, self.layout, self.device
+        )
+
+    def _count_waiting(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
             start = time.perf_counter()
             batch = next(batches)
             self.accumulator.waited_s += time.perf_counter() - start
+            yield batch
+
+    def _train_step(self, batches: StepBatches) -> None:
+        # before the micro-batches, because DeepSpeed updates inside the last one
+        self.engine.set_learning_rate(self.step + 1)
+        for batch, mean_items in batches.step(last=self.step + 1 == self.config.steps):
             # dropout follows from the position of the clips: a restart does not change it
             torch.manual_seed(seed_of(self.config.seed, batch.first_position))
             loss, metrics = self.engine.train_micro_batch(batch)
-            self.accumulator.add(batch, loss, metrics)
+            self.accumulator.add(batch, loss, metrics, mean_items)
         self.state.step += 1
         # from now on a missing file means a fault of the node (exit code 1), not a wrong path (2)
         launch.mark_training_started()

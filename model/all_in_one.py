@@ -10,6 +10,7 @@ parameters by forward hooks.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -424,6 +425,17 @@ class AllInOnePreTrainedModel(PreTrainedModel):
         if source is not None and Path(source).is_dir() and "subfolder" not in kwargs:
             weight_files(Path(source))
         return super().from_pretrained(source, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As transformers does; weights get the permissions that the umask gives to new files."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        # safetensors writes 0600 since version 0.6. config.json is new and written by open(); the
+        # umask itself cannot be read without setting it
+        config = Path(save_directory) / "config.json"
+        if config.is_file():
+            mode = stat.S_IMODE(config.stat().st_mode)
+            for path in config.parent.glob("*.safetensors*"):
+                path.chmod(mode)
 
     def _check_and_adjust_attn_implementation(
         self, attn_implementation: str | None, *args: Any, **kwargs: Any

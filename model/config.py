@@ -210,3 +210,61 @@ class AllInOneConfig(PretrainedConfig):
                 f"unknown model option {', '.join(unknown)}; valid options: {', '.join(fields)}"
             )
         return cls(**{**SIZES[size], **overrides})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers does; every unusable entry of a config.json is a ValueError."""
+        _refuse_foreign(cls, config_dict)
+        try:
+            found = super().from_dict(config_dict, **kwargs)
+        except ValueError:
+            raise
+        except Exception as error:  # strict dataclasses and setters raise many types
+            raise ValueError(f"config.json has an unusable entry: {error}") from error
+        config = found[0] if isinstance(found, tuple) else found
+        if (parameters := config._approximate_parameters()) > MOST_PARAMETERS:
+            raise ValueError(
+                f"the sizes in config.json make a model of {parameters / 1e9:,.0f} billion"
+                f" parameters; at most {MOST_PARAMETERS / 1e9:,.0f} billion are accepted"
+            )
+        return found
+
+    def _approximate_parameters(self) -> int:
+        """Elements of the matrices of all blocks, and of the tables of words and positions."""
+        width = self.hidden_size
+        rows = self.vocab_size + self.max_text_len + self.num_patches + self.num_frames
+        block = (4 + 2 * self.mlp_ratio) * width**2
+        return self.num_hidden_layers * block + (rows + 2 * self.projection_dim) * width
+
+
+MOST_PARAMETERS = 10**11
+"""Of a model whose config.json is read; its limits alone would allow terabytes."""
+ATTENTION = (None, "eager", "sdpa")
+"""Implementations of attention that a config.json may name; transformers takes any other name for
+that of a program on the hub."""
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+def _refuse_foreign(kind: type, entries: dict[str, Any]) -> None:
+    """ValueError for entries of a config.json that name programs or replace attributes.
+
+    Args:
+        kind: The class of the configuration.
+        entries: All entries.
+    """
+    for name in ("attn_implementation", "_attn_implementation", "experts_implementation"):
+        if (value := entries.get(name)) not in ATTENTION:
+            raise ValueError(
+                f"config.json: {name} {value!r} is refused, because it may name a program; remove"
+                " it, or use sdpa"
+            )
+    for name in ("dtype", "torch_dtype"):
+        value = entries.get(name)
+        # transformers looks the name up among everything that torch has
+        if value is not None and str(value).removeprefix("torch.") not in DTYPES:
+            raise ValueError(f"config.json: {name} {value!r} is not one of {', '.join(DTYPES)}")
+    for name in entries:
+        attribute = getattr(kind, name, None)
+        fixed = isinstance(attribute, property) and attribute.fset is None
+        if callable(attribute) or fixed or name.startswith("__"):
+            raise ValueError(f"config.json: {name} is no entry of a configuration")

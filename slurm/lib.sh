@@ -18,6 +18,16 @@ fail() { # CODE MESSAGE
   exit "$1"
 }
 
+# require_numbers NAME...: fail unless every one of these variables that is set is a number. bash runs
+# the commands in a text that it evaluates as arithmetic: TRAIN_NODES='PATH[$(command)]'.
+require_numbers() {
+  local name
+  for name in "$@"; do
+    [[ ${!name:-0} =~ ^(0|[1-9][0-9]{0,8})$ ]] ||
+      fail "$EXIT_USAGE" "$name=${!name}: give a number"
+  done
+}
+
 # Set project, PYTHON, HOST_PYTHON and the site file's variables; change to the submission folder.
 enter_project() {
   project=$(cd "${PROJECT:-${SLURM_SUBMIT_DIR:-$PWD}}" && pwd) || exit "$EXIT_USAGE"
@@ -45,6 +55,7 @@ enter_project() {
 require_job() { # EXAMPLE
   [[ -n ${SLURM_JOB_ID:-} ]] ||
     fail "$EXIT_USAGE" "this is a batch script; submit it from the root of the project: $1"
+  require_numbers SLURM_JOB_ID TRAIN_NODES RANKS_PER_NODE NODE_CHECK MAX_STARTS
 }
 
 # option_value NAME ARGUMENTS...: print the value of the last --NAME VALUE or --NAME=VALUE; fail if
@@ -72,6 +83,8 @@ read_allocation() {
   GPUS_PER_NODE=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-0}}
   GPUS_PER_NODE=${GPUS_PER_NODE##*:} # a100:8 → 8
   RANKS_PER_NODE=${RANKS_PER_NODE:-${SLURM_NTASKS_PER_NODE:-$GPUS_PER_NODE}}
+  require_numbers CPUS_PER_NODE GPUS_PER_NODE RANKS_PER_NODE TRAIN_NODES SLURM_JOB_ID NODE_CHECK \
+    MAX_STARTS
   ((RANKS_PER_NODE)) || RANKS_PER_NODE=1
   TRAIN_NODES=${TRAIN_NODES:-${#NODES[@]}}
   ((TRAIN_NODES <= ${#NODES[@]})) || fail "$EXIT_USAGE" \

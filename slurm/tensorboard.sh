@@ -24,6 +24,7 @@ enter_project
   fail "$EXIT_USAGE" "give a run's folder, for example runs/webvid-howto; got ${1:-nothing}"
 node=${SLURMD_NODENAME:-$(hostname)}
 host=${TENSORBOARD_HOST:-127.0.0.1}
+require_numbers SLURM_JOB_ID
 port=${PORT:-$((10000 + (${SLURM_JOB_ID:-$$} % 200) * 100 + 99))}
 login=${LOGIN:-${SLURM_SUBMIT_HOST:-LOGIN_HOST}}
 

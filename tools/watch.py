@@ -26,6 +26,7 @@ if __package__ in (None, ""):
 from tyro.conf import Positional, arg
 
 from allinone.common.command_line import parse, run_command
+from allinone.common.console import terminal_codes
 from allinone.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def _run(argv: Sequence[str]) -> int:
         from allinone.tools.cluster.dashboard import render
 
         colour = console.is_terminal and console.color_system is not None
-        print(render(facts, console.width, colour))
+        with terminal_codes():
+            print(render(facts, console.width, colour))
     return int(facts["status"] not in ("running", "finished", "starting"))
 
 
@@ -98,14 +100,16 @@ def _follow(options: WatchOptions, history: History, console: Console) -> None:
     shown = dashboard()
     try:
         # the alternate screen crops what does not fit, also after the terminal has been resized
-        with Live(shown, console=console, screen=True, auto_refresh=False) as live:
+        live = Live(shown, console=console, screen=True, auto_refresh=False)
+        with terminal_codes(), live:
             while True:
                 time.sleep(options.interval)
                 shown = dashboard()
                 live.update(shown, refresh=True)
     except KeyboardInterrupt:
         pass
-    console.print(shown, crop=True)
+    with terminal_codes():
+        console.print(shown, crop=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

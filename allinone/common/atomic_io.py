@@ -38,7 +38,8 @@ def fsync_file(path: Path) -> None:
         os.close(handle)
 
 
-def _temporary(target: Path) -> Path:
+def temporary_path(target: Path) -> Path:
+    """A new name for the unfinished form of a file or folder."""
     # in the same folder, because rename(2) is atomic within a file system only; random, because
     # ranks on several nodes may write the same target
     return target.with_name(f"{TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}")
@@ -71,14 +72,14 @@ def atomic_path(target: Path) -> Iterator[Path]:
     On a clean exit it is fsynced and renamed over the target, after an exception it is removed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(target)
+    temporary = temporary_path(target)
     try:
         yield temporary
         fsync_file(temporary)
         temporary.replace(target)
         fsync_dir(target.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        delete(temporary)
 
 
 def write_atomic(target: Path, content: bytes | str) -> None:
@@ -101,7 +102,7 @@ def publish_dir(target: Path, fill: Callable[[Path], None]) -> None:
             before the folder is renamed to `target`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(target)
+    temporary = temporary_path(target)
     temporary.mkdir()
     try:
         fill(temporary)
@@ -113,17 +114,22 @@ def publish_dir(target: Path, fill: Callable[[Path], None]) -> None:
         temporary.rename(target)
         fsync_dir(target.parent)
     finally:
-        if temporary.exists():
-            shutil.rmtree(temporary)
+        delete(temporary)
 
 
-def remove_leftovers(folder: Path) -> list[Path]:
-    """Delete unfinished files and folders directly inside `folder`; return the removed paths."""
-    removed = []
+def delete(path: Path) -> None:
+    """Delete a file or folder as far as possible now; what is left does no harm where it is.
+
+    NFS keeps files that a process still reads (EBUSY), and a failing disk deletes nothing.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete unfinished files and folders directly inside `folder`, as far as possible."""
     for path in folder.glob(f"{TEMPORARY}*"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-        removed.append(path)
-    return removed
+        delete(path)

@@ -2,7 +2,8 @@
 
 Modules log with `logging.getLogger(__name__)`. Commands call `setup_logging` once: rank 0 logs to
 the terminal, every rank can log to a file of its own. INFO goes to stdout as it is, WARNING to
-stdout with the prefix `warning: `, ERROR to stderr with the prefix `error: `.
+stdout with the prefix `warning: `, ERROR to stderr with the prefix `error: `. Control characters of
+foreign names and texts never reach a terminal or a log file.
 """
 
 from __future__ import annotations
@@ -11,16 +12,33 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+from allinone.common.formatting import printable
 
 LOGGER = logging.getLogger("allinone")
 _PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.CRITICAL: "error: "}
 
 
+_raw = False
+
+
+@contextlib.contextmanager
+def terminal_codes() -> Iterator[None]:
+    """Let the program's own colours and cursor movements through, in the block."""
+    global _raw
+    before, _raw = _raw, True
+    try:
+        yield
+    finally:
+        _raw = before
+
+
 class ForgivingStream:
-    """A text stream that drops text after its reader is gone, and escapes unknown characters.
+    """A text stream that drops text after its reader is gone, and escapes unknown characters and
+    control characters.
 
     A training run under `| tee log` must keep training, obey signals and write its checkpoint after
     tee has ended.
@@ -28,17 +46,19 @@ class ForgivingStream:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.lost: Exception | None = None
+        """Why text was dropped, other than that its reader has ended (`| head`)."""
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
 
     def write(self, text: str) -> int:
         """Write, or drop the text where the stream is closed or broken."""
         try:
-            return self._stream.write(text)
+            return self._stream.write(text if _raw else _shown(text))
         except BlockingIOError:  # a non-blocking pipe that is full now: drop this text only
             return len(text)
-        except (OSError, ValueError):
-            self._go_quiet()
+        except (OSError, ValueError) as error:
+            self._go_quiet(error)
             return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -52,11 +72,13 @@ class ForgivingStream:
             self._stream.flush()
         except BlockingIOError:
             return
-        except (OSError, ValueError):
-            self._go_quiet()
+        except (OSError, ValueError) as error:
+            self._go_quiet(error)
 
-    def _go_quiet(self) -> None:
+    def _go_quiet(self, error: Exception) -> None:
         """Point the file descriptor at /dev/null, so that the flush at exit succeeds too."""
+        if not isinstance(error, BrokenPipeError):
+            self.lost = self.lost or error
         with contextlib.suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
@@ -64,6 +86,12 @@ class ForgivingStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _shown(text: str) -> str:
+    # progress bars return to the start of their line before and after they draw it
+    inner = text.strip("\r")
+    return text if inner == "" else text.replace(inner, printable(inner), 1)
 
 
 def forgive_output() -> None:
@@ -75,6 +103,21 @@ def forgive_output() -> None:
             setattr(sys, name, os.fdopen(descriptor, "w", encoding="utf-8", closefd=False))
         elif not isinstance(stream, ForgivingStream):
             setattr(sys, name, ForgivingStream(stream))
+
+
+_output_counts = True
+
+
+def output_does_not_count() -> None:
+    """Tell `lost_output` that what this program makes are files, such as a training run."""
+    global _output_counts
+    _output_counts = False
+
+
+def lost_output() -> Exception | None:
+    """Why a part of stdout was not written, such as a full disk behind `> file`."""
+    sys.stdout.flush()
+    return getattr(sys.stdout, "lost", None) if _output_counts else None
 
 
 def _open_standard_files() -> None:
@@ -106,7 +149,8 @@ class _TerminalHandler(logging.Handler):
         # sys.stdout of now, not of construction: forgive_output and pytest replace it
         target = sys.stderr if self._stderr or record.levelno >= logging.ERROR else sys.stdout
         try:
-            print(_PREFIXES.get(record.levelno, "") + self.format(record), file=target, flush=True)
+            text = _PREFIXES.get(record.levelno, "") + printable(self.format(record))
+            print(text, file=target, flush=True)
         except (OSError, ValueError):  # broken pipe, closed stream, locale: see ForgivingStream
             return
 
@@ -143,9 +187,14 @@ def log_to_file(path: Path) -> logging.Handler:
     except OSError as error:
         LOGGER.warning("no log file %s: %s", path, error)
         return logging.NullHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     LOGGER.addHandler(handler)
     return handler
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class _ForgivingFileHandler(logging.FileHandler):

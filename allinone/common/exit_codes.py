@@ -27,7 +27,7 @@ _MEANINGS = {
         " again"
     ),
     ExitCode.USAGE: "wrong options or unusable data; starting again does not help",
-    ExitCode.DISK_FULL: "a checkpoint could not be written",
+    ExitCode.DISK_FULL: "the disk or a quota is full",
     ExitCode.NON_FINITE: "too many steps in a row had a non-finite gradient",
     ExitCode.HANG: "a rank made no progress for --hang-timeout-s",
     ExitCode.REQUEUE: "saved after a signal; the same command continues (EX_TEMPFAIL)",

@@ -1,10 +1,32 @@
-"""Human-readable durations, byte sizes and counts; values that JSON can represent."""
+"""Human-readable durations, byte sizes and counts; values that JSON can represent; foreign text."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
+
+CONTROL = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+"""Control characters other than line feed and tab, and Unicode's line separators: a terminal obeys
+them (move, hide, rename the window, answer with a text that is typed into the shell)."""
+BIDIRECTIONAL = re.compile(r"[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Characters that reorder the text around them, so that a name is read as another one."""
+_UNPRINTABLE = re.compile(f"{CONTROL.pattern}|{BIDIRECTIONAL.pattern}")
+
+
+def printable(text: str) -> str:
+    """Text for a terminal or a log: CONTROL and BIDIRECTIONAL become escapes, as JSON has them."""
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def printable_values(value: Any) -> Any:
+    """A copy of nested values whose texts, keys included, are `printable`."""
+    if isinstance(value, Mapping):
+        return {printable_values(key): printable_values(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [printable_values(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages from Jinja templates.
+"""Self-contained HTML pages from Jinja templates, and text for Markdown.
 
 Templates are package data next to the module that renders them and extend
 `common/templates/page.html.j2`. Everything that is inserted is escaped.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import re
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -57,6 +58,13 @@ def render(template: str, **data: Any) -> str:
         jinja2.UndefinedError: The template names something that is not in `data`.
     """
     return _environment().get_template(template).render(**data)
+
+
+def markdown_text(text: str) -> str:
+    """Text as one line of Markdown that shows it, without markup, links or HTML of its own."""
+    plain = re.sub(r"\s+", " ", text).strip()
+    plain = plain.replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", plain)
 
 
 def data_uri(content: bytes, image_format: str) -> str:

@@ -52,6 +52,11 @@ def explain(error: BaseException) -> str:
             f"too many open files ({_first_line(text)}): this process may open {soft}; raise the"
             f" limit: ulimit -n {WANTED_FILES}"
         )
+    if isinstance(error, MemoryError) or re.search("MemoryError|Cannot allocate memory", text):
+        return (
+            f"no memory is left ({_first_line(text) or type(error).__name__}): raise the limit of"
+            " the job or shell (sbatch --mem, ulimit -v), or give fewer --workers"
+        )
     shared = re.search(r"</?torch_|/dev/shm|shared memory|ancdata|Bus error", text)
     full = number == errno.ENOSPC and not getattr(error, "filename", None)
     if shared or (full and _free(SHARED_MEMORY) < SMALL_SHARED_BYTES):

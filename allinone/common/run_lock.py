@@ -127,13 +127,13 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self._stopped.wait(BEAT_S):
-            found = _read(self._path)
-            if found is not None and found.token != self._me.token:
-                self._lost = found.describe()
-                return
-            self._me = replace(self._me, beat=self._me.beat + 1)
             # a full or disturbed disk: the next beat may succeed, and others wait for STALE_S
             with contextlib.suppress(OSError):
+                found = _read(self._path)
+                if found is not None and found.token != self._me.token:
+                    self._lost = found.describe()
+                    return
+                self._me = replace(self._me, beat=self._me.beat + 1)
                 _write(self._path, self._me)
 
     def require(self) -> None:

@@ -172,6 +172,8 @@ def _decode(
                 found = _sparse(content, targets, timeline, limit, complete=True)
         if found is None:  # seeking missed (it does in MPEG-TS): decode from the start and count
             found = _from_start(content, targets, limit)
+    except MemoryError:
+        raise  # av.error.MemoryError is one: it says nothing about the clip
     except (*DAMAGE, *UNREADABLE_IMAGE) as error:
         # FFmpeg and Pillow have no error of the storage: files are read by Python
         if (

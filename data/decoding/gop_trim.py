@@ -97,6 +97,8 @@ def trim(content: bytes, wanted: Sequence[int], frames: int, timeline: Timeline)
                 remux([packet for _, packet in kept], stream, CONTAINERS[codec]),
                 tuple(position[number] for number in wanted),
             )
+    except MemoryError:
+        raise  # of this process, not of the clip
     except DAMAGE as error:
         raise DecodeError(str(error)) from error
 

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from allinone.common.errors import DataError
+from allinone.common.write_guard import WriteGuard
 from allinone.data.loading.batch import BadClip
 
 MIN_CLIPS_SEEN = 200
@@ -33,6 +34,7 @@ class BadClipLog:
 
     def __init__(self, folder: Path | None, rank: int, max_share: float) -> None:
         self._path = folder / f"rank-{rank}.jsonl" if folder else None
+        self._guard = WriteGuard(self._path or "the log of bad clips")
         self._max_share = max_share
         self._seen = self._bad = 0
         self._reasons: Counter[str] = Counter()
@@ -77,11 +79,14 @@ class BadClipLog:
 
     def _read_back(self) -> None:
         """Remember what an earlier process of this rank has named; skip a line that was cut off."""
-        if self._path and self._path.exists():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError, KeyError):
+        if not self._path:
+            return
+        with self._guard():
+            content = self._path.read_bytes() if self._path.exists() else b""
+            for line in content.splitlines():
+                with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
                     record = json.loads(line)
-                    self._is_new(record["dataset"], record["clip"], record["epoch"])
+                    self._is_new(str(record["dataset"]), str(record["clip"]), int(record["epoch"]))
 
     def _is_new(self, dataset: str, clip: str, epoch: int) -> bool:
         """Return whether this clip is met for the first time in this epoch, and remember it.
@@ -102,7 +107,9 @@ class BadClipLog:
         return True
 
     def _write(self, record: dict[str, object]) -> None:
-        if self._path:
+        if not self._path:
+            return
+        with self._guard():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Closed after each line, so that others can read it at once. Not fsynced: what a crash
             # loses is written again when the resumed run meets the clip.

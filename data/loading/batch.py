@@ -5,7 +5,8 @@ Letters: B clips, T frames, H and W of the crop, L text tokens, M masked tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -60,6 +61,9 @@ class Batch:
     text_lengths: Tensor | None = None
     """int64 [B] on the CPU, tokens of each text, which make the model compute no padding; None
     computes it."""
+    mean_items: Mapping[str, Tensor] = field(default_factory=dict)
+    """Objective → float32 scalar: items, such as masked tokens, of a micro-batch of this modality,
+    averaged over the training step, that the loss is divided by. Empty: by the batch's own."""
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -73,7 +77,7 @@ class Batch:
         return self._rows(row, row + 1)
 
     def _rows(self, start: int, stop: int) -> Batch:
-        """Return rows start .. stop - 1. `digest` and `bad` are left as they are."""
+        """Return rows start .. stop - 1, outside of any step. `digest` and `bad` are left."""
         length = self.text_ids.shape[1]
         # mlm_positions index the flattened [B * L] texts: keep those of the rows, and shift them
         row_of = torch.div(self.mlm_positions, length, rounding_mode="floor")
@@ -87,6 +91,7 @@ class Batch:
             clips=self.clips[start:stop],
             captions=self.captions[start:stop],
             first_position=self.first_position + start,
+            mean_items={},
         )
 
     def to(self, device: torch.device) -> Batch:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from allinone.common.errors import LASTING, DataError, LostDataError
+from allinone.common.errors import LASTING, DataError, LostDataError, StorageError
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec, TextPadding
 from allinone.data.decoding.codecs import PixelLimitError, dali_reads, require_pixels
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
@@ -27,7 +27,7 @@ from allinone.data.loading.batch import Batch
 from allinone.data.loading.batch_maker import EvalBatchMaker
 from allinone.data.loading.clip_input import ClipWindow, choose_frames
 from allinone.data.loading.mixture import Order
-from allinone.data.loading.open_files import OpenFile, OpenFiles
+from allinone.data.loading.open_files import OpenFile, OpenFiles, retried
 from allinone.data.loading.prefetch import prefetch, training_batches
 from allinone.data.loading.replacement import ReplacementSampler
 from allinone.data.loading.samples import MicroBatch, Pixels, Sample, Visual
@@ -110,8 +110,18 @@ class ClipSource:
             The frames' GOPs as a video of their own, or the complete file.
 
         Raises:
-            DataError: The shard is gone or too short.
+            DataError: The shard is gone or too short, or the storage fails.
         """
+        shard = self.index.folder / row["shard"]
+        try:
+            return retried(lambda: self._segment(row, wanted), shard, self._shards.close)
+        except OSError as error:
+            raise StorageError(
+                f"shard {shard} cannot be read: {error}. This is the storage's fault, not the"
+                " file's: once it works again, the same command continues"
+            ) from error
+
+    def _segment(self, row: dict[str, Any], wanted: Sequence[int]) -> VideoSegment:
         timeline = Timeline.of(row)
         if row["first_frame"] is None:  # a short clip: one read
             return VideoSegment(self._read(row), 0, row["frames"], timeline)
@@ -232,7 +242,9 @@ def collate_clips(
         return None
     # everything is computed on the CPU and copied at the end: `nonzero` on the device would
     # make the host wait
-    tensors = {name: torch.from_numpy(micro_batch.stack(name)) for name in (*_TEXTS, "dataset_ids")}
+    tensors: dict[str, Any] = {
+        name: torch.from_numpy(micro_batch.stack(name)) for name in (*_TEXTS, "dataset_ids")
+    }
     tensors, lengths = pad_texts(tensors, _TEXTS, text_padding)
     return Batch(
         pixels=pixels,

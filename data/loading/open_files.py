@@ -9,9 +9,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import logging
 import os
 import stat
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+from allinone.common.errors import LASTING
+from allinone.common.write_guard import is_milestone
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PAUSES_S = (0.2, 1.0, 5.0)
+"""Pauses before a failed read is repeated: file servers restart, and NFS handles become stale."""
+_repeated = 0
 
 KEPT = 64
 """Files of one folder that stay open: the most recently used ones."""
@@ -62,3 +76,34 @@ class OpenFiles:
     def __getitem__(self, name: str) -> OpenFile:
         """Return an open file; hold it as long as its descriptor is used. Raises OSError."""
         return self._opened(f"{self._folder}/{name}")
+
+    def close(self) -> None:
+        """Open every file again at its next use: a network disk may have lost the handles."""
+        self._opened.cache_clear()
+
+
+def retried(read: Callable[[], T], name: Path | str, reopen: Callable[[], None] | None = None) -> T:
+    """Read, and repeat it after errors that say nothing about the file (EIO, ESTALE, ...).
+
+    Args:
+        read: Reads something.
+        name: What it reads, for the log.
+        reopen: Called before each repetition.
+
+    Raises:
+        OSError: The error of the last attempt; at once if it lasts (errors.LASTING).
+    """
+    global _repeated
+    for pause in PAUSES_S:
+        try:
+            return read()
+        except OSError as error:
+            if error.errno in LASTING:
+                raise
+            _repeated += 1
+            if is_milestone(_repeated):
+                log.warning("%s is read again: %s (failed read %d)", name, error, _repeated)
+        time.sleep(pause)
+        if reopen is not None:
+            reopen()
+    return read()

@@ -30,9 +30,18 @@ _own = 0
 
 
 class ReaderDiedError(AllInOneError):
-    """A reader process has died; the same command may succeed on another node."""
+    """A reader process has died; the same command may succeed on another node.
+
+    Args:
+        message: Why, and where.
+        clip: The clip that it read; empty if it was between two.
+    """
 
     exit_code = ExitCode.FAILURE
+
+    def __init__(self, message: str, clip: str = "") -> None:
+        super().__init__(message)
+        self.clip = clip
 
 
 @contextlib.contextmanager
@@ -119,10 +128,11 @@ class ReaderContext(ForkServerContext):
                 if self._death is None and process.exitcode:  # None: it runs; 0: it was finished
                     dataset, row = self._slots[2 * number : 2 * number + 2]
                     clip = "" if dataset < 0 else name(dataset, row)
-                    self._death = ReaderDiedError(_message(process, clip))
+                    self._death = ReaderDiedError(_message(process, clip), clip)
             if self._death is not None:
                 for other in self._readers:
-                    other.kill()
+                    if other.pid is not None:  # None: not started yet
+                        other.kill()
             return self._death
 
 

@@ -147,6 +147,8 @@ def _opened(file: bytes | Path, limits: Limits) -> Iterator[Any]:
         with open_media(file, max_pixels=limits.max_pixels) as container:
             opened = True
             yield container
+    except MemoryError:
+        raise  # of this process, not of the file
     except PixelLimitError as error:
         raise ProbeError("too_many_pixels", str(error)) from error
     except (av.error.FFmpegError, ValueError, EOFError) as error:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
+from allinone.common.formatting import BIDIRECTIONAL, CONTROL
+
 SPLIT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """A split is part of the names of its shards and may not contain separators."""
 
@@ -105,11 +107,12 @@ class SourceFormat:
 def clean_text(text: str) -> str:
     """Return one line of valid Unicode.
 
-    White space is collapsed; lone surrogates and NUL characters become question marks.
+    White space is collapsed, lone surrogates and control characters become question marks, and
+    characters that only reorder the text around them are left out.
     """
     if not text.isascii():
-        text = text.encode("utf-8", "replace").decode()
-    return " ".join(text.replace("\0", "?").split())
+        text = BIDIRECTIONAL.sub("", text.encode("utf-8", "replace").decode())
+    return CONTROL.sub("?", " ".join(text.split()))
 
 
 def has_text(text: str) -> bool:

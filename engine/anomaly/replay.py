@@ -21,7 +21,7 @@ from allinone.engine.anomaly.verdict import judge, middle
 from allinone.engine.distributed import contrastive, topology
 from allinone.engine.distributed.collectives import all_gather_object
 from allinone.engine.monitoring.accumulator import MicroBatchRecord
-from allinone.engine.objective import seed_of
+from allinone.engine.objective import CountingObjective, seed_of
 
 MAX_HIGHEST = 5
 """Clips with the highest losses that the report on a loss spike lists."""
@@ -73,7 +73,7 @@ def replay_step(
         return {"weights": weights, "reproduced": None, "verdict": reason}
 
     # exchange problems before each stage: one rank must not return while others enter collectives
-    batches, problem = _recreate_batches(anomaly.step, len(records), context)
+    batches, problem = _recreate_batches(anomaly.step, records, context)
     if problems := [text for text in all_gather_object(problem) if text]:
         return failed(f"the batch could not be recreated: {problems[0]}")
     clips = [micro.clips for micro in records]
@@ -131,12 +131,14 @@ def _is_finite(module: nn.Module) -> bool:
     return all(bool(torch.isfinite(weight).all()) for weight in module.parameters())
 
 
-def _recreate_batches(step: int, number: int, context: ReplayContext) -> tuple[list[Any], str]:
+def _recreate_batches(
+    step: int, records: Sequence[MicroBatchRecord], context: ReplayContext
+) -> tuple[list[Any], str]:
     """Fetch the micro-batches of a step again.
 
     Args:
         step: The step.
-        number: Micro-batches of this rank.
+        records: This rank's micro-batches.
         context: What the replay needs.
 
     Returns:
@@ -144,12 +146,21 @@ def _recreate_batches(step: int, number: int, context: ReplayContext) -> tuple[l
     """
     batches = context.batches_from(step)
     try:
-        return [next(batches) for _ in range(number)], ""
+        return [_as_trained(next(batches), micro, context) for micro in records], ""
     except Exception as error:  # noqa: BLE001 - reported; a replay never ends the run
         return [], f"{type(error).__name__}: {error}"
     finally:
         if hasattr(batches, "close"):
             batches.close()
+
+
+def _as_trained(batch: Any, micro: MicroBatchRecord, context: ReplayContext) -> Any:
+    """The batch with the numbers of items that the losses were divided by."""
+    if micro.mean_items is None:
+        return batch
+    objective = context.module.objective  # of engine.objective.StepModule
+    assert isinstance(objective, CountingObjective)
+    return objective.with_mean_items(batch, micro.mean_items)
 
 
 def _compute(

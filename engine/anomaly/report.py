@@ -26,6 +26,7 @@ from torch import nn
 
 from allinone.common.atomic_io import publish_dir, write_atomic
 from allinone.common.formatting import finite
+from allinone.common.write_guard import WriteGuard
 from allinone.engine import ds_config
 from allinone.engine.anomaly.detector import Anomaly, AnomalyDetector
 from allinone.engine.anomaly.replay import (
@@ -199,11 +200,20 @@ def write_report(
     folder = report_folder(out, anomaly.step)
     # before the replay, which may end the process: then this version remains, and `_may_report`
     # keeps a restart from replaying the step again
-    run_on_rank0(lambda: publish_dir(folder, lambda inside: _store(inside / FILE, report)))
+    guard = WriteGuard(folder)
+
+    def store() -> None:
+        with guard():
+            if folder.exists():
+                _store(folder / FILE, report)
+            else:
+                publish_dir(folder, lambda inside: _store(inside / FILE, report))
+
+    run_on_rank0(store)
     start = time.perf_counter()
     replay = replay_step(anomaly, records, context, report)
     report["replay"] = {**replay, "seconds": time.perf_counter() - start}
-    run_on_rank0(lambda: _store(folder / FILE, report))
+    run_on_rank0(store)
     return report
 
 

@@ -7,13 +7,14 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from allinone.common.formatting import duration, finite, size
 from allinone.common.tables import plain_table
+from allinone.common.write_guard import WriteGuard
 from allinone.engine.callbacks.base import Callback, Due, Interval
 from allinone.engine.distributed.signals import RunInterrupted
 from allinone.engine.monitoring.history import HISTORY, HistoryWriter
@@ -34,10 +35,12 @@ class HistoryCallback(Callback):
 
     def __init__(self) -> None:
         self._history: HistoryWriter | None = None
+        self._guard = WriteGuard(HISTORY)
 
     def _write(self, trainer: Trainer, line: Mapping[str, Any]) -> None:
         if self._history is not None:
-            self._history.write({"step": trainer.state.step, **line})
+            with self._guard():
+                self._history.write({"step": trainer.state.step, **line})
 
     def on_start(self, trainer: Trainer) -> None:
         if not trainer.is_rank0:
@@ -45,6 +48,7 @@ class HistoryCallback(Callback):
         config, records = trainer.config, trainer.records
         # removes the records of steps after the checkpoint, which are about to be written again
         self._history = HistoryWriter(trainer.spec.out, trainer.state.step)
+        self._guard = WriteGuard(self._history.path)
         line = {
             "event": "start",
             "host": socket.gethostname(),
@@ -62,10 +66,13 @@ class HistoryCallback(Callback):
         self._write(trainer, interval.record)
 
     def on_checkpoint(self, trainer: Trainer, folder: Path, seconds: float) -> None:
-        if self._history is not None:
-            written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            facts = {"path": str(folder), "bytes": written, "seconds": seconds}
-            self._write(trainer, {"event": "checkpoint", **facts})
+        if self._history is None:
+            return
+        facts: dict[str, Any] = {"path": str(folder), "bytes": None, "seconds": seconds}
+        with self._guard():
+            files = (path for path in folder.rglob("*") if path.is_file())
+            facts["bytes"] = sum(path.stat().st_size for path in files)
+        self._write(trainer, {"event": "checkpoint", **facts})
 
     def on_evaluation(self, trainer: Trainer, results: Mapping[str, float], seconds: float) -> None:
         self._write(trainer, {"evaluation": dict(results), "seconds": seconds})
@@ -94,38 +101,56 @@ class TensorBoardCallback(Callback):
     def __init__(self, pictures: Pictures | None) -> None:
         self._pictures = pictures
         self._writer: TensorBoardWriter | None = None
+        self._guard = WriteGuard("TensorBoard's file")
+
+    def _write(self, trainer: Trainer, action: Callable[[TensorBoardWriter], None]) -> None:
+        """Write on rank 0. After a failure the next call begins a new file: TensorBoard's writer
+        does not recover."""
+        if not trainer.is_rank0:
+            return
+        failures = self._guard.failures
+        with self._guard():
+            if self._writer is None:
+                # the step that is written now is not hidden, unless the run starts
+                step = trainer.state.step - bool(failures)
+                folder, convention = (
+                    trainer.spec.out / "tensorboard",
+                    trainer.records.mfu_convention,
+                )
+                self._writer = TensorBoardWriter(folder, step, convention)
+            action(self._writer)
+        if self._guard.failures > failures:
+            self._writer = None
 
     def on_start(self, trainer: Trainer) -> None:
+        spec, step = trainer.spec, trainer.state.step
         if trainer.is_rank0:
-            spec, step = trainer.spec, trainer.state.step
-            convention = trainer.records.mfu_convention
-            self._writer = TensorBoardWriter(spec.out / "tensorboard", step, convention)
-            self._writer.describe(spec.run_config, trainer.describe(), step)
+            facts = trainer.describe()
+            self._write(trainer, lambda writer: writer.describe(spec.run_config, facts, step))
 
     def on_interval(self, trainer: Trainer, interval: Interval) -> None:
-        if self._writer is not None:
-            self._writer.record(interval.record)
+        self._write(trainer, lambda writer: writer.record(interval.record))
 
     def on_step_end(self, trainer: Trainer, due: Due) -> None:
         wanted = due.evaluation or (due.first and not due.stop)
         # the batch of this step: fetching another one would take it away from training
-        if self._writer is not None and self._pictures is not None and wanted:
+        if trainer.is_rank0 and self._pictures is not None and wanted:
             pictures = self._pictures(trainer.accumulator.last_batch)
-            self._writer.pictures(trainer.state.step, pictures)
+            self._write(trainer, lambda writer: writer.pictures(trainer.state.step, pictures))
 
     def on_evaluation(self, trainer: Trainer, results: Mapping[str, float], seconds: float) -> None:
-        if self._writer is not None:
-            self._writer.evaluation(trainer.state.step, results)
+        self._write(trainer, lambda writer: writer.evaluation(trainer.state.step, results))
 
     def on_event(self, trainer: Trainer, event: str, facts: Mapping[str, Any]) -> None:
-        if self._writer is not None and event == "anomaly_report":
+        if event == "anomaly_report":
             step = facts["of_step"]
             lines = [f"step {step}: {facts['reason']}", facts["verdict"]]
-            self._writer.notes(step, "run/anomalies", lines)
+            self._write(trainer, lambda writer: writer.notes(step, "run/anomalies", lines))
 
     def on_close(self, trainer: Trainer, error: BaseException | None) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with self._guard():
+                self._writer.close()
 
 
 class ProgressCallback(Callback):
@@ -261,6 +286,9 @@ def progress_line(record: Mapping[str, Any], steps: int) -> str:
 class PlanCallback(Callback):
     """Compares the plan of the run with what was measured: OUT/plan.json and the log."""
 
+    def __init__(self) -> None:
+        self._guard = WriteGuard("plan.json")
+
     def on_start(self, trainer: Trainer) -> None:
         self._write(trainer)
 
@@ -272,7 +300,7 @@ class PlanCallback(Callback):
         self._write(trainer)
         log.info("%s", trainer.engine.estimate.summary())
 
-    @staticmethod
-    def _write(trainer: Trainer) -> None:
+    def _write(self, trainer: Trainer) -> None:
         if trainer.is_rank0:
-            trainer.engine.estimate.write(trainer.spec.out)
+            with self._guard():
+                trainer.engine.estimate.write(trainer.spec.out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 
 from allinone.common.atomic_io import write_atomic
 from allinone.common.errors import ConfigError
+from allinone.common.write_guard import WriteGuard
 from allinone.engine.distributed.collectives import run_on_rank0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class BestCheckpoint:
         self._selection = selection
         self._file = out / ("best.json" if selection else "evaluated.json")
         self._state = _State()
+        self._guard = WriteGuard(self._file)
 
     def restore(self, saved: Mapping[str, Any] | None, step: int) -> None:
         """Restore the state when a run resumes. Collective.
@@ -66,7 +71,11 @@ class BestCheckpoint:
     def _evaluated_after(self, step: int) -> _State | None:
         if not self._file.is_file():
             return None
-        state = _State(**json.loads(self._file.read_text()))
+        try:
+            state = _State(**json.loads(self._file.read_bytes()))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            log.warning("%s cannot be read (%s): its evaluation is repeated", self._file, error)
+            return None
         return state if state.evaluated == step else None
 
     def state(self) -> dict[str, Any] | None:
@@ -127,7 +136,8 @@ class BestCheckpoint:
 
     def save(self) -> None:
         """Write the state to the run's folder. Rank 0 only, after the best weights are written."""
-        write_atomic(self._file, json.dumps(asdict(self._state)) + "\n")
+        with self._guard():  # without it, a run that is killed now repeats this evaluation
+            write_atomic(self._file, json.dumps(asdict(self._state)) + "\n")
 
     def __str__(self) -> str:
         if self._selection is None or self._state.value is None:

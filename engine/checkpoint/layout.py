@@ -30,11 +30,12 @@ WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 class CheckpointError(AllInOneError, RuntimeError):
-    """A checkpoint cannot be used (exit code USAGE) or written (exit code DISK_FULL)."""
+    """A checkpoint cannot be used (exit code USAGE), or not be written: DISK_FULL without space or
+    quota, FAILURE after any other error of the storage, where another node may succeed."""
 
     @property
     def disk(self) -> bool:
-        """Whether a write failed."""
+        """Whether a write failed for lack of space."""
         return self.exit_code == ExitCode.DISK_FULL
 
 

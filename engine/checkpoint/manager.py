@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import shutil
+import logging
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from allinone.common.atomic_io import fsync_dir, open_to_umask, remove_leftovers, write_atomic
-from allinone.common.exit_codes import ExitCode
-from allinone.common.formatting import size
+from allinone.common.atomic_io import (
+    TEMPORARY,
+    delete,
+    fsync_dir,
+    open_to_umask,
+    remove_leftovers,
+    temporary_path,
+    write_atomic,
+)
 from allinone.common.paths import ROOT
 from allinone.engine import deepspeed_adapter as adapter
 from allinone.engine.checkpoint import reshard
@@ -36,10 +41,14 @@ from allinone.engine.checkpoint.layout import (
     step_of,
 )
 from allinone.engine.checkpoint.manifest import write_manifest
+from allinone.engine.checkpoint.write_failure import WriteFailure, attempt, write_twice
 from allinone.engine.checkpoint.zero_reader import PICKLED_CLASSES
 from allinone.engine.distributed import topology
-from allinone.engine.distributed.collectives import all_gather_object
+from allinone.engine.distributed.collectives import all_gather_object, run_on_rank0
 from allinone.model.weights_file import WeightsError, read_pickle
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def full_weights(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
@@ -81,25 +90,13 @@ class StateWriter:
     """
 
     def __init__(self, engine: Any) -> None:
-        self.error = ""
+        self.failure: WriteFailure | None = None
         adapter.wrap_state_writer(engine, self._write)
         adapter.omit_recovery_script(engine)  # weights/ replaces zero_to_fp32.py
 
     def _write(self, save: Callable[..., Any], state_dict: Any, path: str) -> None:
-        self.error = self.error or attempt(lambda: save(state_dict, path))
-
-
-def attempt(action: Callable[[], object]) -> str:
-    """Run a write and return its error as text, or ''.
-
-    A full disk is an OSError to Python, a RuntimeError to torch and an error of its own to
-    safetensors.
-    """
-    try:
-        action()
-    except (OSError, RuntimeError, SafetensorError) as failure:
-        return f"{type(failure).__name__}: {str(failure).splitlines()[0]}"
-    return ""
+        failure = attempt(lambda: save(state_dict, path), Path(path).parent)
+        self.failure = self.failure or failure
 
 
 def code_version() -> dict[str, str]:
@@ -140,38 +137,45 @@ def save(
         The published folder.
 
     Raises:
-        CheckpointError: A write failed (exit code DISK_FULL), on every rank. Earlier checkpoints
-            are not affected.
+        CheckpointError: Writing failed, on every rank. Earlier checkpoints are not affected.
     """
     target = step_folder(out, facts["step"])
-    # next to the target: a rename is atomic only within one file system
-    temporary = target.with_name(f".tmp-{target.name}")
+    notes = {RUN: facts, LAYOUT: layout}
+    write_twice(lambda: _save(engine, writer, module, target, notes), target, out)
+    return target
+
+
+def _save(
+    engine: Any,
+    writer: StateWriter,
+    module: nn.Module,
+    target: Path,
+    notes: Mapping[str, Mapping[str, Any]],
+) -> WriteFailure | None:
+    """Try to write and publish a checkpoint; collective. Arguments as for `save` and `_publish`.
+
+    Returns:
+        The failure of the lowest rank that has one, on every rank.
+    """
     is_rank0 = dist.get_rank() == 0
     # all ranks learn of a failure here, or they would enter collectives that rank 0 never joins
-    error = _first_error(attempt(lambda: _make_folder(temporary)) if is_rank0 else "")
-    if not error:
-        weights = full_weights(module, engine.optimizer)
-        writer.error = ""
-        # no file `latest`: it would name a tag that is the same in every checkpoint
-        engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False)
-        # rank 0 must not publish before all ranks have written their partitions
-        error = _first_error(writer.error)
-    if not error:
-        notes = {RUN: facts, LAYOUT: layout}
-        error = _first_error(
-            attempt(lambda: _publish(temporary, target, module, weights, notes)) if is_rank0 else ""
+    temporary = run_on_rank0(lambda: _make_folder(target))
+    if isinstance(temporary, WriteFailure):
+        return temporary
+    weights = full_weights(module, engine.optimizer)
+    writer.failure = None
+    # no file `latest`: it would name a tag that is the same in every checkpoint
+    engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False)
+    # rank 0 must not publish before all ranks have written their partitions
+    failure = _first(writer.failure)
+    if failure is None and is_rank0:
+        failure = attempt(
+            lambda: _publish(temporary, target, module, weights, notes), target.parent
         )
-    if error:
-        if is_rank0:
-            # what cannot be deleted now (a file open on NFS) goes with the next checkpoint
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
-            f"checkpoint {target.name} could not be written ({error}); usually the disk or a quota"
-            f" is full: {size(shutil.disk_usage(out).free)} are free in {out}. Earlier checkpoints"
-            " are complete: free space, then run the same command again",
-            exit_code=ExitCode.DISK_FULL,
-        )
-    return target
+    failure = _first(failure)
+    if failure is not None and is_rank0:
+        delete(temporary)  # what is left goes with the next checkpoint
+    return failure
 
 
 def save_best(module: nn.Module, optimizer: Any, out: Path, facts: Mapping[str, Any]) -> Path:
@@ -187,34 +191,41 @@ def save_best(module: nn.Module, optimizer: Any, out: Path, facts: Mapping[str, 
         The published folder.
 
     Raises:
-        CheckpointError: A write failed (exit code DISK_FULL), on every rank.
+        CheckpointError: Writing failed twice, on every rank.
     """
     target = step_folder(out, facts["step"], BEST)
-    temporary = target.with_name(f".tmp-{target.name}")
     weights = full_weights(module, optimizer)
 
-    def publish() -> None:
-        _make_folder(temporary)
-        if target.exists():  # written before the run was killed, by the same steps
-            shutil.rmtree(target)
-        _publish(temporary, target, module, weights, {RUN: facts})
-        # last: until the rename above, the former best weights are the only ones
-        for old in checkpoints(out, BEST)[1:]:
-            shutil.rmtree(old)
-
-    error = _first_error(attempt(publish) if dist.get_rank() == 0 else "")
-    if error:
-        raise CheckpointError(
-            f"{target} could not be written ({error}); free space, then run the same command again",
-            exit_code=ExitCode.DISK_FULL,
+    def publish() -> WriteFailure | None:
+        temporary = _make_folder(target)
+        if isinstance(temporary, WriteFailure):
+            return temporary
+        notes = {RUN: facts}
+        failure = attempt(
+            lambda: _publish(temporary, target, module, weights, notes), target.parent
         )
+        if failure is not None:
+            delete(temporary)
+        return failure
+
+    write_twice(lambda: run_on_rank0(publish), target, out)
+    if dist.get_rank() == 0:
+        # last: until the rename above, the former best weights are the only ones
+        _discard_all(checkpoints(out, BEST)[1:])
     return target
 
 
-def _make_folder(temporary: Path) -> None:
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(temporary.parent)
-    temporary.mkdir()
+def _make_folder(target: Path) -> Path | WriteFailure:
+    """Make an unfinished folder for a checkpoint. Rank 0 only."""
+    # next to the target: a rename is atomic only within one file system
+    temporary = temporary_path(target)
+
+    def make() -> None:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(temporary.parent)
+        temporary.mkdir()
+
+    return attempt(make, target.parent) or temporary
 
 
 def _publish(
@@ -238,6 +249,8 @@ def _publish(
         write_atomic(temporary / name, json.dumps(content, indent=1) + "\n")
     open_to_umask(temporary)
     write_manifest(temporary)
+    if target.exists():  # by the same steps, before the run was killed or an fsync failed
+        _discard(target)
     # the manifest is written last and the rename follows it, so a visible folder is complete
     temporary.rename(target)
     # without it a power loss could undo the rename after older checkpoints were deleted
@@ -266,9 +279,9 @@ def _save_weights(module: nn.Module, weights: dict[str, Tensor], folder: Path) -
         save_file(contiguous, folder / "model.safetensors")
 
 
-def _first_error(error: str) -> str:
-    """The error of the lowest rank that has one, on all ranks; '' if there is none. Collective."""
-    return next((text for text in all_gather_object(error) if text), "")
+def _first(value: T | None) -> T | None:
+    """The value of the lowest rank that has one, on all ranks; else None. Collective."""
+    return next((one for one in all_gather_object(value) if one), None)
 
 
 def load(
@@ -319,36 +332,49 @@ def _refuse_programs(folder: Path) -> None:
         CheckpointError: A file holds anything but tensors, plain containers and DeepSpeed's own
             classes, on every rank.
     """
-    error = ""
+    error: str | None = None
     files = sorted((folder / STATE).rglob("*.pt"))
     for file in files[dist.get_rank() :: dist.get_world_size()]:
         try:
             read_pickle(file, PICKLED_CLASSES)
         except WeightsError as refusal:
             error = error or str(refusal)
-    if error := _first_error(error):
+    if error := _first(error):
         raise CheckpointError(
             f"{folder} is not loaded: {error}. If its weights/ can be trusted, start a new run with"
             f" --init-from {folder / WEIGHTS}"
         )
 
 
-DELETING = ".tmp-old-"
+DELETING = f"{TEMPORARY}old-"
 """Prefix of a checkpoint that is being deleted, so that a partly deleted one is never used."""
 
 
 def prune(out: Path, keep_last: int, keep_every: int) -> None:
-    """Delete old checkpoints.
+    """Delete old checkpoints, as far as possible; the next call deletes what is left.
 
     Args:
         out: The run's folder.
         keep_last: Number of newest checkpoints to keep.
         keep_every: Also keep checkpoints at multiples of this many steps; 0 keeps no others.
     """
-    for folder in checkpoints(out)[keep_last:]:
-        if not keep_every or step_of(folder) % keep_every:
-            # the rename is atomic, rmtree is not: an interrupted deletion leaves no half checkpoint
-            folder.rename(folder.with_name(f"{DELETING}{folder.name}"))
-    for folder in (out / "checkpoints").glob(f"{DELETING}*"):
-        # NFS keeps files that a process still reads; the next call deletes them
-        shutil.rmtree(folder, ignore_errors=True)
+    old = checkpoints(out)[keep_last:]
+    _discard_all([one for one in old if not keep_every or step_of(one) % keep_every])
+
+
+def _discard_all(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        try:
+            _discard(folder)
+        except OSError as error:
+            log.warning("%s is not deleted now: %s", folder, error)
+        for left in folder.parent.glob(f"{DELETING}*"):
+            delete(left)
+
+
+def _discard(folder: Path) -> None:
+    """Take a checkpoint out of use, and delete it as far as possible."""
+    # the rename is atomic, deleting is not: an interrupted deletion leaves no half checkpoint
+    gone = temporary_path(folder.with_name(f"old-{folder.name}"))
+    folder.rename(gone)
+    delete(gone)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import logging
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from allinone.common.access import describe_denied, exists
-from allinone.common.atomic_io import fsync_dir, fsync_file, write_atomic
+from allinone.common.atomic_io import fsync_dir, fsync_file, temporary_path, write_atomic
 from allinone.engine.checkpoint.layout import (
     CHECKPOINTS,
     MANIFEST,
     CheckpointError,
     checkpoints,
 )
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+"""Pause before a checkpoint that the storage did not deliver is read again."""
 
 
 def _hash(path: Path) -> str:
@@ -53,13 +59,19 @@ def find_damage(folder: Path, without: str = "") -> str | None:
     Raises:
         CheckpointError: A file may not be read: the checkpoint may be good, and is not set aside.
     """
-    try:
-        return _find_damage(folder, without)
-    except PermissionError as error:
-        denied = Path(error.filename or folder)
-        raise CheckpointError(
-            f"checkpoint {folder} cannot be read: {describe_denied(denied)}"
-        ) from error
+    for chance in (1, 0):
+        try:
+            return _find_damage(folder, without)
+        except PermissionError as error:
+            denied = Path(error.filename or folder)
+            raise CheckpointError(
+                f"checkpoint {folder} cannot be read: {describe_denied(denied)}"
+            ) from error
+        except OSError as error:
+            if not chance:
+                return f"cannot be read ({error})"
+            time.sleep(RETRY_S)
+    raise AssertionError
 
 
 def _find_damage(folder: Path, without: str) -> str | None:
@@ -79,8 +91,8 @@ def _find_damage(folder: Path, without: str) -> str | None:
                 return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
             if _hash(path) != entry["sha256"]:
                 return f"{name} does not have the content that was written"
-    # a damaged manifest may be no JSON, or JSON of another shape
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    # a damaged manifest may be no text, no JSON, JSON of another shape, or name impossible files
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return f"manifest.json cannot be read ({error})"
     return None
 
@@ -109,7 +121,10 @@ def set_aside(damaged: Iterable[Path]) -> None:
     still be examined."""
     for folder in damaged:
         target = folder.with_name(f"damaged-{folder.name}")
-        # the same step was damaged before: a rename cannot replace a folder with content
-        if target.exists():
-            shutil.rmtree(target)
-        folder.rename(target)
+        try:
+            # the same step was damaged before: a rename cannot replace a folder with content
+            if target.exists():
+                target.rename(temporary_path(target))
+            folder.rename(target)
+        except OSError as error:
+            log.warning("%s is damaged and cannot be renamed: %s", folder, error)

@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from allinone.common.access import UNWRITABLE
-from allinone.common.console import LOGGER, forgive_output, log_to_file, setup_logging
+from allinone.common.console import (
+    LOGGER,
+    forgive_output,
+    log_to_file,
+    output_does_not_count,
+    setup_logging,
+)
 from allinone.common.errors import (
     FULL,
     AllInOneError,
@@ -317,6 +323,7 @@ def main(run: Callable[[], Any], options: object = None) -> int:
     # before the first message: neither a closed stdout nor a character that the locale lacks may
     # end a run
     forgive_output()
+    output_does_not_count()
     set_up_logging(options)
     ending = _run_and_report(run)
     close_log_file()
@@ -356,7 +363,7 @@ def _run_and_report(run: Callable[[], Any]) -> _Ending:
         code, local = _exit_code(error), isinstance(error, ON_THIS_RANK)
         _report(error, code, local)
         return _Ending(code, on_all_ranks=not local)
-    except (OSError, RuntimeError, ImportError) as error:
+    except (OSError, RuntimeError, ImportError, MemoryError) as error:
         if limit := explain(error):
             _report(RuntimeError(limit), ExitCode.USAGE, local=True)
             return _Ending(ExitCode.USAGE, on_all_ranks=False)

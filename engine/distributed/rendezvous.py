@@ -74,7 +74,9 @@ def join(info: RankInfo, backend: str, timeout_s: float, *, launched: bool) -> N
     import torch.distributed as dist
 
     timeout = timedelta(seconds=timeout_s)
-    if info.world == 1:  # no port, and nothing that listens
+    if info.world == 1:  # no port, and nothing that listens on the network
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")
         dist.init_process_group(
             backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
         )

@@ -45,6 +45,8 @@ class MicroBatchRecord:
     """Scalar, detached."""
     metrics: Mapping[str, Tensor]
     """Name → (sum, count)."""
+    mean_items: Tensor | None = None
+    """What its losses were divided by, see engine.objective.CountingObjective."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,13 @@ class MetricAccumulator:
         """Number of steps since the last `collect`."""
         return len(self._steps)
 
-    def add(self, batch: Any, loss: Tensor, metrics: Mapping[str, Tensor]) -> None:
+    def add(
+        self,
+        batch: Any,
+        loss: Tensor,
+        metrics: Mapping[str, Tensor],
+        mean_items: Tensor | None = None,
+    ) -> None:
         """Add one micro-batch.
 
         Args:
@@ -116,12 +124,15 @@ class MetricAccumulator:
             loss: Scalar on the device.
             metrics: Name → (sum, count) on the device. Non-finite ones are left out, so that one
                 bad clip does not blank the curve of a complete logging interval.
+            mean_items: See `MicroBatchRecord`.
         """
         self.last_batch = batch
         self.digest = (self.digest + batch.digest) % 2**DIGEST_BITS
         self.bad_clips += len(batch.bad)
         self._micro_batches.append(
-            MicroBatchRecord(batch.first_position, tuple(batch.clips), loss.detach(), metrics)
+            MicroBatchRecord(
+                batch.first_position, tuple(batch.clips), loss.detach(), metrics, mean_items
+            )
         )
         if metrics:
             # all metrics as one tensor [n, 2]: 5 small operations, not 9 per metric

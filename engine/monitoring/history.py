@@ -19,16 +19,21 @@ OUT/history.jsonl has one JSON object per line, of three kinds. Every line has `
   straggler (text), anomaly_report (of_step, path, reason, verdict; "dossier" in earlier versions),
   stop (reason), error (reason), finish.
 
-After a restart, records and evaluations of steps that are run again are removed; events stay.
+After a restart, records and evaluations of steps that are run again are removed; events stay. A
+write that failed in its middle leaves a part of a line: readers leave out what is no object.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +47,11 @@ from allinone.engine.monitoring.accumulator import IntervalMetrics
 from allinone.engine.monitoring.straggler import slowest, spread
 from allinone.engine.optim.schedule import learning_rate
 
+log = logging.getLogger(__name__)
+
 HISTORY = "history.jsonl"
+KEPT = 1000
+"""Lines that wait for a disturbed disk; with more, the oldest are lost."""
 REFERENCE_NORM = 1.0
 """Gradient norm that `clip_rate` refers to in a run without clipping.
 
@@ -52,38 +61,70 @@ It is the default of --clip-grad, so that the log shows what clipping would chan
 class HistoryWriter:
     """Appends lines to history.jsonl.
 
+    A line that cannot be written is kept, up to KEPT of them, and written with the next one. The
+    file is opened again after each failure: a network disk may have lost the handle (ESTALE).
+
     Args:
         folder: The run's folder.
-        start_step: Records and evaluations of later steps are removed first.
+        start_step: Records and evaluations of later steps are removed before the first line.
     """
 
     def __init__(self, folder: Path, start_step: int) -> None:
-        self._path = folder / HISTORY
-        self._truncate(start_step)
-        self._file = self._path.open("a", encoding="utf-8")
+        self.path = folder / HISTORY
+        self._start_step = start_step
+        self._truncated = False
+        self._unwritten: deque[str] = deque(maxlen=KEPT)
+        self._torn = False
+        """Whether the file may end in a part of a line."""
+        self._file: FileIO | None = None
 
-    def _truncate(self, start_step: int) -> None:
-        if not self._path.exists():
+    def _truncate(self) -> None:
+        if not self.path.exists():
             return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        kept, damaged = [], 0
+        lines = self.path.read_bytes().splitlines()
+        for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:  # the last line of a killed run
+                keep = row["step"] <= self._start_step or "event" in row
+            except (ValueError, TypeError, LookupError, RecursionError):
+                damaged += number < len(lines)  # the last line of a killed run is cut off
                 continue
-            if row["step"] <= start_step or "event" in row:
+            if keep:
                 kept.append(line)
-        write_atomic(self._path, "".join(f"{line}\n" for line in kept))
+        if damaged:
+            log.warning("%s: %d damaged lines are removed", self.path, damaged)
+        write_atomic(self.path, b"".join(line + b"\n" for line in kept))
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append a line with the current time."""
-        self._file.write(json.dumps(finite({**line, "time": round(time.time(), 3)})) + "\n")
+        """Append a line with the current time; raises OSError if it must wait."""
+        self._unwritten.append(json.dumps(finite({**line, "time": round(time.time(), 3)})))
+        try:
+            self._write_all()
+        except OSError:
+            self.close()
+            raise
+
+    def _write_all(self) -> None:
+        if not self._truncated:
+            self._truncate()
+            self._truncated = True
+        if self._file is None:
+            self._file = FileIO(self.path, "a")
+        text = "\n" * self._torn + "".join(f"{line}\n" for line in self._unwritten)
         # at once: tools/watch.py follows the file while the run writes it
-        self._file.flush()
+        rest = memoryview(text.encode())
+        while rest:
+            rest = rest[self._file.write(rest) :]
+            self._torn = bool(rest)
+        self._unwritten.clear()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; a later line opens it again."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ curve.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -122,7 +123,8 @@ def open_writer(folder: Path, **options: Any) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     names = (path.name.split(".")[3:4] for path in folder.glob("events.out.tfevents.*"))
-    newest = max((int(stamp) for (stamp,) in names if stamp.isdigit()), default=0)
+    newest = max((int(stamp) for (stamp,) in names if stamp.isdecimal()), default=0)
+    event_file_writer._AsyncWriterThread = _quiet(event_file_writer._AsyncWriterThread)
     clock = event_file_writer.time
     stamp = max(clock.time(), newest + 1)
     # the name is made when the file is opened, and takes no other argument
@@ -131,6 +133,24 @@ def open_writer(folder: Path, **options: Any) -> Any:
         return SummaryWriter(str(folder), **options)
     finally:
         event_file_writer.time = clock
+
+
+def _quiet(thread: type[Any]) -> type[Any]:
+    """TensorBoard's writing thread, without the traceback of a failed write.
+
+    The error is raised again by the next call of the writer.
+    """
+    if getattr(thread, "quiet", False):
+        return thread
+
+    class Quiet(thread):
+        quiet = True
+
+        def run(self) -> None:
+            with contextlib.suppress(OSError):
+                super().run()
+
+    return Quiet
 
 
 class TensorBoardWriter:

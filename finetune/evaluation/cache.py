@@ -67,7 +67,7 @@ class Cache:
                     int(file["shortened"]),
                 )
         # a file that a full disk cut off, or of another format, is evaluated again
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, zipfile.BadZipFile):
             return None
 
     def put(self, content: str, result: BatchResult) -> None:

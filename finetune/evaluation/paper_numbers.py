@@ -163,7 +163,7 @@ class PaperCell:
         if highlight == "boxes":
             # the slides call the drawing a mask, and the original's code draws boxes: either counts
             highlight = "masks"
-        heads = _recorded(result, "heads") or "not recorded"
+        heads = str(_recorded(result, "heads") or "not recorded")
         compared = [
             ("variant", tested_as(result.variant), self.column.variant),
             ("model size", result.model_size, row.size),
@@ -203,7 +203,8 @@ def _shown(value: object) -> str:
 def _tuned_before(result: EvaluationResult) -> str:
     """The other benchmark that the evaluated checkpoint was fine-tuned on: such a result is not
     what the paper calls zero-shot."""
-    tuned_on = _recorded(result, "fine_tuned_on") or {}
+    recorded = _recorded(result, "fine_tuned_on")
+    tuned_on = recorded if isinstance(recorded, Mapping) else {}
     benchmark = str(tuned_on.get("benchmark", ""))
     if benchmark in ("", result.benchmark):
         return ""
@@ -230,10 +231,11 @@ def setting(result: EvaluationResult) -> tuple[Any, ...]:
         result.zero_shot,
         zero_shot_score(result),
         _tuned_before(result),
-        _recorded(result, "roll") or "roll",
-        _recorded(result, "heads"),
-        _task(result).get("highlight"),
-        _task(result).get("rerank", "0"),
+        # as text: a foreign file may hold anything, and this is a key
+        str(_recorded(result, "roll") or "roll"),
+        str(_recorded(result, "heads")),
+        str(_task(result).get("highlight")),
+        str(_task(result).get("rerank", "0")),
         losses(result),
     )
 

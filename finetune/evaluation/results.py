@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from allinone.common.atomic_io import write_atomic
 from allinone.common.errors import AllInOneError
 from allinone.common.json_text import parse_json
@@ -184,14 +186,18 @@ def result_from_json(content: Mapping[str, Any]) -> EvaluationResult:
     if absent:
         raise ResultError(f"no field {', '.join(absent)}")
     try:
-        scores = {name: Score(**score) for name, score in values["scores"].items()}
-        values |= {
-            "scores": scores,
-            "missing": tuple(MissingItem(**item) for item in values.get("missing", ())),
-        }
-        result = EvaluationResult(**values)
-    except (TypeError, AttributeError) as error:
+        # exact types: the file may come from anyone, and its numbers are formatted in reports
+        result = msgspec.convert(values, EvaluationResult)
+    except msgspec.ValidationError as error:
         raise ResultError(f"a field does not have the expected form ({error})") from error
+    result = dataclasses.replace(result, missing=tuple(result.missing))
+    numbers = [number for score in result.scores.values() for number in (score.low, score.high)]
+    numbers += [score.value for score in result.scores.values()]
+    if not all(number is None or math.isfinite(number) for number in numbers):
+        raise ResultError("a score is not a finite number")
+    sizes = [value for value in vars(result).values() if type(value) is int]
+    if not all(0 <= size < 2**63 for size in sizes):
+        raise ResultError("a size or count is negative or too large")
     if result.official and result.items != result.official_items:
         raise ResultError(
             f"it claims the official items, but has {result.items} of {result.official_items}"

@@ -29,7 +29,7 @@ from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
 from allinone.data.decoding.gop_trim import TrimmedStream
 from allinone.data.decoding.segment import ByteRange, load_segment
 from allinone.data.loading.clip_input import ClipWindow, choose_frames
-from allinone.data.loading.open_files import OpenFile
+from allinone.data.loading.open_files import OpenFile, retried
 from allinone.data.loading.samples import Visual
 from allinone.data.prepare.worker import frames_between
 from allinone.finetune.annotations.schema import Media
@@ -133,11 +133,15 @@ class MediaReader:
     def _stream(self, file: MediaFile, wanted: Sequence[int]) -> TrimmedStream:
         """Return the encoded stream that frames need; of a long file no more than that is read."""
         path = self._library.root / file.path
-        try:
+
+        def read() -> TrimmedStream:
             opened = OpenFile(str(path))
             video = ByteRange(opened.descriptor, 0, os.fstat(opened.descriptor).st_size)
             segment = load_segment(video, wanted, file.frames, _timeline(file), path.read_bytes)
             return segment.trim(wanted)
+
+        try:
+            return retried(read, path)
         except OSError as error:
             raise unreadable(file.path, error) from error
         finally:
@@ -147,8 +151,9 @@ class MediaReader:
         key = (file.path, tuple(wanted))
         if key not in self._decoded:
             decode = self._image_folder if file.codec == IMAGE_FOLDER else self._video
+            path = self._library.root / file.path
             try:
-                self._decoded[key] = decode(self._library.root / file.path, file, wanted)
+                self._decoded[key] = retried(lambda: decode(path, file, wanted), path)
             except DecodeError as error:
                 raise DecodeError(f"{file.path}: {error}") from error
             except OSError as error:

@@ -149,6 +149,11 @@ class Objective(ABC):
         """Its abbreviation in messages, such as "MLM"."""
         return self.name.upper()
 
+    def count_items(self, batch: Batch) -> int | None:
+        """Number of items that the loss is averaged over, where it varies between batches of one
+        size; None if it does not. Such a loss uses `ObjectiveContext.mean`."""
+        return None
+
     @abstractmethod
     def loss(self, micro_batch: ObjectiveContext) -> Tensor:
         """Compute the unweighted loss, a scalar, and record training metrics."""

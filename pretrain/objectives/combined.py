@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from allinone.data.loading.batch import Batch, CoBatch
 from allinone.engine.objective import Losses
 from allinone.model import AllInOneForPreTraining
+from allinone.pretrain.objectives.base import Objective
 from allinone.pretrain.objectives.config import ObjectiveConfig
 from allinone.pretrain.objectives.context import ObjectiveContext
 from allinone.pretrain.objectives.draws import DrawFn, draw_everything
@@ -36,6 +39,35 @@ class PretrainObjective:
         self._draws = draws
         self._all_patches_from = all_patches_from
         self._active = active_objectives(config)
+        # `mlm_mean` is about MLM alone; an added objective with such a loss has no other way
+        self._counted = [
+            each
+            for each in self._active
+            if type(each).count_items is not Objective.count_items
+            and (each.name != "mlm" or config.mlm_mean == "global-batch")
+        ]
+        self.counts_items = bool(self._counted)
+        """See engine.objective.CountingObjective."""
+
+    def count_items(self, batch: Batch | CoBatch) -> Sequence[int]:
+        """Items of each loss with a varying number of them: of the video, then of the images."""
+        return [
+            0 if part is None else objective.count_items(part) or 0
+            for part in _modalities(batch)
+            for objective in self._counted
+        ]
+
+    def with_mean_items(self, batch: Batch | CoBatch, means: Tensor) -> Batch | CoBatch:
+        """The batch with what these losses are divided by; `means` is ordered as `count_items`."""
+        names = [objective.name for objective in self._counted]
+        parts = [
+            None if part is None else replace(part, mean_items=dict(zip(names, items, strict=True)))
+            for part, items in zip(_modalities(batch), means.split(len(names)), strict=True)
+        ]
+        if isinstance(batch, CoBatch):
+            return CoBatch(*parts)
+        assert parts[0] is not None
+        return parts[0]
 
     def __call__(self, model: AllInOneForPreTraining, batch: Batch | CoBatch) -> Losses:
         """Compute the loss and metrics of a micro-batch.
@@ -80,3 +112,7 @@ class PretrainObjective:
             share = 1.0 if kept is None else kept / model.config.num_patches
             micro_batch.record("patch_keep", batch.pixels.new_full((len(batch),), share))
         return Losses(total, micro_batch.metrics)
+
+
+def _modalities(batch: Batch | CoBatch) -> tuple[Batch | None, ...]:
+    return (batch.video, batch.images) if isinstance(batch, CoBatch) else (batch,)

@@ -29,6 +29,13 @@ class ObjectiveConfig:
     which the patches of a clip are embedded once. separate: one after the other, as in the original
     code and in earlier versions; a block's backward pass then needs half the working memory. The
     losses are the same up to rounding; with dropout the random draws differ."""
+    mlm_mean: Literal["global-batch", "micro-batch"] = option("global-batch", earlier="micro-batch")
+    """What the MLM loss is averaged over. global-batch: all masked tokens of the optimizer step,
+    videos and images separately, so that the loss does not depend on micro-batch and ranks; a rank
+    holds its micro-batches of a step at the same time (29 MB for 16 clips of 3 frames of 224 px).
+    micro-batch: the masked tokens of each micro-batch, and then the mean over micro-batches and
+    ranks, as in the original code and in earlier versions: a token counts more in a micro-batch
+    with few of them."""
     image_weight: float = 1.0
     """Weight of the image losses in co-training, relative to the video losses; the original adds
     them with weight 1."""

@@ -160,6 +160,17 @@ class ObjectiveContext:
         embeddings = self.model.backbone.video_embeddings
         return embeddings.draw_order(rows, self.frames, device, self._kept_patches)
 
+    def mean(self, objective: str, losses: Tensor) -> Tensor:
+        """Mean over a number of items that varies, 0 if there is none.
+
+        Args:
+            objective: Its name; it has a method `count_items`.
+            losses: Loss per item, [N].
+        """
+        items = self.batch.mean_items.get(objective)
+        # sum / max(N, 1), not mean: a micro-batch without an item must give 0, not NaN
+        return losses.sum() / (max(losses.shape[0], 1) if items is None else items)
+
     def record(self, name: str, values: Tensor) -> None:
         """Record the mean of per-item values as a metric."""
         self.metrics[name] = mean_metric(values)

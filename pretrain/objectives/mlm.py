@@ -23,6 +23,10 @@ class MaskedLanguageModelling(Objective):
     loss_metric = "mlm_loss"
     accuracy_metric = "mlm_accuracy"
 
+    def count_items(self, batch: Batch) -> int:
+        """Masked tokens."""
+        return batch.mlm_positions.shape[0]
+
     def loss(self, micro_batch: ObjectiveContext) -> Tensor:
         """Cross-entropy averaged over the masked tokens; 0 if nothing is masked.
 
@@ -40,8 +44,7 @@ class MaskedLanguageModelling(Objective):
         micro_batch.record("mlm_accuracy", logits.argmax(-1) == target)
         clips = batch.mlm_positions // batch.text_ids.shape[1]
         micro_batch.record_by_dataset("mlm_loss", losses, clips)
-        # sum / max(M, 1), not mean: a micro-batch without a masked word must give 0, not NaN
-        return losses.sum() / max(target.shape[0], 1)
+        return micro_batch.mean(self.name, losses)
 
     def training_flops(self, size: ClipSize) -> float:
         """Joint pass and MLM head."""

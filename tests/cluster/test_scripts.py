@@ -62,6 +62,52 @@ def test_tensorboard_prints_the_tunnel_to_its_own_loopback(tmp_path: Path) -> No
     assert bash("tensorboard.sh", str(tmp_path / "none"), **job).returncode == 2
 
 
+NUMBERS = [
+    "TRAIN_NODES",
+    "RANKS_PER_NODE",
+    "NODE_CHECK",
+    "MAX_STARTS",
+    "SLURM_JOB_ID",
+    "SLURM_GPUS_PER_NODE",
+    "SLURM_NTASKS_PER_NODE",
+    "SLURM_JOB_CPUS_PER_NODE",
+]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", ["PATH[$(touch {file})]", "a[`touch {file}`]", "x=1", "08", "-1"])
+def test_no_variable_of_a_job_is_evaluated(tmp_path: Path, name: str, value: str) -> None:
+    """bash runs commands inside of a text that it evaluates as a number."""
+    file = tmp_path / "ran"
+    script = """
+source slurm/lib.sh
+scontrol() { echo node1; }
+require_job example
+read_allocation
+OUT=$PWD/none NODES=(node1) START=$PWD/none
+check_nodes true
+"""
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_CPUS_PER_NODE": "2"}
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "NODE_CHECK": "0", **job, name: value.replace("{file}", str(file))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not file.exists()
+    assert done.returncode == 2, done.stderr
+    assert "give a number" in done.stderr
+
+
+@pytest.mark.parametrize("value", ["PATH[$(touch {file})]", "a[`touch {file}`]"])
+def test_the_port_of_tensorboard_is_not_evaluated(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "ran"
+    bash("tensorboard.sh", str(tmp_path), SLURM_JOB_ID=value.replace("{file}", str(file)))
+    assert not file.exists()
+
+
 def test_the_site_example_is_valid_and_all_its_names_are_used(tmp_path: Path) -> None:
     example = ROOT / "slurm/site.sh.example"
     assert subprocess.run(["bash", "-n", str(example)], check=False).returncode == 0

@@ -34,7 +34,7 @@ PLANNED = ("weights", "gradients", "optimizer", "buckets")
 PARTS = ("weights", "gradients", "optimizer", "buckets", "other")
 MASKED = 2
 """Masked tokens per clip of the made-up batches."""
-OBJECTIVE = ObjectiveConfig(vtc=1.0)  # every parameter gets a gradient
+OBJECTIVE = ObjectiveConfig(vtc=1.0, mlm_mean="micro-batch")  # every parameter gets a gradient
 
 
 @dataclass(frozen=True)
@@ -289,8 +289,10 @@ def run_rank(case: Case, rank: int, folder: Path) -> Seen:
         first=0, rank=rank, world=case.world, micro_batch=case.micro_batch, device=run.device
     )
     background |= _storages(_flat(list(vars(next(batches)).values())))
-    run._train_step(batches)  # the first step makes the moments and traces ZeRO 3's order
-    run._train_step(batches)
+    run._train_step(
+        run.by_step(batches)
+    )  # the first step makes the moments and traces ZeRO 3's order
+    run._train_step(run.by_step(batches))
     gc.collect()
     gc.disable()
     return _measure_step(run, batches, background, traffic)
@@ -324,7 +326,7 @@ def _measure_step(
         steps.append(walk(engine, base, background))
 
     base.step = watched  # type: ignore[method-assign]
-    run._train_step(batches)
+    run._train_step(run.by_step(batches))
     counts = {name: list(value) for name, value in traffic.counts.items()}
     logged = {
         name: [

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from allinone.engine.config import TrainConfig
 from allinone.engine.objective import Losses
+from tests.engine.faults import inject
 
 
 @dataclass
@@ -143,6 +144,8 @@ def run(out: Path, options: dict[str, object]) -> int:
     evaluate = (
         dying_evaluation(out.with_suffix(".died")) if options.pop("die_evaluating", False) else None
     )
+    for fault in options.pop("faults", []):  # type: ignore[attr-defined]
+        inject(**fault)
     limits = options.pop("largest_file", {})
     assert isinstance(limits, dict)
     if limit := limits.get(

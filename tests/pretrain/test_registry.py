@@ -24,6 +24,7 @@ def test_every_objective_has_a_weight_and_the_reverse() -> None:
         "image_weight",
         "vtm_negatives",
         "passes",
+        "mlm_mean",
         "patch_keep",
         "patch_keep_until",
     }

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from allinone.common.formatting import count, duration, size
+from allinone.common.formatting import count, duration, printable_values, size
 
 BARS = "▁▂▃▄▅▆▇█"
 STYLES = {
@@ -74,7 +74,8 @@ class Dashboard:
     """A rich renderable of one state."""
 
     def __init__(self, facts: dict[str, Any], width: int) -> None:
-        self._facts = facts
+        # rich passes control characters on
+        self._facts = printable_values(facts)
         self.width = min(max(width, MIN_WIDTH), MAX_WIDTH)
         self._style = STYLES[facts["status"]]
 

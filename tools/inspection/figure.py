@@ -59,7 +59,12 @@ def text_style(size: int, colour: Colour = INK, bold: bool = False) -> dict[str,
     """
     # matplotlib measures fonts in points, 72 per inch
     weight = "bold" if bold else "normal"
-    return {"fontsize": size * 72 / _DPI, "color": rgb(colour), "fontweight": weight}
+    return {
+        "fontsize": size * 72 / _DPI,
+        "color": rgb(colour),
+        "fontweight": weight,
+        "parse_math": False,  # `$` in a text begins no formula
+    }
 
 
 def rgb(colour: Colour) -> tuple[float, float, float]:

@@ -77,7 +77,8 @@ def plot_distributions(path: Path, values: dict[str, NDArray[np.float64]], title
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 6.2), layout="constrained")
-    figure.suptitle(title, fontsize=13, fontweight="bold", color=INK, x=0.01, ha="left")
+    style = {"fontsize": 13, "fontweight": "bold", "color": INK, "parse_math": False}
+    figure.suptitle(title, x=0.01, ha="left", **style)
     for axes, (name, data) in zip(figure.subplots(2, 3).flat, values.items(), strict=True):
         axes.set_title(name, fontsize=11, color=INK, loc="left")
         axes.spines[["top", "right"]].set_visible(False)

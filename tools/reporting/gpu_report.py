@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal
 from allinone.common.atomic_io import write_atomic
 from allinone.common.errors import InputError
 from allinone.common.formatting import finite
-from allinone.common.html import render
+from allinone.common.html import markdown_text, render
 
 FORMAT = 1
 REPORT, PAGE = "gpu_report.json", "gpu_report.html"
@@ -149,15 +148,10 @@ def status_rows(report: GpuReport) -> str:
             for check in stage.checks
             if check.state != "passed" and check.summary
         ]
-        text = "; ".join([f"**{stage.state}** ({counts or stage.reason or 'no check'})", *details])
-        rows.append(f"| {_cell(where)} | {_cell(stage.title)} | {_cell(text)} |\n")
+        found = counts or stage.reason or "no check"
+        text = f"**{stage.state}** " + markdown_text("; ".join([f"({found})", *details]))
+        rows.append(f"| {markdown_text(where)} | {markdown_text(stage.title)} | {text} |\n")
     return "".join(rows)
-
-
-def _cell(text: str) -> str:
-    """Text for one cell of a Markdown table; HTML and column separators are escaped."""
-    plain = re.sub(r"\s+", " ", text).strip().replace("&", "&amp;").replace("<", "&lt;")
-    return plain.replace("|", "\\|")
 
 
 def add_to_status(report: GpuReport, path: Path) -> None:
@@ -182,7 +176,7 @@ def add_to_status(report: GpuReport, path: Path) -> None:
     region, end, after = rest.partition(END)
     if not begin or not end:
         raise InputError(f"{path} has no lines {BEGIN!r} and {END!r}; add them where rows belong")
-    own = f"| {_cell(report.device)} ("
+    own = f"| {markdown_text(report.device)} ("
     kept = [
         line + "\n"
         for line in region.splitlines()

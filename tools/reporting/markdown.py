@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from allinone.common.html import markdown_text as text
 from allinone.tools.reporting.elements import (
     CellView,
     OurValue,
@@ -62,7 +63,7 @@ def _table(table: TableView) -> list[str]:
 def _row(row: RowView) -> list[str]:
     model = f"{row.model} ({row.reason})" if row.own else row.model
     size = f", {row.image_size}" if row.image_size else ""
-    return [model, row.pretraining, row.frames + size, *map(_cell, row.cells)]
+    return [text(model), text(row.pretraining), row.frames + size, *map(_cell, row.cells)]
 
 
 def _cell(cell: CellView) -> str:
@@ -82,16 +83,19 @@ def _unofficial(results: Sequence[UnofficialView]) -> list[str]:
     rows = [["result", "items", "official", "scores", "reason", "run"]]
     for one in results:
         scores = ", ".join(
-            f"{score.name} {score.value}{score.unit} {score.interval}".rstrip()
+            f"{text(score.name)} {score.value}{score.unit} {score.interval}".rstrip()
             for score in one.scores
         )
-        rows.append([one.result, one.items, one.official, scores, one.reason, str(one.run)])
+        known = [text(one.result), one.items, one.official]
+        rows.append([*known, scores, text(one.reason), str(one.run)])
     return [f"## {UNOFFICIAL}", "", UNOFFICIAL_NOTE, "", *_lines(rows), ""]
 
 
 def _unmatched(scores: Sequence[ScoreView]) -> list[str]:
     rows = [["result", "score", "value", "95 % interval", "run"]]
-    rows += [[one.result, one.name, one.value, one.interval, str(one.run)] for one in scores]
+    rows += [
+        [text(one.result), text(one.name), one.value, one.interval, str(one.run)] for one in scores
+    ]
     return ["## Results without a table in the paper", "", *_lines(rows), ""]
 
 
@@ -99,21 +103,17 @@ def _runs(runs: Sequence[RunView]) -> list[str]:
     rows = [["run", "result", "score", "checkpoint", "sha256", "items", "date", "file"]]
     for run in runs:
         missing = f", {run.missing} not shown" if run.missing else ""
-        file = f"[{run.file}]({quote(run.file)})"
+        file = f"[{text(run.file)}]({quote(run.file)})"
         unofficial = ", not the official items" if run.unofficial else ""
         items = f"{run.items}{missing}{unofficial}"
         one = run.headline
-        score = f"{one.name} {one.value}{one.unit}" if one else ""
-        rows.append(
-            [str(run.number), run.name, score, run.checkpoint, run.sha256, items, run.date, file]
-        )
+        score = f"{text(one.name)} {one.value}{one.unit}" if one else ""
+        origin = map(text, (run.checkpoint, run.sha256))
+        rows.append([str(run.number), text(run.name), score, *origin, items, text(run.date), file])
     return ["## Our runs", "", *_lines(rows), ""]
 
 
 def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table from texts that may hold its own characters."""
-    lines = [
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
-        for row in rows
-    ]
+    """A Markdown table."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]

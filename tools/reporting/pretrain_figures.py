@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -17,6 +18,8 @@ from allinone.pretrain.objectives import registry
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+P = ParamSpec("P")
 
 _LOSS_COLOUR, _ACCURACY_COLOUR, _BAR_COLOUR = "#0969da", "#bf8700", "#8c959f"
 _BORDER_PX = 4
@@ -133,6 +136,20 @@ def _series(history: History, name: str) -> tuple[list[int], list[float]]:
     return [row["step"] for row in rows], [row["metrics"][name] for row in rows]
 
 
+def _plain_text(plot: Callable[P, None]) -> Callable[P, None]:
+    """Show texts as they are: matplotlib would read `$` in a caption as the start of a formula."""
+
+    @functools.wraps(plot)
+    def wrapped(*args: P.args, **options: P.kwargs) -> None:
+        from matplotlib import rc_context
+
+        with rc_context({"text.parse_math": False}):
+            plot(*args, **options)
+
+    return wrapped
+
+
+@_plain_text
 def plot_retrieval_examples(examples: Sequence[RetrievalExample], target: Path) -> None:
     """Write a PNG with a row per caption: its best clips from left to right, the correct one with a
     green border."""
@@ -154,6 +171,7 @@ def plot_retrieval_examples(examples: Sequence[RetrievalExample], target: Path) 
     _save(figure, target, dpi=90)
 
 
+@_plain_text
 def plot_masked_words(examples: Sequence[MaskedWord], target: Path) -> None:
     """Write a PNG with a row per masked word: the clip, the sentence with its gap, and the top
     guesses as bars."""

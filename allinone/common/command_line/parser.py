@@ -21,6 +21,7 @@ from allinone.common.command_line.config_file import config_from_file, to_yaml
 from allinone.common.command_line.flags import check_flags
 from allinone.common.command_line.messages import fail, print_version, shown_name, suggestion
 from allinone.common.command_line.option_tree import Option, class_of, options_of
+from allinone.common.console import terminal_codes
 from allinone.common.exit_codes import exit_codes_help
 from allinone.common.options import renamed_options
 
@@ -86,7 +87,7 @@ def _parse_with_tyro(default: Any, arguments: list[str], prog: str, description:
         )
 
     if "-h" in arguments or "--help" in arguments:
-        with _columns(max(shutil.get_terminal_size().columns, MIN_COLUMNS)):
+        with _columns(max(shutil.get_terminal_size().columns, MIN_COLUMNS)), terminal_codes():
             return read()
     # tyro draws its errors as boxes: catch them and print one line, as for every other error;
     # 10,000 columns, so that no sentence is wrapped

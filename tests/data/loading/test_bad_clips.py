@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from allinone.common.errors import DataError
+from allinone.common.errors import DataError, LostDataError, StorageError
 from allinone.data import EvalSet, TrainStream
 from allinone.data.config import DataConfig, DatasetSpec
 from allinone.data.index import Index
@@ -130,12 +130,13 @@ def test_a_storage_failure_is_not_a_lost_shard(
         return opened
 
     for number, kind in (
-        (errno.ESHUTDOWN, OSError),
-        (errno.EIO, OSError),
-        (errno.ENOENT, DataError),
-        (errno.EMFILE, DataError),
+        (errno.ESHUTDOWN, StorageError),
+        (errno.EIO, StorageError),
+        (errno.ENOENT, LostDataError),
+        (errno.EMFILE, LostDataError),
     ):
         monkeypatch.setattr(open_files, "OpenFile", fail(number))
+        monkeypatch.setattr(open_files, "PAUSES_S", (0.0,))
         with pytest.raises(kind, match=os.strerror(number)):
             take(stream(prepared), 8)
         monkeypatch.undo()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import pickle
 import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from allinone.data.loading.open_files import KEPT, OpenFile, OpenFiles
+from allinone.data.loading import open_files
+from allinone.data.loading.open_files import KEPT, OpenFile, OpenFiles, retried
 
 FILES, SIZE = 4 * KEPT, 4096
 
@@ -82,3 +86,47 @@ def test_short_reads_are_continued_to_the_end(
     )
     assert whole.read(4, SIZE) == (9).to_bytes(4, "little") * (SIZE // 4 - 1)
     assert whole.read(100, 2500) == (9).to_bytes(4, "little") * 625
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT])
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_a_failed_read_is_repeated_with_a_new_handle(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+    failing: int,
+) -> None:
+    files, once = OpenFiles(folder), os.pread
+    lost = [files["9.tar"]]  # held: its descriptor is not given to another file
+
+    def pread(descriptor: int, size: int, offset: int) -> bytes:
+        if descriptor in [opened.descriptor for opened in lost] and len(lost) <= failing:
+            raise OSError(number, os.strerror(number))
+        return once(descriptor, size, offset)
+
+    def reopen() -> None:
+        files.close()
+        if len(lost) < failing:
+            lost.append(files["9.tar"])
+        else:
+            lost.extend([files["1.tar"]] * failing)
+
+    monkeypatch.setattr(os, "pread", pread)
+    monkeypatch.setattr(open_files, "PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(open_files, "_repeated", 0)
+    logging.getLogger("allinone").propagate = True
+    content = retried(lambda: files["9.tar"].read(0, SIZE), "9.tar", reopen)
+    assert content == (9).to_bytes(4, "little") * (SIZE // 4)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"9.tar is read again: [Errno {number}] {os.strerror(number)} (failed read 1)"
+    ]
+
+
+def test_a_read_that_fails_for_good_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_files, "PAUSES_S", (0.0, 0.0))
+    for number, expected in ((errno.EIO, 3), (errno.ENOENT, 1), (errno.EMFILE, 1)):
+        read = Mock(side_effect=OSError(number, "x"))
+        with pytest.raises(OSError, match="x"):
+            retried(read, "9.tar")
+        assert read.call_count == expected

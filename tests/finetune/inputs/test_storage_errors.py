@@ -13,6 +13,7 @@ from allinone.common.errors import DataError, StorageError
 from allinone.common.exit_codes import ExitCode
 from allinone.data.config import ClipConfig, DataConfig
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
+from allinone.data.loading import open_files
 from allinone.finetune.annotations.schema import Media
 from allinone.finetune.inputs import media_library
 from allinone.finetune.inputs.batch import VisualInput
@@ -24,13 +25,16 @@ from tests.finetune.inputs.conftest import library
 TROUBLE = [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT]
 
 
-def _failing_read(monkeypatch: pytest.MonkeyPatch, at: int, number: int) -> list[int]:
-    """Let the at-th os.pread fail; returns a list that grows with every read."""
+def _failing_read(
+    monkeypatch: pytest.MonkeyPatch, at: int, number: int, times: int = 1
+) -> list[int]:
+    """Let the at-th os.pread fail, and those after it; returns a list that grows with every
+    read."""
     real, reads = os.pread, list[int]()
 
     def pread(descriptor: int, size: int, offset: int) -> bytes:
         reads.append(offset)
-        if len(reads) - 1 == at:
+        if at <= len(reads) - 1 < at + times:
             raise OSError(number, os.strerror(number))
         return real(descriptor, size, offset)
 
@@ -78,11 +82,26 @@ def test_an_io_error_while_evaluating_ends_it(
     media = Media("x", "a/clip")
     found = library(folder, tmp_path, media)
     read = MediaReader(found, ClipConfig(3, 32, 16), DataConfig(workers=0))
-    _failing_read(monkeypatch, 0, number)
-    with pytest.raises(StorageError) as error:
-        read(VisualInput(media), None, 1)
+    monkeypatch.setattr(open_files, "PAUSES_S", (0.0, 0.0))
+    with monkeypatch.context() as patch:
+        _failing_read(patch, 0, number, times=1000)
+        with pytest.raises(StorageError) as error:
+            read(VisualInput(media), None, 1)
     assert error.value.exit_code == ExitCode.FAILURE
     assert read(VisualInput(media), None, 1), "the next read succeeds"
+
+
+@pytest.mark.parametrize("number", TROUBLE)
+def test_a_single_io_error_is_read_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    media = Media("x", "a/clip")
+    read = MediaReader(
+        library(folder, tmp_path, media), ClipConfig(3, 32, 16), DataConfig(workers=0)
+    )
+    monkeypatch.setattr(open_files, "PAUSES_S", (0.0,))
+    _failing_read(monkeypatch, 0, number)
+    assert read(VisualInput(media), None, 1)
 
 
 @pytest.mark.parametrize("number", TROUBLE)

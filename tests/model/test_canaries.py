@@ -1,0 +1,123 @@
+"""No file of an export or a cache makes a reader run what a pickle in it names.
+
+Those of checkpoints: tests/engine/checkpoint/test_programs.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from allinone.data.config import ClipConfig
+from allinone.data.processor import AllInOneProcessor
+from allinone.finetune.evaluation.cache import Cache
+from allinone.finetune.task_model.source import read_source_checkpoint
+from allinone.model import AllInOneConfig, AllInOneForPreTraining
+from allinone.model.weights_file import read_weights
+from allinone.tools.inspection.checkpoints import load_checkpoint
+
+
+class Canary:
+    """Creates a folder where it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def _plain(path: Path, canary: Canary) -> None:
+    path.write_bytes(pickle.dumps(canary))
+
+
+def _zip(path: Path, canary: Canary) -> None:
+    torch.save({"state_dict": {"x": torch.zeros(1)}, "note": canary}, path)
+
+
+def _legacy(path: Path, canary: Canary) -> None:
+    torch.save({"note": canary}, path, _use_new_zipfile_serialization=False)
+
+
+def _numpy(path: Path, canary: Canary) -> None:
+    with path.open("wb") as file:
+        np.savez(file, content=np.array([canary], dtype=object))
+
+
+READERS: list[Callable[[Path], object]] = [
+    lambda folder: AllInOneForPreTraining.from_pretrained(folder),
+    lambda folder: AllInOneConfig.from_pretrained(folder),
+    lambda folder: AllInOneProcessor.from_pretrained(folder),
+    lambda folder: load_checkpoint(folder, "cpu"),
+    read_source_checkpoint,
+    read_weights,
+]
+PLANTED = [
+    "pytorch_model.bin",
+    "model.pt",
+    "model.ckpt",
+    "optimizer.pt",
+    "training_args.bin",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "tokenizer.model",
+    "modeling_all_in_one.py",
+    "adapter_config.json",
+]
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    config = AllInOneConfig.from_size("nano", vocab_size=99, num_hidden_layers=1)
+    AllInOneForPreTraining(config).save_pretrained(folder)
+    AllInOneProcessor(ClipConfig(3, 64, 16)).save_pretrained(folder)
+    return folder
+
+
+def _assert_nothing_runs(path: Path, canary: Path) -> None:
+    """All readers, on a folder or file that they may refuse in any way."""
+    for read in READERS:
+        with contextlib.suppress(Exception):
+            read(path)
+        assert not canary.exists(), path
+
+
+@pytest.mark.parametrize("harm", [_plain, _zip, _legacy])
+def test_no_file_of_an_export_runs(
+    export: Path, tmp_path: Path, harm: Callable[[Path, Canary], None]
+) -> None:
+    names = [path.name for path in export.iterdir()]
+    assert {"config.json", "model.safetensors"} <= set(names)
+    canary = tmp_path / "canary"
+    for number, name in enumerate([*names, *PLANTED]):
+        folder = tmp_path / f"export{number}"
+        shutil.copytree(export, folder)
+        harm(folder / name, Canary(canary))
+        _assert_nothing_runs(folder, canary)
+        _assert_nothing_runs(folder / name, canary)
+        if name in PLANTED:  # and without the good weights, so that it is chosen
+            (folder / "model.safetensors").unlink()
+            _assert_nothing_runs(folder, canary)
+    pickle.loads(pickle.dumps(Canary(canary)))
+    assert canary.exists(), "the canary does not work"
+
+
+@pytest.mark.parametrize("harm", [_plain, _zip, _numpy])
+def test_no_cached_result_runs(tmp_path: Path, harm: Callable[[Path, Canary], None]) -> None:
+    cache, canary = Cache(tmp_path / "cache", "scope"), tmp_path / "canary"
+    path = cache._path("content")
+    path.parent.mkdir(parents=True)
+    harm(path, Canary(canary))
+    assert cache.get("content") is None
+    assert not canary.exists()

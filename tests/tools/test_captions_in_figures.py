@@ -1,0 +1,41 @@
+"""Captions with characters that matplotlib would take for formulas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from allinone.tools.inspection.figure import PictureGrid, text_style
+from allinone.tools.reporting.pretrain_figures import (
+    MaskedWord,
+    RetrievalExample,
+    plot_masked_words,
+    plot_retrieval_examples,
+)
+
+CAPTIONS = [
+    r"$\frac{$",
+    "costs $5 or $6",
+    r"$\undefined$ \\ % # _ ^ { }",
+    "$$$$",
+    r"\$",
+    "日本 $x^",
+]
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+def test_no_caption_breaks_a_figure(tmp_path: Path, caption: str) -> None:
+    frames = np.zeros((3, 8, 8, 3), np.uint8)
+    plot_retrieval_examples(
+        [RetrievalExample(caption, [frames], [caption], [True], 1)], tmp_path / "a.png"
+    )
+    guesses = [(caption, 0.5), ("dog", 0.25)]
+    plot_masked_words([MaskedWord(caption, caption, caption, guesses, frames)], tmp_path / "b.png")
+    grid = PictureGrid(1, 1, 64, left=200)
+    grid.show(0, 0, Image.new("RGB", (64, 64)), caption)
+    grid.left[0].text(0, 1, caption, **text_style(12))
+    assert grid.image().width > 64
+    assert all(Image.open(tmp_path / name).width > 200 for name in ("a.png", "b.png"))
