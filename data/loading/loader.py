@@ -245,7 +245,8 @@ def collate_clips(
     tensors: dict[str, Any] = {
         name: torch.from_numpy(micro_batch.stack(name)) for name in (*_TEXTS, "dataset_ids")
     }
-    tensors, lengths = pad_texts(tensors, _TEXTS, text_padding)
+    padded, lengths = pad_texts(tensors, _TEXTS, text_padding)
+    tensors.update(padded)
     return Batch(
         pixels=pixels,
         **tensors,
