@@ -131,6 +131,9 @@ def _check_hashes(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
     """Files of the index must have the bytes that were written."""
     # folders of earlier versions have no hashes
     wanted = facts.get("hashes") or {}
+    if not isinstance(wanted, dict):
+        yield "dataset.json: hashes is not an object"
+        return
     found = index_hashes(folder) if wanted else {}
     for name in found:
         if wanted.get(name) != found[name]:

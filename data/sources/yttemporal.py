@@ -201,7 +201,7 @@ def _name(raw: bytes) -> Any:
     """
     try:
         return _RECORDS.decode(raw).info.id
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         # msgspec is stricter than json (NaN): json decides, and its error is the one reported
         return parse_json(raw)["info"]["id"]
 

@@ -335,3 +335,13 @@ def test_times_that_are_no_seconds_are_bad_lines(start: object, end: object) -> 
     line = caption_line(start, end, "text")
     assert line.reason == "bad_window"
     assert len(str(line.detail)) < 200
+
+
+def test_a_deep_record_of_yttemporal_is_a_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    deep = b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b', "info": {"id": "a"}}\n'
+    path = tmp_path / "yttemporal180m_000of100.jsonl.gz"
+    path.write_bytes(gzip.compress(deep + b'{"info": {"id": "b"}}\n'))
+    found = list(read(path, "yttemporal", ReadOptions()))
+    assert [row.reason for row in found] == ["bad_row", "missing"]
+    assert "nested too deeply" in str(found[0].detail)
