@@ -34,7 +34,7 @@ class VideoTextContrast(Objective):
 
         model, batch = micro_batch.model, micro_batch.batch
         scale = model.logit_scale()
-        text = embed_text(model, batch.text_ids, batch.text_mask)
+        text = embed_text(model, batch.text_ids, batch.text_mask, batch.text_lengths)
         video = embed_video(model, batch.pixels, micro_batch.vtc_patches)
         result = contrast(text, video, scale)
         micro_batch.record("vtc_loss", result.losses)
