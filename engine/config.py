@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from allinone.common.errors import ConfigError
 from allinone.common.options import option, plain
@@ -13,6 +13,9 @@ __all__ = ["RENAMED", "TrainConfig", "every", "plain"]
 
 RENAMED = {"max-dossiers": "max-anomaly-reports"}
 """Flags of earlier versions → today's; old commands and old run folders are still accepted."""
+
+LoggerName = Literal["tensorboard", "wandb", "mlflow"]
+"""Values of --log-to."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,9 @@ class TrainConfig:
     accept_changed_data: bool = option(False, resume="may_change", recorded=False)
     """Continue a run although its data, annotations, labels or tokenizer have changed since it
     started. Without it, such a start is refused."""
+    log_to: tuple[LoggerName, ...] = option(("tensorboard",), resume="may_change")
+    """Where curves and sample pictures go, besides history.jsonl: tensorboard (OUT/tensorboard),
+    wandb and mlflow (extras of the same names); several are possible, see docs/monitoring.md."""
     json: bool = option(False, resume="may_change")
     """Print progress as JSON lines instead of text."""
     quiet: bool = option(False, resume="may_change")
@@ -107,6 +113,11 @@ class TrainConfig:
         require(self, NOT_NEGATIVE, ("spike_deviations", "max_anomaly_reports", "straggler_ratio"))
         require(self, POSITIVE, ("eps", "hang_timeout_s"))
         require(self, Bounds(0, 1, below=True), ("beta1", "beta2"))
+        if unknown := set(self.log_to) - set(get_args(LoggerName)):
+            raise ConfigError(
+                f"--log-to {' '.join(sorted(unknown))}: unknown; known are"
+                f" {', '.join(get_args(LoggerName))}"
+            )
         if self.quiet and self.verbose:
             raise ConfigError("--quiet and --verbose exclude each other; give one of them")
 

@@ -27,11 +27,11 @@ from allinone.engine.callbacks.base import Callback, Due, Interval
 from allinone.engine.callbacks.checkpoint import CheckpointCallback
 from allinone.engine.callbacks.evaluation import EvaluationCallback
 from allinone.engine.callbacks.garbage import GarbageCallback
+from allinone.engine.callbacks.loggers import TensorBoardCallback, TrackerCallback
 from allinone.engine.callbacks.reporting import (
     HistoryCallback,
     PlanCallback,
     ProgressCallback,
-    TensorBoardCallback,
 )
 from allinone.engine.checkpoint import manager, reshard
 from allinone.engine.checkpoint.best import Selection
@@ -47,6 +47,7 @@ from allinone.engine.distributed.signals import RunInterrupted, SignalSync, Stop
 from allinone.engine.distributed.watchdog import Watchdog
 from allinone.engine.monitoring.accumulator import MetricAccumulator
 from allinone.engine.monitoring.history import RecordBuilder, memory_bytes
+from allinone.engine.monitoring.loggers import require_installed
 from allinone.engine.monitoring.stopwatch import Stopwatch
 from allinone.engine.objective import ObjectiveFn, seed_of
 from allinone.engine.planning.estimate import Activations
@@ -129,6 +130,7 @@ class Trainer:
         timeout_s = collective_timeout_s(config.hang_timeout_s)
         self.rank_info, self.device = launch.start(config.device, timeout_s)
         launch.set_up_logging(config)
+        run_on_rank0(lambda: require_installed(config.log_to))
         self.layout = topology.start(config.tensor_parallel, timeout_s)
         on_cpu = self.device.type == "cpu"
         self.ds_config = ds_config.resolve(config, self.layout.data_world, on_cpu)
@@ -150,7 +152,12 @@ class Trainer:
             ProgressCallback({} if chance is None else chance),
             CheckpointCallback(),  # before pictures and evaluation, which may fail or take long
             PlanCallback(),  # after the last checkpoint, which ends an interval
-            TensorBoardCallback(pictures),
+            *(
+                TensorBoardCallback(pictures)
+                if name == "tensorboard"
+                else TrackerCallback(name, pictures)
+                for name in dict.fromkeys(config.log_to)
+            ),
             AnomalyCallback(),
             SkippedStepsCallback(),  # may end the run: after everything that reports
             self.evaluation,

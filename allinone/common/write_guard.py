@@ -7,6 +7,8 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from allinone.common.redaction import redact
+
 log = logging.getLogger(__name__)
 
 
@@ -21,10 +23,12 @@ class WriteGuard:
 
     Args:
         what: What is written.
+        catches: Errors to catch instead, for libraries that raise their own.
     """
 
-    def __init__(self, what: Path | str) -> None:
+    def __init__(self, what: Path | str, catches: type[Exception] = OSError) -> None:
         self._what = what
+        self._catches = catches
         self.failures = 0
         """Blocks that failed."""
 
@@ -32,8 +36,11 @@ class WriteGuard:
     def __call__(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except self._catches as error:
             self.failures += 1
             if is_milestone(self.failures):
                 times = "" if self.failures == 1 else f", {self.failures} times by now"
-                log.warning("%s is not written (%s)%s; the run continues", self._what, error, times)
+                # the error of a server may quote its address, with the password in it
+                reason = redact(str(error)) or type(error).__name__
+                message = "%s is not written (%s)%s; the run continues"
+                log.warning(message, self._what, reason, times)

@@ -1,4 +1,4 @@
-"""What a run tells people and tools: history.jsonl, TensorBoard, the progress line, the plan."""
+"""What a run tells people and tools: history.jsonl, the progress line, the plan."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Any
 from allinone.common.formatting import duration, finite, size
 from allinone.common.tables import plain_table
 from allinone.common.write_guard import WriteGuard
-from allinone.engine.callbacks.base import Callback, Due, Interval
+from allinone.engine.callbacks.base import Callback, Interval
 from allinone.engine.distributed.signals import RunInterrupted
 from allinone.engine.monitoring.history import HISTORY, HistoryWriter
-from allinone.engine.monitoring.tensorboard import TensorBoardWriter
-from allinone.engine.run_spec import Pictures
 
 if TYPE_CHECKING:
     from allinone.engine.trainer import Trainer
@@ -89,68 +87,6 @@ class HistoryCallback(Callback):
         reason = {} if error is None else {"reason": f"{type(error).__name__}: {error}"}
         self._write(trainer, {"event": kind, **reason})
         self._history.close()
-
-
-class TensorBoardCallback(Callback):
-    """Rank 0 writes OUT/tensorboard.
-
-    Args:
-        pictures: Draws a training batch: the first one of this process, and one per evaluation.
-    """
-
-    def __init__(self, pictures: Pictures | None) -> None:
-        self._pictures = pictures
-        self._writer: TensorBoardWriter | None = None
-        self._guard = WriteGuard("TensorBoard's file")
-
-    def _write(self, trainer: Trainer, action: Callable[[TensorBoardWriter], None]) -> None:
-        """Write on rank 0. After a failure the next call begins a new file: TensorBoard's writer
-        does not recover."""
-        if not trainer.is_rank0:
-            return
-        failures = self._guard.failures
-        with self._guard():
-            if self._writer is None:
-                # the step that is written now is not hidden, unless the run starts
-                step = trainer.state.step - bool(failures)
-                folder, convention = (
-                    trainer.spec.out / "tensorboard",
-                    trainer.records.mfu_convention,
-                )
-                self._writer = TensorBoardWriter(folder, step, convention)
-            action(self._writer)
-        if self._guard.failures > failures:
-            self._writer = None
-
-    def on_start(self, trainer: Trainer) -> None:
-        spec, step = trainer.spec, trainer.state.step
-        if trainer.is_rank0:
-            facts = trainer.describe()
-            self._write(trainer, lambda writer: writer.describe(spec.run_config, facts, step))
-
-    def on_interval(self, trainer: Trainer, interval: Interval) -> None:
-        self._write(trainer, lambda writer: writer.record(interval.record))
-
-    def on_step_end(self, trainer: Trainer, due: Due) -> None:
-        wanted = due.evaluation or (due.first and not due.stop)
-        # the batch of this step: fetching another one would take it away from training
-        if trainer.is_rank0 and self._pictures is not None and wanted:
-            pictures = self._pictures(trainer.accumulator.last_batch)
-            self._write(trainer, lambda writer: writer.pictures(trainer.state.step, pictures))
-
-    def on_evaluation(self, trainer: Trainer, results: Mapping[str, float], seconds: float) -> None:
-        self._write(trainer, lambda writer: writer.evaluation(trainer.state.step, results))
-
-    def on_event(self, trainer: Trainer, event: str, facts: Mapping[str, Any]) -> None:
-        if event == "anomaly_report":
-            step = facts["of_step"]
-            lines = [f"step {step}: {facts['reason']}", facts["verdict"]]
-            self._write(trainer, lambda writer: writer.notes(step, "run/anomalies", lines))
-
-    def on_close(self, trainer: Trainer, error: BaseException | None) -> None:
-        if self._writer is not None:
-            with self._guard():
-                self._writer.close()
 
 
 class ProgressCallback(Callback):

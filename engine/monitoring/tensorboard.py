@@ -1,8 +1,6 @@
 """TensorBoard of a run: curves arranged as custom scalars, sample pictures, options as text.
 
-Tags: train/<metric>[/<data set>] means over the logging interval; run/<fact>;
-ranks/<time>/<min|median|max> over ranks; eval/<set>/<metric>. docs/monitoring.md explains every
-curve.
+The tags are those of engine/monitoring/scalars.py; docs/monitoring.md explains every curve.
 """
 
 from __future__ import annotations
@@ -18,22 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from allinone.common.options import flatten
-
-RUN_FACTS = (
-    "lr",
-    "grad_norm",
-    "clip_rate",
-    "samples_per_s",
-    "step_s",
-    "mfu",
-    "data_wait",
-    "memory_bytes",
-    "skipped_steps",
-    "bad_clips",
-)
-"""Keys of a history record that become curves run/<key>."""
-RANK_FACTS = ("own_s", "wait_s")
-"""Keys of a history record with a spread over ranks; curves ranks/<key>/<min|median|max>."""
+from allinone.engine.monitoring.scalars import TRAIN
 
 Layout = dict[str, dict[str, list[Any]]]
 
@@ -181,25 +164,14 @@ class TensorBoardWriter:
             "run/derived", "\n".join(f"    {line}" for line in facts.splitlines()), step
         )
 
-    def record(self, record: Mapping[str, Any]) -> None:
-        """Extend the curves by one record of the history."""
-        names, step = set(record["metrics"]), record["step"]
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Extend the curves: tag → value."""
+        names = {tag.removeprefix(TRAIN) for tag in values if tag.startswith(TRAIN)}
         if not names <= self._arranged:  # alternating co-training: some objectives appear later
             self._arranged |= names
             self._writer.add_custom_scalars(layout(self._arranged, self._convention))
-        for name, value in record["metrics"].items():
-            self._writer.add_scalar(f"train/{name}", value, step)
-        for name in RUN_FACTS:
-            self._writer.add_scalar(f"run/{name}", record[name], step)
-        for name in RANK_FACTS:
-            for statistic, value in record[name].items():
-                self._writer.add_scalar(f"ranks/{name}/{statistic}", value, step)
-        self._writer.flush()
-
-    def evaluation(self, step: int, results: Mapping[str, float]) -> None:
-        """Extend the curves by one evaluation."""
-        for name, value in results.items():
-            self._writer.add_scalar(f"eval/{name}", value, step)
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
         self._writer.flush()
 
     def pictures(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
@@ -219,6 +191,6 @@ class TensorBoardWriter:
         self._writer.add_text(name, "\n\n".join(lines), step)
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Flush and close."""
         self._writer.close()

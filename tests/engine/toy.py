@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from allinone.engine.config import TrainConfig
+from allinone.engine.config import TrainConfig, plain
 from allinone.engine.objective import Losses
 from tests.engine.faults import inject
 
@@ -172,7 +172,7 @@ def run(out: Path, options: dict[str, object]) -> int:
             model=ToyModel(),
             objective=chosen,
             data=ToyData(**extra),  # type: ignore[arg-type]
-            run_config={"train": vars(config)},
+            run_config={"train": plain(vars(config))},
             out=out,
             evaluate=evaluate,
         ).train()

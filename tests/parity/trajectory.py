@@ -29,7 +29,7 @@ from torch import Tensor
 
 from allinone.data.loading.batch import Batch
 from allinone.engine.checkpoint.weights import find_weights
-from allinone.engine.config import TrainConfig
+from allinone.engine.config import TrainConfig, plain
 from allinone.engine.optim.adamw import SkippingAdamW
 from allinone.engine.optim.schedule import learning_rate
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
@@ -240,7 +240,7 @@ def replay(trajectory: Trajectory, config: TrainConfig, out: Path) -> None:
             ),
         ),
         data=data,
-        run_config={"train": vars(config)},
+        run_config={"train": plain(vars(config))},
         out=out,
     ).train()
 

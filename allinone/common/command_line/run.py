@@ -19,6 +19,8 @@ EXTRAS = {
     **dict.fromkeys(("ftfy", "rapidfuzz"), "prepare"),
     **dict.fromkeys(("matplotlib", "jinja2"), "plots"),
     "nvidia": "dali",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
 }
 """Top-level modules that a base installation lacks → the extra that installs them."""
 
