@@ -161,6 +161,7 @@ class WandbLogger:
                 redact(str(error)),
                 out / "wandb",
             )
+            wandb.teardown()  # its service refuses an id whose first start failed
             self._run = self._init(out, run_id, "offline")
         self._image = wandb.Image
         self._run.config.update(_options(options), allow_val_change=True)

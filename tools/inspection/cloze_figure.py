@@ -42,8 +42,10 @@ LEFT = 280
 """Width of the predictions, pixels."""
 SHADE = 0.8
 """How dark a patch without attribution is drawn: 0 not at all, 1 black."""
-DARKEST = (round(255 * (1 - SHADE)),) * 3
-"""White drawn as a patch without attribution."""
+HEAT = (255, 200, 0)
+"""Colour of support: on a dark clip brightness alone would show nothing."""
+HEAT_STRENGTH = 0.45
+"""Share of that colour in the patch with the most support; the rest is the picture."""
 LEAD = (
     "The model reads the frames and the sentence with its masked words. Left: the most probable"
     " words for each mask, with their probabilities; the correct word in green. Right: how much"
@@ -122,12 +124,16 @@ def predict_masks(
     return Cloze(sentence, clip, predictions)
 
 
+def _heated(patch: Image.Image, weight: float) -> Image.Image:
+    return tinted(tinted(patch, BLACK, SHADE * (1 - weight)), HEAT, HEAT_STRENGTH * weight)
+
+
 def _overlay(picture: Image.Image, weights: np.ndarray, outlined: Sequence[int]) -> Image.Image:
-    """A frame whose patches are as bright as their weights [P], from 0 to 1."""
+    """A frame whose patches are as bright and as yellow as their weights [P], from 0 to 1."""
     image = picture.copy()
     boxes = cells(picture.width, round(len(weights) ** 0.5))
     for box, weight in zip(boxes, weights, strict=True):
-        image.paste(tinted(picture.crop(box), BLACK, SHADE * (1 - float(weight))), box)
+        image.paste(_heated(picture.crop(box), float(weight)), box)
     for index in outlined:
         outline(image, boxes[index], ORANGE)
     return image
@@ -174,9 +180,10 @@ def _section(cloze: Cloze) -> Section:
     most = max(len(prediction.guesses) for prediction in cloze.predictions)
     side = max(min(190, 900 // frames), 96, 30 * most)  # the bars need 20 pixels each
     pictures = [upscaled(picture, side) for picture in cloze.clip.pictures]
+    white = Image.new("RGB", (1, 1), PAPER)
     legend = [
-        (DARKEST, "least support"),
-        (PAPER, "most support"),
+        (_heated(white, 0.0).getpixel((0, 0)), "white with the least support"),
+        (_heated(white, 1.0).getpixel((0, 0)), "with the most"),
         (ORANGE, f"outline: the {OUTLINED} patches with the most support"),
     ]
     rows = 1 + len(cloze.predictions)
