@@ -308,7 +308,7 @@ def test_wandb_continues_offline_without_doubled_points(
     wandb.teardown()
     folders = list(out.glob("wandb/offline-run-*"))
     assert len(folders) == 2
-    assert all(folder.name.endswith(f"-{run_id}") for folder in folders)
+    assert all(f"-{run_id}" in folder.name for folder in folders)  # -1 within a second
     rows = wandb_rows(out)
     losses = [(row["step"], row["train/mlm_loss"]) for row in rows if "train/mlm_loss" in row]
     assert losses == [(step, 2.0) for step in range(1, 9)]
