@@ -5,6 +5,7 @@ The layout is WebDataset's (github.com/webdataset/webdataset).
 
 from __future__ import annotations
 
+import math
 import shlex
 import tarfile
 from collections.abc import Iterator
@@ -157,7 +158,12 @@ def _captions(file: IO[bytes], members: Members) -> tuple[str, ...]:
     record = parse_json(text("json"))
     found = record.get("caption") if isinstance(record, dict) else None
     captions = found if isinstance(found, list) else [found]
-    return tuple(str(caption) for caption in captions if isinstance(caption, str | int | float))
+    return tuple(
+        str(caption)
+        for caption in captions
+        if isinstance(caption, str | int)
+        or (isinstance(caption, float) and math.isfinite(caption))  # infinite: too many digits
+    )
 
 
 FORMAT = SourceFormat(

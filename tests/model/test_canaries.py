@@ -81,7 +81,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     config = AllInOneConfig.from_size("nano", vocab_size=99, num_hidden_layers=1)
     AllInOneForPreTraining(config).save_pretrained(folder)
-    AllInOneProcessor(ClipConfig(3, 64, 16)).save_pretrained(folder)
+    AllInOneProcessor.of(ClipConfig(3, 64, 16)).save_pretrained(folder)
     return folder
 
 

@@ -66,7 +66,7 @@ def plan(fom: float, gpus: int = 8) -> Plan:
     recipe = RECIPES["webvid-howto-tiny"][1]
     config = replace(recipe, objective=Weights(mlm=1, vtm=1, fom=fom))
     device = DEVICES["a100-80g"]
-    return make_plan("x", config, gpus, device, NETWORKS["ib-hdr"], mfu=0.4, pue=1.2)
+    return make_plan("x", config, gpus, device, NETWORKS["ib-hdr"], pue=1.2)
 
 
 def test_it_is_trained_with_its_weight() -> None:

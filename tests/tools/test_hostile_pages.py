@@ -152,5 +152,6 @@ def test_no_caption_or_word_of_a_pretraining_page_becomes_markup() -> None:
         retrieval=[(example, [("data:image/webp;base64,", HOSTILE, True)])],
         masked=[(word, "data:image/webp;base64,")],
         facts=[HOSTILE],
+        note=HOSTILE,
     )
     assert_harmless(page)

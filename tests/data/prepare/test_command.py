@@ -72,6 +72,7 @@ def test_folders_of_earlier_versions_are_continued(tmp_path: Path) -> None:
         "shard_clips",
         "min_frames",
         "max_duration_s",
+        "max_pixels",
         "codec",
         "short_side",
         "gop",

@@ -110,7 +110,7 @@ class _Keep(nn.Module):
         super().__init__()
         self._seen = seen
 
-    def forward(self, x: Tensor, mask: Tensor | None, read: object = None) -> Tensor:
+    def forward(self, x: Tensor, *_: object) -> Tensor:
         self._seen.append(x)
         return x
 
