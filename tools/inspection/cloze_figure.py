@@ -128,6 +128,11 @@ def _heated(patch: Image.Image, weight: float) -> Image.Image:
     return tinted(tinted(patch, BLACK, SHADE * (1 - weight)), HEAT, HEAT_STRENGTH * weight)
 
 
+def _heated_white(weight: float) -> tuple[int, int, int]:
+    red, green, blue = np.asarray(_heated(Image.new("RGB", (1, 1), PAPER), weight))[0, 0].tolist()
+    return red, green, blue
+
+
 def _overlay(picture: Image.Image, weights: np.ndarray, outlined: Sequence[int]) -> Image.Image:
     """A frame whose patches are as bright and as yellow as their weights [P], from 0 to 1."""
     image = picture.copy()
@@ -180,10 +185,9 @@ def _section(cloze: Cloze) -> Section:
     most = max(len(prediction.guesses) for prediction in cloze.predictions)
     side = max(min(190, 900 // frames), 96, 30 * most)  # the bars need 20 pixels each
     pictures = [upscaled(picture, side) for picture in cloze.clip.pictures]
-    white = Image.new("RGB", (1, 1), PAPER)
     legend = [
-        (_heated(white, 0.0).getpixel((0, 0)), "white with the least support"),
-        (_heated(white, 1.0).getpixel((0, 0)), "with the most"),
+        (_heated_white(0.0), "white with the least support"),
+        (_heated_white(1.0), "with the most"),
         (ORANGE, f"outline: the {OUTLINED} patches with the most support"),
     ]
     rows = 1 + len(cloze.predictions)
