@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -19,6 +20,18 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run slow files first, so that none of them runs alone at the end while a worker is idle."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_log(request: pytest.FixtureRequest) -> None:
+    """Commands that earlier tests ran in this process have set up the project's logger: pytest
+    would see its records not at all, or twice."""
+    if "caplog" not in request.fixturenames:
+        return
+    logger = logging.getLogger("allinone")
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
+    logger.handlers.clear()
 
 
 @pytest.fixture(autouse=True, scope="module")

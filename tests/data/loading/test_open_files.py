@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import pickle
 import resource
@@ -41,6 +42,7 @@ def little_room() -> Iterator[None]:
 
 
 def test_threads_read_more_files_than_may_be_open(folder: Path, little_room: None) -> None:
+    gc.collect()  # files of earlier tests would be closed meanwhile
     files, at_start = OpenFiles(folder), descriptors()
 
     def read(seed: int) -> int:
