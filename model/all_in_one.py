@@ -704,13 +704,3 @@ class AllInOneForPreTraining(ContrastiveFeatures, AllInOnePreTrainedModel):
         if frames == 1 and self.config.image_heads:
             return self.image_mlm_head, self.image_vtm_head
         return self.mlm_head, self.vtm_head
-
-    def encode_text(
-        self, text_ids: Tensor, text_mask: Tensor, text_lengths: Tensor | None = None
-    ) -> Tensor:
-        """See AllInOneModel.encode_text."""
-        return self.backbone.encode_text(text_ids, text_mask, text_lengths)
-
-    def encode_video(self, pixels: Tensor, patch_order: Tensor | None = None) -> Tensor:
-        """See AllInOneModel.encode_video."""
-        return self.backbone.encode_video(pixels, patch_order)

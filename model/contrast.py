@@ -5,7 +5,7 @@ Letters: B items, D projection width.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,7 +60,24 @@ def embed_video(model: TwoTower, pixels: Tensor, patch_order: Tensor | None = No
     )
 
 
-class ContrastiveFeatures:
+class UniModalPasses:
+    """The passes over texts or clips alone, for models with a backbone."""
+
+    backbone: Any
+    """An AllInOneModel."""
+
+    def encode_text(
+        self, text_ids: Tensor, text_mask: Tensor, text_lengths: Tensor | None = None
+    ) -> Tensor:
+        """See AllInOneModel.encode_text."""
+        return self.backbone.encode_text(text_ids, text_mask, text_lengths)
+
+    def encode_video(self, pixels: Tensor, patch_order: Tensor | None = None) -> Tensor:
+        """See AllInOneModel.encode_video."""
+        return self.backbone.encode_video(pixels, patch_order)
+
+
+class ContrastiveFeatures(UniModalPasses):
     """transformers' names for the two towers, for models that have them (TwoTower)."""
 
     def get_text_features(

@@ -274,16 +274,6 @@ class AllInOneForRetrieval(ContrastiveFeatures, AllInOneForTask):
         if self.kind == "rank":
             super()._add_heads(config)
 
-    def encode_text(
-        self, text_ids: Tensor, text_mask: Tensor, text_lengths: Tensor | None = None
-    ) -> Tensor:
-        """See AllInOneModel.encode_text."""
-        return self.backbone.encode_text(text_ids, text_mask, text_lengths)
-
-    def encode_video(self, pixels: Tensor, patch_order: Tensor | None = None) -> Tensor:
-        """See AllInOneModel.encode_video."""
-        return self.backbone.encode_video(pixels, patch_order)
-
     def get_pair_logits(
         self,
         pixels: Tensor,

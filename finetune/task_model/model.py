@@ -13,6 +13,7 @@ from allinone.common.errors import ConfigError
 from allinone.finetune.task_model.source import SourceCheckpoint, config_fields
 from allinone.model import AllInOneConfig, AllInOneModel, AllInOneOutput
 from allinone.model.all_in_one import AllInOnePreTrainedModel
+from allinone.model.contrast import UniModalPasses
 from allinone.model.convert import CONTRASTIVE, LoadReport, fit, fitted_weights
 from allinone.model.heads import LogitScale
 
@@ -22,7 +23,7 @@ _NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0
 """Config of a frozen backbone whose features are the same in training and evaluation."""
 
 
-class TaskModel(AllInOnePreTrainedModel):
+class TaskModel(UniModalPasses, AllInOnePreTrainedModel):
     """The backbone, `task_head`, and the pre-training heads that the task trains. Other heads are
     left out: without training, weight decay would only shrink them.
 
@@ -80,16 +81,6 @@ class TaskModel(AllInOnePreTrainedModel):
         return self.backbone(
             pixels, text_ids, text_mask, clips=clips, read=read, text_lengths=text_lengths
         )
-
-    def encode_text(
-        self, text_ids: Tensor, text_mask: Tensor, text_lengths: Tensor | None = None
-    ) -> Tensor:
-        """See AllInOneModel.encode_text."""
-        return self.backbone.encode_text(text_ids, text_mask, text_lengths)
-
-    def encode_video(self, pixels: Tensor, patch_order: Tensor | None = None) -> Tensor:
-        """See AllInOneModel.encode_video."""
-        return self.backbone.encode_video(pixels, patch_order)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import torch
 from allinone.common.command_line import parse, run_command
 from allinone.common.formatting import size
 from allinone.tools.video_index.build import PART_CLIPS
-from allinone.tools.video_index.search import ROWS_PER_PRODUCT
+from allinone.tools.video_index.search import similarities
 from allinone.tools.video_index.store import (
     IndexedClip,
     IndexSettings,
@@ -75,11 +75,6 @@ def make(folder: Path, options: BenchmarkOptions) -> None:
         manifest = add_part(folder, manifest, rows, embedded)
 
 
-def scores(index: VideoIndex, query: torch.Tensor) -> torch.Tensor:
-    parts = (rows for part in index.embeddings for rows in part.split(ROWS_PER_PRODUCT))
-    return torch.cat([rows.float() @ query for rows in parts])
-
-
 def run(options: BenchmarkOptions) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -93,11 +88,11 @@ def run(options: BenchmarkOptions) -> None:
         known_s, known = timed(index.known)
         print(f"table of {len(known):,} files for an update {known_s:.2f} s")
         query = torch.nn.functional.normalize(torch.randn(options.width), dim=0)
-        first_s, found = timed(lambda: scores(index, query))
+        first_s, found = timed(lambda: similarities(index.embeddings, query))
         every = torch.cat([part.float() for part in index.embeddings])
         times, bounds = [], []
         for _ in range(QUERIES):  # interleaved: both see the same load of the machine
-            times.append(timed(lambda: scores(index, query))[0])
+            times.append(timed(lambda: similarities(index.embeddings, query))[0])
             bounds.append(timed(lambda: every @ query)[0])
         torch.testing.assert_close(found, every @ query, atol=1e-4, rtol=0)
         search_s, bound_s = sorted(times)[QUERIES // 2], sorted(bounds)[QUERIES // 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from allinone.model.all_in_one import DropPath
 from allinone.model.embeddings import PatchProjection
 from allinone.model.kernels import add_kept, add_scaled, permute_tokens, rolled_rows, select_clips
 from allinone.model.roll import roll_tokens
+from tests.model.perturbed import perturbed_nano
 
 TEXTS, FRAMES, WORDS = 4, 3, 8
 CLIPS = torch.tensor([2, 0, 2, 2])
@@ -33,24 +35,7 @@ VARIANTS = [
 ]
 
 
-def model_of(**options: object) -> AllInOneForPreTraining:
-    torch.manual_seed(0)
-    config = AllInOneConfig.from_size(
-        "nano",
-        **{
-            "vocab_size": 50,
-            "image_size": 64,
-            "max_text_len": WORDS,
-            "hidden_dropout": 0.0,
-            "drop_path": 0.0,
-            **options,
-        },
-    )
-    model = AllInOneForPreTraining(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
+model_of = partial(perturbed_nano, vocab_size=50)
 
 
 def inputs(frames: int = FRAMES) -> tuple[Tensor, Tensor, Tensor]:

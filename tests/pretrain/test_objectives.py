@@ -26,6 +26,7 @@ from allinone.pretrain.objectives import (
 from allinone.pretrain.objectives.vtm import VideoTextMatching
 from allinone.pretrain.recipes import RECIPES
 from allinone.pretrain.run import build_run
+from tests.model.perturbed import perturb
 
 
 def small_model() -> AllInOneForPreTraining:
@@ -39,11 +40,7 @@ def small_model() -> AllInOneForPreTraining:
         attention_dropout=0.0,
         drop_path=0.0,
     )
-    model = AllInOneForPreTraining(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
+    return perturb(AllInOneForPreTraining(config))
 
 
 def made_up_batch(size: int = 4, seed: int = 1) -> Batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,33 +16,17 @@ from allinone.common.earlier_runs import parse_for_run
 from allinone.common.options import with_values
 from allinone.data.loading.batch import Batch
 from allinone.engine.objective import Losses
-from allinone.model import AllInOneConfig, AllInOneForPreTraining
+from allinone.model import AllInOneForPreTraining
 from allinone.pretrain.config import PretrainConfig
 from allinone.pretrain.objectives import Draws, ObjectiveConfig, PretrainObjective
+from tests.model.perturbed import perturbed_nano
 from tests.pretrain.test_objectives import made_up_batch
 
 LABELS, CLIPS = torch.tensor([1, 0, 0, 1]), torch.tensor([0, 3, 0, 3])
 """Clip 0 is in two pairs, clip 3 in two, clips 1 and 2 in none."""
 
 
-def model_of(**options: object) -> AllInOneForPreTraining:
-    torch.manual_seed(0)
-    config = AllInOneConfig.from_size(
-        "nano",
-        **{
-            "vocab_size": 60,
-            "image_size": 64,
-            "max_text_len": 8,
-            "hidden_dropout": 0.0,
-            "drop_path": 0.0,
-            **options,
-        },
-    )
-    model = AllInOneForPreTraining(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
+model_of = partial(perturbed_nano, vocab_size=60)
 
 
 def batch_of(frames: int = 3) -> Batch:

@@ -236,7 +236,6 @@ def update_index(
         remove_unlisted(folder, manifest)
         if manifest is None:
             manifest = Manifest(str(root), checkpoint, settings)
-            write_manifest(folder, manifest)
         _require_same(manifest, settings, folder)
         if manifest.root != str(root):
             log.info("the videos were at %s; they are at %s now", manifest.root, root)

@@ -27,6 +27,13 @@ ROWS_PER_PRODUCT = 1 << 16
 """Rows that are converted to float32 at a time: 64 MiB at D = 256."""
 
 
+def similarities(embeddings: Sequence[Tensor], query: Tensor) -> Tensor:
+    """Products of the rows of all parts, [rows, D] each, and a query float32 [D]: float32 [rows of
+    all parts]."""
+    parts = (rows for part in embeddings for rows in part.split(ROWS_PER_PRODUCT))
+    return torch.cat([torch.zeros(0), *(rows.float() @ query for rows in parts)])
+
+
 @dataclass(frozen=True)
 class Hit:
     """A clip that was found."""
@@ -116,8 +123,7 @@ class Searcher:
             raise InputError(f"{path} is not a file; give an image or a video")
         path = path.absolute()
         clip = IndexedClip(path.name, 0, 0)
-        # the cache is not used: a query need not leave traces
-        embedder = ClipEmbedder(self.loaded, path.parent, self.index.folder / "cache")
+        embedder = self._embedder(path.parent)
         media = Media(path.name, path.name)
         embedder.library.prepare([media], quiet=True)
         result: Tensor | str = embedder.library.reason(media)
@@ -129,21 +135,18 @@ class Searcher:
 
     def read_row(self, row: Path, option: str = "--video") -> InputClip:
         """Read the clip of a row; `row` is its number as a path, as Predictor gives it."""
-        root = Path(self.index.manifest.root)
-        embedder = ClipEmbedder(self.loaded, root, self.index.folder / "cache")
-        return embedder.read(self.index.row(int(row.name)))
+        return self._embedder().read(self.index.row(int(row.name)))
+
+    def _embedder(self, root: Path | None = None) -> ClipEmbedder:
+        """Reads clips below a folder; by default that of the indexed videos."""
+        root = root or Path(self.index.manifest.root)
+        return ClipEmbedder(self.loaded, root, self.index.folder / "cache")
 
     def scores(self, query: Tensor) -> NDArray[np.float32]:
         """Cosine similarity of a query [D] and all clips, float32 [N], in the order of
         `index.clips`."""
-        parts = [
-            rows.float() @ query
-            for part in self.index.embeddings
-            for rows in part.split(ROWS_PER_PRODUCT)
-        ]
-        every = torch.cat(parts).numpy() if parts else np.zeros(0, np.float32)
-        found: NDArray[np.float32] = every[self.index.clips]
-        return found
+        every: NDArray[np.float32] = similarities(self.index.embeddings, query).numpy()
+        return every[self.index.clips]
 
     def _best(self, scores: NDArray[np.float32], count: int, all_clips: bool) -> list[int]:
         # stable: equal scores keep the order of the index
@@ -170,8 +173,7 @@ class Searcher:
         if not readable:
             return list(hits)
         clips = [hit.clip for hit in readable]
-        root = Path(self.index.manifest.root)
-        embedder = ClipEmbedder(self.loaded, root, self.index.folder / "cache")
+        embedder = self._embedder()
         embedder.library.prepare([Media(clip.path, clip.path) for clip in clips], quiet=True)
         found: dict[int, float] = {}
         for batch, _ in embedder.batches(clips, 16):
