@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from allinone.engine import ds_config
+from allinone.engine.planning.failures import checkpoint_bytes
+from allinone.engine.planning.memory import Zero
 from tests.engine.toy_processes import history
 from tests.forked import ROOT
 
@@ -64,10 +67,11 @@ sys.exit(launch.main(train))
 
 
 @pytest.mark.parametrize(
-    "name", ["zero0_bf16", "zero1_bf16", "zero2_bf16", "zero3_bf16", "zero1_fp32"]
+    "name",
+    ["zero0_bf16", "zero1_bf16", "zero2_bf16", "zero3_bf16", "zero0_fp32", "zero1_fp32"],
 )
 def test_the_model_trains_and_evaluates_in_every_precision(tmp_path: Path, name: str) -> None:
-    """The data path gives float32 pixels for weights of any precision."""
+    """The data path gives float32 pixels for weights of any precision. Plans know file sizes."""
     line = [sys.executable, "-c", SCRIPT, str(tmp_path / "run"), name]
     result = subprocess.run(
         line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
@@ -75,3 +79,9 @@ def test_the_model_trains_and_evaluates_in_every_precision(tmp_path: Path, name:
     assert result.returncode == 0, result.stderr[-2000:]
     rows = [row for row in history(tmp_path / "run").values() if "metrics" in row]
     assert all(0 < row["metrics"]["mlm_loss"] < 10 for row in rows)
+
+    (folder,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    stored = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    parameters = (folder / "weights" / "model.safetensors").stat().st_size // 4
+    planned = checkpoint_bytes(Zero.from_config(ds_config.load(name)), parameters)
+    assert planned == pytest.approx(stored, rel=0.03)

@@ -105,6 +105,13 @@ class TrainPlan:
     """CPU cores of a node; by default those that this process may use."""
     pue: float = 1.2
     """Power usage effectiveness of the data centre, 1 to 10."""
+    failure_gpu_hours: float = 50_000.0
+    """Mean GPU-hours between failures that end a run, as on Llama 3's 16,384 H100 (50,676 there);
+    take your cluster's own."""
+    restart_s: float = 300.0
+    """From a failure to the next training step, seconds; assumed."""
+    write_gb_per_s: float = 1.0
+    """Rate at which all ranks together write a checkpoint, GB/s; assumed."""
     picture: Path | None = None
     """Draw the scaling from 8 to 1,024 GPUs into this file (.png, .webp, .pdf or .svg)."""
     json: bool = False
@@ -124,6 +131,8 @@ class TrainPlan:
                 f" {self.device}; leave them out, or give --device custom"
             )
         require(self, Bounds(1, 10), ("pue",))
+        require(self, POSITIVE, ("failure_gpu_hours", "write_gb_per_s"))
+        require(self, Bounds(0), ("restart_s",))
         _refuse_both(self.json, self.markdown)
 
 

@@ -12,6 +12,7 @@ from allinone.common.formatting import finite
 from allinone.common.tables import markdown_table, plain_table
 from allinone.data.config import DatasetSpec
 from allinone.data.throughput import estimate, measure
+from allinone.engine.planning.failures import Reliability
 from allinone.engine.planning.hardware import (
     CUSTOM,
     Device,
@@ -24,6 +25,7 @@ from allinone.pretrain.config import PretrainConfig
 from allinone.pretrain.own_data import require_places, resolve
 from allinone.pretrain.train import parse
 from allinone.tools.planning.data_plan import Loading
+from allinone.tools.planning.failure_plan import plan_failures
 from allinone.tools.planning.options import TrainPlan
 from allinone.tools.planning.train_plan import Plan, as_json, make_plan
 from allinone.tools.planning.train_tables import as_text
@@ -106,11 +108,20 @@ def plan_train(options: TrainPlan, recipe_options: Sequence[str]) -> int:
 
         draw_scaling(options.picture, options.recipe, config, device)
     loading = _measured_loading(options.prepared, plan, config, options.cores)
+    failures = plan_failures(
+        plan,
+        config.train.save_every,
+        Reliability(options.failure_gpu_hours, options.restart_s, 1e9 * options.write_gb_per_s),
+    )
     if options.json:
-        content = as_json(plan) | {"loading": asdict(loading) if loading else None}
+        content = as_json(plan) | {
+            "loading": asdict(loading) if loading else None,
+            "failures": asdict(failures) | {"save_every": failures.best.steps},
+        }
         print(json.dumps(finite(content)))
         return 0
-    print(as_text(plan, config, markdown_table if options.markdown else plain_table, loading))
+    table = markdown_table if options.markdown else plain_table
+    print(as_text(plan, config, table, failures, loading))
     if options.picture:
         print(f"\nscaling: {options.picture}")
     return 0

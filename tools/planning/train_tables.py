@@ -9,6 +9,7 @@ from allinone.engine.planning.hardware import NETWORKS, Network
 from allinone.engine.planning.step_time import MEMORY_SHARE, Candidate
 from allinone.pretrain.config import PretrainConfig
 from allinone.tools.planning.data_plan import Loading
+from allinone.tools.planning.failure_plan import FailurePlan, failure_text
 from allinone.tools.planning.train_plan import Plan, make_plan
 
 GIB = 2**30
@@ -188,6 +189,7 @@ def as_text(
     plan: Plan,
     config: PretrainConfig,
     table: Callable[[Sequence[Sequence[str]]], str],
+    failures: FailurePlan,
     loading: Loading | None = None,
 ) -> str:
     """The complete plan as text.
@@ -196,6 +198,7 @@ def as_text(
         plan: The plan.
         config: The recipe with its options.
         table: Formats rows; the first one holds the titles.
+        failures: Cost of failures and checkpoints.
         loading: What loading prepared clips costs; None if it was not measured.
     """
     same_micro_batch = [
@@ -210,7 +213,8 @@ def as_text(
         time_table(plan, config),
     ]
     first = [recommendation(plan), data_text(plan, config, loading), head(plan)]
-    return "\n\n".join([*first, *map(table, tables), NOTES])
+    parts = [*first, *map(table, tables), failure_text(failures, table), NOTES]
+    return "\n\n".join(parts)
 
 
 def recommendation(plan: Plan) -> str:
