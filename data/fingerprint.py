@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,6 +22,15 @@ from allinone.data.text import VOCABULARY, Tokenizer
 SAMPLE = "A cat's re-encoded café video, №1: 日本 don't-stop!? naïve 3.14 ﬁlm\u200b end"
 """Text with accents, CJK, punctuation and a ligature, some of which another tokenizer cuts
 elsewhere."""
+
+
+def _joined_texts(column: pa.Array) -> memoryview:
+    """The bytes of all texts of a column, one after the other, without a copy."""
+    if column.null_count:
+        column = pc.fill_null(column, "")  # the bytes of a null are not defined
+    _, offsets, values = column.buffers()
+    bounds = np.frombuffer(offsets, np.int32, len(column) + 1, 4 * column.offset)
+    return memoryview(values or b"")[bounds[0] : bounds[-1]]
 
 
 class _Column:
@@ -36,9 +46,7 @@ class _Column:
             column = column.flatten()
         if pa.types.is_string(column.type):
             self._add_lengths(pc.binary_length(column))
-            # one text with all of them: its bytes, without the offsets of the batch
-            joined = pc.binary_join(pa.array([column.to_pylist()], pa.list_(pa.string())), "")
-            self._values.update(joined[0].as_buffer())
+            self._values.update(_joined_texts(column))
         else:
             self._values.update(pc.fill_null(column, -1).cast(pa.int64()).to_numpy().tobytes())
 

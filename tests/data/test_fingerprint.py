@@ -5,9 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from allinone.data.fingerprint import clips_fingerprint, files_fingerprint, tokenizer_fingerprint
+from allinone.data.fingerprint import (
+    _joined_texts,
+    clips_fingerprint,
+    files_fingerprint,
+    tokenizer_fingerprint,
+)
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from allinone.data.text import VOCABULARY
 from tests.data.helpers import DEMO
@@ -77,3 +83,10 @@ def test_files_are_named_relative_to_their_folder(tmp_path: Path) -> None:
     )
     assert first == second
     assert first.keys() == {"inner/x.json"}
+
+
+def test_texts_are_joined_as_python_joins_them() -> None:
+    texts = pa.array(["a", "", "été", None, "xyz", "日本"] * 3)
+    for part in (texts, texts[2:7], texts[3:4], texts[:0], pa.array([None], pa.string())):
+        expected = "".join(text or "" for text in part.to_pylist()).encode()
+        assert bytes(_joined_texts(part)) == expected
