@@ -81,7 +81,8 @@ def accuracy_scores(
 
     Args:
         hits: float64 [N].
-        kinds: Kind of each question (what, yes/no, inter, …); "" has no score of its own.
+        kinds: Kind of each question (what, yes/no, inter, …); "" has no score of its own. A kind
+            `free:color` also counts in its group, accuracy/free.
         media: Media id of each item, the clusters of the bootstrap.
     """
     for names in (kinds, media):
@@ -90,9 +91,10 @@ def accuracy_scores(
     clusters = np.asarray(media) if media else None
     scores = {"accuracy": percent(hits, clusters=clusters)}
     counts = Counter(kind for kind in kinds if kind)
+    counts.update(kind.partition(":")[0] for kind in kinds if ":" in kind)
     for kind in sorted(counts, key=lambda kind: (-counts[kind], kind)):
         # the clusters of these questions alone: other kinds must not enter the resamples
-        mine = np.asarray(kinds) == kind
+        mine = np.array([own == kind or own.startswith(f"{kind}:") for own in kinds])
         scores[f"accuracy/{kind}"] = percent(
             hits[mine], clusters=None if clusters is None else clusters[mine]
         )

@@ -88,11 +88,21 @@ class RetrievalOptions(TaskOptions):
     folds: int = 0
     """Average the scores over this many equal folds of the test media (COCO 1K: 5); 0 scores the
     test split at once."""
+    dual_softmax: bool = option(False, resume="may_change", earlier=False)
+    """Also report scores after a dual softmax over the matrix of similarities, under names of their
+    own (dual-softmax/t2v/R@1). It needs all test queries at once and assumes that each matches one
+    clip, which a search by single queries does not have: numbers with and without it are not
+    comparable."""
 
     def __post_init__(self) -> None:
         if self.rerank != "all" and not self.rerank.isdecimal():
             raise ConfigError(
                 f"--rerank must be 0, a number of candidates, or all; got {self.rerank!r}"
+            )
+        if self.dual_softmax and (self.rerank != "0" or self.folds):
+            raise ConfigError(
+                "--dual-softmax is defined on the similarities of one complete test split; leave"
+                " --rerank and --folds out"
             )
         if not (self.contrast or self.rank):
             raise ConfigError(
