@@ -57,6 +57,21 @@ SCRIPTS = {
     "vqav2": Script("vqav2", 15, ACCURACY, ("--variant", "val")),
     "coco_retrieval": Script("coco", 2, RETRIEVAL),
     "flickr30k_retrieval": Script("flickr30k", 2, RETRIEVAL, ("--rerank", "all")),
+    "activitynet_qa": Script(
+        "activitynet_qa",
+        5,
+        (*QA, "accuracy/motion", "accuracy/free", "accuracy/free:yes/no", "accuracy/free:number"),
+    ),
+    "nextqa": Script(
+        "nextqa", 4, ("accuracy", "accuracy/causal", "accuracy/temporal:before/after")
+    ),
+    "vatex_retrieval": Script(
+        "vatex", 2, (*RETRIEVAL, "dual-softmax/t2v/MdR"), ("--dual-softmax",)
+    ),
+    "youcook2_retrieval": Script("youcook2", 3, RETRIEVAL),
+    "ssv2_linear": Script("ssv2", 4, ("top1",)),
+    "ssv2_retrieval": Script("ssv2", 4, ("t2v/R@1", "t2v/MdR", "v2t/MdR")),
+    "lsmdc_fib": Script("lsmdc", 4, QA),
     "ego4d_choice": Script("ego4d", 5, ACCURACY, WITHOUT_TRAINING),
     "egomcq": Script(
         "egomcq", 4, ("accuracy", "accuracy/inter", "accuracy/intra"), WITHOUT_TRAINING
