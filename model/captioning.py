@@ -2,7 +2,7 @@
 
 The attention mask is UniLM's for sequence-to-sequence (Dong et al., NeurIPS 2019, section 2.3):
 visual tokens attend to visual tokens, a word to all visual tokens, itself and the words before it.
-The temporal roll moves visual tokens alone, which never see a word, so the keys and values of a clip
+The temporal roll moves visual tokens alone, which never see a word, so keys and values of a clip
 are computed once. As everywhere in the model, each frame has a copy of the words, and the copies'
 features are averaged.
 
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig
 
 from .all_in_one import AllInOneModel, ReadTokens
@@ -180,7 +180,7 @@ def clip_memory(backbone: AllInOneModel, pixels: Tensor) -> ClipMemory:
     x = backbone.modality(backbone.video_embeddings(pixels), VIDEO)
     if backbone.config.roll == "flatten":
         x, frames = x.unflatten(0, (len(pixels), -1)).flatten(1, 2), 1
-    encoder = backbone.encoder
+    encoder: Any = backbone.encoder
     exchange = encoder.exchange(x, frames, 0, None)
     visual = []
     for block in encoder.blocks:
@@ -190,7 +190,7 @@ def clip_memory(backbone: AllInOneModel, pixels: Tensor) -> ClipMemory:
 
 
 def _attend(
-    block: nn.Module, x: Tensor, others: list[KeysValues], mask: Tensor | None
+    block: Any, x: Tensor, others: list[KeysValues], mask: Tensor | None
 ) -> tuple[Tensor, KeysValues]:
     """A block in evaluation mode whose tokens also attend to other keys and values.
 
@@ -203,7 +203,7 @@ def _attend(
     Returns:
         (tokens after the block, keys and values of x).
     """
-    attention: Any = block.attention
+    attention = block.attention
     q, k, v = attention.qkv(block.norm1(x)).unflatten(-1, (3, -1, attention.head_dim)).unbind(2)
     keys = torch.cat([*(other[0] for other in others), k], 1)
     values = torch.cat([*(other[1] for other in others), v], 1)

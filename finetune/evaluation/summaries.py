@@ -35,6 +35,11 @@ def percent(
     return _score(per_item, statistic, clusters, 100.0, "%")
 
 
+def scaled(per_item: Array, statistic: Statistic, clusters: Array | None = None) -> Score:
+    """A plain number times 100 with its interval; arguments as in `percent`."""
+    return _score(per_item, statistic, clusters, 100.0, "")
+
+
 def _score(
     per_item: Array | Sequence[Array],
     statistic: Statistic,

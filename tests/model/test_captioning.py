@@ -65,7 +65,7 @@ def test_words_change_no_visual_token_of_any_block() -> None:
     for ids in (captions(), captions().flip(0)):
         found: list[Tensor] = []
         hooks = [
-            block.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+            block.register_forward_pre_hook(lambda _, given, to=found: to.append(given[0]))
             for block in model.backbone.encoder.blocks
         ]
         model(pixels, ids)
