@@ -11,6 +11,7 @@ from typing import Literal
 
 from allinone.common.errors import ConfigError
 from allinone.common.options import option
+from allinone.common.validation import COUNT, NOT_NEGATIVE, require
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,29 @@ class ActionOptions(TaskOptions):
     original, which only sets `requires_grad`; without it, a clip always has the same features."""
     prompt: str = "A person is doing [MASK]"
     """Text that accompanies every clip."""
+
+
+@dataclass(frozen=True)
+class CaptionOptions(TaskOptions):
+    """Captioning."""
+
+    label_smoothing: float = 0.1
+    """Share of each word's probability that the loss spreads over the vocabulary; 0.1 as for UniLM
+    and GIT."""
+    beams: int = option(4, resume="may_change")
+    """Captions that beam search keeps per clip; 1 takes the best word of each step. GIT has 4."""
+    length_penalty: float = option(0.6, resume="may_change")
+    """A caption's log-probability is divided by its number of tokens to this power; GIT's 0.6."""
+    no_repeat_ngram: int = option(0, resume="may_change")
+    """No sequence of this many tokens occurs twice in a caption; 0 allows it."""
+
+    def __post_init__(self) -> None:
+        require(self, COUNT, ("beams",))
+        require(self, NOT_NEGATIVE, ("no_repeat_ngram",))
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(
+                f"--label-smoothing is a share from 0 to below 1; got {self.label_smoothing:g}"
+            )
 
 
 @dataclass(frozen=True)
