@@ -5,9 +5,11 @@ r"""MSR-VTT captions: one caption per test video, scored against its 20 referenc
         --checkpoint all-in-one-base.ckpt --out runs/msrvtt_caption
 
 CIDEr-D, BLEU-4, METEOR and ROUGE-L by the COCO scorer (needs the extra caption-metrics and Java).
-The official split: 6,513 videos for training, 497 for validation, 2,990 for the test. All-in-one
-publishes no captions; hyper-parameters are those of its question answering, not tuned. Not run on
-the official media by us.
+The official split: 6,513 videos for training, 497 for validation, 2,990 for the test.
+
+The paper reports no captions; hyper-parameters are those of its question answering, not tuned.
+Hardware: 128 clips per step on any number of GPUs. Time on a GPU and scores on the official media
+are not measured by us.
 """
 
 from __future__ import annotations

@@ -6,8 +6,10 @@ r"""MSVD captions: one caption per test clip, scored against all its references 
 
 CIDEr-D, BLEU-4, METEOR and ROUGE-L by the COCO scorer (needs the extra caption-metrics and Java).
 The split of captioning and retrieval, 1,200 / 100 / 670 clips; that of MSVD-QA is another one.
-All-in-one publishes no captions; hyper-parameters are those of its question answering, not tuned.
-Not run on the official media by us.
+
+The paper reports no captions; hyper-parameters are those of its question answering, not tuned.
+Hardware: 128 clips per step on any number of GPUs. Time on a GPU and scores on the official media
+are not measured by us.
 """
 
 from __future__ import annotations

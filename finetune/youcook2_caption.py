@@ -6,8 +6,11 @@ r"""YouCook2 captions: one sentence per segment of a cooking video, one referenc
 
 CIDEr-D, BLEU-4, METEOR and ROUGE-L by the COCO scorer (needs the extra caption-metrics and Java).
 Scored on the 3,492 segments of validation, because the test is not public; weights are selected on
-5 % of the training videos. All-in-one publishes no captions; hyper-parameters are those of its
-question answering, not tuned. Not run on the official media by us.
+5 % of the training videos.
+
+The paper reports no captions; hyper-parameters are those of its question answering, not tuned.
+Hardware: 128 clips per step on any number of GPUs. Time on a GPU and scores on the official media
+are not measured by us.
 """
 
 from __future__ import annotations
@@ -28,7 +31,10 @@ BENCHMARK = Benchmark(
     name="youcook2_caption",
     description=__doc__,
     task="captioning",
-    load=lambda folder, split, variant: youcook2.load(folder, split),
+    load=lambda folder, split, variant, media: youcook2.load(
+        folder, split, protocol="all", videos=media
+    ),
+    reads_media=True,
     variants={"": Splits("train", "held-out", "val")},
     config=FinetuneConfig(
         max_text_len=40,
@@ -36,7 +42,10 @@ BENCHMARK = Benchmark(
         task=CaptionOptions(),
         train=TuneConfig(global_batch=128, micro_batch=16, lr=1e-4, warmup=0.1),
     ),
-    archives="YouCook2's videos, <YouTube id>.mp4 (or .mkv, .webm) in one folder",
+    archives=(
+        "YouCook2's videos, <subset>/<recipe type>/<id>.mp4 (youcook2.eecs.umich.edu), or all of"
+        " them in one folder"
+    ),
 )
 
 if __name__ == "__main__":

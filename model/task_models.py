@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -401,6 +402,16 @@ class AllInOneForCaptioning(CaptionGeneration, _WordModel, GenerationMixin):
     def __init__(self, config: AllInOneConfig) -> None:
         super().__init__(config)
         self.generation_config = self.default_generation()
+
+    @classmethod
+    def of(cls, backbone: AllInOneModel, mlm_head: nn.Module) -> AllInOneForCaptioning:
+        """The captioning model of these parts, in evaluation mode; they are shared, not copied."""
+        config = deepcopy(backbone.config)
+        config.task = {"kind": cls.kinds[0]}
+        with torch.device("meta"):  # no memory for parts that are replaced at once
+            model = cls(config)
+        model.backbone, model.mlm_head = backbone, mlm_head
+        return model.eval()
 
     def forward(
         self,

@@ -118,13 +118,13 @@ class Captioning(Task):
         items, options = _items(split), self.options
         if any(not item.captions for item in items):
             raise AnnotationError(f"split {split.name!r} hides its captions: it cannot be scored")
-        writer = _writer(model)
         longest = model.config.max_text_len
         together = evaluator.collective and evaluator.world > 1
 
         def write(_: TaskModel, batch: TaskBatch) -> Tensor:
             """float32 [B, L], token ids."""
-            found = writer.eval().generate(
+            writer = AllInOneForCaptioning.of(model.backbone, model.mlm_head)
+            found = writer.generate(
                 batch.pixels[:, 0],
                 num_beams=options.beams,
                 length_penalty=options.length_penalty,
@@ -179,11 +179,3 @@ def caption_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 def _items(split: Split) -> list[RetrievalItem]:
     return [item for item in split.items if isinstance(item, RetrievalItem)]
-
-
-def _writer(model: TaskModel) -> AllInOneForCaptioning:
-    """The model with `generate`, of the same parameters."""
-    with torch.device("meta"):  # no memory for weights that are replaced at once
-        writer = AllInOneForCaptioning(model.config)
-    writer.backbone, writer.mlm_head = model.backbone, model.mlm_head
-    return writer

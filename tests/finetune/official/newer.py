@@ -68,8 +68,9 @@ VATEX = {"train": range(3), "val": range(3, 4), "test": range(4, 6)}
 
 def vatex(root: Path) -> MadeUpBenchmark:
     """One JSON of both halves of the validation clips; the list of one half is text, that of the
-    other HGR's NumPy file; Chinese captions; a listed clip that the JSON lacks."""
-    sample = make_sample(root, [f"{vatex_clip(k)}.mp4" for split in VATEX.values() for k in split])
+    other HGR's NumPy file; Chinese captions; a listed clip that the JSON lacks; the public test."""
+    # 6 and 7 are clips of the public test
+    sample = make_sample(root, [f"{vatex_clip(k)}.mp4" for k in range(8)])
     halves = {"training": VATEX["train"], "validation": [3, 5, 4]}
     for half, numbers in halves.items():
         rows = [
@@ -81,6 +82,8 @@ def vatex(root: Path) -> MadeUpBenchmark:
             for k in numbers
         ]
         write_json(sample.annotations, f"vatex_{half}_v1.0.json", rows)
+    public = [{"videoID": vatex_clip(k), "enCap": ["a dog runs", "dogs run"]} for k in (6, 7)]
+    write_json(sample.annotations, "vatex_public_test_english_v1.1.json", public)
     write_text(sample.annotations, "test_list.txt", f"{vatex_clip(4)}\n{vatex_clip(5)}\nlost")
     (sample.annotations / "public_split").mkdir()
     np.save(sample.annotations / "public_split" / "val_names.npy", np.array([vatex_clip(3)]))
