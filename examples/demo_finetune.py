@@ -317,8 +317,8 @@ def run_demo(options: DemoFinetuneOptions) -> None:
     write_atomic(out / "table.md", f"{markdown_table(rows, left_aligned=2)}\n\n{total}\n")
     print(f"\n{plain_table(rows, left_aligned=2)}\n{total}\n")
     print(
-        "chance of msrvtt_qa and msrvtt_caption: the most frequent training answer to each question,"
-        " and the most frequent training caption, without looking at the video"
+        "chance of msrvtt_qa and msrvtt_caption: the most frequent training answer to each"
+        " question, and the most frequent training caption, without looking at the video"
     )
     evaluated = [str(path) for path in sorted(out.iterdir()) if (path / RESULTS).is_dir()]
     write_report(evaluated, out / "report")

@@ -9,8 +9,8 @@ the public test, vatex_public_test_english_v1.1.json, are the test. The private 
 
 Retrieval: the first release had no captions of a test, so HGR halves the validation clips: 1,500
 select the weights, 1,500 test (github.com/cshizhe/hgr_v2t/issues/28). Another half is another test:
-the lists are needed. Links of VATEX have died: 1,335 of the 1,500 test clips could be downloaded in 2023
-(github.com/LiuRicky/ts2_net/issues/11). Clips that are missing here count as wrong.
+the lists are needed. Links of VATEX have died: 1,335 of the 1,500 test clips could be downloaded in
+2023 (github.com/LiuRicky/ts2_net/issues/11). Clips that are missing here count as wrong.
 """
 
 from __future__ import annotations

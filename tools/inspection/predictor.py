@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 
 from allinone.common.errors import AllInOneError, InputError
-from allinone.finetune.tasks.export import load_task_model
 from allinone.finetune.tasks.captioning import caption_text
+from allinone.finetune.tasks.export import load_task_model
 from allinone.model.captioning import LAST, PAD, clip_memory, next_features
 from allinone.model.contrast import embed_text, embed_video
 from allinone.model.task_models import (
