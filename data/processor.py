@@ -290,6 +290,14 @@ class AllInOneProcessor(ProcessorMixin):
         )
         return {"text_ids": encoded["input_ids"], "text_mask": encoded["attention_mask"]}
 
+    def decode(self, ids: Any, **kwargs: Any) -> str:
+        """The text of one row of token ids, as the tokenizer's `decode`."""
+        return str(self.tokenizer.decode(ids, **kwargs))
+
+    def batch_decode(self, ids: Any, **kwargs: Any) -> list[str]:
+        """The texts of rows of token ids [N, L], as the tokenizer's `batch_decode`."""
+        return list(self.tokenizer.batch_decode(ids, **kwargs))
+
     @property
     def model_input_names(self) -> list[str]:
         """Names of the model's inputs."""

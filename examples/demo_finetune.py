@@ -13,8 +13,9 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import chdir, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -40,11 +41,14 @@ from allinone.examples.demo import (
     run_python,
 )
 from allinone.finetune.annotations import kinetics, msrvtt
-from allinone.finetune.annotations.schema import QAItem
+from allinone.finetune.annotations.schema import QAItem, RetrievalItem
 from allinone.finetune.evaluation.results import RESULTS, EvaluationResult, read_results
 from allinone.tools.report import write_report
 
-Script = Literal["msrvtt_retrieval", "msrvtt_qa", "msrvtt_choice", "vcr", "k400_linear"]
+Script = Literal[
+    "msrvtt_retrieval", "msrvtt_qa", "msrvtt_choice", "vcr", "k400_linear", "msrvtt_caption"
+]
+CAPTIONS = "msrvtt_caption"
 COMMON = (
     *("--workers", "1", "--dali-threads", "1", "--ds-config", "zero1_fp32"),
     *("--log-every", "25", "--val-items", "300", "--crop-scale", "0.8", "1.0"),
@@ -68,8 +72,8 @@ class DemoFinetuneOptions:
     fresh: bool = False
     """Delete the folder of an earlier call and start over."""
     only: Annotated[tuple[Script, ...], tyro.conf.arg(metavar="BENCHMARK ...")] = ()
-    """Some of the benchmarks: msrvtt_retrieval, msrvtt_qa, msrvtt_choice, vcr, k400_linear
-    (default: all)."""
+    """Some of the benchmarks: msrvtt_retrieval, msrvtt_qa, msrvtt_choice, vcr, k400_linear,
+    msrvtt_caption (default: all; captions only if the package that scores them is installed)."""
     steps: int | None = None
     """Training steps of every benchmark (default: each benchmark's own number)."""
 
@@ -119,6 +123,26 @@ def class_chance(annotations: Path) -> dict[str, float]:
     return {f"top{k}": 100 * k / classes for k in (1, 5)}
 
 
+def common_caption_scores(annotations: Path) -> dict[str, float]:
+    """Scores of the most frequent training caption as the caption of every clip."""
+    from allinone.finetune.evaluation.caption_metrics import caption_scores  # imports torch
+
+    train, test = (
+        msrvtt.load(annotations, split, task="retrieval", protocol="full")
+        for split in ("train", "test")
+    )
+    items = [item for item in test.items if isinstance(item, RetrievalItem)]
+    counts = Counter(
+        text for item in train.items if isinstance(item, RetrievalItem) for text in item.captions
+    )
+    found = caption_scores(
+        [counts.most_common(1)[0][0]] * len(items),
+        [item.captions for item in items],
+        [item.id for item in items],
+    )
+    return {name: score.value for name, score in found.scores.items()}
+
+
 def _schedule(steps: int, batch: int, lr: str) -> dict[str, str]:
     """Training options: two evaluations, no gradient accumulation."""
     return {
@@ -161,6 +185,13 @@ TASKS = (
         "kinetics",
         {"--probe-dropout": "False", **TEXT_LENGTH, **_schedule(150, 64, "5e-3")},
         class_chance,
+    ),
+    DemoTask(
+        "msrvtt_caption",
+        "msrvtt",
+        {**TEXT_LENGTH, **_schedule(200, 32, "5e-4")},
+        common_caption_scores,
+        zero_shot=True,
     ),
 )
 assert tuple(task.script for task in TASKS) == get_args(Script)
@@ -247,6 +278,14 @@ def find_checkpoint(given: Path | None) -> Path:
     return CHECKPOINT
 
 
+def _caption_page(run: Path) -> Path:
+    """Write the page of a run's captions; the run's options hold paths that begin at ROOT."""
+    from allinone.tools.reporting.items_page import write_items_page  # imports torch
+
+    with chdir(ROOT):
+        return write_items_page(*read_results(run)[0])
+
+
 def run_demo(options: DemoFinetuneOptions) -> None:
     """Make the data sets, run the benchmarks, print the table; finished steps are not repeated."""
     require_embedded_clips()
@@ -256,6 +295,9 @@ def run_demo(options: DemoFinetuneOptions) -> None:
     checkpoint = find_checkpoint(options.checkpoint)
     timer = PhaseTimer(out / "seconds.json")
     tasks = [task for task in TASKS if not options.only or task.script in options.only]
+    if not options.only and find_spec("pycocoevalcap") is None:
+        tasks = [task for task in tasks if task.script != CAPTIONS]
+        print(f"{CAPTIONS} is left out: its scores need pip install pycocoevalcap")
     names = list(dict.fromkeys(task.data for task in tasks))
     # a second call finds the data: its time is not added to that of writing them
     with nullcontext() if "data" in timer.seconds else timer.measure("data"):
@@ -263,21 +305,25 @@ def run_demo(options: DemoFinetuneOptions) -> None:
     # --steps replaces each benchmark's own number; the interval of evaluations stays
     overrides = {} if options.steps is None else {"--steps": str(options.steps)}
     demo = Demo(shown, checkpoint, timer, overrides)
-    rows = [HEADER]
+    rows, pages = [HEADER], list[Path]()
     for task in tasks:
         before = demo.evaluate(task, zero_shot=True) if task.zero_shot else None
         trained = demo.evaluate(task, zero_shot=False)
         rows += rows_of(task, out / "data" / task.data / "annotations", trained, before)
+        if task.script == CAPTIONS:
+            pages.append(_caption_page(shown / CAPTIONS))
     times = ", ".join(f"{name} {duration(seconds)}" for name, seconds in timer.seconds.items())
     total = f"time: {duration(sum(timer.seconds.values()))} ({times})"
     write_atomic(out / "table.md", f"{markdown_table(rows, left_aligned=2)}\n\n{total}\n")
     print(f"\n{plain_table(rows, left_aligned=2)}\n{total}\n")
     print(
-        "chance of msrvtt_qa: the most frequent training answer to each question, without looking"
-        " at the video"
+        "chance of msrvtt_qa and msrvtt_caption: the most frequent training answer to each"
+        " question, and the most frequent training caption, without looking at the video"
     )
     evaluated = [str(path) for path in sorted(out.iterdir()) if (path / RESULTS).is_dir()]
     write_report(evaluated, out / "report")
+    for page in pages:
+        print(f"  {page}: captions of held-out clips")
     print(f"  {shown / 'table.md'}\n  TensorBoard: tensorboard --logdir {shown}")
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-r"""Fine-tune on videos or images of your own: retrieval, questions, multiple choice or labels.
+r"""Fine-tune on videos or images of your own: retrieval, captions, questions, choices or labels.
 
     python finetune/own.py --task qa --annotations my.csv --media DIR \
         --checkpoint runs/mine --out runs/my-qa
@@ -9,6 +9,7 @@ r"""Fine-tune on videos or images of your own: retrieval, questions, multiple ch
 | --task | columns of the table |
 | --- | --- |
 | retrieval | path, caption |
+| caption | path, caption; a clip may have several rows |
 | qa | path, question, answer |
 | choice | path, question, option_1, option_2, …, answer (an option's text or number, from 1) |
 | labels | path, label |
@@ -43,6 +44,7 @@ from allinone.finetune.command import main as run_command_line
 from allinone.finetune.config import REQUIRED, FinetuneConfig, TuneConfig
 from allinone.finetune.tasks.options import (
     ActionOptions,
+    CaptionOptions,
     ChoiceOptions,
     QAOptions,
     RetrievalOptions,
@@ -50,7 +52,7 @@ from allinone.finetune.tasks.options import (
 )
 
 NAME = "own"
-TaskName = Literal["retrieval", "qa", "choice", "labels"]
+TaskName = Literal["retrieval", "caption", "qa", "choice", "labels"]
 _COUNTED_TEXTS = 20_000
 """Texts of a split whose tokens are counted."""
 
@@ -60,7 +62,17 @@ class OwnRetrieval(RetrievalOptions):
     """Retrieval by captions of your own."""
 
     task: TaskName = "retrieval"
-    """What is learned: retrieval, qa, choice or labels. It decides about the other options."""
+    """What is learned: retrieval, caption, qa, choice or labels. It decides about the other
+    options."""
+
+
+@dataclass(frozen=True)
+class OwnCaption(CaptionOptions):
+    """Captions of your own."""
+
+    task: TaskName = "caption"
+    """What is learned: retrieval, caption, qa, choice or labels. It decides about the other
+    options."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,8 @@ class OwnQA(QAOptions):
     """Questions of your own."""
 
     task: TaskName = "qa"
-    """What is learned: retrieval, qa, choice or labels. It decides about the other options."""
+    """What is learned: retrieval, caption, qa, choice or labels. It decides about the other
+    options."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,8 @@ class OwnChoice(ChoiceOptions):
     """Multiple choice of your own."""
 
     task: TaskName = "choice"
-    """What is learned: retrieval, qa, choice or labels. It decides about the other options."""
+    """What is learned: retrieval, caption, qa, choice or labels. It decides about the other
+    options."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,8 @@ class OwnLabels(ActionOptions):
     """Labels of your own."""
 
     task: TaskName = "labels"
-    """What is learned: retrieval, qa, choice or labels. It decides about the other options."""
+    """What is learned: retrieval, caption, qa, choice or labels. It decides about the other
+    options."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +215,7 @@ def _benchmark(task: TaskName, module: str, options: TaskOptions) -> OwnBenchmar
 
 BENCHMARKS: dict[str, OwnBenchmark] = {
     "retrieval": _benchmark("retrieval", "retrieval", OwnRetrieval()),
+    "caption": _benchmark("caption", "captioning", OwnCaption()),
     "qa": _benchmark("qa", "open_ended_qa", OwnQA()),
     "choice": _benchmark("choice", "multiple_choice", OwnChoice()),
     "labels": _benchmark(

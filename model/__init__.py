@@ -8,6 +8,7 @@ from .config import SIZES, AllInOneConfig
 from .flops import parameters_by_part
 from .task_models import (
     AUTO_CLASSES,
+    AllInOneForCaptioning,
     AllInOneForMaskedLM,
     AllInOneForMultipleChoice,
     AllInOneForQuestionAnswering,
@@ -23,6 +24,7 @@ for _name, _model in AUTO_CLASSES.items():
 __all__ = [
     "SIZES",
     "AllInOneConfig",
+    "AllInOneForCaptioning",
     "AllInOneForMaskedLM",
     "AllInOneForMultipleChoice",
     "AllInOneForPreTraining",

@@ -135,6 +135,8 @@ class Attention(nn.Module):
         else:
             if read is not None:
                 q = q[:, : read.queries]
+                if mask is not None and mask.shape[2] > 1:
+                    mask = mask[:, :, : read.queries]
             q, k, v = (part.transpose(1, 2) for part in (q, k, v))
             # boolean masks mean True = attend; the scale is the default, head_dim ** -0.5
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -285,8 +287,9 @@ class Encoder(nn.Module):
 
         Args:
             x: Tokens, [B*T, N, C].
-            mask: Boolean key mask [B*T, 1, 1, N], True = attend; None attends to all. With a
-                packing, padding is left out of the blocks.
+            mask: Boolean, True = attend: of keys, [B*T, 1, 1, N]; of queries and keys, the same in
+                all sequences, [1, 1, N, N]. None attends to all. With a packing, padding is left
+                out of the blocks.
             frames: Frames per clip, T; more than 1 rolls.
             text_tokens: Text tokens at the start of each sequence, L.
             read: Tokens that are read; None: all.
@@ -301,7 +304,7 @@ class Encoder(nn.Module):
             # chosen here, not in the blocks: a compiler cannot look into the choice
             mask = packing = replace(packing, flash=flash_attention(x.device, x.dtype))
             x = packing.pack(x)
-        exchange = self._exchange(x, frames, text_tokens, packing)
+        exchange = self.exchange(x, frames, text_tokens, packing)
         own = mask if packing is None or read is None else packing.reading(read.queries)
         if compiled:
             _mark_varying(read, own)
@@ -337,7 +340,7 @@ class Encoder(nn.Module):
         numbers = torch.arange(depth, device=device, dtype=torch.float32)
         return (numbers * (highest / max(depth - 1, 1))).unbind()
 
-    def _exchange(
+    def exchange(
         self, x: Tensor, frames: int, text_tokens: int, packing: Packing | None
     ) -> Callable[[Tensor], Tensor]:
         """What rolls tokens or channels between frames before each block.

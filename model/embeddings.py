@@ -35,16 +35,20 @@ class TextEmbeddings(nn.Module):
         self.norm = LayerNorm(config.hidden_size, eps=1e-12)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, text_ids: Tensor) -> Tensor:
-        """[B, L] ids → [B, L, C]; raises ValueError for texts longer than max_text_len."""
-        length = text_ids.shape[1]
+    def forward(self, text_ids: Tensor, start: int = 0) -> Tensor:
+        """[B, L] ids → [B, L, C]; the first is in place `start`.
+
+        Raises:
+            ValueError: The text is longer than max_text_len.
+        """
+        length = start + text_ids.shape[1]
         if length > self.position.num_embeddings:
             raise ValueError(
                 f"text has {length} tokens but max_text_len is {self.position.num_embeddings};"
                 " shorten the text, or build the model with a larger max_text_len (weights are"
                 " resized when they are loaded)"
             )
-        positions = torch.arange(length, device=text_ids.device)
+        positions = torch.arange(start, length, device=text_ids.device)
         # only row 0 of the token types is used: there is no second segment
         embedded = (
             self.word(text_ids)

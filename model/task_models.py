@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import GenerationMixin
 from transformers.modeling_outputs import (
+    CausalLMOutput,
     MaskedLMOutput,
     MultipleChoiceModelOutput,
     SequenceClassifierOutput,
@@ -25,6 +28,7 @@ from transformers.modeling_outputs import (
 from transformers.utils import ModelOutput
 
 from .all_in_one import AllInOneModel, AllInOnePreTrainedModel, Encoder
+from .captioning import CaptionGeneration, ClipMemory, caption_features, next_features
 from .config import AllInOneConfig
 from .contrast import ContrastiveFeatures
 from .heads import LogitScale, MLMHead
@@ -343,8 +347,8 @@ def _both_ways(logits: Tensor, labels: Tensor) -> Tensor:
     return (F.cross_entropy(logits, labels) + by_clip[with_text].mean()) / 2
 
 
-class AllInOneForMaskedLM(AllInOneForTask):
-    """Predicts masked words of a text, given a clip."""
+class _WordModel(AllInOneForTask):
+    """The MLM head over the vocabulary."""
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
         r"^(image_mlm|(image_)?vtm|task)_head\.",
@@ -354,6 +358,10 @@ class AllInOneForMaskedLM(AllInOneForTask):
 
     def _add_heads(self, config: AllInOneConfig) -> None:
         self.mlm_head = MLMHead(config.hidden_size, config.vocab_size)
+
+
+class AllInOneForMaskedLM(_WordModel):
+    """Predicts masked words of a text, given a clip."""
 
     def forward(
         self,
@@ -386,15 +394,83 @@ class AllInOneForMaskedLM(AllInOneForTask):
         return self._returned(MaskedLMOutput(loss, logits, states), kwargs)
 
 
+class AllInOneForCaptioning(CaptionGeneration, _WordModel, GenerationMixin):
+    """Writes captions of clips, word by word (model/captioning.py): `generate`."""
+
+    kinds = ("words",)
+
+    def __init__(self, config: AllInOneConfig) -> None:
+        super().__init__(config)
+        self.generation_config = self.default_generation()
+
+    @classmethod
+    def of(cls, backbone: AllInOneModel, mlm_head: nn.Module) -> AllInOneForCaptioning:
+        """The captioning model of these parts, in evaluation mode; they are shared, not copied."""
+        config = deepcopy(backbone.config)
+        config.task = {"kind": cls.kinds[0]}
+        with torch.device("meta"):  # no memory for parts that are replaced at once
+            model = cls(config)
+        model.backbone, model.mlm_head = backbone, mlm_head
+        return model.eval()
+
+    def forward(
+        self,
+        pixels: Tensor | None = None,
+        text_ids: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        memory: ClipMemory | None = None,
+        use_cache: bool = True,
+        **kwargs: Any,
+    ) -> CausalLMOutput:
+        """Score the word after each word, from the frames and the words up to it.
+
+        Args:
+            pixels: Normalised frames, [B, T, 3, S, S].
+            text_ids: int64 [B, L], captions from [CLS] to [SEP] with padding after them.
+            text_mask: Not needed: no word attends to the padding after it.
+            labels: int64 [B, L], the captions, -100 at padding; as in transformers' causal models,
+                label j + 1 is predicted at place j.
+            memory: Instead of pixels, clips whose keys and values are known (`clip_memory`);
+                text_ids are then the complete captions so far.
+            use_cache: Keep the keys and values of words in the memory.
+            **kwargs: `return_dict`; others are ignored.
+
+        Returns:
+            `logits` [B, l, V], where l is L, or max_text_len - 1 if that is less: the last place
+            has none after it. With a memory, of the words that are new to it. `loss` with labels.
+
+        Raises:
+            ValueError: A shape does not fit.
+        """
+        if memory is not None and text_ids is not None:
+            features = next_features(self.backbone, memory, text_ids, keep=use_cache)
+        elif pixels is not None and text_ids is not None:
+            ids = text_ids[:, : self.config.max_text_len - 1]
+            features = caption_features(self.backbone, pixels, ids).unflatten(0, ids.shape)
+        else:
+            raise ValueError("give text_ids, and pixels or a memory")
+        logits = self.mlm_head(features)
+        loss = None
+        if labels is not None:
+            after = labels[:, 1 : logits.shape[1] + 1]
+            scored = logits[:, : after.shape[1]].float()
+            loss = F.cross_entropy(scored.flatten(0, 1), after.flatten())
+        return self._returned(CausalLMOutput(loss, logits), kwargs)
+
+
 TASK_MODELS: tuple[type[AllInOneForTask], ...] = (
     AllInOneForVideoClassification,
     AllInOneForQuestionAnswering,
     AllInOneForRetrieval,
     AllInOneForMultipleChoice,
+    AllInOneForCaptioning,
     AllInOneForMaskedLM,
 )
 PROTOCOLS: dict[str, type[AllInOneForTask]] = {
     "action_recognition": AllInOneForVideoClassification,
+    "captioning": AllInOneForCaptioning,
     "open_ended_qa": AllInOneForQuestionAnswering,
     "retrieval": AllInOneForRetrieval,
     "multiple_choice": AllInOneForMultipleChoice,
@@ -403,6 +479,7 @@ PROTOCOLS: dict[str, type[AllInOneForTask]] = {
 """Name of a fine-tuning task, `config.task["protocol"]` → its model."""
 AUTO_CLASSES: dict[str, type[AllInOnePreTrainedModel]] = {
     "AutoModel": AllInOneModel,
+    "AutoModelForImageTextToText": AllInOneForCaptioning,
     "AutoModelForMaskedLM": AllInOneForMaskedLM,
     "AutoModelForMultipleChoice": AllInOneForMultipleChoice,
     "AutoModelForQuestionAnswering": AllInOneForQuestionAnswering,

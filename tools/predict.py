@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Use a model on videos: classes, answers, choices, missing words, matching texts.
+"""Use a model on videos: captions, classes, answers, choices, missing words, matching texts.
 
 python tools/predict.py fill --checkpoint runs/demo/train --video a.mp4 --text "a [MASK] runs"
 python tools/predict.py classify --checkpoint runs/mine --videos clips --out classes.csv
@@ -24,7 +24,7 @@ if __package__ in (None, ""):
 
 from allinone.common.command_line import Choice, choose, run_command
 from allinone.common.errors import InputError
-from allinone.common.validation import COUNT, require
+from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, require
 from allinone.tools.inspection.options import InspectionOptions, require_one
 
 
@@ -88,6 +88,56 @@ class ClassifyOptions(VideoOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CaptionOptions(VideoOptions):
+    """Options of caption; --top captions are shown, of greedy decoding one."""
+
+    decoding: Literal["beam", "greedy", "nucleus"] = "beam"
+    """beam: the captions of highest probability; greedy: the best word of each step; nucleus: drawn
+    at random from the most probable words."""
+    beams: int = 4
+    """Captions that beam search keeps, at least --top."""
+    length_penalty: float = 0.6
+    """beam: log-probabilities are divided by the number of tokens to this power; more prefers
+    longer captions."""
+    no_repeat_ngram: int = 0
+    """No sequence of this many tokens occurs twice; 0 allows it."""
+    top_p: float = 0.9
+    """nucleus: words are drawn from the smallest set with this probability."""
+    temperature: float = 1.0
+    """nucleus: scores are divided by it before they become probabilities."""
+    seed: int = 0
+    """nucleus: the same seed draws the same captions of a video."""
+    max_tokens: int | None = None
+    """Most word pieces of a caption; None: the model's text length."""
+
+    def check(self) -> None:
+        """Raise InputError for values that cannot be used."""
+        super().check()
+        require(self, COUNT, ("beams", "max_tokens"))
+        require(self, NOT_NEGATIVE, ("no_repeat_ngram",))
+        require(self, POSITIVE, ("top_p", "temperature"))
+        require(self, SHARE, ("top_p",))
+
+    def generation(self) -> dict[str, Any]:
+        """Arguments of Predictor.caption."""
+        shared: dict[str, Any] = {"no_repeat_ngram_size": self.no_repeat_ngram, "seed": self.seed}
+        if self.max_tokens is not None:
+            shared["max_new_tokens"] = self.max_tokens + 1  # [SEP]
+        if self.decoding == "greedy":
+            return {**shared, "top": 1}
+        if self.decoding == "nucleus":
+            sampled = {"do_sample": True, "top_k": 0, "top_p": self.top_p}
+            return {**shared, **sampled, "temperature": self.temperature, "top": self.top}
+        beams = max(self.beams, self.top)
+        return {
+            **shared,
+            "num_beams": beams,
+            "length_penalty": self.length_penalty,
+            "top": self.top,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class MatchOptions(VideoOptions):
     """Options of match."""
 
@@ -132,6 +182,7 @@ class ChooseOptions(AnswerOptions):
 
 
 TASKS = {
+    "caption": Choice("write captions of videos", CaptionOptions),
     "classify": Choice("name the class of videos, by a fine-tuned classifier", ClassifyOptions),
     "answer": Choice("answer a question, with or without choices", AnswerOptions),
     "choose": Choice("choose among answers or captions", ChooseOptions),
@@ -174,6 +225,8 @@ def _ask(predictor: Any, task: str, options: VideoOptions) -> Callable[..., dict
     def ask(video: Path, row: Mapping[str, Any]) -> dict[str, Any]:
         if task == "classify":
             return predictor.classify(video, options.top)
+        if isinstance(options, CaptionOptions):
+            return predictor.caption(video, **options.generation())
         if isinstance(options, AnswerOptions):
             question = row.get("question") or options.question
             choices = row.get("choices") or options.choices

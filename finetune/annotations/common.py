@@ -216,6 +216,7 @@ class Builder:
         classes: tuple[str, ...] = (),
         answer_space: tuple[str, ...] = (),
         reference_answers: tuple[str, ...] = (),
+        shared_captions: bool = False,
     ) -> Split:
         """The finished split.
 
@@ -224,6 +225,7 @@ class Builder:
             classes: Names of the classes, for LabelItem.
             answer_space: Fixed answer vocabulary, if the benchmark ships one.
             reference_answers: See `Split.reference_answers`.
+            shared_captions: See `Split.shared_captions`.
 
         Raises:
             AnnotationError: There are no items.
@@ -244,6 +246,7 @@ class Builder:
             (*self._notes, *left_out),
             answer_space,
             reference_answers,
+            shared_captions,
         )
 
 

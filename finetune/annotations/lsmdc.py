@@ -1,4 +1,4 @@
-"""LSMDC 2016: retrieval (one caption per test clip) and multiple choice.
+"""LSMDC 2016: retrieval (one caption per test clip), multiple choice, fill in the blank.
 
 All files are tab-separated without a header and without quoting.
 """
@@ -22,12 +22,13 @@ from allinone.finetune.annotations.schema import (
     AnnotationError,
     ChoiceItem,
     Media,
+    QAItem,
     RetrievalItem,
     Split,
 )
 
 SPLITS = ("train", "val", "test")
-TASKS = ("retrieval", "choice")
+TASKS = ("retrieval", "choice", "blank")
 RETRIEVAL_FILES = {
     "train": "LSMDC16_annos_training.csv",
     "val": "LSMDC16_annos_val.csv",
@@ -38,8 +39,17 @@ CHOICE_FILES = {
     "val": "LSMDC16_multiple_choice_valid.csv",
     "test": "LSMDC16_multiple_choice_test_randomized.csv",
 }
+BLANK_FILES = {
+    "train": "LSMDC16_annos_training_FIB.csv",
+    "val": "LSMDC16_annos_val_FIB.csv",
+    "test": "LSMDC16_annos_test_FIB.csv",
+}
 SENTENCES = {"train": 101_079, "val": 7_408, "test": 1_000}
 CHOICE_TEST = 10_053
+BLANKS = {"train": 296_960, "val": 21_689, "test": 30_349}
+"""As stated by the README of the challenge's download."""
+BLANK, MASK = "_____", "[MASK]"
+"""The gap in the files, and the token that the model knows for it."""
 _TIMES = ("start_aligned", "end_aligned", "start_extracted", "end_extracted")
 _SOURCE = "the LSMDC 2016 challenge page (access by a signed form to MPI for Informatics)"
 
@@ -51,12 +61,12 @@ def load(folder: Path, split: str, *, task: str) -> Split:
         folder: Holds the files.
         split: One of SPLITS.
         task: retrieval: all sentences of a clip are its captions; choice: five options. In train
-            the correct option is moved from the first place.
+            the correct option is moved from the first place; blank: the missing word of a sentence.
     """
     if task not in TASKS:
         raise AnnotationError(f"LSMDC has no task {task!r}; choose one of: {', '.join(TASKS)}")
     check_split(split, SPLITS, f"LSMDC {task}")
-    return _retrieval(folder, split) if task == "retrieval" else _choice(folder, split)
+    return {"retrieval": _retrieval, "choice": _choice, "blank": _blank}[task](folder, split)
 
 
 def _media(record: dict[str, Any]) -> Media:
@@ -116,6 +126,28 @@ def _choice(folder: Path, split: str) -> Split:
         )
     if split == "test":
         builder.official("questions", len(builder.items), CHOICE_TEST, verified=False)
+    return builder.split()
+
+
+def _blank(folder: Path, split: str) -> Split:
+    """Read sentences with a gap.
+
+    The sixth column is the complete sentence, with the answer: it is not read. Answers are compared
+    in lower case, as JSFusion does (github.com/yj-yu/lsmdc, videocap/datasets/data_util.py).
+    """
+    builder = Builder(split)
+    path = builder.use(find(folder, [BLANK_FILES[split]], _SOURCE))
+    columns = ["clip", *_TIMES, "sentence", "fill_in", "blank"]
+    for where, record in table(path, builder, columns=columns, header=False):
+        with builder.row(where):
+            media, gap = _media(record), text_of(record, "fill_in")
+            if gap.count(BLANK) != 1:
+                raise RowError(f"'fill_in' does not have one {BLANK}")
+            answer = text_of(record, "blank").lower()
+            # a clip has several sentences, and a sentence several gaps
+            question = gap.replace(BLANK, MASK)
+            builder.add(QAItem(f"{media.id}@{where}", media, question, (answer,)), where)
+    builder.official("questions", len(builder.items), BLANKS[split], verified=False)
     return builder.split()
 
 

@@ -2,7 +2,7 @@
 
 | task | columns |
 | --- | --- |
-| retrieval | path, caption |
+| retrieval, caption | path, caption |
 | qa | path, question, answer |
 | choice | path, question, option_1, option_2, …, answer |
 | labels | path, label |
@@ -41,6 +41,7 @@ from allinone.finetune.annotations.schema import (
 
 NEEDED: dict[str, list[tuple[str, ...]]] = {
     "retrieval": [PATH_COLUMNS, ("caption", "text")],
+    "caption": [PATH_COLUMNS, ("caption", "text")],
     "qa": [PATH_COLUMNS, ("question",), ("answer",)],
     "choice": [PATH_COLUMNS, ("question",), ("option_1",), ("option_2",), ("answer",)],
     "labels": [PATH_COLUMNS, ("label",)],
@@ -135,7 +136,7 @@ def _read_splits(path: Path, options: ReadOptions, version: tuple[int, int]) -> 
     _refuse_many_bad_rows(table)
     _hold_out(table)
     _refuse_shared_media(table)
-    if options.task == "retrieval":
+    if options.task in ("retrieval", "caption"):
         _join_captions(table)
     return _splits(table)
 
@@ -175,7 +176,7 @@ def _row(record: Mapping[str, str], where: str, options: ReadOptions) -> _Row:
     media = _media(record, options)
     row = _Row(where, standard_split(record.get("split", "")), media, record)
     name = record.get("id", "").strip()
-    if options.task == "retrieval":
+    if options.task in ("retrieval", "caption"):
         row.item = RetrievalItem(name or _key(media), media, (_text(record, "caption", "text"),))
     elif options.task == "labels":
         row.label = _text(record, "label")

@@ -49,7 +49,7 @@ class QAItem:
     split hides them."""
     kind: str = ""
     """The benchmark's type of question (VQAv2: yes/no, number, other); scores are also reported per
-    type."""
+    type. `free:color` counts in `free` as well."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class ChoiceItem:
     """Index of the correct option; None if the split hides it."""
     context: str = ""
     """Subtitles, if the benchmark has them."""
+    kind: str = ""
+    """The benchmark's type of question, see `QAItem.kind`."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ class Split:
     """Fixed answer vocabulary, if the benchmark ships one."""
     reference_answers: tuple[str, ...] = field(default=())
     """The answer vocabulary in the order of the original's class numbers, if it differs."""
+    shared_captions: bool = False
+    """Retrieval: a caption of several media items is one query, and each of them is relevant."""
 
 
 def assert_disjoint(*splits: Split) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from allinone.finetune.annotations import (
     activitynet,
+    activitynet_qa,
     didemo,
     hmdb51,
     karpathy,
@@ -20,11 +21,15 @@ from allinone.finetune.annotations import (
     msrvtt_choice,
     msrvtt_retrieval,
     msvd,
+    nextqa,
+    ssv2,
     tgif,
     tvqa,
     ucf101,
+    vatex,
     vcr,
     vqav2,
+    youcook2,
 )
 from allinone.finetune.evaluation.results import EvaluationResult
 
@@ -69,6 +74,14 @@ def _counts() -> dict[tuple[str, str, str], OfficialCount]:
         ("k400_linear", "", "val"): (kinetics.VAL_ROWS, "clips"),
         ("vqav2", "val", "val"): (vqav2.QUESTIONS["val2014"], "questions"),
         ("flickr30k_retrieval", "", "test"): (karpathy.IMAGES["flickr30k"]["test"], "images"),
+        ("activitynet_qa", "", "test"): (activitynet_qa.QUESTIONS["test"], "questions"),
+        ("msrvtt_caption", "", "test"): (msrvtt_retrieval.VIDEOS["full", "test"], "videos"),
+        ("msvd_caption", "", "test"): (msvd.VIDEOS["test"], "videos"),
+        ("vatex_caption", "", "test"): (vatex.OFFICIAL_CLIPS["test"], "clips"),
+        ("youcook2_caption", "", "val"): (youcook2.VAL_CLIPS["all"], "clips"),
+        ("vatex_retrieval", "", "test"): (vatex.CLIPS["test"], "clips"),
+        ("lsmdc_fib", "", "test"): (lsmdc.BLANKS["test"], "questions"),
+        ("ssv2_linear", "", "val"): (ssv2.VIDEOS["val"], "videos"),
         ("hmdb51_linear", "mean", "test"): (3 * hmdb51.TEST, "clips of three folds"),
         ("ucf101_linear", "mean", "test"): (
             sum(test for _, test in ucf101.SIZES.values()),
@@ -78,6 +91,12 @@ def _counts() -> dict[tuple[str, str, str], OfficialCount]:
     for protocol in ("9k", "7k", "full", "1k-b"):
         videos = msrvtt_retrieval.VIDEOS[protocol, "test"]
         counts["msrvtt_retrieval", protocol, "test"] = (videos, "videos")
+    for variant, split in (("", "test"), ("val", "val")):
+        counts["nextqa", variant, split] = (nextqa.QUESTIONS[split], "questions")
+    for protocol, clips in youcook2.VAL_CLIPS.items():
+        counts["youcook2_retrieval", protocol, "val"] = (clips, "clips")
+    for text in ssv2.TEXTS:
+        counts["ssv2_retrieval", text, "val"] = (ssv2.RETRIEVAL_VIDEOS, "videos")
     for task in tgif.TASKS:
         counts[f"tgif_{task}", "", "test"] = (tgif.SIZES[task, "test"][0], "questions")
     for variant in ("timestamps", "timestamps-subtitles", "whole", "whole-subtitles"):

@@ -3,16 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from allinone.finetune.annotations.schema import RetrievalItem
-from allinone.finetune.evaluation.metrics import Retrieved
+from allinone.finetune.evaluation.metrics import Retrieved, relevance
 from allinone.finetune.evaluation.results import rounded
 
 _LISTED = 5
 """Results that a prediction lists."""
+
+
+@dataclass(frozen=True)
+class TextQueries:
+    """The Q texts of a split, as queries for its M media items."""
+
+    texts: Sequence[str]
+    names: Sequence[str]
+    """Ids of their predictions."""
+    relevant: np.ndarray
+    """bool [Q, M]."""
+
+    @property
+    def owners(self) -> np.ndarray:
+        """int [Q], the first relevant media item of each text."""
+        return self.relevant.argmax(1)
+
+
+def text_queries(items: Sequence[RetrievalItem], *, shared: bool) -> TextQueries:
+    """The captions of all items.
+
+    Args:
+        items: M media items with their captions.
+        shared: An equal caption of several items is one query (SSv2's templates). Otherwise each
+            is a query of its own, with one relevant item.
+    """
+    captions = [caption for item in items for caption in item.captions]
+    owners = np.array([number for number, item in enumerate(items) for _ in item.captions])
+    if not shared:
+        # named by the caption's number: the 1,000 rows of MSR-VTT's 1k-A repeat some sentences
+        names = [f"text:{item.id}#{k}" for item in items for k in range(len(item.captions))]
+        return TextQueries(captions, names, relevance(owners, len(items)))
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(captions))}
+    relevant = np.zeros((len(numbers), len(items)), bool)
+    relevant[[numbers[caption] for caption in captions], owners] = True
+    return TextQueries(list(numbers), [f"text:{text}" for text in numbers], relevant)
 
 
 def ranks_of_folds(
@@ -35,6 +72,7 @@ def ranks_of_folds(
 
 def prediction_rows(
     items: Sequence[RetrievalItem],
+    queries: TextQueries,
     by_text: np.ndarray,
     by_clip: np.ndarray,
     ranks: tuple[np.ndarray, np.ndarray],
@@ -43,35 +81,33 @@ def prediction_rows(
 
     Args:
         items: M media items with their captions.
+        queries: The Q texts.
         by_text: Scores [Q, M] for text → media.
         by_clip: Scores [Q, M] for media → text.
         ranks: Ranks of texts [Q] and of clips [M].
     """
     rows: list[dict[str, Any]] = []
-    texts = [caption for item in items for caption in item.captions]
-    q = 0
-    for item in items:
-        # the caption is named by its number: the 1,000 rows of 1k-A repeat some sentences
-        for number, text in enumerate(item.captions):
-            best = _best(by_text[q])
-            rows.append(
-                {
-                    "id": f"text:{item.id}#{number}",
-                    "media": item.media.id,
-                    "text": text,
-                    "prediction": [items[m].id for m in best],
-                    "score": [rounded(float(by_text[q, m])) for m in best],
-                    "answer": item.id,
-                    "measures": {"t2v/rank": float(ranks[0][q])},
-                }
-            )
-            q += 1
+    owners = queries.owners
+    for q, text in enumerate(queries.texts):
+        best = _best(by_text[q])
+        right = [items[m].id for m in np.flatnonzero(queries.relevant[q])]
+        rows.append(
+            {
+                "id": queries.names[q],
+                "media": items[int(owners[q])].media.id,
+                "text": text,
+                "prediction": [items[m].id for m in best],
+                "score": [rounded(float(by_text[q, m])) for m in best],
+                "answer": right[0] if len(right) == 1 else right,
+                "measures": {"t2v/rank": float(ranks[0][q])},
+            }
+        )
     for m, item in enumerate(items):
         rows.append(
             {
                 "id": f"media:{item.id}",
                 "media": item.media.id,
-                "prediction": [texts[q] for q in _best(by_clip[:, m])],
+                "prediction": [queries.texts[q] for q in _best(by_clip[:, m])],
                 "answer": list(item.captions[:_LISTED]),
                 "measures": {"v2t/rank": float(ranks[1][m])},
             }

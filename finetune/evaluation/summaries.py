@@ -35,6 +35,11 @@ def percent(
     return _score(per_item, statistic, clusters, 100.0, "%")
 
 
+def scaled(per_item: Array, statistic: Statistic, clusters: Array | None = None) -> Score:
+    """A plain number times 100 with its interval; arguments as in `percent`."""
+    return _score(per_item, statistic, clusters, 100.0, "")
+
+
 def _score(
     per_item: Array | Sequence[Array],
     statistic: Statistic,
@@ -81,7 +86,8 @@ def accuracy_scores(
 
     Args:
         hits: float64 [N].
-        kinds: Kind of each question (what, yes/no, inter, …); "" has no score of its own.
+        kinds: Kind of each question (what, yes/no, inter, …); "" has no score of its own. A kind
+            `free:color` also counts in its group, accuracy/free.
         media: Media id of each item, the clusters of the bootstrap.
     """
     for names in (kinds, media):
@@ -90,9 +96,10 @@ def accuracy_scores(
     clusters = np.asarray(media) if media else None
     scores = {"accuracy": percent(hits, clusters=clusters)}
     counts = Counter(kind for kind in kinds if kind)
+    counts.update(kind.partition(":")[0] for kind in kinds if ":" in kind)
     for kind in sorted(counts, key=lambda kind: (-counts[kind], kind)):
         # the clusters of these questions alone: other kinds must not enter the resamples
-        mine = np.asarray(kinds) == kind
+        mine = np.array([own == kind or own.startswith(f"{kind}:") for own in kinds])
         scores[f"accuracy/{kind}"] = percent(
             hits[mine], clusters=None if clusters is None else clusters[mine]
         )

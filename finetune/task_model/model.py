@@ -15,10 +15,11 @@ from allinone.model import AllInOneConfig, AllInOneModel, AllInOneOutput
 from allinone.model.all_in_one import AllInOnePreTrainedModel
 from allinone.model.contrast import UniModalPasses
 from allinone.model.convert import CONTRASTIVE, LoadReport, fit, fitted_weights
-from allinone.model.heads import LogitScale
+from allinone.model.heads import LogitScale, MLMHead
 
 TASK_HEAD = "task_head."
 MATCHING = "vtm_head."
+WORDS = "mlm_head."
 _NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "drop_path": 0.0}
 """Config of a frozen backbone whose features are the same in training and evaluation."""
 
@@ -32,6 +33,7 @@ class TaskModel(UniModalPasses, AllInOnePreTrainedModel):
         head: The task's head, on pooled tokens [.., C]; None: there is none.
         contrastive: Add the contrastive projections and the temperature.
         matching: Add the VTM head.
+        words: Add the MLM head.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class TaskModel(UniModalPasses, AllInOnePreTrainedModel):
         *,
         contrastive: bool = False,
         matching: bool = False,
+        words: bool = False,
     ) -> None:
         super().__init__(config)
         width = config.hidden_size
@@ -52,6 +55,8 @@ class TaskModel(UniModalPasses, AllInOnePreTrainedModel):
             self.logit_scale = LogitScale()
         if matching:
             self.vtm_head = nn.Linear(width, 2)
+        if words:
+            self.mlm_head = MLMHead(width, config.vocab_size)
         if head is not None:
             self.task_head = head
         self.post_init()
@@ -95,6 +100,8 @@ class HeadSpec:
     """Add the contrastive projections."""
     matching: bool = False
     """Add the VTM head."""
+    words: bool = False
+    """Add the MLM head."""
     frozen: bool = False
     """Train only the parameters whose name contains one of `trained`."""
     frozen_dropout: bool = False
@@ -154,6 +161,7 @@ def _new_model(config: AllInOneConfig, spec: HeadSpec) -> TaskModel:
         spec.build(config) if spec.build else None,
         contrastive=spec.contrastive,
         matching=spec.matching,
+        words=spec.words,
     )
 
 
@@ -180,7 +188,10 @@ def _used_weights(
 def _may_be_new(source: SourceCheckpoint, spec: HeadSpec) -> tuple[str, ...]:
     """Prefixes of parameters that the checkpoint may lack."""
     # a reused head must be complete: new layers between trained ones would score at random
-    return CONTRASTIVE if has_head(source, spec) else (TASK_HEAD, *CONTRASTIVE)
+    if has_head(source, spec):
+        return CONTRASTIVE
+    # a checkpoint that was fine-tuned for something else has no MLM head
+    return (TASK_HEAD, *CONTRASTIVE, *((WORDS,) if spec.words else ()))
 
 
 def build_model(

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 TASKS = {
     "action_recognition": "ActionRecognition",
+    "captioning": "Captioning",
     "multiple_choice": "MultipleChoice",
     "open_ended_qa": "OpenEndedQA",
     "retrieval": "Retrieval",

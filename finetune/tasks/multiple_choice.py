@@ -194,7 +194,10 @@ class MultipleChoice(Task):
         ]
         scores = {}
         if known:
-            kinds = [item.kind if isinstance(item, ClipChoiceItem) else "" for item in items]
+            kinds = [
+                item.kind if isinstance(item, (ChoiceItem, ClipChoiceItem)) else ""
+                for item in items
+            ]
             media = [item.media.id for item in items]
             scores = summaries.accuracy_scores(
                 hits.pop("accuracy"), kinds if any(kinds) else (), media

@@ -11,6 +11,7 @@ from typing import Literal
 
 from allinone.common.errors import ConfigError
 from allinone.common.options import option
+from allinone.common.validation import COUNT, NOT_NEGATIVE, require
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,29 @@ class ActionOptions(TaskOptions):
     original, which only sets `requires_grad`; without it, a clip always has the same features."""
     prompt: str = "A person is doing [MASK]"
     """Text that accompanies every clip."""
+
+
+@dataclass(frozen=True)
+class CaptionOptions(TaskOptions):
+    """Captioning."""
+
+    label_smoothing: float = 0.1
+    """Share of each word's probability that the loss spreads over the vocabulary; 0.1 as for UniLM
+    and GIT."""
+    beams: int = option(4, resume="may_change")
+    """Captions that beam search keeps per clip; 1 takes the best word of each step. GIT has 4."""
+    length_penalty: float = option(0.6, resume="may_change")
+    """A caption's log-probability is divided by its number of tokens to this power; GIT's 0.6."""
+    no_repeat_ngram: int = option(0, resume="may_change")
+    """No sequence of this many tokens occurs twice in a caption; 0 allows it."""
+
+    def __post_init__(self) -> None:
+        require(self, COUNT, ("beams",))
+        require(self, NOT_NEGATIVE, ("no_repeat_ngram",))
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(
+                f"--label-smoothing is a share from 0 to below 1; got {self.label_smoothing:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -88,11 +112,21 @@ class RetrievalOptions(TaskOptions):
     folds: int = 0
     """Average the scores over this many equal folds of the test media (COCO 1K: 5); 0 scores the
     test split at once."""
+    dual_softmax: bool = option(False, resume="may_change", earlier=False)
+    """Also report scores after a dual softmax over the matrix of similarities, under names of their
+    own (dual-softmax/t2v/R@1). It needs all test queries at once and assumes that each matches one
+    clip, which a search by single queries does not have: numbers with and without it are not
+    comparable."""
 
     def __post_init__(self) -> None:
         if self.rerank != "all" and not self.rerank.isdecimal():
             raise ConfigError(
                 f"--rerank must be 0, a number of candidates, or all; got {self.rerank!r}"
+            )
+        if self.dual_softmax and (self.rerank != "0" or self.folds):
+            raise ConfigError(
+                "--dual-softmax is defined on the similarities of one complete test split; leave"
+                " --rerank and --folds out"
             )
         if not (self.contrast or self.rank):
             raise ConfigError(

@@ -10,8 +10,9 @@ projection width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,10 +25,16 @@ from allinone.engine.objective import Losses, mean_metric
 from allinone.finetune.annotations.schema import RetrievalItem, Split
 from allinone.finetune.cost import BackbonePasses
 from allinone.finetune.evaluation import metrics, summaries
+from allinone.finetune.evaluation.dual_softmax import dual_softmax
 from allinone.finetune.evaluation.evaluator import Evaluator, SplitScores
 from allinone.finetune.evaluation.rerank import MediaExamples, RerankedScores, rerank
 from allinone.finetune.evaluation.results import EvalOutput
-from allinone.finetune.evaluation.retrieval_rows import prediction_rows, ranks_of_folds
+from allinone.finetune.evaluation.retrieval_rows import (
+    TextQueries,
+    prediction_rows,
+    ranks_of_folds,
+    text_queries,
+)
 from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
 from allinone.finetune.inputs.prompts import plain
 from allinone.finetune.task_model.heads import from_matching, head_scores, pooled, rank_head
@@ -49,15 +56,16 @@ class PairExamples:
 
     items: Sequence[RetrievalItem]
     negatives: int
+    groups: Sequence[int]
+    """Group of each item, inside which clips are not negatives of each other."""
 
     def __call__(self, number: int, random: np.random.Generator | None) -> Example:
         assert random is not None
         item = self.items[number]
         caption = item.captions[int(random.integers(len(item.captions)))]
         texts = [caption, *other_captions(self.items, number, self.negatives, random)]
-        return Example(
-            (VisualInput(item.media),), tuple(plain(text) for text in texts), 0, group=number
-        )
+        texts_in = tuple(plain(text) for text in texts)
+        return Example((VisualInput(item.media),), texts_in, 0, group=self.groups[number])
 
 
 def other_captions(
@@ -159,9 +167,13 @@ class Retrieval(Task):
         """Both ways of scoring work zero-shot; `setup` has checked what the checkpoint offers."""
 
     def examples(self, split: Split) -> PairExamples:
-        options = self.options
+        options, items = self.options, _items(split)
         joint = options.rank or options.matching
-        return PairExamples(_items(split), options.negatives if joint else 0)
+        groups: Sequence[int] = range(len(items))
+        if split.shared_captions:
+            numbers = {item.captions: number for number, item in enumerate(items)}
+            groups = [numbers[item.captions] for item in items]
+        return PairExamples(items, options.negatives if joint else 0, groups)
 
     def __call__(self, model: TaskModel, batch: TaskBatch) -> Losses:
         options = self.options
@@ -199,7 +211,8 @@ class Retrieval(Task):
 
     def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> EvalOutput:
         items = _items(split)
-        texts = [caption for item in items for caption in item.captions]
+        queries = text_queries(items, shared=split.shared_captions)
+        texts = queries.texts
         similarity, missing, cut = None, {}, {"texts_cut": 0, "texts_shortened": 0}
         if self.contrastive:
             ids = [item.id for item in items]
@@ -224,18 +237,22 @@ class Retrieval(Task):
             )
             missing |= reranked.missing
             reranked.cost["seconds_in_embedding_passes"] = embedding_s
-        return self._output(split, similarity, reranked, missing, cut)
+        output = self._output(split, queries, similarity, reranked, missing, cut)
+        if not self.options.dual_softmax:
+            return output
+        assert similarity is not None
+        return _with_dual_softmax(output, queries, similarity, float(model.logit_scale()), missing)
 
     def _output(
         self,
         split: Split,
+        queries: TextQueries,
         similarity: np.ndarray | None,
         reranked: RerankedScores | None,
         missing: dict[int, str],
         cut: Mapping[str, int],
     ) -> EvalOutput:
-        items = _items(split)
-        owners = np.array([number for number, item in enumerate(items) for _ in item.captions])
+        items, owners = _items(split), queries.owners
         by_text = reranked.by_text if reranked else similarity
         by_clip = reranked.by_clip if reranked else similarity
         assert by_text is not None
@@ -246,17 +263,19 @@ class Retrieval(Task):
             scores = summaries.retrieval_scores(folds)
             ranks = ranks_of_folds(folds, owners, len(items))
         else:
-            found = _ranks(by_text, by_clip, metrics.relevance(owners, len(items)), gone)
+            found = _ranks(by_text, by_clip, queries.relevant, gone)
             scores = summaries.retrieval_scores(found)
             ranks = found[0].ranks, found[1].ranks
         details = {
-            "texts": len(owners),
+            "texts": len(queries.texts),
             "media": len(items),
             **cut,
-            "chance_R@1": 100 / len(items),
+            "chance_R@1": 100 * float(queries.relevant.sum(1).mean()) / len(items),
             **({"rerank": reranked.cost} if reranked else {}),
         }
-        rows = prediction_rows(items, by_text, by_clip, ranks)
+        if split.shared_captions:
+            details["chance"] = _chance(queries.relevant.sum(1), len(items))
+        rows = prediction_rows(items, queries, by_text, by_clip, ranks)
         return EvalOutput(scores, rows, missing_items(split, missing), details)
 
     def select(self, output: EvalOutput) -> float:
@@ -273,6 +292,49 @@ class Retrieval(Task):
             [("joint", 1 + options.negatives)] if options.rank or options.matching else []
         )
         return [*contrastive, *joint]
+
+
+def _with_dual_softmax(
+    output: EvalOutput,
+    queries: TextQueries,
+    similarity: np.ndarray,
+    scale: float,
+    missing: Mapping[int, str],
+) -> EvalOutput:
+    """The output with further scores, dual-softmax/…; its other scores are unchanged.
+
+    Args:
+        output: The output without the dual softmax.
+        queries: The Q texts.
+        similarity: Cosines [Q, M].
+        scale: The model's inverse temperature.
+        missing: Number of a missing media item → reason.
+    """
+    gone = np.isin(np.arange(similarity.shape[1]), list(missing))
+    scores = dual_softmax(similarity, scale, gone)
+    found = summaries.retrieval_scores(_ranks(scores, scores, queries.relevant, gone))
+    texts, media = similarity.shape
+    stated = {"inverse_temperature": scale, "texts_at_once": texts, "media_at_once": media}
+    return replace(
+        output,
+        scores={**output.scores, **{f"dual-softmax/{name}": s for name, s in found.items()}},
+        details={**output.details, "dual_softmax": stated},
+    )
+
+
+def _chance(relevant: np.ndarray, media: int) -> dict[str, float]:
+    """Expected t2v/R@K in percent of a random order, for texts with several relevant media.
+
+    Args:
+        relevant: Number of relevant media of each text.
+        media: Number of media items.
+    """
+    chance = {}
+    for k in metrics.RECALLS:
+        # none of the first k places has one of them
+        missed = [math.comb(media - int(r), k) / math.comb(media, k) for r in relevant]
+        chance[f"t2v/R@{k}"] = 100 * (1 - float(np.mean(missed)))
+    return chance
 
 
 def _items(split: Split) -> list[RetrievalItem]:

@@ -36,7 +36,7 @@ def rows_of(task: str) -> list[dict[str, str]]:
     rows = []
     for n in range(CLIPS):
         row = {"path": f"clips/{n}.mp4"}
-        if task == "retrieval":
+        if task in ("retrieval", "caption"):
             row["caption"] = f"clip number {n} of a dog"
         elif task == "labels":
             row["label"] = ("cat", "dog")[n % 2]
@@ -133,11 +133,19 @@ def result_of(root: Path, out: str) -> EvaluationResult:
 
 @pytest.mark.parametrize(
     ("task", "score"),
-    [("retrieval", "t2v/R@1"), ("qa", "accuracy"), ("choice", "accuracy"), ("labels", "top1")],
+    [
+        ("retrieval", "t2v/R@1"),
+        ("caption", "CIDEr-D"),
+        ("qa", "accuracy"),
+        ("choice", "accuracy"),
+        ("labels", "top1"),
+    ],
 )
 def test_every_task_trains_selects_and_evaluates(
     task: str, score: str, root: Path, ended: dict[str, Ended]
 ) -> None:
+    if task == "caption":
+        pytest.importorskip("pycocoevalcap", reason="captions are scored by it")
     assert ended[task].codes == [0], ended[task].output[-3000:]
     result = result_of(root, task)
     assert (result.name, result.items, result.missing) == (f"own-{task}-test", 3, ())
@@ -213,6 +221,10 @@ def test_own_tasks_have_pages_of_right_and_wrong_items(
     for task in BENCHMARKS:
         page = (root / "out" / task / "results" / f"own-{task}-test.html").read_text()
         assert page.count("data:image/webp") >= 3
+        if task == "caption":
+            assert "the model: " in page
+            assert "clip number 0 of a dog" in page
+            continue
         assert "Wrong:" in page
         assert "Right:" in page
     odd = (root / "out" / "odd" / "results" / "own-qa-test.html").read_text()
@@ -221,7 +233,7 @@ def test_own_tasks_have_pages_of_right_and_wrong_items(
 
 
 def test_missing_task_and_unknown_task_name_the_tasks(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ([], ["--task", "caption"]):
+    for words in ([], ["--task", "poem"]):
         assert main(words) == 2
         assert "--task retrieval, qa, choice, labels" in capsys.readouterr().err
 

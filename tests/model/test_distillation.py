@@ -58,7 +58,7 @@ def test_the_token_is_in_slot_1_and_rolls_forward() -> None:
 
     # frames have equal tokens before block 0, so mark them to see where they go
     marked = torch.arange(3.0)[:, None, None].expand(3, words + DISTILLED.num_visual_tokens, 128)
-    exchange = made.backbone.encoder._exchange(marked, 3, words, None)
+    exchange = made.backbone.encoder.exchange(marked, 3, words, None)
     rolled = exchange(marked)[:, words:, 0]
     assert rolled.tolist() == [
         [0, 2, 2, *[0] * 13, 1, 1],

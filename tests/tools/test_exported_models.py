@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -52,6 +53,11 @@ RUNS = {
     ),
     "vcr": ("vcr", ()),
 }
+if importlib.util.find_spec("pycocoevalcap"):  # which scores captions
+    RUNS["msrvtt_caption"] = ("msrvtt", ("--beams", "3"))
+needs_captions = pytest.mark.skipif(
+    "msrvtt_caption" not in RUNS, reason="pycocoevalcap is not installed"
+)
 
 
 def arguments(root: Path, benchmark: str) -> list[str]:
@@ -331,6 +337,48 @@ def test_init_from_takes_runs_files_and_hub_ids(
         found = ModelOptions(init_from=given).initial_weights()
         assert found is not None
         assert str(found).startswith(what)
+
+
+@needs_captions
+def test_captions_of_the_exported_model_are_the_runs(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = transformers.AutoModelForImageTextToText
+    model = auto.from_pretrained(root / "msrvtt_caption.model").eval()
+    assert isinstance(model, allinone.AllInOneForCaptioning)
+    recorded, _ = evaluation(root, "msrvtt_caption", tmp_path, monkeypatch)
+    processor = allinone.AllInOneProcessor.from_pretrained(root / "msrvtt_caption.model")
+    for _, batch, _, values in recorded:
+        found = model.generate(batch.pixels[:, 0, 0], num_beams=3, length_penalty=0.6)
+        length = found.shape[1]
+        assert torch.equal(found, values[:, :length].long())
+        assert not values[:, length:].any()
+        texts = processor.batch_decode(found, skip_special_tokens=True)
+        assert texts == [processor.decode(row, skip_special_tokens=True) for row in found]
+
+
+@needs_captions
+def test_predict_writes_captions(
+    root: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, clip = root / "msrvtt_caption.run", ("--video", str(video))
+    for decoding, rows in (("beam", 2), ("greedy", 1), ("nucleus", 2)):
+        options = ("--decoding", decoding, "--top", "2", "--max-tokens", "5")
+        found = asked(capsys, "caption", run, *clip, *options)
+        assert 1 <= len(found["results"]) <= rows
+        assert all(0 < row["score"] <= 1 for row in found["results"])
+        assert found["notes"] == []
+        assert asked(capsys, "caption", run, *clip, *options) == found
+    shutil.copytree(video.parent, tmp_path / "videos")
+    out = tmp_path / "captions.csv"
+    argv = ["--checkpoint", str(run), "--videos", str(tmp_path / "videos"), "--out", str(out)]
+    assert predict.main(["caption", *argv]) == 0
+    (row,) = csv.DictReader(out.open())
+    assert row["prediction"] == asked(capsys, "caption", run, *clip)["results"][0]["name"]
+    untuned = asked(capsys, "caption", root / "model", *clip)
+    assert "not fine-tuned for captions" in untuned["notes"][0]
+    assert predict.main(["caption", "--checkpoint", str(root / "msrvtt_qa.run"), *clip]) == 2
+    assert "was fine-tuned for open_ended_qa" in capsys.readouterr().err
 
 
 def test_push_uploads_the_folder_and_says_what_failed(

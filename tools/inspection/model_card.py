@@ -85,6 +85,7 @@ def _size(config: AllInOneConfig) -> str:
 
 def _usage(name: str, model: str, config: AllInOneConfig) -> str:
     auto = {
+        "AllInOneForCaptioning": "AutoModelForImageTextToText",
         "AllInOneForVideoClassification": "AutoModelForVideoClassification",
         "AllInOneForQuestionAnswering": "AutoModelForVisualQuestionAnswering",
         "AllInOneForMultipleChoice": "AutoModelForMultipleChoice",
@@ -95,12 +96,19 @@ def _usage(name: str, model: str, config: AllInOneConfig) -> str:
     if model == "AllInOneForMultipleChoice":
         text = '["one text", "another"]'
         call = 'model(inputs["pixels"][:1], inputs["text_ids"][None], inputs["text_mask"][None])'
+    inputs = f'processor(videos="clip.mp4", text={text}, return_tensors="pt")'
+    if model == "AllInOneForCaptioning":
+        inputs = 'processor(videos="clip.mp4", return_tensors="pt")'
+        call = (
+            "processor.batch_decode(\n    model.generate(**inputs, num_beams=4),"
+            " skip_special_tokens=True\n)"
+        )
     return f"""```python
 from transformers import AutoProcessor, {auto}
 
 model = {auto}.from_pretrained({name!r}, trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained({name!r}, trust_remote_code=True)
-inputs = processor(videos="clip.mp4", text={text}, return_tensors="pt")
+inputs = {inputs}
 output = {call}
 ```
 

@@ -11,9 +11,12 @@ from typing import Any, Literal
 import torch
 
 from allinone.common.errors import AllInOneError, InputError
+from allinone.finetune.tasks.captioning import caption_text
 from allinone.finetune.tasks.export import load_task_model
+from allinone.model.captioning import LAST, PAD, clip_memory, next_features
 from allinone.model.contrast import embed_text, embed_video
 from allinone.model.task_models import (
+    AllInOneForCaptioning,
     AllInOneForMultipleChoice,
     AllInOneForQuestionAnswering,
     AllInOneForTask,
@@ -38,6 +41,7 @@ MLM_HEAD, MATCH_HEAD, CONTRAST_HEADS = (
     "vtm_head",
     ("text_projection", "video_projection"),
 )
+NOT_FOR_CAPTIONS = "this model is not fine-tuned for captions; treat the caption as a guess"
 NOT_FOR_QA = "this model is not fine-tuned for question answering; treat the answer as a guess"
 
 
@@ -208,6 +212,52 @@ class Predictor:
             "head": f"classifier of {model.config.num_labels:,} classes",
             "results": self._labels(model, self.read_clip(video), words, top),
             "notes": _cuts([words]),
+        }
+
+    @torch.inference_mode()
+    def caption(self, video: Path, top: int, seed: int = 0, **decoding: Any) -> dict[str, Any]:
+        """Write captions of a video, the best first.
+
+        Args:
+            video: The file.
+            top: Number of captions, of which equal ones are joined.
+            seed: Of samples.
+            **decoding: Arguments of transformers' generate.
+
+        Returns:
+            Each caption with the geometric mean of the probabilities that the model gives to its
+            word pieces and its end.
+
+        Raises:
+            InputError: The model has another task's head.
+        """
+        model, notes = self.task_model, list[str]()
+        if not isinstance(model, AllInOneForCaptioning):
+            self._refuse_heads("caption", "captions (msrvtt_caption, --task caption, …)")
+            self.loaded.needs(MLM_HEAD)
+            model = AllInOneForCaptioning.of(self.loaded.model.backbone, self.loaded.model.mlm_head)
+            notes = [NOT_FOR_CAPTIONS, *self._untrained(MLM_HEAD)]
+        pixels = self.read_clip(video).pixels.to(model.device)
+        # the same samples whatever other videos are captioned before
+        torch.manual_seed(seed)
+        ids = model.generate(pixels, num_return_sequences=top, **decoding)
+        features = next_features(model.backbone, clip_memory(model.backbone, pixels), ids[:, :-1])
+        chances = model.mlm_head(features).float().log_softmax(-1)
+        chances = chances.gather(-1, ids[:, 1:, None])[..., 0]
+        # after the first [SEP] there is padding
+        ended = (ids == LAST).cumsum(1) - (ids == LAST).long()
+        real = ((ended == 0) & (ids != PAD))[:, 1:]
+        scores = ((chances * real).sum(1) / real.sum(1)).exp().tolist()
+        tokenizer = self.read_text.tokenizer
+        texts = [caption_text(tokenizer, row) for row in ids.tolist()]
+        best: dict[str, float] = {}
+        for score, text in zip(scores, texts, strict=True):
+            best.setdefault(text, score)
+        return {
+            "task": "caption",
+            "head": "MLM head, from left to right",
+            "results": _ranked([(score, text) for text, score in best.items()]),
+            "notes": notes,
         }
 
     def answer(

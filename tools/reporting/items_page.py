@@ -1,5 +1,5 @@
-"""A page of items that a fine-tuned model got right and wrong, next to its result:
-RUN/results/NAME.html."""
+"""A page of items that a fine-tuned model got right and wrong, or of captions and their references,
+next to the result: RUN/results/NAME.html."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def write_items_page(file: Path, result: EvaluationResult) -> Path:
     rows = read_predictions(file.parents[1] / PREDICTIONS / f"{result.name}.jsonl")
     try:
         config, items = _items(file, result)
-        chosen = _chosen(rows)
+        written = result.protocol == "captioning"
+        chosen = _first(_scored(rows), 2 * SHOWN) if written else _chosen(rows)
         used = {item.id: item for item in items}
         pictures = _Pictures(config, _benchmark(result))
         views = [_view(row, used, pictures) for row in chosen]
@@ -88,9 +89,12 @@ def write_items_page(file: Path, result: EvaluationResult) -> Path:
     page = file.with_suffix(".html")
     html = render(
         "tools/reporting/templates/items.html.j2",
-        title=f"{result.name}: right and wrong items",
+        title=f"{result.name}: {'captions' if written else 'right and wrong items'}",
         result=result,
-        parts=[
+        written=written,
+        parts=[("Captions and references", views)]
+        if written
+        else [
             ("Wrong", [view for view in views if not view.right]),
             ("Right", [view for view in views if view.right]),
         ],
@@ -125,11 +129,13 @@ def _right(row: Mapping[str, Any]) -> bool:
     return bool(value == 1.0 if name.endswith("rank") else value > 0.5)
 
 
+def _first(rows: Sequence[Mapping[str, Any]], number: int) -> list[Mapping[str, Any]]:
+    return sorted(rows, key=lambda row: place_in_order(row["id"]))[:number]
+
+
 def _chosen(rows: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    ordered = sorted(_scored(rows), key=lambda row: place_in_order(row["id"]))
-    return [
-        row for kind in (False, True) for row in [r for r in ordered if _right(r) == kind][:SHOWN]
-    ]
+    kinds = [[row for row in _scored(rows) if _right(row) == kind] for kind in (False, True)]
+    return [row for kind in kinds for row in _first(kind, SHOWN)]
 
 
 class _Pictures:
@@ -180,6 +186,10 @@ def _view(row: Mapping[str, Any], items: Mapping[str, Item], pictures: _Pictures
     prediction, score = row.get("prediction"), row.get("score")
     if prediction is None:
         return ItemView(_title(item), [("not shown to the model", False)], shown, right)
+    if isinstance(item, RetrievalItem):  # a caption
+        score = row["measures"]["CIDEr-D"]
+        lines = [(f"CIDEr-D {score:.1f}", False), *((text, True) for text in item.captions)]
+        return ItemView(f"the model: {prediction or '(nothing)'}", lines, shown, right)
     if isinstance(item, ChoiceItem):
         marks = [" ← the model" if n == prediction else "" for n in range(len(item.choices))]
         lines = [

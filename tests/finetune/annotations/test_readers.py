@@ -13,6 +13,7 @@ import pytest
 
 from allinone.finetune.annotations import (
     activitynet,
+    activitynet_qa,
     didemo,
     ego4d,
     egomcq,
@@ -22,11 +23,15 @@ from allinone.finetune.annotations import (
     lsmdc,
     msrvtt,
     msvd,
+    nextqa,
+    ssv2,
     tgif,
     tvqa,
     ucf101,
+    vatex,
     vcr,
     vqav2,
+    youcook2,
 )
 from allinone.finetune.annotations.schema import (
     AnnotationError,
@@ -43,6 +48,10 @@ Load = Callable[[Path, str], Split]
 
 def load_vcr(folder: Path, split: str) -> Split:
     return vcr.load(folder, split, images=folder.parent / "media")
+
+
+def load_youcook2(folder: Path, split: str, protocol: str = "unseen") -> Split:
+    return youcook2.load(folder, split, protocol=protocol, videos=folder.parent / "media")
 
 
 @dataclass(frozen=True)
@@ -274,6 +283,91 @@ READERS = {
         "dataset_flickr30k.json",
         "filename",
         "images",
+    ),
+    "activitynet-qa": Reader(
+        "activitynet_qa",
+        activitynet_qa.load,
+        {"train": 10, "val": 5, "test": 5},
+        "test",
+        "test_q.json",
+        "video_name",
+        "[]",
+    ),
+    "activitynet-qa-answers": Reader(
+        "activitynet_qa",
+        activitynet_qa.load,
+        {"train": 10, "val": 5, "test": 5},
+        "test",
+        "test_a.json",
+        "answer",
+        "",
+        ('"type": 8', '"type": 9'),
+    ),
+    "nextqa": Reader(
+        "nextqa",
+        nextqa.load,
+        {"train-full": 6, "val": 2, "test": 4},
+        "val",
+        "val.csv",
+        "a3",
+        "lines",
+        (",2,1,TP", ",5,1,TP"),
+    ),
+    "vatex": Reader(
+        "vatex",
+        vatex.load,
+        {"train": 3, "val": 1, "test": 2},
+        "test",
+        "vatex_validation_v1.0.json",
+        "enCap",
+        "[]",
+    ),
+    "youcook2": Reader(
+        "youcook2",
+        load_youcook2,
+        {"train-full": 12, "val": 3},
+        "val",
+        "validation_youcook.csv",
+        "text",
+        "lines",
+        ("0.5,0.3,", "0.2,0.3,"),
+    ),
+    "youcook2-all": Reader(
+        "youcook2",
+        lambda folder, split: load_youcook2(folder, split, "all"),
+        {"train-full": 12, "val": 4},
+        "train-full",
+        "youcookii_annotations_trainval.json",
+        "segment",
+    ),
+    "ssv2": Reader(
+        "ssv2",
+        ssv2.load,
+        {"train-full": 6, "val": 4},
+        "val",
+        "validation.json",
+        "template",
+        "[]",
+    ),
+    **{
+        f"ssv2-{text}": Reader(
+            "ssv2",
+            lambda folder, split, text=text: ssv2.load_retrieval(folder, split, text=text),  # type: ignore[misc]
+            {"train-full": 6, "val": 4},
+            "val",
+            f"ssv2_ret_{text}_val_small.json",
+            "caption",
+            "[]",
+        )
+        for text in ssv2.TEXTS
+    },
+    "lsmdc-blank": Reader(
+        "lsmdc",
+        lambda folder, split: lsmdc.load(folder, split, task="blank"),
+        {"train": 10, "val": 2, "test": 4},
+        "test",
+        "LSMDC16_annos_test_FIB.csv",
+        "\t00.01.02.345",
     ),
     "ego4d": Reader("ego4d", ego4d.load, {"val": 5}, "val", "mc_val.csv", "answers"),
     "egomcq": Reader(

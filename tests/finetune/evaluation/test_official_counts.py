@@ -41,6 +41,16 @@ COUNTS = {
     ("coco_retrieval", "5k", "test"): 5_000,
     ("coco_retrieval", "1k", "test"): 5_000,
     ("flickr30k_retrieval", "", "test"): 1_000,
+    ("activitynet_qa", "", "test"): 8_000,
+    ("nextqa", "", "test"): 8_564,
+    ("nextqa", "val", "val"): 4_996,
+    ("vatex_retrieval", "", "test"): 1_500,
+    ("youcook2_retrieval", "unseen", "val"): 3_350,
+    ("youcook2_retrieval", "all", "val"): 3_492,
+    ("ssv2_linear", "", "val"): 24_777,
+    ("ssv2_retrieval", "template", "val"): 12 * 174,
+    ("ssv2_retrieval", "label", "val"): 2_088,
+    ("lsmdc_fib", "", "test"): 30_349,
 }
 UNPUBLISHED = {"ego4d_choice", "egomcq"}
 

@@ -18,6 +18,7 @@ from tests.finetune.official.ego_4d import ego4d, egomcq
 from tests.finetune.official.images import coco, flickr30k, vqav2
 from tests.finetune.official.movies import activitynet, didemo, lsmdc
 from tests.finetune.official.msr_vtt import msrvtt, msrvtt_caption
+from tests.finetune.official.newer import activitynet_qa, nextqa, ssv2, vatex, youcook2
 from tests.finetune.official.questions import (
     MSVD_CLIPS,
     msvd,
@@ -59,4 +60,9 @@ WRITERS: dict[str, Callable[[Path], MadeUpBenchmark]] = {
     "flickr30k": flickr30k,
     "ego4d": ego4d,
     "egomcq": egomcq,
+    "activitynet_qa": activitynet_qa,
+    "nextqa": nextqa,
+    "vatex": vatex,
+    "youcook2": youcook2,
+    "ssv2": ssv2,
 }

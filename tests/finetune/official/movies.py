@@ -25,7 +25,7 @@ LSMDC_CLIPS = {
 
 def lsmdc(root: Path) -> MadeUpBenchmark:
     """Tabs under .csv, no header, no quoting; several sentences per clip in train; names that end
-    in .678; the correct option counts from 1."""
+    in .678; the correct option counts from 1; a sentence with two gaps, each a row."""
     sample = make_sample(
         root,
         [
@@ -59,6 +59,15 @@ def lsmdc(root: Path) -> MadeUpBenchmark:
             )
             for n, clip in enumerate(clips)
         ]
+        gaps = [
+            (clip, *times, f"SOMEONE {word} out.", gap, word if gap.startswith("SOMEONE") else "He")
+            for clip in clips
+            for word in ("Steps",)
+            for gap in ("SOMEONE _____ out.", f"_____ {word} out.")
+        ]
+        blank = {"train": "training"}.get(split, split)
+        text = "".join("\t".join(row) + "\n" for row in gaps)
+        write_text(folder, f"LSMDC16_annos_{blank}_FIB.csv", text)
         if split != "train":
             rows = [(*row, str((n + 2) % 5 + 1)) for n, row in enumerate(rows)]
         write_text(
