@@ -44,6 +44,7 @@ class Command:
 COMMANDS = {
     "train": Command("pre-train a recipe", "allinone.pretrain.train", "pretrain/train.py"),
     "finetune": Command("fine-tune and evaluate on a benchmark", "allinone.finetune.command"),
+    "zero-shot": Command("evaluate on several retrieval benchmarks", "allinone.tools.zero_shot"),
     "prepare": Command("convert a data set to shards", "allinone.tools.prepare"),
     "check": Command("check a prepared data set", "allinone.tools.check_data"),
     "plan": Command("plan memory, time and data for GPUs", "allinone.tools.plan", "tools/plan.py"),

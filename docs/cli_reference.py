@@ -17,6 +17,7 @@ COMMANDS = (
     ("finetune",),
     ("finetune", "msrvtt_retrieval"),
     ("finetune", "msrvtt_qa"),
+    ("zero-shot",),
     ("prepare",),
     ("check",),
     ("plan",),

@@ -42,6 +42,7 @@ COMMANDS = [
     "rolls",
     "search",
     "watch",
+    "zero_shot",
 ]
 
 
