@@ -19,6 +19,7 @@ COMMANDS = (
     ("finetune", "msrvtt_qa"),
     ("zero-shot",),
     ("prepare",),
+    ("unpack",),
     ("check",),
     ("plan",),
     ("plan", "train"),

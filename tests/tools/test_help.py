@@ -41,6 +41,7 @@ COMMANDS = [
     "predict answer",
     "rolls",
     "search",
+    "unpack",
     "watch",
     "zero_shot",
 ]
