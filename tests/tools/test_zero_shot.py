@@ -25,7 +25,7 @@ def options(path: Path, **changes: object) -> ZeroShotOptions:
 
 def written(tmp_path: Path, content: object) -> Path:
     path = tmp_path / "benchmarks.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
