@@ -10,7 +10,7 @@ import shlex
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from allinone.common.errors import DataError
 from allinone.common.json_text import parse_json
@@ -163,7 +163,7 @@ def _captions(file: IO[bytes], members: Members, fields: tuple[str, ...]) -> tup
     if not fields and has_text(written):
         return (written,)
     record = parse_json(text("json")) if "json" in members else None
-    found = []
+    found: list[Any] = []
     for name in fields or ("caption",):
         value = record.get(name) if isinstance(record, dict) else None
         value = written if fields and name == "txt" else value
