@@ -44,7 +44,9 @@ class Command:
 COMMANDS = {
     "train": Command("pre-train a recipe", "allinone.pretrain.train", "pretrain/train.py"),
     "finetune": Command("fine-tune and evaluate on a benchmark", "allinone.finetune.command"),
+    "zero-shot": Command("evaluate on several retrieval benchmarks", "allinone.tools.zero_shot"),
     "prepare": Command("convert a data set to shards", "allinone.tools.prepare"),
+    "unpack": Command("unpack Parquet files with media into tars", "allinone.tools.unpack"),
     "check": Command("check a prepared data set", "allinone.tools.check_data"),
     "plan": Command("plan memory, time and data for GPUs", "allinone.tools.plan", "tools/plan.py"),
     "convert": Command("convert weights", "allinone.tools.convert", "tools/convert.py"),

@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 DESCRIPTION = """\
 Prepare videos or images with captions for training: shards (WebDataset tars) and an index.
 
-SOURCE is the official list of WebVid, HowTo100M, YT-Temporal-180M, CC3M, CC12M, SBU, COCO
-(Karpathy) or Visual Genome, or the folder that holds it; your own CSV with the columns path
-(absolute, or relative to its folder), caption and, optionally, split; a .tar of video2dataset or
-img2dataset, or a folder of them. Every clip is decoded once; bad ones are counted and listed in
-bad_clips.jsonl.
+SOURCE is the official list of WebVid, HowTo100M, YT-Temporal-180M, Panda-70M, InternVid,
+OpenVid-1M, CC3M, CC12M, SBU, COCO (Karpathy) or Visual Genome, or the folder that holds it; your
+own CSV with the columns path (absolute, or relative to its folder), caption and, optionally, split;
+a .tar of video2dataset or img2dataset, or a folder of them. Every clip is decoded once; bad ones
+are counted and listed in bad_clips.jsonl.
 
 The same command continues after an interruption, and makes lost shards of a finished folder again.
 --retry missing,timeout tries clips again that were bad for a reason outside the file: storage that

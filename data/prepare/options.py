@@ -29,6 +29,9 @@ FormatName = Literal[
     "vg",
     "webdataset",
     "howto100m",
+    "panda70m",
+    "internvid",
+    "openvid",
     "csv",
 ]
 EXTERNAL_REASONS = ("missing", "timeout", "killed", "decoder_crashed", "unreadable", "changed")
@@ -93,6 +96,10 @@ class PrepareOptions:
     val_share: float = 0.0
     """Share of the files of the split train that becomes the split val, chosen by their names, so
     that more rows move no file; at least one file, unless it is 0."""
+    caption_fields: tuple[str, ...] = ()
+    """Tars: fields of a sample's .json that hold captions, or txt for its .txt, for example txt
+    re_caption: each becomes a caption, and training draws one of them. Without it, the .txt, or the
+    .json's caption."""
     exclude: Path | None = None
     """Ids to leave out, one per line; for vg also dataset_coco.json: its val and test images."""
     shard_clips: int | None = None
@@ -134,6 +141,11 @@ class PrepareOptions:
         name = detect(self.source) if self.format == "auto" else self.format
         if not self.source.exists():
             raise DataError(f"no such source: {self.source}; give the official list or its folder")
+        if self.caption_fields and name != "webdataset":
+            raise DataError(
+                f"--caption-fields {' '.join(self.caption_fields)}: {self.source} is a list of the"
+                f" format {name}; the option chooses among the fields of a tar's samples"
+            )
         if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
             raise DataError(f"--part {self.part[0]}/{self.part[1]}: i must be from 1 to n")
         unknown = [reason for reason in self.retry if reason not in RETRY_REASONS]
@@ -172,13 +184,14 @@ class PrepareOptions:
 
         values: dict[str, Any] = {"layout": LAYOUT}
         for entry in fields(PrepareOptions):
-            # earlier versions had no --val-share
-            if entry.name not in NOT_IN_FINGERPRINT and (
-                entry.name != "val_share" or self.val_share
-            ):
+            value = getattr(self, entry.name)
+            # options that earlier versions did not have
+            absent = entry.name in ("val_share", "caption_fields") and not value
+            if entry.name not in NOT_IN_FINGERPRINT and not absent:
                 # prepared folders call the format "kind"
                 key = "kind" if entry.name == "format" else entry.name
-                value = getattr(self, entry.name)
+                # as JSON gives it back: a tuple would differ from the stored list
+                value = list(value) if isinstance(value, tuple) else value
                 values[key] = str(value) if isinstance(value, Path) else value
         return values
 
@@ -186,7 +199,7 @@ class PrepareOptions:
 def rows_of(options: PrepareOptions) -> Iterator[SourceRow]:
     """All rows that the source lists; `options` are resolved."""
     exclude = excluded_ids(options.exclude, options.source, options.format)
-    given = ReadOptions(options.videos, options.names, exclude)
+    given = ReadOptions(options.videos, options.names, exclude, options.caption_fields)
     if not options.val_share:
         return read(options.source, options.format, given)
     return _with_val(options, given)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from allinone.common.errors import DataError
 from allinone.data.sources import (
+    clip_lists,
     conceptual,
     howto100m,
     karpathy,
+    openvid,
     own_csv,
     sbu,
     visual_genome,
@@ -65,6 +67,9 @@ FORMATS: dict[str, SourceFormat] = {
         visual_genome.FORMAT,
         webdataset.FORMAT,
         howto100m.FORMAT,
+        clip_lists.PANDA_FORMAT,
+        clip_lists.INTERNVID_FORMAT,
+        openvid.FORMAT,
         own_csv.FORMAT,
     )
 }
@@ -72,7 +77,12 @@ FORMATS: dict[str, SourceFormat] = {
 also the official ones."""
 NARRATIONS: dict[str, Callable[[Narration], list[CaptionLine]]] = {
     parser.__name__: parser
-    for parser in (howto100m.csv_lines, howto100m.json_lines, yttemporal.record_lines)
+    for parser in (
+        howto100m.csv_lines,
+        howto100m.json_lines,
+        yttemporal.record_lines,
+        clip_lists.clip_lines,
+    )
 }
 """Parsers of timed captions by name."""
 

@@ -82,6 +82,9 @@ class ReadOptions:
     """Template of an image's path below `media`, for lists that hold URLs only."""
     exclude: frozenset[str] = field(default_factory=frozenset)
     """Ids to skip and count, for example the videos of a test set."""
+    caption_fields: tuple[str, ...] = ()
+    """Tars: fields of a sample's .json, or txt for its .txt, that hold captions; () takes the .txt,
+    or the .json's `caption` if it is missing or empty."""
 
 
 @dataclass(frozen=True)

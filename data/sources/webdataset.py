@@ -10,7 +10,7 @@ import shlex
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from allinone.common.errors import DataError
 from allinone.common.json_text import parse_json
@@ -48,7 +48,7 @@ def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
                 raise DataError(f"{path} is not a readable tar: {problem}; delete or repair it")
             samples, duplicates = _samples(path, found)
             for key, members in samples.items():
-                yield _row(path, file, key, members)
+                yield _row(path, file, key, members, options.caption_fields)
         yield from duplicates
         if problem:
             detail = (
@@ -95,7 +95,9 @@ def _samples(
     return samples, duplicates
 
 
-def _row(path: Path, file: IO[bytes], key: str, members: Members) -> SourceRow:
+def _row(
+    path: Path, file: IO[bytes], key: str, members: Members, fields: tuple[str, ...]
+) -> SourceRow:
     """Convert one sample.
 
     Args:
@@ -103,6 +105,7 @@ def _row(path: Path, file: IO[bytes], key: str, members: Members) -> SourceRow:
         file: The opened tar, from which the caption is read.
         key: The sample's key.
         members: Its members.
+        fields: As `ReadOptions.caption_fields`.
     """
     name = f"{path.stem}/{key}"
     media = _media_members(members)
@@ -114,7 +117,7 @@ def _row(path: Path, file: IO[bytes], key: str, members: Members) -> SourceRow:
         detail = f"the sample has several media files, {', '.join(media)}; leave one of them"
         return bad_row("train", name, path, name, detail, "ambiguous")
     try:
-        captions = _captions(file, members)
+        captions = _captions(file, members, fields)
     except ValueError as error:
         detail = f"the caption cannot be read ({type(error).__name__}: {str(error)[:100]})"
         return bad_row("train", name, path, name, detail)
@@ -136,8 +139,13 @@ def _media_members(members: Members) -> list[str]:
     return [extension for extension in media if extension in VIDEOS - {"gif"}] or media
 
 
-def _captions(file: IO[bytes], members: Members) -> tuple[str, ...]:
+def _captions(file: IO[bytes], members: Members, fields: tuple[str, ...]) -> tuple[str, ...]:
     """Captions of a sample: the .txt, or those of the .json if it is missing or empty.
+
+    Args:
+        file: The tar.
+        members: Members of the sample.
+        fields: As `ReadOptions.caption_fields`; captions of all of them, each text once.
 
     Raises:
         ValueError: What holds them is damaged.
@@ -151,18 +159,22 @@ def _captions(file: IO[bytes], members: Members) -> tuple[str, ...]:
         # utf-8-sig: Windows editors write a byte order mark, which no JSON may begin with
         return file.read(member.size).decode("utf-8-sig")
 
-    if "txt" in members and has_text(caption := text("txt")):
-        return (caption,)
-    if "json" not in members:
-        return ()
-    record = parse_json(text("json"))
-    found = record.get("caption") if isinstance(record, dict) else None
-    captions = found if isinstance(found, list) else [found]
+    written = text("txt") if "txt" in members and (not fields or "txt" in fields) else ""
+    if not fields and has_text(written):
+        return (written,)
+    record = parse_json(text("json")) if "json" in members else None
+    found: list[Any] = []
+    for name in fields or ("caption",):
+        value = record.get(name) if isinstance(record, dict) else None
+        value = written if fields and name == "txt" else value
+        found += value if isinstance(value, list) else [value]
     return tuple(
-        str(caption)
-        for caption in captions
-        if isinstance(caption, str | int)
-        or (isinstance(caption, float) and math.isfinite(caption))  # infinite: too many digits
+        dict.fromkeys(
+            str(caption)
+            for caption in found
+            if isinstance(caption, str | int)
+            or (isinstance(caption, float) and math.isfinite(caption))  # infinite: too many digits
+        )
     )
 
 

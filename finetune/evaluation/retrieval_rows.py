@@ -90,7 +90,7 @@ def prediction_rows(
     owners = queries.owners
     for q, text in enumerate(queries.texts):
         best = _best(by_text[q])
-        right = [items[m].id for m in np.flatnonzero(queries.relevant[q])]
+        right = [items[m].id for m in np.flatnonzero(queries.relevant[q]).tolist()]
         rows.append(
             {
                 "id": queries.names[q],

@@ -330,7 +330,7 @@ def _chance(relevant: np.ndarray, media: int) -> dict[str, float]:
         media: Number of media items.
     """
     chance = {}
-    for k in metrics.RECALLS:
+    for k in (k for k in metrics.RECALLS if k < media):
         # none of the first k places has one of them
         missed = [math.comb(media - int(r), k) / math.comb(media, k) for r in relevant]
         chance[f"t2v/R@{k}"] = 100 * (1 - float(np.mean(missed)))

@@ -41,7 +41,9 @@ COMMANDS = [
     "predict answer",
     "rolls",
     "search",
+    "unpack",
     "watch",
+    "zero_shot",
 ]
 
 
