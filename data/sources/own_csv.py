@@ -46,7 +46,8 @@ def _read(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
             continue
         split, path, caption = _fields(record)
         key = key_hash(split, path)
-        captions, seen = (caption,), key in joined
+        captions: tuple[str, ...] = (caption,)
+        seen = key in joined
         if key in more and has_text(caption) and not seen:
             captions = tuple(dict.fromkeys((caption, *more[key])))
         row = _row(split, path, captions, root, source, place)

@@ -146,7 +146,7 @@ class ClipEmbedder:
         media = example.looks[0].media
         try:
             inside(self.library.root, clip.path)
-            self.library.prepare([media], quiet=True)
+            self.library.prepare([media], quiet=True, again=True)
             (visual,) = MediaReader(self.library, self.clip, self.data)(example.looks[0], None)
         except (DataError, DecodeError) as error:
             raise InputError(f"{clip.path} cannot be shown: {error}") from error
