@@ -37,6 +37,7 @@ from allinone.tools import predict, search
 from allinone.tools.convert import main
 from allinone.tools.inspection.checkpoints import load_checkpoint
 from allinone.tools.video_index.build import update_index
+from tests.data.media import write_image
 from tests.finetune.official import WRITERS
 from tests.finetune.runs import FinetuneCommand, run_jobs
 from tests.forked import ROOT
@@ -628,9 +629,11 @@ def test_commands_of_the_predict_guide_run(
     first, second = list(labels)[:2]
     table = table.replace("a jump", first).replace("a fall", second)
     (tmp_path / "questions.csv").write_text(table)
-    (commands,) = blocks("predict.md", "sh")
+    (tmp_path / "runs" / "vcr").symlink_to(root / "vcr.run")
+    write_image(tmp_path / "still.jpg", 3, width=400, height=300)
+    commands = "".join(blocks("predict.md", "sh")).replace("\\\n", " ")
     lines = [line for line in commands.splitlines() if line]
-    assert len(lines) == 4
+    assert len(lines) == 6
     for line in lines:
         program, command, *argv = shlex.split(line)
         assert (program, command) == ("allinone", "predict")

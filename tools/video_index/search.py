@@ -73,7 +73,7 @@ class Searcher:
     """
 
     def __init__(self, loaded: LoadedModel, index: VideoIndex) -> None:
-        if weights_hash(loaded.model) != index.manifest.settings.weights:
+        if weights_hash(loaded) != index.manifest.settings.weights:
             raise InputError(
                 f"--checkpoint {loaded.weights} did not make the index {index.folder}; it was made"
                 f" with {index.manifest.checkpoint}. Give that one, or make another index"
