@@ -432,8 +432,8 @@ class AllInOnePreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As transformers does; weights get the permissions that the umask gives to new files."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        # safetensors writes 0600 since version 0.6. config.json is new and written by open(); the
-        # umask itself cannot be read without setting it
+        # safetensors writes 0600 since version 0.6. config.json is new and written by open(). This
+        # is open_to_umask of common/atomic_io.py, which a folder copied by transformers lacks
         config = Path(save_directory) / "config.json"
         if config.is_file():
             mode = stat.S_IMODE(config.stat().st_mode)

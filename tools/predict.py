@@ -174,6 +174,11 @@ class AnswerOptions(VideoOptions):
     """The question. For a model that was not fine-tuned, [MASK] is appended if it has none."""
     choices: tuple[str, ...] = ()
     """Rank these answers; without any, the model answers freely."""
+    regions: tuple[str, ...] = ()
+    """For models fine-tuned for VCR: NAME:X1,Y1,X2,Y2 in pixels of the picture, numbered from 1;
+    question and choices mention them as [1] or [1,2]."""
+    given_answer: str = ""
+    """For models fine-tuned for VCR: the choices are reasons for this answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +239,14 @@ def _ask(predictor: Any, task: str, options: VideoOptions) -> Callable[..., dict
                 raise InputError("give --choices A B …, or the columns option_1, option_2, …")
             if task == "answer" and not question:
                 raise InputError("give --question, or the column question")
-            return getattr(predictor, task)(video, question, choices, options.top)
+            return getattr(predictor, task)(
+                video,
+                question,
+                choices,
+                options.top,
+                regions=row.get("regions") or options.regions,
+                given_answer=row.get("given_answer") or options.given_answer,
+            )
         assert isinstance(options, (MatchOptions, FillOptions))
         text = row.get("text") or options.text
         if not text:

@@ -78,12 +78,14 @@ def _run(argv: Sequence[str]) -> int:
     rows = [["clip", "seconds", "similarity", "match"]]
     for hit in hits:
         end = "end" if hit.clip.end_s is None else f"{hit.clip.end_s:.1f}"
-        match = "-" if hit.match is None else f"{100 * hit.match:.1f} %"
-        rows.append([hit.clip.path, f"{hit.clip.start_s:.1f} – {end}", f"{hit.score:.3f}", match])
+        seconds = f"{hit.clip.start_s:.1f} – {end}"
+        rows.append([hit.clip.path, seconds, f"{hit.score:.3f}", hit.match_text])
     print(plain_table(rows))
     for hit in hits:
         if hit.note:
             print(f"note: {hit.clip.path}: {hit.note}; `allinone index` updates the index")
+    if by := next((hit.match_by for hit in hits if hit.match_by), ""):
+        print(f"match: {by}")
     print(f"{len(index):,} clips searched, in {index.manifest.root}")
     return 0
 

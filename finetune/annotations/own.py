@@ -47,6 +47,12 @@ NEEDED: dict[str, list[tuple[str, ...]]] = {
     "labels": [PATH_COLUMNS, ("label",)],
 }
 """Task → columns that a row must have, each with its alternative names."""
+CONTRADICTIONS = {
+    "choice": "an earlier row gives another answer to this question, and it is kept: delete one",
+    "labels": "an earlier row gives the clip another label, and it is kept: delete one, or name"
+    " different parts of the file by start_s and end_s",
+}
+"""Task → why the second of two rows about one clip is left out."""
 OPTIONAL = ("split", "start_s", "end_s", "id")
 AnswerIs = Literal["either", "text", "number"]
 _OPTION = re.compile(r"option_([1-9]\d*)")
@@ -390,6 +396,11 @@ def _splits(table: _Table) -> dict[str, Split]:
                 builder.leave_out("the label is not in train, so no class has it", row.where)
                 continue
             item = replace(item, label=numbers[row.label])
+        known = builder.items.get(item.id)
+        reason = CONTRADICTIONS.get(table.options.task)
+        if reason and known is not None and known != item and known.media == item.media:
+            builder.leave_out(reason, row.where)
+            continue
         builder.add(item, row.where)
     found = {}
     for name in names:

@@ -122,6 +122,11 @@ class MediaLibrary:
         self._workers = workers
         self._store = cache / "media" / content_hash(str(self.root).encode())
         self._files: dict[str, MediaFile] = {}
+        self._known: dict[str, MediaFile] | None = None
+        """What the cache holds, read once; None: not read yet."""
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_known": None}  # reader processes do not probe
 
     def __getitem__(self, media: Media) -> MediaFile:
         """Return the file of a media item; raises MediaError if it is missing or damaged."""
@@ -154,19 +159,20 @@ class MediaLibrary:
         file = self._files.get(media.path)
         return file.hash or file.reason if file else ""
 
-    def prepare(self, media: Iterable[Media], *, quiet: bool = False) -> None:
+    def prepare(self, media: Iterable[Media], *, quiet: bool = False, again: bool = False) -> None:
         """Find and probe the files that are not known yet, each rank its share. Collective.
 
         Args:
             media: Items whose files will be read.
             quiet: No progress bar.
+            again: Also look at files that are known, and probe those that have changed since.
 
         Raises:
             DataError: The folder holds none of the files.
             StorageError: The storage failed on any rank.
         """
         check_folder(self.root, self._source)
-        wanted = sorted({item.path for item in media} - self._files.keys())
+        wanted = sorted({item.path for item in media} - (set() if again else self._files.keys()))
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         # every world-th file of the sorted list: long videos of one folder are spread over ranks
         mine: dict[str, MediaFile] | str
@@ -195,7 +201,9 @@ class MediaLibrary:
 
     def _probe(self, paths: list[str], *, quiet: bool) -> dict[str, MediaFile]:
         names = _Names(self.root)
-        known = _read_store(self._store)
+        if self._known is None:
+            self._known = _read_store(self._store)
+        known = self._known
         found: dict[str, MediaFile] = {}
         new: list[tuple[str, Path, str]] = []
         for path in paths:
@@ -218,10 +226,12 @@ class MediaLibrary:
             else:
                 new.append((path, file, key))
         if new:
-            found |= self._probe_new(new, quiet=quiet)
+            found |= self._probe_new(new, known, quiet=quiet)
         return found
 
-    def _probe_new(self, new: list[tuple[str, Path, str]], *, quiet: bool) -> dict[str, MediaFile]:
+    def _probe_new(
+        self, new: list[tuple[str, Path, str]], known: dict[str, MediaFile], *, quiet: bool
+    ) -> dict[str, MediaFile]:
         found: dict[str, MediaFile] = {}
         lines: list[str] = []
         # a store file per process: appending to one file from several nodes is not safe on NFS
@@ -251,6 +261,7 @@ class MediaLibrary:
                 if reason not in NOT_OF_CONTENT:
                     if reason is None:  # the file may have changed since its key was made
                         key = f"{answer.path}|{answer.version}"
+                    known[key] = answer
                     lines.append(json.dumps([key, _as_json(answer)]) + "\n")
                 if len(lines) >= _SAVE_EVERY:
                     _append(store, lines)

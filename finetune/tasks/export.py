@@ -10,7 +10,7 @@ from torch import Tensor
 
 from allinone.engine.checkpoint.layout import CheckpointError
 from allinone.finetune.task_model.source import SourceCheckpoint, config_fields
-from allinone.finetune.tasks.options import ActionOptions, ChoiceOptions
+from allinone.finetune.tasks.options import ActionOptions, ChoiceOptions, VCROptions
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.model.all_in_one import AllInOnePreTrainedModel
 from allinone.model.task_models import PROTOCOLS, AllInOneForTask
@@ -29,7 +29,8 @@ def exported_config(
 
     Returns:
         The class that holds the head, AllInOneForPreTraining if there is none; and the config, with
-        `id2label` and what the inputs of the head need under "task": `prompt`, `list_options`.
+        `id2label` and what the inputs of the head need under "task": `prompt`, `list_options`,
+        `highlight`, `naming`.
     """
     fields = config_fields(source.config)
     task = dict(source.task)
@@ -45,6 +46,9 @@ def exported_config(
     if task["protocol"] == "multiple_choice":
         listed = options.get("list_options", ChoiceOptions().list_options)
         task.setdefault("list_options", listed)
+    if task["protocol"] == "vcr":
+        for name in ("highlight", "naming"):
+            task.setdefault(name, options.get(name, getattr(VCROptions(), name)))
     if task["protocol"] == "retrieval":
         task["contrastive"] = "text_projection.weight" in source.tensors
     config = AllInOneConfig(**{**fields, "image_heads": False}, task=task)

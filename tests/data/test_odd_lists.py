@@ -194,6 +194,33 @@ def test_duplicates_are_found_among_many_keys(
     assert len({row.id for row in found}) == len(listed)
 
 
+def test_rows_of_one_file_become_one_clip_with_all_captions(tmp_path: Path) -> None:
+    """In any order of rows; what is not kept is named by its line."""
+    listed = [
+        "a.mp4,,train",
+        "a.mp4,one,train",
+        "b.mp4,alone,train",
+        "a.mp4,two  words,train",
+        "a.mp4,one,train",
+        "a.mp4,three,val",
+        "a.mp4,four,train",
+        "../c.mp4,x,train",
+        "../c.mp4,y,train",
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(["path,caption,split", *listed]) + "\n")
+    found = list(read(tmp_path / "a.csv", "csv", ReadOptions()))
+    kept = {f"{row.split}/{row.id}": row.captions for row in found if row.reason is None}
+    assert kept == {
+        "train/a.mp4": ("one", "two words", "four"),
+        "train/b.mp4": ("alone",),
+        "val/a.mp4": ("three",),
+    }
+    bad = [(row.id, row.source, row.reason) for row in found if row.reason]
+    assert bad[:2] == [("line-2", "a.mp4", "no_caption"), ("line-6", "a.mp4", "duplicate")]
+    assert [row[1:] for row in bad[2:]] == [("../c.mp4", "bad_row")] * 2
+    assert "a.csv:6: an earlier row gives this file the same caption" in str(found[3].detail)
+
+
 def test_names_that_no_file_system_has_are_bad_rows(tmp_path: Path) -> None:
     def image(name: str) -> dict[str, object]:
         sentences = [{"raw": "x"}]

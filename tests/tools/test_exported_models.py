@@ -25,6 +25,8 @@ import transformers
 from torch import Tensor
 
 import allinone
+from allinone.finetune.annotations.schema import VCRItem
+from allinone.finetune.annotations.vcr import Tokens
 from allinone.finetune.command import parse
 from allinone.finetune.evaluation.evaluator import Evaluator
 from allinone.finetune.evaluation.results import read_results
@@ -32,8 +34,11 @@ from allinone.finetune.inputs.batch import TaskBatch
 from allinone.finetune.run import FinetuneJob
 from allinone.finetune.tasks import action_recognition, open_ended_qa
 from allinone.model.contrast import embed_text, embed_video
-from allinone.tools import predict
+from allinone.tools import predict, search
 from allinone.tools.convert import main
+from allinone.tools.inspection.checkpoints import load_checkpoint
+from allinone.tools.video_index.build import update_index
+from tests.data.media import write_image
 from tests.finetune.official import WRITERS
 from tests.finetune.runs import FinetuneCommand, run_jobs
 from tests.forked import ROOT
@@ -99,7 +104,7 @@ Recorded = list[tuple[str, TaskBatch, Any, Tensor]]
 
 
 def evaluation(
-    root: Path, name: str, out: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, name: str, out: Path, monkeypatch: pytest.MonkeyPatch, *more: str
 ) -> tuple[Recorded, FinetuneJob]:
     """(stage, batch, model, values) of the run's evaluation."""
     recorded: Recorded = []
@@ -118,6 +123,7 @@ def evaluation(
     monkeypatch.setattr(Evaluator, "run", recording)
     benchmark = importlib.import_module(f"allinone.finetune.{name}").BENCHMARK
     argv = [*arguments(root, name), "--eval-only", "--checkpoint", str(root / f"{name}.run")]
+    argv += more
     job = FinetuneJob(benchmark, parse(benchmark, [*argv, "--out", str(out)])[0])
     job.run()
     assert recorded
@@ -459,6 +465,118 @@ def test_predict_refuses_the_head_of_another_task(
     assert "was not fine-tuned" in capsys.readouterr().err
 
 
+def as_written(tokens: Tokens) -> str:
+    """A text of VCR's files as predict takes it: regions by their number, from 1."""
+    return " ".join(
+        token if isinstance(token, str) else f"[{','.join(str(index + 1) for index in token)}]"
+        for token in tokens
+    )
+
+
+def test_predict_asks_about_regions_as_vcr_is_evaluated(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recorded, job = evaluation(root, "vcr", tmp_path, monkeypatch, "--highlight", "boxes")
+    run = root / "vcr.run"
+    for _, batch, _, values in recorded:
+        for number, scores in zip(batch.items, values, strict=True):
+            item = job.splits.test.items[number]
+            assert isinstance(item, VCRItem)
+            boxes = [f"{r.name}:{','.join(f'{x:g}' for x in r.box)}" for r in item.regions]
+            given = ["--video", str(root / "vcr" / "media" / item.media.path)]
+            given += ["--question", as_written(item.question), "--regions", *boxes]
+            answers = [as_written(answer) for answer in item.answers]
+            found = asked(capsys, "answer", run, *given, "--choices", *answers)
+            assert found["head"] == "VCR head for answers"
+            expected = dict(zip(answers, scores[:4].softmax(-1).tolist(), strict=True))
+            assert {row["name"]: row["score"] for row in found["results"]} == pytest.approx(
+                expected, abs=1e-5
+            )
+            reasons = [as_written(rationale) for rationale in item.rationales]
+            given += ["--given-answer", answers[2], "--choices", *reasons]
+            found = asked(capsys, "choose", root / "vcr.model", *given)
+            expected = dict(zip(reasons, scores[12:16].softmax(-1).tolist(), strict=True))
+            assert {row["name"]: row["score"] for row in found["results"]} == pytest.approx(
+                expected, abs=1e-5
+            )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--question", "why?"], "this model chooses among answers: give --choices"),
+        (
+            ["--question", "[3]?", "--choices", "a", "b"],
+            "mentions region [3], but --regions gives 1",
+        ),
+        (["--question", "[1]?", "--choices", "a", "b [0]"], "--choices mentions region [0]"),
+        (
+            ["--question", "q", "--choices", "a", "--regions", "dog 1,2,3,4"],
+            "is not NAME:X1,Y1,X2,Y2",
+        ),
+        (["--question", "q", "--choices", "a", "--regions", "dog:5,2,3,4"], "is empty: X1 must be"),
+        (["--question", "[1]", "--choices", "a", "--regions", "dog:0,0,9999,4"], "the picture has"),
+    ],
+)
+def test_regions_that_do_not_fit_are_named(
+    root: Path, video: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["answer", "--checkpoint", str(root / "vcr.run"), "--video", str(video)]
+    assert predict.main([*given, "--regions", "dog:1,2,30,40", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_only_models_of_vcr_take_regions(
+    root: Path, video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, question in (("msrvtt_qa", "what?"), ("tgif_action", "")):
+        given = ["--checkpoint", str(root / f"{name}.run"), "--video", str(video)]
+        given += ["--question", question, "--choices", "a", "--regions", "dog:1,2,30,40"]
+        assert predict.main(["choose", *given]) == 2
+        assert "only a model that was fine-tuned for VCR" in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_pairs_are_ranked_by_the_fine_tuned_rank_head(
+    root: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, texts = root / "msrvtt_retrieval.run", ["a red ball", "two dogs", "rain"]
+    model = allinone.AllInOneForRetrieval.from_pretrained(root / "msrvtt_retrieval.model").eval()
+    processor = allinone.AllInOneProcessor.from_pretrained(root / "msrvtt_retrieval.model")
+    inputs = processor(str(video), texts)
+    clips = torch.zeros(3, dtype=torch.int64)
+    expected = dict(
+        zip(
+            texts,
+            model.get_pair_logits(
+                inputs["pixels"][:1], inputs["text_ids"], inputs["text_mask"], clips
+            ).tolist(),
+            strict=True,
+        )
+    )
+    found = asked(capsys, "rank", run, "--video", str(video), "--text", *texts, "--by", "match")
+    assert "rank head of the fine-tuning" in found["by"]
+    scores = {row["name"]: row["score"] for row in found["results"]}
+    assert scores == pytest.approx(expected, abs=1e-4)
+    assert list(scores) == sorted(texts, key=lambda text: -expected[text])
+    pair = asked(capsys, "match", run, "--video", str(video), "--text", texts[0])["results"]
+    assert pair[0]["score"] == pytest.approx(expected[texts[0]], abs=1e-4)
+    assert "VTC" in pair[1]["name"]
+    # an index of the fine-tuned run is re-ranked by the same head
+    (tmp_path / "videos").mkdir()
+    shutil.copy(video, tmp_path / "videos")
+    loaded = load_checkpoint(run, "cpu")
+    where = tmp_path / "videos", tmp_path / "index"
+    update_index(loaded, str(run), *where, workers=0, quiet=True)
+    assert search.main([texts[1], "--index", str(where[1]), "--rerank", "1", "--json"]) == 0
+    (hit,) = json.loads(capsys.readouterr().out)
+    assert hit["match"] == pytest.approx(expected[texts[1]], abs=1e-4)
+    assert "rank head" in hit["match_by"]
+
+
 def test_a_cut_question_is_reported(
     root: Path, video: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -559,9 +677,11 @@ def test_commands_of_the_predict_guide_run(
     first, second = list(labels)[:2]
     table = table.replace("a jump", first).replace("a fall", second)
     (tmp_path / "questions.csv").write_text(table)
-    (commands,) = blocks("predict.md", "sh")
+    (tmp_path / "runs" / "vcr").symlink_to(root / "vcr.run")
+    write_image(tmp_path / "still.jpg", 3, width=400, height=300)
+    commands = "".join(blocks("predict.md", "sh")).replace("\\\n", " ")
     lines = [line for line in commands.splitlines() if line]
-    assert len(lines) == 4
+    assert len(lines) == 6
     for line in lines:
         program, command, *argv = shlex.split(line)
         assert (program, command) == ("allinone", "predict")

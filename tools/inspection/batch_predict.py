@@ -47,7 +47,7 @@ class Request:
 
     path: Path
     values: Mapping[str, Any]
-    """question, text and choices, where the row has them."""
+    """question, text, choices, regions and given_answer, where the row has them."""
 
 
 def read_requests(video: Path | None, videos: Path | None) -> list[Request]:
@@ -85,8 +85,12 @@ def _request(row: Mapping[str, Any], table: Path, number: int) -> Request:
     )
     choices = [str(row[name]) for name in names if row[name] not in (None, "")]
     values: dict[str, Any] = {
-        name: str(row[name]) for name in ("question", "text") if row.get(name) not in (None, "")
+        name: str(row[name])
+        for name in ("question", "text", "given_answer", "regions")
+        if row.get(name) not in (None, "")
     }
+    if "regions" in values:
+        values["regions"] = [text for text in values["regions"].split(";") if text.strip()]
     return Request(
         table.parent / str(row["path"]), values | ({"choices": choices} if choices else {})
     )

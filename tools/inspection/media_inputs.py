@@ -6,7 +6,7 @@ Letters: T frames, S the model's image size, L text tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +59,22 @@ class ClipReader:
         self._data = data
         self._augment = augmentation_for(self._clip, data, torch.device("cpu"), 1)
 
-    def __call__(self, path: Path, option: str = "--video") -> InputClip:
-        """Read one file; InputError, with the name of `option`, if it cannot be decoded."""
+    def __call__(
+        self,
+        path: Path,
+        option: str = "--video",
+        paint: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+    ) -> InputClip:
+        """Read one file.
+
+        Args:
+            path: The file.
+            option: The option that errors name.
+            paint: Draws into each frame, RGB [H, W, 3], before it is cropped.
+
+        Raises:
+            InputError: The file cannot be decoded.
+        """
         if not path.is_file():
             problem = "is a folder; give a file" if path.is_dir() else "does not exist"
             raise InputError(f"{option} {path} {problem}")
@@ -74,6 +88,8 @@ class ClipReader:
             )
         except (ProbeError, DecodeError) as error:
             raise InputError(f"{option} {path} cannot be used as a video: {error}") from error
+        if paint is not None:
+            frames = np.stack([paint(frame) for frame in frames])
         return InputClip(
             path,
             self._augment([frames], [choices]),
@@ -139,7 +155,7 @@ class TextReader:
     def __call__(self, text: str) -> InputText:
         """Tokenize one text, truncated to max_text_len; [MASK] is accepted in any case."""
         text = re.sub(re.escape(MASK_TOKEN), MASK_TOKEN, text, flags=re.IGNORECASE)
-        return self._of(text, plain(text))
+        return self.of_parts(text, plain(text))
 
     def option(self, question: str, choice: str, listed: Sequence[str] = ()) -> InputText:
         """One option of a question as multiple choice is trained with it, see prompts.option.
@@ -149,9 +165,10 @@ class TextReader:
             choice: The option.
             listed: All options, if each text lists them.
         """
-        return self._of(f"{question} {choice}", option(question, choice, listed))
+        return self.of_parts(f"{question} {choice}", option(question, choice, listed))
 
-    def _of(self, text: str, parts: Text) -> InputText:
+    def of_parts(self, text: str, parts: Text) -> InputText:
+        """Tokenize the parts of a text, which messages show as `text`."""
         found = encode(self.tokenizer, parts, self._length)
         positions = np.flatnonzero(found.ids == self.tokenizer.mask_id)
         cut = ""

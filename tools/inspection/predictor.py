@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from allinone.common.errors import AllInOneError, InputError
 from allinone.finetune.tasks.captioning import caption_text
@@ -19,6 +20,7 @@ from allinone.model.task_models import (
     AllInOneForCaptioning,
     AllInOneForMultipleChoice,
     AllInOneForQuestionAnswering,
+    AllInOneForRetrieval,
     AllInOneForTask,
     AllInOneForVideoClassification,
 )
@@ -32,9 +34,11 @@ from allinone.tools.inspection.media_inputs import (
     TextReader,
     media_files,
 )
+from allinone.tools.inspection.region_question import region_question
 
 CONTRAST = "contrastive: cosine similarity of two uni-modal passes (VTC)"
 MATCH = "matching: probability of the joint pass (VTM)"
+RANK = "rank head of the fine-tuning: score of the joint pass, not a probability"
 # the head that each score comes from; the registry of objectives knows which objective trains it
 MLM_HEAD, MATCH_HEAD, CONTRAST_HEADS = (
     "mlm_head",
@@ -62,14 +66,39 @@ class Predictor:
             raise InputError(f"--checkpoint {self.loaded.weights}: {error}") from error
         return model if model is None else model.to(self.loaded.device)
 
+    @cached_property
+    def _rank_model(self) -> AllInOneForRetrieval | None:
+        """The model if it was fine-tuned for retrieval with a rank head, else None."""
+        model = self.task_model if self.loaded.source and self.loaded.source.task else None
+        ranks = isinstance(model, AllInOneForRetrieval) and model.kind == "rank"
+        return model if ranks and isinstance(model, AllInOneForRetrieval) else None
+
+    @property
+    def match_by(self) -> str:
+        """Which score `match_scores` gives: RANK or MATCH."""
+        return RANK if self._rank_model else MATCH
+
     @torch.inference_mode()
-    def match_probability(self, clip: InputClip, text: InputText) -> float:
-        """Probability that a video and a text match, from the VTM head on the joint pass."""
+    def match_scores(self, pixels: Tensor, text: InputText) -> list[float]:
+        """How well clips match a text, by the joint pass.
+
+        Args:
+            pixels: [B, T, 3, S, S].
+            text: The text.
+
+        Returns:
+            B scores: of the rank head if the model was fine-tuned for retrieval with one, which
+            evaluation re-ranks by; else probabilities of the VTM head.
+        """
+        device = self.loaded.device
+        pixels = pixels.to(device)
+        ids, mask = (x.to(device).expand(len(pixels), -1) for x in (text.ids, text.mask))
+        if self._rank_model:
+            return self._rank_model.get_pair_logits(pixels, ids, mask).tolist()
         self.loaded.needs(MATCH_HEAD)
-        model, device = self.loaded.model, self.loaded.device
-        output = model(clip.pixels.to(device), text.ids.to(device), text.mask.to(device))
+        model = self.loaded.model
         # class 1 is a match
-        return float(model.vtm_head(output.pooled).softmax(-1)[0, 1])
+        return model.vtm_head(model(pixels, ids, mask).pooled).softmax(-1)[:, 1].tolist()
 
     @torch.inference_mode()
     def similarity(
@@ -126,17 +155,19 @@ class Predictor:
     ) -> dict[str, Any]:
         """Scores of all pairs, best first; either `clips` or `texts` has one entry."""
         if by == "auto":
-            by = "match" if self.loaded.untrained(CONTRAST_HEADS[0]) else "contrast"
+            towers = CONTRAST_HEADS[0] not in self.loaded.missing
+            towers = towers and not self.loaded.untrained(CONTRAST_HEADS[0])
+            by = "contrast" if towers else "match"
         if by == "contrast":
             table = self.similarity(clips, texts)
         else:
-            table = [[self.match_probability(clip, text) for text in texts] for clip in clips]
+            table = [[self._match(clip, text) for text in texts] for clip in clips]
         scores = [score for row in table for score in row]
         # sorted is stable: equal scores keep the order in which the user gave them
         order = sorted(range(len(scores)), key=lambda index: -scores[index])[:top]
         return {
             "task": "retrieve",
-            "by": CONTRAST if by == "contrast" else MATCH,
+            "by": CONTRAST if by == "contrast" else self.match_by,
             "of": len(scores),
             "results": _ranked([(scores[index], names[index]) for index in order]),
             "notes": [
@@ -144,6 +175,9 @@ class Predictor:
                 *self._untrained(CONTRAST_HEADS[0] if by == "contrast" else MATCH_HEAD),
             ],
         }
+
+    def _match(self, clip: InputClip, text: InputText) -> float:
+        return self.match_scores(clip.pixels, text)[0]
 
     def _readable(self, folder: Path) -> tuple[list[InputClip], list[str]]:
         """(clips, reasons of the files that cannot be used)."""
@@ -160,20 +194,18 @@ class Predictor:
         return clips, skipped
 
     def match(self, video: Path, text: str) -> dict[str, Any]:
-        """Both scores of one pair."""
+        """The scores of one pair: matching and contrastive, or the one that the model has."""
         clip, words = self.read_clip(video), self.read_text(text)
-        return {
-            "task": "match",
-            "results": [
-                {"score": self.match_probability(clip, words), "name": MATCH},
-                {"score": self.similarity([clip], [words])[0][0], "name": CONTRAST},
-            ],
-            "notes": [
-                *_cuts([words]),
-                *self._untrained(MATCH_HEAD),
-                *self._untrained(CONTRAST_HEADS[0]),
-            ],
-        }
+        results, notes = [], _cuts([words])
+        towers = CONTRAST_HEADS[0] not in self.loaded.missing
+        if self._rank_model or MATCH_HEAD not in self.loaded.missing or not towers:
+            results.append({"score": self._match(clip, words), "name": self.match_by})
+            notes += [] if self._rank_model else self._untrained(MATCH_HEAD)
+        if towers:
+            score = self.similarity([clip], [words])[0][0]
+            results.append({"score": score, "name": CONTRAST})
+            notes += self._untrained(CONTRAST_HEADS[0])
+        return {"task": "match", "results": results, "notes": notes}
 
     def fill(self, video: Path, text: str, top: int) -> dict[str, Any]:
         """Predict every [MASK] of a text.
@@ -261,7 +293,7 @@ class Predictor:
         }
 
     def answer(
-        self, video: Path, question: str, choices: Sequence[str], top: int
+        self, video: Path, question: str, choices: Sequence[str], top: int, **about: Any
     ) -> dict[str, Any]:
         """Answer a question: by the head of a fine-tuned model, else by the pre-training heads.
 
@@ -270,13 +302,17 @@ class Predictor:
             question: For the MLM head, a [MASK] is appended if it has none.
             choices: Choose among these; without any, all answers of the head, or one word of MLM.
             top: Number of answers.
+            **about: `regions` and `given_answer` of `choose`.
 
         Raises:
             InputError: The model has another task's head, or the question has several [MASK].
         """
         if choices:
-            return {**self.choose(video, question, choices, top), "task": "answer"}
+            return {**self.choose(video, question, choices, top, **about), "task": "answer"}
         model = self.task_model
+        if isinstance(model, AllInOneForMultipleChoice):
+            raise InputError("this model chooses among answers: give --choices A B …")
+        _require_no_regions(**about)
         if isinstance(model, AllInOneForQuestionAnswering):
             words = self.read_text(question)
             return {
@@ -304,7 +340,14 @@ class Predictor:
 
     @torch.inference_mode()
     def choose(
-        self, video: Path, question: str, choices: Sequence[str], top: int
+        self,
+        video: Path,
+        question: str,
+        choices: Sequence[str],
+        top: int,
+        *,
+        regions: Sequence[str] = (),
+        given_answer: str = "",
     ) -> dict[str, Any]:
         """Choose among answers or captions.
 
@@ -313,21 +356,30 @@ class Predictor:
             question: May be empty: the choices are then captions.
             choices: At least one.
             top: Number of choices to list.
+            regions: Of a model fine-tuned for VCR, see region_question.py.
+            given_answer: Also of VCR: the choices are reasons for this answer.
 
         Raises:
             InputError: The model has the head of another task, or a choice is none of its answers.
         """
-        model, clip = self.task_model, self.read_clip(video)
+        model = self.task_model
+        if isinstance(model, AllInOneForMultipleChoice) and model.kind == "two_ranks":
+            asked = region_question(question, choices, regions, given_answer, model.config)
+            paint = asked.paint  # without regions, the clip may be a row of an index
+            clip = self.read_clip(video, paint=paint) if paint else self.read_clip(video)
+            texts = [
+                self.read_text.of_parts(f"{question} {choice}", parts)
+                for choice, parts in zip(choices, asked.texts, strict=True)
+            ]
+            scores = self._options(model, clip, texts, part=asked.part)
+            return _chosen(asked.head, scores, choices, top, [*_cuts(texts), *asked.notes])
+        _require_no_regions(regions, given_answer)
+        clip = self.read_clip(video)
         notes: list[str] = []
-        if isinstance(model, AllInOneForMultipleChoice) and model.kind != "two_ranks":
+        if isinstance(model, AllInOneForMultipleChoice):
             listed = choices if model.config.task["list_options"] else ()
             texts = [self.read_text.option(question, choice, listed) for choice in choices]
-            logits = model(
-                clip.pixels.to(model.device),
-                torch.cat([text.ids for text in texts])[None].to(model.device),
-                torch.cat([text.mask for text in texts])[None].to(model.device),
-            ).logits
-            scores, head = logits[0].softmax(-1).tolist(), "multiple-choice head"
+            scores, head = self._options(model, clip, texts), "multiple-choice head"
         elif isinstance(model, AllInOneForQuestionAnswering):
             texts, head = [self.read_text(question)], "fine-tuned answers, among the choices"
             unknown = [choice for choice in choices if choice not in model.config.label2id]
@@ -342,17 +394,26 @@ class Predictor:
             self._refuse_heads("choose", "multiple choice (msrvtt_choice, --task choice, …)")
             head = "VTM head on “question choice”, one joint pass per choice"
             texts = [self.read_text(f"{question} {choice}".strip()) for choice in choices]
-            scores = [self.match_probability(clip, text) for text in texts]
+            scores = [self._match(clip, text) for text in texts]
             notes = [NOT_FOR_QA, *self._untrained(MATCH_HEAD)]
-        ranked = sorted(zip(scores, choices, strict=True), key=lambda pair: -pair[0])
-        return {
-            "task": "choose",
-            "head": head,
-            "results": _ranked(ranked[:top]),
-            "notes": [*_cuts(texts), *notes],
-        }
+        return _chosen(head, scores, choices, top, [*_cuts(texts), *notes])
 
-    def _logits(self, model: AllInOneForTask, clip: InputClip, text: InputText) -> torch.Tensor:
+    def _options(
+        self,
+        model: AllInOneForMultipleChoice,
+        clip: InputClip,
+        texts: Sequence[InputText],
+        **part: str,
+    ) -> list[float]:
+        """Probabilities of the options of one clip."""
+        ids = torch.cat([text.ids for text in texts])[None].to(model.device)
+        mask = torch.cat([text.mask for text in texts])[None].to(model.device)
+        found: list[float] = (
+            model(clip.pixels.to(model.device), ids, mask, **part).logits[0].softmax(-1).tolist()
+        )
+        return found
+
+    def _logits(self, model: AllInOneForTask, clip: InputClip, text: InputText) -> Tensor:
         device = model.device
         found = model(clip.pixels.to(device), text.ids.to(device), text.mask.to(device))
         return found.logits[0].cpu()
@@ -401,8 +462,24 @@ class Predictor:
         ]
 
 
+def _require_no_regions(regions: Sequence[str] = (), given_answer: str = "") -> None:
+    for option, value in (("--regions", regions), ("--given-answer", given_answer)):
+        if value:
+            raise InputError(
+                f"{option}: only a model that was fine-tuned for VCR (finetune/vcr.py) reads it;"
+                " leave it out"
+            )
+
+
 def _cuts(texts: Sequence[InputText]) -> list[str]:
     return [text.cut for text in texts if text.cut]
+
+
+def _chosen(
+    head: str, scores: Sequence[float], choices: Sequence[str], top: int, notes: list[str]
+) -> dict[str, Any]:
+    ranked = sorted(zip(scores, choices, strict=True), key=lambda pair: -pair[0])
+    return {"task": "choose", "head": head, "results": _ranked(ranked[:top]), "notes": notes}
 
 
 def _ranked(results: Sequence[tuple[float, str]]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from allinone.common.errors import AllInOneError
 from allinone.tools.inspection.cloze_figure import cloze_figure, predict_masks
-from allinone.tools.inspection.predictor import as_text
+from allinone.tools.inspection.predictor import RANK, as_text
 from allinone.tools.video_index.search import Hit, Searcher
 from allinone.tools.video_index.store import VideoIndex
 
@@ -149,7 +149,10 @@ def _card(number: int, hit: Hit) -> str:
         else f"<video src='{source}' controls muted loop preload='metadata'></video>"
     )
     span = "" if clip.end_s is None else f"{clip.start_s:.0f}–{clip.end_s:.0f} s · "
-    match = "" if hit.match is None else f" · match {100 * hit.match:.0f} %"
+    match = ""
+    if hit.match is not None:
+        what = "rank head" if hit.match_by == RANK else "match"
+        match = f" · {what} {hit.match_text}"
     note = f"<br><i>{escape(hit.note)}</i>" if hit.note else ""
     return (
         f"<div class='hit'>{shown}<b>{hit.rank}. {escape(clip.path)}</b><br>"

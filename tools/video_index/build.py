@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from allinone.common.errors import DataError, InputError
@@ -75,10 +75,13 @@ class BuildSummary:
     """Duration of the update."""
 
 
-def weights_hash(model: nn.Module) -> str:
+def weights_hash(loaded: LoadedModel) -> str:
     """Content hash of a model's tensors: embeddings of two models cannot be compared."""
     digest = blake2b(digest_size=8)
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(loaded.model.state_dict().items()):
+        # a head that the file lacks, as of a fine-tuned model, is random in every process
+        if name.split(".")[0] in loaded.missing:
+            continue
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -146,7 +149,7 @@ class ClipEmbedder:
         media = example.looks[0].media
         try:
             inside(self.library.root, clip.path)
-            self.library.prepare([media], quiet=True)
+            self.library.prepare([media], quiet=True, again=True)
             (visual,) = MediaReader(self.library, self.clip, self.data)(example.looks[0], None)
         except (DataError, DecodeError) as error:
             raise InputError(f"{clip.path} cannot be shown: {error}") from error
@@ -225,7 +228,7 @@ def update_index(
     root = root.absolute()
     files = media_files(root, "DIR")
     settings = IndexSettings(
-        weights_hash(loaded.model),
+        weights_hash(loaded),
         loaded.model.video_projection.out_features,
         clip_s,
         precision,

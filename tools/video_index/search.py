@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from allinone.finetune.annotations.schema import Media
 from allinone.model.contrast import embed_text
 from allinone.tools.inspection.checkpoints import LoadedModel
 from allinone.tools.inspection.media_inputs import InputClip, TextReader
-from allinone.tools.inspection.predictor import MATCH_HEAD, Predictor
+from allinone.tools.inspection.predictor import RANK, Predictor
 from allinone.tools.video_index.build import ClipEmbedder, weights_hash
 from allinone.tools.video_index.store import IndexedClip, VideoIndex
 
@@ -43,12 +44,21 @@ class Hit:
     score: float
     """Cosine similarity."""
     match: float | None
-    """Probability that the text matches, by the joint pass; None if it was not computed."""
+    """Score of the joint pass; None if it was not computed."""
     row: int
     """Number of the clip's row in the index."""
     clip: IndexedClip
     note: str = ""
     """What has become of the file since: missing, or changed."""
+    match_by: str = ""
+    """What `match` is: MATCH or RANK of tools/inspection/predictor.py."""
+
+    @property
+    def match_text(self) -> str:
+        """`match` for people: a probability as a percentage, a score as it is."""
+        if self.match is None:
+            return "-"
+        return f"{self.match:.3f}" if self.match_by == RANK else f"{100 * self.match:.1f} %"
 
 
 class Searcher:
@@ -63,7 +73,7 @@ class Searcher:
     """
 
     def __init__(self, loaded: LoadedModel, index: VideoIndex) -> None:
-        if weights_hash(loaded.model) != index.manifest.settings.weights:
+        if weights_hash(loaded) != index.manifest.settings.weights:
             raise InputError(
                 f"--checkpoint {loaded.weights} did not make the index {index.folder}; it was made"
                 f" with {index.manifest.checkpoint}. Give that one, or make another index"
@@ -135,11 +145,14 @@ class Searcher:
 
     def read_row(self, row: Path, option: str = "--video") -> InputClip:
         """Read the clip of a row; `row` is its number as a path, as Predictor gives it."""
-        return self._embedder().read(self.index.row(int(row.name)))
+        return self._indexed.read(self.index.row(int(row.name)))
 
-    def _embedder(self, root: Path | None = None) -> ClipEmbedder:
-        """Reads clips below a folder; by default that of the indexed videos."""
-        root = root or Path(self.index.manifest.root)
+    @cached_property
+    def _indexed(self) -> ClipEmbedder:
+        """Reads clips of the index. Kept: its library reads the cache of all files once."""
+        return self._embedder(Path(self.index.manifest.root))
+
+    def _embedder(self, root: Path) -> ClipEmbedder:
         return ClipEmbedder(self.loaded, root, self.index.folder / "cache")
 
     def scores(self, query: Tensor) -> NDArray[np.float32]:
@@ -165,25 +178,24 @@ class Searcher:
         changed = (facts.st_size, facts.st_mtime_ns) != (clip.size, clip.mtime_ns)
         return "the file has changed since it was indexed" if changed else ""
 
-    @torch.inference_mode()
     def _reranked(self, text: str, hits: Sequence[Hit]) -> list[Hit]:
-        self.loaded.needs(MATCH_HEAD)
-        words, model, device = self._read_text(text), self.loaded.model, self.loaded.device
+        words = self._read_text(text)
         readable = [hit for hit in hits if not hit.note]
         if not readable:
             return list(hits)
         clips = [hit.clip for hit in readable]
-        embedder = self._embedder()
-        embedder.library.prepare([Media(clip.path, clip.path) for clip in clips], quiet=True)
+        media = [Media(clip.path, clip.path) for clip in clips]
+        self._indexed.library.prepare(media, quiet=True, again=True)
         found: dict[int, float] = {}
-        for batch, _ in embedder.batches(clips, 16):
-            if batch is None:
-                continue
-            ids, mask = (x.to(device).expand(len(batch), -1) for x in (words.ids, words.mask))
-            pooled = model(batch.pixels[:, 0, 0], ids, mask).pooled
-            probability = model.vtm_head(pooled).softmax(-1)[:, 1]  # class 1 is a match
-            found.update(zip(batch.items, probability.tolist(), strict=True))
-        scored = [replace(hit, match=found.get(k)) for k, hit in enumerate(readable)]
+        for batch, _ in self._indexed.batches(clips, 16):
+            if batch is not None:
+                scores = self.predictor.match_scores(batch.pixels[:, 0, 0], words)
+                found.update(zip(batch.items, scores, strict=True))
+        by = self.predictor.match_by
+        scored = [
+            replace(hit, match=found.get(k), match_by=by if k in found else "")
+            for k, hit in enumerate(readable)
+        ]
         ranked = [hit for hit in scored if hit.match is not None]
         ranked.sort(key=lambda hit: -(hit.match or 0.0))
         rest = [hit for hit in hits if hit.note] + [hit for hit in scored if hit.match is None]

@@ -131,17 +131,13 @@ def add_part(
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     number = 1 + max((int(name[5:]) for name, _, _ in manifest.parts), default=0)
     name = f"part-{number:06d}"
     stored = embeddings.to(_DTYPES[manifest.settings.precision]).contiguous()
-    with atomic_path(folder / f"{name}.safetensors") as temporary:
-        # through our own file: safetensors would leave 0600 behind whatever the umask
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file({"embeddings": stored}, temporary)
-        temporary.chmod(mode)
+    # not save_file, which leaves 0600 behind whatever the umask; a part has a few megabytes
+    write_atomic(folder / f"{name}.safetensors", save({"embeddings": stored}))
     columns = {name: [getattr(row, name) for row in rows] for name in _schema().names}
     with atomic_path(folder / f"{name}.parquet") as temporary:
         pq.write_table(pa.table(columns, schema=_schema()), temporary)

@@ -75,7 +75,8 @@ def test_bad_rows_and_files_are_named_and_good_ones_kept(tmp_path: Path) -> None
     rows = [(name, "a caption") for name in files if name != "silent.mp4"] + [
         ("silent.mp4", " "),
         ("gone.mp4", "x"),
-        ("good.mp4", "again"),
+        ("good.mp4", "another caption"),
+        ("good.mp4", "a caption"),
     ]
     path = own_csv(source, rows)
     path.write_text(
@@ -91,12 +92,12 @@ def test_bad_rows_and_files_are_named_and_good_ones_kept(tmp_path: Path) -> None
     assert found["silent.mp4"] == "no_caption"
     assert found["gone.mp4"] == "missing"
     assert found["good.mp4"] == "duplicate"
-    assert found["my.csv:11"] == "bad_row"
+    assert found["my.csv:12"] == "bad_row"
     assert found["../../etc/passwd"] == "bad_row"
     index = Index(tmp_path / "out", "train")
-    assert sorted(index[item]["captions"][0] for item in range(len(index))) == [
-        "a caption",
-        'one, two "three"',
+    assert sorted(index[item]["captions"] for item in range(len(index))) == [
+        ["a caption", "another caption"],
+        ['one, two "three"'],
     ]
 
 

@@ -192,7 +192,16 @@ def test_contradicting_labels_are_named(tmp_path: Path) -> None:
     text = "path,label\na.mp4,x\na.mp4,y\nb.mp4,y\n"
     found = read_splits(write(tmp_path / "my.csv", text), options("labels", hold_out=()))
     assert found["train"].classes == ("x", "y")
-    assert "repeated with different content" in notes(found)
+    assert "an earlier row gives the clip another label, and it is kept" in notes(found)
+    assert "1 (my.csv:3)" in notes(found)
+
+
+def test_contradicting_answers_are_named(tmp_path: Path) -> None:
+    text = "path,question,option_1,option_2,answer\na.mp4,q,x,y,x\na.mp4,q,x,y,y\nb.mp4,q,x,y,x\n"
+    found = read_splits(write(tmp_path / "my.csv", text), options("choice", hold_out=()))
+    assert len(found["train"].items) == 2
+    assert "an earlier row gives another answer to this question" in notes(found)
+    assert "1 (my.csv:3)" in notes(found)
 
 
 def test_classes_are_those_of_train(tmp_path: Path) -> None:

@@ -127,9 +127,9 @@ def test_reranking_orders_by_the_joint_pass(loaded: LoadedModel, videos: Path) -
     predictor = Predictor(loaded)
     hits = searcher(loaded, videos).search(TEXTS[0], top=4, rerank=3)
     expected = {
-        hit.clip.path: predictor.match_probability(
-            predictor.read_clip(videos / hit.clip.path), predictor.read_text(TEXTS[0])
-        )
+        hit.clip.path: predictor.match_scores(
+            predictor.read_clip(videos / hit.clip.path).pixels, predictor.read_text(TEXTS[0])
+        )[0]
         for hit in hits[:3]
     }
     assert [hit.rank for hit in hits] == [1, 2, 3, 4]
