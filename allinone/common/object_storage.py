@@ -93,6 +93,12 @@ def remote_url(path: Path | str) -> str | None:
     return f"{scheme}://{'/' if scheme == 'file' else ''}{rest}"
 
 
+def require_local(path: Path, option: str) -> None:
+    """InputError for an address where only a local path can be used; `option` is its name."""
+    if (url := remote_url(path)) is not None:
+        raise InputError(f"{option} {url} is in object storage; copy it to this machine first")
+
+
 def cache_folder() -> Path:
     """Where copies of indexes and of parts of objects are kept: ALLINONE_CACHE, else the user's."""
     given = os.environ.get("ALLINONE_CACHE")
@@ -226,18 +232,23 @@ class ObjectStore:
 
         self._ask(name, ask, LONG_TIMEOUT_S)
 
-    def upload(self, source: Path, name: str) -> None:
+    def upload(self, source: Path, name: str) -> ObjectVersion:
         """Copy a local file to an object. Readers see it completely or not at all."""
         # S3 and Google publish an object when its upload (in parts, if it is large) is complete
         size = source.stat().st_size
 
-        def ask(system: Any) -> None:
-            system.put_file(str(source), self.address(name))
-            system.invalidate_cache(self.address(name))
-            if system.info(self.address(name))["size"] != size:
-                raise _ShortReadError(errno.EIO, f"not all of {size:,} bytes were stored")
+        def ask(system: Any) -> ObjectVersion:
+            address = self.address(name)
+            if self.scheme == "file":
+                system.makedirs(system._parent(address), exist_ok=True)
+            system.put_file(str(source), address)
+            system.invalidate_cache(address)
+            stored = ObjectVersion.of(system.info(address))
+            if stored.size != size:
+                raise _ShortReadError(errno.EIO, f"{stored.size:,} of {size:,} bytes were stored")
+            return stored
 
-        self._ask(name, ask, LONG_TIMEOUT_S)
+        return self._ask(name, ask, LONG_TIMEOUT_S)
 
     def delete(self, name: str) -> None:
         """Delete an object, if it exists."""
