@@ -16,6 +16,7 @@ from allinone.common.object_storage import (
 )
 from allinone.data.config import DataConfig
 from allinone.data.decoding.containers import ByteRange
+from allinone.data.decoding.frames import DecodeError
 from allinone.data.loading.block_cache import BlockCache
 from allinone.data.loading.open_files import OpenFiles
 
@@ -90,7 +91,8 @@ class RemoteFile:
             digest: Its hash, from the index.
 
         Raises:
-            DataError: The object has changed, or is not what the index describes.
+            DataError: The object has changed since it was opened.
+            DecodeError: Its bytes are not those that the index describes.
         """
         content = self.read(offset, size)
         if content_hash(content) == digest:
@@ -101,10 +103,9 @@ class RemoteFile:
             self._cache.discard(f"{self._key}{number}")
         content = self.read(offset, size)
         if content_hash(content) != digest:
-            raise DataError(
+            raise DecodeError(
                 f"{self._store.address(self._name)}: the {size:,} bytes at {offset:,} are not those"
-                " that the index describes; copy the shard again, or run the `allinone prepare`"
-                " command that wrote it"
+                " that the index describes"
             )
         return content
 

@@ -18,6 +18,7 @@ from allinone.common.errors import DataError, LostDataError
 from allinone.common.object_storage import ObjectStore
 from allinone.data import EvalSet
 from allinone.data.config import DataConfig, DatasetSpec
+from allinone.data.decoding.frames import DecodeError
 from allinone.data.fingerprint import clips_fingerprint
 from allinone.data.index import Index
 from allinone.data.loading import remote_files
@@ -210,7 +211,7 @@ def test_windows_notice_a_changed_object(
         shard.range(row["offset"], row["size"])
 
 
-def test_a_shard_of_other_bytes_is_damaged(
+def test_a_stored_file_of_other_bytes_is_a_bad_clip(
     prepared: Path, storage: type[FaultyStorage], tmp_path: Path
 ) -> None:
     remote = upload(prepared, f"{BUCKET}/out")
@@ -218,7 +219,7 @@ def test_a_shard_of_other_bytes_is_damaged(
     size = len(storage().cat_file(f"{BUCKET}/out/{name}"))
     storage().pipe_file(f"{BUCKET}/out/{name}", bytes(size))
     files, index = opened(remote, tmp_path)
-    with pytest.raises(DataError, match="are not those that the index describes"):
+    with pytest.raises(DecodeError, match="are not those that the index describes"):
         read(files, index[0])
 
 
