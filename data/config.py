@@ -51,10 +51,13 @@ def standard_split(name: str) -> str:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """One prepared data set in a mixture, written ``DIR[:SPLIT][=WEIGHT]`` on the command line."""
+    """One prepared data set in a mixture, written ``DIR[:SPLIT][=WEIGHT]`` on the command line.
+
+    DIR may be the address of a folder in object storage: ``s3://bucket/webvid:train=2``.
+    """
 
     path: Path
-    """Folder written by tools/prepare.py."""
+    """Folder written by tools/prepare.py; see `object_storage.remote_url` for a remote one."""
     split: str = "train"
     """Split inside the folder's index."""
     weight: float = 1.0
@@ -197,6 +200,12 @@ class DataConfig:
     shuffle_window: int = 0
     """Clips, in shard order, that are shuffled together, for storage that needs locality; 0
     shuffles the complete data set."""
+    cache_dir: Path | None = option(None, resume="may_change")
+    """Folder on a disk of the node for parts of shards in object storage, shared by its ranks and
+    readers. None: a folder in ALLINONE_CACHE or in the user's cache folder."""
+    cache_gb: float = option(32.0, resume="may_change")
+    """Most that --cache-dir holds, GB (1e9 bytes) per node; the least recently used parts go first.
+    0 keeps none. 32 GB are the shards of 100,000 clips of 256 lines, and fit on most nodes."""
     max_bad_share: float = option(0.01, resume="may_change")
     """Share of bad clips above which a run stops; each rank decides once it cannot be chance."""
     max_pixels: int = option(MAX_PIXELS, earlier=0)
@@ -217,7 +226,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.workers != "auto":
             require(self, NOT_NEGATIVE, ("workers",))
-        require(self, NOT_NEGATIVE, ("pipelines", "shuffle_window", "max_pixels"))
+        require(self, NOT_NEGATIVE, ("pipelines", "shuffle_window", "max_pixels", "cache_gb"))
         require(self, COUNT, ("dali_threads", "prefetch"))
         require(self, POSITIVE, ("crop_ratio", "std", "clip_timeout_s"))
         require(self, Bounds(0, 1, above=True), ("crop_scale", "eval_crop"))

@@ -17,6 +17,7 @@ from allinone.common.atomic_io import content_hash
 from allinone.common.errors import LASTING, DataError
 from allinone.data.decoding.codecs import IMAGES, VIDEOS
 from allinone.data.index import choose_split, dataset_facts
+from allinone.data.remote_index import local_index
 from allinone.data.text import VOCABULARY, Tokenizer
 
 SAMPLE = "A cat's re-encoded café video, №1: 日本 don't-stop!? naïve 3.14 ﬁlm\u200b end"
@@ -72,6 +73,7 @@ def clips_fingerprint(folder: Path, split: str) -> dict[str, str]:
         DataError: The folder is unfinished or damaged.
     """
     clips = dataset_facts(folder)["clips"]
+    local = local_index(folder)
     names = list(clips)
     try:
         split = choose_split(folder, clips, split)
@@ -80,11 +82,11 @@ def clips_fingerprint(folder: Path, split: str) -> dict[str, str]:
     first = sum(clips[name] for name in names[: names.index(split)])
     columns = {name: _Column() for name in ("key", "captions", "hash", "first_frame", "last_frame")}
     try:
-        videos = pa.ipc.open_file(pa.memory_map(str(folder / "videos.arrow")))
+        videos = pa.ipc.open_file(pa.memory_map(str(local / "videos.arrow")))
         batches = (videos.get_batch(i) for i in range(videos.num_record_batches))
         # one array: a column of strings cannot be taken from in chunks of different batches
         hashes = pa.concat_arrays([batch.column("hash") for batch in batches])
-        for batch in _rows(folder / "index.arrow", first, clips[split]):
+        for batch in _rows(local / "index.arrow", first, clips[split]):
             for name, column in columns.items():
                 column.add(hashes.take(batch["video"]) if name == "hash" else batch[name])
     except (OSError, pa.ArrowException) as error:

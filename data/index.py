@@ -27,6 +27,7 @@ from allinone.common.atomic_io import atomic_path
 from allinone.common.errors import LASTING, DataError
 from allinone.data.config import standard_split
 from allinone.data.index_validation import REMEDY, open_arrow, validate_index
+from allinone.data.remote_index import local_index
 
 FILES = ("index.parquet", "videos.parquet", "index.arrow", "videos.arrow")
 """Files of the index; dataset.json has their hashes."""
@@ -172,7 +173,7 @@ class Index:
     """The good clips of one split, memory-mapped: all processes of a node share the pages.
 
     Args:
-        folder: Prepared folder.
+        folder: Prepared folder, here or in object storage.
         split: Name of the split.
 
     Raises:
@@ -181,6 +182,7 @@ class Index:
 
     def __init__(self, folder: Path, split: str) -> None:
         facts = dataset_facts(folder)
+        local = local_index(folder)
         split = choose_split(folder, facts["clips"], split)
         # dataset.json lists the splits in the order of index.arrow, each a block of rows
         names = list(facts["clips"])
@@ -188,13 +190,13 @@ class Index:
         self._rows: int = facts["clips"][split]
         try:
             validate_index(
-                folder,
+                local,
                 facts["clips"],
                 (LOADER_SCHEMA, VIDEO_SCHEMA),
                 (CLIPS_PER_BATCH, VIDEOS_PER_BATCH),
             )
-            self._clips = _Mapped(folder / "index.arrow", CLIPS_PER_BATCH)
-            self._videos = _Mapped(folder / "videos.arrow", VIDEOS_PER_BATCH)
+            self._clips = _Mapped(local / "index.arrow", CLIPS_PER_BATCH)
+            self._videos = _Mapped(local / "videos.arrow", VIDEOS_PER_BATCH)
         except (OSError, pa.ArrowInvalid) as error:
             if isinstance(error, OSError) and error.errno not in LASTING:
                 raise  # the storage is in trouble, the index may be good
@@ -262,7 +264,7 @@ def _require_counts(facts: dict[str, Any]) -> None:
 
 def dataset_facts(folder: Path) -> dict[str, Any]:
     """Read dataset.json of a prepared folder; raises DataError for unfinished or other layouts."""
-    path = folder / "dataset.json"
+    path = local_index(folder) / "dataset.json"
     if not path.is_file():
         raise DataError(
             f"{folder} is not a finished prepared data set (no dataset.json). Check --data and"

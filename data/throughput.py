@@ -6,6 +6,7 @@ trimming saves. tools/plan.py data prints the answer.
 
 from __future__ import annotations
 
+import math
 import shlex
 import statistics
 import time
@@ -19,12 +20,14 @@ import numpy as np
 import torch
 
 from allinone.common.errors import DataError
+from allinone.common.object_storage import remote_url
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec
 from allinone.data.decoding.codecs import GPU_CODECS, dali_reads
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
 from allinone.data.decoding.segment import VideoSegment
 from allinone.data.loading.augmentation import augmentation_for
 from allinone.data.loading.loader import ClipSource
+from allinone.data.loading.remote_files import BLOCK
 from allinone.data.loading.sampling import SampleChoices, generator
 from allinone.data.prepare.encode import Encoding
 from allinone.data.prepare.probe import Limits, ProbeError
@@ -337,6 +340,46 @@ def estimate(
     return Throughput(per_node, cores, busy, volume, not limits, tuple(limits), reachable)
 
 
+@dataclass(frozen=True)
+class BucketNeed:
+    """What object storage must give to a training, without any cache."""
+
+    requests_per_s: float
+    """Range requests of all nodes; a clip is one, a segment of a long video one per block."""
+    bytes_per_s: float
+    """Of all nodes."""
+    parallel: int
+    """Requests in flight per node, at the measured time of a request: the fewest readers."""
+    workers: int
+    """Reader processes per GPU (--workers) that wait for requests, decode and augment."""
+    dataset_bytes: int
+    """Size of the shards: with a cache of at least this, the second epoch needs no request."""
+
+
+def bucket_need(
+    cost: ClipCost, *, samples_per_s: float, gpus: int, gpus_per_node: int, dataset_bytes: int
+) -> BucketNeed:
+    """Compute what object storage must give.
+
+    Args:
+        cost: What a clip costs; `read_ms` measured with this storage, without a cache.
+        samples_per_s: Clips per second of the complete training.
+        gpus: GPUs of the training.
+        gpus_per_node: GPUs of a node.
+        dataset_bytes: Size of the shards.
+    """
+    per_clip = max(1.0, cost.size_bytes / BLOCK)
+    per_node = samples_per_s / max(1.0, gpus / gpus_per_node)
+    per_reader_s = (cost.read_ms + cost.decode_ms + cost.augment_ms) / 1e3
+    return BucketNeed(
+        requests_per_s=samples_per_s * per_clip,
+        bytes_per_s=samples_per_s * cost.size_bytes,
+        parallel=math.ceil(per_node * cost.read_ms / 1e3),
+        workers=math.ceil(samples_per_s / gpus * per_reader_s),
+        dataset_bytes=dataset_bytes,
+    )
+
+
 def suggest_reencode(
     cost: ClipCost, prepared: Mapping[str, Any], out: Path, clip: ClipConfig
 ) -> str | None:
@@ -355,7 +398,8 @@ def suggest_reencode(
     small = min(cost.width, cost.height) <= (encoding.short_side or 0)
     if small and cost.gop <= encoding.gop * 1.2:
         return None
-    words = ["python", "tools/prepare.py", str(prepared["source"]), "--out", str(out)]
+    words = ["python", "tools/prepare.py", str(prepared["source"])]
+    words += ["--out", remote_url(out) or str(out)]
     for option, name in (
         ("--format", "kind"),
         ("--videos", "videos"),

@@ -17,6 +17,7 @@ from tyro.conf import Positional, arg
 
 from allinone.common.command_line import parse, run_command
 from allinone.common.errors import DataError, InputError
+from allinone.common.object_storage import require_local
 from allinone.common.tables import plain_table
 
 if TYPE_CHECKING:
@@ -211,6 +212,7 @@ def _problems(options: CheckOptions) -> list[str]:
 
 
 def _run(options: CheckOptions) -> int:
+    require_local(options.folder, "the prepared folder")
     try:
         problems = _problems(options)
     except OSError as error:

@@ -19,6 +19,7 @@ from allinone.common.console import setup_logging
 from allinone.common.errors import DataError
 from allinone.common.exit_codes import ExitCode
 from allinone.common.formatting import duration, size
+from allinone.common.object_storage import remote_url
 from allinone.data.prepare.options import EXTERNAL_REASONS, PrepareOptions
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class PrepareCommand(PrepareOptions):
     """Print the summary as one JSON line; messages go to stderr."""
 
 
-def _print(summary: PrepareSummary, out: Path) -> None:
+def _print(summary: PrepareSummary, out: Path | str) -> None:
     if summary.part:
         print(f"  {summary.part} ({duration(summary.seconds)})")
     elif summary.done_before:
@@ -71,7 +72,7 @@ def _print(summary: PrepareSummary, out: Path) -> None:
     print(
         f"  {size(summary.bytes)} in {duration(summary.seconds)}; kept"
         f" {100 * summary.kept_share:.2f} % of the listed clips; bad ones are listed in"
-        f" {out / 'bad_clips.jsonl'}"
+        f" {out}/bad_clips.jsonl"
     )
 
 
@@ -88,7 +89,7 @@ def _run(options: PrepareCommand) -> int:
     if options.json:
         print(json.dumps({**vars(summary), "bad_share": summary.bad_share}))
     else:
-        _print(summary, options.out)
+        _print(summary, remote_url(options.out) or options.out)
     if summary.bad_share > options.max_bad_share:
         again = ",".join(reason for reason in EXTERNAL_REASONS if summary.bad.get(reason))
         raise DataError(

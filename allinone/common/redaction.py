@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-_NAMES = re.compile(r"(API_KEY|TOKEN|PASSWORD|SECRET|JWT)$")
+_NAMES = re.compile(r"(API_KEY|ACCESS_KEY|ACCESS_KEY_ID|TOKEN|PASSWORD|SECRET|JWT)$")
 """Ends of the names of environment variables whose values are secret."""
 _IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _MIN_LENGTH = 6

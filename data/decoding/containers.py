@@ -68,11 +68,14 @@ class ByteRange(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         left = max(0, self._size - self._position)
         wanted = left if size < 0 else min(size, left)
-        # pread has no position to share: other threads read the same shard by this descriptor
-        content = os.pread(self._descriptor, wanted, self._offset + self._position)
+        content = self._read_at(self._offset + self._position, wanted)
         self._position += len(content)
         self.bytes_read += len(content)
         return content
+
+    def _read_at(self, offset: int, size: int) -> bytes:
+        # pread has no position to share: other threads read the same shard by this descriptor
+        return os.pread(self._descriptor, size, offset)
 
 
 class _LocalFile(ByteRange):

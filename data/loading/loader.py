@@ -20,15 +20,16 @@ from allinone.common.errors import LASTING, DataError, LostDataError, StorageErr
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec, TextPadding
 from allinone.data.decoding.codecs import PixelLimitError, dali_reads, require_pixels
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
-from allinone.data.decoding.segment import ByteRange, VideoSegment, load_segment
+from allinone.data.decoding.segment import VideoSegment, load_segment
 from allinone.data.index import Index
 from allinone.data.loading.augmentation import eval_augmentations, training_augmentations
 from allinone.data.loading.batch import Batch
 from allinone.data.loading.batch_maker import EvalBatchMaker
 from allinone.data.loading.clip_input import ClipWindow, choose_frames
 from allinone.data.loading.mixture import Order
-from allinone.data.loading.open_files import OpenFile, OpenFiles, retried
+from allinone.data.loading.open_files import OpenFile, retried
 from allinone.data.loading.prefetch import prefetch, training_batches
+from allinone.data.loading.remote_files import RemoteFile, open_shards
 from allinone.data.loading.replacement import ReplacementSampler
 from allinone.data.loading.samples import MicroBatch, Pixels, Sample, Visual
 from allinone.data.loading.sampling import SampleChoices, generator
@@ -56,7 +57,7 @@ class ClipSource:
         self._clip = clip
         self._config = config
         self._number = number
-        self._shards = OpenFiles(spec.path)
+        self._shards = open_shards(spec.path, config)
         self._tokenizer: Tokenizer | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -126,10 +127,10 @@ class ClipSource:
         if row["first_frame"] is None:  # a short clip: one read
             return VideoSegment(self._read(row), 0, row["frames"], timeline)
         shard = self._open(row)
-        video = ByteRange(shard.descriptor, row["offset"], row["size"])
+        video = shard.range(row["offset"], row["size"])
         return load_segment(video, wanted, row["frames"], timeline, lambda: self._read(row))
 
-    def _open(self, row: dict[str, Any]) -> OpenFile:
+    def _open(self, row: dict[str, Any]) -> OpenFile | RemoteFile:
         try:
             return self._shards[row["shard"]]
         except OSError as error:
@@ -143,7 +144,7 @@ class ClipSource:
 
     def _read(self, row: dict[str, Any]) -> bytes:
         # the descriptor lives as long as this object, even if another thread's read evicts it
-        content = self._open(row).read(row["offset"], row["size"])
+        content = self._open(row).member(row["offset"], row["size"], row["hash"])
         if len(content) != row["size"]:
             raise DataError(
                 f"shard {self.index.folder / row['shard']} is shorter than its index says; delete"

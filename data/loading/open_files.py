@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from allinone.common.errors import LASTING
 from allinone.common.write_guard import is_milestone
+from allinone.data.decoding.containers import ByteRange
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -52,6 +53,14 @@ class OpenFile:
         ):
             content += more
         return content
+
+    def member(self, offset: int, size: int, digest: str) -> bytes:
+        """Read a stored file; its hash counts only where bytes come from elsewhere."""
+        return self.read(offset, size)
+
+    def range(self, offset: int, size: int) -> ByteRange:
+        """A stored file as a file object; this file must stay referenced while it is used."""
+        return ByteRange(self.descriptor, offset, size)
 
     def __del__(self) -> None:
         # AttributeError: opening failed; OSError: the interpreter is shutting down.

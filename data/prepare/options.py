@@ -85,7 +85,7 @@ class PrepareOptions:
     source: Positional[Annotated[Path, arg(metavar="SOURCE")]]
     """The official list, the folder that holds it, your own CSV, or WebDataset tars."""
     out: Path
-    """Folder of the prepared data."""
+    """Folder of the prepared data, here or in object storage (s3://, gs://, hf://)."""
     format: FormatName = "auto"
     """Format of SOURCE; auto recognises it by its files."""
     videos: Path | None = None

@@ -17,6 +17,7 @@ from pathlib import Path
 from allinone.common.atomic_io import TEMPORARY, write_atomic
 from allinone.common.errors import FULL, DataError
 from allinone.common.formatting import size
+from allinone.common.object_storage import remote_url
 from allinone.common.processes import refuse_to_start_again
 from allinone.data.index import dataset_facts
 from allinone.data.prepare.decode_cost import slow_to_decode
@@ -25,6 +26,7 @@ from allinone.data.prepare.listing import LISTING, PLAN, Counts, open_listing
 from allinone.data.prepare.locks import claim_part
 from allinone.data.prepare.merge import DatasetCounts, merge_fragments, write_facts
 from allinone.data.prepare.options import PrepareOptions, shard_names
+from allinone.data.prepare.remote_out import RemoteOut
 from allinone.data.prepare.shards import ShardCounts, make_shards
 from allinone.data.sources import FORMATS, excluded_ids
 
@@ -79,31 +81,44 @@ def prepare(options: PrepareOptions, progress: bool = True) -> PrepareSummary:
     refuse_to_start_again()
     start = time.monotonic()
     options = options.resolved()
+    remote = None
+    if (url := remote_url(options.out)) is not None:
+        remote = RemoteOut(url)
+        remote.pull()
+        options = replace(options, out=remote.local)
     if (options.out / "dataset.json").exists():
         _require_same_options(options)
         if _is_complete(options):
             return _summary(options.out)
     _claim_folder(options)
     with claim_part(options):
-        return _prepare(options, progress, start)
+        return _prepare(options, progress, start, remote)
 
 
-def _prepare(options: PrepareOptions, progress: bool, start: float) -> PrepareSummary:
+def _prepare(
+    options: PrepareOptions, progress: bool, start: float, remote: RemoteOut | None
+) -> PrepareSummary:
     """Prepare into a claimed folder.
 
     Args:
         options: Resolved options.
         progress: Whether to show the progress.
         start: Of time.monotonic.
+        remote: The object storage that `options.out` stands for.
     """
     try:
         # From here on, loaders refuse the folder until its index agrees with its shards again.
         (options.out / "dataset.json").unlink(missing_ok=True)
+        if remote:
+            remote.begin()
         record_retry(options)
         made, counts = ShardCounts(), None
         if not options.merge:
             listing = open_listing(options)
-            made, counts = make_shards(options, listing, progress), listing.counts
+            counts = listing.counts
+            if remote:
+                remote.push_plan()
+            made = make_shards(options, listing, progress, remote.push_shard if remote else None)
         if options.part is not None:
             return _part_summary(options.part, made, time.monotonic() - start)
         counts = counts or _counts(options)
@@ -114,6 +129,8 @@ def _prepare(options: PrepareOptions, progress: bool, start: float) -> PrepareSu
         warnings = [*_unmatched_exclusions(options), *slow_to_decode(options.out)]
         write_facts(options.out, merged, options.format, options.fingerprint(), official, warnings)
         (options.out / LISTING).unlink(missing_ok=True)
+        if remote:
+            remote.finish()
     except OSError as error:
         free = size(shutil.disk_usage(options.out).free)
         full = error.errno in FULL

@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -53,13 +53,19 @@ class ShardCounts:
     """Files by reason."""
 
 
-def make_shards(options: PrepareOptions, listing: SourceListing, progress: bool) -> ShardCounts:
+def make_shards(
+    options: PrepareOptions,
+    listing: SourceListing,
+    progress: bool,
+    written: Callable[[str], None] | None = None,
+) -> ShardCounts:
     """Make all shards of this part that do not exist yet.
 
     Args:
         options: Resolved options.
         listing: The source's rows.
         progress: Whether to show the progress.
+        written: Called with the name of each shard once it is complete, in the writing thread.
 
     Returns:
         What was made, without the shards that existed.
@@ -68,7 +74,7 @@ def make_shards(options: PrepareOptions, listing: SourceListing, progress: bool)
         DataError: The source cannot be used, or its media folder is empty or wrong.
         OSError: The storage failed.
     """
-    with closing(_ShardMaker(options, listing, progress)) as maker:
+    with closing(_ShardMaker(options, listing, progress, written)) as maker:
         return maker.run()
 
 
@@ -82,10 +88,18 @@ class _ShardMaker:
         options: Resolved options.
         listing: The source's rows.
         progress: Whether to show the progress.
+        written: See `make_shards`.
     """
 
-    def __init__(self, options: PrepareOptions, listing: SourceListing, progress: bool) -> None:
+    def __init__(
+        self,
+        options: PrepareOptions,
+        listing: SourceListing,
+        progress: bool,
+        written: Callable[[str], None] | None,
+    ) -> None:
         self._options = options
+        self._written = written
         self._listing = listing
         self._counts = ShardCounts()
         self._existing, self._leftovers = existing_shards(options.out)
@@ -188,6 +202,11 @@ class _ShardMaker:
                 self._rows_of_tasks[next(task_numbers)] = shard, number
                 yield task_of(self._options, shard.name, number, shard.rows[number])
 
+    def _write_one(self, shard: PendingShard) -> None:
+        write_shard(self._options, shard)
+        if self._written is not None:
+            self._written(shard.name)
+
     def _write(self, waiting: int) -> None:
         """Start writing complete shards, then wait until at most `waiting` are unwritten.
 
@@ -196,7 +215,7 @@ class _ShardMaker:
         while self._complete and self._media.found:
             shard = self._complete.popleft()
             self._listing.require_unchanged(shard.rows)
-            future = self._writer.submit(write_shard, self._options, shard)
+            future = self._writer.submit(self._write_one, shard)
             self._writing.append((shard, future))
         while len(self._writing) > waiting:
             shard, future = self._writing.popleft()

@@ -16,6 +16,7 @@ from allinone.data.loading.sampling import SampleChoices
 from allinone.data.prepare.pipeline import PrepareOptions, prepare
 from allinone.data.throughput import (
     ClipCost,
+    bucket_need,
     estimate,
     measure,
     measure_reencoded,
@@ -23,6 +24,7 @@ from allinone.data.throughput import (
 )
 from allinone.tools.plan import main as plan_main
 from tests.data import media
+from tests.data.object_faults import copy_of
 
 CLIP = ClipConfig(num_frames=3, image_size=32)
 COST = ClipCost(
@@ -116,6 +118,40 @@ def test_cores_and_storage_follow_from_rate_and_cost() -> None:
     # A part of a node needs only its own rate.
     one = estimate(COST, samples_per_s=10, gpus=1, gpus_per_node=8, cores=4, storage_mb_per_s=0)
     assert one.needed_clips_per_s == 10
+
+
+def test_a_bucket_must_give_what_all_nodes_read() -> None:
+    # 1,600 clips/s of 1 MB on 128 GPUs, 50 ms per request: 100 clips/s x 50 ms = 5 at a time
+    cost = replace(COST, read_ms=50.0, decode_ms=60.0, augment_ms=10.0, size_bytes=1_000_000)
+    job = {"samples_per_s": 1600.0, "gpus": 128, "gpus_per_node": 8}
+    need = bucket_need(cost, **job, dataset_bytes=10**12)
+    assert (need.requests_per_s, need.bytes_per_s, need.parallel) == (1600, 1.6e9, 5)
+    assert need.workers == 2  # 12.5 clips/s per GPU x 120 ms = 1.5 readers
+    # segments of 4 MiB arrive in blocks of 1 MiB
+    large = replace(cost, size_bytes=4 << 20)
+    assert bucket_need(large, **job, dataset_bytes=0).requests_per_s == 6400
+
+
+def test_the_command_says_what_a_bucket_must_give(
+    prepared: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ALLINONE_CACHE", str(tmp_path / "cache"))
+    url = copy_of(prepared, tmp_path / "bucket" / "out")
+    command = ["data", url, "--gpus", "1", "--clips", "3", "--samples-per-s"]
+    assert plan_main([*command, "1"]) == 0
+    assert "the bucket must give 1 requests/s" in capsys.readouterr().out
+    assert not (tmp_path / "cache" / "allinone-blocks").exists()
+    assert plan_main([*command, "1e6"]) == 1
+    shown = capsys.readouterr().out
+    assert "S3 promises 5,500 reads/s per prefix" in shown
+    assert plan_main([*command, "2", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    stored = sum(path.stat().st_size for path in (prepared / "shards").iterdir())
+    assert facts["bucket"]["dataset_bytes"] == stored
+    assert facts["bucket"]["requests_per_s"] == 2
 
 
 def test_re_encoding_is_suggested_where_it_helps() -> None:

@@ -9,7 +9,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from allinone.common.errors import AllInOneError
 from allinone.common.formatting import size
+from allinone.common.object_storage import remote_url
 from allinone.tools.cluster.node_result import NodeCheckOptions, NodeResult
 
 GIB = 2**30
@@ -74,6 +76,9 @@ def check_data(result: NodeResult, options: NodeCheckOptions) -> None:
     start = time.perf_counter()
     # --val none evaluates nothing
     for folder in {DatasetSpec.parse(text).path for text in prepared if text != NO_VAL}:
+        if remote_url(folder) is not None:
+            _check_remote(result, folder)
+            continue
         shards = sorted((folder / "shards").glob("*.tar"))
         if not (folder / "index.arrow").is_file() or not shards:
             text = f"{folder} holds no prepared data here: is it mounted?"
@@ -87,6 +92,16 @@ def check_data(result: NodeResult, options: NodeCheckOptions) -> None:
         if not (path.is_file() or (path.is_dir() and any(path.iterdir()))):
             result.problems.append(("data", f"{path} is empty or absent here: is it mounted?"))
     result.facts["data_s"] = time.perf_counter() - start
+
+
+def _check_remote(result: NodeResult, folder: Path) -> None:
+    """Check that this node reaches a folder in object storage, and may read it."""
+    from allinone.data.remote_index import local_index
+
+    try:
+        local_index(folder)
+    except AllInOneError as error:
+        result.problems.append(("data", str(error)))
 
 
 def options_of(command: Sequence[str]) -> dict[str, list[str]]:
