@@ -101,7 +101,8 @@ class HistoryWriter:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                keep = row["step"] <= self._start_step or "event" in row
+                # from step 0, nothing is kept: the evaluation before the first step is repeated
+                keep = 0 <= row["step"] <= (self._start_step or -1) or "event" in row
             except (ValueError, TypeError, LookupError, RecursionError):
                 damaged += number < len(lines)  # the last line of a killed run is cut off
                 continue

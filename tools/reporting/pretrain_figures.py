@@ -242,8 +242,8 @@ def _plot_scores(
     levels = {}
     for (name, (steps, values)), marker in zip(held_out.items(), itertools.cycle("os^Dv")):
         label = f"held-out {score}, {name}"
-        style = {"color": colour, "markeredgecolor": INK, "clip_on": False, "zorder": 3}
-        axes.plot(steps, values, marker, label=label, **style)
+        (points,) = axes.plot(steps, values, marker, color=colour, label=label, zorder=3)
+        points.set(markeredgecolor=INK, clip_on=False)
         if (level := chance.get(f"{name}/{panel.held_out}")) is not None:
             levels[round(level, 1)] = level
     for shown, level in levels.items():
@@ -330,8 +330,8 @@ def _plot_guesses(axes: Axes, example: MaskedWord) -> None:
     for row, bar in enumerate(example.bars):
         plot.barh(row, 1, 0.62, color=GRID)
         plot.barh(row, bar.probability, 0.62, color=CORRECT if bar.correct else _BAR_COLOUR)
-        style = {"va": "center", "fontsize": 9, "color": CORRECT if bar.correct else INK}
-        style["fontweight"] = "bold" if bar.correct else "normal"
+        style: dict[str, Any] = {"va": "center", "fontsize": 9}
+        style["color"], style["fontweight"] = (CORRECT, "bold") if bar.correct else (INK, "normal")
         plot.text(-0.03, row, textwrap.shorten(bar.label, 24), ha="right", **style)
         plot.text(1.03, row, bar.percent, **style)
 
