@@ -74,6 +74,9 @@ class TrainConfig:
     """Also keep checkpoints at multiples of this many steps; 0 keeps no others."""
     eval_every: int = option(0, resume="may_change")
     """Steps between two evaluations; 0 evaluates at the end only."""
+    eval_at_start: bool = option(False, resume="may_change")
+    """Also evaluate before the first step, so that curves begin with the untrained model. Such an
+    evaluation selects no weights."""
     max_skipped: int = option(50, resume="may_change")
     """Consecutive steps skipped for a non-finite gradient after which the run stops. A few skipped
     steps are normal: fp16 finds its loss scale that way."""

@@ -265,7 +265,7 @@ class Trainer:
             callback.on_start(self)
         for problem in damaged:
             self.emit("damaged", problem=problem)
-        self.evaluation.make_up(self)
+        self.evaluation.before_first_step(self)
 
     def _train_steps(self, signals: StopSignals, sync: SignalSync) -> None:
         first, stop = self.step + 1, None

@@ -129,20 +129,23 @@ def prepare_folder(out: Path, marker: str, *, fresh: bool) -> tuple[Path, Path]:
 
 def evaluate_and_report(out: Path, timer: PhaseTimer) -> None:
     """Evaluate the newest checkpoint of the run in `out`/train and write the report into `out`."""
+    from allinone.common.command_line.config_file import config_from_file
     from allinone.data.config import DatasetSpec
     from allinone.engine import newest_weights
-    from allinone.pretrain.recipes import demo
+    from allinone.engine.checkpoint.layout import RUN
+    from allinone.pretrain.config import PretrainConfig
     from allinone.tools.inspection.checkpoints import load_checkpoint
     from allinone.tools.reporting.run_report import evaluate_run, write_run_page
 
     train = DatasetSpec(out / "data", "train")
+    config: PretrainConfig = config_from_file(out / "train" / RUN, PretrainConfig)
     with timer.measure("evaluate"):
         sets = {split: replace(train, split=split) for split in SPLITS}
         loaded = load_checkpoint(newest_weights(out / "train"), "cpu")
-        evaluation = evaluate_run(loaded.model, loaded.weights, demo.RECIPE, sets, train)
+        evaluation = evaluate_run(loaded.model, loaded.weights, config, sets, train)
     seconds = {name: timer.seconds.get(name, 0.0) for name in ("prepare", "train", "evaluate")}
     history = out / "train" / "history.jsonl"
-    write_run_page(out, evaluation, demo.RECIPE, history, seconds, note=SPLITS_NOTE)
+    write_run_page(out, evaluation, config, history, seconds, note=SPLITS_NOTE)
 
 
 def print_results(results: Mapping[str, Any], out: Path) -> None:

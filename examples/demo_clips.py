@@ -78,7 +78,7 @@ class DemoClip:
 def clips(folder: Path) -> list[DemoClip]:
     """All clips that fine-tuning uses, ordered by number.
 
-    test is the demo's val split: one skin tone of each of 246 people, a combination that does not
+    test is the demo's val split: one skin tone of each of 245 people, a combination that does not
     occur in pre-training. val is one more skin tone of about half of these people. train is the
     rest of the demo's train split. The demo's val_unseen split is not used, because no training
     set has its names.

@@ -6,7 +6,7 @@ Letters: N items, D projection width, B clips.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from allinone.common.retrieval_metrics import chance_metrics, retrieval_metrics
 from allinone.data import EvalSet
+from allinone.data.config import DatasetSpec
 from allinone.data.loading.batch import BadClip, Batch
 from allinone.engine.distributed import topology
 from allinone.engine.distributed.watchdog import keepalive
@@ -54,6 +55,28 @@ class EvaluationOutput:
             "video_to_text": retrieval_metrics(similarity.T),
             "chance": chance_metrics(len(self.items)),
         }
+
+
+def set_name(spec: DatasetSpec) -> str:
+    """What scores in the log, in history.jsonl and in TensorBoard call a validation set."""
+    return f"{spec.path.name}_{spec.split}"
+
+
+def chance_scores(
+    objective: Objective, metrics: Mapping[str, float], items: int
+) -> dict[str, float]:
+    """What guessing gives, by metric: of retrieval among `items`, and of an accuracy if known.
+
+    Args:
+        objective: The objective that is evaluated.
+        metrics: Its `evaluation_metrics`.
+        items: Items of the evaluation set.
+    """
+    table = chance_metrics(items)
+    found = {name: table[name.rpartition("_")[2]] for name in metrics if "_to_" in name}
+    if objective.chance is not None:
+        found |= {name: 100 * objective.chance for name in metrics if name.endswith("_accuracy")}
+    return found
 
 
 @torch.inference_mode()

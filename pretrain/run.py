@@ -15,7 +15,6 @@ from torch import nn
 
 from allinone.common.errors import ConfigError
 from allinone.common.processes import forkserver_context
-from allinone.common.retrieval_metrics import chance_metrics
 from allinone.data import CoTrainStream, EvalSet, TrainStream
 from allinone.data.captions import caption_lengths
 from allinone.data.loading.batch import Batch, CoBatch
@@ -26,8 +25,7 @@ from allinone.model import AllInOneForPreTraining
 from allinone.model.convert import load_resized
 from allinone.pretrain.config import PretrainConfig
 from allinone.pretrain.cost import run_activations, training_cost
-from allinone.pretrain.evaluation import evaluate
-from allinone.pretrain.objectives.base import Objective
+from allinone.pretrain.evaluation import chance_scores, evaluate, set_name
 from allinone.pretrain.objectives.combined import PretrainObjective
 from allinone.pretrain.objectives.registry import active_objectives
 from allinone.pretrain.own_data import resolve, suggest_weights
@@ -167,7 +165,7 @@ def make_evaluation(
     if not specs:
         return None
     clip = config.clip(config.model_config())
-    sets = {f"{spec.path.name}_{spec.split}": EvalSet(spec, clip, config.loader) for spec in specs}
+    sets = {set_name(spec): EvalSet(spec, clip, config.loader) for spec in specs}
     objectives = active_objectives(config.objective)
 
     def evaluate_sets(model: nn.Module, device: torch.device) -> dict[str, float]:
@@ -186,21 +184,12 @@ def make_evaluation(
                 metrics = objective.evaluation_metrics(output)
                 results.update({f"{name}/{metric}": value for metric, value in metrics.items()})
                 if chance is not None:
-                    guessed = _chance(objective, metrics, len(output.items))
+                    guessed = chance_scores(objective, metrics, len(output.items))
                     chance.update({f"{name}/{metric}": c for metric, c in guessed.items()})
             results[f"{name}/missing"] = float(len(output.bad))
         return {**_selected(results), **results} if config.keep_best else results
 
     return evaluate_sets
-
-
-def _chance(objective: Objective, metrics: Mapping[str, float], items: int) -> dict[str, float]:
-    """What guessing gives, by metric: of retrieval among `items`, and of an accuracy if known."""
-    table = chance_metrics(items)
-    found = {name: table[name.rpartition("_")[2]] for name in metrics if "_to_" in name}
-    if objective.chance is not None:
-        found |= {name: 100 * objective.chance for name in metrics if name.endswith("_accuracy")}
-    return found
 
 
 def _selected(results: Mapping[str, float]) -> dict[str, float]:

@@ -60,6 +60,14 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
+def percent_text(share: float) -> str:
+    """Format a share as percent: 41 %, 0.3 %, < 0.1 %."""
+    percent = 100 * share
+    if percent < 0.1:
+        return "< 0.1 %"
+    return f"{percent:.1f} %" if percent < 1 else f"{percent:.0f} %"
+
+
 def finite(value: Any) -> Any:
     """A copy of nested values for JSON, in which NaN and infinite numbers are None."""
     if isinstance(value, Mapping):

@@ -121,13 +121,14 @@ def _describe(
     _flow(draw, x, y, TEXT_WIDTH, [("→", QUIET), *wanted], font(13), 1)
 
 
-def contact_sheet(batch: Batch, config: DataConfig, title: str) -> Image.Image:
-    """Draw one row per sample: frames as the model sees them, caption, and the masked text.
+def contact_sheet(batch: Batch, config: DataConfig, title: str, columns: int = 1) -> Image.Image:
+    """Draw samples: frames as the model sees them, caption, and the masked text.
 
     Args:
         batch: Samples after crop, colour and normalisation.
         config: Its normalisation is undone.
         title: Heading.
+        columns: Samples per row; TensorBoard makes pictures as narrow as its cards.
 
     Returns:
         The picture, RGB.
@@ -141,7 +142,7 @@ def contact_sheet(batch: Batch, config: DataConfig, title: str) -> Image.Image:
     cell_height = FRAME + 2 * GAP
     cell_width = 3 * GAP + frames * (FRAME + 6) + TEXT_WIDTH
     head = 62
-    columns = 2 if clips > 3 else 1
+    columns = min(columns, clips)
     rows = -(-clips // columns)
     sheet = Image.new("RGB", (columns * cell_width, head + rows * cell_height), PAPER)
     draw = ImageDraw.Draw(sheet)

@@ -64,28 +64,37 @@ class EvaluationCallback(Callback):
         self._best.restore(state.best, state.step)
         state.best = self._best.state()
 
-    def make_up(self, trainer: Trainer) -> None:
-        """Evaluate if the run was killed between a checkpoint and the evaluation of its step."""
-        if self.is_missing(trainer.config, trainer.state.step):
+    def before_first_step(self, trainer: Trainer) -> None:
+        """Evaluate a new run if --eval-at-start asks for it, and a run that was killed between a
+        checkpoint and the evaluation of its step."""
+        if trainer.state.step == 0:
+            if trainer.config.eval_at_start and self._evaluate is not None:
+                self._measure(trainer, starting=True)
+        elif self.is_missing(trainer.config, trainer.state.step):
             self._run(trainer, starting=True)
 
     def on_step_end(self, trainer: Trainer, due: Due) -> None:
         if due.evaluation:
             self._run(trainer)
 
-    def _run(self, trainer: Trainer, starting: bool = False) -> None:
-        assert self._evaluate is not None
-        state, out = trainer.state, trainer.spec.out
-        trainer.begin_activity(f"the evaluation at step {state.step}", starting)
+    def _measure(self, trainer: Trainer, starting: bool) -> Mapping[str, float]:
+        """Evaluate and report; the selection is left as it is."""
+        trainer.begin_activity(f"the evaluation at step {trainer.state.step}", starting)
         with trainer.stopwatch.paused():
             start = time.perf_counter()
             results = self._compute(trainer.spec.model, trainer.device)
             seconds = time.perf_counter() - start
-            # JSON has no NaN; the selection below gets it too, because to it a missing metric is an
-            # error and a NaN only an evaluation that is not better
+            # JSON has no NaN; the selection gets it too, because to it a missing metric is an error
+            # and a NaN only an evaluation that is not better
             finite = {name: value for name, value in results.items() if math.isfinite(value)}
             for callback in trainer.callbacks:
                 callback.on_evaluation(trainer, finite, seconds)
+        return results
+
+    def _run(self, trainer: Trainer, starting: bool = False) -> None:
+        state, out = trainer.state, trainer.spec.out
+        results = self._measure(trainer, starting)
+        with trainer.stopwatch.paused():
             improved = self._best.update(state.step, results)
             state.best = self._best.state()
             # collective: every rank gets the same results and therefore enters it

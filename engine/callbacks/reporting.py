@@ -17,7 +17,7 @@ from allinone.common.tables import plain_table
 from allinone.common.write_guard import WriteGuard
 from allinone.engine.callbacks.base import Callback, Interval
 from allinone.engine.distributed.signals import RunInterrupted
-from allinone.engine.monitoring.history import HISTORY, HistoryWriter
+from allinone.engine.monitoring.history import HISTORY, HistoryWriter, read_history
 
 if TYPE_CHECKING:
     from allinone.engine.trainer import Trainer
@@ -124,8 +124,8 @@ class ProgressCallback(Callback):
 
     def on_end(self, trainer: Trainer) -> None:
         if trainer.is_rank0 and not trainer.config.json:
-            path = trainer.spec.out / HISTORY  # it also has the evaluations before a restart
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            # it also has the evaluations before a restart
+            rows = read_history(trainer.spec.out / HISTORY)
             if table := evaluation_table(rows, self._chance):
                 log.info("evaluations:\n%s", table)
 
@@ -156,19 +156,33 @@ def evaluation_line(results: Mapping[str, float], chance: Mapping[str, float]) -
 
 
 def evaluation_table(history: Sequence[Mapping[str, Any]], chance: Mapping[str, float]) -> str:
-    """The scores of a run's evaluations with chance beside them; empty without an evaluation.
+    """`evaluation_rows` for a terminal; empty without an evaluation."""
+    rows = evaluation_rows(history, chance)
+    return indent(plain_table(rows), "  ") if rows else ""
+
+
+def evaluation_rows(
+    history: Sequence[Mapping[str, Any]],
+    chance: Mapping[str, float],
+    columns: int = MAX_COLUMNS,
+) -> list[tuple[str, ...]]:
+    """The scores of a run's evaluations next to chance; empty without an evaluation.
 
     Args:
         history: Rows of history.jsonl.
         chance: Score → its expectation for a model that guesses.
+        columns: Show at most this many evaluations, evenly spaced, the last one included.
+
+    Returns:
+        The titles, then one row per score.
     """
     found = {row["step"]: row["evaluation"] for row in history if row.get("evaluation")}
     if not found:
-        return ""
+        return []
     steps = sorted(found)
     # evenly spaced, the last one included
     last = len(steps) - 1
-    number = min(len(steps), MAX_COLUMNS)
+    number = min(len(steps), columns)
     shown = sorted(
         {steps[round(k * last / max(1, number - 1))] for k in range(number)} | {steps[-1]}
     )
@@ -186,7 +200,7 @@ def evaluation_table(history: Sequence[Mapping[str, Any]], chance: Mapping[str, 
         (name, *(cell(found[step].get(name)) for step in shown), cell(chance.get(name)))
         for name in names
     ]
-    return indent(plain_table([titles, *rows]), "  ")
+    return [titles, *rows]
 
 
 def progress_line(record: Mapping[str, Any], steps: int) -> str:

@@ -58,6 +58,21 @@ REFERENCE_NORM = 1.0
 It is the default of --clip-grad, so that the log shows what clipping would change."""
 
 
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The rows of a history.jsonl; incomplete and damaged lines are left out.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    rows = []
+    for line in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
+    return rows
+
+
 class HistoryWriter:
     """Appends lines to history.jsonl.
 
@@ -86,7 +101,8 @@ class HistoryWriter:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                keep = row["step"] <= self._start_step or "event" in row
+                # from step 0, nothing is kept: the evaluation before the first step is repeated
+                keep = 0 <= row["step"] <= (self._start_step or -1) or "event" in row
             except (ValueError, TypeError, LookupError, RecursionError):
                 damaged += number < len(lines)  # the last line of a killed run is cut off
                 continue

@@ -1,13 +1,15 @@
 """TensorBoard of a run: curves arranged as custom scalars, sample pictures, options as text.
 
 The tags are those of engine/monitoring/scalars.py; docs/monitoring.md explains every curve.
+TensorBoard gives each folder one colour. Therefore curves that share a chart are written into
+folders of their own below the run's: one per objective, data set, or recall.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from allinone.common.options import flatten
 from allinone.engine.monitoring.scalars import TRAIN
 
+EVENTS = "events.out.tfevents.*"
 Layout = dict[str, dict[str, list[Any]]]
 
 
@@ -72,9 +75,10 @@ def layout(metrics: Iterable[str], mfu_convention: str) -> Layout:
         },
         "4 Data": {"replaced clips, sum": _exactly("run/bad_clips")},
         "5 Evaluation": {
-            "recall, text to video, %": ["Multiline", ["^eval/.*text_to_video_R@"]],
-            "recall, video to text, %": ["Multiline", ["^eval/.*video_to_text_R@"]],
-            "median rank": ["Multiline", ["^eval/.*MdR$"]],
+            "recall, text to video, %": ["Multiline", ["^eval/.*(text_to_video_|t2v/)R@"]],
+            "recall, video to text, %": ["Multiline", ["^eval/.*(video_to_text_|v2t/)R@"]],
+            "median rank, text to video": ["Multiline", ["^eval/.*(text_to_video_|t2v/)MdR$"]],
+            "median rank, video to text": ["Multiline", ["^eval/.*(video_to_text_|v2t/)MdR$"]],
             "accuracy, %": ["Multiline", ["^eval/.*accuracy$"]],
             "items that could not be read": ["Multiline", ["^eval/.*missing$"]],
         },
@@ -83,6 +87,25 @@ def layout(metrics: Iterable[str], mfu_convention: str) -> Layout:
 
 def _margin(tag: str) -> list[Any]:
     return ["Margin", [f"{tag}/median", f"{tag}/min", f"{tag}/max"]]
+
+
+def sub_run(tag: str, losses: Collection[str]) -> str:
+    """The folder below the run's for a tag; empty: the run's own.
+
+    Args:
+        tag: As in engine/monitoring/scalars.py.
+        losses: Losses among the metrics of the same record, such as mlm_loss.
+    """
+    if tag.startswith(TRAIN):
+        name, _, dataset = tag.removeprefix(TRAIN).partition("/")
+        if dataset:
+            return re.sub(r"[^\w-]", "_", dataset)  # one folder, whatever its name is
+        objectives = (loss.removesuffix("_loss") for loss in losses)
+        return next((one for one in objectives if name.startswith(f"{one}_")), "")
+    if tag.startswith("eval/"):
+        scores = re.search(r"(?:(\w+)_accuracy|(R@\d+))$", tag)
+        return scores[1] or scores[2] if scores else ""
+    return ""
 
 
 def options_table(options: Mapping[str, Any]) -> str:
@@ -105,7 +128,7 @@ def open_writer(folder: Path, **options: Any) -> Any:
     from tensorboard.summary.writer import event_file_writer
     from torch.utils.tensorboard import SummaryWriter
 
-    names = (path.name.split(".")[3:4] for path in folder.glob("events.out.tfevents.*"))
+    names = (path.name.split(".")[3:4] for path in folder.glob(EVENTS))
     newest = max((int(stamp) for (stamp,) in names if stamp.isdecimal()), default=0)
     event_file_writer._AsyncWriterThread = _quiet(event_file_writer._AsyncWriterThread)
     clock = event_file_writer.time
@@ -140,16 +163,30 @@ class TensorBoardWriter:
     """Writes event files.
 
     Args:
-        folder: Where to.
-        start_step: Values of later steps, written by an earlier process, are hidden.
+        folder: Where to. Runs of earlier versions have all curves in it; of such a run, the curves
+            of objectives continue in the folders below.
+        start_step: Values of later steps, written by an earlier process, are hidden; of step 0,
+            which has an evaluation, all values are.
         mfu_convention: What an MFU of 1 means.
     """
 
     def __init__(self, folder: Path, start_step: int, mfu_convention: str) -> None:
+        self._folder = folder
         # steps after the checkpoint are trained again: without purge_step their curves would double
-        self._writer = open_writer(folder, purge_step=start_step + 1)
+        self._purge_step = start_step + 1 if start_step else 0
+        self._writers: dict[str, Any] = {}
+        self._writer = self._of("")
+        # also those that get no value for long: until then their last points would be wrong
+        for path in sorted(folder.glob(f"*/{EVENTS}")):
+            self._of(path.parent.name)
         self._convention = mfu_convention
         self._arranged: set[str] = set()
+
+    def _of(self, name: str) -> Any:
+        """The writer of a sub-run."""
+        if name not in self._writers:
+            self._writers[name] = open_writer(self._folder / name, purge_step=self._purge_step)
+        return self._writers[name]
 
     def describe(self, options: Mapping[str, Any], facts: str, step: int) -> None:
         """Fill the text tab.
@@ -170,9 +207,14 @@ class TensorBoardWriter:
         if not names <= self._arranged:  # alternating co-training: some objectives appear later
             self._arranged |= names
             self._writer.add_custom_scalars(layout(self._arranged, self._convention))
+        losses = [name for name in names if name.endswith("_loss")]
+        used = {""}
         for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step)
-        self._writer.flush()
+            name = sub_run(tag, losses)
+            used.add(name)
+            self._of(name).add_scalar(tag, value, step)
+        for name in sorted(used):
+            self._of(name).flush()
 
     def pictures(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
         """Add pictures: name → uint8 [H, W, 3]."""
@@ -193,4 +235,5 @@ class TensorBoardWriter:
 
     def close(self, failed: bool = False) -> None:
         """Flush and close."""
-        self._writer.close()
+        for writer in self._writers.values():
+            writer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -148,6 +149,20 @@ class Objective(ABC):
     def label(self) -> str:
         """Its abbreviation in messages, such as "MLM"."""
         return self.name.upper()
+
+    @property
+    def held_out_metric(self) -> str:
+        """Score of `evaluation_metrics` that reports draw next to the training accuracy."""
+        return f"{self.name}_accuracy"
+
+    def chance_loss(self, *, words: int, candidates: int) -> float | None:
+        """Loss of a model that guesses evenly, nats; None if the loss is no cross-entropy.
+
+        Args:
+            words: Size of the vocabulary.
+            candidates: Clips that VTC contrasts with, over all ranks.
+        """
+        return None if self.chance is None else -math.log(self.chance)
 
     def count_items(self, batch: Batch) -> int | None:
         """Number of items that the loss is averaged over, where it varies between batches of one

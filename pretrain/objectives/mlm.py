@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from allinone.pretrain.objectives.base import ClipSize, MicroBatchSize, Objective
@@ -26,6 +27,10 @@ class MaskedLanguageModelling(Objective):
     def count_items(self, batch: Batch) -> int:
         """Masked tokens."""
         return batch.mlm_positions.shape[0]
+
+    def chance_loss(self, *, words: int, candidates: int) -> float:
+        """As many classes as words."""
+        return math.log(words)
 
     def loss(self, micro_batch: ObjectiveContext) -> Tensor:
         """Cross-entropy averaged over the masked tokens; 0 if nothing is masked.

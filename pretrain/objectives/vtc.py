@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from allinone.pretrain.objectives.base import ClipSize, MicroBatchSize, Objective
@@ -23,6 +24,15 @@ class VideoTextContrast(Objective):
     heads = ("text_projection", "video_projection", "logit_scale")
     loss_metric = "vtc_loss"
     accuracy_metric = "vtc_text_to_video_accuracy"
+
+    @property
+    def held_out_metric(self) -> str:
+        """Recall among ten; it has no accuracy on held-out clips."""
+        return "text_to_video_R@10"
+
+    def chance_loss(self, *, words: int, candidates: int) -> float:
+        """As many classes as clips."""
+        return math.log(candidates)
 
     def loss(self, micro_batch: ObjectiveContext) -> Tensor:
         """InfoNCE, both directions averaged: local rows [B] against the columns of all ranks.

@@ -1,4 +1,4 @@
-"""The demo: nano on the 1,643 training clips of the embedded data set.
+"""The demo: nano on the 1,638 training clips of the embedded data set.
 
     make demo
 
@@ -36,7 +36,8 @@ RECIPE = PretrainConfig(
         ds_config="zero1_fp32",
         log_every=25,
         save_every=325,
-        eval_every=325,
+        eval_every=100,
+        eval_at_start=True,
         keep_last=2,
     ),
 )

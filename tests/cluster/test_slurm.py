@@ -126,7 +126,7 @@ def test_a_submitted_job_trains_and_writes_logs_and_tensorboard(
     )
     assert job.wait() == "COMPLETED", job.text()
     assert [row["step"] for row in rows(out)] == [1, 2, 3, 4]
-    board = EventAccumulator(str(out / "tensorboard"))
+    board = EventAccumulator(str(out / "tensorboard" / "mlm"))
     board.Reload()
     assert [event.step for event in board.Scalars("train/mlm_loss")] == [1, 2, 3, 4]
     log = job.text()

@@ -193,7 +193,7 @@ def test_runs_of_the_previous_version_resume() -> None:
         dali_threads pipelines prefetch backend clip_timeout_s max_bad_share"""
     places = {"data", "images", "init_from", "annotations", "checkpoint"}
     expected = {*harmless.split(), "ds_config", "quiet", "verbose", "augment_backend", *places}
-    expected |= {"media", "cache", "accept_changed_data", "keep_best", "log_to"}
+    expected |= {"media", "cache", "accept_changed_data", "keep_best", "log_to", "eval_at_start"}
     pretrain = PretrainConfig(Path("runs/x"), ("prepared",)).as_json()
     path = Path()
     finetune = FinetuneConfig(path, path, path, path, task=TaskOptions()).as_json()

@@ -172,15 +172,22 @@ def test_recipe_takes_two_steps_and_logs_each_dataset(
     assert codes[name] == 0, log[-4000:]
     assert "step 2/2" in log
     recipe: PretrainConfig = RECIPES[name][1]
-    board = EventAccumulator(str(home / recipe.out / "tensorboard"))
-    board.Reload()
-    tags = set(board.Tags()["scalars"])
+    boards = {}
+    for path in (home / recipe.out / "tensorboard").glob("*/events*"):
+        boards[path.parent.name] = EventAccumulator(str(path.parent))
+        boards[path.parent.name].Reload()
+    tags = {tag for board in boards.values() for tag in board.Tags()["scalars"]}
     for prefix, specs in (("", recipe.data), ("image_", recipe.cotrain.images)):
         if specs:
             assert {f"train/{prefix}mlm_loss", f"train/{prefix}vtm_loss"} <= tags
         if len(specs) > 1:
             shares = {
-                entry: [e.value for e in board.Scalars(f"train/{prefix}sample_share/{entry}")]
+                entry: [
+                    event.value
+                    for event in boards[entry.replace("/", "_")].Scalars(
+                        f"train/{prefix}sample_share/{entry}"
+                    )
+                ]
                 for entry in names(specs)
             }
             assert [sum(values) for values in zip(*shares.values(), strict=True)] == pytest.approx(

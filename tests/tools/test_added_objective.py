@@ -95,8 +95,8 @@ def test_it_is_planned_with_its_flops_memory_and_clips() -> None:
 def test_it_is_reported_under_its_title_with_chance() -> None:
     history = [{"step": 1, "metrics": {"mlm_loss": 7.0, "fom_loss": 3.0, "fom_accuracy": 0.5}}]
     assert loss_panels(history) == [
-        LossPanel("masked words (MLM)", "mlm_loss", None),
-        LossPanel("frame order (FOM)", "fom_loss", "fom_accuracy"),
+        LossPanel("masked words (MLM)", "mlm_loss", None, "mlm_accuracy"),
+        LossPanel("frame order (FOM)", "fom_loss", "fom_accuracy", "fom_accuracy"),
     ]
     output = EvaluationOutput(correct={"fom": (1.0, 3.0)})
     assert accuracy_texts({"vtm_accuracy": 80.94, **FrameOrder().evaluation_metrics(output)}) == [

@@ -11,6 +11,7 @@ from PIL import Image
 from allinone.tools.inspection.figure import PictureGrid, text_style
 from allinone.tools.reporting.pretrain_figures import (
     MaskedWord,
+    RankedClip,
     RetrievalExample,
     plot_masked_words,
     plot_retrieval_examples,
@@ -29,11 +30,11 @@ CAPTIONS = [
 @pytest.mark.parametrize("caption", CAPTIONS)
 def test_no_caption_breaks_a_figure(tmp_path: Path, caption: str) -> None:
     frames = np.zeros((3, 8, 8, 3), np.uint8)
-    plot_retrieval_examples(
-        [RetrievalExample(caption, [frames], [caption], [True], 1)], tmp_path / "a.png"
-    )
+    clips = [RankedClip(frames, caption, 1, True)]
+    plot_retrieval_examples([RetrievalExample(caption, clips)], tmp_path / "a.png")
     guesses = [(caption, 0.5), ("dog", 0.25)]
-    plot_masked_words([MaskedWord(caption, caption, caption, guesses, frames)], tmp_path / "b.png")
+    word = MaskedWord(caption, caption, caption, guesses, frames, rank=9, probability=0.01)
+    plot_masked_words([word], tmp_path / "b.png")
     grid = PictureGrid(1, 1, 64, left=200)
     grid.show(0, 0, Image.new("RGB", (64, 64)), caption)
     grid.left[0].text(0, 1, caption, **text_style(12))

@@ -138,20 +138,22 @@ def test_no_text_of_a_figure_becomes_markup() -> None:
 
 def test_no_caption_or_word_of_a_pretraining_page_becomes_markup() -> None:
     example = SimpleNamespace(caption=HOSTILE, rank=HOSTILE)
-    guesses = [(HOSTILE, 0.5)]
-    word = SimpleNamespace(before=HOSTILE, truth=HOSTILE, after=HOSTILE, guesses=guesses)
+    clip = SimpleNamespace(caption=HOSTILE, rank=HOSTILE, correct=True)
+    bar = SimpleNamespace(label=HOSTILE, probability=0.5, correct=True, percent=HOSTILE)
+    word = SimpleNamespace(before=HOSTILE, truth=HOSTILE, after=HOSTILE, bars=[bar], rank=HOSTILE)
     page = render(
         "tools/reporting/templates/pretraining.html.j2",
         title=HOSTILE,
         train_clips=HOSTILE,
-        durations=HOSTILE,
+        head=[(HOSTILE, HOSTILE)],
         accuracies=[HOSTILE],
         header=[HOSTILE],
         rows=[[HOSTILE, HOSTILE]],
         losses="data:image/png;base64,",
-        retrieval=[(example, [("data:image/webp;base64,", HOSTILE, True)])],
+        retrieval=[(example, [(clip, "data:image/webp;base64,")])],
         masked=[(word, "data:image/webp;base64,")],
-        facts=[HOSTILE],
+        evaluations=[(HOSTILE, HOSTILE), (HOSTILE, HOSTILE)],
+        options=[(HOSTILE, HOSTILE)],
         note=HOSTILE,
     )
     assert_harmless(page)

@@ -11,11 +11,13 @@ import numpy as np
 from PIL import Image
 
 from allinone.common.errors import InputError
+from allinone.common.formatting import percent_text
 from allinone.tools.inspection.checkpoints import LoadedModel
 from allinone.tools.inspection.figure import (
     BLACK,
     GREEN,
     HEADING,
+    INK,
     ORANGE,
     PAPER,
     SMALL,
@@ -44,11 +46,14 @@ SHADE = 0.8
 """How dark a patch without attribution is drawn: 0 not at all, 1 black."""
 HEAT = (255, 200, 0)
 """Colour of support: on a dark clip brightness alone would show nothing."""
+TRACK = (234, 238, 242)
+"""Behind the bars."""
 HEAT_STRENGTH = 0.45
 """Share of that colour in the patch with the most support; the rest is the picture."""
 LEAD = (
     "The model reads the frames and the sentence with its masked words. Left: the most probable"
-    " words for each mask, with their probabilities; the correct word in green. Right: how much"
+    " words for each mask, with their probabilities; the correct word in green, with its rank"
+    " among all words where others are more probable. Right: how much"
     " each patch supports the first of them (attention from the mask to the patch, weighted by its"
     " effect on the prediction; see tools/cloze.py for a comparison with plain attention and"
     " word-patch alignment). Above a frame: its share."
@@ -61,9 +66,20 @@ class MaskPrediction:
 
     answer: str | None
     """The correct word, if it was given."""
+    token: int | None
+    """Its word piece; None also where the vocabulary lacks it."""
     guesses: list[Guess]
+    """Best first; the last one is the correct word, if it is not among the best."""
     relevance: np.ndarray
     """float32 [T, P], sum 1: how much each patch supports the first guess."""
+
+    @property
+    def answer_text(self) -> str:
+        """The correct word with its rank; empty if it was not given."""
+        if not self.answer:
+            return ""
+        ranks = [guess.rank for guess in self.guesses if guess.token == self.token]
+        return f"{self.answer}, {f'rank {ranks[0]:,}' if ranks else 'not in the vocabulary'}"
 
 
 @dataclass(frozen=True)
@@ -105,21 +121,26 @@ def predict_masks(
     """
     plain, answers = split_answers(text)
     masked = reader.masked(plain)
+    wanted: list[int | None] = []
     for answer in answers:
+        ids = reader.tokenizer.ids(answer) if answer else []
+        # a word with characters that the vocabulary lacks is [UNK], which is never predicted
+        known = [token for token in ids if token >= reader.tokenizer.first_word_id]
+        wanted.append(known[0] if known else None)
         if answer and len(pieces := reader.word_pieces(answer)) != 1:
             raise InputError(
                 f"--text {text!r}: {answer!r} is {len(pieces)} word pieces ({' '.join(pieces)});"
                 f" write one {MASK_TOKEN} for each"
             )
-    guesses = fill_masks(loaded, reader, clip, masked, top)
+    guesses = fill_masks(loaded, reader, clip, masked, top, wanted)
     relevance = patch_relevance(loaded, clip, masked, [best[0].token for best in guesses])
     sentence = plain
     # one at a time: each replacement removes the first mask that is left
     for number in range(1, len(answers) + 1):
         sentence = sentence.replace(MASK_TOKEN, f"[ {number} ]", 1)
     predictions = [
-        MaskPrediction(answer, best, patches.numpy())
-        for answer, best, patches in zip(answers, guesses, relevance, strict=True)
+        MaskPrediction(answer, token, best, patches.numpy())
+        for answer, token, best, patches in zip(answers, wanted, guesses, relevance, strict=True)
     ]
     return Cloze(sentence, clip, predictions)
 
@@ -162,21 +183,22 @@ def _draw_guesses(axes: Axes, number: int, prediction: MaskPrediction) -> None:
     """The guesses for one mask as bars, the correct word in green."""
     axes.text(0, 1, f"mask [ {number} ]", va="top", **text_style(HEADING, bold=True))
     if prediction.answer:
-        answer = f"correct word: {prediction.answer}"
+        answer = f"correct word: {prediction.answer_text}"
         axes.text(0, 0.86, answer, va="top", **text_style(SMALL, GREEN))
-    start, width = 0.36, 0.44
+    start, width = 0.36, 0.42
     plot = axes.inset_axes((start, 0.04, width, 0.67))
     left_edge = -start / width
     plot.axis("off")
     plot.set_xlim(0, 1)
     plot.set_ylim(max(5, len(prediction.guesses)) - 0.5, -0.5)  # the best first
     for row, guess in enumerate(prediction.guesses):
-        correct = guess.word == prediction.answer
-        (bar,) = plot.barh(row, guess.probability, 0.6)
-        bar.set_color(rgb(GREEN if correct else SOFT))
-        share = guess.probability
-        plot.text(share + 0.04, row, f"{100 * share:.0f} %", va="center", **text_style(SMALL))
-        plot.text(left_edge, row, guess.word, va="center", **text_style(SMALL, bold=correct))
+        correct = guess.token == prediction.token
+        # on a pale track, so that a bar of nearly 0 % also shows where it is
+        plot.barh(row, 1, 0.6, color=rgb(TRACK))
+        plot.barh(row, guess.probability, 0.6, color=rgb(GREEN if correct else SOFT))
+        style = text_style(SMALL, GREEN if correct else INK, bold=correct)
+        plot.text(1.04, row, percent_text(guess.probability), va="center", **style)
+        plot.text(left_edge, row, guess.word, va="center", **style)
 
 
 def _section(cloze: Cloze) -> Section:
@@ -199,7 +221,7 @@ def _section(cloze: Cloze) -> Section:
         _draw_guesses(grid.left[number], number, prediction)
         _draw_attributions(grid, number, prediction, pictures)
         best = prediction.guesses[0]
-        correct = f", hidden was {prediction.answer}" if prediction.answer else ""
+        correct = f", hidden was {prediction.answer_text}" if prediction.answer else ""
         answers.append(f"mask {number}: {best.word} ({100 * best.probability:.0f} %){correct}")
     return Section(f"“{cloze.sentence}”", grid.image(), alt="; ".join(answers))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +19,18 @@ class Guess:
     word: str
     probability: float
     """Over the full vocabulary."""
+    rank: int
+    """Among all word pieces; 1 is the most probable."""
 
 
 @torch.inference_mode()
 def fill_masks(
-    loaded: LoadedModel, reader: TextReader, clip: InputClip, text: InputText, top: int
+    loaded: LoadedModel,
+    reader: TextReader,
+    clip: InputClip,
+    text: InputText,
+    top: int,
+    wanted: Sequence[int | None] = (),
 ) -> list[list[Guess]]:
     """Predict each [MASK] of a text independently.
 
@@ -32,10 +40,11 @@ def fill_masks(
         clip: The video.
         text: A text with at least one [MASK].
         top: Number of word pieces per [MASK].
+        wanted: For each [MASK] a word piece that is also returned, or None; empty for none.
 
     Returns:
-        For each [MASK], the `top` most probable word pieces, best first. Special tokens such as
-        [SEP] are excluded.
+        For each [MASK], the `top` most probable word pieces, best first, followed by the wanted
+        one if it is not among them. Special tokens such as [SEP] are excluded.
 
     Raises:
         InputError: The model has no MLM head.
@@ -50,11 +59,21 @@ def fill_masks(
     first = tokenizer.first_word_id
     # after the softmax: probabilities stay those over the full vocabulary
     words = probabilities[:, first : tokenizer.size]
-    best = words.topk(min(top, tokenizer.size - first))
-    return [
-        [
-            Guess(first + int(index), reader.word(first + int(index)), float(probability))
-            for probability, index in zip(values, indices, strict=True)
-        ]
-        for values, indices in zip(best.values, best.indices, strict=True)
-    ]
+    orders = words.argsort(descending=True, stable=True).tolist()
+    found = []
+    for values, order, token in zip(words, orders, wanted or [None] * len(orders), strict=True):
+        shown = order[:top]
+        if token is not None and token - first not in shown:
+            shown.append(token - first)
+        found.append(
+            [
+                Guess(
+                    first + index,
+                    reader.word(first + index),
+                    float(values[index]),
+                    order.index(index) + 1,
+                )
+                for index in shown
+            ]
+        )
+    return found

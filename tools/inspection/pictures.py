@@ -26,7 +26,7 @@ LOG_RATIO = 100
 
 
 def contact_sheet(path: Path, batch: Batch, config: DataConfig, title: str) -> None:
-    """Write a PNG with one row per sample.
+    """Write a PNG with the samples, in two columns from four on.
 
     Args:
         path: File to write.
@@ -35,7 +35,7 @@ def contact_sheet(path: Path, batch: Batch, config: DataConfig, title: str) -> N
         config: Its mean and std are used to undo the normalisation.
         title: Heading.
     """
-    sheet = pictures.contact_sheet(batch, config, title)
+    sheet = pictures.contact_sheet(batch, config, title, columns=2 if len(batch) > 3 else 1)
     with atomic_path(path) as temporary:
         sheet.save(temporary, "PNG")
 

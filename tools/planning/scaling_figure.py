@@ -18,13 +18,13 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlesize": 10,
-    "figure.titlesize": 10,
+    "axes.titlesize": 11,
+    "figure.titlesize": 12,
     "grid.color": "#eaeef2",
-    "legend.fontsize": 7,
+    "legend.fontsize": 9,
     "legend.frameon": False,
     "lines.markersize": 3,
-    "xtick.labelsize": 8,
+    "xtick.labelsize": 9,
 }
 
 
@@ -81,7 +81,7 @@ def draw_scaling(target: Path, recipe: str, config: PretrainConfig, device: Devi
     per_gpu = config.train.micro_batch
     strong_label = f"{config.train.global_batch:,} clips per step"
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.3), layout="constrained")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4), layout="constrained")
         for name, color in SHOWN.items():
             strong = throughput(recipe, config, device, NETWORKS[name], None)
             weak = throughput(recipe, config, device, NETWORKS[name], per_gpu)
@@ -94,7 +94,7 @@ def draw_scaling(target: Path, recipe: str, config: PretrainConfig, device: Devi
         linear = [gpus / GPUS[0] * strong[0] for gpus in GPUS]
         # from the last network's single node, which uses NVLink only and is equal for all
         left.plot(GPUS, linear, ":", color="black", label="linear")
-        left.set(xlabel="GPUs", ylabel="samples/s", title=strong_label, yscale="log")
+        left.set(xlabel="GPUs", ylabel="clips per second", title=strong_label, yscale="log")
         left.yaxis.set_major_formatter(EngFormatter(sep=""))
         right.plot([], [], color="black", label=strong_label)
         right.plot([], [], "--", color="black", label=f"{per_gpu} clips per GPU and step")
@@ -106,8 +106,10 @@ def draw_scaling(target: Path, recipe: str, config: PretrainConfig, device: Devi
             axis.set_xticks(GPUS)
             axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             axis.legend()
+        first = make_plan(recipe, scaled(config, GPUS[0], None), GPUS[0], device, NETWORKS[name])
         figure.suptitle(
-            f"{recipe} on {device.name}, planned (counted operations, data-sheet rates)"
+            f"{recipe} on {device.name}, {first.mode}, planned (counted operations, data-sheet"
+            " rates)"
         )
         with atomic_path(target) as temporary:
             figure.savefig(temporary, dpi=150, format=target.suffix.removeprefix(".") or "png")

@@ -12,7 +12,7 @@ from allinone.data.loading.batch import Batch
 from allinone.data.text import Tokenizer
 from allinone.model import AllInOneForPreTraining
 from allinone.pretrain.evaluation import EvaluationOutput
-from allinone.tools.reporting.pretrain_figures import MaskedWord, RetrievalExample
+from allinone.tools.reporting.pretrain_figures import MaskedWord, RankedClip, RetrievalExample
 
 CPU = torch.device("cpu")
 _BATCH = 64
@@ -66,7 +66,7 @@ def retrieval_examples(
         embeddings: Of the items to search.
         shown: The same items at the resolution to show.
         rows: Captions, evenly spaced over the set.
-        top: Clips per caption.
+        top: Clips per caption; the caption's own clip follows if it is not among them.
         limit: The evaluation used at most this many items.
     """
     frames = frames_by_clip(shown, limit)
@@ -78,10 +78,15 @@ def retrieval_examples(
         examples.append(
             RetrievalExample(
                 caption=embeddings.captions[index],
-                frames=[frames[embeddings.items[clip]] for clip in best],
-                captions=[embeddings.captions[clip] for clip in best],
-                correct=[clip == index for clip in best],
-                rank=order.index(index) + 1,
+                clips=[
+                    RankedClip(
+                        frames=frames[embeddings.items[clip]],
+                        caption=embeddings.captions[clip],
+                        rank=order.index(clip) + 1,
+                        correct=clip == index,
+                    )
+                    for clip in (*best, *([] if index in best else [index]))
+                ],
             )
         )
     return examples
@@ -123,16 +128,20 @@ def masked_words(
         truth = int(ids[0, position])
         ids[0, position] = tokenizer.mask_id
         text = model(batch.pixels[row : row + 1], ids, mask).text
-        best = model.mlm_head(text[0, position]).float().softmax(-1).topk(top)
+        probabilities = model.mlm_head(text[0, position]).float().softmax(-1)
+        # one order for both, so that equal probabilities have one rank
+        order = probabilities.argsort(descending=True, stable=True).tolist()
         tokens = batch.text_ids[row, 1 : 1 + pieces].tolist()
-        guesses = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        best = [(tokenizer.decode([token]), float(probabilities[token])) for token in order[:top]]
         examples.append(
             MaskedWord(
                 before=tokenizer.decode(tokens[: position - 1]),
                 after=tokenizer.decode(tokens[position:]),
                 truth=tokenizer.decode([truth]),
-                guesses=[(tokenizer.decode([token]), value) for token, value in guesses],
+                guesses=best,
                 frames=frames[batch.clips[row]],
+                rank=order.index(truth) + 1,
+                probability=float(probabilities[truth]),
             )
         )
     return examples

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,39 @@ from PIL import Image
 from allinone.common.atomic_io import write_atomic
 from allinone.common.formatting import duration
 from allinone.common.html import data_uri, render
+from allinone.engine.callbacks.reporting import evaluation_rows
 from allinone.pretrain.objectives import registry
 from allinone.tools.reporting.pretrain_figures import (
     History,
     MaskedWord,
     RetrievalExample,
     clip_image,
-    example_images,
     plot_losses,
     plot_masked_words,
     plot_retrieval_examples,
+    ranked_image,
 )
 
 DIRECTIONS = {"text_to_video": "text → video", "video_to_text": "video → text"}
 RETRIEVAL_HEADER = ("split", "direction", "R@1 %", "R@5 %", "R@10 %", "MdR")
 FILES = ("report.html", "losses.png", "gallery.png", "masked_words.png", "results.json")
 """What `write_report` writes, the page first."""
+
+
+EVALUATIONS = 9
+"""Evaluations in the table of the page."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the page says about a run besides its results."""
+
+    head: Sequence[tuple[str, str]]
+    """(what, text), shown on top: model, data, date, seed, ..."""
+    options: Sequence[tuple[str, str]]
+    """(option, value), shown last."""
+    chance: Mapping[str, float]
+    """What guessing gives; see `plot_losses`."""
 
 
 def retrieval_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -70,7 +88,7 @@ def write_report(
     history: History,
     retrieval: Sequence[RetrievalExample],
     masked: Sequence[MaskedWord],
-    facts: Sequence[str],
+    run: RunFacts,
     note: str = "",
 ) -> list[Path]:
     """Write the report: results.json, three PNGs, and report.html, which needs no other file.
@@ -82,7 +100,7 @@ def write_report(
         history: Rows of the run's history.jsonl.
         retrieval: Captions with their best clips.
         masked: Masked words with the model's guesses.
-        facts: Lines about the run, shown last.
+        run: What the page says about the run.
         note: A sentence on the splits.
 
     Returns:
@@ -90,7 +108,7 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     page, losses, gallery, words, numbers = paths = [folder / name for name in FILES]
-    plot_losses(history, losses)
+    plot_losses(history, losses, run.chance)
     if retrieval:
         plot_retrieval_examples(retrieval, gallery)
     if masked:
@@ -99,14 +117,18 @@ def write_report(
         "tools/reporting/templates/pretraining.html.j2",
         title="All-in-one: pre-training report",
         train_clips=f"{results['train_clips']:,}",
-        durations=duration_texts(results),
+        head=run.head,
         accuracies=accuracy_texts(results),
         header=RETRIEVAL_HEADER,
         rows=retrieval_rows(results),
         losses=data_uri(losses.read_bytes(), "png"),
-        retrieval=[(example, _clips(example)) for example in retrieval],
+        retrieval=[
+            (example, [(clip, _webp(ranked_image(clip))) for clip in example.clips])
+            for example in retrieval
+        ],
         masked=[(example, _webp(clip_image(example.frames))) for example in masked],
-        facts=facts,
+        evaluations=evaluation_rows(history, run.chance, EVALUATIONS),
+        options=run.options,
         note=note,
     )
     write_atomic(page, html)
@@ -114,12 +136,6 @@ def write_report(
     write_atomic(numbers, json.dumps(results, indent=1) + "\n")
     absent = {gallery if not retrieval else None, words if not masked else None}
     return [path for path in paths if path not in absent]
-
-
-def _clips(example: RetrievalExample) -> list[tuple[str, str, bool]]:
-    """(data URI, caption, whether it is the correct clip), best first."""
-    images = map(_webp, example_images(example))
-    return list(zip(images, example.captions, example.correct, strict=True))
 
 
 def _webp(image: Image.Image) -> str:

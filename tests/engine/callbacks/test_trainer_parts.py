@@ -9,10 +9,18 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
+import pytest
+import torch
+
+from allinone.engine.callbacks.evaluation import EvaluationCallback
 from allinone.engine.callbacks.garbage import GarbageCallback
+from allinone.engine.checkpoint.best import Selection
+from allinone.engine.config import TrainConfig
 from allinone.engine.monitoring.accumulator import IntervalMetrics
+from allinone.engine.monitoring.stopwatch import Stopwatch
 from allinone.engine.state import TrainState
 
 if TYPE_CHECKING:
@@ -41,7 +49,7 @@ for hook in HOOKS:
     setattr(Spy, hook, lambda self, trainer, *_, hook=hook: calls.append(f"{hook} {trainer.step}"))
 
 config = TrainConfig(steps=4, global_batch=8, micro_batch=4, log_every=2, save_every=4,
-                     eval_every=2, device="cpu", ds_config="zero1_fp32")
+                     eval_every=2, eval_at_start=True, device="cpu", ds_config="zero1_fp32")
 trainer = Trainer(config, model=ToyModel(), objective=objective, data=ToyData(), run_config={},
                   out=Path(sys.argv[1]), evaluate=lambda model, device: {"score": 1.0})
 trainer.callbacks = (*trainer.callbacks[:-1], Spy(), trainer.callbacks[-1])
@@ -62,6 +70,7 @@ def test_attributes_and_order_of_hooks(tmp_path: Path) -> None:
     assert len(result["attributes"]) <= 15, result["attributes"]
     assert result["calls"] == [
         "on_start 0",
+        "on_evaluation 0",
         "on_step_end 1",
         "on_interval 2",
         "on_checkpoint 2",
@@ -79,6 +88,7 @@ def test_attributes_and_order_of_hooks(tmp_path: Path) -> None:
     kinds = [row.get("event") or ("metrics" if "metrics" in row else "evaluation") for row in rows]
     assert kinds == [
         "start",
+        "evaluation",
         *("metrics", "checkpoint", "evaluation") * 2,
         "finish",
     ]
@@ -138,3 +148,24 @@ def test_the_state_survives_a_checkpoint() -> None:
 def test_checkpoints_of_earlier_versions_have_no_best() -> None:
     facts = {"step": 3, "skipped": 0, "skipped_in_a_row": 0, "digest": 1, "bad_clips": 0}
     assert TrainState.from_checkpoint(facts) == TrainState(3, 0, 0, 1, 0, None)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_an_evaluation_before_the_first_step_selects_nothing(tmp_path: Path, wanted: bool) -> None:
+    seen: list[object] = []
+    callback = EvaluationCallback(lambda *_: {"score": 9.0}, Selection("score"), tmp_path)
+    trainer = SimpleNamespace(
+        state=TrainState(),
+        config=TrainConfig(eval_at_start=wanted),
+        spec=SimpleNamespace(model=torch.nn.Identity(), out=tmp_path),
+        device=torch.device("cpu"),
+        stopwatch=Stopwatch(),
+        begin_activity=lambda *_: None,
+        callbacks=[SimpleNamespace(on_evaluation=lambda _, results, __: seen.append(results))],
+    )
+    callback.initialize(trainer.state)
+    before = trainer.state.best
+    callback.before_first_step(cast("Trainer", trainer))
+    assert seen == [{"score": 9.0}] * wanted
+    assert trainer.state.best == before
+    assert not list(tmp_path.iterdir())

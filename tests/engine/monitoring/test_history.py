@@ -105,3 +105,20 @@ def test_evaluations_become_a_table_with_chance() -> None:
     history[3]["evaluation"]["val/missing"] = 2.0  # type: ignore[index]
     assert "val/missing" in evaluation_table(history, {})
     assert evaluation_table([{"step": 5, "loss": 1.0}], {}) == ""
+
+
+@pytest.mark.parametrize(("start", "kept"), [(0, []), (2, [0, 2])])
+def test_an_evaluation_that_is_repeated_is_not_kept(
+    tmp_path: Path, start: int, kept: list[int]
+) -> None:
+    lines = [{"step": step, "evaluation": {"val/R@1": 1.0}} for step in (0, 2, 4)]
+    path = tmp_path / "history.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    HistoryWriter(tmp_path, start).write({"step": start, "event": "start"})
+    assert [row["step"] for row in read_history(path) if "evaluation" in row] == kept
+
+
+def test_rows_after_a_torn_line_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"st\n[1]\n{"step": "x"}\n{"step": 2}\n{"step": 3')
+    assert [row["step"] for row in read_history(path)] == [1, 2]
