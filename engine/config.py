@@ -53,6 +53,11 @@ class TrainConfig:
     clip_grad: float = option(1.0, earlier=1.0)
     """Maximum global gradient norm; 0 disables clipping. The original code does not clip, but a
     loss spike on 128 GPUs costs more than clipping does."""
+    ema: float = option(0.0, earlier=0.0)
+    """Decay of an exponential moving average of the fp32 weights, such as 0.9999; 0 keeps none.
+    About the last 1 / (1 - decay) steps count. The average is evaluated in addition to the weights,
+    saved in ema/ of every checkpoint, and needs 4 bytes per parameter, divided as the optimizer
+    state."""
     ds_config: str = option("zero1_bf16", resume="layout")
     """Name in ds_configs/ (ZeRO stage and precision) or path of a DeepSpeed JSON file."""
     activation_checkpointing: bool = option(False, resume="may_change")
@@ -115,7 +120,7 @@ class TrainConfig:
         require(self, NOT_NEGATIVE, ("keep_every", "eval_every", "max_skipped"))
         require(self, NOT_NEGATIVE, ("spike_deviations", "max_anomaly_reports", "straggler_ratio"))
         require(self, POSITIVE, ("eps", "hang_timeout_s"))
-        require(self, Bounds(0, 1, below=True), ("beta1", "beta2"))
+        require(self, Bounds(0, 1, below=True), ("beta1", "beta2", "ema"))
         if unknown := set(self.log_to) - set(get_args(LoggerName)):
             raise ConfigError(
                 f"--log-to {' '.join(sorted(unknown))}: unknown; known are"

@@ -514,6 +514,30 @@ def load_partitions(
                 parameter.copy_(flat)
 
 
+def copy_fp32_to_model(optimizer: Any, stage: int) -> None:
+    """Copy changed fp32 weights into the weights that the forward pass uses; collective.
+
+    deepspeed 0.19.8: what `step` and `load_state_dict` do after the update. ZeRO 3
+    (runtime/zero/stage3.py) gathers small parameters once and keeps them, so these are partitioned
+    before and gathered again after it.
+
+    Args:
+        optimizer: `engine.optimizer`.
+        stage: ZeRO stage.
+    """
+    if stage == 3:
+        optimizer.checkpoint_event_prologue()
+        for number, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+            optimizer.fp16_partitioned_groups_flat[number].data.copy_(flat.data)
+            optimizer._unflatten_partitioned_parameters(number)
+        optimizer.checkpoint_event_epilogue()
+    elif stage in (1, 2):
+        optimizer.update_lp_params()
+    else:
+        for parameter, master in fp32_masters(optimizer).items():
+            parameter.data.copy_(master.data)
+
+
 def load_state_kept_in_memory(
     optimizer: Any, states: Mapping[int, Mapping[str, Tensor]], masters: Sequence[Tensor]
 ) -> None:

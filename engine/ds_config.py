@@ -123,6 +123,11 @@ def resolve(config: TrainConfig, world: int, on_cpu: bool) -> dict[str, Any]:
             " ZeRO 0 in 16 bits, DeepSpeed 0.19 includes only the first part of divided layers in"
             " the gradient norm; choose zero1_*"
         )
+    if config.ema and offload(resolved) == "nvme":
+        raise ConfigError(
+            f"--ema {config.ema} with --ds-config {config.ds_config}: DeepSpeed swaps the fp32"
+            " weights to NVMe, where they cannot be averaged; choose *_offload_cpu_*, or --ema 0"
+        )
     if clips_itself(resolved):
         if resolved.get("zero_optimization", {}).get("compute_grad_norm", True) is False:
             raise ConfigError(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from allinone.engine.objective import ObjectiveFn
+from allinone.engine.optim.adamw import LrScale
 from allinone.engine.planning.estimate import Activations
 
 
@@ -61,3 +62,5 @@ class RunSpec:
     """Parameters whose name contains one of these are heads."""
     head_lr_mult: float
     """Multiplier of the learning rate of heads."""
+    lr_scale: LrScale | None = None
+    """Further multiplier by parameter name; None: 1."""

@@ -50,6 +50,7 @@ from allinone.engine.monitoring.history import RecordBuilder, memory_bytes
 from allinone.engine.monitoring.loggers import require_installed
 from allinone.engine.monitoring.stopwatch import Stopwatch
 from allinone.engine.objective import ObjectiveFn, seed_of
+from allinone.engine.optim.adamw import LrScale
 from allinone.engine.planning.estimate import Activations
 from allinone.engine.planning.peak_flops import peak_rate
 from allinone.engine.run_spec import Data, Evaluate, Pictures, RunSpec
@@ -87,6 +88,7 @@ class Trainer:
         activations: Bytes that autograd keeps per micro-batch, for the plan.
         head_patterns: Parameters whose name contains one of these are heads.
         head_lr_mult: Multiplier of the learning rate of heads.
+        lr_scale: Further multiplier by parameter name, such as layer-wise decay; None: 1.
         select: Keep the weights of the best evaluation in OUT/best, and stop early if it says so.
         pictures: Draws a training batch for TensorBoard, name → uint8 [H, W, 3].
         chance: Name of a score of `evaluate` → its expectation for a model that guesses, for the
@@ -111,6 +113,7 @@ class Trainer:
         activations: Activations | None = None,
         head_patterns: Sequence[str] = (),
         head_lr_mult: float = 1.0,
+        lr_scale: LrScale | None = None,
         select: Selection | None = None,
         pictures: Pictures | None = None,
         chance: Mapping[str, float] | None = None,
@@ -126,6 +129,7 @@ class Trainer:
             activations=activations or Activations(),
             head_patterns=tuple(head_patterns),
             head_lr_mult=head_lr_mult,
+            lr_scale=lr_scale,
         )
         timeout_s = collective_timeout_s(config.hang_timeout_s)
         self.rank_info, self.device = launch.start(config.device, timeout_s)
@@ -307,6 +311,7 @@ class Trainer:
             torch.manual_seed(seed_of(self.config.seed, batch.first_position))
             loss, metrics = self.engine.train_micro_batch(batch)
             self.accumulator.add(batch, loss, metrics, mean_items)
+        self.engine.update_average()
         self.state.step += 1
         # from now on a missing file means a fault of the node (exit code 1), not a wrong path (2)
         launch.mark_training_started()
@@ -341,7 +346,9 @@ class Trainer:
         elapsed_s = self.stopwatch.lap()
         with self.stopwatch.paused():
             self.state.add_interval(metrics)
-            record = self.records.build(self.step, metrics, elapsed_s, self.state.skipped)
+            record = self.records.build(
+                self.step, metrics, elapsed_s, self.state.skipped, self.engine.lr_multiples
+            )
             for callback in self.callbacks:
                 callback.on_interval(self, Interval(metrics, record, elapsed_s))
 
@@ -430,10 +437,22 @@ class Trainer:
                 f"peak {count(rate)}FLOP/s per rank ({source}); at half of it the rest takes"
                 f" {duration(rest_s)}"
             ),
+            *self._describe_average(),
             *self.engine.estimate.lines(),
             self.spec.data.describe(),
         ]
         return "\n".join(lines)
+
+    def _describe_average(self) -> list[str]:
+        decay, steps = self.config.ema, self.config.steps
+        if not decay:
+            return []
+        left = decay**steps
+        return [
+            f"EMA of the weights: decay {decay:g}, about the last {1 / (1 - decay):,.0f} steps; at"
+            f" the end the initial weights still count {100 * left:.1f} %"
+            + (": choose a smaller --ema" if left > 0.1 else "")
+        ]
 
     def _close(self, error: BaseException | None) -> None:
         """Let every callback close its files."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from allinone.common.errors import ConfigError
 from allinone.engine import deepspeed_adapter, ds_config
 from allinone.engine.checkpoint import manager, reshard
+from allinone.engine.checkpoint.weight_average import WeightAverage
 from allinone.engine.compilation import compile_model
 from allinone.engine.config import TrainConfig
 from allinone.engine.distributed.topology import Layout
@@ -61,8 +62,10 @@ class TrainingEngine:
         mpu = self._prepare_model(ds)
         module = StepModule(self.model, spec.objective).to(device)
         groups = parameter_groups(
-            module, config.weight_decay, spec.head_patterns, spec.head_lr_mult
+            module, config.weight_decay, spec.head_patterns, spec.head_lr_mult, spec.lr_scale
         )
+        self.lr_multiples = tuple(sorted({group["lr_mult"] for group in groups}))
+        """Multiples of the learning rate of the parameter groups."""
         # before DeepSpeed, which replaces the parameters in these groups by its flat partitions
         self._state_layout = reshard.describe(self.model, groups, ds, layout)
         sizes = [[parameter.numel() for parameter in group["params"]] for group in groups]
@@ -82,6 +85,12 @@ class TrainingEngine:
         self.estimate.count_bytes()
         self._writer = manager.StateWriter(self.deepspeed)
         self._set_norm_source(module, ds_config.stage(ds))
+        self.average: WeightAverage | None = None
+        """Moving average of the weights, with --ema."""
+        if config.ema:
+            self.average = WeightAverage(
+                self.deepspeed.optimizer, self.model, config.ema, ds_config.stage(ds)
+            )
 
     def _prepare_model(self, ds: Mapping[str, Any]) -> Any:
         """Recomputation, tensor parallelism, compilation; returns DeepSpeed's `mpu`."""
@@ -139,6 +148,11 @@ class TrainingEngine:
             self.deepspeed.step()
         return loss, metrics
 
+    def update_average(self) -> None:
+        """Average the weights of the finished step, with --ema."""
+        if self.average is not None:
+            self.average.update()
+
     def outcome(self) -> tuple[Tensor, Tensor]:
         """(1 if the last step was skipped, norm of its gradient), scalars on the device."""
         return outcome(self.deepspeed, self.optimizer, self._device)
@@ -146,12 +160,18 @@ class TrainingEngine:
     def save(self, out: Path, facts: Mapping[str, Any]) -> Path:
         """Publish a checkpoint; collective. Raises CheckpointError on every rank."""
         return manager.save(
-            self.deepspeed, self._writer, self.model, out, facts, self._state_layout
+            self.deepspeed,
+            self._writer,
+            self.model,
+            out,
+            facts,
+            self._state_layout,
+            self.average,
         )
 
     def save_best(self, out: Path, facts: Mapping[str, Any]) -> Path:
         """Publish the weights as the run's best ones; collective."""
-        return manager.save_best(self.model, self.deepspeed.optimizer, out, facts)
+        return manager.save_best(self.model, self.deepspeed.optimizer, out, facts, self.average)
 
     def load(self, folder: Path) -> tuple[dict[str, Any], str]:
         """Restore a checkpoint; collective.
@@ -159,4 +179,7 @@ class TrainingEngine:
         Returns:
             Its run.json, and the changes of the layout in words.
         """
-        return manager.load(self.deepspeed, self.model, folder, self._state_layout)
+        found = manager.load(self.deepspeed, self.model, folder, self._state_layout)
+        if self.average is not None:
+            self.average.load(folder)
+        return found

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from allinone.common.errors import ConfigError
 from allinone.common.options import CONTENT, MAY_CHANGE, RECORDED, RunInput, RunOptions, option
 from allinone.common.surroundings import adapt, say
-from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, require
+from allinone.common.validation import COUNT, NOT_NEGATIVE, POSITIVE, Bounds, require
 from allinone.data.config import ClipConfig, DataConfig
-from allinone.engine.checkpoint.layout import RUN
+from allinone.engine.checkpoint.layout import RUN, WeightsKind
 from allinone.engine.config import RENAMED as TRAIN_RENAMED
 from allinone.engine.config import TrainConfig
 from allinone.finetune.tasks.options import TaskOptions
@@ -174,6 +175,14 @@ class FinetuneConfig:
     """Validate on at most this many items, chosen by the hash of their ids; 0 takes all."""
     head_lr_mult: float = 1.0
     """The task head's learning rate as a multiple of --lr."""
+    layer_decay: float = 1.0
+    """Ratio of the learning rates of a layer and the next one, in (0, 1]: with 0.75 and 12 blocks
+    the last block has 0.75, the embeddings 0.75 ** 13 = 0.024 of --lr; the pooler and heads have
+    it in full. 1 gives all layers the same rate, as the original."""
+    weights: WeightsKind = "raw"
+    """raw, or ema: their moving average (--ema). It decides which weights select the best step and
+    are evaluated at the end; with --eval-only, which ones of --checkpoint are evaluated. Both are
+    scored in every validation."""
     eval_batch: int = 32
     """Items per evaluation batch. Scores depend on it through rounding only; cached evaluation
     results are kept per value."""
@@ -196,6 +205,17 @@ class FinetuneConfig:
         require(self, COUNT, ("frames", "views", "eval_batch"))
         require(self, POSITIVE, ("epochs", "picture_rate"))
         require(self, NOT_NEGATIVE, ("patience", "val_items", "head_lr_mult"))
+        require(self, Bounds(0, 1, above=True), ("layer_decay",))
+        if getattr(self.task, "mixup", 0) and self.train.micro_batch < 2:
+            raise ConfigError(
+                f"--mixup mixes the clips of a micro-batch, but --micro-batch is"
+                f" {self.train.micro_batch}; give at least 2, or --mixup 0"
+            )
+        if self.weights == "ema" and not (self.train.ema or self.eval_only):
+            raise ConfigError(
+                "--weights ema evaluates averaged weights, but --ema 0 averages none; give --ema,"
+                " for example 0.999"
+            )
 
     def model_overrides(self) -> dict[str, Any]:
         """Values of the model's config that the task sets; None keeps the checkpoint's."""

@@ -21,6 +21,7 @@ from allinone.common.run_lock import RunLock, claim
 from allinone.data.fingerprint import files_fingerprint, tokenizer_fingerprint
 from allinone.data.loading.bad_clips import MIN_CLIPS_SEEN
 from allinone.engine import Trainer
+from allinone.engine.callbacks.evaluation import OF_AVERAGE
 from allinone.engine.checkpoint.best import Selection
 from allinone.engine.checkpoint.weights import best_weights
 from allinone.engine.distributed import launch
@@ -36,6 +37,7 @@ from allinone.finetune.folds import MEAN, mean_of_folds
 from allinone.finetune.inputs.clip_reader import MediaReader
 from allinone.finetune.inputs.loader import TaskSource, TaskStream
 from allinone.finetune.inputs.media_library import MediaLibrary
+from allinone.finetune.task_model.layer_decay import layer_scale
 from allinone.finetune.task_model.model import (
     TASK_HEAD,
     HeadSpec,
@@ -72,7 +74,8 @@ class FinetuneJob:
         if config.loader.readers:
             forkserver_context()  # its imports run while this process reads annotations
         self.splits: LoadedSplits = load_splits(benchmark, config)
-        self.source: SourceCheckpoint = read_source_checkpoint(config.checkpoint)
+        kind = config.weights if config.eval_only else "raw"
+        self.source: SourceCheckpoint = read_source_checkpoint(config.checkpoint, kind=kind)
         log.info("checkpoint: %s", self.source.what)
         data, line = resolve_data(
             config.loader,
@@ -89,7 +92,7 @@ class FinetuneJob:
         self.task.media = config.media
         self.task.image_size = self.model_config.image_size
         self.task.setup(self.splits.train, self.source, eval_only=config.eval_only)
-        self._check_head(config.eval_only)
+        self._check_head(config)
         self.library = MediaLibrary(
             config.media,
             config.cache,
@@ -105,11 +108,17 @@ class FinetuneJob:
             config = config.with_steps(len(self.train_split.items))
         self.config = config
 
-    def _check_head(self, eval_only: bool) -> None:
+    def _check_head(self, config: FinetuneConfig) -> None:
+        eval_only = config.eval_only
         spec = self.task.head_spec(zero_shot=eval_only and not self.source.task)
         if eval_only and spec.build and not has_head(self.source, spec):
             self.task.check_zero_shot(self.source)
         check_head(self.source, spec)
+        if spec.frozen and config.layer_decay != 1:
+            raise ConfigError(
+                f"--layer-decay {config.layer_decay} has no effect on a frozen backbone; train all"
+                " parameters with --probe full, or leave it out"
+            )
         # before media are probed, which takes hours for a large benchmark
         check_fit(self.source, self.model_config, spec)
 
@@ -134,7 +143,7 @@ class FinetuneJob:
             return self._evaluate(self.source, trained_here=False)
         self._train()
         gc.collect()  # frees the engine's buffers, which form reference cycles
-        best = best_weights(self.config.out)
+        best = best_weights(self.config.out, self.config.weights)
         return self._evaluate(read_source_checkpoint(best), trained_here=True)
 
     def _evaluate(self, source: SourceCheckpoint, *, trained_here: bool) -> EvaluationResult:
@@ -168,6 +177,7 @@ class FinetuneJob:
             text_tokens=data.text_tokens(config.train.micro_batch),
         )
         chance: dict[str, float] = {}
+        selected = f"{OF_AVERAGE}{SELECT}" if config.weights == "ema" else SELECT
         Trainer(
             config.train,
             model=model,
@@ -183,7 +193,8 @@ class FinetuneJob:
             out=config.out,
             head_patterns=(TASK_HEAD,),
             head_lr_mult=config.head_lr_mult,
-            select=Selection(SELECT, config.patience) if self.splits.val else None,
+            lr_scale=layer_scale(config.layer_decay, self.model_config.num_hidden_layers),
+            select=Selection(selected, config.patience) if self.splits.val else None,
         ).train()
 
     def _inputs(self, spec: HeadSpec) -> dict[str, RunInput]:

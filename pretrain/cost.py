@@ -272,7 +272,10 @@ def model_activations(
             patches,
         )
         found: list[float] = []
-        for each in active_objectives(objective):
+        active = active_objectives(objective)
+        if objective.vtm_negatives == "hard":  # VTC's passes run first
+            active = tuple(sorted(active, key=lambda each: each.name != "vtc"))
+        for each in active:
             added = each.activation_bytes(size)
             if each.requires is None:
                 found += added

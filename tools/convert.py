@@ -22,6 +22,7 @@ from tyro.conf import Positional, arg
 
 from allinone.common.command_line import Choice, choose, run_command
 from allinone.common.errors import AllInOneError, InputError
+from allinone.engine.checkpoint.layout import WeightsKind
 from allinone.tools.inspection.options import PatchOrder, Size, require_one
 
 
@@ -148,6 +149,8 @@ class ToSafetensorsOptions:
     from_shards: bool = False
     """Join the ZeRO partitions of a checkpoint, or of a run's newest one, instead of copying
     weights/, which may then be lost."""
+    weights: WeightsKind = "raw"
+    """raw, or ema: the moving average of the weights, of a run that was trained with --ema."""
     push_to_hub: str | None = None
     """Also upload the folder to this repository of the model hub, owner/name, which is created
     private."""
@@ -160,6 +163,7 @@ class ToSafetensorsOptions:
             self.checkpoint,
             self.out,
             from_shards=self.from_shards,
+            kind=self.weights,
             push_to_hub=self.push_to_hub,
         )
 

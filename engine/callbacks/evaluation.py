@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+OF_AVERAGE = "ema/"
+"""Prefix of the scores of the averaged weights."""
+
 
 class EvaluationCallback(Callback):
     """Runs the evaluations of a run and keeps the weights of the best one in OUT/best.
@@ -82,7 +85,7 @@ class EvaluationCallback(Callback):
         trainer.begin_activity(f"the evaluation at step {trainer.state.step}", starting)
         with trainer.stopwatch.paused():
             start = time.perf_counter()
-            results = self._compute(trainer.spec.model, trainer.device)
+            results = self._compute_all(trainer)
             seconds = time.perf_counter() - start
             # JSON has no NaN; the selection gets it too, because to it a missing metric is an error
             # and a NaN only an evaluation that is not better
@@ -107,6 +110,16 @@ class EvaluationCallback(Callback):
             if self.stop_early:
                 log.info("%s", self._best.stop_reason())
         trainer.result = replace(trainer.result, evaluation=results)
+
+    def _compute_all(self, trainer: Trainer) -> Mapping[str, float]:
+        """The scores of the weights and, with --ema, those of their average."""
+        model, device, average = trainer.spec.model, trainer.device, trainer.engine.average
+        results = self._compute(model, device)
+        if average is None:
+            return results
+        with average.applied():
+            averaged = self._compute(model, device)
+        return {**results, **{f"{OF_AVERAGE}{name}": value for name, value in averaged.items()}}
 
     def _compute(self, model: torch.nn.Module, device: torch.device) -> Mapping[str, float]:
         assert self._evaluate is not None

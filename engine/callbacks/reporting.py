@@ -16,6 +16,7 @@ from allinone.common.formatting import duration, finite, size
 from allinone.common.tables import plain_table
 from allinone.common.write_guard import WriteGuard
 from allinone.engine.callbacks.base import Callback, Interval
+from allinone.engine.callbacks.evaluation import OF_AVERAGE
 from allinone.engine.distributed.signals import RunInterrupted
 from allinone.engine.monitoring.history import HISTORY, HistoryWriter, read_history
 
@@ -145,7 +146,7 @@ def evaluation_line(results: Mapping[str, float], chance: Mapping[str, float]) -
     """
     sets: dict[str, list[str]] = {}
     for name, value in results.items():
-        known = chance.get(name)
+        known = chance.get(name.removeprefix(OF_AVERAGE))
         if (name.endswith("/missing") and not value) or known == 100.0:
             continue
         group, _, score = name.rpartition("/") if name.count("/") < 2 else name.partition("/")
@@ -197,7 +198,11 @@ def evaluation_rows(
 
     titles = ("score", *(f"step {step:,}" for step in shown), "chance")
     rows = [
-        (name, *(cell(found[step].get(name)) for step in shown), cell(chance.get(name)))
+        (
+            name,
+            *(cell(found[step].get(name)) for step in shown),
+            cell(chance.get(name.removeprefix(OF_AVERAGE))),
+        )
         for name in names
     ]
     return [titles, *rows]

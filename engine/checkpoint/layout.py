@@ -6,6 +6,7 @@ OUT/checkpoints/step-00001000/
     layout.json     ZeRO stage, data ranks, tensor-parallel size and the parameters of each group
     weights/        fp32 weights as safetensors with the model's config.json; the same for every
                     layout, and what every other tool reads
+    ema/            with --ema, their moving average, in the same form
     deepspeed/      optimizer state and partitions, one file per rank
 OUT/best/step-00001000/
                     the best weights so far, without deepspeed/ and layout.json
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from allinone.common.errors import AllInOneError
 from allinone.common.exit_codes import ExitCode
@@ -26,6 +28,9 @@ BEST = "best"
 MANIFEST, RUN, LAYOUT = "manifest.json", "run.json", "layout.json"
 STATE = "deepspeed"
 WEIGHTS = "weights"
+EMA = "ema"
+WeightsKind = Literal["raw", "ema"]
+"""Which weights of a run or checkpoint are meant: the trained ones, or their moving average."""
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 

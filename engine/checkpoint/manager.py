@@ -31,6 +31,7 @@ from allinone.engine import deepspeed_adapter as adapter
 from allinone.engine.checkpoint import reshard
 from allinone.engine.checkpoint.layout import (
     BEST,
+    EMA,
     LAYOUT,
     RUN,
     STATE,
@@ -41,6 +42,7 @@ from allinone.engine.checkpoint.layout import (
     step_of,
 )
 from allinone.engine.checkpoint.manifest import write_manifest
+from allinone.engine.checkpoint.weight_average import WeightAverage
 from allinone.engine.checkpoint.write_failure import WriteFailure, attempt, write_twice
 from allinone.engine.checkpoint.zero_reader import PICKLED_CLASSES
 from allinone.engine.distributed import topology
@@ -80,6 +82,19 @@ def full_weights(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
         if is_rank0:
             weights[name] = value.float().cpu()
     return weights
+
+
+WeightSets = Mapping[str, dict[str, Tensor]]
+"""Folder in a checkpoint → parameter name → fp32 tensor."""
+
+
+def _weight_sets(module: nn.Module, optimizer: Any, average: WeightAverage | None) -> WeightSets:
+    """The weights and, if there is one, their average, gathered by rank 0. Collective."""
+    sets = {WEIGHTS: full_weights(module, optimizer)}
+    if average is not None:
+        with average.applied():
+            sets[EMA] = full_weights(module, optimizer)
+    return sets
 
 
 class StateWriter:
@@ -122,6 +137,7 @@ def save(
     out: Path,
     facts: Mapping[str, Any],
     layout: Mapping[str, Any],
+    average: WeightAverage | None = None,
 ) -> Path:
     """Write a checkpoint with all ranks and publish it. Collective.
 
@@ -132,6 +148,7 @@ def save(
         out: The run's folder.
         facts: Content of run.json; `step` names the folder.
         layout: Content of layout.json, see `reshard.describe`.
+        average: Moving average of the weights; None: the run has none.
 
     Returns:
         The published folder.
@@ -141,7 +158,7 @@ def save(
     """
     target = step_folder(out, facts["step"])
     notes = {RUN: facts, LAYOUT: layout}
-    write_twice(lambda: _save(engine, writer, module, target, notes), target, out)
+    write_twice(lambda: _save(engine, writer, module, target, notes, average), target, out)
     return target
 
 
@@ -151,6 +168,7 @@ def _save(
     module: nn.Module,
     target: Path,
     notes: Mapping[str, Mapping[str, Any]],
+    average: WeightAverage | None,
 ) -> WriteFailure | None:
     """Try to write and publish a checkpoint; collective. Arguments as for `save` and `_publish`.
 
@@ -162,23 +180,27 @@ def _save(
     temporary = run_on_rank0(lambda: _make_folder(target))
     if isinstance(temporary, WriteFailure):
         return temporary
-    weights = full_weights(module, engine.optimizer)
+    sets = _weight_sets(module, engine.optimizer, average)
     writer.failure = None
     # no file `latest`: it would name a tag that is the same in every checkpoint
     engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False)
     # rank 0 must not publish before all ranks have written their partitions
     failure = _first(writer.failure)
     if failure is None and is_rank0:
-        failure = attempt(
-            lambda: _publish(temporary, target, module, weights, notes), target.parent
-        )
+        failure = attempt(lambda: _publish(temporary, target, module, sets, notes), target.parent)
     failure = _first(failure)
     if failure is not None and is_rank0:
         delete(temporary)  # what is left goes with the next checkpoint
     return failure
 
 
-def save_best(module: nn.Module, optimizer: Any, out: Path, facts: Mapping[str, Any]) -> Path:
+def save_best(
+    module: nn.Module,
+    optimizer: Any,
+    out: Path,
+    facts: Mapping[str, Any],
+    average: WeightAverage | None = None,
+) -> Path:
     """Publish the current weights as the run's best weights, and delete older ones. Collective.
 
     Args:
@@ -186,6 +208,7 @@ def save_best(module: nn.Module, optimizer: Any, out: Path, facts: Mapping[str, 
         optimizer: The engine's optimizer.
         out: The run's folder.
         facts: Content of run.json; `step` names the folder.
+        average: Moving average of the weights; None: the run has none.
 
     Returns:
         The published folder.
@@ -194,16 +217,14 @@ def save_best(module: nn.Module, optimizer: Any, out: Path, facts: Mapping[str, 
         CheckpointError: Writing failed twice, on every rank.
     """
     target = step_folder(out, facts["step"], BEST)
-    weights = full_weights(module, optimizer)
+    sets = _weight_sets(module, optimizer, average)
 
     def publish() -> WriteFailure | None:
         temporary = _make_folder(target)
         if isinstance(temporary, WriteFailure):
             return temporary
         notes = {RUN: facts}
-        failure = attempt(
-            lambda: _publish(temporary, target, module, weights, notes), target.parent
-        )
+        failure = attempt(lambda: _publish(temporary, target, module, sets, notes), target.parent)
         if failure is not None:
             delete(temporary)
         return failure
@@ -232,7 +253,7 @@ def _publish(
     temporary: Path,
     target: Path,
     module: nn.Module,
-    weights: dict[str, Tensor],
+    sets: WeightSets,
     notes: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Write weights, notes and manifest, then rename. Rank 0 only.
@@ -241,10 +262,11 @@ def _publish(
         temporary: The unfinished folder.
         target: Its final name.
         module: The model, for its config.json.
-        weights: Parameter name → fp32 tensor.
+        sets: The folders of weights.
         notes: File name → content as JSON values.
     """
-    _save_weights(module, weights, temporary / WEIGHTS)
+    for name, weights in sets.items():
+        _save_weights(module, weights, temporary / name)
     for name, content in notes.items():
         write_atomic(temporary / name, json.dumps(content, indent=1) + "\n")
     open_to_umask(temporary)
@@ -258,7 +280,7 @@ def _publish(
 
 
 def _save_weights(module: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
-    """Write the folder weights/.
+    """Write a folder of weights.
 
     Args:
         module: The model; one of transformers also writes its config.json.

@@ -12,7 +12,8 @@ the weight decay of the first group when it reads ZeRO 3.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,29 +156,13 @@ def load(
     names = {parameter: name for name, parameter in module.named_parameters()}
     optimizer, layout = engine.optimizer, topology.current()
 
-    def fill(flat: Tensor, slices: list[ParameterSlice], key: Key) -> Tensor:
-        """New content of a flat tensor of this rank; padding is 0.
-
-        Args:
-            flat: Gives the shape.
-            slices: The parameters in it.
-            key: Weight or moment.
-        """
-        filled = torch.zeros_like(flat, dtype=torch.float32, requires_grad=False)
-        for piece in slices:
-            part = saved.full_tensor(names[piece.parameter], key)
-            if (division := topology.division_of(piece.parameter)) is not None:
-                # cut for tensor parallelism first: ZeRO partitions what is left on this rank
-                part = division.part(part, layout.tensor_rank, layout.tensor)
-            numbers = part.flatten()[piece.start : piece.start + piece.count]
-            filled.view(-1)[piece.offset : piece.offset + piece.count] = numbers
-        return filled
-
     flats: list[Tensor] = []
     state: dict[int, dict[str, Tensor]] = {}
     partitions = flat_partitions(optimizer, now["stage"], layout.data_rank, layout.data_world)
     for number, (flat, slices) in enumerate(partitions):
-        weight, *moments = (fill(flat, slices, key) for key in KEYS)
+        weight, *moments = (
+            fill_slices(flat, slices, names, partial(saved.full_tensor, key=key)) for key in KEYS
+        )
         flats.append(weight)
         state[number] = {
             # Adam's bias correction needs it; a tensor, because AdamW updates it in place
@@ -185,6 +170,32 @@ def load(
             **dict(zip(KEYS[1:], moments, strict=True)),
         }
     load_partitions(optimizer, now["stage"], flats, state, layout.data_world)
+
+
+def fill_slices(
+    flat: Tensor,
+    slices: Iterable[ParameterSlice],
+    names: Mapping[nn.Parameter, str],
+    full: Callable[[str], Tensor],
+) -> Tensor:
+    """New content of a flat tensor of this rank, float32; padding is 0.
+
+    Args:
+        flat: Gives the shape.
+        slices: The parameters in it.
+        names: Parameter → name.
+        full: Name → complete tensor.
+    """
+    layout = topology.current()
+    filled = torch.zeros_like(flat, dtype=torch.float32, requires_grad=False)
+    for piece in slices:
+        part = full(names[piece.parameter])
+        if (division := topology.division_of(piece.parameter)) is not None:
+            # cut for tensor parallelism first: ZeRO partitions what is left on this rank
+            part = division.part(part, layout.tensor_rank, layout.tensor)
+        numbers = part.flatten()[piece.start : piece.start + piece.count]
+        filled.view(-1)[piece.offset : piece.offset + piece.count] = numbers
+    return filled
 
 
 def load_kept_in_memory(engine: Any, folder: Path) -> None:

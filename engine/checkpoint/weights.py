@@ -14,13 +14,17 @@ from allinone.common.hub import hub_folder, is_hub_id
 from allinone.engine.checkpoint.layout import (
     BEST,
     CHECKPOINTS,
+    EMA,
     MANIFEST,
     WEIGHT_FILES,
     WEIGHTS,
     CheckpointError,
+    WeightsKind,
     step_of,
 )
 from allinone.engine.checkpoint.manifest import find_damage, newest_complete
+
+_AVERAGE_OF: dict[WeightsKind, str] = {"raw": "", "ema": "moving average (EMA) of the "}
 
 
 @dataclass(frozen=True)
@@ -36,30 +40,45 @@ class FoundWeights:
         return self.what
 
 
-def newest_weights(out: Path) -> Path:
+def weights_of(checkpoint: Path, kind: WeightsKind = "raw") -> Path:
+    """Folder with the weights of a checkpoint, or with their moving average.
+
+    Raises:
+        CheckpointError: The checkpoint has no average.
+    """
+    folder = checkpoint / (EMA if kind == "ema" else WEIGHTS)
+    if kind == "ema" and not exists(folder):
+        raise CheckpointError(
+            f"{checkpoint} has no averaged weights (--weights ema): its run was trained without"
+            " --ema"
+        )
+    return folder
+
+
+def newest_weights(out: Path, kind: WeightsKind = "raw") -> Path:
     """Folder with the fp32 weights of a run's newest complete checkpoint, for from_pretrained.
 
     Raises:
-        CheckpointError: There is no complete checkpoint.
+        CheckpointError: There is no complete checkpoint, or it has no such weights.
     """
     folder, notes = newest_complete(out)
     if folder is None:
         missing = f"there is no complete checkpoint in {out / CHECKPOINTS}; train first"
         raise CheckpointError("; ".join([*notes, missing]))
-    return folder / WEIGHTS
+    return weights_of(folder, kind)
 
 
-def best_weights(out: Path) -> Path:
+def best_weights(out: Path, kind: WeightsKind = "raw") -> Path:
     """Folder with the weights of a run's best evaluation; `newest_weights` if it has none.
 
     Raises:
-        CheckpointError: The best weights are damaged, or there are no weights at all.
+        CheckpointError: The best weights are damaged, or there are no such weights.
     """
     folder, notes = newest_complete(out, BEST)
     # no fall-back to the newest weights: results would be those of weights that nobody selected
     if folder is None and notes:
         raise CheckpointError("; ".join(notes))
-    return folder / WEIGHTS if folder else newest_weights(out)
+    return weights_of(folder, kind) if folder else newest_weights(out, kind)
 
 
 def find_weights(path: Path) -> Path:
@@ -74,30 +93,39 @@ def find_weights(path: Path) -> Path:
     return found.path
 
 
-def resolve_weights(source: str | Path) -> FoundWeights:
+def resolve_weights(source: str | Path, kind: WeightsKind = "raw") -> FoundWeights:
     """Find the weights that an option names.
 
     Args:
         source: A run's folder: its best weights if there are any, else those of the newest complete
             checkpoint. Or a checkpoint, a model folder, a file of weights, or the id of a
             repository on the model hub, owner/name.
+        kind: Which weights of a run or checkpoint. A model folder or file has one set, "raw".
 
     Raises:
-        CheckpointError: It is none of these, or damaged; the message begins with `source`.
+        CheckpointError: It is none of these, damaged, or without such weights; the message begins
+            with `source`.
     """
     path = Path(source)
     try:
         if is_hub_id(source):
-            return FoundWeights(_with_weights(hub_folder(str(source))), f"{source} on the hub")
-        return _resolve(path)
+            found = FoundWeights(_with_weights(hub_folder(str(source))), f"{source} on the hub")
+        else:
+            found = _resolve(path, kind)
     except PermissionError as error:
         denied = Path(error.filename or path)
         raise CheckpointError(f"{path} cannot be read: {describe_denied(denied)}") from error
     except InputError as error:
         raise CheckpointError(str(error)) from error
+    if kind == "ema" and found.path.name != EMA:
+        raise CheckpointError(
+            f"{source} holds one set of weights; --weights ema chooses among those of a run or a"
+            " checkpoint"
+        )
+    return found
 
 
-def _resolve(path: Path) -> FoundWeights:
+def _resolve(path: Path, kind: WeightsKind) -> FoundWeights:
     if not exists(path):
         raise CheckpointError(
             f"{path} does not exist; give a run, a checkpoint, a model folder, a file of weights,"
@@ -114,16 +142,18 @@ def _resolve(path: Path) -> FoundWeights:
                 f"{path} is damaged: it {problem}; give another checkpoint of the run, or the run's"
                 " folder"
             )
-        return FoundWeights(_with_weights(path / WEIGHTS), f"checkpoint {path}")
+        what = f"{_AVERAGE_OF[kind]}checkpoint {path}"
+        return FoundWeights(_with_weights(weights_of(path, kind)), what)
     if (path / BEST).is_dir() or (path / CHECKPOINTS).is_dir():
         try:
-            found = best_weights(path)
+            found = best_weights(path, kind)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
         best = found.parent.parent.name == BEST
-        kind = "best weights" if best else "newest checkpoint"
+        name = "best weights" if best else "newest checkpoint"
         why = "" if best else " (it selected no best weights)"
-        return FoundWeights(found, f"{kind} of {path}, step {step_of(found.parent)}{why}")
+        what = f"{_AVERAGE_OF[kind]}{name} of {path}, step {step_of(found.parent)}{why}"
+        return FoundWeights(found, what)
     raise CheckpointError(
         f"{path} holds no weights; give a folder of save_pretrained (config.json and"
         " model.safetensors), a checkpoint (step-…, with weights/), or a run's folder (with"

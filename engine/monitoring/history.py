@@ -165,7 +165,12 @@ class RecordBuilder:
         )
 
     def build(
-        self, step: int, metrics: IntervalMetrics, elapsed_s: float, skipped_steps: int
+        self,
+        step: int,
+        metrics: IntervalMetrics,
+        elapsed_s: float,
+        skipped_steps: int,
+        lr_multiples: Sequence[float] = (1.0,),
     ) -> dict[str, Any]:
         """The record of one logging interval.
 
@@ -174,7 +179,10 @@ class RecordBuilder:
             metrics: Sums over ranks.
             elapsed_s: Training time of the interval, seconds.
             skipped_steps: Skipped steps since step 0.
+            lr_multiples: Of the parameter groups, without repeats.
         """
+        rate = learning_rate(self.config, step)
+        rates = {f"x{multiple:.4g}": multiple * rate for multiple in lr_multiples}
         config, steps = self.config, len(metrics.steps)
         samples_per_s = steps * config.global_batch / elapsed_s
         # microseconds are enough: every line holds one number per rank
@@ -191,7 +199,8 @@ class RecordBuilder:
             "samples": step * config.global_batch,
             "metrics": metrics.metrics,
             "loss": metrics.losses[-1],
-            "lr": learning_rate(config, step),
+            "lr": rate,
+            **({"lr_groups": rates} if len(rates) > 1 else {}),
             "grad_norm": metrics.norms[-1],
             "clip_norm": clip_norm,
             "clip_rate": _share_above(clip_norm, metrics),

@@ -1,6 +1,7 @@
 """Records and evaluations of a run as curves: tag → value, the same for every logger.
 
 Tags: train/<metric>[/<data set>] means over the logging interval; run/<fact>;
+run/lr/x<multiple> for parameter groups with different learning rates;
 ranks/<time>/<min|median|max> over ranks; eval/<set>/<metric>.
 """
 
@@ -32,6 +33,7 @@ def record_scalars(record: Mapping[str, Any]) -> dict[str, float]:
     """Tag → value of one logging interval, a record of history.jsonl."""
     values = {f"{TRAIN}{name}": value for name, value in record["metrics"].items()}
     values |= {f"run/{name}": record[name] for name in RUN_FACTS}
+    values |= {f"run/lr/{name}": value for name, value in record.get("lr_groups", {}).items()}
     for name in RANK_FACTS:
         values |= {f"ranks/{name}/{which}": value for which, value in record[name].items()}
     return values

@@ -12,14 +12,18 @@ from torch import Tensor, nn
 from allinone.engine.config import TrainConfig
 from allinone.engine.deepspeed_adapter import global_gradient_norm, step_overflowed
 
+LrScale = Callable[[str], float]
+"""Name of a parameter → multiple of the learning rate."""
+
 
 def parameter_groups(
     module: nn.Module,
     weight_decay: float,
     head_patterns: Iterable[str] = (),
     head_lr_mult: float = 1.0,
+    lr_scale: LrScale | None = None,
 ) -> list[dict[str, Any]]:
-    """Optimizer groups {decay, no decay} x {base, head learning rate}, without empty ones.
+    """Optimizer groups {decay, no decay} x {learning rates}, without empty ones.
 
     Parameters of one dimension do not decay: biases, normalisation weights and the logit scale.
     Embeddings, class token and positions decay, as in the original code. The original decides by
@@ -31,24 +35,27 @@ def parameter_groups(
         weight_decay: Decay of parameters of two or more dimensions.
         head_patterns: Parameters whose name contains one of these belong to the head.
         head_lr_mult: Learning rate of the head as a multiple of the base rate.
+        lr_scale: Further multiple of the rate by parameter name; None: 1. Parameters of equal
+            multiples and decay share a group, because DeepSpeed pads and gathers each group.
 
     Returns:
         Groups for the optimizer with the additional key `lr_mult`.
     """
     patterns = tuple(head_patterns)
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             head = any(pattern in name for pattern in patterns)
-            groups.setdefault((parameter.dim() > 1, head), []).append(parameter)
+            scale = 1.0 if lr_scale is None else lr_scale(name)
+            groups.setdefault((parameter.dim() > 1, head, scale), []).append(parameter)
     return [
         {
             "params": parameters,
             "weight_decay": weight_decay if decays else 0.0,
-            "lr_mult": head_lr_mult if head else 1.0,
+            "lr_mult": scale * (head_lr_mult if head else 1.0),
         }
         # a fixed order: checkpoints store optimizer state by the group's number
-        for (decays, head), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (decays, head, scale), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 

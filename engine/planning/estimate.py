@@ -121,7 +121,8 @@ def plan_run(
     world = layout.data_world
     parameters, accumulation = sum(map(sum, groups)), config.accumulation(world)
     zero = Zero.from_config(ds)
-    planned = state_memory(groups, world, zero, accumulation)
+    average = config.ema > 0
+    planned = state_memory(groups, world, zero, accumulation, average)
     collectives = traffic(groups, world, zero, accumulation)
     rate, source = peak_rate(device, zero.precision)
     mfu = ASSUMED_MFU[device.type]
@@ -137,7 +138,7 @@ def plan_run(
             bucket=min(zero.bucket, parameters),
             overlap=zero.overlap and zero.bucket < parameters,
         )
-        peak = state_memory(groups, world, touched, accumulation).peak(
+        peak = state_memory(groups, world, touched, accumulation, average).peak(
             activations.total, activations.last_pass, activations.working
         )
         # the process already holds the fp32 model

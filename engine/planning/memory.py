@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -88,7 +88,7 @@ class Parts:
     weights: float
     gradients: float
     optimizer: float
-    """fp32 master weights and AdamW's two moments."""
+    """fp32 master weights, AdamW's two moments and, with --ema, the average of the weights."""
     buckets: float
 
     @property
@@ -168,7 +168,9 @@ def owned(groups: tuple[tuple[int, ...], ...], world: int) -> tuple[list[set[int
     return touched, largest
 
 
-def state_memory(groups: Groups, world: int, zero: Zero, accumulation: int = 1) -> Memory:
+def state_memory(
+    groups: Groups, world: int, zero: Zero, accumulation: int = 1, average: bool = False
+) -> Memory:
     """Memory of the rank that needs most.
 
     Args:
@@ -176,12 +178,40 @@ def state_memory(groups: Groups, world: int, zero: Zero, accumulation: int = 1) 
         world: Number of data ranks.
         zero: The DeepSpeed configuration.
         accumulation: Micro-batches per step.
+        average: The run keeps a moving average of the weights (--ema).
     """
     if zero.stage == 0:
-        return _replicated(groups, zero)
-    if zero.stage == 3:
-        return _partitioned_weights(groups, world, zero)
-    return _partitioned_optimizer(groups, world, zero, accumulation)
+        memory = _replicated(groups, zero)
+    elif zero.stage == 3:
+        memory = _partitioned_weights(groups, world, zero)
+    else:
+        memory = _partitioned_optimizer(groups, world, zero, accumulation)
+    return _with_average(memory, groups, world, zero) if average else memory
+
+
+def _with_average(memory: Memory, groups: Groups, world: int, zero: Zero) -> Memory:
+    """The memory with an fp32 copy of the optimizer's share of the weights, where those are."""
+    if zero.stage == 0:
+        share = sum(map(sum, groups))
+    elif zero.stage == 3:
+        share = sum(math.ceil(elements / world) for group in groups for elements in group)
+    else:
+        share = sum(padded(sum(group), world) // world for group in groups)
+    added = 4 * share
+    if zero.offload:
+        return replace(memory, host=memory.host + added)
+    moments = {
+        name: replace(parts, optimizer=parts.optimizer + added)
+        for name in ("between", "backward", "update")
+        for parts in (getattr(memory, name),)
+    }
+    return replace(
+        memory,
+        **moments,
+        start=memory.start + added,
+        reduce=memory.reduce + added,
+        step=memory.step + added,
+    )
 
 
 def _replicated(groups: Groups, zero: Zero) -> Memory:

@@ -195,6 +195,8 @@ class TrainingJob:
     """Share of a micro-batch's compute during which gradients become final: the backward pass of
     the pass that ran first. Until then gradients of the other passes are incomplete sums."""
     gpus_per_node: int = GPUS_PER_NODE
+    average: bool = False
+    """Keep a moving average of the weights (--ema)."""
 
 
 def parts_at_peak(memory: Memory, activations: Activations) -> dict[str, float]:
@@ -246,7 +248,7 @@ def candidate(
         checkpointing: Whether blocks are recomputed in the backward pass.
     """
     accumulation = job.global_batch // (job.gpus * micro_batch)
-    memory = state_memory(job.groups, job.gpus, zero, accumulation)
+    memory = state_memory(job.groups, job.gpus, zero, accumulation, job.average)
     parts = parts_at_peak(memory, activations)
     tensors = sum(parts.values())
     parts["reserve"] = CONTEXT_BYTES + FRAGMENTATION * tensors
@@ -259,6 +261,8 @@ def candidate(
     share = sum(map(sum, job.groups)) / (1 if zero.stage == 0 else job.gpus)
     # AdamW reads and writes master weights, moments, gradient and weights once
     accessed = (28 + 2 * zero.element) * share
+    if job.average:  # reads weight and average, writes the average
+        accessed += 12 * share
     bandwidth = MEMORY_SHARE * device.bandwidth
     update = accessed / bandwidth
     if zero.offload:  # in host memory, with gradients and weights transferred over PCIe

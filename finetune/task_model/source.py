@@ -16,7 +16,7 @@ from torch import Tensor
 from allinone.common.errors import ConfigError
 from allinone.data.config import DataConfig, DatasetSpec
 from allinone.data.processor import released_data_config, saved_options
-from allinone.engine.checkpoint.layout import WEIGHTS, CheckpointError
+from allinone.engine.checkpoint.layout import WEIGHTS, CheckpointError, WeightsKind
 from allinone.engine.checkpoint.weights import FoundWeights, resolve_weights
 from allinone.finetune.task_model.reference_heads import ReferenceHead, read_heads
 from allinone.model import SIZES, AllInOneConfig
@@ -99,7 +99,7 @@ def size_name(config: AllInOneConfig) -> str:
 
 
 def read_source_checkpoint(
-    path: Path, tensors: Mapping[str, Tensor] | None = None
+    path: Path, tensors: Mapping[str, Tensor] | None = None, kind: WeightsKind = "raw"
 ) -> SourceCheckpoint:
     """Read weights and what is known about their training.
 
@@ -107,6 +107,7 @@ def read_source_checkpoint(
         path: A run's folder (its best weights), a checkpoint, a model folder, a file of the
             original code, a safetensors file next to its config.json, or a hub id.
         tensors: Take these weights instead of those in the checkpoint `path`, which may be lost.
+        kind: Which weights of a run or checkpoint.
 
     Raises:
         CheckpointError: There are no weights at this path, or they are no All-in-one model's.
@@ -114,7 +115,7 @@ def read_source_checkpoint(
         ConversionError: Tensors of the original code do not fit.
         ConfigError: The weights fit no known size.
     """
-    found = FoundWeights(path / WEIGHTS, "") if tensors else resolve_weights(path)
+    found = FoundWeights(path / WEIGHTS, "") if tensors else resolve_weights(path, kind)
     if found.path.is_file() and not (found.path.parent / "config.json").is_file():
         return _read_reference(found.path)
     # a file next to config.json is read itself: it may be a moving average next to the weights

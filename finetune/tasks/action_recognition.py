@@ -3,16 +3,17 @@
 Sample: a clip with the prompt "A person is doing [MASK]". The backbone is frozen and a classifier
 is trained on the class token. Head: `published`, the pooler and C → C/2 → classes; `linear`, a
 single layer. Frozen parameters have no optimizer state; the backbone's dropout is active in
-training, as in the original, or off (--no-probe-dropout). Loss: cross-entropy. Scores: top-1,
-top-5, top-10. Letters: B items, N items of a split, K classes.
+training, as in the original, or off (--no-probe-dropout). Loss: cross-entropy, with label smoothing
+and mixup as options. Scores: top-1, top-5, top-10. Letters: B items, N items of a split, K classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -101,15 +102,21 @@ class ActionRecognition(Task):
         )
 
     def __call__(self, model: TaskModel, batch: TaskBatch) -> Losses:
-        logits = _logits(model, batch)
         # every clip has a label: `trainable` has checked them
-        losses = F.cross_entropy(logits, batch.target, reduction="none")
+        parts: Sequence[tuple[Tensor | float, Tensor]] = [(1.0, batch.target)]
+        if self.options.mixup:
+            own = draw_share(self.options.mixup, batch.pixels.device)
+            batch, parts = mix(batch, own)
+        logits = _logits(model, batch)
+        losses = right = logits.new_zeros(len(batch))
+        for share, target in parts:
+            losses = losses + share * F.cross_entropy(
+                logits, target, reduction="none", label_smoothing=self.options.label_smoothing
+            )
+            right = right + share * (logits.argmax(-1) == target)
         return Losses(
             losses.mean(),
-            {
-                "class_loss": mean_metric(losses),
-                "class_accuracy": mean_metric(logits.argmax(-1) == batch.target),
-            },
+            {"class_loss": mean_metric(losses), "class_accuracy": mean_metric(right)},
         )
 
     def evaluate(self, model: TaskModel, evaluator: Evaluator, split: Split) -> EvalOutput:
@@ -157,6 +164,28 @@ class ActionRecognition(Task):
                 )
             labels.append(label)
         return labels
+
+
+def draw_share(alpha: float, device: torch.device) -> Tensor:
+    """Draw a clip's share in its mixture from Beta(alpha, alpha), from torch's global generator,
+    which the trainer seeds per micro-batch. A float32 scalar; nothing waits for the device."""
+    both = torch.full((2,), alpha, device=device)
+    return torch.distributions.Dirichlet(both, validate_args=False).sample()[0]
+
+
+def mix(batch: TaskBatch, share: Tensor) -> tuple[TaskBatch, list[tuple[Tensor, Tensor]]]:
+    """Mix every clip with that of the mirrored row, as timm's batch mode does.
+
+    Args:
+        batch: B clips.
+        share: Scalar, the share of the own clip.
+
+    Returns:
+        The mixed batch; and the shares with the classes [B] that have them.
+    """
+    pixels = share * batch.pixels + (1 - share) * batch.pixels.flip(0)
+    mixed = replace(batch, pixels=pixels.to(batch.pixels.dtype))
+    return mixed, [(share, batch.target), (1 - share, batch.target.flip(0))]
 
 
 def _logits(model: TaskModel, batch: TaskBatch) -> Tensor:

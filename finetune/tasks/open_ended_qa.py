@@ -124,7 +124,12 @@ class OpenEndedQA(Task):
     def __call__(self, model: TaskModel, batch: TaskBatch) -> Losses:
         logits = _logits(model, batch)
         if self.options.loss == "ce":
-            losses = F.cross_entropy(logits, batch.target, reduction="none")
+            losses = F.cross_entropy(
+                logits,
+                batch.target,
+                reduction="none",
+                label_smoothing=self.options.label_smoothing,
+            )
             # every training target is a class: `trainable` removes questions without one
             right = (logits.argmax(-1) == batch.target).float()
         else:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from allinone.common.errors import ConfigError
 from allinone.common.options import option
-from allinone.common.validation import COUNT, NOT_NEGATIVE, require
+from allinone.common.validation import COUNT, NOT_NEGATIVE, Bounds, require
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,17 @@ class ActionOptions(TaskOptions):
     original, which only sets `requires_grad`; without it, a clip always has the same features."""
     prompt: str = "A person is doing [MASK]"
     """Text that accompanies every clip."""
+    label_smoothing: float = option(0.0, earlier=0.0)
+    """Share of the target, from 0 to below 1, that is spread evenly over all classes (Szegedy et
+    al. 2016); 0.1 is usual. The original uses none."""
+    mixup: float = option(0.0, earlier=0.0)
+    """Parameter of mixup's Beta(a, a) (Zhang et al. 2018): every clip of a micro-batch is averaged
+    with another one, frame by frame, and so is the loss; 0 mixes nothing, as the original. It needs
+    a micro-batch of at least 2 clips, and depends on the micro-batch."""
+
+    def __post_init__(self) -> None:
+        require(self, Bounds(0, 1, below=True), ("label_smoothing",))
+        require(self, NOT_NEGATIVE, ("mixup",))
 
 
 @dataclass(frozen=True)
@@ -50,10 +61,7 @@ class CaptionOptions(TaskOptions):
     def __post_init__(self) -> None:
         require(self, COUNT, ("beams",))
         require(self, NOT_NEGATIVE, ("no_repeat_ngram",))
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(
-                f"--label-smoothing is a share from 0 to below 1; got {self.label_smoothing:g}"
-            )
+        require(self, Bounds(0, 1, below=True), ("label_smoothing",))
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,17 @@ class QAOptions(TaskOptions):
     loss: Literal["ce", "bce"] = "ce"
     """ce: cross-entropy; bce: binary cross-entropy with VQAv2's soft scores of ten annotators,
     evaluated by VQAv2's official accuracy."""
+    label_smoothing: float = option(0.0, earlier=0.0)
+    """Share of the target, from 0 to below 1, that is spread evenly over all answers (Szegedy et
+    al. 2016); for --loss ce. The original uses none."""
+
+    def __post_init__(self) -> None:
+        require(self, Bounds(0, 1, below=True), ("label_smoothing",))
+        if self.label_smoothing and self.loss == "bce":
+            raise ConfigError(
+                f"--label-smoothing {self.label_smoothing} is for --loss ce: the targets of --loss"
+                " bce are the soft scores of the annotators"
+            )
 
 
 @dataclass(frozen=True)

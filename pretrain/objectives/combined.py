@@ -98,10 +98,11 @@ class PretrainObjective:
             model,
             batch,
             self._draws(batch),
-            within_dataset=config.vtm_negatives == "dataset",
+            within_dataset=config.vtm_negatives != "any",
             joint_pass=config.joint_pass,
             all_tokens=reads_all_tokens(config),
             kept_patches=kept,
+            hard_negatives=config.vtm_negatives == "hard",
         )
         total = batch.pixels.new_zeros(())
         # the registry's order fixes the order of random draws and of floating-point additions

@@ -46,11 +46,12 @@ class ObjectiveConfig:
     patch_keep_until: float = option(0.95, earlier=0.95)
     """Share of the steps, from the first, that use --patch-keep; the others use all patches, as
     evaluation does."""
-    vtm_negatives: Literal["dataset", "any"] = option("dataset", earlier="any")
+    vtm_negatives: Literal["dataset", "any", "hard"] = option("dataset", earlier="any")
     """Where the clips of VTM's false pairs come from. dataset: clips of the micro-batch from the
     caption's own data set, and any other clip if there is none, as the original code draws from one
     data set. any: any clip of the micro-batch; in a mixture, which data set a clip comes from then
-    reveals many false pairs."""
+    reveals many false pairs. hard: as dataset, but drawn by the softmax of VTC's similarities
+    (ALBEF, arXiv 2107.07651) instead of uniformly; it needs --vtc."""
 
     def __post_init__(self) -> None:
         weights = [objective.name for objective in OBJECTIVES] + ["image_weight"]
@@ -73,6 +74,11 @@ class ObjectiveConfig:
             options = ", ".join(f"--{name}" for name in alone)
             raise ValueError(
                 f"all objectives are off; give a weight > 0 to at least one of {options}"
+            )
+        if self.vtm_negatives == "hard" and not (self.vtm and self.vtc):
+            raise ValueError(
+                "--vtm-negatives hard draws VTM's false pairs by the similarities of VTC; give"
+                " --vtm and --vtc a weight > 0, or choose --vtm-negatives dataset"
             )
         for objective in OBJECTIVES:
             needed = objective.requires

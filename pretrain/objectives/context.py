@@ -11,6 +11,7 @@ from torch import Tensor
 from allinone.data.loading.batch import Batch
 from allinone.engine.objective import mean_metric
 from allinone.model import AllInOneForPreTraining
+from allinone.model.contrast import embed_text, embed_video
 from allinone.pretrain.objectives.draws import Draws
 from allinone.pretrain.objectives.matching_pairs import draw_matching_pairs
 
@@ -32,6 +33,18 @@ class MatchedPairs:
     unless an active objective `reads_all_tokens`."""
 
 
+@dataclass(frozen=True)
+class ContrastiveEmbeddings:
+    """What VTC contrasts."""
+
+    text: Tensor
+    """Unit length, float32 [B, D]."""
+    video: Tensor
+    """Unit length, float32 [B, D]."""
+    scale: Tensor
+    """Scalar that multiplies the cosines, the inverse temperature."""
+
+
 class ObjectiveContext:
     """One micro-batch of one modality (videos or images), and the metrics recorded on it.
 
@@ -43,6 +56,8 @@ class ObjectiveContext:
         joint_pass: MLM and VTM share one forward pass.
         all_tokens: `matching` has the features of all tokens.
         kept_patches: Patches of a frame that are kept, K, chosen at random in each pass; None: all.
+        hard_negatives: Negatives of VTM are drawn by the similarities of VTC, whose passes then run
+            first.
     """
 
     def __init__(
@@ -55,6 +70,7 @@ class ObjectiveContext:
         joint_pass: bool = False,
         all_tokens: bool = True,
         kept_patches: int | None = None,
+        hard_negatives: bool = False,
     ) -> None:
         self.model = model
         self.batch = batch
@@ -63,6 +79,7 @@ class ObjectiveContext:
         self._joint_pass = joint_pass
         self._all_tokens = all_tokens
         self._kept_patches = kept_patches
+        self._hard_negatives = hard_negatives
         self.metrics: dict[str, Tensor] = {}
         """Name → float32 [2] = (sum, count), as in allinone.engine.objective.Losses."""
 
@@ -76,10 +93,14 @@ class ObjectiveContext:
         """Features of the masked words in the MLM pass, [M, C], computed on first use."""
         return self._both[0] if self._joint_pass else self._masked_words
 
-    @property
-    def vtc_patches(self) -> Tensor | None:
-        """Patches that the video pass of VTC keeps, int64 [B*T, K]; None: all."""
-        return self._kept_order(self.draws.vtc_patches)
+    @cached_property
+    def contrastive(self) -> ContrastiveEmbeddings:
+        """The uni-modal passes of VTC, computed on first use."""
+        model, batch = self.model, self.batch
+        scale = model.logit_scale()
+        text = embed_text(model, batch.text_ids, batch.text_mask, batch.text_lengths)
+        patches = self._kept_order(self.draws.vtc_patches)
+        return ContrastiveEmbeddings(text, embed_video(model, batch.pixels, patches), scale)
 
     @property
     def matching(self) -> MatchedPairs:
@@ -140,8 +161,21 @@ class ObjectiveContext:
 
     def _draw_pairs(self) -> tuple[Tensor, Tensor]:
         """(labels, clips) of VTM."""
+        if self.draws.matching_pairs is not None:
+            return self.draws.matching_pairs
         datasets = self.batch.dataset_ids if self._within_dataset else None
-        return self.draws.matching_pairs or draw_matching_pairs(self.batch.text_ids, datasets)
+        if not self._hard_negatives:
+            return draw_matching_pairs(self.batch.text_ids, datasets)
+        found = self.contrastive
+        # of this rank's clips alone, as in ALBEF: the joint pass needs their pixels here
+        cosines = found.text.detach() @ found.video.detach().T
+        similarity = found.scale.detach() * cosines
+        labels, clips = draw_matching_pairs(self.batch.text_ids, datasets, similarity)
+        negative, drawn = 1 - labels, cosines.gather(1, clips[:, None]).squeeze(1)
+        self.metrics["vtm_negative_cosine"] = torch.stack(
+            [(drawn * negative).sum(), negative.sum().float()]
+        )
+        return labels, clips
 
     def _patch_orders(self) -> Tensor | None:
         """Patch orders of the MLM pass and of the VTM pass; None leaves both to the model."""

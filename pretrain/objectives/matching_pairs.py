@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def draw_matching_pairs(
-    text_ids: Tensor, dataset_ids: Tensor | None = None
+    text_ids: Tensor, dataset_ids: Tensor | None = None, similarity: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Draw which clip each caption is paired with, from torch's global generator.
 
@@ -21,6 +21,9 @@ def draw_matching_pairs(
             caption's own data set, and from the others only if that has no other caption: a pair
             from two data sets is recognised by its style alone. With one data set the draws do not
             depend on this argument.
+        similarity: Of each caption (row) and clip, [B, B], divided by the temperature. If given,
+            the clip is drawn from their softmax over the clips that it may be, instead of
+            uniformly (hard negatives: ALBEF, Li et al. 2021, arXiv 2107.07651, section 3.2).
 
     Returns:
         (labels, video), both int64 [B]: label 1 for a match, and the clip of each caption.
@@ -29,10 +32,15 @@ def draw_matching_pairs(
     same_text = (text_ids[:, None] == text_ids[None]).all(-1)
     # the largest of independent uniform scores is a uniform draw
     scores = torch.rand(batch, batch, device=text_ids.device)
+    lower, excluded = 1.0, -2.0
+    if similarity is not None:
+        # the largest of logits with Gumbel noise is a draw from their softmax
+        scores = similarity.detach().float() - (-scores.clamp_min(1e-30).log()).log()
+        # logits are at most 100, and the noise is between -5 and 17
+        lower, excluded = 1e3, -1e4
     if dataset_ids is not None:
-        # scores of other data sets are in [-1, 0): below all scores of the own one
-        scores = scores - (dataset_ids[:, None] != dataset_ids[None]).to(scores)
-    excluded = -2.0
+        # below all scores of the own data set
+        scores = scores - lower * (dataset_ids[:, None] != dataset_ids[None]).to(scores)
     best, other = scores.masked_fill(same_text, excluded).max(1)
     rank = torch.randperm(batch, device=text_ids.device)
     negative = (rank >= (batch + 1) // 2) & (best > excluded)

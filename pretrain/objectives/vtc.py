@@ -40,17 +40,13 @@ class VideoTextContrast(Objective):
         The original sums the directions and takes negatives from the local micro-batch only.
         """
         from allinone.engine.distributed.contrastive import contrast
-        from allinone.model.contrast import embed_text, embed_video
 
-        model, batch = micro_batch.model, micro_batch.batch
-        scale = model.logit_scale()
-        text = embed_text(model, batch.text_ids, batch.text_mask, batch.text_lengths)
-        video = embed_video(model, batch.pixels, micro_batch.vtc_patches)
-        result = contrast(text, video, scale)
+        found = micro_batch.contrastive
+        result = contrast(found.text, found.video, found.scale)
         micro_batch.record("vtc_loss", result.losses)
         micro_batch.record("vtc_text_to_video_accuracy", result.text_right)
         micro_batch.record("vtc_video_to_text_accuracy", result.video_right)
-        micro_batch.record("vtc_logit_scale", scale)
+        micro_batch.record("vtc_logit_scale", found.scale)
         return result.losses.mean()
 
     def training_flops(self, size: ClipSize) -> float:

@@ -18,6 +18,7 @@ from allinone.pretrain.recipes import (
     plus_seven,
     webvid_howto,
     webvid_howto_fast,
+    webvid_howto_vtc,
     webvid_howto_ytt,
 )
 
@@ -41,6 +42,10 @@ RECIPES: dict[str, tuple[str, PretrainConfig]] = {
     "webvid-howto-fast": (
         "webvid-howto on half of the patches; not the paper's",
         webvid_howto_fast.RECIPE,
+    ),
+    "webvid-howto-vtc": (
+        "webvid-howto with contrast, for search without fine-tuning; not the paper's",
+        webvid_howto_vtc.RECIPE,
     ),
     "webvid-howto-ytt": (
         "B* on WebVid-2.5M + HowTo100M + YT-Temporal-180M",

@@ -22,6 +22,8 @@ direction: every clip forwards and backwards; the caption's last word says which
 patch-keep: all patches, or half of them in 95 % of the steps: for the same number of steps, and for
     the same FLOPs, that is for more steps.
 patch-keep-direction: the same on the data of direction.
+hard-negatives: negatives of VTM drawn uniformly, or by the similarities of VTC.
+vtc: no contrastive loss, or one of weight 1. Without it, R@10 is that of untrained projections.
 
 Scores are percentages: VTM accuracy and MLM accuracy on held-out clips, R@10 text to video by the
 contrastive embeddings, and accuracy of the direction word; chance is stated. The spread is the
@@ -117,6 +119,10 @@ EXPERIMENTS = {
         {name: {"--geometry": name} for name in ("squash", "crop")},
         options={"--max-text-len": "24"},
     ),
+    "hard-negatives": Experiment(
+        ("clips",), {name: {"--vtm-negatives": name} for name in ("dataset", "hard")}
+    ),
+    "vtc": Experiment(("clips",), {"0": {"--vtc": "0"}, "1": {}}),
     "patch-keep": Experiment(("clips",), PATCH_KEEP, equal_compute=("0.5, equal compute",)),
     "patch-keep-direction": replace(
         DIRECTION, variants=PATCH_KEEP, equal_compute=("0.5, equal compute",)

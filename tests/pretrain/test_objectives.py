@@ -140,6 +140,58 @@ def test_false_pairs_come_from_the_captions_own_data_set() -> None:
     assert met[2, [0, 1, *range(3, 9)]].min() > 15
 
 
+def test_hard_negatives_are_drawn_from_the_softmax_of_similarities() -> None:
+    ids = torch.arange(12).view(6, 2)
+    ids[5] = ids[4]
+    datasets = torch.tensor([0, 0, 0, 0, 1, 1])  # the last two have one caption: they fall back
+    similarity = torch.randn(6, 6, generator=torch.Generator().manual_seed(2))
+    similarity.fill_diagonal_(50.0)  # the own pair is excluded, however similar
+    met, seeds = torch.zeros(6, 6), 4000
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        labels, clips = draw_matching_pairs(ids, datasets, similarity)
+        assert int(labels.sum()) == 3
+        negative = (labels == 0).nonzero().flatten()
+        met[negative, clips[negative]] += 1
+    may = torch.zeros(6, 6, dtype=torch.bool)
+    may[:4, :4] = ~torch.eye(4, dtype=torch.bool)
+    may[4:, :4] = True
+    expected = similarity.masked_fill(~may, float("-inf")).softmax(1)
+    found = met / met.sum(1, keepdim=True)
+    assert (found[~may] == 0).all()
+    # about 2,000 draws a row: the standard error is at most 0.011
+    assert (found - expected).abs().max() < 0.045
+
+
+def test_hard_negatives_use_the_embeddings_of_vtc_once() -> None:
+    model, batch = small_model(), made_up_batch(8)
+    similarity = model.logit_scale() * (
+        embed_text(model, batch.text_ids, batch.text_mask) @ embed_video(model, batch.pixels).T
+    )
+    torch.manual_seed(3)
+    labels, clips = draw_matching_pairs(batch.text_ids, batch.dataset_ids, similarity)
+    passes = []
+    model.backbone.encoder.register_forward_hook(lambda *_: passes.append(1))
+    torch.manual_seed(3)
+    config = ObjectiveConfig(mlm=0, vtc=1, vtm_negatives="hard")
+    losses = PretrainObjective(config)(model, batch)
+    assert len(passes) == 3, "text, video, and the pairs"
+    pooled = model(batch.pixels[clips], batch.text_ids, batch.text_mask).pooled
+    matching = F.cross_entropy(model.vtm_head(pooled), labels)
+    torch.testing.assert_close(losses.total, matching + _contrast_by_definition(model, batch))
+    drawn = (similarity / model.logit_scale())[torch.arange(8), clips][labels == 0]
+    torch.testing.assert_close(
+        losses.metrics["vtm_negative_cosine"], torch.stack([drawn.sum(), torch.tensor(4.0)])
+    )
+    assert losses.metrics["vtm_cross_dataset_negatives"].tolist() == [0, 4]
+
+
+@pytest.mark.parametrize("options", [{}, {"vtm": 0, "vtc": 1}])
+def test_hard_negatives_without_vtc_or_vtm_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"--vtm-negatives hard .* give --vtm and --vtc"):
+        ObjectiveConfig(vtm_negatives="hard", **options)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_one_data_set_draws_the_same_pairs_as_without_sets(seed: int) -> None:
     ids = torch.randint(0, 3, (7, 1), generator=torch.Generator().manual_seed(seed))

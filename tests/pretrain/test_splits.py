@@ -112,3 +112,32 @@ def test_a_run_of_an_earlier_version_keeps_the_mean_of_means(tmp_path: Path) -> 
     resumed, kept = parse_for_run(lambda default: default, recipe)
     assert kept == ["objective.mlm_mean micro-batch"]
     assert resumed == with_values(recipe, {"objective.mlm_mean": "micro-batch"})
+
+
+HARD = {"vtm": 1.0, "vtc": 1.0, "vtm_negatives": "hard"}
+
+
+def test_hard_negatives_on_two_ranks_resume_bit_equal(server: RankServer, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"objective": HARD, "save_every": 1}
+    expected = history(server, tmp_path / "run", 2, 3, **options)
+    # rank 1 dies in the last of three steps, in front of its second micro-batch
+    codes, _ = server.run(
+        tmp_path / "killed", 2, program="tests.pretrain.splits", micro_batch=3, die=33, **options
+    )
+    assert any(codes)
+    found = history(server, tmp_path / "killed", 2, 3, **options)
+    assert [line["metrics"] for line in found] == [line["metrics"] for line in expected]
+    for line in expected:
+        assert -1 <= line["metrics"]["vtm_negative_cosine"] <= 1
+
+
+def test_hard_pairs_of_a_micro_batch_do_not_depend_on_ranks(
+    server: RankServer, tmp_path: Path
+) -> None:
+    found = [
+        history(server, tmp_path / str(world), world, 6, objective=HARD)[0]["metrics"]
+        for world in (1, 2)
+    ]
+    # VTC's negatives depend on the ranks, the pairs of VTM and their loss do not
+    for name in ("vtm_loss", "vtm_negative_cosine"):
+        assert found[0][name] == pytest.approx(found[1][name], rel=1e-5)

@@ -14,7 +14,7 @@ from allinone.common.atomic_io import publish_dir
 from allinone.common.errors import InputError
 from allinone.data.config import ClipConfig, DataConfig
 from allinone.data.processor import AllInOneProcessor, released_data_config, saved_options
-from allinone.engine.checkpoint.layout import RUN, CheckpointError
+from allinone.engine.checkpoint.layout import RUN, CheckpointError, WeightsKind
 from allinone.engine.checkpoint.weights import resolve_weights
 from allinone.engine.checkpoint.zero_reader import weights_from_shards
 from allinone.finetune.task_model.source import SourceCheckpoint, read_source_checkpoint
@@ -231,7 +231,12 @@ def from_bert(
 
 
 def to_safetensors(
-    checkpoint: Path, out: Path, *, from_shards: bool, push_to_hub: str | None = None
+    checkpoint: Path,
+    out: Path,
+    *,
+    from_shards: bool,
+    push_to_hub: str | None = None,
+    kind: WeightsKind = "raw",
 ) -> None:
     """Export trained weights as a folder for transformers, the head of a fine-tuned model included.
 
@@ -241,12 +246,18 @@ def to_safetensors(
         from_shards: Join the ZeRO partitions of a checkpoint, or of a run's newest one, instead of
             copying the gathered weights, which may then be missing or damaged.
         push_to_hub: Also upload the folder to this repository, which is created private.
+        kind: Which weights of the run or checkpoint.
 
     Raises:
         CheckpointError: There are no weights, or they are damaged.
         InputError: The hub did not take the folder.
     """
     check_out(out)
+    if from_shards and kind == "ema":
+        raise InputError(
+            "--from-shards joins the trained weights only, not their moving average; leave out one"
+            " of --from-shards and --weights ema"
+        )
     if from_shards:
         folder = find_checkpoint(checkpoint, without="weights/model.safetensors")
         if folder is None:
@@ -258,7 +269,7 @@ def to_safetensors(
         source = read_source_checkpoint(folder, weights_from_shards(folder))
         source.what = f"ZeRO partitions of {folder}"
     else:
-        source = read_source_checkpoint(checkpoint)
+        source = read_source_checkpoint(checkpoint, kind=kind)
     cls, config = exported_config(source)
     checked_tensors(cls, config, source.tensors)
     # OUT/checkpoints/step-…/weights and OUT/best/step-…/weights

@@ -182,7 +182,13 @@ def make_plan(
     shared = sum(cost.video[name] for name in together) / sum(cost.video.values())
     # backward is 2/3 of a pass; gradients become final in that of the first one
     job = TrainingJob(
-        groups, gpus, train.global_batch, cost.all_patches, 2 / 3 * shared, gpus_per_node
+        groups,
+        gpus,
+        train.global_batch,
+        cost.all_patches,
+        2 / 3 * shared,
+        gpus_per_node,
+        average=train.ema > 0,
     )
     demanding = max(active_objectives(config.objective), key=lambda each: each.min_clips)
     least = demanding.min_clips

@@ -87,6 +87,7 @@ KEPT = ObjectiveConfig(patch_keep=0.5, patch_keep_until=1.0)
         (5, 12, 2, 2, False, {}, ObjectiveConfig()),
         (3, 16, 6, 4, True, {}, ObjectiveConfig()),
         (3, 16, 4, 2, True, {}, ObjectiveConfig(vtc=1.0)),
+        (3, 16, 4, 2, False, {}, ObjectiveConfig(vtc=1.0, vtm_negatives="hard")),
         (1, 16, 4, 4, False, {}, ObjectiveConfig(mlm=0.0, vtc=1.0)),
         (3, 16, 4, 4, False, {"distillation_token": True}, ObjectiveConfig(vtc=1.0)),
         (3, 16, 4, 4, False, {"distillation_token": True}, ObjectiveConfig(wpa=0.1)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +10,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from allinone.common.errors import ConfigError
+from allinone.finetune.config import FinetuneConfig, TuneConfig
 from allinone.finetune.inputs.batch import TaskBatch
 from allinone.finetune.msrvtt_retrieval import BENCHMARK as MSRVTT
 from allinone.finetune.task_model.heads import pooled
 from allinone.finetune.task_model.model import TaskModel, build_model
 from allinone.finetune.task_model.source import read_source_checkpoint, task_config
-from allinone.finetune.tasks.action_recognition import ActionRecognition
+from allinone.finetune.tasks.action_recognition import ActionRecognition, draw_share, mix
 from allinone.finetune.tasks.base import Task
 from allinone.finetune.tasks.multiple_choice import MultipleChoice, option_scores, zero_shot_scores
-from allinone.finetune.tasks.options import ActionOptions, ChoiceOptions, RetrievalOptions
+from allinone.finetune.tasks.open_ended_qa import OpenEndedQA
+from allinone.finetune.tasks.options import (
+    ActionOptions,
+    ChoiceOptions,
+    QAOptions,
+    RetrievalOptions,
+)
 from allinone.finetune.tasks.retrieval import Retrieval
+from tests.parity.timm_golden import GOLDEN, LAM, SMOOTHING, mixup_inputs
 from tests.tools.conftest import FRAMES, SIDE, tiny_model
 
 B, K, L = 3, 4, 16
@@ -134,3 +144,66 @@ def test_clips_of_one_text_are_passed_without_padding(pretrained: Path) -> None:
     with torch.no_grad():
         found = option_scores(model, replace(full, text_lengths=lengths))
         torch.testing.assert_close(found, option_scores(model, full))
+
+
+def probe(pretrained: Path, **options: float) -> tuple[ActionRecognition, TaskModel, TaskBatch]:
+    task = ActionRecognition(ActionOptions(probe="full", **options))  # type: ignore[arg-type]
+    task.classes = tuple("abcde")
+    batch = replace(batch_of(), target=torch.tensor([0, 3, 4]))
+    one = replace(batch, text_ids=batch.text_ids[:, :1], text_mask=batch.text_mask[:, :1])
+    return task, model_of(pretrained, task).eval(), one
+
+
+def smoothed(logits: torch.Tensor, target: torch.Tensor, share: float) -> torch.Tensor:
+    """The formula: 1 - share on the class, and share / K on each of the K classes."""
+    classes = logits.shape[-1]
+    wanted = F.one_hot(target, classes) * (1 - share) + share / classes
+    return -(wanted * logits.log_softmax(-1)).sum(-1)
+
+
+def logits_of(model: TaskModel, batch: TaskBatch, pixels: torch.Tensor) -> torch.Tensor:
+    ids, mask = batch.text_ids[:, 0], batch.text_mask[:, 0]
+    return model.task_head(model(pixels[:, 0, 0], ids, mask, read="pooled").pooled)
+
+
+def test_label_smoothing_of_classes_and_answers(pretrained: Path) -> None:
+    task, model, batch = probe(pretrained, label_smoothing=0.1)
+    questions = OpenEndedQA(QAOptions(label_smoothing=0.1))
+    questions.vocabulary = task.classes
+    with torch.no_grad():
+        expected = smoothed(logits_of(model, batch, batch.pixels), batch.target, 0.1).mean()
+        torch.testing.assert_close(task(model, batch).total, expected)
+        torch.testing.assert_close(questions(model, batch).total, expected)
+    with pytest.raises(ConfigError, match=r"--label-smoothing 0\.1 is for --loss ce"):
+        QAOptions(loss="bce", label_smoothing=0.1)
+
+
+def test_mixup_mixes_pixels_and_targets_as_timm_does(pretrained: Path) -> None:
+    logits, classes = mixup_inputs()
+    _, parts = mix(replace(batch_of(), target=classes), torch.tensor(LAM))
+    losses = sum(
+        share * F.cross_entropy(logits, target, reduction="none", label_smoothing=SMOOTHING)
+        for share, target in parts
+    )
+    expected = torch.tensor(json.loads(GOLDEN.read_text())["mixup_losses"])
+    torch.testing.assert_close(losses, expected)
+    task, model, batch = probe(pretrained, mixup=0.8)
+    with torch.no_grad():
+        torch.manual_seed(5)
+        share = draw_share(0.8, batch.pixels.device)
+        pixels = share * batch.pixels + (1 - share) * batch.pixels[[2, 1, 0]]
+        found = logits_of(model, batch, pixels)
+        own = F.cross_entropy(found, batch.target)
+        other = F.cross_entropy(found, batch.target[[2, 1, 0]])
+        torch.manual_seed(5)
+        torch.testing.assert_close(task(model, batch).total, share * own + (1 - share) * other)
+
+
+def test_mixup_shares_follow_the_beta_distribution() -> None:
+    torch.manual_seed(0)
+    drawn = torch.stack([draw_share(0.4, torch.device("cpu")) for _ in range(4000)])
+    # Beta(a, a): mean 1/2, variance 1 / (4 (2a + 1))
+    assert drawn.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert drawn.var().item() == pytest.approx(1 / 7.2, rel=0.05)
+    with pytest.raises(ConfigError, match="--mixup mixes the clips of a micro-batch"):
+        FinetuneConfig(task=ActionOptions(mixup=0.2), train=TuneConfig(micro_batch=1))
