@@ -15,15 +15,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from allinone.common.atomic_io import atomic_path, write_atomic
 from allinone.common.errors import ConfigError, DataError, LocalConfigError
 from allinone.common.run_lock import claim
 from allinone.data.prepare.existing import RETRY
-from allinone.data.prepare.options import PrepareOptions, rows_of
+from allinone.data.prepare.options import PrepareOptions, blocks_of
 from allinone.data.sources import FORMATS, NARRATIONS, Narration, SourceRow
 from allinone.data.sources.media import media_folder
+from allinone.data.sources.plain_rows import PlainRows
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +124,7 @@ def open_listing(options: PrepareOptions) -> SourceListing:
             continue
         with lock:
             if _fresh(options) is None:
-                write_listing(path, options, lambda: rows_of(options))
+                write_listing(path, options, lambda: blocks_of(options))
 
 
 def _fresh(options: PrepareOptions) -> Counts | None:
@@ -175,7 +178,7 @@ def _identity(path: Path) -> tuple[int, ...]:
 
 
 def write_listing(
-    path: Path, options: PrepareOptions, read: Callable[[], Iterator[SourceRow]]
+    path: Path, options: PrepareOptions, read: Callable[[], Iterator[SourceRow | PlainRows]]
 ) -> None:
     """Read all rows of a source and write its listing and its counts.
 
@@ -198,14 +201,12 @@ def write_listing(
         pa.OSFile(str(temporary), "wb") as sink,
         pa.ipc.new_file(sink, schema, options=compressed) as writer,
     ):
-        for number, (name, rows) in enumerate(_shards(read(), options.shard_clips or 1)):
-            batch = _batch(name, rows)
+        for number, (split, batch) in enumerate(_shards(read(), options.shard_clips or 1)):
             if before is not None and number < before.num_record_batches:
                 _require_equal(before.get_batch(number), batch, options)
             writer.write_batch(batch)
-            split = rows[0].split
-            counts[split] = counts.get(split, 0) + len(rows)
-            total += len(rows)
+            counts[split] = counts.get(split, 0) + batch.num_rows
+            total += batch.num_rows
             if time.monotonic() - shown > LOG_EVERY_S:
                 shown = time.monotonic()
                 log.info("listing %s: %s rows", options.source, f"{total:,}")
@@ -248,18 +249,90 @@ def _keep_counts(path: Path, options: PrepareOptions, counts: Counts) -> None:
         )
 
 
-def _shards(rows: Iterator[SourceRow], clips: int) -> Iterator[tuple[str, list[SourceRow]]]:
-    """Fixed chunks of each split, in source order: the same source gives the same shards."""
-    waiting: dict[str, list[SourceRow]] = {}
+class _Waiting:
+    """Rows of a split that are not in a shard yet."""
+
+    def __init__(self) -> None:
+        self._batches: list[pa.RecordBatch] = []
+        self._rows: list[SourceRow] = []  # after those of the batches
+        self.count = 0
+
+    def add(self, row: SourceRow) -> None:
+        self._rows.append(row)
+        self.count += 1
+
+    def add_batch(self, batch: pa.RecordBatch) -> None:
+        if self._rows:
+            self._batches.append(_batch("", self._rows))
+            self._rows = []
+        self._batches.append(batch)
+        self.count += batch.num_rows
+
+    def shard(self, name: str) -> pa.RecordBatch:
+        """All rows."""
+        if not self._batches:
+            return _batch(name, self._rows)
+        if self._rows:
+            self._batches.append(_batch("", self._rows))
+        batch = pa.concat_batches(self._batches)
+        return batch.set_column(0, SCHEMA.field("shard"), pa.repeat(name, batch.num_rows))
+
+
+def _shards(
+    rows: Iterator[SourceRow | PlainRows], clips: int
+) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Yield (split, shard): fixed chunks of each split, in source order.
+
+    The same source gives the same shards.
+    """
+    waiting: dict[str, _Waiting] = {}
     numbers: dict[str, int] = {}
+
+    def full(split: str) -> tuple[str, pa.RecordBatch]:
+        number = numbers[split] = numbers.get(split, -1) + 1
+        return split, waiting.pop(split).shard(f"{split}-{number:05d}")
+
     for row in rows:
-        members = waiting.setdefault(row.split, [])
-        members.append(row)
-        if len(members) == clips:
-            number = numbers[row.split] = numbers.get(row.split, -1) + 1
-            yield f"{row.split}-{number:05d}", waiting.pop(row.split)
-    for split, members in waiting.items():
-        yield f"{split}-{numbers.get(split, -1) + 1:05d}", members
+        split, taken = row.split, 0
+        batch = _plain_batch(row) if isinstance(row, PlainRows) else None
+        while taken < (1 if batch is None else batch.num_rows):
+            members = waiting.setdefault(split, _Waiting())
+            before = members.count
+            if isinstance(row, SourceRow):
+                members.add(row)
+            elif batch is not None:
+                members.add_batch(batch.slice(taken, clips - before))
+            taken += members.count - before
+            if members.count == clips:
+                yield full(split)
+    for split in list(waiting):
+        yield full(split)
+
+
+def _plain_batch(rows: PlainRows) -> pa.RecordBatch:
+    """The rows of a block; column "shard" is filled later."""
+    count = len(rows)
+    folder = os.fsencode(Path(f"{rows.root}/x"))[:-1]
+    known = {
+        "shard": pa.repeat("", count),
+        "split": pa.repeat(rows.split, count),
+        "id": rows.ids,
+        "captions": pa.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32), rows.captions),
+        "path": pc.binary_join_element_wise(folder, rows.sources.cast(pa.binary()), b""),
+        "source": rows.sources,
+        "offset": pa.repeat(pa.scalar(0, pa.int64()), count),
+        "extension": pa.repeat(rows.extension, count),
+        "alternatives": pa.array([[]] * count, SCHEMA.field("alternatives").type),
+    }
+    columns = [known.get(kind.name, pa.nulls(count, kind.type)) for kind in SCHEMA]
+    batch = pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    if not rows.others:
+        return batch
+    # the other rows are appended, and then taken to their positions
+    order = np.arange(count)
+    order[list(rows.others)] = count + np.arange(len(rows.others))
+    others = _batch("", list(rows.others.values()))
+    return pa.concat_batches([batch, others]).take(pa.array(order))
 
 
 def _batch(name: str, rows: list[SourceRow]) -> pa.RecordBatch:

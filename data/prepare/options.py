@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
@@ -15,8 +15,19 @@ from tyro.constructors import PrimitiveConstructorSpec
 from allinone.common.errors import DataError, InputError
 from allinone.common.validation import COUNT, MAX_PIXELS, NOT_NEGATIVE, POSITIVE, Bounds, require
 from allinone.data.prepare.encode import Codec, Encoding
-from allinone.data.sources import FORMATS, ReadOptions, SourceRow, detect, excluded_ids, read
+from allinone.data.sources import (
+    FORMATS,
+    ReadOptions,
+    SourceRow,
+    detect,
+    excluded_ids,
+    read,
+    read_blocks,
+)
 from allinone.data.sources.schema import key_hash
+
+if TYPE_CHECKING:
+    from allinone.data.sources.plain_rows import PlainRows
 
 FormatName = Literal[
     "auto",
@@ -203,6 +214,15 @@ def rows_of(options: PrepareOptions) -> Iterator[SourceRow]:
     if not options.val_share:
         return read(options.source, options.format, given)
     return _with_val(options, given)
+
+
+def blocks_of(options: PrepareOptions) -> Iterator[SourceRow | PlainRows]:
+    """The rows of `rows_of`, in blocks where the format can be read so."""
+    if options.val_share:
+        return rows_of(options)
+    exclude = excluded_ids(options.exclude, options.source, options.format)
+    given = ReadOptions(options.videos, options.names, exclude)
+    return read_blocks(options.source, options.format, given)
 
 
 def _with_val(options: PrepareOptions, given: ReadOptions) -> Iterator[SourceRow]:

@@ -33,11 +33,11 @@ from allinone.data.sources.schema import (
     SourceRow,
     clean_text,
     has_text,
-    key_hash,
 )
 
 if TYPE_CHECKING:
     from allinone.data.sources.keys import Keys
+    from allinone.data.sources.plain_rows import PlainRows
 
 __all__ = [
     "FORMATS",
@@ -51,6 +51,7 @@ __all__ = [
     "detect",
     "excluded_ids",
     "read",
+    "read_blocks",
 ]
 
 CHUNK = 512
@@ -158,12 +159,57 @@ def read(source: Path, format_name: str, options: ReadOptions) -> Iterator[Sourc
     keys = Keys()
     rows = enumerate(FORMATS[format_name].read(source, options))
     while chunk := list(itertools.islice(rows, CHUNK)):
-        splits = [row.split if SPLIT.fullmatch(row.split) else "train" for _, row in chunk]
-        names = [clean_text(row.id) for _, row in chunk]
-        hashes = [key_hash(*key) for key in zip(splits, names, strict=True)]
-        keys.expect(hashes)
-        for (number, row), name, key in zip(chunk, names, hashes, strict=True):
-            yield _checked(row, number, name, options.exclude, keys, key)
+        yield from _checked_chunk(chunk, options.exclude, keys)
+
+
+def read_blocks(
+    source: Path, format_name: str, options: ReadOptions
+) -> Iterator[SourceRow | PlainRows]:
+    """Read a source, where its format can do so, many rows at a time.
+
+    Args:
+        source: A file or folder of that format.
+        format_name: A name in FORMATS.
+        options: How to read it.
+
+    Yields:
+        The rows of `read`, in their order.
+    """
+    known = FORMATS[format_name]
+    if known.read_blocks is None:
+        yield from read(source, format_name, options)
+        return
+    from allinone.data.sources.keys import Keys
+    from allinone.data.sources.plain_rows import check_rows
+
+    keys, number = Keys(), 0
+    for block in known.read_blocks(source, options):
+        if isinstance(block, SourceRow):
+            yield from _checked_chunk([(number, block)], options.exclude, keys)
+            number += 1
+            continue
+        first = number
+
+        def checked(
+            row: SourceRow, position: int, name: str, key: int, first: int = first
+        ) -> SourceRow:
+            return _checked(row, first + position, name, options.exclude, keys, key)
+
+        yield check_rows(block, options.exclude, keys, checked)
+        number += len(block)
+
+
+def _checked_chunk(
+    chunk: list[tuple[int, SourceRow]], exclude: frozenset[str], keys: Keys
+) -> Iterator[SourceRow]:
+    from allinone.data.sources.keys import row_key
+
+    splits = [row.split if SPLIT.fullmatch(row.split) else "train" for _, row in chunk]
+    names = [clean_text(row.id) for _, row in chunk]
+    hashes = [row_key(*key) for key in zip(splits, names, strict=True)]
+    keys.expect(hashes)
+    for (number, row), name, key in zip(chunk, names, hashes, strict=True):
+        yield _checked(row, number, name, exclude, keys, key)
 
 
 def _checked(
@@ -182,6 +228,8 @@ def _checked(
     Returns:
         The row with clean texts and a unique key.
     """
+    from allinone.data.sources.keys import row_key
+
     captions = tuple(text for text in map(clean_text, row.captions) if has_text(text))
     split, reason, detail = row.split, row.reason, row.detail
     if captions and reason is None and (longest := max(map(len, captions))) > LONGEST_CAPTION:
@@ -200,7 +248,7 @@ def _checked(
         reason, detail = "duplicate", f"id {name} occurs twice in split {split}"
     if taken:
         name = f"{name}~{number}"  # keys stay unique
-        keys.add_renamed(key_hash(split, name))
+        keys.add_renamed(row_key(split, name))
     if reason is None and row.narration is None and not captions:
         reason, detail = "no_caption", "the caption is missing or empty"
     source = clean_text(row.source)

@@ -45,12 +45,13 @@ def listed_files(source: Path, names: Collection[str]) -> list[Path]:
 
 def csv_header(path: Path) -> list[str]:
     """Column names of a CSV or TSV file."""
-    with _opened(path) as file:
+    with open_csv(path) as file:
         header = next(csv_rows(file, _delimiter(path), path.suffix != ".tsv"), None)
     return header.fields if header is not None else []
 
 
-def _opened(path: Path) -> TextIO:
+def open_csv(path: Path) -> TextIO:
+    """Open a CSV or TSV file as `csv_rows` needs it."""
     # utf-8-sig: spreadsheets write a byte order mark, which would be part of the first name;
     # newline="": a quoted caption keeps its line ends
     return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -75,34 +76,92 @@ def csv_records(
     Raises:
         DataError: A needed column is missing.
     """
-    blank = spanning = 0
-    with _opened(path) as file:
-        delimiter, quoted = _delimiter(path), path.suffix != ".tsv"
-        header = next(csv_rows(file, delimiter, quoted), None)
-        columns = header.fields if header is not None else []
-        missing = ["/".join(names) for names in needed if not set(names) & set(columns)]
-        if missing:
-            found = clean_text(", ".join(columns))[:200] or "an empty file"
-            raise DataError(
-                f"{path}: column {', '.join(missing)} is missing; found: {found}. --format"
-                " selects another format"
-            )
-        key = min(columns.index(name) for name in needed[0] if name in columns)
-        number = header.line + header.lines - 1 if header is not None else 0
-        for row in csv_rows(file, delimiter, quoted, key, len(columns), number):
-            blank += row.line - number - 1
-            spanning += row.lines > 1
-            number = row.line + row.lines - 1
-            problem = row.problem or _problem(row.fields, row.line, len(columns))
-            yield row.line, problem or dict(zip(columns, row.fields, strict=True))
-    if blank or spanning:
-        log.info(
-            "%s: %s lines: %s blank, %s rows with a quoted line break",
-            path,
-            f"{number:,}",
-            f"{blank:,}",
-            f"{spanning:,}",
+    with open_csv(path) as file:
+        header = read_header(file, path, needed)
+        counts = LineCounts(header.lines)
+        yield from records_below(file, path, header, counts, header.lines)
+    counts.log(path)
+
+
+class CsvHeader(NamedTuple):
+    """The header of a CSV or TSV file."""
+
+    columns: list[str]
+    key: int
+    """Position of the column that identifies a row."""
+    lines: int
+    """Lines down to the header's end."""
+
+
+def read_header(file: TextIO, path: Path, needed: list[tuple[str, ...]]) -> CsvHeader:
+    """Read the header of an opened CSV or TSV file; arguments and errors of `csv_records`."""
+    row = next(csv_rows(file, _delimiter(path), path.suffix != ".tsv"), None)
+    columns = row.fields if row is not None else []
+    missing = ["/".join(names) for names in needed if not set(names) & set(columns)]
+    if missing or row is None:
+        found = clean_text(", ".join(columns))[:200] or "an empty file"
+        raise DataError(
+            f"{path}: column {', '.join(missing)} is missing; found: {found}. --format"
+            " selects another format"
         )
+    key = min(columns.index(name) for name in needed[0] if name in columns)
+    return CsvHeader(columns, key, row.line + row.lines - 1)
+
+
+class LineCounts:
+    """The lines of a list that are no rows of their own.
+
+    Args:
+        number: Lines of the header.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        """Lines so far."""
+        self.blank = self.spanning = 0
+
+    def add(self, row: CsvRow) -> None:
+        """Count the lines of a row, and the blank ones before it."""
+        self.add_plain(1, row.line)
+        self.spanning += row.lines > 1
+        self.number += row.lines - 1
+
+    def add_plain(self, rows: int, last: int) -> None:
+        """Count rows of one line each, of which the last has this number, and blank ones."""
+        self.blank += last - self.number - rows
+        self.number = last
+
+    def log(self, path: Path) -> None:
+        """Say why the file has more lines than rows, if it does."""
+        if self.blank or self.spanning:
+            log.info(
+                "%s: %s lines: %s blank, %s rows with a quoted line break",
+                path,
+                f"{self.number:,}",
+                f"{self.blank:,}",
+                f"{self.spanning:,}",
+            )
+
+
+def records_below(
+    file: TextIO, path: Path, header: CsvHeader, counts: LineCounts, before: int
+) -> Iterator[tuple[int, dict[str, str] | str]]:
+    """Read the rows of a file from the line on that it is at.
+
+    Args:
+        file: The opened file.
+        path: Its path, which decides on the delimiter.
+        header: The file's header.
+        counts: Counts the rows.
+        before: Lines before that line.
+
+    Yields:
+        As `csv_records`.
+    """
+    delimiter, quoted = _delimiter(path), path.suffix != ".tsv"
+    for row in csv_rows(file, delimiter, quoted, header.key, len(header.columns), before):
+        counts.add(row)
+        yield row.line, row_record(row, header.columns)
 
 
 def _delimiter(path: Path) -> str:
@@ -233,21 +292,17 @@ def column_of(record: dict[str, str], names: tuple[str, ...]) -> str:
     return next(record[name] for name in names if name in record)
 
 
-def _problem(fields: list[str], line: int, columns: int) -> str | None:
-    """What is wrong with the fields of a row.
-
-    Args:
-        fields: The row.
-        line: Its line number.
-        columns: Fields of the header.
-    """
-    if len(fields) != columns:
-        return f"line {line} does not have the header's {columns} fields"
+def row_record(row: CsvRow, columns: list[str]) -> dict[str, str] | str:
+    """The fields of a row by column name, or what is wrong with the row."""
+    if row.problem:
+        return row.problem
+    if len(row.fields) != len(columns):
+        return f"line {row.line} does not have the header's {len(columns)} fields"
     # errors="surrogateescape" reads invalid bytes as these code points
-    joined = "".join(fields)
+    joined = "".join(row.fields)
     if not joined.isascii() and _INVALID.search(joined):
-        return f"line {line} is not UTF-8 text; convert the file, for example with iconv"
-    return None
+        return f"line {row.line} is not UTF-8 text; convert the file, for example with iconv"
+    return dict(zip(columns, row.fields, strict=True))
 
 
 def table_records(

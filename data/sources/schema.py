@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from allinone.common.formatting import BIDIRECTIONAL, CONTROL
+
+if TYPE_CHECKING:
+    from allinone.data.sources.plain_rows import PlainRows
 
 SPLIT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """A split is part of the names of its shards and may not contain separators."""
@@ -105,6 +109,8 @@ class SourceFormat:
     "captions"."""
     narrated: bool = False
     """Whether videos last minutes to hours and are cut into clips by their captions."""
+    read_blocks: Callable[[Path, ReadOptions], Iterator[SourceRow | PlainRows]] | None = None
+    """Reads the same rows as `read`, in the same order, many at a time."""
 
 
 def clean_text(text: str) -> str:

@@ -81,7 +81,7 @@ def test_the_source_is_read_once_for_all_parts(
     def refuse(_: PrepareOptions) -> Iterator[SourceRow]:
         raise AssertionError("the source is read again")
 
-    monkeypatch.setattr(listing, "rows_of", refuse)
+    monkeypatch.setattr(listing, "blocks_of", refuse)
     for turn in (1, 2, 3):
         again = open_listing(dataclasses.replace(options, part=(turn, 3)))
         assert again.counts == first.counts
