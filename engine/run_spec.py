@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from allinone.engine.objective import ObjectiveFn
-from allinone.engine.planning.estimate import Activations
+from allinone.engine.planning.memory import Activations
+from allinone.engine.planning.step_time import CountedSteps
 
 
 class Data(Protocol):
@@ -61,3 +62,5 @@ class RunSpec:
     """Parameters whose name contains one of these are heads."""
     head_lr_mult: float
     """Multiplier of the learning rate of heads."""
+    counted: CountedSteps | None = None
+    """Operations of the steps, for the plan."""

@@ -50,8 +50,9 @@ from allinone.engine.monitoring.history import RecordBuilder, memory_bytes
 from allinone.engine.monitoring.loggers import require_installed
 from allinone.engine.monitoring.stopwatch import Stopwatch
 from allinone.engine.objective import ObjectiveFn, seed_of
-from allinone.engine.planning.estimate import Activations
+from allinone.engine.planning.memory import Activations
 from allinone.engine.planning.peak_flops import peak_rate
+from allinone.engine.planning.step_time import CountedSteps
 from allinone.engine.run_spec import Data, Evaluate, Pictures, RunSpec
 from allinone.engine.state import TrainState
 from allinone.engine.step_batches import StepBatches
@@ -85,6 +86,7 @@ class Trainer:
         flops_at: The same of a step by its number (1, 2, ...), where steps differ; its average is
             `flops_per_sample`.
         activations: Bytes that autograd keeps per micro-batch, for the plan.
+        counted: Operations of the steps, for the plan; None: its MFU is assumed.
         head_patterns: Parameters whose name contains one of these are heads.
         head_lr_mult: Multiplier of the learning rate of heads.
         select: Keep the weights of the best evaluation in OUT/best, and stop early if it says so.
@@ -109,6 +111,7 @@ class Trainer:
         flops_per_sample: float = 0.0,
         flops_at: Callable[[int], float] | None = None,
         activations: Activations | None = None,
+        counted: CountedSteps | None = None,
         head_patterns: Sequence[str] = (),
         head_lr_mult: float = 1.0,
         select: Selection | None = None,
@@ -126,6 +129,7 @@ class Trainer:
             activations=activations or Activations(),
             head_patterns=tuple(head_patterns),
             head_lr_mult=head_lr_mult,
+            counted=counted,
         )
         timeout_s = collective_timeout_s(config.hang_timeout_s)
         self.rank_info, self.device = launch.start(config.device, timeout_s)
