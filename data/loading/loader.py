@@ -200,7 +200,7 @@ class ClipSource:
         return Sample(
             row=number,
             name=row["key"],
-            visuals=[Visual(media, choices)],
+            visuals=[Visual(media, choices, self._clip.image_size)],
             arrays={
                 "text_ids": ids,
                 "text_mask": mask,

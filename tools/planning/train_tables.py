@@ -183,13 +183,8 @@ def texts_line(plan: Plan, config: PretrainConfig) -> str:
     )
 
 
-def head(plan: Plan, config: PretrainConfig) -> str:
-    """The planned run in sentences.
-
-    Args:
-        plan: The plan.
-        config: The recipe with its options.
-    """
+def head(plan: Plan) -> str:
+    """The planned run in sentences."""
     cost, device, network = plan.cost, plan.device, plan.network
     video = ", ".join(f"{name.upper()} {count(value)}" for name, value in cost.video.items())
     images = ", ".join(f"{name.upper()} {count(value)}" for name, value in cost.images.items())
@@ -203,7 +198,6 @@ def head(plan: Plan, config: PretrainConfig) -> str:
             f"and per image: {images}; {cost.images_per_clip:g} images per clip of the global batch"
         )
     lines += [
-        texts_line(plan, config),
         f"in total {count(cost.total)}FLOPs per clip and"
         f" {count(cost.total * plan.global_batch)}FLOPs per step",
         f"{device.name}: {device.memory / 1e9:.0f} GB, {count(device.rate)}FLOP/s dense 16 bit,"
@@ -241,7 +235,11 @@ def as_text(
         fit_table(plan.candidates),
         time_table(plan, config),
     ]
-    first = [recommendation(plan), data_text(plan, config, loading), head(plan, config)]
+    first = [
+        recommendation(plan),
+        data_text(plan, config, loading),
+        f"{texts_line(plan, config)}\n{head(plan)}",
+    ]
     return "\n\n".join([*first, *map(table, tables), NOTES])
 
 
