@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from allinone.data.index import Index
+from allinone.data.loading.sampling import generator
 from allinone.data.text import Tokenizer
 
 COUNTED = 2000
 """Clips whose captions are counted, evenly spaced over the split."""
+SAMPLED = 512
+"""Captions from which the mean length is estimated: to 2 % if lengths deviate by half of it."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +61,22 @@ def caption_lengths(folder: Path, split: str) -> CaptionLengths:
     rows = (int((k + 0.5) * len(index) / number) for k in range(number))
     lengths = [len(tokenizer.ids(text)) + 2 for row in rows for text in index[row]["captions"]]
     return CaptionLengths(tuple(sorted(lengths)), number == len(index))
+
+
+def sample_lengths(indexes: Sequence[Index], weights: Sequence[float]) -> NDArray[np.int64]:
+    """Tokens of a random sample of a mixture's captions, [CLS] and [SEP] included, not cut.
+
+    Args:
+        indexes: The data sets.
+        weights: Their relative shares.
+
+    Returns:
+        int64 [SAMPLED], in random order; the same for the same data sets.
+    """
+    random, shares = generator(0, "text lengths", 0, 0), np.array(weights)
+    captions = []
+    for number in random.choice(len(shares), SAMPLED, p=shares / shares.sum()):
+        index = indexes[number]
+        found = index[int(random.integers(len(index)))]["captions"]
+        captions.append(found[int(random.integers(len(found)))])
+    return Tokenizer().lengths(captions)

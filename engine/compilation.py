@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def compile_model(
     model: nn.Module, config: TrainConfig, ds: Mapping[str, Any], device: torch.device
-) -> None:
+) -> bool:
     """Compile the model in place, if --compile says so; nothing is compiled before the first pass.
 
     A model with a method `compile_blocks` compiles its blocks, any other one is compiled as one
@@ -30,18 +30,21 @@ def compile_model(
         ds: Resolved DeepSpeed options.
         device: This rank's device.
 
+    Returns:
+        Whether the model is compiled.
+
     Raises:
         ConfigError: --compile was given for a run that cannot be compiled.
     """
     gathers, divided = ds_config.stage(ds) == 3, config.tensor_parallel > 1
     if config.compile == "auto":
         if device.type != "cuda" or gathers or divided:
-            return
+            return False
         if problem := _problem(device):
             log.warning("the model runs uncompiled, because torch.compile fails: %s", problem)
-            return
+            return False
     elif not config.compile:
-        return
+        return False
     elif gathers:
         raise ConfigError(
             f"--compile: {config.ds_config} (ZeRO 3) gathers the weights of each layer inside the"
@@ -54,6 +57,7 @@ def compile_model(
     else:
         # in place: torch.compile(model) would put _orig_mod. in front of the names
         model.compile()
+    return True
 
 
 def _problem(device: torch.device) -> str:

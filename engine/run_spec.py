@@ -14,7 +14,8 @@ from torch import nn
 
 from allinone.engine.objective import ObjectiveFn
 from allinone.engine.optim.adamw import LrScale
-from allinone.engine.planning.estimate import Activations
+from allinone.engine.planning.memory import Activations
+from allinone.engine.planning.step_time import CountedSteps
 
 
 class Data(Protocol):
@@ -64,3 +65,5 @@ class RunSpec:
     """Multiplier of the learning rate of heads."""
     lr_scale: LrScale | None = None
     """Further multiplier by parameter name; None: 1."""
+    counted: CountedSteps | None = None
+    """Operations of the steps, for the plan."""

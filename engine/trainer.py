@@ -51,8 +51,9 @@ from allinone.engine.monitoring.loggers import require_installed
 from allinone.engine.monitoring.stopwatch import Stopwatch
 from allinone.engine.objective import ObjectiveFn, seed_of
 from allinone.engine.optim.adamw import LrScale
-from allinone.engine.planning.estimate import Activations
+from allinone.engine.planning.memory import Activations
 from allinone.engine.planning.peak_flops import peak_rate
+from allinone.engine.planning.step_time import CountedSteps
 from allinone.engine.run_spec import Data, Evaluate, Pictures, RunSpec
 from allinone.engine.state import TrainState
 from allinone.engine.step_batches import StepBatches
@@ -86,6 +87,7 @@ class Trainer:
         flops_at: The same of a step by its number (1, 2, ...), where steps differ; its average is
             `flops_per_sample`.
         activations: Bytes that autograd keeps per micro-batch, for the plan.
+        counted: Operations of the steps, for the plan; None: its MFU is assumed.
         head_patterns: Parameters whose name contains one of these are heads.
         head_lr_mult: Multiplier of the learning rate of heads.
         lr_scale: Further multiplier by parameter name, such as layer-wise decay; None: 1.
@@ -111,6 +113,7 @@ class Trainer:
         flops_per_sample: float = 0.0,
         flops_at: Callable[[int], float] | None = None,
         activations: Activations | None = None,
+        counted: CountedSteps | None = None,
         head_patterns: Sequence[str] = (),
         head_lr_mult: float = 1.0,
         lr_scale: LrScale | None = None,
@@ -130,6 +133,7 @@ class Trainer:
             head_patterns=tuple(head_patterns),
             head_lr_mult=head_lr_mult,
             lr_scale=lr_scale,
+            counted=counted,
         )
         timeout_s = collective_timeout_s(config.hang_timeout_s)
         self.rank_info, self.device = launch.start(config.device, timeout_s)

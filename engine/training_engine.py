@@ -70,7 +70,18 @@ class TrainingEngine:
         self._state_layout = reshard.describe(self.model, groups, ds, layout)
         sizes = [[parameter.numel() for parameter in group["params"]] for group in groups]
         self.estimate = RunEstimate(
-            plan_run(config, ds, sizes, layout, device, spec.flops_per_sample, spec.activations)
+            plan_run(
+                config,
+                ds,
+                sizes,
+                layout,
+                device,
+                spec.flops_per_sample,
+                spec.activations,
+                # counting takes seconds, and rank 0 alone shows the plan
+                spec.counted if layout.rank == 0 else None,
+                self._compiled,
+            )
         )
         self.optimizer = SkippingAdamW(groups, config, deciding=ds_config.clips_itself(ds))
         self.deepspeed, *_ = deepspeed.initialize(
@@ -108,7 +119,7 @@ class TrainingEngine:
             # before the parameter groups and DeepSpeed, which keep references to the parameters
             tensor_parallel.divide(self.model, self._layout)
             mpu = tensor_parallel.DeepSpeedView
-        compile_model(self.model, config, ds, self._device)
+        self._compiled = compile_model(self.model, config, ds, self._device)
         return mpu
 
     def _set_norm_source(self, module: nn.Module, stage: int) -> None:

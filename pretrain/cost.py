@@ -17,6 +17,9 @@ from allinone.pretrain.objectives.base import ClipSize, MicroBatchSize
 from allinone.pretrain.objectives.config import ObjectiveConfig
 from allinone.pretrain.objectives.registry import active_objectives, reads_all_tokens
 
+Lengths = Sequence[NDArray[np.int64] | None]
+"""Tokens of a sample of the captions of videos, and of those of images, [CLS] and [SEP] included,
+not cut; None or left out: the data is not at hand."""
 MASK_PROB = 0.15
 """Share of the word pieces that MLM masks by default (DataConfig.mask_prob)."""
 
@@ -133,16 +136,13 @@ class SampleCost:
         return self.kept.all_patches if keeps and self.kept is not None else self.all_patches
 
 
-def training_cost(
-    config: PretrainConfig, world: int = 1, lengths: Sequence[NDArray[np.int64]] = ()
-) -> SampleCost:
+def training_cost(config: PretrainConfig, world: int = 1, lengths: Lengths = ()) -> SampleCost:
     """Cost of one clip; the cost of co-trained images is divided among the clips.
 
     Args:
         config: The run.
         world: Ranks; affects only the number of VTC's candidates.
-        lengths: Tokens of a sample of the captions of videos, and of those of images; empty: the
-            data is not at hand.
+        lengths: Of the captions.
     """
     cost = _phase_cost(config, world, None, lengths)
     if not config.kept_steps:
@@ -159,7 +159,7 @@ def _phase_cost(
     config: PretrainConfig,
     world: int,
     patches: int | None,
-    lengths: Sequence[NDArray[np.int64]],
+    lengths: Lengths,
 ) -> SampleCost:
     """Cost of one clip in some of the steps.
 
@@ -174,7 +174,7 @@ def _phase_cost(
     candidates = config.train.micro_batch * world
 
     def cost(frames: int, sample: int = 0) -> dict[str, float]:
-        known = lengths[sample] if lengths else None
+        known = lengths[sample] if sample < len(lengths) else None
         tokens = computed_text_tokens(config, model.max_text_len, known)
         masked = masked_tokens(model, 1, config.loader.mask_prob, tokens)
         return sample_flops(model, config.objective, frames, masked, candidates, patches, tokens)

@@ -30,6 +30,7 @@ from allinone.pretrain.objectives.combined import PretrainObjective
 from allinone.pretrain.objectives.registry import active_objectives
 from allinone.pretrain.own_data import resolve, suggest_weights
 from allinone.pretrain.readers import with_readers
+from allinone.pretrain.step_counts import counted_steps
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ def build_run(config: PretrainConfig) -> Trainer:
         forkserver_context()  # starts its imports while this process builds the model
     config = with_readers(config)
     model, data = build_model(config), build_data(config)
-    cost = training_cost(config, launch.find_rank_info(os.environ).world, data.text_lengths())
+    lengths = data.text_lengths()
+    cost = training_cost(config, launch.find_rank_info(os.environ).world, lengths)
     chance: dict[str, float] = {}
     return Trainer(
         config.train,
@@ -93,6 +95,7 @@ def build_run(config: PretrainConfig) -> Trainer:
         flops_per_sample=cost.total,
         flops_at=(lambda step: cost.at(step <= config.kept_steps)) if cost.kept else None,
         activations=run_activations(config),
+        counted=counted_steps(config, cost, lengths),
         pictures=make_pictures(config),
         out=config.out,
     )

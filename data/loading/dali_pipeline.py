@@ -27,6 +27,7 @@ from allinone.data.loading.dali_rand_augment import (
     operations,
     rand_augment,
 )
+from allinone.data.loading.frame_region import FrameRegion
 from allinone.data.loading.samples import Pixels
 from allinone.data.loading.sampling import SampleChoices
 
@@ -163,7 +164,9 @@ def graph_inputs(
         inputs |= operation_inputs(choices, config.randaug_layers)
     streams = [item for item in media if isinstance(item, TrimmedStream)]
     if not streams:
-        inputs["frames"] = [np.asarray(item) for item in media]
+        inputs["frames"] = [
+            item.complete() if isinstance(item, FrameRegion) else np.asarray(item) for item in media
+        ]
     else:
         inputs["content"] = [np.frombuffer(item.content, np.uint8) for item in streams]
         inputs["numbers"] = [np.array(item.frames, dtype=np.int32) for item in streams]
@@ -227,7 +230,8 @@ class DaliPipeline:
         """Run the graph.
 
         Args:
-            media: Decoded frames uint8 [T, H, W, 3] or trimmed streams, in any mix.
+            media: Decoded frames uint8 [T, H, W, 3], parts of them, or trimmed streams, in any
+                mix.
             choices: Crop, flip, colour and RandAugment's operations of each clip.
 
         Returns:

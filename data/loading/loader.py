@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from allinone.common.errors import LASTING, DataError, LostDataError, StorageError
+from allinone.data.captions import sample_lengths
 from allinone.data.config import ClipConfig, DataConfig, DatasetSpec, TextPadding
 from allinone.data.decoding.codecs import PixelLimitError, dali_reads, require_pixels
 from allinone.data.decoding.frames import DecodeError, Timeline, decode_frames
@@ -200,7 +201,7 @@ class ClipSource:
         return Sample(
             row=number,
             name=row["key"],
-            visuals=[Visual(media, choices)],
+            visuals=[Visual(media, choices, self._clip.image_size)],
             arrays={
                 "text_ids": ids,
                 "text_mask": mask,
@@ -213,8 +214,6 @@ class ClipSource:
         )
 
 
-LENGTH_SAMPLE = 512
-"""Captions from which the mean length is estimated: to 2 % if lengths deviate by half of it."""
 _TEXTS = ("text_ids", "text_mask", "mlm_ids", "mlm_labels")
 """Fields of a batch with one element per token."""
 
@@ -307,15 +306,8 @@ class TrainStream:
 
     def text_lengths(self) -> list[NDArray[np.int64]]:
         """Tokens of a sample of captions, [CLS] and [SEP] included, not cut: one array [n]."""
-        tokenizer, random = Tokenizer(), generator(0, "text lengths", 0, 0)
-        weights = np.array([spec.weight for spec in self._specs])
-        chosen = random.choice(len(weights), LENGTH_SAMPLE, p=weights / weights.sum())
-        captions = []
-        for number in chosen:
-            index = self._sources[number].index
-            found = index[int(random.integers(len(index)))]["captions"]
-            captions.append(found[int(random.integers(len(found)))])
-        return [tokenizer.lengths(captions)]
+        indexes = [source.index for source in self._sources]
+        return [sample_lengths(indexes, [spec.weight for spec in self._specs])]
 
     def batches(
         self, *, first: int, rank: int, world: int, micro_batch: int, device: torch.device

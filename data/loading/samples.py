@@ -7,25 +7,39 @@ Letters: T frames, H and W as stored.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from allinone.data.decoding.gop_trim import TrimmedStream
 from allinone.data.loading.batch import BadClip
+from allinone.data.loading.frame_region import FrameRegion
 from allinone.data.loading.sampling import SampleChoices
 
-Pixels = NDArray[np.uint8] | TrimmedStream
-"""Decoded frames [T, H, W, 3], or a trimmed stream that DALI decodes."""
+Pixels = NDArray[np.uint8] | FrameRegion | TrimmedStream
+"""Decoded frames [T, H, W, 3], the part of them that the crop reads, or a trimmed stream that DALI
+decodes."""
 
 
 @dataclass(frozen=True)
 class Visual:
-    """T chosen frames of one clip, and how they are to be cropped and augmented."""
+    """T chosen frames of one clip, and how they are to be cropped and augmented.
+
+    When a reader process hands it over, it holds only the part of its frames that the crop reads:
+    the same pixels result, and about half of the bytes cross the pipe.
+    """
 
     media: Pixels
     choices: SampleChoices
+    side: int = 0
+    """Height and width of the crop, S; 0: unknown, and complete frames are handed over."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        media = self.media
+        if self.side and isinstance(media, np.ndarray):
+            media = FrameRegion.of(media, self.choices.box, self.side)
+        return Visual, (media, self.choices, self.side)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from allinone.data.config import ClipConfig, DataConfig
+from allinone.data.loading.frame_region import FrameRegion
 from allinone.data.loading.samples import Pixels
 from allinone.data.loading.sampling import SampleChoices
 
@@ -63,7 +64,8 @@ class TorchPipeline:
         """Augment clips.
 
         Args:
-            media: Decoded frames uint8 [T, H, W, 3], one per clip; sizes may differ.
+            media: Decoded frames uint8 [T, H, W, 3] or parts of them, one per clip; sizes may
+                differ.
             choices: Crop, flip and colour of each clip.
 
         Returns:
@@ -71,7 +73,7 @@ class TorchPipeline:
         """
         with torch.cuda.stream(self._stream):  # None: no stream
             clips = [
-                self._clip(cast("NDArray[np.uint8]", frames), chosen)
+                self._clip(cast("NDArray[np.uint8] | FrameRegion", frames), chosen)
                 for frames, chosen in zip(media, choices, strict=True)
             ]
             pixels = torch.stack(clips)
@@ -81,7 +83,9 @@ class TorchPipeline:
         return pixels.to(self._device, non_blocking=True)
 
     @torch.no_grad()
-    def _clip(self, frames: NDArray[np.uint8], choices: SampleChoices) -> Tensor:
+    def _clip(self, frames: NDArray[np.uint8] | FrameRegion, choices: SampleChoices) -> Tensor:
+        if isinstance(frames, FrameRegion):
+            frames = frames.complete()
         height, width = frames.shape[1:3]
         # float32 like the inputs of DALI's graph: the box decides which pixels a filter covers.
         top, left, *size = np.array(choices.box, dtype=np.float32)

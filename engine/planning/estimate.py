@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,12 +21,21 @@ from allinone.common.formatting import count, duration, finite, size
 from allinone.engine import ds_config
 from allinone.engine.config import TrainConfig
 from allinone.engine.deepspeed_adapter import count_collective_bytes
+from allinone.engine.distributed import launch
 from allinone.engine.distributed.topology import Layout
-from allinone.engine.planning.memory import Groups, Zero, state_memory, traffic
-from allinone.engine.planning.peak_flops import peak_rate
+from allinone.engine.planning.hardware import NETWORKS, usual_network
+from allinone.engine.planning.memory import Activations, Groups, Zero, state_memory, traffic
+from allinone.engine.planning.peak_flops import peak_rate, planned_device
+from allinone.engine.planning.step_time import (
+    CountedSteps,
+    TrainingJob,
+    candidate,
+    compute_time,
+)
 
 ASSUMED_MFU = {"cuda": 0.4, "cpu": 0.35}
-"""Assumed share of the peak rate: a GPU's data-sheet rate, or a CPU's measured matrix product."""
+"""Assumed share of the peak rate, a GPU's data-sheet rate or a CPU's measured matrix product, where
+the operations were not counted: in fine-tuning, and on cards that the planner does not know."""
 LOADED_LATER_BYTES = 240 * 2**20
 """What a process on a CPU gains after the plan, besides the model's tensors. Measured in the demo
 (resident memory, nano, 3 frames of 64 pixels): DeepSpeed's engine and TensorBoard 45 MiB, DALI with
@@ -39,17 +49,6 @@ MOMENTS = {
     "backward": "in the backward pass",
     "update": "in the update",
 }
-
-
-@dataclass(frozen=True)
-class Activations:
-    """Bytes that autograd keeps for one micro-batch (model/activations.py)."""
-
-    total: float = 0.0
-    last_pass: float = 0.0
-    """Of these, those of the pass that runs last in forward and is freed first in backward."""
-    working: float = 0.0
-    """Needed in addition while one block's backward pass runs."""
 
 
 def element_sizes(config: TrainConfig) -> tuple[int, int]:
@@ -69,7 +68,9 @@ class RunPlan:
     samples_per_s: float
     step_s: float
     mfu: float
-    """Assumed model FLOPs utilisation."""
+    """Model FLOPs utilisation."""
+    mfu_from: str
+    """counted: the step's time follows from its operations; assumed: from ASSUMED_MFU."""
     memory_bytes: float
     """Peak of a rank; on a CPU including what the process holds besides its model."""
     hours: float
@@ -103,6 +104,8 @@ def plan_run(
     device: torch.device,
     flops_per_sample: float,
     activations: Activations,
+    counted: CountedSteps | None = None,
+    compiled: bool = False,
 ) -> RunPlan:
     """Estimate a run that is about to start on this machine.
 
@@ -117,6 +120,8 @@ def plan_run(
         device: This rank's device.
         flops_per_sample: Training FLOPs per clip, forward and backward; 0 if unknown.
         activations: Bytes of one micro-batch.
+        counted: The operations of the run; None: its MFU is assumed.
+        compiled: Whether blocks are compiled.
     """
     world = layout.data_world
     parameters, accumulation = sum(map(sum, groups)), config.accumulation(world)
@@ -125,11 +130,11 @@ def plan_run(
     planned = state_memory(groups, world, zero, accumulation, average)
     collectives = traffic(groups, world, zero, accumulation)
     rate, source = peak_rate(device, zero.precision)
-    mfu = ASSUMED_MFU[device.type]
+    step_s = _counted_step_s(config, zero, groups, layout, device, counted, compiled)
     # NaN, not 0, where nothing is known: comparisons and the log leave it out
-    samples_per_s = (
-        mfu * rate * layout.world / flops_per_sample if flops_per_sample else float("nan")
-    )
+    ideal_s = config.global_batch * flops_per_sample / (rate * layout.world) or float("nan")
+    mfu = ideal_s / step_s if step_s else ASSUMED_MFU[device.type]
+    samples_per_s = config.global_batch / (step_s or ideal_s / mfu)
     resident = 0.0
     if device.type == "cpu":
         # only the pages of a bucket that are written to take memory
@@ -149,6 +154,7 @@ def plan_run(
         samples_per_s=samples_per_s,
         step_s=config.global_batch / samples_per_s,
         mfu=mfu,
+        mfu_from="counted" if step_s else "assumed",
         memory_bytes=resident + peak,
         hours=config.steps * config.global_batch / samples_per_s / 3600,
         flops_per_sample=flops_per_sample,
@@ -164,6 +170,52 @@ def plan_run(
         state={moment: asdict(getattr(planned, moment)) for moment in MOMENTS},
         collectives=[asdict(collective) for collective in collectives],
     )
+
+
+def _counted_step_s(
+    config: TrainConfig,
+    zero: Zero,
+    groups: Groups,
+    layout: Layout,
+    device: torch.device,
+    counted: CountedSteps | None,
+    compiled: bool,
+) -> float | None:
+    """Seconds of a step by the planner of tools/plan.py; None where nothing is known.
+
+    The network between nodes is the usual one of the card (`usual_network`).
+
+    Args:
+        config: Options of the run.
+        zero: The DeepSpeed configuration.
+        groups: Elements of the parameters that a rank holds.
+        layout: Ranks of the run.
+        device: This rank's device.
+        counted: The operations of the run.
+        compiled: Whether blocks are compiled.
+    """
+    planned = planned_device(device) if counted is not None else None
+    if counted is None or planned is None:
+        return None
+    network = NETWORKS[usual_network(planned.name)]
+    # ranks of machines without GPUs are taken to share one
+    per_node = launch.ranks_of_host(os.environ, layout.world) // layout.tensor
+    job = TrainingJob(
+        groups,
+        layout.data_world,
+        config.global_batch,
+        0.0,
+        counted.reduce_window,
+        max(1, per_node) if device.type == "cuda" else layout.data_world,
+    )
+    flash = planned.has_bf16 and zero.precision != "fp32"
+    seconds = 0.0
+    for share, operations in counted.operations(zero.precision, compiled, flash):
+        # a tensor-parallel group divides the operations of a micro-batch
+        compute = compute_time(operations, planned, zero.precision).times(1 / layout.tensor)
+        one = candidate(job, "", zero, config.micro_batch, Activations(), compute, planned, network)
+        seconds += share * one.step_s
+    return seconds
 
 
 class BytesCounter:
@@ -242,8 +294,8 @@ class RunEstimate:
         if plan.samples_per_s == plan.samples_per_s:
             lines.append(
                 f"planned: {plan.samples_per_s:,.1f} clips/s and {duration(3600 * plan.hours)} for"
-                f" all steps at MFU {plan.mfu:g} of {count(plan.peak_flops)}FLOP/s per rank"
-                f" ({plan.peak_source})"
+                f" all steps at MFU {plan.mfu:.2f} ({plan.mfu_from}) of"
+                f" {count(plan.peak_flops)}FLOP/s per rank ({plan.peak_source})"
             )
         return lines
 

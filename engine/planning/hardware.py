@@ -42,6 +42,12 @@ class Device:
     gemm_share: float = 0.65
     """Share of `rate` that the model's matrix products reach: an assumption. 0.70 on an A100 and
     0.62 on an H100, whose memory is slower in relation to its tensor cores."""
+    attention_share: float = 0.35
+    """Share of `rate` that fused attention reaches with heads of 64: an assumption."""
+    memory_share: float = 0.85
+    """Share of `bandwidth` that memory-bound kernels reach: an assumption."""
+    shares_from: str = "assumed"
+    """Where the three shares come from, in a word."""
 
     def rate_of(self, precision: str) -> float:
         """Dense FLOP/s in fp32, bf16 or fp16."""
@@ -228,12 +234,34 @@ def peak_of_card(cuda_name: str, precision: str) -> tuple[float, str] | None:
     Returns:
         (dense FLOP/s, product), or None for an unknown card.
     """
-    # the two A100 share a product name and their rates, so either may stay in the dict
-    known = {
-        device.product: (device.rate, device.rate_of("fp32")) for device in DEVICES.values()
-    } | OTHER_PEAKS
-    for product in sorted(known, key=len, reverse=True):  # H100 PCIe before H100
+    product = _product_of(cuda_name)
+    if product is None:
+        return None
+    if product in OTHER_PEAKS:
+        rates = OTHER_PEAKS[product]
+    else:
+        # the two A100 share a product name and their rates
+        device = next(device for device in DEVICES.values() if device.product == product)
+        rates = device.rate, device.rate_of("fp32")
+    return rates[precision == "fp32"], product
+
+
+def card_named(cuda_name: str, memory: float) -> Device | None:
+    """The planning device of a card; None for one that is not in DEVICES.
+
+    Args:
+        cuda_name: Name from torch.cuda.get_device_name.
+        memory: Bytes, which tell the two A100 apart.
+    """
+    product = _product_of(cuda_name)
+    same = [device for device in DEVICES.values() if device.product == product]
+    return min(same, key=lambda device: abs(device.memory - memory), default=None)
+
+
+def _product_of(cuda_name: str) -> str | None:
+    products = {device.product for device in DEVICES.values()} | set(OTHER_PEAKS)
+    for product in sorted(products, key=len, reverse=True):  # H100 PCIe before H100
         # A10 must not match A100 or A10G, nor RTX 3090 the faster RTX 3090 Ti
         if re.search(rf"\b{product}\b(?! Ti)", cuda_name):
-            return known[product][precision == "fp32"], product
+            return product
     return None

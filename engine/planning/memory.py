@@ -46,6 +46,17 @@ def groups_of(module: nn.Module) -> list[list[int]]:
 
 
 @dataclass(frozen=True)
+class Activations:
+    """Bytes that autograd keeps for one micro-batch (model/activations.py)."""
+
+    total: float = 0.0
+    last_pass: float = 0.0
+    """Of these, those of the pass that runs last in forward and is freed first in backward."""
+    working: float = 0.0
+    """Needed in addition while one block's backward pass runs."""
+
+
+@dataclass(frozen=True)
 class Zero:
     """The part of a DeepSpeed configuration that determines memory and communication."""
 

@@ -1,4 +1,4 @@
-"""The peak rate to which model FLOPs utilisation refers."""
+"""The peak rate to which model FLOPs utilisation refers, and the device that a run has."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from allinone.engine.planning.hardware import peak_of_card
+from allinone.engine.planning.hardware import GB, Device, card_named, peak_of_card
 
 
 @functools.cache
@@ -26,6 +26,60 @@ def measured_matmul_rate(seconds: float = 0.3, order: int = 1024) -> float:
         a @ b
         best = max(best, 2 * order**3 / (time.perf_counter() - start))
     return best
+
+
+@functools.cache
+def measured_copy_rate(seconds: float = 0.1, numel: int = 2**23) -> float:
+    """Bytes/s read and written by a copy in this machine's memory.
+
+    Args:
+        seconds: How long to measure; the fastest copy counts.
+        numel: fp32 elements, more than fit into a cache.
+    """
+    source = torch.ones(numel)
+    target = torch.empty_like(source).copy_(source)  # writes the pages for the first time
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        target.copy_(source)
+        best = max(best, 2 * source.nbytes / (time.perf_counter() - start))
+    return best
+
+
+CPU_GEMM_SHARE = 0.8
+CPU_ATTENTION_SHARE = 0.4
+GLOO_BANDWIDTH = 1 * GB
+"""Bytes/s between two ranks of a machine without GPUs: an assumption."""
+
+
+def planned_device(device: torch.device) -> Device | None:
+    """What the time of a step is computed from: a card's data sheet, or a CPU's measured rates.
+
+    Args:
+        device: The rank's device.
+
+    Returns:
+        None for a card that is not known.
+    """
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return card_named(properties.name, properties.total_memory)
+    rate = measured_matmul_rate()
+    return Device(
+        "cpu",
+        "CPU",
+        memory=float("inf"),
+        rate=rate,
+        rate_fp32=rate,
+        bandwidth=measured_copy_rate(),
+        link=GLOO_BANDWIDTH,
+        watts=0,
+        decoders=0,
+        source="measured fp32 matrix product and copy",
+        has_bf16=False,  # fp32 has no faster replacement
+        gemm_share=CPU_GEMM_SHARE,
+        attention_share=CPU_ATTENTION_SHARE,
+    )
 
 
 def peak_rate(device: torch.device, precision: str) -> tuple[float, str]:

@@ -6,10 +6,9 @@ docs/planning.md derives the formulas.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from allinone.engine.planning.estimate import Activations
 from allinone.engine.planning.hardware import (
     GPUS_PER_NODE,
     LINK_EFFICIENCY,
@@ -20,6 +19,7 @@ from allinone.engine.planning.hardware import (
 from allinone.engine.planning.memory import (
     CONTEXT_BYTES,
     FRAGMENTATION,
+    Activations,
     Collective,
     Groups,
     Memory,
@@ -29,11 +29,6 @@ from allinone.engine.planning.memory import (
 )
 from allinone.engine.planning.operations import Operation
 
-MEMORY_SHARE = 0.85
-"""Share of the memory's bandwidth that memory-bound kernels reach: an assumption."""
-ATTENTION_SHARE = 0.35
-"""Share of the peak rate that fused attention with a mask reaches with heads of 64: an
-assumption."""
 KERNEL_GAP_S = 2e-6
 """Seconds between the end of a kernel and the start of the next: an assumption."""
 HOST_LAUNCH_S = 5e-6
@@ -83,8 +78,8 @@ def compute_time(operations: Sequence[Operation], device: Device, precision: str
         device: The GPU.
         precision: fp32, bf16 or fp16.
     """
-    rate, bandwidth = device.rate_of(precision), MEMORY_SHARE * device.bandwidth
-    shares = {"GEMM": device.gemm_share, "attention": ATTENTION_SHARE}
+    rate, bandwidth = device.rate_of(precision), device.memory_share * device.bandwidth
+    shares = {"GEMM": device.gemm_share, "attention": device.attention_share}
     computing = moving = launches = 0.0
     for each in operations:
         by_flops = each.flops / (shares.get(each.kind, 1.0) * rate)
@@ -199,6 +194,17 @@ class TrainingJob:
     """Keep a moving average of the weights (--ema)."""
 
 
+@dataclass(frozen=True)
+class CountedSteps:
+    """The operations of a run, from which its time is planned."""
+
+    operations: Callable[[str, bool, bool], Sequence[tuple[float, Sequence[Operation]]]]
+    """(fp32, bf16 or fp16; blocks are compiled; FlashAttention runs) → (share of the steps,
+    operations of a micro-batch) of each kind of step."""
+    reduce_window: float
+    """As in TrainingJob."""
+
+
 def parts_at_peak(memory: Memory, activations: Activations) -> dict[str, float]:
     """Bytes at the peak, by part."""
     # the same four candidates as in Memory.peak: which of them won says what is in memory
@@ -263,7 +269,7 @@ def candidate(
     accessed = (28 + 2 * zero.element) * share
     if job.average:  # reads weight and average, writes the average
         accessed += 12 * share
-    bandwidth = MEMORY_SHARE * device.bandwidth
+    bandwidth = device.memory_share * device.bandwidth
     update = accessed / bandwidth
     if zero.offload:  # in host memory, with gradients and weights transferred over PCIe
         transferred = 2 * zero.element * share

@@ -120,7 +120,8 @@ class MediaReader:
         if look.paint is not None:
             frames = np.stack([look.paint(frame) for frame in frames])
         parts = np.split(frames, len(chosen))
-        return [Visual(part, one) for part, one in zip(parts, chosen, strict=True)]
+        side = self._clip.image_size
+        return [Visual(part, one, side) for part, one in zip(parts, chosen, strict=True)]
 
     def _dali_decodes(self, file: MediaFile) -> bool:
         if not self.codecs or file.codec == IMAGE_FOLDER:

@@ -20,8 +20,9 @@ if __package__ in (None, ""):
 from allinone.common.tables import markdown_table
 from allinone.engine.planning.hardware import DEVICES, NETWORKS, usual_network
 from allinone.engine.planning.operations import KINDS, totals
+from allinone.pretrain.step_counts import StepPasses
 from allinone.pretrain.train import parse
-from allinone.tools.planning.train_plan import make_plan, step_passes
+from allinone.tools.planning.train_plan import make_plan
 
 GPUS = 128
 SHOWN = ("a100-80g", "h100-80g")
@@ -50,10 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows.append([f"of it {part}, eager / compiled", *cells])
     print(f"{' '.join(words)}, {chosen.ds_config}, micro-batch {chosen.micro_batch}, {GPUS} GPUs\n")
     print(markdown_table(rows))
-    step, _ = step_passes(config, "bf16")[0]
+    step = StepPasses(config, "bf16", flash=True).video()
     titles = "kernels|TFLOP|GB eager|GB compiled|launches eager|launches compiled"
     rows = [titles.split("|")]
-    eager, compiled = (totals(step.operations(chosen.micro_batch, mode)) for mode in (False, True))
+    eager, compiled = (
+        totals(step.operations(chosen.micro_batch, mode)) for mode in plans[0].by_mode
+    )
     for kind in KINDS:
         one, other = eager[kind], compiled[kind]
         numbers = (one.bytes / 1e9, other.bytes / 1e9, one.launches, other.launches)

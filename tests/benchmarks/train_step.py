@@ -48,9 +48,11 @@ from allinone.engine.callbacks.checkpoint import CheckpointCallback
 from allinone.engine.config import TrainConfig
 from allinone.engine.planning.estimate import element_sizes
 from allinone.engine.planning.peak_flops import measured_matmul_rate
+from allinone.engine.planning.step_time import CountedSteps
 from allinone.model import AllInOneConfig, AllInOneForPreTraining, flops
 from allinone.pretrain.cost import MASK_PROB, masked_tokens, model_activations, sample_flops
 from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective
+from allinone.pretrain.step_counts import Pass
 from tests.benchmarks.original_step import original_step
 from tests.benchmarks.step_trace import TRACED_STEPS, StepTrace, summarize
 
@@ -216,6 +218,8 @@ class StepResult:
     """Highest allocated memory of a rank on a GPU, resident memory of the process on a CPU."""
     planned_bytes: float
     """The planner's figure for the same."""
+    planned_ms: float
+    """Milliseconds of a step by the planner."""
     losses: list[float]
     """Of the last step of every interval."""
     trace: dict[str, Any] = field(default_factory=dict)
@@ -316,6 +320,17 @@ def make_trainer(
             options.checkpointing,
             patches=patches,
         ),
+        counted=CountedSteps(
+            lambda precision, compiled, flash: [
+                (
+                    1.0,
+                    Pass(
+                        config, objective, config.num_frames, precision, options.checkpointing
+                    ).operations(options.micro_batch, "compiled" if compiled else "eager"),
+                )
+            ],
+            reduce_window=2 / 3 if objective.joint_pass else 1 / 3,
+        ),
     )
     if not checkpoints:
         run.callbacks = tuple(
@@ -382,6 +397,7 @@ def measure(options: StepOptions) -> StepResult:
         peak=f"{count(rate)}FLOP/s per rank, {source}",
         memory_bytes=probe.memory_bytes,
         planned_bytes=run.engine.estimate.plan.memory_bytes,
+        planned_ms=1e3 * run.engine.estimate.plan.step_s,
         losses=probe.losses,
         trace=asdict(summarize(probe.trace)) if probe.trace else {},
     )

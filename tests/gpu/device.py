@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from allinone.common.formatting import count, size
-from allinone.engine.planning.hardware import DEVICES, peak_of_card
+from allinone.engine.planning.hardware import card_named, peak_of_card
 from allinone.model import AllInOneConfig
 from tests.gpu.stage import CheckFn, Found, Settings, Skip
 
@@ -103,11 +103,9 @@ def copy_rate(settings: Settings) -> Found:
 
 
 def _bandwidth_of_card() -> float | None:
-    name, memory = torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
-    known = [device for device in DEVICES.values() if device.product in name]
-    # the A100 of 40 and 80 GB differ in bandwidth and share a product name
-    closest = min(known, key=lambda device: abs(device.memory - memory), default=None)
-    return closest.bandwidth if closest else None
+    properties = torch.cuda.get_device_properties(0)
+    card = card_named(properties.name, properties.total_memory)
+    return card.bandwidth if card else None
 
 
 def host_copy_rate(settings: Settings) -> Found:

@@ -79,7 +79,8 @@ def _found(settings: Settings, result: StepResult, before: int) -> Found:
     finite = all(abs(loss) < float("inf") for loss in result.losses)
     kinds = ", ".join(f"{kind} {time:.1f}" for kind, time in result.trace.get("kinds", {}).items())
     text = (
-        f"{result.clips_per_s:.1f} clips/s, {result.step_ms:.1f} ms per step, MFU"
+        f"{result.clips_per_s:.1f} clips/s, {result.step_ms:.1f} ms per step,"
+        f" {result.planned_ms:.1f} planned, MFU"
         f" {100 * result.mfu:.1f} % ({100 * result.mfu_without_attention:.1f} % without attention"
         f" products), {size(memory)} of {size(result.planned_bytes)} planned"
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -11,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from allinone.engine.objective import StepModule
 from allinone.engine.planning.hardware import DEVICES
-from allinone.engine.planning.operations import Operation, totals
+from allinone.engine.planning.operations import Operation, OperationRecorder, totals
 from allinone.engine.planning.step_time import HOST_LAUNCH_S, KERNEL_GAP_S, compute_time
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
-from allinone.pretrain.cost import masked_tokens
+from allinone.pretrain.cost import masked_tokens, sample_flops
 from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective
 from allinone.pretrain.step_counts import Pass
 from tests.engine.measured import make_batch
@@ -92,11 +95,16 @@ def test_counted_bytes_are_those_of_a_real_step(size: str) -> None:
 
 def test_fused_kernels_move_less_and_compute_the_same() -> None:
     step, _, _ = _step("nano", ObjectiveConfig())
-    eager, compiled = totals(step.operations(16)), totals(step.operations(16, compiled=True))
+    eager, compiled, everything = (
+        totals(step.operations(16, mode)) for mode in ("eager", "compiled", "everything")
+    )
     for kind in ("GEMM", "attention"):
-        assert eager[kind] == compiled[kind]
+        assert eager[kind] == compiled[kind] == everything[kind]
     assert compiled["memory-bound"].bytes < 0.8 * eager["memory-bound"].bytes
-    assert compiled["memory-bound"].launches < 0.5 * eager["memory-bound"].launches
+    # embeddings, heads and losses stay as they are unless everything is compiled
+    fewer = [each["memory-bound"].launches for each in (eager, compiled, everything)]
+    assert fewer[1] < 0.75 * fewer[0]
+    assert fewer[2] < 0.5 * fewer[0]
 
 
 def test_recomputed_blocks_cost_one_more_forward_pass() -> None:
@@ -124,3 +132,70 @@ def test_a_kernel_takes_the_longer_of_its_flops_and_bytes() -> None:
     assert compute_time(launches, a100, "bf16").total == pytest.approx(100 * HOST_LAUNCH_S)
     busy = compute_time([product, *launches], a100, "bf16")
     assert busy.launches == pytest.approx(100 * KERNEL_GAP_S)
+
+
+TOKENS = 10
+"""Of nano's 16 per text."""
+
+
+def test_counts_of_packed_texts_are_those_of_a_real_step() -> None:
+    step, module, batch = _step("nano", ObjectiveConfig(), dropout=0.0)
+    masked = masked_tokens(step.model, CLIPS, text_tokens=TOKENS)
+    mask = (torch.arange(16) < TOKENS).long().expand(CLIPS, -1)
+    batch = replace(
+        batch,
+        text_mask=mask,
+        text_lengths=mask.sum(1),
+        mlm_positions=batch.mlm_positions[:masked],
+    )
+    with WrittenBytes() as seen:
+        module(batch)[0].backward()
+    counted = replace(step, text_tokens=TOKENS, texts="packed").operations(CLIPS)
+    assert sum(each.written for each in counted) == pytest.approx(seen.bytes, rel=2e-3)
+    assert len(counted) == pytest.approx(seen.operations, abs=4)
+
+
+def test_flash_attention_computes_real_tokens_only() -> None:
+    config, objective = AllInOneConfig.from_size("nano"), ObjectiveConfig()
+    step = Pass(config, objective, 3, "bf16", text_tokens=TOKENS, texts="flash")
+    operations = step.operations(CLIPS)
+    counts = totals(operations)
+    masked = masked_tokens(config, text_tokens=TOKENS)
+    flops = sample_flops(config, objective, 3, masked, text_tokens=TOKENS)
+    assert counts["GEMM"].flops + counts["attention"].flops * 6 / 7 == pytest.approx(
+        CLIPS * sum(flops.values()), rel=5e-3
+    )
+    # two texts of three frames per clip: q, k, v and their mix in bf16, and a float32 per head
+    rows = 2 * 3 * CLIPS * (TOKENS + config.num_visual_tokens)
+    width, heads = config.hidden_size, config.num_attention_heads
+    forward = next(each for each in operations if each.kind == "attention")
+    starts = 4 * (2 * 3 * CLIPS + 1)
+    assert forward.bytes == pytest.approx(rows * (4 * 2 * width + 4 * heads) + starts, abs=64)
+    # no padding is read or written in the blocks
+    padded = totals(replace(step, text_tokens=None, texts="padded").operations(CLIPS))
+    assert counts["GEMM"].bytes < padded["GEMM"].bytes
+
+
+def test_only_compiled_functions_are_fused_and_only_with_themselves() -> None:
+    x = torch.ones(4, 4, requires_grad=True)
+
+    def twice(block: object, exchange: object, x: Tensor) -> Tensor:
+        return x.sin().exp()
+
+    with OperationRecorder() as recorder:
+        run = recorder.compiled_form(twice)
+        y = run(None, None, x.cos())
+        run(None, None, y).tan().sum().backward()
+    # forward: cos, twice, twice, tan, sum; one kernel for each backward pass of `twice`
+    names = [access.name for access in recorder._accesses]
+    assert names[:7] == ["cos", "sin", "exp", "sin", "exp", "tan", "sum"]
+    inside = [access.region for access in recorder._accesses]
+    forward = inside[:7]
+    assert forward[1] == forward[2] != forward[3] == forward[4]
+    assert [forward[0], *forward[5:]] == [0, 0, 0]
+    regions = {region for region in inside if region}
+    assert len(regions) == 4
+    alone = inside.count(0)
+    assert len(recorder.compiled()) == alone + 4
+    assert len(recorder.compiled(everything=True)) == 1
+    assert len(recorder.eager()) == len(inside)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,25 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from allinone.data.text import Tokenizer
+from allinone.engine import ds_config
+from allinone.engine.distributed.topology import Layout
+from allinone.engine.planning import estimate
 from allinone.engine.planning.hardware import DEVICES, NETWORKS
-from allinone.model import SIZES, AllInOneConfig, AllInOneModel
+from allinone.engine.planning.memory import Activations, groups_of
+from allinone.engine.planning.operations import totals
+from allinone.model import SIZES, AllInOneConfig, AllInOneForPreTraining, AllInOneModel
+from allinone.pretrain.cost import TYPICAL_TOKENS, training_cost
+from allinone.pretrain.objectives.config import ObjectiveConfig
+from allinone.pretrain.step_counts import Pass, counted_steps
+from allinone.pretrain.train import parse
 from allinone.tools.plan import main
+from allinone.tools.planning.measured_shares import with_measured_shares
 from allinone.tools.planning.model_plan import cost_of
 from allinone.tools.planning.options import split_arguments
+from allinone.tools.planning.train_plan import make_plan
+from allinone.tools.reporting import gpu_report
+from tests.data.helpers import prepare_small_demo
 
 
 def test_base_costs_the_papers_58_70_giga_multiply_adds() -> None:
@@ -212,3 +228,119 @@ def test_an_unknown_command_names_the_closest_one(capsys: pytest.CaptureFixture[
         main(["trian", "demo"])
     assert stopped.value.code == 2
     assert "did you mean train" in capsys.readouterr().err
+
+
+TINY = "train webvid-howto --size tiny --gpus 8 --global-batch 64 --micro-batch 8"
+
+
+def test_captions_of_the_data_set_the_length_of_texts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = prepare_small_demo(tmp_path)
+    lines = (tmp_path / "source" / "results_demo_train.csv").read_text().splitlines()
+    name = lines[0].split(",").index("name")
+    lengths = Tokenizer().lengths([row[name] for row in csv.reader(lines[1:])])
+    assert main([*TINY.split(), "--data", str(data), "--json"]) == 0
+    known = json.loads(capsys.readouterr().out)
+    # 512 captions of 40, drawn at random
+    assert known["text_tokens"] == pytest.approx(lengths.mean(), rel=0.06)
+    assert main([*TINY.split(), "--json"]) == 0
+    assumed = json.loads(capsys.readouterr().out)
+    assert assumed["text_tokens"] == TYPICAL_TOKENS
+    for plan in (known, assumed):
+        assert plan["cost"]["total"] * 8 == pytest.approx(
+            plan["chosen"]["mfu"] * plan["chosen"]["step_s"] * 312e12
+        )
+    shorter = known["text_tokens"] < TYPICAL_TOKENS
+    assert (known["chosen"]["step_s"] < assumed["chosen"]["step_s"]) is shorter
+    assert main([*TINY.split(), "--data", str(data)]) == 0
+    assert f"a sample of 512 captions has {known['text_tokens']:.1f}" in capsys.readouterr().out
+    assert main(TINY.split()) == 0
+    assert "captions of 16 on average are assumed" in capsys.readouterr().out
+    assert main([*TINY.split(), "--data", str(tmp_path / "missing")]) != 0
+    assert str(tmp_path / "missing") in capsys.readouterr().err
+
+
+def test_packed_texts_save_time_and_padded_ones_cost_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    steps = {}
+    for padding in ("packed", "full"):
+        assert main([*TINY.split(), "--text-padding", padding, "--json"]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        steps[padding] = plan["chosen"]["compute"]["gemm"] / plan["cost"]["total"]
+    # time of matrix products follows their FLOPs
+    assert steps["packed"] == pytest.approx(steps["full"], rel=0.05)
+
+
+def report_of(card: str, shares: tuple[float, float, float]) -> gpu_report.GpuReport:
+    """What a GPU of an A100's rates reports if its kernels reach these shares of them."""
+    model = AllInOneConfig.from_size("tiny")
+    step = Pass(model, ObjectiveConfig(), model.num_frames)
+    checks = []
+    for mode in ("eager", "compiled"):
+        counts = totals(step.operations(4, mode))
+        kinds = {
+            "GEMM": 1e3 * counts["GEMM"].flops / (shares[0] * 312e12),
+            "attention": 1e3 * counts["attention"].flops / (shares[1] * 312e12),
+            "copies": 250 * counts["memory-bound"].bytes / (shares[2] * 2039e9),
+            "memory-bound": 750 * counts["memory-bound"].bytes / (shares[2] * 2039e9),
+            "idle": 1.0,
+        }
+        checks.append(gpu_report.Check(mode, "measured", "", 1.0, {"trace": {"kinds": kinds}}))
+    stage = gpu_report.Stage("speed", "(d) speed", "passed", 1.0, 9.0, checks)
+    options = {"size": "tiny", "micro_batch": 4}
+    return gpu_report.GpuReport(
+        gpu_report.FORMAT, "2026-01-02T03:04:05+00:00", 1.0, options, card, {}, [stage]
+    )
+
+
+def test_measured_shares_replace_the_assumed_ones(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    gpu_report.write(report_of("NVIDIA A100-SXM4-80GB", (0.5, 0.2, 0.6)), tmp_path)
+    path = tmp_path / gpu_report.REPORT
+    device = with_measured_shares(DEVICES["a100-80g"], path)
+    assert (device.gemm_share, device.attention_share, device.memory_share) == pytest.approx(
+        (0.5, 0.2, 0.6)
+    )
+    assert main([*TINY.split(), "--measured", str(path)]) == 0
+    assert "measured (gpu_report.json of 2026-01-02): 50 % of the rate" in capsys.readouterr().out
+    assert main([*TINY.split(), "--measured", str(path), "--device", "h100-80g"]) == 2
+    assert "give --device a100-80g" in capsys.readouterr().err
+    empty = replace(report_of("NVIDIA A100-SXM4-80GB", (1, 1, 1)), stages=[])
+    gpu_report.write(empty, tmp_path)
+    assert main([*TINY.split(), "--measured", str(path)]) == 2
+    assert "has no trace of a training step" in capsys.readouterr().err
+
+
+def test_a_run_is_planned_as_the_planner_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, _ = parse(
+        ["webvid-howto", "--size", "tiny", "--global-batch", "64", "--micro-batch", "8"]
+    )
+    device, network = DEVICES["a100-80g"], NETWORKS["ib-hdr"]
+    plan = make_plan("x", config, 8, device, network)
+    chosen = next(
+        each
+        for each in plan.candidates
+        if (each.ds_config, each.micro_batch, each.checkpointing) == ("zero1_bf16", 8, False)
+    )
+    monkeypatch.setattr(estimate, "planned_device", lambda _: device)
+    monkeypatch.setattr(estimate, "peak_rate", lambda *_: (device.rate, "A100"))
+    with torch.device("meta"):
+        groups = groups_of(AllInOneForPreTraining(config.model_config()))
+    run = estimate.plan_run(
+        config.train,
+        ds_config.load("zero1_bf16"),
+        groups,
+        Layout(world=8),
+        torch.device("cuda"),
+        plan.cost.total,
+        Activations(),
+        counted_steps(config, training_cost(config, 8), ()),
+        compiled=True,
+    )
+    assert run.mfu_from == "counted"
+    assert run.step_s == pytest.approx(chosen.step_s)
+    assert run.mfu == pytest.approx(chosen.mfu)
+    assert run.hours == pytest.approx(config.train.steps * chosen.step_s / 3600)

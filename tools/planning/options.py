@@ -95,6 +95,9 @@ class TrainPlan:
     gemm_share: float | None = None
     """Share of the peak rate that matrix products reach, in (0, 1], as `make gpu-check` measures
     it; None uses the device's: 0.70 on an A100, 0.62 on an H100, assumed."""
+    measured: Path | None = None
+    """gpu_report.json of `make gpu-check` on this kind of GPU: the shares of its peak rates that a
+    training step reached, in place of the assumed ones."""
     network: str | None = None
     """ib-hdr, ib-ndr, ib-hdr-single, efa-400, efa-3200 or eth-100; None uses the device's usual
     network."""

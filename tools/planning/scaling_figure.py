@@ -9,6 +9,7 @@ from allinone.common.atomic_io import atomic_path
 from allinone.common.errors import InputError
 from allinone.engine.planning.hardware import NETWORKS, Device, Network
 from allinone.pretrain.config import PretrainConfig
+from allinone.pretrain.cost import Lengths
 from allinone.tools.planning.train_plan import make_plan, scaled
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -34,6 +35,7 @@ def throughput(
     device: Device,
     network: Network,
     per_gpu: int | None,
+    lengths: Lengths,
 ) -> list[float]:
     """Throughput of the recommended configuration by number of GPUs.
 
@@ -44,6 +46,7 @@ def throughput(
         network: The network between nodes.
         per_gpu: Clips per GPU and step (weak scaling); None keeps the global batch (strong
             scaling).
+        lengths: Of the captions.
 
     Returns:
         Samples/s for each number in GPUS; NaN where the batch does not divide.
@@ -52,14 +55,16 @@ def throughput(
     for gpus in GPUS:
         try:
             options = scaled(config, gpus, per_gpu)
-            plan = make_plan(recipe, options, gpus, device, network)
+            plan = make_plan(recipe, options, gpus, device, network, lengths=lengths)
             found.append(float(plan.outcome(plan.mode)["samples_per_s"]))
         except InputError:
             found.append(float("nan"))
     return found
 
 
-def draw_scaling(target: Path, recipe: str, config: PretrainConfig, device: Device) -> None:
+def draw_scaling(
+    target: Path, recipe: str, config: PretrainConfig, device: Device, lengths: Lengths = ()
+) -> None:
     """Write the figure; the suffix of the file selects its format.
 
     Left: samples/s at the recipe's global batch. Right: samples/s per GPU as a share of that of one
@@ -70,6 +75,7 @@ def draw_scaling(target: Path, recipe: str, config: PretrainConfig, device: Devi
         recipe: Name of the recipe.
         config: The recipe with its options.
         device: The GPU.
+        lengths: Of the captions.
     """
     import matplotlib
 
@@ -83,8 +89,8 @@ def draw_scaling(target: Path, recipe: str, config: PretrainConfig, device: Devi
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4), layout="constrained")
         for name, color in SHOWN.items():
-            strong = throughput(recipe, config, device, NETWORKS[name], None)
-            weak = throughput(recipe, config, device, NETWORKS[name], per_gpu)
+            strong = throughput(recipe, config, device, NETWORKS[name], None, lengths)
+            weak = throughput(recipe, config, device, NETWORKS[name], per_gpu, lengths)
             label = NETWORKS[name].source.partition(" (")[0].replace(" per node", "/node")
             left.plot(GPUS, strong, "o-", color=color, label=label)
             for rates, style in ((strong, "-"), (weak, "--")):

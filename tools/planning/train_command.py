@@ -10,7 +10,9 @@ from pathlib import Path
 from allinone.common.errors import ConfigError, InputError
 from allinone.common.formatting import finite
 from allinone.common.tables import markdown_table, plain_table
+from allinone.data.captions import sample_lengths
 from allinone.data.config import DatasetSpec
+from allinone.data.index import Index
 from allinone.data.throughput import estimate, measure
 from allinone.engine.planning.failures import Reliability
 from allinone.engine.planning.hardware import (
@@ -22,7 +24,9 @@ from allinone.engine.planning.hardware import (
     usual_network,
 )
 from allinone.pretrain.config import PretrainConfig
+from allinone.pretrain.cost import Lengths
 from allinone.pretrain.own_data import require_places, resolve
+from allinone.pretrain.recipes import RECIPES
 from allinone.pretrain.train import parse
 from allinone.tools.planning.data_plan import Loading
 from allinone.tools.planning.failure_plan import plan_failures
@@ -40,6 +44,10 @@ def planned_device(options: TrainPlan) -> Device:
         device = custom_device(options.memory_gb, options.tflops, options.bandwidth)
     else:
         device = find_device(options.device)
+    if options.measured is not None:
+        from allinone.tools.planning.measured_shares import with_measured_shares
+
+        device = with_measured_shares(device, options.measured)
     return replace(device, gemm_share=options.gemm_share or device.gemm_share)
 
 
@@ -72,6 +80,32 @@ def _measured_loading(
     return Loading(cost, throughput)
 
 
+def data_lengths(recipe: str, config: PretrainConfig) -> Lengths:
+    """Tokens of a sample of the captions of --data and of --images, where the data is at hand.
+
+    Args:
+        recipe: Its name.
+        config: The recipe with its options.
+
+    Raises:
+        DataError: --data or --images was given and is missing or damaged.
+    """
+    known = RECIPES[recipe][1] if recipe in RECIPES else None
+    roles = [(config.train_specs(), known and known.data == config.data)]
+    if config.cotrain.images:
+        same = known and known.cotrain.images == config.cotrain.images
+        roles.append((config.image_specs(), same))
+    return [
+        None
+        # the recipe's own folders need not be on the machine that plans
+        if of_recipe and not all(spec.path.is_dir() for spec in specs)
+        else sample_lengths(
+            [Index(spec.path, spec.split) for spec in specs], [spec.weight for spec in specs]
+        )
+        for specs, of_recipe in roles
+    ]
+
+
 def plan_train(options: TrainPlan, recipe_options: Sequence[str]) -> int:
     """Plan a recipe with its options, print and draw; returns the exit code.
 
@@ -98,6 +132,7 @@ def plan_train(options: TrainPlan, recipe_options: Sequence[str]) -> int:
             options.gpus_per_node,
             options.pue,
             recipe_options,
+            lengths := data_lengths(options.recipe, config),
         )
     except InputError:
         raise
@@ -106,7 +141,7 @@ def plan_train(options: TrainPlan, recipe_options: Sequence[str]) -> int:
     if options.picture:
         from allinone.tools.planning.scaling_figure import draw_scaling
 
-        draw_scaling(options.picture, options.recipe, config, device)
+        draw_scaling(options.picture, options.recipe, config, device, lengths)
     loading = _measured_loading(options.prepared, plan, config, options.cores)
     failures = plan_failures(
         plan,

@@ -23,9 +23,9 @@ from allinone.engine.planning.step_time import (
 )
 from allinone.model import AllInOneForPreTraining
 from allinone.pretrain.config import ModelOptions, PretrainConfig
-from allinone.pretrain.cost import SampleCost, activations, training_cost
+from allinone.pretrain.cost import Lengths, SampleCost, activations, training_cost
 from allinone.pretrain.objectives.registry import active_objectives
-from allinone.pretrain.step_counts import Pass
+from allinone.pretrain.step_counts import Mode, StepPasses, reduce_window
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ class Plan:
     global_batch: int
     steps: int
     cost: SampleCost
+    lengths: Lengths
+    text_tokens: float
+    """Tokens per caption that are computed, on average."""
     candidates: list[Candidate]
     chosen: Candidate
     reason: str
@@ -148,6 +151,7 @@ def make_plan(
     gpus_per_node: int = GPUS_PER_NODE,
     pue: float = 1.0,
     options: Sequence[str] = (),
+    lengths: Lengths = (),
 ) -> Plan:
     """Estimate every configuration of ds_configs/ in the precision of the recipe and device.
 
@@ -160,6 +164,7 @@ def make_plan(
         gpus_per_node: GPUs of a node.
         pue: Power usage effectiveness of the data centre.
         options: Recipe options of the command line, for the command.
+        lengths: Of the captions.
 
     Raises:
         InputError: The batch does not divide over the GPUs, or no configuration fits.
@@ -175,18 +180,14 @@ def make_plan(
     precision = Zero.from_config(ds_config.load(train.ds_config)).precision
     if not device.has_bf16 and precision == "bf16":
         precision = "fp16"
-    cost = training_cost(config, gpus)
-    first = next(iter(cost.video))
-    # MLM and VTM are halves of one pass if they share it
-    together = ("mlm", "vtm") if config.objective.joint_pass else (first,)
-    shared = sum(cost.video[name] for name in together) / sum(cost.video.values())
-    # backward is 2/3 of a pass; gradients become final in that of the first one
+    cost = training_cost(config, gpus, lengths)
+    passes = StepPasses(config, precision, device.has_bf16, lengths)
     job = TrainingJob(
         groups,
         gpus,
         train.global_batch,
         cost.all_patches,
-        2 / 3 * shared,
+        reduce_window(config, cost),
         gpus_per_node,
         average=train.ema > 0,
     )
@@ -198,13 +199,13 @@ def make_plan(
             f"--gpus {gpus} leaves {train.global_batch // gpus} clips per rank, but"
             f" {demanding.label} needs {least}; use fewer GPUs or a larger --global-batch"
         )
-    modes = {"eager": False, "compiled": True}
+    modes: tuple[Mode, ...] = ("eager", "compiled")
 
-    def found(mode: str, sizes: Sequence[int], kept: bool = False) -> list[Candidate]:
+    def found(mode: Mode, sizes: Sequence[int], kept: bool = False) -> list[Candidate]:
         each = replace(job, flops_per_sample=cost.at(kept))
-        return _candidates(config, each, precision, sizes, device, network, modes[mode], kept)
+        return _candidates(passes, each, sizes, device, network, mode, kept)
 
-    mode = "eager" if train.compile is False else "compiled"
+    mode: Mode = "eager" if train.compile is False else "compiled"
     candidates = found(mode, sizes)
     try:
         chosen, reason = recommend(candidates)
@@ -213,7 +214,7 @@ def make_plan(
             f"{device.name}: {error}; use more GPUs, a device with more memory, or a smaller model"
         ) from error
 
-    def same(mode: str, kept: bool) -> Candidate:
+    def same(mode: Mode, kept: bool) -> Candidate:
         names = (chosen.ds_config, chosen.checkpointing)
         return next(
             each
@@ -233,6 +234,8 @@ def make_plan(
         global_batch=train.global_batch,
         steps=train.steps,
         cost=cost,
+        lengths=tuple(lengths),
+        text_tokens=passes.text_tokens(),
         candidates=candidates,
         chosen=chosen,
         reason=reason,
@@ -242,13 +245,12 @@ def make_plan(
 
 
 def _candidates(
-    config: PretrainConfig,
+    passes: StepPasses,
     job: TrainingJob,
-    precision: str,
     sizes: Sequence[int],
     device: Device,
     network: Network,
-    compiled: bool,
+    mode: Mode,
     kept: bool,
 ) -> list[Candidate]:
     """Each file of ds_configs/ in a precision, with each micro-batch, with and without activation
@@ -257,53 +259,24 @@ def _candidates(
     found = []
     for size, recompute in itertools.product(sizes, (False, True)):
         times = {}
-        for mode in {False, compiled}:
-            operations = [
-                operation
-                for step, per_clip in step_passes(config, precision, recompute, kept)
-                for operation in step.operations(max(1, round(size * per_clip)), mode)
-            ]
-            times[mode] = compute_time(operations, device, precision)
+        for each in dict.fromkeys(("eager", mode)):
+            # alternating co-training counts as video only
+            _, operations = passes.operations(size, each, kept=kept, checkpointing=recompute)[0]
+            times[each] = compute_time(operations, device, passes.precision)
         for path in sorted(ds_config.FOLDER.glob("*.json")):
             zero = Zero.from_config(ds_config.load(path.stem))
-            if zero.precision != precision or "nvme" in path.stem:
+            if zero.precision != passes.precision or "nvme" in path.stem:
                 continue
             # mask 1: on a GPU a dropout mask takes one byte per element
-            saved = activations(config, zero.element, 1, micro_batch=size, checkpointing=recompute)
+            saved = activations(
+                passes.config, zero.element, 1, micro_batch=size, checkpointing=recompute
+            )
             # blocks are not compiled with ZeRO 3
-            compute = times[compiled and zero.stage < 3]
+            compute = times[mode if zero.stage < 3 else "eager"]
             found.append(
                 candidate(job, path.stem, zero, size, saved, compute, device, network, recompute)
             )
     return found
-
-
-def step_passes(
-    config: PretrainConfig, precision: str, checkpointing: bool = False, kept: bool = False
-) -> list[tuple[Pass, float]]:
-    """What a micro-batch consists of: (video or images, items per clip of the micro-batch).
-
-    Alternating co-training counts as video only.
-
-    Args:
-        config: The recipe.
-        precision: fp32, bf16 or fp16.
-        checkpointing: Blocks are recomputed.
-        kept: Steps with --patch-keep; False: with all patches.
-    """
-    model, cotrain, train = config.model_config(), config.cotrain, config.train
-    video = Pass(
-        model,
-        config.objective if kept else replace(config.objective, patch_keep=1.0),
-        model.num_frames,
-        precision,
-        checkpointing,
-        config.loader.mask_prob,
-    )
-    passes = [(video, 1.0)]
-    if cotrain.images and cotrain.image_mode == "joint":
-        passes.append((replace(video, frames=1), cotrain.image_batch / train.global_batch))
-    return passes
 
 
 def scaled(config: PretrainConfig, gpus: int, per_gpu: int | None) -> PretrainConfig:
@@ -328,7 +301,7 @@ def scaled(config: PretrainConfig, gpus: int, per_gpu: int | None) -> PretrainCo
 
 def as_json(plan: Plan) -> dict[str, object]:
     """All candidates, the command and the outcome."""
-    content = asdict(plan) | {
+    content = asdict(replace(plan, lengths=())) | {
         "command": plan.command(),
         "outcome": [plan.outcome(mode) for mode in plan.by_mode],
         "bounds": plan.chosen.bounds,

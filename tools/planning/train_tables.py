@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from allinone.common.formatting import count, duration
 from allinone.engine.planning.hardware import NETWORKS, Network
-from allinone.engine.planning.step_time import MEMORY_SHARE, Candidate
+from allinone.engine.planning.step_time import Candidate
 from allinone.pretrain.config import PretrainConfig
+from allinone.pretrain.cost import TYPICAL_TOKENS
 from allinone.tools.planning.data_plan import Loading
 from allinone.tools.planning.failure_plan import FailurePlan, failure_text
 from allinone.tools.planning.train_plan import Plan, make_plan
@@ -45,7 +46,14 @@ def _same_size(chosen: Candidate, candidates: Iterable[Candidate]) -> list[Candi
 def _on_network(plan: Plan, config: PretrainConfig, network: Network) -> list[Candidate]:
     """The chosen micro-batch at every ZeRO stage with another network."""
     other = make_plan(
-        plan.recipe, config, plan.gpus, plan.device, network, plan.gpus_per_node, plan.pue
+        plan.recipe,
+        config,
+        plan.gpus,
+        plan.device,
+        network,
+        plan.gpus_per_node,
+        plan.pue,
+        lengths=plan.lengths,
     )
     return _same_size(plan.chosen, other.candidates)
 
@@ -159,6 +167,23 @@ def outcome_table(plan: Plan) -> list[list[str]]:
     return rows
 
 
+def texts_line(plan: Plan, config: PretrainConfig) -> str:
+    """The length of the texts, and where it comes from."""
+    limit, padding = config.model_config().max_text_len, config.loader.text_padding
+    known = plan.lengths[0] if plan.lengths else None
+    if known is not None:
+        source = f"a sample of {len(known):,} captions has {known.mean():.1f} on average"
+    else:
+        source = (
+            f"captions of {TYPICAL_TOKENS} on average are assumed; give --data DIR to take those of"
+            " prepared data"
+        )
+    return (
+        f"texts: {plan.text_tokens:.1f} of {limit} tokens computed per caption"
+        f" (--text-padding {padding}); {source}"
+    )
+
+
 def head(plan: Plan) -> str:
     """The planned run in sentences."""
     cost, device, network = plan.cost, plan.device, plan.network
@@ -177,10 +202,11 @@ def head(plan: Plan) -> str:
         f"in total {count(cost.total)}FLOPs per clip and"
         f" {count(cost.total * plan.global_batch)}FLOPs per step",
         f"{device.name}: {device.memory / 1e9:.0f} GB, {count(device.rate)}FLOP/s dense 16 bit,"
-        f" {device.bandwidth / 1e9:,.0f} GB/s ({device.source}); assumed:"
+        f" {device.bandwidth / 1e9:,.0f} GB/s ({device.source}); {device.shares_from}:"
         f" {100 * device.gemm_share:.0f} % of the rate in matrix products,"
-        f" {100 * MEMORY_SHARE:.0f} % of the bandwidth; network {network.name}: {network.source},"
-        f" {100 * network.efficiency:.0f} % of the line rate reached (assumed)",
+        f" {100 * device.attention_share:.0f} % in attention,"
+        f" {100 * device.memory_share:.0f} % of the bandwidth; network {network.name}:"
+        f" {network.source}, {100 * network.efficiency:.0f} % of the line rate reached (assumed)",
     ]
     return "\n".join(lines)
 
@@ -212,7 +238,11 @@ def as_text(
         fit_table(plan.candidates),
         time_table(plan, config),
     ]
-    first = [recommendation(plan), data_text(plan, config, loading), head(plan)]
+    first = [
+        recommendation(plan),
+        data_text(plan, config, loading),
+        f"{texts_line(plan, config)}\n{head(plan)}",
+    ]
     parts = [*first, *map(table, tables), failure_text(failures, table), NOTES]
     return "\n\n".join(parts)
 

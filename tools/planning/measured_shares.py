@@ -1,0 +1,71 @@
+"""Shares of a GPU's peak rates that a step reached, from the report of `make gpu-check`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+from allinone.common.errors import InputError
+from allinone.engine.planning.hardware import Device, card_named
+from allinone.engine.planning.operations import totals
+from allinone.model import AllInOneConfig
+from allinone.pretrain.objectives.config import ObjectiveConfig
+from allinone.pretrain.step_counts import Mode, Pass
+from allinone.tools.reporting.gpu_report import read
+
+MODES: tuple[Mode, ...] = ("eager", "compiled")
+"""Names of checks of the speed stage, which trains on full captions without word-patch alignment,
+and of the planner's counts of the same step."""
+
+
+def with_measured_shares(device: Device, path: Path) -> Device:
+    """A device with the shares that follow from the traces of a report.
+
+    A share is what was counted, FLOPs or bytes, over the time that the kernels of the kind took and
+    the data sheet's rate.
+
+    Args:
+        device: The device to plan for.
+        path: gpu_report.json.
+
+    Raises:
+        InputError: The file is no report, is one of another card, or has no trace.
+    """
+    report = read(path)
+    card = card_named(report.device, device.memory)
+    if card is None or card.product != device.product:
+        known = f"give --device {card.name}" if card else "its card is not a planning device"
+        raise InputError(
+            f"--measured {path} is a report of {report.device}, but --device is {device.name};"
+            f" {known}"
+        )
+    size, clips = report.options["size"], report.options["micro_batch"]
+    model = AllInOneConfig.from_size(size)
+    step = Pass(model, ObjectiveConfig(), model.num_frames)
+    counted: dict[str, float] = defaultdict(float)
+    seconds: dict[str, float] = defaultdict(float)
+    for check in (check for stage in report.stages for check in stage.checks):
+        kinds = check.values.get("trace", {}).get("kinds", {})
+        for mode in MODES:
+            if check.name == mode and kinds:
+                found = totals(step.operations(clips, mode))
+                counted["GEMM"] += found["GEMM"].flops
+                counted["attention"] += found["attention"].flops
+                counted["memory"] += found["memory-bound"].bytes
+                seconds["GEMM"] += kinds.get("GEMM", 0.0) / 1e3
+                seconds["attention"] += kinds.get("attention", 0.0) / 1e3
+                names = ("memory-bound", "copies")
+                seconds["memory"] += sum(kinds.get(name, 0.0) for name in names) / 1e3
+    if not all(seconds[kind] for kind in ("GEMM", "attention", "memory")):
+        raise InputError(
+            f"--measured {path} has no trace of a training step; run `make gpu-check` with the"
+            " stage speed"
+        )
+    return replace(
+        device,
+        gemm_share=counted["GEMM"] / seconds["GEMM"] / device.rate,
+        attention_share=counted["attention"] / seconds["attention"] / device.rate,
+        memory_share=counted["memory"] / seconds["memory"] / device.bandwidth,
+        shares_from=f"measured ({path.name} of {report.date[:10]})",
+    )
