@@ -404,7 +404,7 @@ class AllInOneForCaptioning(CaptionGeneration, _WordModel, GenerationMixin):
         self.generation_config = self.default_generation()
 
     @classmethod
-    def of(cls, backbone: AllInOneModel, mlm_head: nn.Module) -> AllInOneForCaptioning:
+    def of(cls, backbone: AllInOneModel, mlm_head: MLMHead) -> AllInOneForCaptioning:
         """The captioning model of these parts, in evaluation mode; they are shared, not copied."""
         config = deepcopy(backbone.config)
         config.task = {"kind": cls.kinds[0]}

@@ -26,7 +26,11 @@ from allinone.engine.distributed.collectives import run_on_rank0
 from allinone.engine.objective import Losses
 from allinone.finetune.annotations.schema import AnnotationError, RetrievalItem, Split
 from allinone.finetune.cost import BackbonePasses
-from allinone.finetune.evaluation.caption_metrics import caption_scores, require_package
+from allinone.finetune.evaluation.caption_metrics import (
+    CaptionScores,
+    caption_scores,
+    require_package,
+)
 from allinone.finetune.evaluation.evaluator import Evaluator
 from allinone.finetune.evaluation.results import EvalOutput, rounded
 from allinone.finetune.inputs.batch import Example, TaskBatch, VisualInput
@@ -143,29 +147,28 @@ class Captioning(Task):
             for n, row in enumerate(found.values)
         ]
 
-        def score() -> tuple[dict, dict, dict]:  # type: ignore[type-arg]
-            scored = caption_scores(
+        def score() -> CaptionScores:
+            return caption_scores(
                 captions,
                 [item.captions for item in items],
                 [item.media.id for item in items],
                 # validation selects by CIDEr-D; METEOR takes seconds to start
-                meteor=not evaluator.collective,
+                meteor=options.meteor and not evaluator.collective,
             )
-            return scored.scores, scored.per_clip, scored.details
 
-        scores, per_clip, details = run_on_rank0(score) if dist.is_initialized() else score()
+        scored = run_on_rank0(score) if dist.is_initialized() else score()
         rows = [
             {
                 "id": item.id,
                 "media": item.media.id,
                 "prediction": None if n in found.missing else captions[n],
                 "answer": list(item.captions),
-                "measures": {name: rounded(100 * v[n]) for name, v in per_clip.items()},
+                "measures": {name: rounded(100 * v[n]) for name, v in scored.per_clip.items()},
             }
             for n, item in enumerate(items)
         ]
-        details |= {"references": sum(len(item.captions) for item in items)}
-        return EvalOutput(scores, rows, missing_items(split, found.missing), details)
+        details = {**scored.details, "references": sum(len(item.captions) for item in items)}
+        return EvalOutput(scored.scores, rows, missing_items(split, found.missing), details)
 
     def backbone_passes(self) -> BackbonePasses:
         return [("caption", 1)]

@@ -57,6 +57,8 @@ class CaptionOptions(TaskOptions):
     """A caption's log-probability is divided by its number of tokens to this power; GIT's 0.6."""
     no_repeat_ngram: int = option(0, resume="may_change")
     """No sequence of this many tokens occurs twice in a caption; 0 allows it."""
+    meteor: bool = option(True, resume="may_change")
+    """Compute METEOR in the final evaluation, if there is Java, whose start takes seconds."""
 
     def __post_init__(self) -> None:
         require(self, COUNT, ("beams",))
