@@ -7,11 +7,11 @@ Accuracy over all, causal, temporal and descriptive questions, and per type; cha
         --checkpoint base.ckpt --out runs/nextqa
     … --variant val: tested on the validation split; 5 % of train then select the weights
 
-Hardware: any; time on a GPU is not measured by us. The paper reports no NExT-QA and the original
-code has no configuration of it: the values are those of TVQA, by judgement, not tuned. A model that
-reads the questions and options without the video reaches 43.8 % (README of the benchmark), so that
-20 % is not the number to compare with. Media are at the paths of map_vid_vidorID.json, or without
-that file all in one folder.
+A model that reads the questions and options without the video reaches 43.8 % (README of the
+benchmark), so that 20 % is not the number to compare with. Media are at the paths of
+map_vid_vidorID.json, or without that file all in one folder. Hardware: any; time on a GPU is not
+measured by us. The paper reports no NExT-QA and the original code has no configuration of it: the
+values are those of TVQA, by judgement, not tuned.
 """
 
 from __future__ import annotations

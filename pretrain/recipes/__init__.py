@@ -12,6 +12,7 @@ from allinone.pretrain.config import PretrainConfig
 from allinone.pretrain.recipes import (
     cc3m_coco,
     demo,
+    open_clips,
     own,
     plus_cc3m_webvid,
     plus_cc3m_webvid_howto,
@@ -57,6 +58,10 @@ RECIPES: dict[str, tuple[str, PretrainConfig]] = {
         plus_cc3m_webvid_howto.RECIPE,
     ),
     "plus-seven": ("B+ on three video and four image sets", plus_seven.RECIPE),
+    "open-clips": (
+        "B on Panda-70M, InternVid and OpenVid-1M; not the paper's",
+        open_clips.RECIPE,
+    ),
     "cc3m-coco": ("images only, for VCR", cc3m_coco.RECIPE),
 }
 """Name → (one line for --help, the run)."""

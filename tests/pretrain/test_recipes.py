@@ -78,6 +78,40 @@ def yttemporal(source: Path) -> None:
     )
 
 
+def panda70m(source: Path) -> None:
+    """One video of training and one of validation, with their clips as lists in fields."""
+    for name, split in (("PPP", "training_2m"), ("VVV", "validation")):
+        media.write_video(source / "videos" / f"{name}.mp4", frames=240, gop=24)
+        times = [[f"0:00:0{k}.000", f"0:00:0{k + 1}.000"] for k in range(6)]
+        captions = [f"a man says number {k}" for k in range(6)]
+        fields = ",".join(f'"{value}"' for value in (times, captions))
+        (source / f"panda70m_{split}.csv").write_text(
+            f"videoID,url,timestamp,caption,matching_score\n{name},u,{fields},[]\n"
+        )
+
+
+def internvid(source: Path) -> None:
+    media.write_video(source / "videos" / "III.mp4", frames=240, gop=24)
+    lines = [
+        {
+            "YoutubeID": "III",
+            "Start_timestamp": f"00:00:0{k}.000",
+            "End_timestamp": f"00:00:0{k + 1}.000",
+            "Caption": f"woman using computer {k}",
+        }
+        for k in range(6)
+    ]
+    (source / "InternVid-10M-flt.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+def openvid(source: Path) -> None:
+    lines = ["video,caption,aesthetic score"]
+    for k in range(6):
+        media.write_video(source / "video" / f"v_{k}.mp4", frames=8, first=k)
+        lines.append(f'v_{k}.mp4,"a long text, number {k}",5.0')
+    (source / "OpenVid-1M.csv").write_text("\n".join(lines) + "\n")
+
+
 def conceptual(source: Path, lists: dict[str, str], url_first: bool) -> None:
     """CC3M's or CC12M's lists, file → folder of its images, each with six."""
     for name, folder in lists.items():
@@ -115,6 +149,9 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, i
         "cc3m": cc3m,
         "cc12m": cc12m,
         "coco": karpathy,
+        "panda70m": panda70m,
+        "internvid": internvid,
+        "openvid": openvid,
     }
     for name, make in makers.items():
         (home / name).mkdir()
