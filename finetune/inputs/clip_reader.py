@@ -12,6 +12,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +32,17 @@ from allinone.data.decoding.segment import ByteRange, load_segment
 from allinone.data.loading.clip_input import ClipWindow, choose_frames
 from allinone.data.loading.open_files import OpenFile, retried
 from allinone.data.loading.samples import Visual
+from allinone.data.loading.sampling import SampleChoices
 from allinone.data.prepare.worker import frames_between
 from allinone.finetune.annotations.schema import Media
 from allinone.finetune.inputs.batch import VisualInput
 from allinone.finetune.inputs.media_library import (
     IMAGE_FOLDER,
+    LIMITS,
     MediaError,
     MediaFile,
     MediaLibrary,
+    probe_file,
 )
 
 _REMEMBERED = 8
@@ -197,6 +201,37 @@ class MediaReader:
         if len({image.shape for image in images}) > 1:
             raise DecodeError("its images differ in size")
         return np.stack(images)
+
+
+def read_long_file(
+    path: Path, clip: ClipConfig, config: DataConfig
+) -> tuple[NDArray[np.uint8], SampleChoices]:
+    """Read a long video as evaluation reads clips, without having it in memory.
+
+    Args:
+        path: The file.
+        clip: Frames per clip.
+        config: Geometry and evaluation's crop, and the decoder's limits.
+
+    Returns:
+        Frames uint8 [T, H, W, 3], and how they are to be cropped.
+
+    Raises:
+        ProbeError: The file cannot be used.
+        DecodeError: Its frames do not decode.
+    """
+    limits = replace(LIMITS, max_pixels=config.max_pixels)
+    file = probe_file(path.parent, path.name, 1.0, limits)
+    window = media_window(file, Media(path.name, path.name))
+    (choices,) = choose_frames(window, config, clip.num_frames)
+    frames = decode_frames(
+        path,
+        choices.frames,
+        _timeline(file),
+        timeout_s=config.clip_timeout_s,
+        max_pixels=config.max_pixels,
+    )
+    return frames, choices
 
 
 def unreadable(path: str, error: OSError) -> AllInOneError:

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from allinone.finetune.inputs import media_library
 from allinone.tools import predict
+from allinone.tools.inspection import media_inputs
+from allinone.tools.inspection.checkpoints import load_checkpoint
 from tests.data.media import write_html, write_image, write_video
 from tests.tools.conftest import tiny_model, with_run
 
@@ -75,6 +79,32 @@ def test_a_folder_is_ranked_and_unusable_files_are_listed(
     assert len(result["notes"]) == 1
     assert "page.mp4" in result["notes"][0]
     assert "a text file, not a video" in result["notes"][0]
+
+
+def test_one_frame_and_ten_hours_are_read(
+    ask: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    write_video(tmp_path / "one.mp4", frames=1)
+    # a frame every 1,000 s
+    times = [1000.0 * n for n in range(37)]
+    write_video(tmp_path / "ten-hours.mkv", frames=37, gop=1, times=times)
+    result = ask("search", "--videos", str(tmp_path), "--text", "a cat")
+    assert {Path(row["name"]).name for row in result["results"]} == {"one.mp4", "ten-hours.mkv"}
+    assert not result["notes"]
+
+
+def test_a_long_file_is_read_in_parts_and_gives_the_same(
+    checkpoint: Path, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_checkpoint(checkpoint, "cpu")
+    read = media_inputs.ClipReader(loaded.model.config, loaded.data)
+    expected = read(video)
+    monkeypatch.setattr(media_inputs, "LONG_BYTES", 0)
+    monkeypatch.setattr(media_library, "LONG_BYTES", 0)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} is read completely"))
+    found = read(video)
+    assert torch.equal(found.pixels, expected.pixels)
+    assert found.numbers == expected.numbers
 
 
 def test_answers_name_the_head_that_gave_them(

@@ -20,9 +20,11 @@ from allinone.common.errors import InputError
 from allinone.data.config import ClipConfig, DataConfig
 from allinone.data.decoding.codecs import IMAGES, VIDEOS
 from allinone.data.decoding.frames import DecodeError
-from allinone.data.prepare.probe import Limits, ProbeError
+from allinone.data.prepare.probe import ProbeError
 from allinone.data.processor import read_as_evaluation
 from allinone.data.text import Tokenizer
+from allinone.finetune.inputs.clip_reader import read_long_file
+from allinone.finetune.inputs.media_library import LIMITS, LONG_BYTES
 from allinone.finetune.inputs.prompts import Text, encode, option, plain
 from allinone.model import AllInOneConfig
 
@@ -78,14 +80,16 @@ class ClipReader:
         if not path.is_file():
             problem = "is a folder; give a file" if path.is_dir() else "does not exist"
             raise InputError(f"{option} {path} {problem}")
-        # complete in memory, as a clip of a shard is: one path through the decoder for both
-        content = path.read_bytes()
         extension = path.suffix.lstrip(".").lower()
         try:
-            # min_frames 1: a user's image or very short video is accepted, unlike in training data
-            frames, choices = read_as_evaluation(
-                content, extension, self._clip, self._data, Limits(min_frames=1)
-            )
+            if path.stat().st_size > LONG_BYTES:
+                frames, choices = read_long_file(path, self._clip, self._data)
+            else:
+                # in memory, as a clip of a shard is: one path through the decoder for both. LIMITS:
+                # one frame, or any duration, is accepted, unlike in training data
+                frames, choices = read_as_evaluation(
+                    path.read_bytes(), extension, self._clip, self._data, LIMITS
+                )
         except (ProbeError, DecodeError) as error:
             raise InputError(f"{option} {path} cannot be used as a video: {error}") from error
         if paint is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from playwright.sync_api import Page, expect, sync_playwright
@@ -49,14 +50,14 @@ def use(page: Page, url: str, query: str, out: Path) -> str:
     return first.locator("b").inner_text()
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Command line entry."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url")
     parser.add_argument("--query", required=True)
     parser.add_argument("--first", help="words that the first result must contain")
     parser.add_argument("--out", type=Path, default=Path("pictures"))
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(

@@ -15,6 +15,7 @@ import torch
 
 from allinone.common.errors import ConfigError, DataError, InputError
 from allinone.common.run_lock import claim
+from allinone.finetune.inputs import media_library
 from allinone.tools import index as index_command
 from allinone.tools import search as search_command
 from allinone.tools.inspection.checkpoints import LoadedModel, load_checkpoint
@@ -320,3 +321,54 @@ def test_commands_index_and_search(
     shutil.rmtree(videos)
     assert index_command.main(arguments) == 2
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_one_frame_and_ten_hours_are_indexed(loaded: LoadedModel, videos: Path) -> None:
+    write_video(videos / "one.mp4", frames=1, first=400)
+    # a frame every 1,000 s
+    times = [1000.0 * n for n in range(37)]
+    write_video(videos / "ten-hours.mkv", frames=37, gop=1, times=times, first=500)
+    summary = update(loaded, videos, clip_s=3600.0)
+    assert not summary.problems
+    found = searcher(loaded, videos)
+    hits = found.search("a", top=99, all_clips=True)
+    spans = sorted((h.clip.start_s, h.clip.end_s) for h in hits if h.clip.path == "ten-hours.mkv")
+    # the last of 37 frames is shown for 1,000 s
+    assert [start for start, _ in spans] == pytest.approx([3700.0 * n for n in range(10)])
+    assert spans[-1][1] == pytest.approx(37_000.0)
+    best = found.search(videos / "one.mp4", top=1)[0]
+    assert (best.clip.path, best.score) == ("one.mp4", pytest.approx(1.0, abs=1e-3))
+
+
+def test_an_open_index_answers_while_it_grows(loaded: LoadedModel, videos: Path) -> None:
+    update(loaded, videos)
+    opened = searcher(loaded, videos)
+    before = [(hit.clip.path, hit.score) for hit in opened.search("a", top=99)]
+    write_video(videos / "new.mp4", first=900)
+    write_video(videos / "sub" / "1.mp4", first=700)
+    (videos / "sub" / "2.mp4").unlink()
+    update(loaded, videos)
+    hits = opened.search("a", top=99, rerank=99)
+    assert sorted((hit.clip.path, hit.score) for hit in hits) == sorted(before)
+    notes = {hit.clip.path: hit.note for hit in hits}
+    assert "changed" in notes["sub/1.mp4"]
+    assert "not there" in notes["sub/2.mp4"]
+    # a clip that changed is read as it is now
+    row = next(hit.row for hit in hits if hit.clip.path == "sub/1.mp4")
+    first = opened.read_row(Path(str(row))).pixels
+    write_video(videos / "sub" / "1.mp4", first=300)
+    assert not torch.equal(opened.read_row(Path(str(row))).pixels, first)
+    assert "new.mp4" in {hit.clip.path for hit in searcher(loaded, videos).search("a", top=99)}
+
+
+def test_the_probe_cache_is_read_once(
+    loaded: LoadedModel, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update(loaded, videos)
+    read, real = [], media_library._read_store
+    monkeypatch.setattr(media_library, "_read_store", lambda folder: read.append(1) or real(folder))
+    found = searcher(loaded, videos)
+    for text in TEXTS:
+        found.search(text, top=5, rerank=5)
+        found.read_row(Path(str(int(found.index.clips[0]))))
+    assert len(read) == 1
