@@ -39,7 +39,7 @@ class IndexOptions(InspectionOptions):
     """Options of the command."""
 
     dir: Positional[Path]
-    """Folder of the videos and images; subfolders are searched too."""
+    """Folder of the videos and images, here or in object storage; subfolders are searched too."""
     out: Path
     """Folder of the index; an index there is updated."""
     clip_s: float = 10.0

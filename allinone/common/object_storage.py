@@ -99,6 +99,12 @@ def require_local(path: Path, option: str) -> None:
         raise InputError(f"{option} {url} is in object storage; copy it to this machine first")
 
 
+def stand_in(path: Path, size: int) -> None:
+    """Replace a file by one of some size without content; file systems store no zeros."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.truncate(size)
+
+
 def cache_folder() -> Path:
     """Where copies of indexes and of parts of objects are kept: ALLINONE_CACHE, else the user's."""
     given = os.environ.get("ALLINONE_CACHE")
@@ -375,14 +381,16 @@ def _is_denied(error: BaseException) -> bool:
 
 def _may_pass(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
-    statuses = [status for each in _chain(error) if (status := _status(each)) is not None]
-    if statuses:
-        return any(status in _REPEATED_STATUS for status in statuses)
-    if isinstance(error, OSError):  # TimeoutError and ConnectionError among them
+    for each in _chain(error):
+        status = _status(each)
+        if status is not None:
+            return status in _REPEATED_STATUS
+        # aiohttp says 400 in the cause of a connection that was cut: the first one decides
+        if type(each).__module__.partition(".")[0] in _NETWORK:
+            return True
+    if isinstance(error, OSError):
         return isinstance(error, TimeoutError | ConnectionError) or error.errno not in LASTING
-    return isinstance(error, EOFError) or any(
-        type(each).__module__.partition(".")[0] in _NETWORK for each in _chain(error)
-    )
+    return isinstance(error, EOFError)
 
 
 def _reason(error: BaseException) -> str:

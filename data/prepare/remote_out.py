@@ -10,11 +10,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from pathlib import Path
 
-from allinone.common.atomic_io import atomic_path, content_hash, write_atomic
+from allinone.common.atomic_io import content_hash, write_atomic
 from allinone.common.errors import DataError
-from allinone.common.object_storage import ObjectStore, ObjectVersion, cache_folder
+from allinone.common.object_storage import (
+    ObjectStore,
+    ObjectVersion,
+    cache_folder,
+    stand_in,
+)
 from allinone.data.index import FILES
 from allinone.data.index_validation import SHARD
 from allinone.data.prepare.listing import PLAN
@@ -66,7 +70,7 @@ class RemoteOut:
             if self._versions.get(name) == version and path.exists():
                 continue
             if SHARD.fullmatch(name):
-                _stand_in(path, version.size)
+                stand_in(path, version.size)
             else:
                 self._store.download(name, path)
                 # older than any retry: only what this folder's runs have made counts as retried
@@ -101,7 +105,7 @@ class RemoteOut:
         tar = f"shards/{name}.tar"
         for part in (tar, videos, clips):
             self._upload(part)
-        _stand_in(self.local / tar, self._versions[tar].size)
+        stand_in(self.local / tar, self._versions[tar].size)
         self._save()
 
     def push_plan(self) -> None:
@@ -121,9 +125,3 @@ class RemoteOut:
     def _save(self) -> None:
         known = {name: (v.size, v.tag) for name, v in self._versions.items()}
         write_atomic(self._record, json.dumps(known) + "\n")
-
-
-def _stand_in(path: Path, size: int) -> None:
-    """Replace a file by one of the same size without content; file systems store no zeros."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.truncate(size)

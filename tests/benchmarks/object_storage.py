@@ -89,7 +89,11 @@ class Proxy:
         await server.serve_forever()
 
     async def _connect(self, reader: Any, writer: Any) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self.target)
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:  # the server has been stopped
+            writer.close()
+            return
         answers = asyncio.create_task(self._answers(there, writer))
         try:
             while chunk := await reader.read(1 << 16):

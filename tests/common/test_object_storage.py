@@ -75,9 +75,20 @@ def test_a_range_is_exactly_that_range(store: ObjectStore) -> None:
     assert store.list("absent") == {}
 
 
+class ClientPayloadError(Exception):
+    """aiohttp's error of a connection that was cut, and its cause, which claims status 400."""
+
+    __module__ = "aiohttp.client_exceptions"
+
+    def __init__(self) -> None:
+        super().__init__("Response payload is not completed")
+        self.__cause__ = type("ContentLengthError", (Exception,), {"code": 400})()
+
+
 @pytest.mark.parametrize(
     "fault",
     [
+        failing(ClientPayloadError()),
         failing(HttpError(500)),
         failing(HttpError(503)),
         failing(HttpError(429)),

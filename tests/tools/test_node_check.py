@@ -17,7 +17,7 @@ import pytest
 from allinone.engine.distributed.launch import free_port
 from allinone.tools.cluster.exchange import edges
 from allinone.tools.cluster.gpu_checks import read_clocks
-from allinone.tools.cluster.host_checks import check_disk, options_of
+from allinone.tools.cluster.host_checks import check_data, check_disk, options_of
 from allinone.tools.cluster.node_result import NodeCheckOptions, NodeResult
 from allinone.tools.cluster.node_verdict import judge, suspicious_pairs, verdict
 from allinone.tools.node_check import parse
@@ -234,6 +234,19 @@ def test_data_folders_are_read_from_the_training_command() -> None:
         "out": ["run"],
         "steps": ["3"],
     }
+
+
+def test_a_bucket_that_a_node_cannot_read_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALLINONE_CACHE", str(tmp_path))
+    command = ("pretrain/train.py", "demo", "--data", "memory://bucket/a:train", "--val", "none")
+    options = NodeCheckOptions("run", folder=tmp_path, nodes=tmp_path / "nodes", command=command)
+    result = NodeResult("n0")
+    check_data(result, options)
+    ((check, problem),) = result.problems
+    assert check == "data"
+    assert problem.startswith("memory://bucket/a is not a finished prepared data set")
 
 
 @pytest.mark.parametrize(("accelerator", "slow"), [("cpu", 0.1), ("cuda", 0.7)])

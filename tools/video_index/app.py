@@ -95,7 +95,7 @@ class Page:
         if not has_clip(index, row):
             raise HTTPException(404)
         try:
-            path = index.file(index.row(row).path)
+            path = index.file(index.row(row).path, content=True)
         except AllInOneError as error:
             raise HTTPException(404) from error
         if not path.is_file():

@@ -33,6 +33,7 @@ from allinone.model.contrast import embed_video
 from allinone.tools.inspection.checkpoints import LoadedModel
 from allinone.tools.inspection.media_inputs import InputClip, display_crops, media_files
 from allinone.tools.inspection.predictor import CONTRAST_HEADS
+from allinone.tools.video_index.remote_media import inside, remote_media
 from allinone.tools.video_index.store import (
     DELETED,
     IndexedClip,
@@ -41,7 +42,6 @@ from allinone.tools.video_index.store import (
     Precision,
     VideoIndex,
     add_part,
-    inside,
     read_manifest,
     remove_unlisted,
     write_manifest,
@@ -53,6 +53,8 @@ MIN_CLIPS_PER_FILE_S = 1.5
 """A file is divided once it is this many times as long as a clip."""
 PART_CLIPS = 4096
 """Clips after which a part is written."""
+GROUP_BYTES = 2 << 30
+"""Bytes of files from object storage that are on this machine at the same time."""
 PART_S = 300.0
 """Seconds after which a part is written: an interruption loses no more."""
 
@@ -105,7 +107,7 @@ class ClipEmbedder:
 
     Args:
         loaded: A model with contrastive heads.
-        root: The folder.
+        root: The folder, here or in object storage.
         cache: Folder for what is found out about files.
         workers: Reader processes; 0 reads in this process.
     """
@@ -119,13 +121,18 @@ class ClipEmbedder:
             max_text_len=config.max_text_len,
         )
         self.data: DataConfig = replace(loaded.data, workers=workers)
-        self.library = MediaLibrary(root, cache, source="your files", workers=workers)
+        self.media = remote_media(root)
+        """Object storage that holds the files; None if they are here."""
+        folder = root if self.media is None else self.media.local
+        self.library = MediaLibrary(folder, cache, source="your files", workers=workers)
         self._loaded = loaded
 
     def batches(
         self, clips: Sequence[IndexedClip], batch_size: int
     ) -> Iterator[tuple[TaskBatch | None, dict[int, str]]]:
         """Decode clips; yields (batch, number of each clip that cannot be read → reason)."""
+        if self.media is not None:
+            self.media.fetch(clip.path for clip in clips)
         reader = MediaReader(self.library, self.clip, self.data)
         names = [f"{clip.path}@{clip.start_s:g}" for clip in clips]
         source = TaskSource("index", names, ClipExamples(clips), reader, self.clip)
@@ -149,6 +156,8 @@ class ClipEmbedder:
         media = example.looks[0].media
         try:
             inside(self.library.root, clip.path)
+            if self.media is not None:
+                self.media.fetch([clip.path])
             self.library.prepare([media], quiet=True, again=True)
             (visual,) = MediaReader(self.library, self.clip, self.data)(example.looks[0], None)
         except (DataError, DecodeError) as error:
@@ -207,7 +216,7 @@ def update_index(
     Args:
         loaded: The model.
         checkpoint: What --checkpoint was given.
-        root: The folder of the videos.
+        root: The folder of the videos, here or in object storage.
         folder: The index.
         clip_s: Long videos are divided into clips of about this length, seconds.
         precision: Of the stored embeddings.
@@ -225,8 +234,14 @@ def update_index(
         StorageError: The storage failed; what was embedded is kept, the same command continues.
     """
     begin = time.monotonic()
-    root = root.absolute()
-    files = media_files(root, "DIR")
+    media = remote_media(root)
+    if media is None:
+        root = local = root.absolute()
+    else:
+        media.list()
+        local = media.local
+    place = str(root) if media is None else media.url
+    files = media_files(local, "DIR")
     settings = IndexSettings(
         weights_hash(loaded),
         loaded.model.video_projection.out_features,
@@ -238,22 +253,27 @@ def update_index(
         manifest = read_manifest(folder)
         remove_unlisted(folder, manifest)
         if manifest is None:
-            manifest = Manifest(str(root), checkpoint, settings)
+            manifest = Manifest(place, checkpoint, settings)
         _require_same(manifest, settings, folder)
-        if manifest.root != str(root):
-            log.info("the videos were at %s; they are at %s now", manifest.root, root)
-        manifest = replace(manifest, root=str(root), checkpoint=checkpoint)
+        if manifest.root != place:
+            log.info("the videos were at %s; they are at %s now", manifest.root, place)
+        manifest = replace(manifest, root=place, checkpoint=checkpoint)
         write_manifest(folder, manifest)
         known = VideoIndex(folder).known()
-        found, rows = _compare(root, files, known, retry)
+        found, rows = _compare(local, files, known, retry)
         new = [row for row in rows if not row.problem]
         writer = _PartWriter(folder, manifest)
         for row in rows:
             if row.problem:
                 writer.add([row], [])
-        if new:
-            embedder.library.prepare([Media(row.path, row.path) for row in new], quiet=quiet)
-        _embed(embedder, new, clip_s, batch_size, writer, quiet=quiet)
+        for group in _groups(new, GROUP_BYTES if media else None):
+            paths = [row.path for row in group]
+            if media is not None:
+                media.fetch(paths)
+            embedder.library.prepare([Media(path, path) for path in paths], quiet=quiet)
+            _embed(embedder, group, clip_s, batch_size, writer, quiet=quiet)
+            if media is not None:
+                media.release(paths)
         writer.flush()
         index = VideoIndex(folder)
     return BuildSummary(
@@ -264,6 +284,18 @@ def update_index(
         problems=index.problems(),
         seconds=time.monotonic() - begin,
     )
+
+
+def _groups(rows: Sequence[IndexedClip], limit: int | None) -> Iterator[list[IndexedClip]]:
+    """Divide files into groups of at most `limit` bytes, or of one larger file; None: one group."""
+    group: list[IndexedClip] = []
+    for row in rows:
+        if limit is not None and group and sum(other.size for other in group) + row.size > limit:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
 
 
 def _require_same(manifest: Manifest, settings: IndexSettings, folder: Path) -> None:

@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from allinone.common.atomic_io import atomic_path, content_hash, remove_leftovers, write_atomic
 from allinone.common.errors import DataError, InputError
+from allinone.tools.video_index.remote_media import inside, remote_media
 
 MANIFEST = "index.json"
 FORMAT = 1
@@ -238,9 +239,22 @@ class VideoIndex:
         """Number of the file of every row, int64 [rows of all parts]."""
         return self._codes
 
-    def file(self, path: str) -> Path:
-        """Where an indexed file is; DataError for a path that leaves the folder of the videos."""
-        return inside(Path(self.manifest.root), path)
+    def file(self, path: str, *, content: bool = False) -> Path:
+        """Where an indexed file is.
+
+        Args:
+            path: Its path below the folder of the videos.
+            content: Copy it from object storage; otherwise a file there has size and version only.
+
+        Raises:
+            DataError: The path leaves the folder, or the storage does not give the file.
+        """
+        media = remote_media(Path(self.manifest.root))
+        if media is None:
+            return inside(Path(self.manifest.root), path)
+        if content:
+            media.fetch([path])
+        return media.file(path)
 
     def _embeddings(self, name: str, rows: int) -> Tensor:
         from safetensors import SafetensorError, safe_open
@@ -288,17 +302,3 @@ class VideoIndex:
         np.maximum.at(newest, self._codes, part)
         live: NDArray[np.bool_] = newest[self._codes] == part
         return live
-
-
-def inside(root: Path, path: str) -> Path:
-    """Join a stored path to a folder.
-
-    Raises:
-        DataError: The path is absolute, contains "..", or leads out of the folder by a link.
-    """
-    relative = PurePosixPath(path)
-    joined = root / relative
-    leaves = relative.is_absolute() or ".." in relative.parts or "\0" in path
-    if leaves or not joined.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"{path!r} leaves the folder of the videos, {root}")
-    return joined

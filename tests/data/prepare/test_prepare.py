@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import signal
@@ -55,6 +56,22 @@ def test_index_gives_the_bytes_and_webdataset_reads_shards(prepared: Path) -> No
     assert {
         json.loads(s["json"])["key"]: (s["txt"].decode(), s["mp4"]) for s in samples
     } == by_caption
+
+
+def test_shards_have_the_form_that_energon_documents(prepared: Path) -> None:
+    """The members of a sample follow each other and share a name up to its first dot, which is
+    unique in the data set (Megatron-Energon, "Step 1: Creating a WebDataset")."""
+    keys = []
+    for shard in sorted((prepared / "shards").glob("*.tar")):
+        with tarfile.open(shard) as archive:
+            members = archive.getmembers()
+        assert all(member.isreg() for member in members)
+        samples = itertools.groupby(members, key=lambda member: member.name.split(".", 1)[0])
+        for key, parts in samples:
+            assert [part.name.removeprefix(key) for part in parts] == [".mp4", ".txt", ".json"]
+            assert "/" not in key
+            keys.append(key)
+    assert len(keys) == len(set(keys)) == 40
 
 
 def test_bad_rows_and_files_are_named_and_good_ones_kept(tmp_path: Path) -> None:
