@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from allinone.engine.callbacks.reporting import (
 )
 from allinone.engine.config import TrainConfig
 from allinone.engine.monitoring.accumulator import IntervalMetrics
-from allinone.engine.monitoring.history import RecordBuilder
+from allinone.engine.monitoring.history import HistoryWriter, RecordBuilder, read_history
 
 NAN = math.nan
 
