@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,9 +14,12 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from allinone.common.command_line.config_file import config_from_file
 from allinone.common.formatting import percent_text
+from allinone.pretrain.config import PretrainConfig
 from allinone.pretrain.evaluation import EvaluationOutput
 from allinone.pretrain.objectives import registry
+from allinone.pretrain.recipes import RECIPES
 from allinone.tools.reporting import pretrain_examples, pretrain_figures
 from allinone.tools.reporting.pretrain_examples import retrieval_examples
 from allinone.tools.reporting.pretrain_figures import (
@@ -26,6 +30,7 @@ from allinone.tools.reporting.pretrain_figures import (
     plot_losses,
 )
 from allinone.tools.reporting.pretrain_page import RunFacts, write_report
+from allinone.tools.reporting.run_report import chance_losses
 
 FRAMES = np.zeros((3, 8, 8, 3), np.uint8)
 HISTORY: list[dict[str, Any]] = [
@@ -240,3 +245,23 @@ def test_examples_hold_the_captions_own_clip(monkeypatch: pytest.MonkeyPatch) ->
         assert ranks == [1, 2, 3, 4, 5, *([number + 1] if number > 4 else [])]
         assert [clip.caption for clip in example.clips if clip.correct] == [example.caption]
         assert example.rank == number + 1
+
+
+def test_options_of_a_run_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    """`allinone report` and `allinone check --run` read run.json without the command's parser."""
+    record = RECIPES["demo"][1].as_json()
+    loader = {"augmentation": "torch"}  # the name that earlier versions gave augment_backend
+    (tmp_path / "run.json").write_text(json.dumps({**record, "loader": loader}))
+    config: PretrainConfig = config_from_file(tmp_path / "run.json", PretrainConfig)
+    assert config.loader.augment_backend == "torch"
+
+
+def test_guessing_in_a_run_counts_the_clips_of_all_ranks() -> None:
+    config = RECIPES["demo"][1]
+    history = [{"step": 0, "event": "start", "ranks": 4}]
+    found = chance_losses(config, 30522, history)
+    assert found == {
+        "mlm_loss": pytest.approx(math.log(30522)),
+        "vtm_loss": pytest.approx(math.log(2)),
+        "vtc_loss": pytest.approx(math.log(4 * config.train.micro_batch)),
+    }

@@ -147,7 +147,7 @@ def write_run_page(
     run = RunFacts(
         [("Run", str(history.parent)), *_head(evaluation, config, rows, seconds)],
         [(name, json.dumps(value)) for name, value in flatten(config.as_json()).items()],
-        {**evaluation.chance, **_chance_losses(config, evaluation.model.config.vocab_size, rows)},
+        {**evaluation.chance, **chance_losses(config, evaluation.model.config.vocab_size, rows)},
     )
     return write_report(
         folder, results, rows, evaluation.retrieval, evaluation.masked, run, note=note
@@ -191,7 +191,7 @@ def _head(
     ]
 
 
-def _chance_losses(
+def chance_losses(
     config: PretrainConfig, words: int, history: Sequence[Mapping[str, Any]]
 ) -> dict[str, float]:
     """Loss of the history → its value for a model that guesses evenly, nats.

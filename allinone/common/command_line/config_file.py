@@ -10,7 +10,7 @@ from typing import Any, get_origin
 from allinone.common.command_line.messages import suggestion
 from allinone.common.command_line.option_tree import Option, options_of
 from allinone.common.errors import InputError
-from allinone.common.options import INPUTS, plain
+from allinone.common.options import INPUTS, plain, renamed_options
 
 
 def config_from_file(path: Path, default: Any, renamed: Mapping[str, str] | None = None) -> Any:
@@ -23,7 +23,8 @@ def config_from_file(path: Path, default: Any, renamed: Mapping[str, str] | None
     Args:
         path: The file.
         default: A dataclass, or an instance whose values are the defaults.
-        renamed: Flags of earlier versions → today's flags, without dashes.
+        renamed: Flags of earlier versions → today's flags, without dashes; those of the dicts
+            RENAMED in the modules of the dataclasses are added.
 
     Returns:
         An instance of the dataclass.
@@ -62,10 +63,11 @@ def config_from_file(path: Path, default: Any, renamed: Mapping[str, str] | None
     content = {name: value for name, value in content.items() if name != INPUTS}
     by_path = {option.path: option for option in options_of(default)}
     by_flag = {option.flag: option for option in by_path.values()}
+    renamed = {**renamed_options(default), **(renamed or {})}
     changes: dict[tuple[str, ...], Any] = {}
     for names, value in _leaves(content, set(by_path)):
         flag = names[-1].replace("_", "-")
-        flag = (renamed or {}).get(flag, flag)
+        flag = renamed.get(flag, flag)
         option = by_path.get(names) or by_flag.get(flag)
         if option is None:
             hint = suggestion(flag, list(by_flag)).strip()
