@@ -36,6 +36,7 @@ from allinone.engine.callbacks.reporting import (
 from allinone.engine.checkpoint import manager, reshard
 from allinone.engine.checkpoint.best import Selection
 from allinone.engine.checkpoint.manifest import newest_complete
+from allinone.engine.checkpoint.weight_average import describe_average
 from allinone.engine.config import TrainConfig, every
 from allinone.engine.distributed import launch, topology
 from allinone.engine.distributed.collectives import (
@@ -441,22 +442,11 @@ class Trainer:
                 f"peak {count(rate)}FLOP/s per rank ({source}); at half of it the rest takes"
                 f" {duration(rest_s)}"
             ),
-            *self._describe_average(),
+            *([describe_average(config.ema, config.steps)] if config.ema else []),
             *self.engine.estimate.lines(),
             self.spec.data.describe(),
         ]
         return "\n".join(lines)
-
-    def _describe_average(self) -> list[str]:
-        decay, steps = self.config.ema, self.config.steps
-        if not decay:
-            return []
-        left = decay**steps
-        return [
-            f"EMA of the weights: decay {decay:g}, about the last {1 / (1 - decay):,.0f} steps; at"
-            f" the end the initial weights still count {100 * left:.1f} %"
-            + (": choose a smaller --ema" if left > 0.1 else "")
-        ]
 
     def _close(self, error: BaseException | None) -> None:
         """Let every callback close its files."""

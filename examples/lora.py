@@ -7,7 +7,7 @@
 
 clips.csv has the columns path and label; paths are relative to its folder. Writes my-lora/adapter
 (the trained parameters alone) and my-lora/merged (a complete model folder, which `allinone predict
-label` and from_pretrained read). On one device, without augmentation, and not resumable: for all
+classify` and from_pretrained read). On one device, without augmentation, and not resumable: for all
 else fine-tune with `allinone finetune own`. See docs/guides/fine-tuning-methods.md.
 """
 
@@ -111,9 +111,12 @@ def run(options: LoraOptions) -> None:
         label2id={name: number for number, name in enumerate(names)},
         ignore_mismatched_sizes=True,
     )
-    model.config.task.setdefault("prompt", ActionOptions().prompt)
+    prompt = model.config.task.get("prompt", ActionOptions().prompt)
+    # what `allinone predict` reads
+    head = {"protocol": "action_recognition", "kind": model.kind}
+    model.config.task = {**head, "labels": names, "prompt": prompt}
     processor = AllInOneProcessor.from_pretrained(options.model)
-    prompt, targets = model.config.task["prompt"], torch.tensor([names.index(x) for x in labels])
+    targets = torch.tensor([names.index(label) for label in labels])
     adapted = adapt(model, options.rank)
     adapted.print_trainable_parameters()
     # decoded once: every pass reads the same frames

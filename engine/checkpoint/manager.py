@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -80,7 +81,8 @@ def full_weights(module: nn.Module, optimizer: Any) -> dict[str, Tensor]:
         if (division := topology.division_of(parameter)) is not None:
             value = topology.gather(value, division, layout)
         if is_rank0:
-            weights[name] = value.float().cpu()
+            # a copy also of fp32 weights on a CPU, which EMA exchanges while this result is kept
+            weights[name] = value.to("cpu", torch.float32, copy=True)
     return weights
 
 

@@ -86,3 +86,13 @@ class WeightAverage:
 
             for average, slices in zip(self._averages, self._slices, strict=True):
                 average.copy_(fill_slices(average, slices, names, saved))
+
+
+def describe_average(decay: float, steps: int) -> str:
+    """What a run averages, for the log: with a decay too close to 1, mostly its initial weights."""
+    left = decay**steps
+    return (
+        f"EMA of the weights: decay {decay:g}, about the last {1 / (1 - decay):,.0f} steps; at the"
+        f" end the initial weights still count {100 * left:.1f} %"
+        + (": choose a smaller --ema" if left > 0.1 else "")
+    )

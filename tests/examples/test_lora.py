@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from allinone import (
 )
 from allinone.data.config import ClipConfig, DataConfig
 from allinone.examples.lora import adapt, main
+from allinone.tools import predict
 from tests.data import media
 
 peft = pytest.importorskip("peft")  # in the extra test
@@ -121,9 +123,18 @@ def test_the_example_learns_labels_and_writes_a_model_folder(
     argv = ["--model", str(tmp_path / "model"), "--table", str(table), "--epochs", "2"]
     assert main([*argv, "--out", str(tmp_path / "lora")]) == 0
     assert "trainable params" in capsys.readouterr().out
-    merged = AllInOneForVideoClassification.from_pretrained(tmp_path / "lora" / "merged")
-    assert merged.config.id2label == {0: "early", 1: "late"}
-    AllInOneProcessor.from_pretrained(tmp_path / "lora" / "merged")
+    folder = tmp_path / "lora" / "merged"
+    merged = AllInOneForVideoClassification.from_pretrained(folder).eval()
+    inputs = AllInOneProcessor.from_pretrained(folder)(
+        str(tmp_path / "0.mp4"), merged.config.task["prompt"]
+    )
+    with torch.no_grad():
+        expected = merged(**inputs).logits.softmax(-1)[0]
+    given = ["--checkpoint", str(folder), "--video", str(tmp_path / "0.mp4"), "--json"]
+    assert predict.main(["classify", *given]) == 0
+    found = {row["name"]: row for row in json.loads(capsys.readouterr().out)["results"]}
+    assert found.keys() == {"early", "late"}
+    assert found["early"]["score"] == pytest.approx(expected[0].item(), abs=1e-4)
     assert main([*argv, "--out", str(tmp_path / "lora")]) == 2, "the folder is not empty"
     table.write_text("file\n0.mp4\n")
     assert main([*argv, "--out", str(tmp_path / "new")]) == 2

@@ -146,7 +146,7 @@ def test_hard_negatives_are_drawn_from_the_softmax_of_similarities() -> None:
     datasets = torch.tensor([0, 0, 0, 0, 1, 1])  # the last two have one caption: they fall back
     similarity = torch.randn(6, 6, generator=torch.Generator().manual_seed(2))
     similarity.fill_diagonal_(50.0)  # the own pair is excluded, however similar
-    met, seeds = torch.zeros(6, 6), 4000
+    met, seeds = torch.zeros(6, 6), 1200
     for seed in range(seeds):
         torch.manual_seed(seed)
         labels, clips = draw_matching_pairs(ids, datasets, similarity)
@@ -159,8 +159,8 @@ def test_hard_negatives_are_drawn_from_the_softmax_of_similarities() -> None:
     expected = similarity.masked_fill(~may, float("-inf")).softmax(1)
     found = met / met.sum(1, keepdim=True)
     assert (found[~may] == 0).all()
-    # about 2,000 draws a row: the standard error is at most 0.011
-    assert (found - expected).abs().max() < 0.045
+    # about 600 draws a row: the standard error is at most 0.021
+    assert (found - expected).abs().max() < 0.08
 
 
 def test_hard_negatives_use_the_embeddings_of_vtc_once() -> None:

@@ -77,6 +77,23 @@ def test_zero_0_needs_14_bytes_per_parameter_and_20_at_the_peak() -> None:
         assert memory.peak() / 2**30 == pytest.approx(gib, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("stage", "offload", "ranks", "host"),
+    [(0, False, 4, False), (1, False, 4, False), (3, False, 4, False), (2, True, 4, True)],
+)
+def test_ema_adds_4_bytes_per_parameter_of_the_optimizers_share(
+    stage: int, offload: bool, ranks: int, host: bool
+) -> None:
+    groups, zero = [[8_000, 24], [800]], Zero(stage, "bf16", offload=offload)
+    plain, averaged = (state_memory(groups, ranks, zero, average=ema) for ema in (False, True))
+    added = 4 * 8_824 / (1 if stage == 0 else ranks)
+    for moment in ("between", "backward", "update"):
+        totals = [getattr(memory, moment).total for memory in (plain, averaged)]
+        assert totals[1] - totals[0] == (0 if host else added)
+    assert averaged.peak(1e6) - plain.peak(1e6) == (0 if host else added)
+    assert averaged.host - plain.host == (added if host else 0)
+
+
 KEPT = ObjectiveConfig(patch_keep=0.5, patch_keep_until=1.0)
 
 
