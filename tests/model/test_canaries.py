@@ -8,6 +8,7 @@ other tests.
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -97,3 +98,16 @@ def test_no_cached_result_runs(tmp_path: Path, harm: Callable[[Path, Canary], No
     harm(path, Canary(canary))
     assert cache.get("content") is None
     assert not canary.exists()
+
+
+def test_no_python_file_that_a_config_names_runs(export: Path, tmp_path: Path) -> None:
+    """auto_map is for those who ask for remote code."""
+    canary, folder = tmp_path / "canary", tmp_path / "export"
+    shutil.copytree(export, folder)
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(canary)!r})\n")
+    names = ("AutoConfig", "AutoModel", "AutoProcessor", "AutoTokenizer", "AutoModelForPreTraining")
+    auto_map = dict.fromkeys(names, "evil.Evil") | {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+    for path in folder.glob("*.json"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "auto_map": auto_map}))
+    _assert_nothing_runs(folder, canary)

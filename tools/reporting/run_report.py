@@ -12,10 +12,11 @@ import torch
 
 from allinone.common.command_line.config_file import config_from_file
 from allinone.common.errors import InputError
+from allinone.common.json_text import parse_json
 from allinone.data import EvalSet
 from allinone.data.config import DatasetSpec
 from allinone.engine.checkpoint.layout import RUN
-from allinone.engine.monitoring.history import HISTORY
+from allinone.engine.monitoring.history import HISTORY, history_rows
 from allinone.model import AllInOneForPreTraining, parameters_by_part
 from allinone.pretrain.config import PretrainConfig
 from allinone.pretrain.evaluation import EvaluationOutput, evaluate
@@ -43,7 +44,7 @@ class RunEvaluation:
 def is_pretraining_run(path: Path) -> bool:
     """Whether a folder holds a pre-training run."""
     try:
-        record = json.loads((path / RUN).read_bytes())
+        record = parse_json((path / RUN).read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(record, dict) and "objective" in record
@@ -130,7 +131,7 @@ def write_run_page(
         *(f"{part}: {number:,}" for part, number in parameters.items()),
         f"recipe: {json.dumps(config.as_json())}",
     ]
-    rows = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
+    rows = history_rows(history)
     return write_report(
         folder, results, rows, evaluation.retrieval, evaluation.masked, facts, note=note
     )
@@ -160,6 +161,5 @@ def report_run(
     limit = config.val_items if limit is None else limit
     evaluation = evaluate_run(model, weights, config, names, config.train_specs()[0], limit)
     history = run / HISTORY
-    rows = (json.loads(line) for line in history.read_text(encoding="utf-8").splitlines())
-    seconds = {"train": sum(row.get("elapsed_s", 0.0) for row in rows)}
+    seconds = {"train": sum(row.get("elapsed_s", 0.0) for row in history_rows(history))}
     return write_run_page(run / "report", evaluation, config, history, seconds)
