@@ -25,6 +25,11 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def shortened(text: str, most: int = 300) -> str:
+    """The beginning of a text of any length: matplotlib lays out and draws every character."""
+    return text if len(text) <= most else f"{text[:most]} …"
+
+
 def printable_values(value: Any) -> Any:
     """A copy of nested values whose texts, keys included, are `printable`."""
     if isinstance(value, Mapping):

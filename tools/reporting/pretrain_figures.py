@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from allinone.common.atomic_io import atomic_path
+from allinone.common.formatting import shortened
 from allinone.common.html import BORDER, CORRECT, GRID, INK
 from allinone.pretrain.objectives import registry
 
@@ -166,7 +167,7 @@ def plot_retrieval_examples(examples: Sequence[RetrievalExample], target: Path) 
             axes.axis("off")
         for axes, image in zip(row, example_images(example), strict=False):
             axes.imshow(image)
-        title = f"“{example.caption}”   correct clip: rank {example.rank}"
+        title = f"“{shortened(example.caption)}”   correct clip: rank {example.rank}"
         row[0].set_title(title, loc="left", fontsize=10, color=INK)
     _save(figure, target, dpi=90)
 
@@ -183,21 +184,23 @@ def plot_masked_words(examples: Sequence[MaskedWord], target: Path) -> None:
     for (left, right), example in zip(grid, examples, strict=True):
         left.imshow(clip_image(example.frames))
         left.axis("off")
-        sentence = f"{example.before} [____] {example.after}".strip()
+        # the nearest words on both sides
+        before, after = shortened(example.before[::-1])[::-1], shortened(example.after)
+        sentence = f"{before} [____] {after}".strip()
         left.set_title(sentence, loc="left", fontsize=10, color=INK)
         _plot_guesses(right, example)
     _save(figure, target, dpi=90)
 
 
 def _plot_guesses(axes: Axes, example: MaskedWord) -> None:
-    words = [word for word, _ in example.guesses]
+    words = [shortened(word) for word, _ in example.guesses]
     percent = [100 * probability for _, probability in example.guesses]
-    colours = [CORRECT if word == example.truth else _BAR_COLOUR for word in words]
+    colours = [CORRECT if word == example.truth else _BAR_COLOUR for word, _ in example.guesses]
     bars = axes.barh(words, percent, color=colours)
     axes.bar_label(bars, fmt="%.0f %%", padding=3, fontsize=8, color=INK)
     axes.invert_yaxis()  # best first
     axes.set_xlim(0, 100)
-    axes.set_title(f"masked: {example.truth}", loc="left", fontsize=9, color=INK)
+    axes.set_title(f"masked: {shortened(example.truth)}", loc="left", fontsize=9, color=INK)
     axes.tick_params(labelsize=8)
     axes.set_xticks([])
     axes.spines[["top", "right", "bottom"]].set_visible(False)
