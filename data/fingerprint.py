@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from allinone.common.atomic_io import content_hash
 from allinone.common.errors import LASTING, DataError
 from allinone.data.decoding.codecs import IMAGES, VIDEOS
-from allinone.data.index import choose_split, dataset_facts
+from allinone.data.index import Index, choose_split, dataset_facts
 from allinone.data.remote_index import local_index
 from allinone.data.text import VOCABULARY, Tokenizer
 
@@ -80,6 +80,7 @@ def clips_fingerprint(folder: Path, split: str) -> dict[str, str]:
     except DataError:
         return {}  # reading the split says what is wrong
     first = sum(clips[name] for name in names[: names.index(split)])
+    Index(folder, split)  # validates what is read below
     columns = {name: _Column() for name in ("key", "captions", "hash", "first_frame", "last_frame")}
     try:
         videos = pa.ipc.open_file(pa.memory_map(str(local / "videos.arrow")))

@@ -20,6 +20,7 @@ from tyro.conf import Positional
 
 from allinone.common.command_line import parse, run_command
 from allinone.common.errors import InputError
+from allinone.common.formatting import one_line
 from allinone.common.tables import plain_table
 from allinone.common.validation import COUNT, NOT_NEGATIVE, require
 from allinone.tools.inspection.options import Device
@@ -83,7 +84,9 @@ def _run(argv: Sequence[str]) -> int:
     print(plain_table(rows))
     for hit in hits:
         if hit.note:
-            print(f"note: {hit.clip.path}: {hit.note}; `allinone index` updates the index")
+            print(
+                f"note: {one_line(hit.clip.path)}: {hit.note}; `allinone index` updates the index"
+            )
     if by := next((hit.match_by for hit in hits if hit.match_by), ""):
         print(f"match: {by}")
     print(f"{len(index):,} clips searched, in {index.manifest.root}")

@@ -20,6 +20,16 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def one_line(text: str) -> str:
+    """`printable` text in which line ends and tabs are escapes too, for a line or a table."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """The beginning of a text of any length: matplotlib lays out and draws every character."""
+    return text if len(text) <= most else f"{text[:most]} …"
+
+
 def printable_values(value: Any) -> Any:
     """A copy of nested values whose texts, keys included, are `printable`."""
     if isinstance(value, Mapping):

@@ -13,11 +13,17 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from allinone.common.formatting import printable
 from allinone.common.paths import PACKAGE
 
 INK, MUTED, BORDER, GRID = "#24292f", "#6e7781", "#d0d7de", "#eaeef2"
 CORRECT, LINK, ERROR = "#1a7f37", "#0969da", "#cf222e"
 """Colours that pages and charts share; templates know them as CSS variables (`--ink`, …)."""
+
+
+def _shown(value: Any) -> Any:
+    """A value without characters that reorder or hide the text around them."""
+    return printable(value) if type(value) is str else value
 
 
 @functools.cache
@@ -29,6 +35,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_shown,
     )
     colours = {
         "ink": INK,
@@ -62,7 +69,7 @@ def render(template: str, **data: Any) -> str:
 
 def markdown_text(text: str) -> str:
     """Text as one line of Markdown that shows it, without markup, links or HTML of its own."""
-    plain = re.sub(r"\s+", " ", text).strip()
+    plain = printable(re.sub(r"\s+", " ", text).strip())
     plain = plain.replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*\[\]|])", r"\\\1", plain)
 

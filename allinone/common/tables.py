@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from allinone.common.formatting import one_line
+
 
 def plain_table(rows: Sequence[Sequence[str]], left_aligned: int = 1) -> str:
     """Align columns for a terminal: the first `left_aligned` ones left, the others right."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(

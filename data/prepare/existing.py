@@ -115,8 +115,9 @@ def record_retry(options: PrepareOptions) -> None:
     """Write down the reasons of --retry, unless an interrupted run with the same ones did."""
     reasons = sorted(options.retry)
     marker = options.out / RETRY
-    if reasons and not (marker.exists() and json.loads(marker.read_text()) == reasons):
-        write_atomic(marker, json.dumps(reasons) + "\n")
+    content = json.dumps(reasons) + "\n"
+    if reasons and not (marker.exists() and marker.read_bytes() == content.encode()):
+        write_atomic(marker, content)
 
 
 def needs_retry(options: PrepareOptions, name: str, rows: list[SourceRow]) -> bool:

@@ -143,7 +143,25 @@ def _fresh(options: PrepareOptions) -> Counts | None:
             state = pa.ipc.open_file(file).schema.metadata[b"state"]
     except (pa.ArrowException, KeyError, TypeError):
         return None
-    return dict(json.loads(plan.read_text())) if state == _state(options) else None
+    return read_plan(plan) if state == _state(options) else None
+
+
+def read_plan(plan: Path) -> Counts:
+    """Rows per split when the preparation began.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    try:
+        counts = json.loads(plan.read_bytes())
+        if any(type(number) is not int or number < 1 for number in counts.values()):
+            raise ValueError("its counts are not numbers")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{plan} is damaged ({error}). Delete it if the source has not changed since the"
+            " preparation began; otherwise prepare into another --out"
+        ) from error
+    return dict(counts)
 
 
 def _state(options: PrepareOptions) -> bytes:
@@ -238,7 +256,7 @@ def _require_equal(before: pa.RecordBatch, now: pa.RecordBatch, options: Prepare
 
 def _keep_counts(path: Path, options: PrepareOptions, counts: Counts) -> None:
     plan = options.out / PLAN
-    known = dict(json.loads(plan.read_text())) if plan.exists() else None
+    known = read_plan(plan) if plan.exists() else None
     if known is None:
         write_atomic(plan, json.dumps(counts) + "\n")
     elif known != counts:

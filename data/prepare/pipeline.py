@@ -22,7 +22,7 @@ from allinone.common.processes import refuse_to_start_again
 from allinone.data.index import dataset_facts
 from allinone.data.prepare.decode_cost import slow_to_decode
 from allinone.data.prepare.existing import RETRY, record_retry
-from allinone.data.prepare.listing import LISTING, PLAN, Counts, open_listing
+from allinone.data.prepare.listing import LISTING, PLAN, Counts, open_listing, read_plan
 from allinone.data.prepare.locks import claim_part
 from allinone.data.prepare.merge import DatasetCounts, merge_fragments, write_facts
 from allinone.data.prepare.options import PrepareOptions, shard_names
@@ -145,7 +145,7 @@ def _prepare(
 
 def _counts(options: PrepareOptions) -> Counts:
     plan = options.out / PLAN
-    return dict(json.loads(plan.read_text())) if plan.exists() else open_listing(options).counts
+    return read_plan(plan) if plan.exists() else open_listing(options).counts
 
 
 def _part_summary(part: tuple[int, int], made: ShardCounts, seconds: float) -> PrepareSummary:
@@ -180,7 +180,16 @@ def _summary(out: Path) -> PrepareSummary:
 
 
 def _require_same_options(options: PrepareOptions) -> None:
-    old = json.loads((options.out / "prepare.json").read_text())
+    path = options.out / "prepare.json"
+    try:
+        old = json.loads(path.read_bytes())
+        if not isinstance(old, dict):
+            raise TypeError("it is not a dictionary")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{path} is damaged ({error}), so that the folder's options are unknown; give another"
+            " --out, or delete the file and the folder's shards/ and parts/"
+        ) from error
     new = json.loads(json.dumps(options.fingerprint()))  # tuples become lists, as in the file
     # "videos" may differ: the media may have been moved, or searched in a wrong folder
     changes = [
@@ -229,7 +238,7 @@ def _is_complete(options: PrepareOptions) -> bool:
         return True
     # one listing instead of a look-up per shard: HowTo100M has 12,000, YT-Temporal 60,000
     tars = {path.name for path in (options.out / "shards").glob("*.tar")}
-    names = shard_names(options, json.loads(plan.read_text()))
+    names = shard_names(options, read_plan(plan))
     return tars.issuperset(f"{name}.tar" for name in names)
 
 

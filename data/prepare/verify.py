@@ -130,7 +130,7 @@ def _check_files(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
 def _check_hashes(folder: Path, facts: dict[str, Any]) -> Iterator[str]:
     """Files of the index must have the bytes that were written."""
     # folders of earlier versions have no hashes
-    wanted = facts.get("hashes") or {}
+    wanted = facts.get("hashes", {})
     if not isinstance(wanted, dict):
         yield "dataset.json: hashes is not an object"
         return

@@ -228,8 +228,6 @@ def _checked(
     Returns:
         The row with clean texts and a unique key.
     """
-    from allinone.data.sources.keys import row_key
-
     captions = tuple(text for text in map(clean_text, row.captions) if has_text(text))
     split, reason, detail = row.split, row.reason, row.detail
     if captions and reason is None and (longest := max(map(len, captions))) > LONGEST_CAPTION:
@@ -247,6 +245,8 @@ def _checked(
     if duplicate and reason is None:
         reason, detail = "duplicate", f"id {name} occurs twice in split {split}"
     if taken:
+        from allinone.data.sources.keys import row_key
+
         name = f"{name}~{number}"  # keys stay unique
         keys.add_renamed(row_key(split, name))
     if reason is None and row.narration is None and not captions:

@@ -42,6 +42,7 @@ import torch
 
 from allinone.common.atomic_io import write_atomic
 from allinone.common.formatting import count, finite
+from allinone.common.json_text import parse_json
 from allinone.engine.config import TrainConfig
 from allinone.engine.monitoring.accumulator import IntervalMetrics
 from allinone.engine.monitoring.straggler import slowest, spread
@@ -59,18 +60,16 @@ It is the default of --clip-grad, so that the log shows what clipping would chan
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The rows of a history.jsonl; incomplete and damaged lines are left out.
+    """The rows of a history.jsonl, without lines that a killed run or a bad disk has damaged.
 
     Raises:
-        OSError: The file cannot be read.
+        OSError: The file is missing or cannot be read.
     """
     rows = []
-    for line in path.read_bytes().splitlines():
-        with contextlib.suppress(ValueError, RecursionError):
-            row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
-    return rows
+    for line in path.read_bytes().split(b"\n"):
+        with contextlib.suppress(ValueError):
+            rows.append(parse_json(line))
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
 
 
 class HistoryWriter:

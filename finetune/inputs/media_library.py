@@ -341,13 +341,15 @@ def _append(store: Path, lines: list[str]) -> None:
 def _read_store(folder: Path) -> dict[str, MediaFile]:
     known: dict[str, MediaFile] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().split(b"\n"):
             try:
                 key, content = json.loads(line)
                 # earlier versions remembered a file that could not be read, for ever
                 if content["reason"].partition(":")[0] not in NOT_OF_CONTENT:
                     known[key] = _from_json(content)
-            except (ValueError, TypeError, KeyError):  # a line that a killed run cut off
+            except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
+                continue  # a line that a killed run cut off
+            except RecursionError:
                 continue
     return known
 

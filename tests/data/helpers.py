@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from allinone.common.paths import ROOT
 from allinone.data.index import Index
 from allinone.data.prepare.pipeline import PrepareOptions, PrepareSummary, prepare
+from allinone.data.sources import SourceRow
+from allinone.data.sources.plain_rows import PlainRows
 from tests.data.media import write_image, write_video
 
 DEMO = ROOT / "data" / "demo"
@@ -42,6 +45,17 @@ def contents(out: Path) -> dict[str, bytes]:
         if path.is_file() and path.name not in ("prepare.json", "dataset.json")
     ]
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in paths}
+
+
+def unpacked(blocks: Iterable[SourceRow | PlainRows]) -> list[SourceRow]:
+    """The rows of a source that is read in blocks, one by one."""
+    rows: list[SourceRow] = []
+    for block in blocks:
+        if isinstance(block, SourceRow):
+            rows.append(block)
+        else:
+            rows += [block.others.get(k) or block.row(k) for k in range(len(block))]
+    return rows
 
 
 def howto(folder: Path) -> Path:

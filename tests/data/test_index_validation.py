@@ -27,6 +27,7 @@ from allinone.data.index import (
     write_mapped,
 )
 from allinone.data.loading.loader import ClipSource
+from allinone.data.prepare.verify import check
 from allinone.tools import check_data
 from tests.data.helpers import howto, prepare_small_demo, prepare_source
 
@@ -234,3 +235,12 @@ def test_folders_of_earlier_versions_have_no_hashes(out: Path) -> None:
     (out / "dataset.json").write_text(json.dumps(facts))
     assert len(Index(out, "train")) == 40
     assert check_data.main([str(out), "--decodes", "0", "--quick", "--samples", "1"]) == 0
+
+
+@pytest.mark.parametrize("hashes", [7, "x", [], None, True, ["index.arrow"], {"index.arrow": 7}])
+def test_hashes_of_another_type_are_damage(out: Path, hashes: object) -> None:
+    facts = json.loads((out / "dataset.json").read_text())
+    (out / "dataset.json").write_text(json.dumps({**facts, "hashes": hashes}))
+    problems = check(out, hashes=False, decodes=0, seed=0, workers=1)
+    assert problems
+    assert all("dataset.json" in problem or "hash" in problem for problem in problems)

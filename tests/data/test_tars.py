@@ -10,6 +10,7 @@ import pytest
 
 from allinone.data.prepare.probe import Limits, ProbeError
 from allinone.data.prepare.worker import ClipTask, examine
+from allinone.data.sources import ReadOptions, read
 from tests.data.helpers import DEMO, prepare_source
 from tests.data.media import write_video
 
@@ -72,3 +73,34 @@ def test_a_stored_file_shorter_than_listed_is_truncated(tmp_path: Path) -> None:
     with pytest.raises(ProbeError, match="ends after") as error:
         examine(ClipTask((video,), 0, size + 188, "ts"), Limits())
     assert error.value.reason == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [
+        (tarfile.SYMTYPE, "/etc/passwd"),
+        (tarfile.SYMTYPE, "000.mp4"),
+        (tarfile.LNKTYPE, "../../etc/passwd"),
+        (tarfile.CHRTYPE, ""),
+        (tarfile.BLKTYPE, ""),
+        (tarfile.FIFOTYPE, ""),
+        (tarfile.DIRTYPE, ""),
+    ],
+)
+def test_links_and_devices_in_a_tar_are_not_followed(
+    tmp_path: Path, kind: bytes, target: str
+) -> None:
+    path = _tar(tmp_path / "0.tar", 1)
+    with tarfile.open(path, "a") as archive:
+        for name in ("001.mp4", "002.txt"):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+        for name, content in (("001.txt", b"a dog"), ("002.mp4", b"video")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    rows = {row.id.rpartition("/")[2]: row for row in read(path, "webdataset", ReadOptions())}
+    assert rows["000"].captions == ("caption 0",)
+    assert (rows["001"].reason, rows["001"].captions) == ("missing", ())
+    assert (rows["002"].reason, rows["002"].captions) == ("no_caption", ())

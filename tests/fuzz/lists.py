@@ -15,8 +15,8 @@ from pathlib import Path
 from allinone.data.prepare.listing import _batch, _rows
 from allinone.data.prepare.probe import ProbeError
 from allinone.data.prepare.worker import _lines
-from allinone.data.sources import ReadOptions, excluded_ids, read
-from tests.data.helpers import howto, karpathy, record
+from allinone.data.sources import ReadOptions, excluded_ids, read, read_blocks
+from tests.data.helpers import howto, karpathy, record, unpacked
 from tests.data.media import write_image
 from tests.fuzz.runner import Fuzzer, main
 
@@ -103,6 +103,7 @@ def check(folder: Path, path: Path, content: bytes, number: int) -> str:
         source = folder / "howto100m"
     try:
         rows = list(read(source, name, ReadOptions()))
+        assert unpacked(read_blocks(source, name, ReadOptions())) == rows
         if rows:
             assert _rows(_batch("train-00000", rows)) == rows
         for row in rows:

@@ -1,21 +1,19 @@
 """No file of an export or a cache makes a reader run what a pickle in it names.
 
-Those of checkpoints: tests/engine/checkpoint/test_programs.py.
+Those of checkpoints: tests/engine/checkpoint/test_programs.py. Those of prepared folders:
+tests/data/test_canaries.py. Those of probes and indexes of videos: test_canaries.py beside their
+other tests.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import pickle
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from allinone.data.config import ClipConfig
 from allinone.data.processor import AllInOneProcessor
@@ -24,34 +22,14 @@ from allinone.finetune.task_model.source import read_source_checkpoint
 from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.model.weights_file import read_weights
 from allinone.tools.inspection.checkpoints import load_checkpoint
-
-
-class Canary:
-    """Creates a folder where it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.folder),)
-
-
-def _plain(path: Path, canary: Canary) -> None:
-    path.write_bytes(pickle.dumps(canary))
-
-
-def _zip(path: Path, canary: Canary) -> None:
-    torch.save({"state_dict": {"x": torch.zeros(1)}, "note": canary}, path)
-
-
-def _legacy(path: Path, canary: Canary) -> None:
-    torch.save({"note": canary}, path, _use_new_zipfile_serialization=False)
-
-
-def _numpy(path: Path, canary: Canary) -> None:
-    with path.open("wb") as file:
-        np.savez(file, content=np.array([canary], dtype=object))
-
+from tests.canary import (
+    HARMS,
+    Canary,
+    as_pickle,
+    as_torch_legacy,
+    as_torch_zip,
+    assert_the_canary_works,
+)
 
 READERS: list[Callable[[Path], object]] = [
     lambda folder: AllInOneForPreTraining.from_pretrained(folder),
@@ -93,7 +71,7 @@ def _assert_nothing_runs(path: Path, canary: Path) -> None:
         assert not canary.exists(), path
 
 
-@pytest.mark.parametrize("harm", [_plain, _zip, _legacy])
+@pytest.mark.parametrize("harm", [as_pickle, as_torch_zip, as_torch_legacy])
 def test_no_file_of_an_export_runs(
     export: Path, tmp_path: Path, harm: Callable[[Path, Canary], None]
 ) -> None:
@@ -109,11 +87,10 @@ def test_no_file_of_an_export_runs(
         if name in PLANTED:  # and without the good weights, so that it is chosen
             (folder / "model.safetensors").unlink()
             _assert_nothing_runs(folder, canary)
-    pickle.loads(pickle.dumps(Canary(canary)))
-    assert canary.exists(), "the canary does not work"
+    assert_the_canary_works(canary)
 
 
-@pytest.mark.parametrize("harm", [_plain, _zip, _numpy])
+@pytest.mark.parametrize("harm", HARMS)
 def test_no_cached_result_runs(tmp_path: Path, harm: Callable[[Path, Canary], None]) -> None:
     cache, canary = Cache(tmp_path / "cache", "scope"), tmp_path / "canary"
     path = cache._path("content")
@@ -121,3 +98,16 @@ def test_no_cached_result_runs(tmp_path: Path, harm: Callable[[Path, Canary], No
     harm(path, Canary(canary))
     assert cache.get("content") is None
     assert not canary.exists()
+
+
+def test_no_python_file_that_a_config_names_runs(export: Path, tmp_path: Path) -> None:
+    """auto_map is for those who ask for remote code."""
+    canary, folder = tmp_path / "canary", tmp_path / "export"
+    shutil.copytree(export, folder)
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(canary)!r})\n")
+    names = ("AutoConfig", "AutoModel", "AutoProcessor", "AutoTokenizer", "AutoModelForPreTraining")
+    auto_map = dict.fromkeys(names, "evil.Evil") | {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+    for path in folder.glob("*.json"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "auto_map": auto_map}))
+    _assert_nothing_runs(folder, canary)

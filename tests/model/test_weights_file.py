@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -127,3 +128,35 @@ def test_a_hub_id_without_a_network_says_what_to_do() -> None:
         locate("owner/name")
     with pytest.raises(WeightsError, match=r"\./typo\.pth does not exist"):
         locate("./typo.pth")
+
+
+def _safetensors(header: bytes, length: int | None = None, data: bytes = bytes(16)) -> bytes:
+    return (len(header) if length is None else length).to_bytes(8, "little") + header + data
+
+
+def _entry(**changes: object) -> bytes:
+    facts = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} | changes
+    return json.dumps({"w": facts}).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _safetensors(_entry(), length=2**63),
+        _safetensors(_entry(), length=2**40),
+        _safetensors(_entry(data_offsets=[0, 2**40])),
+        _safetensors(_entry(data_offsets=[8, 0])),
+        _safetensors(_entry(data_offsets=[-16, 0])),
+        _safetensors(_entry(shape=[2**62, 2**62])),
+        _safetensors(_entry(shape=[-4])),
+        _safetensors(_entry(dtype="PICKLE")),
+        _safetensors(b'{"w":' * 2000),
+        _safetensors(b"[" * 100_000),
+        _safetensors(b"\xff\xfe"),
+        _safetensors(_entry(), data=b""),
+    ],
+)
+def test_hostile_safetensors_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = write(tmp_path / "model.safetensors", content)
+    with pytest.raises(WeightsError, match="safetensors"):
+        read_weights(path)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from allinone.common.formatting import shortened
 from allinone.tools.inspection.figure import PictureGrid, text_style
 from allinone.tools.reporting.pretrain_figures import (
     MaskedWord,
@@ -24,6 +25,9 @@ CAPTIONS = [
     "$$$$",
     r"\$",
     "日本 $x^",
+    "word " * 26_000,
+    "x" * 131_000,
+    "\x1b]0;x\x07 \u202e <b>",
 ]
 
 
@@ -37,6 +41,6 @@ def test_no_caption_breaks_a_figure(tmp_path: Path, caption: str) -> None:
     plot_masked_words([word], tmp_path / "b.png")
     grid = PictureGrid(1, 1, 64, left=200)
     grid.show(0, 0, Image.new("RGB", (64, 64)), caption)
-    grid.left[0].text(0, 1, caption, **text_style(12))
+    grid.left[0].text(0, 1, shortened(caption), **text_style(12))
     assert grid.image().width > 64
     assert all(Image.open(tmp_path / name).width > 200 for name in ("a.png", "b.png"))

@@ -14,6 +14,7 @@ import pytest
 from markdown import markdown
 from PIL import Image
 
+from allinone.common.formatting import BIDIRECTIONAL, CONTROL
 from allinone.common.html import render
 from allinone.finetune.evaluation.results import (
     EvaluationResult,
@@ -29,6 +30,7 @@ from tests.tools.test_report import write
 HOSTILE = (
     "\"'><script>alert(1)</script><img src=x onerror=alert(1)></td></pre>"
     "[x](javascript:alert(1)) | **b** {{ 7*7 }} <b onclick=alert(1)>"
+    " $\\frac{$ \x1b]0;title\x07 \x9b31m \u202egnp.exe\u2066"
 )
 FIELDS = {part.name for part in dataclasses.fields(EvaluationResult)}
 TEXTS = sorted(n for n, kind in get_type_hints(EvaluationResult).items() if kind is str)
@@ -58,6 +60,8 @@ class Markup(HTMLParser):
 def assert_harmless(page: str) -> None:
     markup = Markup(page)
     assert not markup.dangerous
+    assert not CONTROL.search(page)
+    assert not BIDIRECTIONAL.search(page)
     assert "<script>alert(1)</script>" in markup.text  # it is shown as text
 
 

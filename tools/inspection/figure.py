@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from allinone.common.atomic_io import write_atomic
 from allinone.common.errors import InputError
+from allinone.common.formatting import shortened
 from allinone.common.html import data_uri, render
 from allinone.data.loading.contact_sheet import font
 
@@ -149,7 +150,7 @@ class PictureGrid:
         """
         axes = self._pictures[row, column]
         axes.imshow(np.asarray(picture), aspect="auto", interpolation="none")
-        axes.set_title(title, loc="left", pad=4, **(style or text_style(SMALL)))
+        axes.set_title(shortened(title), loc="left", pad=4, **(style or text_style(SMALL)))
 
     def image(self) -> Image.Image:
         """The grid as one picture."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from allinone.engine.monitoring.history import HISTORY
+from allinone.common.formatting import printable
+from allinone.common.html import markdown_text
+from allinone.engine.monitoring.history import HISTORY, read_history
 from allinone.finetune.evaluation.results import EvaluationResult, ResultError, Score, read_results
 from allinone.finetune.task_model.source import SourceCheckpoint, size_name
 from allinone.model import AllInOneConfig
@@ -44,7 +46,9 @@ def model_card(
         source: The weights, and the options of the run that trained them.
         run: The run's folder, with its results; None if it is not known.
     """
-    model = (config.architectures or ["AllInOneForPreTraining"])[0]
+    model = str((config.architectures or [""])[0])
+    if not re.fullmatch(r"[A-Za-z]\w*", model, re.ASCII):
+        model = "AllInOneForPreTraining"
     results = _results(run)
     parts = [
         _metadata(model),
@@ -91,7 +95,7 @@ def _usage(name: str, model: str, config: AllInOneConfig) -> str:
         "AllInOneForMultipleChoice": "AutoModelForMultipleChoice",
         "AllInOneForRetrieval": "AutoModelForZeroShotImageClassification",
     }.get(model, "AutoModelForPreTraining")
-    text = json.dumps(config.task.get("prompt", "a text"), ensure_ascii=False)
+    text = printable(json.dumps(config.task.get("prompt", "a text"), ensure_ascii=False))
     call = "model(**inputs)"
     if model == "AllInOneForMultipleChoice":
         text = '["one text", "another"]'
@@ -149,7 +153,7 @@ def _scores(results: list[EvaluationResult], run: Path | None) -> str:
         for result in results:
             items = f"{result.name}, {result.items:,} items"
             lines += [
-                f"| {_plain(items)} | {_plain(name)} | {score.value:.2f} {score.unit} |"
+                f"| {_plain(items)} | {_plain(name)} | {score.value:.2f} {_plain(score.unit)} |"
                 f" {_interval(score)} |"
                 for name, score in result.scores.items()
             ]
@@ -160,7 +164,8 @@ def _scores(results: list[EvaluationResult], run: Path | None) -> str:
     if last is None:
         return "No evaluation is recorded."
     lines = [
-        f"The evaluation of step {last['step']} during training; no intervals were computed.",
+        f"The evaluation of step {_plain(last.get('step'))} during training; no intervals were"
+        " computed.",
         "",
     ]
     lines += ["| score | value |", "| --- | --- |"]
@@ -174,11 +179,10 @@ def _scores(results: list[EvaluationResult], run: Path | None) -> str:
 
 def _last_evaluation(run: Path | None) -> dict[str, Any] | None:
     try:
-        lines = (run / HISTORY).read_text(encoding="utf-8").splitlines() if run else []
-        rows = [json.loads(line) for line in lines if '"evaluation"' in line]
-    except (OSError, ValueError):
+        rows = read_history(run / HISTORY) if run else []
+    except OSError:
         return None
-    return rows[-1] if rows else None
+    return next((row for row in reversed(rows) if isinstance(row.get("evaluation"), dict)), None)
 
 
 def _interval(score: Score) -> str:
@@ -210,7 +214,4 @@ def _limits(config: AllInOneConfig, results: list[EvaluationResult]) -> str:
 
 def _plain(value: Any) -> str:
     """A value inside Markdown: one line, without HTML and without cells of a table."""
-    text = html.escape(" ".join(str(value).split()), quote=False)
-    for mark in "\\`*[]|":
-        text = text.replace(mark, f"\\{mark}")
-    return text
+    return markdown_text(str(value))

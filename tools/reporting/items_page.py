@@ -86,6 +86,10 @@ def write_items_page(file: Path, result: EvaluationResult) -> Path:
         views = [_view(row, used, pictures) for row in chosen]
     except (AllInOneError, OSError) as error:
         raise InputError(f"no page of items for {file}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, StopIteration) as error:
+        raise InputError(
+            f"no page of items for {file}: its predictions are damaged ({error!r})"
+        ) from error
     page = file.with_suffix(".html")
     html = render(
         "tools/reporting/templates/items.html.j2",

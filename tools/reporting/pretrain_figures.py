@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from allinone.common.atomic_io import atomic_path
-from allinone.common.formatting import percent_text
+from allinone.common.formatting import percent_text, shortened
 from allinone.common.html import BORDER, CORRECT, GRID, INK, MUTED
 from allinone.pretrain.objectives import registry
 
@@ -294,7 +294,7 @@ def plot_retrieval_examples(examples: Sequence[RetrievalExample], target: Path) 
             style = {"fontsize": 9, "color": colour, "fontweight": weight, "linespacing": 1.1}
             place = axes.transAxes
             axes.text(0, -0.06, "\n".join(lines), va="top", transform=place, **style)
-        title = f"“{example.caption}”: correct clip at rank {example.rank}"
+        title = f"“{shortened(example.caption)}”: correct clip at rank {example.rank}"
         row[0].set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK)
     _save(figure, target, dpi=100)
 
@@ -312,7 +312,9 @@ def plot_masked_words(examples: Sequence[MaskedWord], target: Path) -> None:
         left.imshow(clip_image(example.frames))
         left.set_anchor("W")
         left.axis("off")
-        sentence = f"{example.before} [____] {example.after}".strip()
+        # the nearest words on both sides
+        before, after = shortened(example.before[::-1])[::-1], shortened(example.after)
+        sentence = f"{before} [____] {after}".strip()
         left.set_title(sentence, loc="left", fontsize=10, fontweight="bold", color=INK)
         _plot_guesses(right, example)
     _save(figure, target, dpi=100)
@@ -321,7 +323,7 @@ def plot_masked_words(examples: Sequence[MaskedWord], target: Path) -> None:
 def _plot_guesses(axes: Axes, example: MaskedWord) -> None:
     """Bars on a pale track, so that a bar of nearly 0 % also shows where it is."""
     axes.axis("off")
-    title = f"masked: {example.truth}, rank {example.rank:,}"
+    title = f"masked: {shortened(example.truth)}, rank {example.rank:,}"
     axes.set_title(title, loc="left", fontsize=9, color=MUTED)
     plot = axes.inset_axes((0.36, 0, 0.5, 1))
     plot.axis("off")

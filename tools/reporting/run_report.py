@@ -14,6 +14,7 @@ import torch
 from allinone.common.command_line.config_file import config_from_file
 from allinone.common.errors import InputError
 from allinone.common.formatting import duration
+from allinone.common.json_text import parse_json
 from allinone.common.options import flatten
 from allinone.data import EvalSet
 from allinone.data.config import DatasetSpec
@@ -49,7 +50,7 @@ class RunEvaluation:
 def is_pretraining_run(path: Path) -> bool:
     """Whether a folder holds a pre-training run."""
     try:
-        record = json.loads((path / RUN).read_bytes())
+        record = parse_json((path / RUN).read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(record, dict) and "objective" in record

@@ -20,6 +20,7 @@ from PIL import Image
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from allinone.common.errors import AllInOneError
+from allinone.common.formatting import one_line
 from allinone.tools.inspection.cloze_figure import cloze_figure, predict_masks
 from allinone.tools.inspection.predictor import RANK, as_text
 from allinone.tools.video_index.search import Hit, Searcher
@@ -119,7 +120,7 @@ class Page:
 
     def _label(self, number: int, hit: Hit) -> str:
         which = f"{chr(ord('A') + number)} " if len(self.searchers) > 1 else ""
-        return f"{which}{hit.rank}. {hit.clip.path} at {hit.clip.start_s:.0f} s"
+        return f"{which}{hit.rank}. {one_line(hit.clip.path)} at {hit.clip.start_s:.0f} s"
 
     def _column(self, number: int, searcher: Searcher, hits: Sequence[Hit]) -> str:
         title = ""
@@ -155,7 +156,7 @@ def _card(number: int, hit: Hit) -> str:
         match = f" · {what} {hit.match_text}"
     note = f"<br><i>{escape(hit.note)}</i>" if hit.note else ""
     return (
-        f"<div class='hit'>{shown}<b>{hit.rank}. {escape(clip.path)}</b><br>"
+        f"<div class='hit'>{shown}<b>{hit.rank}. {escape(one_line(clip.path))}</b><br>"
         f"{span}similarity {hit.score:.3f}{match}{note}</div>"
     )
 

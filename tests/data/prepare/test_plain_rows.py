@@ -17,6 +17,7 @@ from allinone.data.prepare.options import PrepareOptions, blocks_of, rows_of
 from allinone.data.sources import ReadOptions, SourceRow, plain_csv, read, read_blocks
 from allinone.data.sources.plain_rows import PLAIN_TEXT, PlainRows
 from allinone.data.sources.schema import clean_text, has_text
+from tests.data.helpers import unpacked
 
 HEADER = "videoid,contentUrl,duration,page_dir,name"
 IDS = [
@@ -153,13 +154,7 @@ def test_blocks_hold_the_rows_of_row_by_row(
 def rows_both_ways(source: Path) -> list[SourceRow]:
     """The rows of a list, which are the same in blocks."""
     found = list(read(source, "webvid", ReadOptions()))
-    again: list[SourceRow] = []
-    for block in read_blocks(source, "webvid", ReadOptions()):
-        if isinstance(block, SourceRow):
-            again.append(block)
-        else:
-            again += [block.others.get(k) or block.row(k) for k in range(len(block))]
-    assert found == again
+    assert unpacked(read_blocks(source, "webvid", ReadOptions())) == found
     return found
 
 
