@@ -27,9 +27,12 @@ class Losses:
 
 def mean_metric(values: Tensor) -> Tensor:
     """(sum, count) of per-item values, float32 [2], detached."""
-    values = values.detach().float()
-    # new_full fills on the device; new_tensor would copy from the host and wait for the device
-    return torch.stack([values.sum(), values.new_full((), float(values.numel()))])
+    values = values.detach().flatten()
+    # filled on the device: a copy from the host would wait for it. Two operations per metric, of
+    # which the second one also converts and writes its result in place
+    metric = torch.full((2,), float(len(values)), dtype=torch.float32, device=values.device)
+    torch.sum(values, 0, dtype=torch.float32, out=metric[0])
+    return metric
 
 
 class ObjectiveFn(Protocol):

@@ -5,6 +5,7 @@ Values on the device stay tensors until `MetricAccumulator.collect`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,9 +101,9 @@ class MetricAccumulator:
         """The newest micro-batch of this rank."""
         self.records: dict[int, list[MicroBatchRecord]] = {}
         """Step → this rank's micro-batches, for the interval that was collected last."""
-        self._sums: dict[tuple[str, ...], Tensor] = {}
-        """Names of metrics → (sum, count) of each, float32 [n, 2]. Steps of video and of images
-        have different names."""
+        self._metrics: dict[tuple[str, ...], list[Tensor]] = {}
+        """Names of metrics → (sum, count) of each, float32 [n, 2], of every micro-batch. Those of
+        videos and of images have different names."""
         self._micro_batches: list[MicroBatchRecord] = []
         self._steps: list[_Step] = []
 
@@ -135,13 +136,9 @@ class MetricAccumulator:
             )
         )
         if metrics:
-            # all metrics as one tensor [n, 2]: 5 small operations, not 9 per metric
-            names, values = tuple(metrics), torch.stack(list(metrics.values()))
-            # 0 x inf and 0 x nan are nan. A Python condition would wait for the device in each step
-            finite = (values * 0).sum(1, keepdim=True) == 0
-            usable = torch.where(finite, values, 0.0)
-            earlier = self._sums.get(names)
-            self._sums[names] = usable if earlier is None else earlier + usable
+            # one operation; they are added on the host, at the end of the interval
+            values = torch.stack(list(metrics.values()))
+            self._metrics.setdefault(tuple(metrics), []).append(values)
 
     def end_step(self, step: int, skipped: Tensor, norm: Tensor) -> None:
         """End an optimizer step, which used all micro-batches since the previous one.
@@ -179,11 +176,7 @@ class MetricAccumulator:
             for step, skip in zip(steps, skips, strict=True)
             if skip
         }
-        sums: dict[str, list[float]] = {}
-        for names, values in self._sums.items():
-            for name, value in zip(names, values.double().tolist(), strict=True):
-                before = sums.get(name, [0.0, 0.0])
-                sums[name] = [before[0] + value[0], before[1] + value[1]]
+        sums = self._sums()
         mine: dict[str, Any] = {
             "sums": sums,
             "named": named,
@@ -217,8 +210,20 @@ class MetricAccumulator:
         )
         # tensors of a single interval are kept, for the replay of its steps; older ones are freed
         self.records = {step.number: step.micro_batches for step in steps}
-        self._sums, self._steps, self.waited_s = {}, [], 0.0
+        self._metrics, self._steps, self.waited_s = {}, [], 0.0
         return interval
+
+    def _sums(self) -> dict[str, list[float]]:
+        """Name → (sum, count) of the interval; waits for the device."""
+        sums: dict[str, list[float]] = {}
+        for names, values in self._metrics.items():
+            for row in torch.stack(values).tolist():
+                for name, value in zip(names, row, strict=True):
+                    total = sums.setdefault(name, [0.0, 0.0])
+                    if all(map(math.isfinite, value)):
+                        total[0] += value[0]
+                        total[1] += value[1]
+        return sums
 
 
 def _means(names: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:

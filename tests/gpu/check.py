@@ -33,8 +33,8 @@ from tests.gpu.stage import Settings, StageSpec
 STAGES = (
     StageSpec("device", "(a) device and ceilings", "tests.gpu.device", 20, 20),
     StageSpec("numerics", "(b) numerics", "tests.gpu.numerics", 65, 40),
-    StageSpec("sync", "(c) waits of the host", "tests.gpu.sync", 30, 25),
-    StageSpec("speed", "(d) speed and memory", "tests.gpu.speed", 125, 70),
+    StageSpec("sync", "(c) waits of the host", "tests.gpu.sync", 65, 45),
+    StageSpec("speed", "(d) speed and memory", "tests.gpu.speed", 90, 70),
     StageSpec("parallel", "(d) several GPUs", "tests.gpu.parallel", 60, 40, ranks=True),
     StageSpec("dali", "(e) DALI and the loader", "tests.gpu.dali", 150, 60),
     StageSpec("resume", "(f) stop and resume", "tests.gpu.resume", 120, 100),

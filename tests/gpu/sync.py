@@ -16,12 +16,15 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from allinone.common.paths import ROOT
 from allinone.engine.callbacks.base import Callback, Due
 from allinone.engine.trainer import Trainer
+from allinone.model.all_in_one import AllInOnePreTrainedModel
 from tests.benchmarks.train_step import StepOptions, make_trainer
 from tests.gpu.stage import CheckFn, Found, Settings, Skip
 
@@ -46,6 +49,8 @@ def checks(settings: Settings) -> dict[str, CheckFn]:
         "operators that wait": lambda: operators(settings),
         "waits for streams, events and the device": lambda: explicit_waits(settings),
         "torch's sync debug mode": lambda: debug_mode(settings),
+        "operators that wait, compiled": lambda: compiled_operators(settings),
+        "explicit waits and sync debug mode, compiled": lambda: compiled_step(settings),
     }
 
 
@@ -143,15 +148,28 @@ class Watch(Callback):
         self._stack.close()
 
 
-def _train(settings: Settings, enter: Callable[[], Any], name: str) -> None:
+def _train(
+    settings: Settings, enter: Callable[[], Any], name: str, size: str = "", compiled: bool = False
+) -> None:
+    """Train, with a context around the steps between two logging steps.
+
+    Args:
+        settings: Micro-batch and device.
+        enter: Makes the context.
+        name: Folder of the run.
+        size: Of the model; default: all sizes run the same operators, and a small one starts
+            sooner.
+        compiled: With compiled blocks.
+    """
     options = StepOptions(
-        # all sizes run the same operators, and a small one starts sooner
-        size="tiny" if settings.on_gpu else settings.size,
+        size=size or ("tiny" if settings.on_gpu else settings.size),
         micro_batch=settings.micro_batch,
         steps=LOG_EVERY + WATCHED + 1,
         log_every=LOG_EVERY,
         ds_config="zero1_bf16",
-        wpa=0.1,
+        # compiled, the graphs are those of the speed stage, which finds them in torch's cache
+        wpa=0.0 if compiled else 0.1,
+        compile=compiled,
         device=settings.device,
     )
     run = make_trainer(options, settings.folder / name, options.steps)
@@ -180,6 +198,13 @@ def explicit_waits(settings: Settings) -> Found:
     if not settings.on_gpu:
         raise Skip("a CPU has no streams and events")
     counts: Counter[str] = Counter()
+    _train(settings, lambda: counting_waits(counts), "explicit")
+    return _counted(counts, "explicit waits")
+
+
+@contextlib.contextmanager
+def counting_waits(counts: Counter[str]) -> Iterator[None]:
+    """Count waits for streams, events and the device by caller."""
 
     def counting(owner: Any, name: str) -> Any:
         original = getattr(owner, name)
@@ -190,32 +215,33 @@ def explicit_waits(settings: Settings) -> Found:
 
         return mock.patch.object(owner, name, counted)
 
-    @contextlib.contextmanager
-    def watched() -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for owner in (torch.cuda, torch.cuda.Stream, torch.cuda.Event):
-                stack.enter_context(counting(owner, "synchronize"))
-            yield
+    with contextlib.ExitStack() as stack:
+        for owner in (torch.cuda, torch.cuda.Stream, torch.cuda.Event):
+            stack.enter_context(counting(owner, "synchronize"))
+        yield
 
-    _train(settings, watched, "explicit")
-    return _counted(counts, "explicit waits")
+
+@contextlib.contextmanager
+def strict() -> Iterator[None]:
+    """Any wait that torch knows is an error."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def debug_mode(settings: Settings) -> Found:
     """Train the steps in which any wait that torch knows is an error."""
     if not settings.on_gpu:
         raise Skip("torch.cuda.set_sync_debug_mode needs CUDA")
+    return _strictly(lambda: _train(settings, strict, "debug-mode"))
 
-    @contextlib.contextmanager
-    def strict() -> Iterator[None]:
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
+def _strictly(train: Callable[[], None]) -> Found:
+    """What training in torch's strict mode found."""
     try:
-        _train(settings, strict, "debug-mode")
+        train()
     except RuntimeError as error:
         if "synchronizing CUDA operation" not in str(error):
             raise
@@ -225,3 +251,82 @@ def debug_mode(settings: Settings) -> Found:
         where = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "unknown"
         return Found(f"the host waits at {where}: {own[-1].line if own else ''}", problem=True)
     return Found(f"{WATCHED} steps without a wait")
+
+
+class GraphScan:
+    """A compiler that looks for operators that wait in every graph, and then runs it as it is."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.graphs = self.operators = self.runs = 0
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Let the model's blocks be compiled by this."""
+        original = AllInOnePreTrainedModel.compile_blocks
+        backend = aot_autograd(fw_compiler=self._compile, bw_compiler=self._compile)
+
+        def compile_blocks(model: AllInOnePreTrainedModel, **options: Any) -> None:
+            original(model, **{**options, "backend": backend})
+
+        with mock.patch.object(AllInOnePreTrainedModel, "compile_blocks", compile_blocks):
+            yield
+
+    def _compile(self, graph: fx.GraphModule, inputs: Any) -> Any:
+        self.graphs += 1
+        for node in graph.graph.nodes:
+            if node.op == "call_function":
+                self.operators += 1
+                packet, _, overload = str(node.target).removeprefix("aten.").partition(".")
+                for name in (packet, f"{packet}.{overload}"):
+                    if name in WAITING:
+                        self.counts[f"{WAITING[name]} in a graph"] += 1
+
+        def run(*args: Any) -> Any:
+            self.runs += 1
+            return graph(*args)
+
+        return make_boxed_func(run)
+
+
+def compiled_operators(settings: Settings) -> Found:
+    """Look for operators that wait in the graphs of the compiled blocks.
+
+    A dispatch mode does not see them: torch runs no graph inside of one.
+    """
+    scan, runs = GraphScan(), 0
+
+    @contextlib.contextmanager
+    def watched() -> Iterator[None]:
+        nonlocal runs
+        before = scan.runs
+        yield
+        runs = scan.runs - before
+
+    torch._dynamo.reset()
+    with scan.compiling():
+        _train(settings, watched, "graphs", compiled=True)
+    torch._dynamo.reset()
+    found = _counted(scan.counts, "operators that wait")
+    text = f"{scan.graphs} graphs of {scan.operators} operators: {found.summary}"
+    values = {**found.values, "graphs": scan.graphs, "runs_per_step": runs / WATCHED}
+    return Found(text, values, problem=found.problem or not runs)
+
+
+def compiled_step(settings: Settings) -> Found:
+    """Train the compiled step as `debug_mode` does, and count as `explicit_waits` does."""
+    if not settings.on_gpu:
+        raise Skip("a CPU has no streams and events, and no sync debug mode")
+    if not settings.compile:
+        raise Skip("--compile is off")
+    counts: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def both() -> Iterator[None]:
+        with counting_waits(counts), strict():
+            yield
+
+    found = _strictly(lambda: _train(settings, both, "compiled", size=settings.size, compiled=True))
+    if found.problem:
+        return found
+    return _counted(counts, "explicit waits")

@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from allinone.tools import report as report_command
 from allinone.tools.reporting import gpu_report
 from tests.benchmarks.step_trace import covered, kind_of
 from tests.gpu.check import STAGES, CheckOptions, run
 from tests.gpu.stage import StageSpec
+from tests.gpu.sync import GraphScan
 
 pytestmark = pytest.mark.slow
 FAULTY = StageSpec("faulty", "faulty", "tests.gpu.faulty", 60, 5)
@@ -47,11 +50,23 @@ def test_every_stage_runs_on_a_cpu_and_faults_stay_in_theirs(tmp_path: Path) -> 
         assert all(check.summary for check in stage.checks)
     speed = next(check for check in stages["speed"].checks if check.name == "eager")
     assert speed.values["trace"]["kinds"].keys() >= {"GEMM", "attention", "memory-bound"}
+    graphs = next(c for c in stages["sync"].checks if c.name == "operators that wait, compiled")
+    # four blocks, forward and backward
+    assert graphs.values["runs_per_step"] == 2 * 4
     assert report.versions["torch"]
     page = (tmp_path / "out" / gpu_report.PAGE).read_text()
     assert "&lt;b&gt;1 &amp; 2" in page
     assert "<b>1" not in page
     assert not (tmp_path / "out" / "work").exists()
+
+
+def test_a_wait_in_a_compiled_graph_is_counted() -> None:
+    scan, x = GraphScan(), torch.ones(3)
+    graph = make_fx(lambda x: torch.nonzero(x * 2))(x)
+    run = scan._compile(graph, (x,))
+    assert scan.counts == {"nonzero() in a graph": 1}
+    assert run([x]).shape == (3, 1)
+    assert scan.runs == 1
 
 
 def gpu(name: str, summary: str) -> gpu_report.GpuReport:

@@ -46,7 +46,7 @@ class WrittenBytes(TorchDispatchMode):
             if isinstance(leaf, Tensor) and _storage(leaf) not in given
         ]
         self.bytes += sum(leaf.numel() * leaf.element_size() for leaf in new)
-        self.operations += bool(new)
+        self.operations += bool(new) or "out" in (kwargs or {})
         return result
 
 
