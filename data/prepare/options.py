@@ -209,8 +209,7 @@ class PrepareOptions:
 
 def rows_of(options: PrepareOptions) -> Iterator[SourceRow]:
     """All rows that the source lists; `options` are resolved."""
-    exclude = excluded_ids(options.exclude, options.source, options.format)
-    given = ReadOptions(options.videos, options.names, exclude, options.caption_fields)
+    given = _read_options(options)
     if not options.val_share:
         return read(options.source, options.format, given)
     return _with_val(options, given)
@@ -220,9 +219,12 @@ def blocks_of(options: PrepareOptions) -> Iterator[SourceRow | PlainRows]:
     """The rows of `rows_of`, in blocks where the format can be read so."""
     if options.val_share:
         return rows_of(options)
+    return read_blocks(options.source, options.format, _read_options(options))
+
+
+def _read_options(options: PrepareOptions) -> ReadOptions:
     exclude = excluded_ids(options.exclude, options.source, options.format)
-    given = ReadOptions(options.videos, options.names, exclude)
-    return read_blocks(options.source, options.format, given)
+    return ReadOptions(options.videos, options.names, exclude, options.caption_fields)
 
 
 def _with_val(options: PrepareOptions, given: ReadOptions) -> Iterator[SourceRow]:
