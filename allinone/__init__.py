@@ -7,6 +7,7 @@ from allinone.common.activation import explain_missing_packages
 
 __all__ = [
     "AllInOneConfig",
+    "AllInOneForCaptioning",
     "AllInOneForMaskedLM",
     "AllInOneForMultipleChoice",
     "AllInOneForPreTraining",

@@ -310,6 +310,9 @@ class CaptionGeneration:
                 "the model is in training mode, whose dropout changes captions: call model.eval()"
                 " first"
             )
+        if model.generation_config.eos_token_id is None:
+            # from_pretrained makes an empty one where the folder has no generation_config.json
+            model.generation_config = self.default_generation()
         if kwargs.keys().isdisjoint({"max_length", "max_new_tokens", "generation_config"}):
             kwargs["max_length"] = model.config.max_text_len
         memory = clip_memory(self.backbone, pixels)

@@ -399,10 +399,6 @@ class AllInOneForCaptioning(CaptionGeneration, _WordModel, GenerationMixin):
 
     kinds = ("words",)
 
-    def __init__(self, config: AllInOneConfig) -> None:
-        super().__init__(config)
-        self.generation_config = self.default_generation()
-
     @classmethod
     def of(cls, backbone: AllInOneModel, mlm_head: MLMHead) -> AllInOneForCaptioning:
         """The captioning model of these parts, in evaluation mode; they are shared, not copied."""

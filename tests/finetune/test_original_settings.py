@@ -31,6 +31,10 @@ ORIGINAL = {
     "flickr30k_retrieval": (1e-4, 256, 10, 1),
 }
 NOT_CONFIGURED = {
+    "msrvtt_caption",
+    "msvd_caption",
+    "vatex_caption",
+    "youcook2_caption",
     "ucf101_linear",
     "egomcq",
     "activitynet_qa",

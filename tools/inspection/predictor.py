@@ -285,10 +285,13 @@ class Predictor:
         best: dict[str, float] = {}
         for score, text in zip(scores, texts, strict=True):
             best.setdefault(text, score)
+        ranked = [(score, text) for text, score in best.items()]
+        if decoding.get("do_sample"):  # samples have no order; beam search has its own
+            ranked.sort(reverse=True)
         return {
             "task": "caption",
             "head": "MLM head, from left to right",
-            "results": _ranked([(score, text) for text, score in best.items()]),
+            "results": _ranked(ranked),
             "notes": notes,
         }
 
