@@ -30,7 +30,7 @@ def test_commands_of_the_inspect_guide_run(
         program, *argv = shlex.split(line, comments=True)
         assert program == "allinone"
         if "--help" in argv:
-            with pytest.raises(SystemExit, match="^0$"):
+            with pytest.raises(SystemExit, match=r"^0$"):
                 cli.main(argv)
             assert "--checkpoint" in capsys.readouterr().out
         else:
