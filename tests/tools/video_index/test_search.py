@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -13,11 +15,14 @@ from typing import Any
 import pytest
 import torch
 
+from allinone.common.command_line import parse
 from allinone.common.errors import ConfigError, DataError, InputError
+from allinone.common.paths import ROOT
 from allinone.common.run_lock import claim
 from allinone.finetune.inputs import media_library
 from allinone.tools import index as index_command
 from allinone.tools import search as search_command
+from allinone.tools.app import AppOptions
 from allinone.tools.inspection.checkpoints import LoadedModel, load_checkpoint
 from allinone.tools.inspection.predictor import Predictor
 from allinone.tools.video_index import build
@@ -372,3 +377,29 @@ def test_the_probe_cache_is_read_once(
         found.search(text, top=5, rerank=5)
         found.read_row(Path(str(int(found.index.clips[0]))))
     assert len(read) == 1
+
+
+def test_commands_of_the_search_guide_run(
+    checkpoint: Path,
+    videos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = videos.parent
+    monkeypatch.chdir(place)
+    (place / "runs").mkdir()
+    (place / "runs" / "mine").symlink_to(checkpoint)
+    write_image(place / "photo.jpg", 7)
+    guide = (ROOT / "docs" / "guides" / "search.md").read_text()
+    commands, page = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
+    programs = {"index": index_command, "search": search_command}
+    for line in commands.splitlines():
+        program, name, *argv = shlex.split(line.replace("~/videos", "videos"))
+        assert program == "allinone"
+        more = ["--workers", "0"] if name == "index" else []
+        assert programs[name].main([*argv, *more]) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.count("5 clips searched") == 2
+    # the last line serves until it is stopped: test_app.py and browser_check.py use the page
+    command = page.splitlines()[-1].split()
+    assert command[:2] == ["allinone", "app"]
+    assert parse(AppOptions, command[2:], prog="app", description="").index == (Path("index"),)
