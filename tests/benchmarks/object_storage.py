@@ -51,6 +51,7 @@ DIFFERENT = 12
 """Files that are encoded; the others are links to them."""
 SHARD_CLIPS = 50
 MICRO_BATCH = 8
+RULE = "|---"
 ERROR = "HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {size}\r\n\r\n{body}"
 
 
@@ -274,7 +275,8 @@ def _run(options: Options) -> None:
         total = sum(path.stat().st_size for path in (folder / "clips" / "shards").iterdir())
         index = Index(Path(URL), "train")
         print(f"{len(index)} clips, {total / 1e6:.0f} MB; load {os.getloadavg()[0]:.1f}\n")
-        print("| delay, ms | cache | shuffled together | epoch | clips/s | hits | requests/clip |")
+        columns = "delay, ms | cache | shuffled together | epoch | clips/s | hits | requests/clip"
+        print(f"| {columns} | bytes read / of clips |", f"{RULE * 8}|", sep="\n")
         for delay in options.delays:
             proxy.delay_s = delay / 1e3
             for share, window, epoch in (
@@ -286,7 +288,8 @@ def _run(options: Options) -> None:
             ):
                 row = reading(proxy, index, folder / "blocks", share, window, epoch, total)
                 print(row, flush=True)
-        print(f"\nload {os.getloadavg()[0]:.1f}\n\n| storage | cache | clips/s | as local |")
+        print(f"\nload {os.getloadavg()[0]:.1f}\n")
+        print("| storage | cache | clips/s | digests |", f"{RULE * 4}|", sep="\n")
         local, expected = training(folder / "clips", folder / "blocks", options)
         print(f"| local files | – | {local:.1f} | – |", flush=True)
         for delay in options.delays:
@@ -298,7 +301,7 @@ def _run(options: Options) -> None:
                 same = "equal" if digests == expected else "DIFFERENT"
                 print(f"| S3, {delay:g} ms | {state} | {speed:.1f} | {same} |", flush=True)
         proxy.delay_s = 0.0
-        print("\n| fault | result | s |")
+        print(f"\n| fault | result | s |\n{RULE * 3}|")
         for line in faults(proxy, index):
             print(line, flush=True)
 
