@@ -103,7 +103,8 @@ def sub_run(tag: str, losses: Collection[str]) -> str:
         objectives = (loss.removesuffix("_loss") for loss in losses)
         return next((one for one in objectives if name.startswith(f"{one}_")), "")
     if tag.startswith("eval/"):
-        scores = re.search(r"(?:(\w+)_accuracy|(R@\d+))$", tag)
+        # R@5 is the line of the run's own folder: a seventh folder would be a pale grey
+        scores = re.search(r"(?:(\w+)_accuracy|(R@(?!5$)\d+))$", tag)
         return scores[1] or scores[2] if scores else ""
     return ""
 

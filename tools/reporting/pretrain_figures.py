@@ -279,8 +279,11 @@ def plot_retrieval_examples(examples: Sequence[RetrievalExample], target: Path) 
     from matplotlib.figure import Figure
 
     columns = max(len(example.clips) for example in examples)
-    figure = Figure(figsize=(2.05 * columns, 1.62 * len(examples)))
-    figure.subplots_adjust(left=0.006, right=0.994, top=0.985, bottom=0.03, wspace=0.05, hspace=0.9)
+    height = 0.1 + 1.66 * len(examples)
+    figure = Figure(figsize=(2.05 * columns, height))
+    # inches: the first caption above, three lines of text below
+    top, bottom = 1 - 0.3 / height, 0.6 / height
+    figure.subplots_adjust(left=0.006, right=0.994, top=top, bottom=bottom, wspace=0.05, hspace=1.2)
     grid = figure.subplots(len(examples), columns, squeeze=False)
     for row, example in zip(grid, examples, strict=True):
         for axes in row:
