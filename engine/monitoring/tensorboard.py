@@ -105,7 +105,9 @@ def sub_run(tag: str, losses: Collection[str]) -> str:
     if tag.startswith("eval/"):
         # R@5 is the line of the run's own folder: a seventh folder would be a pale grey
         scores = re.search(r"(?:(\w+)_accuracy|(R@(?!5$)\d+))$", tag)
-        return scores[1] or scores[2] if scores else ""
+        name = scores[1] or scores[2] if scores else ""
+        # scores of the averaged weights (--ema) share the charts of the others
+        return f"ema_{name}".strip("_") if tag.startswith("eval/ema/") else name
     return ""
 
 

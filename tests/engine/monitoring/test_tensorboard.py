@@ -132,6 +132,8 @@ def write(folder: Path, start: int, end: int) -> None:
         ("eval/val/t2v/R@5", ""),
         ("eval/val/t2v/R@50", "R@50"),
         ("eval/val/accuracy", ""),
+        ("eval/ema/val/mlm_accuracy", "ema_mlm"),
+        ("eval/ema/val/text_to_video_R@5", "ema"),
         ("eval/val/video_to_text_MdR", ""),
     ],
 )
