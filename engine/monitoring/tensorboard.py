@@ -103,8 +103,11 @@ def sub_run(tag: str, losses: Collection[str]) -> str:
         objectives = (loss.removesuffix("_loss") for loss in losses)
         return next((one for one in objectives if name.startswith(f"{one}_")), "")
     if tag.startswith("eval/"):
-        scores = re.search(r"(?:(\w+)_accuracy|(R@\d+))$", tag)
-        return scores[1] or scores[2] if scores else ""
+        # R@5 is the line of the run's own folder: a seventh folder would be a pale grey
+        scores = re.search(r"(?:(\w+)_accuracy|(R@(?!5$)\d+))$", tag)
+        name = scores[1] or scores[2] if scores else ""
+        # scores of the averaged weights (--ema) share the charts of the others
+        return f"ema_{name}".strip("_") if tag.startswith("eval/ema/") else name
     return ""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.forked import ForkServer
 
 ROOT = Path(__file__).parents[2]
-SUB_RUNS = ("", "mlm", "vtm", "vtc", "R@1", "R@5", "R@10")
+SUB_RUNS = ("", "mlm", "vtm", "vtc", "R@1", "R@10")
 """Folders of TensorBoard, each with a colour of its own."""
 
 

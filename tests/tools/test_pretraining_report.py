@@ -265,3 +265,13 @@ def test_guessing_in_a_run_counts_the_clips_of_all_ranks() -> None:
         "vtm_loss": pytest.approx(math.log(2)),
         "vtc_loss": pytest.approx(math.log(4 * config.train.micro_batch)),
     }
+
+
+def test_a_single_record_is_a_visible_point(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept: list[Figure] = []
+    monkeypatch.setattr(pretrain_figures, "_save", lambda made, *_, **__: kept.append(made))
+    plot_losses(HISTORY[:2], tmp_path / "x.png")
+    (line,) = kept[0].axes[0].get_lines()
+    assert line.get_marker() == "."

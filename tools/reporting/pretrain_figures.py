@@ -181,6 +181,7 @@ def plot_losses(history: History, target: Path, chance: Mapping[str, float] | No
             of the evaluations with the name of the set → percent.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     panels, known = loss_panels(history), chance or {}
     rows = max(len(panels), 1)
@@ -197,6 +198,7 @@ def plot_losses(history: History, target: Path, chance: Mapping[str, float] | No
     for axes in grid[-1]:
         axes.set_xlabel("step")
         axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     figure.align_ylabels(grid[:, 0])
     _save(figure, target, dpi=110)
 
@@ -208,7 +210,7 @@ def _plot_loss(
     axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold", color=INK)
     # the loss of an objective without a chance level is no cross-entropy
     axes.set_ylabel("training loss" if chance is None else "training loss, nats")
-    axes.plot(steps, losses, color=colour, linewidth=1.8)
+    _plot_line(axes, steps, losses, color=colour)
     finite = [value for value in (*losses, chance) if value is not None]
     if min(finite, default=0) >= 0:
         axes.set_ylim(0, 1.2 * max(finite, default=1) or 1)
@@ -237,7 +239,7 @@ def _plot_scores(
     if panel.accuracy is not None:
         steps, accuracies = _series(history, panel.accuracy)
         percent = [100 * value for value in accuracies]
-        axes.plot(steps, percent, color=colour, linewidth=1.8, label="training accuracy")
+        _plot_line(axes, steps, percent, color=colour, label="training accuracy")
     score = (panel.held_out or "").rpartition("_")[2]
     levels = {}
     for (name, (steps, values)), marker in zip(held_out.items(), itertools.cycle("os^Dv")):
@@ -252,6 +254,11 @@ def _plot_scores(
     axes.set_ylabel(f"accuracy and {score}, %" if score.startswith("R@") else "accuracy, %")
     axes.set_ylim(0, 104)  # markers at 100 % are not cut
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.05), frameon=False, fontsize=9)
+
+
+def _plot_line(axes: Axes, steps: Sequence[int], values: Sequence[float], **style: Any) -> None:
+    # a line through one point shows nothing
+    axes.plot(steps, values, "-" if len(steps) > 1 else ".", linewidth=1.8, **style)
 
 
 def _series(history: History, name: str) -> tuple[list[int], list[float]]:
@@ -279,8 +286,11 @@ def plot_retrieval_examples(examples: Sequence[RetrievalExample], target: Path) 
     from matplotlib.figure import Figure
 
     columns = max(len(example.clips) for example in examples)
-    figure = Figure(figsize=(2.05 * columns, 1.62 * len(examples)))
-    figure.subplots_adjust(left=0.006, right=0.994, top=0.985, bottom=0.03, wspace=0.05, hspace=0.9)
+    height = 0.1 + 1.66 * len(examples)
+    figure = Figure(figsize=(2.05 * columns, height))
+    # inches: the first caption above, three lines of text below
+    top, bottom = 1 - 0.3 / height, 0.6 / height
+    figure.subplots_adjust(left=0.006, right=0.994, top=top, bottom=bottom, wspace=0.05, hspace=1.2)
     grid = figure.subplots(len(examples), columns, squeeze=False)
     for row, example in zip(grid, examples, strict=True):
         for axes in row:

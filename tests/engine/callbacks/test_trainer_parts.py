@@ -159,6 +159,7 @@ def test_an_evaluation_before_the_first_step_selects_nothing(tmp_path: Path, wan
         config=TrainConfig(eval_at_start=wanted),
         spec=SimpleNamespace(model=torch.nn.Identity(), out=tmp_path),
         device=torch.device("cpu"),
+        engine=SimpleNamespace(average=None),
         stopwatch=Stopwatch(),
         begin_activity=lambda *_: None,
         callbacks=[SimpleNamespace(on_evaluation=lambda _, results, __: seen.append(results))],

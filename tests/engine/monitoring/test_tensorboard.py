@@ -107,7 +107,7 @@ def write(folder: Path, start: int, end: int) -> None:
     """A process of a run that continues after a step."""
     writer = TensorBoardWriter(folder, start, "FMA = 2")
     if start == 0:
-        writer.scalars(0, {"eval/val/mlm_accuracy": 0.0, "eval/val/text_to_video_R@5": 1.0})
+        writer.scalars(0, {"eval/val/mlm_accuracy": 0.0, "eval/val/text_to_video_R@1": 1.0})
     for step in range(start + 1, end + 1):
         losses = {"train/mlm_loss": 1.0, "train/mlm_accuracy": 0.5, "train/vtm_loss": 2.0}
         writer.scalars(step, {**losses, "run/lr": 0.1})
@@ -129,7 +129,11 @@ def write(folder: Path, start: int, end: int) -> None:
         ("eval/val/mlm_accuracy", "mlm"),
         ("eval/val/text_to_video_R@10", "R@10"),
         ("eval/val/t2v/R@1", "R@1"),
+        ("eval/val/t2v/R@5", ""),
+        ("eval/val/t2v/R@50", "R@50"),
         ("eval/val/accuracy", ""),
+        ("eval/ema/val/mlm_accuracy", "ema_mlm"),
+        ("eval/ema/val/text_to_video_R@5", "ema"),
         ("eval/val/video_to_text_MdR", ""),
     ],
 )
@@ -152,7 +156,7 @@ def test_no_folder_shows_a_step_twice_after_a_restart(tmp_path: Path, start: int
     write(tmp_path, start, 8)
     for tag, name in (("train/mlm_loss", "mlm"), ("train/vtm_loss", "vtm"), ("run/lr", "")):
         assert points(tmp_path, tag) == {name: list(range(1, 9))}
-    assert points(tmp_path, "eval/val/text_to_video_R@5") == {"R@5": [0]}
+    assert points(tmp_path, "eval/val/text_to_video_R@1") == {"R@1": [0]}
 
 
 def test_folders_without_new_values_lose_the_steps_to_repeat(tmp_path: Path) -> None:
