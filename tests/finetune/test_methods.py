@@ -70,14 +70,14 @@ def test_weights_and_average_are_both_evaluated_and_ema_selects(
     best = json.loads((out / "best.json").read_text())
     assert best["value"] == max(row["ema/select"] for row in scored)  # type: ignore[index]
     assert best_weights(out, "ema").name == "ema"
-    (result,) = read_results(out)
+    ((_, result),) = read_results(out)
     assert result.checkpoint == str(best_weights(out, "ema"))
     assert "initial weights still count 6.2 %" in ended["qa"].output
 
 
 def test_eval_only_scores_the_average_of_a_run(root: Path, ended: dict[str, Ended]) -> None:
     assert ended["qa again"].codes == [0], ended["qa again"].output
-    (trained,), (again,) = (read_results(root / "out" / name) for name in ("qa", "again"))
+    ((_, trained),), ((_, again),) = (read_results(root / "out" / name) for name in ("qa", "again"))
     assert again.checkpoint_sha256 == trained.checkpoint_sha256
     assert {n: s.value for n, s in again.scores.items()} == {
         n: s.value for n, s in trained.scores.items()
