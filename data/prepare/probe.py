@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -278,9 +279,22 @@ def _decode(
         )
     if not times_are_of_frames(container, stream):
         times.sort()  # FFmpeg gives frames, in display order, the times of packets
+    elif sink is None:
+        _require_rising(times)
     if not image:
         _check_length(len(times), packets_shown, end_s, container, stream, limits)
     return _columns(times, starts, first, stream, extension, image)
+
+
+def _require_rising(times: list[float]) -> None:
+    """Raise ProbeError if the clock goes back: two frames would be found by one time."""
+    for number, (before, after) in enumerate(pairwise(times), start=1):
+        if after < before:
+            raise ProbeError(
+                "clock_goes_back",
+                f"frame {number} is shown at {after:.2f} s, the frame before it at {before:.2f} s,"
+                " as in joined recordings; re-encode it (--short-side)",
+            )
 
 
 def _shape(frame: Any) -> str:

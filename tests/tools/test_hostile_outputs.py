@@ -87,13 +87,15 @@ def test_no_text_of_predictions_becomes_markup() -> None:
     assert_harmless(_page(rows, HOSTILE, HOSTILE))
 
 
-def test_no_text_of_a_page_of_items_becomes_markup(tmp_path: Path) -> None:
+@pytest.mark.parametrize("written", [False, True])
+def test_no_text_of_a_page_of_items_becomes_markup(tmp_path: Path, written: bool) -> None:
     ((_, result),) = read_results(hostile_results(tmp_path))
     view = ItemView(HOSTILE, [(LONG, True)], [Picture("", HOSTILE), Picture("", HOSTILE)], True)
     page = render(
         "tools/reporting/templates/items.html.j2",
         title=HOSTILE,
         result=result,
+        written=written,
         parts=[("Wrong", [view]), ("Right", [])],
         counts={True: 1, False: 0},
     )

@@ -14,7 +14,7 @@ import av
 import pytest
 
 from allinone.common.paths import ROOT
-from allinone.data.decoding.frames import decode_frames
+from allinone.data.decoding.frames import Timeline, decode_frames
 from allinone.data.prepare.encode import CODECS
 from allinone.data.prepare.pipeline import PrepareOptions
 from allinone.data.prepare.probe import Limits, ProbeError, probe
@@ -182,6 +182,17 @@ def test_joined_recordings_keep_every_frame(tmp_path: Path, starts: list[float])
     pause = 5 - 2.4 if starts == [0, 5] else 0  # too short for a jump: the picture stays
     assert columns["duration_s"] == pytest.approx(len(wanted) / 25 + pause, abs=0.05)
     assert list(dict.fromkeys(shown(made, columns["frames"]))) == wanted
+
+
+def test_a_clock_that_goes_back_is_named_where_files_are_copied(tmp_path: Path) -> None:
+    """Frame 70 would be found by the time of frame 10."""
+    with pytest.raises(ProbeError, match=r"frame 60 is shown at .*--short-side") as caught:
+        probe(joined(tmp_path / "a.ts", [0, 0]), "ts", LIMITS)
+    assert caught.value.reason == "clock_goes_back"
+    content = joined(tmp_path / "b.ts", [0, 2.4])  # a clock that goes on
+    columns = probe(content, "ts", LIMITS)
+    frames = decode_frames(content, [70], Timeline.of(columns))
+    assert [read_frame_number(frame) for frame in frames] == [110]
 
 
 @pytest.mark.parametrize("b_frames", [0, 3])
