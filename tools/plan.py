@@ -66,7 +66,12 @@ def _run(argv: list[str]) -> int:
         return plan_data(options)
     from allinone.tools.planning.train_command import plan_train
 
-    return plan_train(options, of_recipe)
+    measured = None
+    if options.measured is not None:
+        from allinone.tools.reporting.gpu_report import read
+
+        measured = read(options.measured)
+    return plan_train(options, of_recipe, measured)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class Visual:
     """T chosen frames of one clip, and how they are to be cropped and augmented.
 
     When a reader process hands it over, it holds only the part of its frames that the crop reads:
-    the same pixels result, and about half of the bytes cross the pipe.
+    the same pixels result, and about 60 % of the bytes cross the pipe.
     """
 
     media: Pixels

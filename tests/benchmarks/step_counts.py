@@ -4,6 +4,8 @@ tables.
 
     python tests/benchmarks/step_counts.py [RECIPE] [options of the recipe]
 
+"one graph": if embeddings, heads and losses were compiled together with the blocks.
+
 Nothing is measured: the operations are those of the step's own code on tensors without data, and
 engine/planning/step_time.py turns them into time.
 """
@@ -20,7 +22,7 @@ if __package__ in (None, ""):
 from allinone.common.tables import markdown_table
 from allinone.engine.planning.hardware import DEVICES, NETWORKS, usual_network
 from allinone.engine.planning.operations import KINDS, totals
-from allinone.pretrain.step_counts import StepPasses
+from allinone.pretrain.step_counts import Mode, StepPasses
 from allinone.pretrain.train import parse
 from allinone.tools.planning.train_plan import make_plan
 
@@ -52,17 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{' '.join(words)}, {chosen.ds_config}, micro-batch {chosen.micro_batch}, {GPUS} GPUs\n")
     print(markdown_table(rows))
     step = StepPasses(config, "bf16", flash=True).video()
-    titles = "kernels|TFLOP|GB eager|GB compiled|launches eager|launches compiled"
-    rows = [titles.split("|")]
-    eager, compiled = (
-        totals(step.operations(chosen.micro_batch, mode)) for mode in plans[0].by_mode
-    )
+    modes: tuple[Mode, ...] = ("eager", "compiled", "everything")
+    found = [totals(step.operations(chosen.micro_batch, mode)) for mode in modes]
+    names = ("eager", "compiled", "one graph")
+    rows = [["kernels", "TFLOP"]]
+    rows[0] += [f"{what} {name}" for what in ("GB", "launches") for name in names]
     for kind in KINDS:
-        one, other = eager[kind], compiled[kind]
-        numbers = (one.bytes / 1e9, other.bytes / 1e9, one.launches, other.launches)
-        first = f"{one.flops / 1e12:.2f}"
+        each = [counts[kind] for counts in found]
         rows.append(
-            [kind, first, *(f"{n:.1f}" for n in numbers[:2]), *(f"{n:.0f}" for n in numbers[2:])]
+            [kind, f"{each[0].flops / 1e12:.2f}"]
+            + [f"{one.bytes / 1e9:.1f}" for one in each]
+            + [f"{one.launches:.0f}" for one in each]
         )
     print(f"\n{markdown_table(rows)}")
     return 0

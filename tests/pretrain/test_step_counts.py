@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from allinone.common.paths import ROOT
 from allinone.engine.objective import StepModule
 from allinone.engine.planning.hardware import DEVICES
 from allinone.engine.planning.operations import Operation, OperationRecorder, totals
@@ -20,6 +21,7 @@ from allinone.model import AllInOneConfig, AllInOneForPreTraining
 from allinone.pretrain.cost import masked_tokens, sample_flops
 from allinone.pretrain.objectives import ObjectiveConfig, PretrainObjective
 from allinone.pretrain.step_counts import Pass
+from tests.benchmarks import step_counts
 from tests.engine.measured import make_batch
 
 CLIPS = 3
@@ -199,3 +201,16 @@ def test_only_compiled_functions_are_fused_and_only_with_themselves() -> None:
     assert len(recorder.compiled()) == alone + 4
     assert len(recorder.compiled(everything=True)) == 1
     assert len(recorder.eager()) == len(inside)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("padding", ["packed", "full"])
+def test_the_tables_of_the_performance_page_are_current(
+    capsys: pytest.CaptureFixture[str], padding: str
+) -> None:
+    assert step_counts.main(["webvid-howto", "--wpa", "0", "--text-padding", padding]) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    page = (ROOT / "docs/performance.md").read_text().splitlines()
+    assert len(printed) == 12
+    missing = [line for line in printed if line not in page]
+    assert not missing, "run tests/benchmarks/step_counts.py and replace its tables"

@@ -301,12 +301,12 @@ def test_measured_shares_replace_the_assumed_ones(
 ) -> None:
     gpu_report.write(report_of("NVIDIA A100-SXM4-80GB", (0.5, 0.2, 0.6)), tmp_path)
     path = tmp_path / gpu_report.REPORT
-    device = with_measured_shares(DEVICES["a100-80g"], path)
+    device = with_measured_shares(DEVICES["a100-80g"], gpu_report.read(path))
     assert (device.gemm_share, device.attention_share, device.memory_share) == pytest.approx(
         (0.5, 0.2, 0.6)
     )
     assert main([*TINY.split(), "--measured", str(path)]) == 0
-    assert "measured (gpu_report.json of 2026-01-02): 50 % of the rate" in capsys.readouterr().out
+    assert "measured on 2026-01-02: 50 % of the rate" in capsys.readouterr().out
     assert main([*TINY.split(), "--measured", str(path), "--device", "h100-80g"]) == 2
     assert "give --device a100-80g" in capsys.readouterr().err
     empty = replace(report_of("NVIDIA A100-SXM4-80GB", (1, 1, 1)), stages=[])

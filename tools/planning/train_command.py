@@ -30,6 +30,7 @@ from allinone.pretrain.recipes import RECIPES
 from allinone.pretrain.train import parse
 from allinone.tools.planning.data_plan import Loading
 from allinone.tools.planning.failure_plan import plan_failures
+from allinone.tools.planning.measured_shares import SpeedReport, with_measured_shares
 from allinone.tools.planning.options import TrainPlan
 from allinone.tools.planning.train_plan import Plan, as_json, make_plan
 from allinone.tools.planning.train_tables import as_text
@@ -38,16 +39,19 @@ CLIPS = 50
 """Clips of --prepared that are measured; `plan.py data` measures more."""
 
 
-def planned_device(options: TrainPlan) -> Device:
-    """The GPU of the options; ValueError for an unknown name."""
+def planned_device(options: TrainPlan, measured: SpeedReport | None = None) -> Device:
+    """The GPU of the options; ValueError for an unknown name.
+
+    Args:
+        options: Options of the planner.
+        measured: The report of --measured.
+    """
     if options.device == CUSTOM:
         device = custom_device(options.memory_gb, options.tflops, options.bandwidth)
     else:
         device = find_device(options.device)
-    if options.measured is not None:
-        from allinone.tools.planning.measured_shares import with_measured_shares
-
-        device = with_measured_shares(device, options.measured)
+    if measured is not None:
+        device = with_measured_shares(device, measured)
     return replace(device, gemm_share=options.gemm_share or device.gemm_share)
 
 
@@ -106,15 +110,18 @@ def data_lengths(recipe: str, config: PretrainConfig) -> Lengths:
     ]
 
 
-def plan_train(options: TrainPlan, recipe_options: Sequence[str]) -> int:
+def plan_train(
+    options: TrainPlan, recipe_options: Sequence[str], measured: SpeedReport | None = None
+) -> int:
     """Plan a recipe with its options, print and draw; returns the exit code.
 
     Args:
         options: Options of the planner.
         recipe_options: Command line options of the recipe.
+        measured: The report of --measured.
     """
     try:
-        device = planned_device(options)
+        device = planned_device(options, measured)
         network = find_network(options.network or usual_network(options.device))
     except ValueError as error:
         raise InputError(f"{error}; see --device, --network") from error
