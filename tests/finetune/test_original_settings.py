@@ -44,10 +44,6 @@ NOT_CONFIGURED = {
     "ssv2_linear",
     "ssv2_retrieval",
     "lsmdc_fib",
-    "msrvtt_caption",
-    "msvd_caption",
-    "vatex_caption",
-    "youcook2_caption",
 }
 """Without a configuration in the original code."""
 
