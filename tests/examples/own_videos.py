@@ -8,8 +8,8 @@ questions, answers, indexes and searches, prints each command's seconds, and end
 OUT/terminal.txt keeps what the commands print. Search must give the R@K of the training's own
 evaluation. --browser needs playwright and the extra `app`, and keeps screenshots in OUT/pictures.
 
-Run to its end with --clips 60 --steps 10 --init-from runs/demo/train --browser: 69 s of CPU time (on a
-busy machine, 18 minutes). The default of 600 clips from random weights was not timed.
+Run to its end with --clips 60 --steps 10 --init-from runs/demo/train --browser: 69 s of CPU time,
+18 minutes on a busy machine. The default of 600 clips from random weights was not timed.
 """
 
 from __future__ import annotations
