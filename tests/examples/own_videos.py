@@ -1,12 +1,15 @@
 """From a folder of videos to a search page, with the commands that a user types; by hand.
 
-    python -m tests.examples.own_videos --out /tmp/own                # about 10 minutes, two cores
+    python -m tests.examples.own_videos --out /tmp/own
     python -m tests.examples.own_videos --out /tmp/own --browser      # and the page in Chromium
 
 Clips of data/demo under other names are somebody's folder. It prepares, trains, fine-tunes on
 questions, answers, indexes and searches, prints each command's seconds, and ends where one fails.
 OUT/terminal.txt keeps what the commands print. Search must give the R@K of the training's own
 evaluation. --browser needs playwright and the extra `app`, and keeps screenshots in OUT/pictures.
+
+Run to its end with --clips 60 --steps 10 --init-from runs/demo/train --browser: 69 s of CPU time,
+18 minutes on a busy machine. The default of 600 clips from random weights was not timed.
 """
 
 from __future__ import annotations
