@@ -5,7 +5,7 @@
 The first 95 % of the steps use 98 of the 196 patches, the others all (docs/fast-recipe.md). All
 other values are those of webvid-howto.
 Hardware: 128 A100, 16 clips per GPU.
-Time: planned 5.4 h on 128 A100-80G (tools/plan.py train), 8.7 h for webvid-howto-base,
+Time: planned 4.9 h on 128 A100-80G (tools/plan.py train), 8.4 h for webvid-howto-base,
 if the data keeps up.
 Expected after fine-tuning: unknown, this recipe was never run at this size.
 """
