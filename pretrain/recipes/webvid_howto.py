@@ -3,7 +3,7 @@
     sbatch slurm/pretrain_128gpu.sh webvid-howto --init-from weights/vit-base
 
 Hardware: 128 A100, 16 clips per GPU.
-Time: 2 days for 132.5 M pairs, by the authors' talk. Planned: base 8.7 h, small 3.0 h, tiny 1.2 h
+Time: 2 days for 132.5 M pairs, by the authors' talk. Planned: base 8.4 h, small 3.0 h, tiny 1.2 h
 on 128 A100-80G (tools/plan.py train), if the data keeps up.
 Expected after fine-tuning:
     base   MSR-VTT 9K R@1/5/10                  37.1 / 66.7 / 75.9 (contrast and rank)

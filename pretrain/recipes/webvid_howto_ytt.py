@@ -3,7 +3,7 @@
     sbatch slurm/pretrain_128gpu.sh webvid-howto-ytt --init-from weights/vit-base
 
 Hardware: 128 A100, 16 clips per GPU.
-Time: a week for 312.5 M pairs, by the authors' talk. Planned: 8.7 h for these steps on
+Time: a week for 312.5 M pairs, by the authors' talk. Planned: 8.4 h for these steps on
 128 A100-80G (tools/plan.py train), if the data keeps up.
 Expected after fine-tuning:
     MSR-VTT-QA / MSVD-QA / TVQA val   46.8 / 48.3 / 72.0
