@@ -194,6 +194,7 @@ def test_runs_of_the_previous_version_resume() -> None:
     places = {"data", "images", "init_from", "annotations", "checkpoint"}
     expected = {*harmless.split(), "ds_config", "quiet", "verbose", "augment_backend", *places}
     expected |= {"media", "cache", "accept_changed_data", "keep_best", "log_to", "eval_at_start"}
+    expected |= {"cache_dir", "cache_gb"}
     pretrain = PretrainConfig(Path("runs/x"), ("prepared",)).as_json()
     path = Path()
     finetune = FinetuneConfig(path, path, path, path, task=TaskOptions()).as_json()

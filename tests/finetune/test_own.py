@@ -235,7 +235,7 @@ def test_own_tasks_have_pages_of_right_and_wrong_items(
 def test_missing_task_and_unknown_task_name_the_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ([], ["--task", "poem"]):
         assert main(words) == 2
-        assert "--task retrieval, qa, choice, labels" in capsys.readouterr().err
+        assert "--task retrieval, caption, qa, choice, labels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -611,11 +611,11 @@ def test_an_interrupted_table_of_videos_is_continued(
     out, part = tmp_path / "out.csv", tmp_path / ".out.csv.part"
     answer, calls = Predictor.answer, []
 
-    def dies(self: Predictor, path: Path, *given: Any) -> Any:
+    def dies(self: Predictor, path: Path, *given: Any, **named: Any) -> Any:
         calls.append(path.name)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return answer(self, path, *given)
+        return answer(self, path, *given, **named)
 
     monkeypatch.setattr(Predictor, "answer", dies)
     with pytest.raises((KeyboardInterrupt, SystemExit)):

@@ -203,7 +203,8 @@ def test_recipes_fill_the_rows_that_name_them() -> None:
             assert RECIPES[name][1].model.roll == (row.roll or "roll")
         for name, (_, config) in RECIPES.items():
             fits = same_pretraining(row, _data(name)) and config.model.size == row.size
-            fits &= config.objective.patch_keep == 1  # the paper uses all patches
+            # the paper uses all patches, and no contrast in pre-training
+            fits &= config.objective.patch_keep == 1 and config.objective.vtc == 0
             assert fits <= (name in row.recipe or name in row.no_recipe), (name, row)
 
 
