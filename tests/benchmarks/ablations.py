@@ -432,7 +432,8 @@ def cell(values: Sequence[float], first: Sequence[float]) -> str:
         return text
     from scipy import stats
 
-    return f"{text}, p {stats.ttest_ind(values, first, equal_var=False).pvalue:.2f}"
+    p = stats.ttest_ind(values, first, equal_var=False).pvalue
+    return f"{text}, p {'< 0.01' if p < 0.01 else f'{p:.2f}'}"
 
 
 def table(out: Path, steps: int, names: Iterable[str]) -> str:
