@@ -27,7 +27,7 @@ from typing import Any
 
 from allinone.common.json_text import parse_json
 from allinone.data.sources.media import MediaFiles, media_folder
-from allinone.data.sources.reading import LONGEST_LINE, csv_header, csv_records
+from allinone.data.sources.reading import LONGEST_LINE, bounded_lines, csv_header, csv_records
 from allinone.data.sources.schema import (
     CaptionLine,
     Narration,
@@ -164,17 +164,17 @@ def _read_internvid(source: Path, options: ReadOptions) -> Iterator[SourceRow]:
     for path in _internvid_files(source):
         places: dict[str, array[int]] = {}
         with path.open("rb") as file:
-            start = number = 0
-            while line := file.readline(LONGEST_LINE):
-                number += 1
-                record = _clip(line)
-                if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                    record = f"line {number} has more than {LONGEST_LINE:,} bytes"
-                    while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
-                        pass
+            start = 0
+            for number, line in bounded_lines(file, LONGEST_LINE):
+                if line is None:
+                    record: dict[str, Any] | str = (
+                        f"line {number} has more than {LONGEST_LINE:,} bytes"
+                    )
+                else:
+                    record = _clip(line)
                 if isinstance(record, dict):
                     places.setdefault(record["YoutubeID"].strip(), array("q")).append(start)
-                elif not line.isspace():
+                elif line is None or not line.isspace():
                     place = f"{path.name}:{number}"
                     yield bad_row("train", f"line-{number}", path, place, record)
                 start = file.tell()

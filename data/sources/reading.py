@@ -350,12 +350,8 @@ def table_records(
 def _json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     # bytes, and at most LONGEST_LINE of them at a time: see `tsv_records` and `_rows`
     with path.open("rb") as file:
-        number = 0
-        while line := file.readline(LONGEST_LINE):
-            number += 1
-            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
-                    pass
+        for number, line in bounded_lines(file, LONGEST_LINE):
+            if line is None:
                 yield number, f"line {number} has more than {LONGEST_LINE:,} bytes"
                 continue
             try:

@@ -207,6 +207,7 @@ def _counted_step_s(
         0.0,
         counted.reduce_window,
         max(1, per_node) if device.type == "cuda" else layout.data_world,
+        average=config.ema > 0,
     )
     flash = planned.has_bf16 and zero.precision != "fp32"
     seconds = 0.0

@@ -12,9 +12,6 @@ from dataclasses import dataclass
 
 from allinone.engine.planning.memory import Zero
 
-LLAMA_3_GPU_HOURS = 54 * 24 * 16_384 / 419
-"""GPU-hours between unexpected interruptions, 50,676: 419 in 54 days on 16,384 H100 (The Llama 3
-Herd of Models, arXiv 2407.21783, table 5)."""
 MASTER_AND_MOMENTS = 12
 """Bytes per parameter in the optimizer state's files, whatever the ZeRO stage."""
 PUBLISHED = 4
@@ -28,7 +25,8 @@ class Reliability:
     """How often runs fail on a cluster, and how fast it writes and restarts."""
 
     gpu_hours: float
-    """Mean GPU-hours between failures that end all ranks."""
+    """Mean GPU-hours between failures that end all ranks. Llama 3 had 54 days x 16,384 H100 / 419
+    unexpected interruptions = 50,676 (The Llama 3 Herd of Models, arXiv 2407.21783, table 5)."""
     restart_s: float
     """From a failure to the next training step, seconds."""
     write_rate: float
